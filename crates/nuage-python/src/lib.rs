@@ -1,0 +1,10 @@
+//! `nuage._core`: a thin skin over the Rust core. Only bytes, numbers, strings and small frozen
+//! classes cross; no Python object enters the core.
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,3 @@
+"""The Rust core as Python sees it (crates/nuage-python)."""
+
+VERSION: str

@@ -1,0 +1,152 @@
+"""What the owner of an IaaS is promised: where, how many copies, which quality.
+
+A contract binds everything derived from the IaaS: VMs, volumes, each replica, images,
+console logs, migration targets. `refusal_of_site` is the one place that says whether a
+site may hold or run anything of it; placement and storage both ask here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from nuage.errors import InvalidRequest, SovereigntyViolation
+from nuage.ids import SiteId
+from nuage.model.infrastructure import Datacenter, require_country
+
+
+class AckPolicy(Enum):
+    """When a write is acknowledged (docs/protocols/replication.md)."""
+
+    LOCAL = "local"
+    METRO = "metro"
+    ANY_2_OF_3 = "any-2-of-3"
+    ALL = "all"
+
+
+class QosClass(Enum):
+    """Share of CPU, disk and network when there is not enough for all."""
+
+    GOLD = "gold"
+    SILVER = "silver"
+    BRONZE = "bronze"
+
+
+class CutOffRule(Enum):
+    """What may happen to a VM while its site is cut off from the majority."""
+
+    STAY = "stay"  # it goes on where it is; nobody else starts it
+    FAIL_OVER = "fail-over"  # the majority restarts it; the cut site stops its copy first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """Upper limits of an IaaS over the whole federation."""
+
+    vm_count: int = 100
+    vcpu_count: int = 400
+    memory_mib: int = 1024 * 1024
+    volume_bytes: int = 10 * 1024**4
+
+    def __post_init__(self) -> None:
+        for name in ("vm_count", "vcpu_count", "memory_mib", "volume_bytes"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest("a quota is not negative", field=f"contract.quota.{name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRule:
+    """How far back a volume can be read. `strict`: writers stall rather than lose history."""
+
+    window_s: int = 86_400
+    window_bytes: int = 64 * 1024**3
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """The rules of one IaaS. Empty `sites` or `countries` means any.
+
+    `copies` copies of each volume rest on disks, in `copy_sites` different sites.
+    """
+
+    data_countries: tuple[str, ...] = ()
+    operator_countries: tuple[str, ...] = ()
+    sites: tuple[SiteId, ...] = ()
+    tier_min: int = 1
+    copies: int = 1
+    copy_sites: int = 1
+    ack_policy: AckPolicy = AckPolicy.LOCAL
+    qos_class: QosClass = QosClass.SILVER
+    quota: Quota = Quota()
+    journal: JournalRule = JournalRule()
+    cut_off: CutOffRule = CutOffRule.STAY
+
+    def __post_init__(self) -> None:
+        for field in ("data_countries", "operator_countries"):
+            for code in getattr(self, field):
+                require_country(code, f"contract.{field}")
+        if not 1 <= self.tier_min <= 4:
+            raise InvalidRequest("tier_min is 1 to 4", field="contract.tier_min")
+        if not 1 <= self.copies <= 3:
+            raise InvalidRequest("copies is 1 to 3", field="contract.copies")
+        if not 1 <= self.copy_sites <= self.copies:
+            raise InvalidRequest(
+                f"{self.copies} copies cannot lie in {self.copy_sites} sites",
+                field="contract.copy_sites",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRefusal:
+    """Why a site may not serve a contract; `rule` is the contract's field."""
+
+    site_id: SiteId
+    rule: str
+    reason: str
+
+
+def refusal_of_site(contract: Contract, site: Datacenter) -> SiteRefusal | None:
+    """Return the first rule of `contract` that `site` breaks, or None when it may serve."""
+    if contract.sites and site.site_id not in contract.sites:
+        allowed = ", ".join(contract.sites)
+        return SiteRefusal(site.site_id, "sites", f"only {allowed} may be used")
+    if contract.data_countries and site.country not in contract.data_countries:
+        return SiteRefusal(site.site_id, "data_countries", f"data would lie in {site.country}")
+    if contract.operator_countries and site.operator.country not in contract.operator_countries:
+        return SiteRefusal(
+            site.site_id,
+            "operator_countries",
+            f"operator {site.operator.name} answers to {site.operator.country}",
+        )
+    if site.tier < contract.tier_min:
+        return SiteRefusal(
+            site.site_id, "tier_min", f"tier {site.tier} is below {contract.tier_min}"
+        )
+    return None
+
+
+def require_satisfiable(contract: Contract, sites: Iterable[Datacenter]) -> tuple[SiteId, ...]:
+    """Return the sites that may serve `contract`, in order of id.
+
+    Raises:
+        SovereigntyViolation: no set of sites can meet it; the message has each refusal.
+    """
+    refusals = []
+    allowed = []
+    for site in sorted(sites, key=lambda site: site.site_id):
+        refusal = refusal_of_site(contract, site)
+        if refusal is None:
+            allowed.append(site.site_id)
+        else:
+            refusals.append(refusal)
+    if len(allowed) < contract.copy_sites:
+        told = (
+            "; ".join(f"{r.site_id}: {r.reason} ({r.rule})" for r in refusals) or "no site joined"
+        )
+        raise SovereigntyViolation(
+            f"the contract asks for copies in {contract.copy_sites} sites, "
+            f"and {len(allowed)} may serve it: {told}",
+            rule=refusals[0].rule if refusals else "copy_sites",
+            hint="allow more sites, countries or a lower tier, or ask for fewer copy_sites",
+        )
+    return tuple(allowed)

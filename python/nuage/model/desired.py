@@ -1,0 +1,213 @@
+"""What a controller wants of a node, and what the node reports back.
+
+Desired state comes down whole, numbered by `revision`; an agent keeps the last one on its disk
+and works towards it without its controller. Reports are facts; nothing in them is a command.
+"""
+
+from dataclasses import dataclass
+
+from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
+from nuage.model.contract import AckPolicy, JournalRule, QosClass
+from nuage.model.placement import EstimationVector
+from nuage.model.vm import PowerWish, VmShape, VmState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskWish:
+    """A volume as a VM sees it: an iSCSI disk. The CHAP secret is never logged."""
+
+    volume_id: VolumeId
+    portal: str
+    iqn: str
+    chap_user: str
+    chap_secret: str
+    epoch: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortWish:
+    """A VM's network plug."""
+
+    port_id: PortId
+    segment_id: SegmentId
+    label: int
+    mac: str
+    addresses: tuple[str, ...]
+    gateway: str
+    mtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingMigration:
+    """The VM arrives from another node: start it waiting for its memory."""
+
+    source_node_id: NodeId
+    source_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingMigration:
+    """Send the VM's memory to `address` (``host:port``), where the target waits."""
+
+    target_node_id: NodeId
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmWish:
+    """One VM that a V-node shall have, and how. `epoch` fences: a lower one is refused."""
+
+    vm_id: VmId
+    iaas_id: IaasId
+    name: str
+    shape: VmShape
+    wish: PowerWish
+    epoch: int
+    disks: tuple[DiskWish, ...]
+    ports: tuple[PortWish, ...]
+    user_data: str = ""
+    ssh_keys: tuple[str, ...] = ()
+    reboot_count: int = 0
+    qos_class: QosClass = QosClass.SILVER
+    incoming: IncomingMigration | None = None
+    outgoing: OutgoingMigration | None = None
+    lease_until_s: float = 0.0  # 0: none. After it the agent stops the VM (CutOffRule.FAIL_OVER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VnodeWish:
+    """All that a V-node shall run. A VM it has that is not here is an orphan: reported, kept."""
+
+    revision: int
+    vms: tuple[VmWish, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmReport:
+    """What a V-node sees of one VM. `downtime_ms` is QEMU's own figure of the last migration."""
+
+    vm_id: VmId
+    state: VmState
+    epoch: int
+    orphan: bool = False
+    failure: str = ""
+    console_bytes: int = 0
+    migration_address: str = ""
+    migration_progress: float = 0.0
+    migrated: bool = False
+    downtime_ms: float = 0.0
+    cpu_seconds: float = 0.0
+    reboot_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VnodeReport:
+    """A V-node's facts; `wish_revision` is the last desired state it has taken."""
+
+    node_id: NodeId
+    site_id: SiteId
+    wish_revision: int
+    vms: tuple[VmReport, ...]
+    estimate: EstimationVector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaWish:
+    """A copy of a volume that an IO-node shall keep."""
+
+    volume_id: VolumeId
+    iaas_id: IaasId
+    size_bytes: int
+    journal: JournalRule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaPeer:
+    """Where a head finds a replica."""
+
+    node_id: NodeId
+    site_id: SiteId
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChapWish:
+    """An initiator that may log in to a volume's target."""
+
+    user: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadWish:
+    """A volume whose writes this IO-node shall order, under `epoch` from the quorum."""
+
+    volume_id: VolumeId
+    iaas_id: IaasId
+    epoch: int
+    policy: AckPolicy
+    replicas: tuple[ReplicaPeer, ...]
+    iqn: str
+    chap: tuple[ChapWish, ...]
+    image_path: str = ""  # fill a fresh volume from this raw image first
+    qos_class: QosClass = QosClass.SILVER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonWish:
+    """The storage daemon of one IaaS on this IO-node; data key by reference, never by value."""
+
+    iaas_id: IaasId
+    label: int
+    replicas: tuple[ReplicaWish, ...]
+    heads: tuple[HeadWish, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IonodeWish:
+    """All that an IO-node shall store and serve."""
+
+    revision: int
+    daemons: tuple[DaemonWish, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """What an IO-node sees of one copy."""
+
+    volume_id: VolumeId
+    iaas_id: IaasId
+    state: str
+    durable_sequence: int = 0
+    mapped_bytes: int = 0
+    journal_bytes: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadReport:
+    """What an IO-node sees of one head. `portal` is where initiators log in."""
+
+    volume_id: VolumeId
+    iaas_id: IaasId
+    state: str
+    epoch: int
+    portal: str = ""
+    sequence: int = 0
+    fill_bytes: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IonodeReport:
+    """An IO-node's facts. `replica_addresses` maps an IaaS to its daemon's ``host:port``."""
+
+    node_id: NodeId
+    site_id: SiteId
+    wish_revision: int
+    replicas: tuple[ReplicaReport, ...]
+    heads: tuple[HeadReport, ...]
+    replica_addresses: dict[IaasId, str]
+    free_bytes: int
+    total_bytes: int

@@ -1,0 +1,110 @@
+"""What an operator owns: datacenters, racks, nodes, PDUs (paper §II-A)."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nuage.errors import InvalidRequest
+from nuage.ids import SLUG_CHARS_MAX, NodeId, PduId, RackId, SiteId, is_slug
+
+
+def require_slug(text: str, field: str) -> None:
+    """Raise InvalidRequest unless `text` is a slug."""
+    if not is_slug(text):
+        raise InvalidRequest(
+            f"{text!r} is not a name: lower-case letters, digits and single dashes, "
+            f"at most {SLUG_CHARS_MAX}, beginning with a letter",
+            field=field,
+        )
+
+
+def require_country(code: str, field: str) -> None:
+    """Raise InvalidRequest unless `code` looks like an ISO 3166-1 alpha-2 code (``FR``)."""
+    if not (len(code) == 2 and code.isascii() and code.isalpha() and code.isupper()):
+        raise InvalidRequest(f"{code!r} is not a country code such as FR", field=field)
+
+
+class NodeRole(Enum):
+    """What a node is for. A controller may share a machine with any of the others."""
+
+    CONTROLLER = "controller"
+    VNODE = "vnode"
+    IONODE = "ionode"
+    EDGE = "edge"
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who runs a datacenter; `country` is where the company answers to the law."""
+
+    name: str
+    country: str
+
+    def __post_init__(self) -> None:
+        require_country(self.country, "operator.country")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Datacenter:
+    """One site of the federation. It stays its operator's and works when cut off.
+
+    `tier` is TIA-942's 1 to 4 (paper table II). `addresses` are ``host:port`` of the
+    site's controllers as other sites reach them.
+    """
+
+    site_id: SiteId
+    place: str
+    country: str
+    operator: Operator
+    tier: int
+    power_capacity_watts: float
+    latitude_deg: float = 0.0
+    longitude_deg: float = 0.0
+    addresses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_slug(self.site_id, "site_id")
+        require_country(self.country, "country")
+        if not 1 <= self.tier <= 4:
+            raise InvalidRequest(f"tier {self.tier} is not one of TIA-942's 1 to 4", field="tier")
+        if self.power_capacity_watts <= 0:
+            raise InvalidRequest(
+                f"power capacity {self.power_capacity_watts} W is not above zero",
+                field="power_capacity_watts",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rack:
+    """The unit of administration (paper §II-A)."""
+
+    rack_id: RackId
+    site_id: SiteId
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine of a rack. `bmc_url` is its Redfish service; `outlets` are PDU outlet names."""
+
+    node_id: NodeId
+    site_id: SiteId
+    rack_id: RackId
+    name: str
+    roles: tuple[NodeRole, ...]
+    address: str = ""
+    cpu_count: int = 0
+    memory_mib: int = 0
+    bmc_url: str = ""
+    outlets: tuple[str, ...] = ()
+    maintenance: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pdu:
+    """A power distribution unit of a rack, read through Redfish or SNMP at `url`."""
+
+    pdu_id: PduId
+    site_id: SiteId
+    rack_id: RackId
+    name: str
+    url: str

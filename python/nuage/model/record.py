@@ -1,0 +1,53 @@
+"""How an object stands in a catalogue: the value, its home and its revision."""
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from nuage.ids import SiteId
+from nuage.model.iaas import Iaas
+from nuage.model.identity import User
+from nuage.model.image import Image
+from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
+from nuage.model.network import Port, Segment
+from nuage.model.placement import Decision
+from nuage.model.vm import Vm
+from nuage.model.volume import Volume
+
+Noun: TypeAlias = (
+    Datacenter | Rack | Node | Pdu | Iaas | Image | Volume | Vm | Segment | Port | User | Decision
+)
+
+# The one list of what a catalogue stores: kind as written in it, its class, the id's field.
+KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
+    "datacenter": (Datacenter, "site_id"),
+    "rack": (Rack, "rack_id"),
+    "node": (Node, "node_id"),
+    "pdu": (Pdu, "pdu_id"),
+    "iaas": (Iaas, "iaas_id"),
+    "image": (Image, "image_id"),
+    "volume": (Volume, "volume_id"),
+    "vm": (Vm, "vm_id"),
+    "segment": (Segment, "segment_id"),
+    "port": (Port, "port_id"),
+    "user": (User, "user_id"),
+    "decision": (Decision, "vm_id"),
+}
+KIND_OF: Final[dict[type[Noun], str]] = {cls: kind for kind, (cls, _) in KINDS.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One stored object.
+
+    `home` is the only site that writes it. `revision` is the home catalogue's revision of
+    the last change: it rises by one with each write at that site, over all kinds.
+    `epoch` is the owner's epoch for what can move between sites, else 0.
+    """
+
+    kind: str
+    id: str
+    home: SiteId
+    revision: int
+    epoch: int
+    changed_s: float
+    value: Noun
