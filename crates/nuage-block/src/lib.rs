@@ -2,12 +2,15 @@
 //!
 //! A front end turns its wire's commands into [`Request`]s; an engine answers each with one
 //! [`Completion`], in any order. Both live on one thread: `submit` never blocks, and completions
-//! are drained with `poll`. Nothing here knows a socket, a file or a clock.
+//! are drained with `poll`, which the loop calls once after each batch of `submit`s: the natural
+//! place to close a group. Requests take effect in the order of their submission. Nothing here
+//! knows a socket, a file or a clock.
 //!
 //! Addresses and lengths are bytes and multiples of 512; the engine's own block is 4096 bytes and
 //! it merges smaller writes itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Chosen by the front end, unique among its requests in flight.
 pub type Tag = u64;
@@ -15,22 +18,47 @@ pub type Tag = u64;
 /// One operation on a volume. `fua`: durable by the volume's policy before it completes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    Read { offset: u64, length: u32 },
-    Write { offset: u64, data: Vec<u8>, fua: bool },
+    Read {
+        offset: u64,
+        length: u32,
+    },
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+        fua: bool,
+    },
     /// All writes completed before this one are durable once it completes.
     Flush,
     /// Reads give zeros afterwards; space is given back (UNMAP, NBD TRIM).
-    Unmap { offset: u64, length: u64 },
+    Unmap {
+        offset: u64,
+        length: u64,
+    },
     /// Reads give zeros afterwards; `allocate` keeps the space (WRITE SAME of zeros).
-    WriteZeroes { offset: u64, length: u64, allocate: bool, fua: bool },
+    WriteZeroes {
+        offset: u64,
+        length: u64,
+        allocate: bool,
+        fua: bool,
+    },
     /// Compare and log under one lock; a mismatch writes nothing (SBC-3 COMPARE AND WRITE).
-    CompareAndWrite { offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool },
+    CompareAndWrite {
+        offset: u64,
+        expected: Vec<u8>,
+        data: Vec<u8>,
+        fua: bool,
+    },
     /// Keep the target's persistent-reservation state (SPC-4, APTPL) as a journal record.
-    StoreReservations { state: Vec<u8> },
+    StoreReservations {
+        state: Vec<u8>,
+    },
     /// Give back what `StoreReservations` kept last.
     LoadReservations,
     /// Which ranges hold data: answered by `Outcome::Extents`.
-    BlockStatus { offset: u64, length: u64 },
+    BlockStatus {
+        offset: u64,
+        length: u64,
+    },
 }
 
 /// An operation with the tag that its completion will carry.
@@ -56,7 +84,9 @@ pub enum Outcome {
     Extents(Vec<Extent>),
     Reservations(Vec<u8>),
     /// COMPARE AND WRITE: first byte that differs, counted from the start of the range.
-    Miscompare { at: u32 },
+    Miscompare {
+        at: u32,
+    },
     Failed(Failure),
 }
 
@@ -110,4 +140,15 @@ pub trait BlockDevice {
     fn poll(&mut self, completions: &mut Vec<Completion>);
     /// Requests in flight that the engine accepts at once.
     fn queue_depth_max(&self) -> usize;
+    /// A file descriptor that becomes readable when `poll` has something to give, for the loop to
+    /// sleep on. It is watched level-triggered and belongs to the device, which makes it silent
+    /// again inside `poll`. `None`: everything completes inside `submit` or `poll`.
+    fn wake_fd(&self) -> Option<i32> {
+        None
+    }
+    /// Longest sleep until `poll` must be called again although the descriptor stays silent
+    /// (a lease to renew, a group to close). `None`: sleep for as long as you like.
+    fn poll_within(&self) -> Option<Duration> {
+        None
+    }
 }
