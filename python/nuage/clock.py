@@ -1,4 +1,7 @@
-"""Time as a parameter. Whatever waits or stamps takes a Clock; only this file reads the machine's."""
+"""Time as a parameter: whatever waits or stamps takes a Clock.
+
+Only this file reads the clock of the machine.
+"""
 
 import asyncio
 import time

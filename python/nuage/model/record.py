@@ -10,11 +10,25 @@ from nuage.model.image import Image
 from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
 from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
+from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 
 Noun: TypeAlias = (
-    Datacenter | Rack | Node | Pdu | Iaas | Image | Volume | Vm | Segment | Port | User | Decision
+    Datacenter
+    | Rack
+    | Node
+    | Pdu
+    | Iaas
+    | Image
+    | Volume
+    | Vm
+    | Segment
+    | Port
+    | User
+    | Decision
+    | NodeStatus
+    | Migration
 )
 
 # The one list of what a catalogue stores: kind as written in it, its class, the id's field.
@@ -31,6 +45,8 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "port": (Port, "port_id"),
     "user": (User, "user_id"),
     "decision": (Decision, "vm_id"),
+    "node-status": (NodeStatus, "node_id"),
+    "migration": (Migration, "vm_id"),
 }
 KIND_OF: Final[dict[type[Noun], str]] = {cls: kind for kind, (cls, _) in KINDS.items()}
 
