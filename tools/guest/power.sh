@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "nuage-guest powering off" >/dev/ttyS0
+exec /bin/poweroff
