@@ -1,0 +1,239 @@
+"""Policies: how candidates are sorted (paper §II-E step 4), as plug-ins over columns.
+
+A policy is DIET's aggregator: it sees every candidate's columns at once and gives each a
+score, lower is better. Built-ins stand below. An administrator adds one without touching
+Nuage by registering a class under the entry-point group `nuage.placement_policies`
+(docs/guide/policies.md has a whole example).
+
+Invariants: a policy never sees a candidate that broke a hard rule; equal scores are
+decided by node id, so the same columns always elect the same node.
+"""
+
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
+
+from nuage.errors import InvalidRequest, LocalProtocolError
+from nuage.model.placement import VmRequest
+from nuage.placement.columns import Columns, FloatArray
+
+ENTRY_POINT_GROUP: Final = "nuage.placement_policies"
+DEFAULT_POLICY: Final = "power"
+
+# The work the cursor compares nodes by: ten minutes of one core of 18.4 GFLOPS (the
+# Taurus and Orion cores of the GreenDIET runs). It weighs boot time against running time.
+REFERENCE_WORK_FLOP: Final = 600 * 18.4e9
+# The range that keeps the exponent 2/(P+1)-1 between 0.05 and 19 (GreenDIET's own range).
+PREFERENCE_MAX: Final = 0.9
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Gives every candidate a score; lower is better."""
+
+    @property
+    def name(self) -> str:
+        """The name that requests and the command line use."""
+        ...
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return one float64 per candidate, in the columns' order; NaN bars a candidate."""
+        ...
+
+
+class Power:
+    """Least additional watts drawn from the grid: marginal watts × PUE of the site now."""
+
+    name = "power"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return watts."""
+        return columns["marginal_watts"] * columns["pue"]
+
+
+class Performance:
+    """Most floating-point operations per second, all cores (paper §II-E, HPL class)."""
+
+    name = "performance"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return minus flops."""
+        return -columns["flops"]
+
+
+class Random:
+    """No preference; the same request over the same candidates always draws the same."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self._salt = seed.to_bytes(8, "big", signed=True)
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return numbers in [0, 1) drawn from the seed, the request and the node."""
+        key = self._salt + request.request_id.encode()
+        draws = (
+            int.from_bytes(blake2b(key + node_id.encode(), digest_size=6).digest(), "big")
+            for node_id in columns.node_ids
+        )
+        return np.fromiter(draws, dtype=np.float64, count=len(columns)) / 2.0**48
+
+
+class Green:
+    """The paper's dynamic metric: mean watts over the requests served, per flops, × PUE.
+
+    A node without history is explored on purpose: it sorts before every node with one, the
+    more efficient by its calibration first. One request served ends that.
+    """
+
+    name = "green"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return watts per GFLOPS; minus its inverse for a node to explore."""
+        gflops = np.maximum(columns["flops"], 1.0) / 1e9
+        explored = columns["requests_served"] > 0
+        watts = np.where(explored, columns["mean_power_watts"], columns["peak_watts"])
+        watts_per_gflops = watts * columns["pue"] / gflops
+        to_explore = -1.0 / np.maximum(watts_per_gflops, 1e-9)
+        return np.where(explored, watts_per_gflops, to_explore)
+
+
+class Cost:
+    """Least euros per hour: marginal watts × PUE(site, now) × price(site, now)."""
+
+    name = "cost"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return EUR/h."""
+        return columns["cost_eur_per_h"]
+
+
+class Carbon:
+    """Least grams of CO2 equivalent per hour."""
+
+    name = "carbon"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return gCO2e/h."""
+        return columns["carbon_g_per_h"]
+
+
+class Cursor:
+    """The cursor between performance and energy: `Sc = T^(2/(P+1) - 1) × E`.
+
+    T is the time of a reference work on one core, boot included when the node is off; E the
+    energy of that work. P is the request's preference: near -1 weighs time only, 0 weighs
+    T × E, near 1 energy only. A reconstruction of GreenDIET's provider and user preference;
+    the exact published formula was not at hand.
+    """
+
+    name = "cursor"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return the score in natural logarithm, which sorts alike and cannot overflow."""
+        preference = min(max(request.preference, -PREFERENCE_MAX), PREFERENCE_MAX)
+        exponent = 2.0 / (preference + 1.0) - 1.0
+        is_off = 1.0 - columns["booted"]
+        core_flops = np.maximum(columns["flops"] / np.maximum(columns["cpu_count"], 1.0), 1.0)
+        work_s = REFERENCE_WORK_FLOP / core_flops
+        time_s = work_s + is_off * columns["boot_time_s"]
+        watts = np.maximum(columns["marginal_watts"] * columns["pue"], 1e-3)
+        energy_joules = watts * work_s + is_off * columns["boot_energy_joules"]
+        return exponent * np.log(time_s) + np.log(energy_joules)
+
+
+class Spread:
+    """Fewest VMs, then least busy: what most clouds do; keeps noise and loss small."""
+
+    name = "spread"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return VMs on the node plus its utilisation."""
+        return columns["vm_count"] + columns["cpu_utilisation"]
+
+
+class Pack:
+    """Fewest vCPUs left free, nodes that are on before nodes that are off."""
+
+    name = "pack"
+
+    def score(self, columns: Columns, request: VmRequest) -> FloatArray:
+        """Return vCPUs left, and a large penalty for waking a node."""
+        return columns["vcpu_free"] + (1.0 - columns["booted"]) * 1e6
+
+
+BUILT_IN: Final[tuple[type[Policy], ...]] = (
+    Power, Performance, Random, Green, Cost, Carbon, Cursor, Spread, Pack,
+)  # fmt: skip
+
+
+class PolicyBook:
+    """The policies that may be named in a request."""
+
+    def __init__(
+        self, policies: Iterable[Policy] | None = None, *, default: str = DEFAULT_POLICY
+    ) -> None:
+        if policies is None:
+            policies = (cls() for cls in BUILT_IN)
+        self._policies = {policy.name: policy for policy in policies}
+        self.default = default
+        self.require(default)
+
+    @classmethod
+    def load(
+        cls, found: Iterable[EntryPoint] | None = None, *, default: str = DEFAULT_POLICY
+    ) -> "PolicyBook":
+        """Return the built-ins and what is installed under `nuage.placement_policies`.
+
+        Raises:
+            LocalProtocolError: an entry point is not a policy; the message names it.
+        """
+        policies: dict[str, Policy] = {policy.name: policy for policy in (c() for c in BUILT_IN)}
+        for entry in entry_points(group=ENTRY_POINT_GROUP) if found is None else found:
+            loaded = entry.load()
+            policy = loaded() if isinstance(loaded, type) else loaded
+            if not isinstance(policy, Policy):
+                raise LocalProtocolError(
+                    f"{entry.value} (entry point {entry.name!r} of {ENTRY_POINT_GROUP}) "
+                    "is not a policy: it needs `name` and `score(columns, request)`",
+                    hint="docs/guide/policies.md shows one",
+                )
+            policies[policy.name] = policy
+        return cls(policies.values(), default=default)
+
+    def require(self, name: str) -> Policy:
+        """Return the policy `name`, or the default for an empty name.
+
+        Raises:
+            InvalidRequest: there is none; the message lists those there are.
+        """
+        policy = self._policies.get(name or self.default)
+        if policy is None:
+            raise InvalidRequest(
+                f"no placement policy {name!r}; there are {', '.join(self)}", field="policy"
+            )
+        return policy
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._policies))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._policies
+
+
+def scored(policy: Policy, columns: Columns, request: VmRequest) -> list[float]:
+    """Return the policy's scores as floats, after checking that they fit the columns.
+
+    Raises:
+        LocalProtocolError: the plug-in returned something of another shape.
+    """
+    scores = np.asarray(policy.score(columns, request), dtype=np.float64)
+    if scores.shape != (len(columns),):
+        raise LocalProtocolError(
+            f"policy {policy.name!r} returned shape {scores.shape} for {len(columns)} candidates"
+        )
+    result: list[float] = scores.tolist()
+    return result
