@@ -48,10 +48,15 @@ class IncomingMigration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutgoingMigration:
-    """Send the VM's memory to `address` (``host:port``), where the target waits."""
+    """Send the VM's memory to `address` (``host:port``), where the target waits.
+
+    The source pauses before the switch-over and reports `ready_to_switch`; it goes on only once
+    `may_switch` is set, after the quorum has given the VM to the target under the next epoch.
+    """
 
     target_node_id: NodeId
     address: str
+    may_switch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,7 @@ class VmReport:
     console_bytes: int = 0
     migration_address: str = ""
     migration_progress: float = 0.0
+    ready_to_switch: bool = False
     migrated: bool = False
     downtime_ms: float = 0.0
     cpu_seconds: float = 0.0
@@ -150,7 +156,7 @@ class HeadWish:
     replicas: tuple[ReplicaPeer, ...]
     iqn: str
     chap: tuple[ChapWish, ...]
-    image_path: str = ""  # fill a fresh volume from this raw image first
+    image_sha256: str = ""  # fill a fresh volume from this image first
     qos_class: QosClass = QosClass.SILVER
 
 

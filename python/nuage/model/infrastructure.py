@@ -6,6 +6,8 @@ from enum import Enum
 from nuage.errors import InvalidRequest
 from nuage.ids import SLUG_CHARS_MAX, NodeId, PduId, RackId, SiteId, is_slug
 
+SITES_MAX = 16  # slices of a segment's addresses; an etcd of one member a site is happy to 7
+
 
 def require_slug(text: str, field: str) -> None:
     """Raise InvalidRequest unless `text` is a slug."""
@@ -48,7 +50,8 @@ class Datacenter:
     """One site of the federation. It stays its operator's and works when cut off.
 
     `tier` is TIA-942's 1 to 4 (paper table II). `addresses` are ``host:port`` of the
-    site's controllers as other sites reach them.
+    site's controllers as other sites reach them. `number` is the site's own in the federation,
+    0 to 15, given at its joining: it owns that slice of each segment's addresses.
     """
 
     site_id: SiteId
@@ -60,9 +63,12 @@ class Datacenter:
     latitude_deg: float = 0.0
     longitude_deg: float = 0.0
     addresses: tuple[str, ...] = ()
+    number: int = 0
 
     def __post_init__(self) -> None:
         require_slug(self.site_id, "site_id")
+        if not 0 <= self.number < SITES_MAX:
+            raise InvalidRequest(f"a site's number is 0 to {SITES_MAX - 1}", field="number")
         require_country(self.country, "country")
         if not 1 <= self.tier <= 4:
             raise InvalidRequest(f"tier {self.tier} is not one of TIA-942's 1 to 4", field="tier")
