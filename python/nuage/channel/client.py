@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from enum import Enum
-from random import Random  # noqa: TID251 (the class, seeded or given)
+from random import Random
 from typing import Final, TypeVar
 
 import structlog

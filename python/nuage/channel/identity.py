@@ -1,8 +1,11 @@
 """Who is at the other end: the name that a daemon's certificate carries.
 
 The name is the URI in the certificate's subject alternative name,
-``nuage://<federation>/<site>/<role>/<node>``. This module reads and writes that text; whether
-a certificate may be believed is decided by `nuage.trust`.
+``nuage://<federation>/<site>/<role>/<node>``. Beside it stands the same as a DNS name,
+``<node>.<role>.<site>.<federation>.nuage.internal``: X.509 name constraints bind a site's CA to
+its own part of DNS but cannot see a URI's path, so the two must agree for either to be
+believed. This module reads and writes those texts; whether a certificate may be believed is
+decided by `nuage.trust`.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from nuage.ids import FederationId, NodeId, SiteId, is_slug
 from nuage.model.infrastructure import NodeRole
 
 IDENTITY_SCHEME: Final = "nuage"
+DNS_SUFFIX: Final = "nuage.internal"  # never resolved: names inside certificates only
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,11 @@ class Identity:
             f"{IDENTITY_SCHEME}://{self.federation_id}/{self.site_id}"
             f"/{self.role.value}/{self.node_id}"
         )
+
+    @property
+    def dns_name(self) -> str:
+        """Return the identity as name constraints see it."""
+        return f"{self.node_id}.{self.role.value}.{self.site_id}.{self.federation_id}.{DNS_SUFFIX}"
 
     def __str__(self) -> str:
         return f"{self.site_id}/{self.role.value}/{self.node_id}"

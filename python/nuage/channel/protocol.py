@@ -33,10 +33,13 @@ def identity_of(ssl_object: ssl.SSLObject) -> tuple[Identity, bytes]:
     if not certificate or der is None:
         raise Unauthenticated("the peer showed no certificate that could be verified")
     names = certificate.get("subjectAltName", ())
-    uris = [str(entry[1]) for entry in names if isinstance(entry, tuple) and entry[0] == "URI"]
+    uris = [str(entry[1]) for entry in names if entry[0] == "URI"]
     if len(uris) != 1:
         raise Unauthenticated(f"the peer's certificate names {len(uris)} identities, not one")
-    return parse_identity(uris[0]), der
+    identity = parse_identity(uris[0])
+    if [entry[1] for entry in names if entry[0] == "DNS"] != [identity.dns_name]:
+        raise Unauthenticated(f"the certificate of {identity} has another DNS name")
+    return identity, der
 
 
 class ChannelProtocol(asyncio.Protocol):
@@ -62,7 +65,6 @@ class ChannelProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit the peer that TLS has verified, or close."""
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         stream: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's is not a subclass
         try:
             identity, der = identity_of(stream.get_extra_info("ssl_object"))

@@ -1,13 +1,18 @@
 """What every channel does, over memory and over loopback TLS alike."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.contextvars import bound_contextvars
 
 from nuage.channel import (
+    ChannelClient,
+    ChannelServer,
     Handlers,
     Identity,
     Peer,
@@ -29,6 +34,8 @@ from nuage.errors import (
 )
 from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
+from nuage.trust.pki import pem_of
+from nuage.trust.store import TrustStore
 
 CONTROLLER = Identity(FederationId("fr"), SiteId("marne"), NodeRole.CONTROLLER, NodeId("c1"))
 VNODE = Identity(FederationId("fr"), SiteId("marne"), NodeRole.VNODE, NodeId("v1"))
@@ -129,12 +136,8 @@ class Ends:
     seen: Seen
 
 
-Connect = Callable[[], Awaitable[Ends]]
-
-
-@pytest.fixture(params=["memory"])
-async def ends(request: pytest.FixtureRequest) -> AsyncIterator[Ends]:
-    seen = Seen()
+@asynccontextmanager
+async def memory_ends(seen: Seen) -> AsyncIterator[Ends]:
     pair = memory_pair(
         client_handlers(),
         server_handlers(seen),
@@ -146,6 +149,36 @@ async def ends(request: pytest.FixtureRequest) -> AsyncIterator[Ends]:
     pair.a.close()
     await pair.b.wait_closed()
     await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def tls_ends(seen: Seen, directory: Path) -> AsyncIterator[Ends]:
+    clock = SystemClock()
+    controller, vnode = TrustStore(directory / "c1"), TrustStore(directory / "v1")
+    controller.found(CONTROLLER, now_s=clock.now_s())
+    key = Ed25519PrivateKey.generate()
+    chain_pem = controller.issue(key.public_key(), VNODE, now_s=clock.now_s())
+    vnode.install(root_pem=pem_of(controller.root()), chain_pem=chain_pem, key=key)
+    connected: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+    server = ChannelServer(
+        controller.server_context(), server_handlers(seen), clock, on_peer=connected.set_result
+    )
+    await server.listen("127.0.0.1", 0)
+    client = ChannelClient(
+        f"127.0.0.1:{server.port}", vnode.client_context(), client_handlers(), clock
+    )
+    async with client:
+        peer = await client.wait_ready(5)
+        yield Ends(peer, await connected, seen)
+    await server.close()
+
+
+@pytest.fixture(params=["memory", "tls"])
+async def ends(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ends]:
+    seen = Seen()
+    made = memory_ends(seen) if request.param == "memory" else tls_ends(seen, tmp_path)
+    async with made as both:
+        yield both
 
 
 async def test_a_call_is_answered_with_the_type_asked_for(ends: Ends) -> None:

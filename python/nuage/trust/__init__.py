@@ -1,0 +1,1 @@
+"""PKI, node identity, tokens, roles, the audit log and the location ledger."""

@@ -1,0 +1,397 @@
+"""A daemon's own trust on disk: its key, its certificate, the root it believes.
+
+Layout of the directory (mode 0700; the keys 0600)::
+
+    root.pem            the federation's root certificate
+    daemon.key          this daemon's private key
+    daemon.pem          its certificate, then its site authority's
+    site/authority.key  the site authority        (controllers of the site only)
+    site/authority.pem
+    site/signer.key     the site's signing key
+    site/signers.pem    its certificate, newest first, then earlier ones
+    site/revocations.pem
+    federation/root.key the root's key (only where the federation was founded; may be moved
+    federation/revocations.pem          to a safe and brought back to admit a datacenter)
+
+`TrustStore` reads, writes and issues. It makes the TLS contexts, and reloads them in place
+after a renewal: whoever holds a context need not be told.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from nuage.channel.identity import Identity
+from nuage.errors import CorruptData, Forbidden, InvalidRequest, NuageError, Unavailable
+from nuage.ids import FederationId, SiteId
+from nuage.trust.files import require_private, write_atomically
+from nuage.trust.pki import (
+    DAEMON_LIFE_S,
+    Authority,
+    federation_of_root,
+    identity_of_certificate,
+    issue_daemon,
+    issue_signer,
+    issue_site_authority,
+    load_certificate,
+    load_chain,
+    load_key,
+    make_request,
+    make_root,
+    pem_of,
+    pem_of_key,
+    public_key_of,
+    public_key_of_request,
+    require_issued,
+    require_site_authority,
+)
+from nuage.trust.revocation import make_revocation_list, read_revocation_list
+
+ROOT: Final = "root.pem"
+DAEMON_KEY: Final = "daemon.key"
+DAEMON_CHAIN: Final = "daemon.pem"
+AUTHORITY_KEY: Final = "site/authority.key"
+AUTHORITY: Final = "site/authority.pem"
+SIGNER_KEY: Final = "site/signer.key"
+SIGNERS: Final = "site/signers.pem"
+SITE_REVOCATIONS: Final = "site/revocations.pem"
+ROOT_KEY: Final = "federation/root.key"
+ROOT_REVOCATIONS: Final = "federation/revocations.pem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteTrust:
+    """What a site publishes for the others to believe it; travels with the feeds."""
+
+    site_id: SiteId
+    authority_pem: str
+    signers_pem: str
+    revocations_pem: str
+    root_revocations_pem: str = ""
+
+
+class TrustStore:
+    """The directory of one daemon; see the module for what lies where."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._contexts: list[ssl.SSLContext] = []
+
+    # The daemon itself --------------------------------------------------------------------
+
+    @property
+    def is_joined(self) -> bool:
+        """Tell whether the daemon has an identity."""
+        return (self.directory / DAEMON_CHAIN).exists()
+
+    def root(self) -> x509.Certificate:
+        """Return the federation's root."""
+        return load_certificate(self._text(ROOT))
+
+    def federation_id(self) -> FederationId:
+        """Return the federation that the root stands for."""
+        return federation_of_root(self.root())
+
+    def chain(self) -> list[x509.Certificate]:
+        """Return this daemon's certificate, then its site authority's."""
+        return load_chain(self._text(DAEMON_CHAIN))
+
+    def identity(self) -> Identity:
+        """Return who this daemon is."""
+        return identity_of_certificate(self.chain()[0])
+
+    def key(self) -> Ed25519PrivateKey:
+        """Return this daemon's private key."""
+        return self._key(DAEMON_KEY)
+
+    def install(self, *, root_pem: str, chain_pem: str, key: Ed25519PrivateKey) -> Identity:
+        """Take an identity in, after checking that key, chain and root belong together.
+
+        A root that is known already is never replaced by another.
+
+        Raises:
+            Forbidden: the root is not the one that this daemon believes.
+            Unauthenticated: the chain does not end at the root.
+            InvalidRequest: the certificate is of another key.
+        """
+        root = load_certificate(root_pem)
+        if (self.directory / ROOT).exists() and self.root() != root:
+            raise Forbidden(
+                f"{self.directory} belongs to federation {self.federation_id()!r} already",
+                hint="use an empty directory to join another federation",
+            )
+        leaf, identity = self._checked_leaf(root, load_chain(chain_pem))
+        if public_key_of(leaf) != key.public_key():
+            raise InvalidRequest("the certificate is of another key", field="chain_pem")
+        self._write(ROOT, pem_of(root))
+        # Key and chain cannot be replaced together: both are kept in one file first, so that a
+        # crash between the two renames is mended by `recover`.
+        bundle = pem_of_key(key) + chain_pem.encode()
+        write_atomically(self.directory / f"{DAEMON_KEY}.next", bundle, secret=True)
+        self.recover()
+        for context in self._contexts:
+            context.load_cert_chain(self.directory / DAEMON_CHAIN, self.directory / DAEMON_KEY)
+        return identity
+
+    def recover(self) -> None:
+        """Finish an `install` that a crash interrupted; nothing when there was none."""
+        pending = self.directory / f"{DAEMON_KEY}.next"
+        if not pending.exists():
+            return
+        text = pending.read_text()
+        start = text.index("-----BEGIN CERTIFICATE-----")
+        write_atomically(self.directory / DAEMON_KEY, text[:start].encode(), secret=True)
+        self._write(DAEMON_CHAIN, text[start:])
+        pending.unlink()
+
+    def server_context(self) -> ssl.SSLContext:
+        """Return a context that asks every client for a certificate of the federation."""
+        return self._context(ssl.PROTOCOL_TLS_SERVER)
+
+    def client_context(self) -> ssl.SSLContext:
+        """Return a context that shows ours and believes the federation's servers.
+
+        Whom exactly a client means to reach is `ChannelClient`'s `expected`.
+        """
+        return self._context(ssl.PROTOCOL_TLS_CLIENT)
+
+    def _context(self, protocol: int) -> ssl.SSLContext:
+        self.recover()
+        require_private(self.directory / DAEMON_KEY)
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # identities are URIs; the channel checks them
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+        context.load_verify_locations(self.directory / ROOT)
+        context.load_cert_chain(self.directory / DAEMON_CHAIN, self.directory / DAEMON_KEY)
+        if protocol == ssl.PROTOCOL_TLS_SERVER:
+            context.num_tickets = 0  # connections live for days; resumption gains nothing
+        self._contexts.append(context)
+        return context
+
+    # The site's authority -------------------------------------------------------------------
+
+    @property
+    def has_authority(self) -> bool:
+        """Tell whether this daemon may issue for its site."""
+        return (self.directory / AUTHORITY_KEY).exists()
+
+    def authority(self) -> Authority:
+        """Return the site's authority.
+
+        Raises:
+            Unavailable: this daemon does not hold it.
+        """
+        return Authority(load_certificate(self._text(AUTHORITY)), self._key(AUTHORITY_KEY))
+
+    def signer_key(self) -> Ed25519PrivateKey:
+        """Return the key with which the site signs tokens, logs and ledgers."""
+        return self._key(SIGNER_KEY)
+
+    def begin_site(self, site_id: SiteId) -> str:
+        """Make the key of a new site authority; return the request (PEM) for the root.
+
+        Called again before `finish_site`, it returns a request for the same key.
+        """
+        if not (self.directory / AUTHORITY_KEY).exists():
+            self._write_key(AUTHORITY_KEY, Ed25519PrivateKey.generate())
+        return make_request(self._key(AUTHORITY_KEY), f"site {site_id}")
+
+    def finish_site(
+        self, identity: Identity, *, root_pem: str, authority_pem: str, now_s: float
+    ) -> None:
+        """Take the certificate of the new site authority in; issue signer and daemon.
+
+        Raises:
+            Unauthenticated: it is not this site's authority under that root.
+        """
+        root = load_certificate(root_pem)
+        certificate = load_certificate(authority_pem)
+        require_site_authority(
+            certificate,
+            root,
+            federation_id=identity.federation_id,
+            site_id=identity.site_id,
+            now_s=now_s,
+        )
+        authority = Authority(certificate, self._key(AUTHORITY_KEY))
+        if public_key_of(certificate) != authority.key.public_key():
+            raise InvalidRequest("the certificate is of another key", field="authority_pem")
+        self._write(AUTHORITY, pem_of(certificate))
+        signer_key = Ed25519PrivateKey.generate()
+        self._write_key(SIGNER_KEY, signer_key)
+        signer = issue_signer(
+            authority,
+            signer_key.public_key(),
+            federation_id=identity.federation_id,
+            site_id=identity.site_id,
+            now_s=now_s,
+        )
+        self._write(SIGNERS, pem_of(signer))
+        self._write(SITE_REVOCATIONS, make_revocation_list(authority, (), number=1, now_s=now_s))
+        key = Ed25519PrivateKey.generate()
+        leaf = issue_daemon(authority, key.public_key(), identity, now_s=now_s)
+        self.install(root_pem=root_pem, chain_pem=pem_of(leaf, certificate), key=key)
+
+    def issue(
+        self,
+        public_key: Ed25519PublicKey,
+        identity: Identity,
+        *,
+        now_s: float,
+        life_s: float = DAEMON_LIFE_S,
+    ) -> str:
+        """Return the chain (PEM) of a new certificate for a daemon of this site.
+
+        Raises:
+            Forbidden: the identity is of another site or federation.
+        """
+        own = self.identity()
+        if (identity.federation_id, identity.site_id) != (own.federation_id, own.site_id):
+            raise Forbidden(f"site {own.site_id!r} does not issue for {identity}")
+        authority = self.authority()
+        leaf = issue_daemon(authority, public_key, identity, now_s=now_s, life_s=life_s)
+        return pem_of(leaf, authority.certificate)
+
+    def revoke(self, serial: int, *, now_s: float) -> str:
+        """Revoke a certificate of this site; return the new list (PEM), to be published."""
+        return self._revoke(SITE_REVOCATIONS, self.authority(), serial, now_s=now_s)
+
+    def site_trust(self) -> SiteTrust:
+        """Return what this site publishes about itself."""
+        root_list = self.directory / ROOT_REVOCATIONS
+        return SiteTrust(
+            site_id=self.identity().site_id,
+            authority_pem=self._text(AUTHORITY),
+            signers_pem=self._text(SIGNERS),
+            revocations_pem=self._text(SITE_REVOCATIONS),
+            root_revocations_pem=root_list.read_text() if root_list.exists() else "",
+        )
+
+    # The federation's root ------------------------------------------------------------------
+
+    @property
+    def has_root_key(self) -> bool:
+        """Tell whether this daemon can admit datacenters now."""
+        return (self.directory / ROOT_KEY).exists()
+
+    def found(self, identity: Identity, *, now_s: float) -> None:
+        """Found a federation: its root, its first site, and this daemon in it.
+
+        Raises:
+            Forbidden: the directory belongs to a federation already.
+        """
+        if (self.directory / ROOT).exists():
+            raise Forbidden(f"{self.directory} belongs to a federation already")
+        root = make_root(identity.federation_id, now_s)
+        self._write_key(ROOT_KEY, root.key)
+        empty = make_revocation_list(root, (), number=1, now_s=now_s)
+        self._write(ROOT_REVOCATIONS, empty)
+        request_pem = self.begin_site(identity.site_id)
+        authority = _site_authority(root, request_pem, identity, now_s)
+        self.finish_site(
+            identity,
+            root_pem=pem_of(root.certificate),
+            authority_pem=pem_of(authority),
+            now_s=now_s,
+        )
+
+    def root_authority(self) -> Authority:
+        """Return the root with its key.
+
+        Raises:
+            Unavailable: the key is not here, or was taken offline.
+        """
+        return Authority(self.root(), self._key(ROOT_KEY))
+
+    def admit_site(self, site_id: SiteId, request_key: Ed25519PublicKey, *, now_s: float) -> str:
+        """Return the certificate (PEM) of a new site's authority."""
+        certificate = issue_site_authority(
+            self.root_authority(),
+            request_key,
+            federation_id=self.federation_id(),
+            site_id=site_id,
+            now_s=now_s,
+        )
+        return pem_of(certificate)
+
+    def revoke_site(self, authority: x509.Certificate, *, now_s: float) -> str:
+        """Revoke a whole site; return the root's new list (PEM), to be published."""
+        return self._revoke(
+            ROOT_REVOCATIONS, self.root_authority(), authority.serial_number, now_s=now_s
+        )
+
+    # Files --------------------------------------------------------------------------------
+
+    def _revoke(self, path: str, authority: Authority, serial: int, *, now_s: float) -> str:
+        number, serials = read_revocation_list(self._text(path), authority.certificate)
+        pem = make_revocation_list(authority, {*serials, serial}, number=number + 1, now_s=now_s)
+        self._write(path, pem)
+        return pem
+
+    def _checked_leaf(
+        self, root: x509.Certificate, chain: list[x509.Certificate]
+    ) -> tuple[x509.Certificate, Identity]:
+        if len(chain) != 2:
+            raise InvalidRequest(
+                f"a chain has a daemon's and its site's certificate, not {len(chain)}",
+                field="chain_pem",
+            )
+        leaf, authority = chain
+        identity = identity_of_certificate(leaf)
+        require_site_authority(
+            authority,
+            root,
+            federation_id=identity.federation_id,
+            site_id=identity.site_id,
+            now_s=None,
+        )
+        require_issued(leaf, authority, now_s=None)
+        return leaf, identity
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.directory / name).read_text()
+        except FileNotFoundError:
+            raise Unavailable(
+                f"{self.directory / name} is missing",
+                hint="this daemon has not joined, or does not hold that part",
+            ) from None
+        except UnicodeDecodeError as error:
+            raise CorruptData("not PEM", where=str(self.directory / name)) from error
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.directory / name, text.encode())
+
+    def _key(self, name: str) -> Ed25519PrivateKey:
+        path = self.directory / name
+        try:
+            require_private(path)
+            return load_key(path.read_bytes())
+        except FileNotFoundError:
+            raise Unavailable(
+                f"the key {path} is not here",
+                hint="it may have been taken offline; bring it back for this act",
+            ) from None
+        except NuageError as error:
+            raise CorruptData(error.message, where=str(path)) from error
+
+    def _write_key(self, name: str, key: Ed25519PrivateKey) -> None:
+        write_atomically(self.directory / name, pem_of_key(key), secret=True)
+
+
+def _site_authority(
+    root: Authority, request_pem: str, identity: Identity, now_s: float
+) -> x509.Certificate:
+    return issue_site_authority(
+        root,
+        public_key_of_request(request_pem),
+        federation_id=identity.federation_id,
+        site_id=identity.site_id,
+        now_s=now_s,
+    )
