@@ -15,7 +15,9 @@ from tests.contract.catalogue.catalogue_makers import (
     user,
     vm,
 )
+from tests.contract.etcd.etcd_process import etcd_cluster
 
+from nuage.catalogue.etcd import EtcdCatalogue
 from nuage.catalogue.memory import MemoryCatalogue
 from nuage.catalogue.sqlite import SqliteCatalogue
 from nuage.catalogue.store import (
@@ -30,6 +32,7 @@ from nuage.catalogue.store import (
     value_of,
 )
 from nuage.errors import Conflict, CorruptData, InvalidRequest, NotFound, StaleEpoch, Unavailable
+from nuage.etcd.client import EtcdClient
 from nuage.ids import UserId
 from nuage.model.identity import Grant, Role, User
 from nuage.model.placement import Decision
@@ -62,10 +65,21 @@ async def open_sqlite_without_tail(folder: Path, clock: HandClock) -> AsyncItera
     await catalogue.close()
 
 
+@asynccontextmanager
+async def open_etcd(folder: Path, clock: HandClock) -> AsyncIterator[Catalogue]:
+    async with etcd_cluster(folder) as (member,):
+        client = EtcdClient([member.client_url])
+        catalogue = await EtcdCatalogue.open(client, site=MARNE, clock=clock)
+        yield catalogue
+        await catalogue.close()
+        await client.close()
+
+
 DRIVERS: dict[str, Opener] = {
     "memory": open_memory,
     "sqlite": open_sqlite,
     "sqlite_without_tail": open_sqlite_without_tail,
+    "etcd": open_etcd,
 }
 
 
