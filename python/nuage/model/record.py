@@ -11,6 +11,7 @@ from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
 from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
+from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 
@@ -29,6 +30,7 @@ Noun: TypeAlias = (
     | Decision
     | NodeStatus
     | Migration
+    | SiteTrust
 )
 
 # The one list of what a catalogue stores: kind as written in it, its class, the id's field.
@@ -47,8 +49,9 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "decision": (Decision, "vm_id"),
     "node-status": (NodeStatus, "node_id"),
     "migration": (Migration, "vm_id"),
+    "trust": (SiteTrust, "site_id"),
 }
-KIND_OF: Final[dict[type[Noun], str]] = {cls: kind for kind, (cls, _) in KINDS.items()}
+KIND_OF: Final[dict[type[object], str]] = {cls: kind for kind, (cls, _) in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,5 +32,6 @@ class Migration:
     source_node: NodeId
     target_node: NodeId
     source_epoch: int
+    target_epoch: int
     address: str = ""
     failure: str = ""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from nuage.errors import NotFound
 from nuage.ids import SiteId
+from nuage.model.trust import SiteTrust
 from nuage.trust.pki import (
     federation_of_root,
     key_identifier,
@@ -24,7 +25,7 @@ from nuage.trust.pki import (
     require_site_authority,
 )
 from nuage.trust.revocation import Revocations, read_revocation_list
-from nuage.trust.store import SiteTrust
+from nuage.trust.verify import SiteKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,12 @@ class TrustBook:
             return None
         return known
 
-    def public_keys(self) -> Mapping[str, bytes]:
-        """Return all signing keys ever published, raw, by id: what an auditor takes along."""
-        return {key_id: raw_key(known.public_key) for key_id, known in self._keys.items()}
+    def public_keys(self) -> Mapping[str, SiteKey]:
+        """Return all signing keys ever published, by id: what an auditor takes along."""
+        return {
+            key_id: SiteKey(known.site_id, raw_key(known.public_key))
+            for key_id, known in self._keys.items()
+        }
 
 
 def key_id_of(public_key: Ed25519PublicKey) -> str:

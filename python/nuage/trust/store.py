@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from nuage.channel.identity import Identity
 from nuage.errors import CorruptData, Forbidden, InvalidRequest, NuageError, Unavailable
 from nuage.ids import FederationId, SiteId
+from nuage.model.trust import SiteTrust
 from nuage.trust.files import require_private, write_atomically
 from nuage.trust.pki import (
     DAEMON_LIFE_S,
@@ -61,17 +62,6 @@ SIGNERS: Final = "site/signers.pem"
 SITE_REVOCATIONS: Final = "site/revocations.pem"
 ROOT_KEY: Final = "federation/root.key"
 ROOT_REVOCATIONS: Final = "federation/revocations.pem"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteTrust:
-    """What a site publishes for the others to believe it; travels with the feeds."""
-
-    site_id: SiteId
-    authority_pem: str
-    signers_pem: str
-    revocations_pem: str
-    root_revocations_pem: str = ""
 
 
 class TrustStore:

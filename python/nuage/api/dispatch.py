@@ -1,0 +1,196 @@
+"""Runs an operation here, or carries it to its home site, with the caller's own token.
+
+The home checks the token again with its own keys: no site takes another's word for who asks.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from nuage.errors import InvalidRequest, NuageError
+from nuage.iaas.operations import TABLE, Operation
+from nuage.iaas.site import Site
+from nuage.ids import SiteId
+from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scopes_of
+
+CARRY_TIMEOUT_S = 10.0
+OPERATION_METHOD = "operation"
+
+
+class Authenticator(Protocol):
+    """Says whose token it is, from local keys and what the feeds last brought."""
+
+    def principal_of(self, token: str) -> Principal:
+        """Return the caller.
+
+        Raises:
+            Unauthenticated: the token is not one of ours, has expired, or was voided.
+        """
+        ...
+
+
+class AuditTrail(Protocol):
+    """Where every change and every refusal is written down."""
+
+    def note(
+        self,
+        *,
+        who: str,
+        what: str,
+        on: str,
+        outcome: str,
+        request_id: str,
+        from_address: str,
+    ) -> None:
+        """Append an entry."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carried:
+    """An operation on its way to its home."""
+
+    operation: str
+    token: str
+    body: msgspec.Raw
+    request_id: str
+    from_address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an operation gave, and which site gave it."""
+
+    site: SiteId
+    result: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks, and from where."""
+
+    token: str
+    request_id: str
+    from_address: str
+
+
+class Dispatcher:
+    """The way from any door to the use cases."""
+
+    def __init__(self, site: Site, authenticator: Authenticator, audit: AuditTrail) -> None:
+        self._site = site
+        self._authenticator = authenticator
+        self._audit = audit
+
+    async def perform(
+        self, operation: Operation[object, object], body: object, caller: Caller
+    ) -> Answer:
+        """Run `operation` at its home and return its answer.
+
+        Raises:
+            NuageError: as the use case, or SiteUnreachable naming the home.
+        """
+        principal = self._authenticator.principal_of(caller.token)
+        home = self._home(operation, body)
+        if home is not None and home != self._site.site_id:
+            carried = Carried(
+                operation=operation.name,
+                token=caller.token,
+                body=msgspec.Raw(msgspec.json.encode(body)),
+                request_id=caller.request_id,
+                from_address=caller.from_address,
+            )
+            raw = await self._site.others.ask(
+                home, OPERATION_METHOD, carried, msgspec.Raw, timeout_s=CARRY_TIMEOUT_S
+            )
+            return Answer(site=home, result=raw)
+        return Answer(
+            site=self._site.site_id, result=await self._run(operation, body, principal, caller)
+        )
+
+    async def perform_carried(self, carried: Carried) -> object:
+        """Run an operation that another site carried here."""
+        operation = TABLE.get(carried.operation)
+        body = decode_body(operation, bytes(carried.body))
+        principal = self._authenticator.principal_of(carried.token)
+        caller = Caller(
+            token=carried.token, request_id=carried.request_id, from_address=carried.from_address
+        )
+        return await self._run(operation, body, principal, caller)
+
+    def require_known(self, caller: Caller) -> Principal:
+        """Return who asks, for doors that are not operations."""
+        return self._authenticator.principal_of(caller.token)
+
+    def require(self, caller: Caller, action: str, scope: Scope | None) -> Principal:
+        """Return who asks, if their roles allow `action` in `scope` (None: anywhere)."""
+        principal = self.require_known(caller)
+        _require(principal, action, scope)
+        return principal
+
+    def _home(self, operation: Operation[object, object], body: object) -> SiteId | None:
+        return operation.home(self._site, body)
+
+    async def _run(
+        self,
+        operation: Operation[object, object],
+        body: object,
+        principal: Principal,
+        caller: Caller,
+    ) -> object:
+        scope = operation.scope(self._site, body)
+        try:
+            _require(principal, operation.action, scope)
+            result = await operation.run(self._site, principal, body)
+        except NuageError as error:
+            self._note(operation, principal, scope, f"{error.code}: {error.message}", caller)
+            raise
+        self._note(operation, principal, scope, "done", caller)
+        return result
+
+    def _note(
+        self,
+        operation: Operation[object, object],
+        principal: Principal,
+        scope: Scope | None,
+        outcome: str,
+        caller: Caller,
+    ) -> None:
+        if operation.is_read and outcome == "done":
+            return
+        self._audit.note(
+            who=principal.name,
+            what=operation.name,
+            on="anywhere" if scope is None else str(scope),
+            outcome=outcome,
+            request_id=caller.request_id,
+            from_address=caller.from_address,
+        )
+
+
+def _require(principal: Principal, action: str, scope: Scope | None) -> None:
+    if scope is not None or not scopes_of(principal, action):
+        require(principal, action, EVERYWHERE if scope is None else scope)
+
+
+def decode_body(operation: Operation[object, object], data: bytes) -> object:
+    """Read a JSON body as the operation's type.
+
+    Raises:
+        InvalidRequest: it is not JSON, or a field is missing, unknown or of the wrong kind.
+    """
+    try:
+        return msgspec.json.decode(data, type=operation.body)
+    except msgspec.ValidationError as error:
+        raise invalid_body(error) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+
+
+def invalid_body(error: msgspec.ValidationError) -> InvalidRequest:
+    """Turn msgspec's complaint into one that names the field."""
+    message, _, path = str(error).partition(" - at `$")
+    if isinstance(error.__cause__, InvalidRequest):
+        return error.__cause__
+    return InvalidRequest(message, field=path.rstrip("`").lstrip("."))

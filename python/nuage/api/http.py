@@ -1,0 +1,262 @@
+"""The operations as HTTP routes, images in, events out.
+
+Answers are ``{"site": …, "request_id": …, "result": …}``; errors ``{"site": …, "request_id": …,
+"error": {…}}``. Every answer names the site that gave it and carries ``X-Request-Id``.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from nuage.api.dispatch import Caller, Dispatcher, invalid_body
+from nuage.api.errors import document_of, status_of
+from nuage.api.events import EventRing
+from nuage.api.openapi import openapi_document
+from nuage.errors import InvalidRequest, NuageError, Unauthenticated
+from nuage.iaas.operations import TABLE, Operation
+from nuage.iaas.site import Site
+from nuage.ids import new_id
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+BODY_BYTES_MAX: Final = (
+    1024 * 1024
+)  # user data is the largest part: cloud-init's own limit is 16 KiB
+UPLOAD_CHUNK_BYTES: Final = 256 * 1024
+EVENTS_LAST_MAX: Final = 1000
+
+
+class TokenIssuer(Protocol):
+    """Gives tokens to users who know their secret."""
+
+    def issue(self, name: str, secret: str) -> str:
+        """Return a token.
+
+        Raises:
+            Unauthenticated: no such user, a wrong secret, or a disabled user.
+        """
+        ...
+
+
+class ImageSink(Protocol):
+    """Takes the bytes of an image in; see `daemon.images`."""
+
+    async def receive(self, caller: Caller, image_id: str, chunks: AsyncIterator[bytes]) -> object:
+        """Store the bytes, finish the image's record, return it as shown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogIn:
+    """What a user shows to get a token."""
+
+    name: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """What the routes act through."""
+
+    site: Site
+    dispatcher: Dispatcher
+    issuer: TokenIssuer
+    images: ImageSink
+    events: EventRing
+    metrics: Callable[[], bytes]
+
+
+def build_application(doors_: Doors) -> web.Application:
+    """Return the aiohttp application of one controller."""
+    application = web.Application(
+        middlewares=[_Answering(doors_.site).middleware], client_max_size=BODY_BYTES_MAX
+    )
+    routes = _Routes(doors_)
+    for operation in TABLE.all():
+        application.router.add_route(operation.verb, operation.path, routes.of(operation))
+    application.router.add_post("/v1/tokens", routes.log_in)
+    application.router.add_put("/v1/images/{image}/data", routes.upload)
+    application.router.add_get("/v1/events", routes.follow_events)
+    application.router.add_get("/v1/openapi.json", routes.describe)
+    application.router.add_get("/healthz", routes.health)
+    application.router.add_get("/metrics", routes.show_metrics)
+    return application
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Answering:
+    """Gives every request an id, and every error its document."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        asked = request.headers.get("X-Request-Id", "")
+        request_id = asked if is_request_id(asked) else new_id("req", self._site.entropy)
+        request["request_id"] = request_id
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                response = await handler(request)
+            except NuageError as error:
+                response = self._error(request_id, status_of(error), dict(document_of(error)))
+                if isinstance(error, Unauthenticated):
+                    response.headers["WWW-Authenticate"] = "Bearer"
+            except web.HTTPException as error:
+                if error.status < 400:
+                    raise
+                message = f"{request.method} {request.path}: {error.reason}"
+                document: dict[str, object] = {"code": "http", "message": message}
+                if error.status == 404:
+                    document["hint"] = "/v1/openapi.json lists what there is"
+                response = self._error(request_id, error.status, document)
+        if not response.prepared:
+            response.headers["X-Request-Id"] = request_id
+        return response
+
+    def _error(self, request_id: str, status: int, document: dict[str, object]) -> web.Response:
+        body = {"site": self._site.site_id, "request_id": request_id, "error": document}
+        return json_response(body, status)
+
+
+def is_request_id(text: str) -> bool:
+    """Tell whether a client's own request id may be used: short and harmless in a log."""
+    return 0 < len(text) <= 64 and all(c.isalnum() or c in "-_." for c in text)
+
+
+def json_response(body: object, status: int = 200) -> web.Response:
+    """Return `body` as a JSON response."""
+    return web.Response(
+        body=msgspec.json.encode(body), status=status, content_type="application/json"
+    )
+
+
+class _Routes:
+    def __init__(self, doors_: Doors) -> None:
+        self._doors = doors_
+
+    def of(self, operation: Operation[object, object]) -> Handler:
+        async def handle(request: web.Request) -> web.Response:
+            body = await _body_of(request, operation)
+            answer = await self._doors.dispatcher.perform(operation, body, _caller(request))
+            document = {
+                "site": answer.site,
+                "request_id": request["request_id"],
+                "result": answer.result,
+            }
+            return json_response(document, operation.status)
+
+        return handle
+
+    async def log_in(self, request: web.Request) -> web.Response:
+        try:
+            body = msgspec.json.decode(await request.read(), type=LogIn)
+        except msgspec.ValidationError as error:
+            raise invalid_body(error) from None
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"the body is not JSON: {error}") from None
+        token = self._doors.issuer.issue(body.name, body.secret)
+        return self._result(request, {"token": token}, 201)
+
+    async def upload(self, request: web.Request) -> web.Response:
+        shown = await self._doors.images.receive(
+            _caller(request),
+            request.match_info["image"],
+            request.content.iter_chunked(UPLOAD_CHUNK_BYTES),
+        )
+        return self._result(request, shown, 200)
+
+    async def follow_events(self, request: web.Request) -> web.StreamResponse:
+        caller = _caller(request)
+        self._doors.dispatcher.require_known(caller)
+        last = min(_query_int(request, "last", 0), EVENTS_LAST_MAX)
+        if request.query.get("follow", "1") == "0":
+            return self._result(request, self._doors.events.last(last), 200)
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
+        await response.prepare(request)
+        async for line in self._doors.events.follow(last=last):
+            data = msgspec.json.encode(line)
+            await response.write(b"event: %s\ndata: %s\n\n" % (line.kind.encode(), data))
+        return response
+
+    async def describe(self, _request: web.Request) -> web.Response:
+        return json_response(openapi_document())
+
+    async def health(self, request: web.Request) -> web.Response:
+        return self._result(request, {"status": "ok"}, 200)
+
+    async def show_metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._doors.metrics(), content_type="text/plain", charset="utf-8")
+
+    def _result(self, request: web.Request, result: object, status: int) -> web.Response:
+        site_id = self._doors.site.site_id
+        document = {"site": site_id, "request_id": request["request_id"], "result": result}
+        return json_response(document, status)
+
+
+def _caller(request: web.Request) -> Caller:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthenticated(
+            "the request carries no token",
+            hint="send `Authorization: Bearer TOKEN`; POST /v1/tokens gives one",
+        )
+    return Caller(
+        token=token.strip(), request_id=request["request_id"], from_address=request.remote or "unix"
+    )
+
+
+def _query_int(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise InvalidRequest(f"{text!r} is not a number", field=name)
+    return int(text)
+
+
+async def _body_of(request: web.Request, operation: Operation[object, object]) -> object:
+    """Merge path, query (GET, DELETE) or JSON body into the operation's type."""
+    parameters = dict(request.match_info)
+    if operation.verb in ("GET", "DELETE"):
+        values: dict[str, object] = {**request.query, **parameters}
+        return _convert(values, operation, is_text=True)
+    data = await request.read()
+    try:
+        document = msgspec.json.decode(data) if data else {}
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("the body is not a JSON object")
+    for name, value in parameters.items():
+        if document.setdefault(name, value) != value:
+            raise InvalidRequest(
+                f"the path says {value!r}, the body {document[name]!r}", field=name
+            )
+    return _convert(document, operation, is_text=False)
+
+
+def _convert(
+    values: dict[str, object], operation: Operation[object, object], *, is_text: bool
+) -> object:
+    known = {field.name for field in fields(cast("type[DataclassInstance]", operation.body))}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InvalidRequest(
+            f"no field {unknown[0]!r} here",
+            field=unknown[0],
+            hint=f"there is {', '.join(sorted(known)) or 'none'}",
+        )
+    try:
+        return msgspec.convert(values, operation.body, strict=not is_text)
+    except msgspec.ValidationError as error:
+        raise invalid_body(error) from None

@@ -1,0 +1,132 @@
+"""OpenAPI 3.1 of the REST API, read off the table of operations."""
+
+import re
+from typing import Final, cast
+
+import msgspec
+
+from nuage import __version__
+from nuage.iaas.operations import TABLE, Operation
+
+_PARAMETER: Final = re.compile(r"{(\w+)}")
+_REF: Final = "#/components/schemas/{name}"
+_ERRORS: Final = {
+    "400": "the request is wrong; `error.field` names where",
+    "401": "no token, or not a valid one",
+    "403": "the caller's roles do not allow it",
+    "404": "no such object, here or at any site known",
+    "409": "somebody else changed it first, or its state forbids it",
+    "422": "a contract or a quota forbids it, or every candidate refused",
+    "503": "the home site cannot be reached now",
+}
+
+
+def openapi_document() -> dict[str, object]:
+    """Return the whole description as a JSON-ready document."""
+    operations = TABLE.all()
+    types = [t for operation in operations for t in (operation.body, operation.result)]
+    schemas, components = msgspec.json.schema_components(cast(list[type], types), ref_template=_REF)
+    paths: dict[str, dict[str, object]] = {}
+    for index, operation in enumerate(operations):
+        body, result = schemas[2 * index], schemas[2 * index + 1]
+        paths.setdefault(operation.path, {})[operation.verb.lower()] = _described(
+            operation, _resolved(body, components), result
+        )
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Nuage", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}],
+    }
+
+
+def _resolved(schema: dict[str, object], components: dict[str, object]) -> dict[str, object]:
+    reference = str(schema.get("$ref", "")).rpartition("/")[2]
+    return cast(dict[str, object], components[reference]) if reference else schema
+
+
+def _described(
+    operation: Operation[object, object], body: dict[str, object], result: object
+) -> dict[str, object]:
+    in_path = _PARAMETER.findall(operation.path)
+    properties = cast(dict[str, object], body.get("properties", {}))
+    required = cast(list[str], body.get("required", []))
+    in_query = operation.verb in ("GET", "DELETE")
+    parameters = [
+        {
+            "name": name,
+            "in": "path" if name in in_path else "query",
+            "required": name in in_path or name in required,
+            "schema": schema,
+        }
+        for name, schema in properties.items()
+        if in_query or name in in_path
+    ]
+    described: dict[str, object] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "tags": [operation.name.partition(".")[0]],
+        "parameters": parameters,
+        "responses": {
+            str(operation.status): {
+                "description": "done",
+                "content": {"application/json": {"schema": _answer(result)}},
+            },
+            **{
+                status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+                for status, text in _ERRORS.items()
+            },
+        },
+    }
+    rest = {name: schema for name, schema in properties.items() if name not in in_path}
+    if not in_query and rest:
+        described["requestBody"] = {
+            "required": any(name in required for name in rest),
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": rest,
+                        "required": [name for name in required if name in rest],
+                        "additionalProperties": False,
+                    }
+                }
+            },
+        }
+    return described
+
+
+def _answer(result: object) -> dict[str, object]:
+    return {
+        "type": "object",
+        "required": ["site", "request_id", "result"],
+        "properties": {
+            "site": {"type": "string", "description": "the site that gave this answer"},
+            "request_id": {"type": "string"},
+            "result": result,
+        },
+    }
+
+
+_ERROR: Final[dict[str, object]] = {
+    "type": "object",
+    "required": ["site", "request_id", "error"],
+    "properties": {
+        "site": {"type": "string"},
+        "request_id": {"type": "string"},
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "properties": {
+                "code": {"type": "string"},
+                "message": {"type": "string"},
+                "hint": {"type": "string"},
+                "field": {"type": "string"},
+            },
+        },
+    },
+}

@@ -1,0 +1,112 @@
+"""Step 5 of placement at the elected site: what a commitment enters in its catalogue.
+
+All of it runs at the site that was elected, after its Local Agent has kept the room.
+"""
+
+from dataclasses import replace
+from ipaddress import IPv4Interface
+
+from nuage.errors import Conflict
+from nuage.iaas.addresses import free_address, mac_of
+from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
+from nuage.iaas.site import ArrivalDraft, Draft, RestartDraft, Site, VmDraft
+from nuage.iaas.volumes import placed
+from nuage.ids import NodeId
+from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Datacenter
+from nuage.model.network import Port, Segment
+from nuage.model.record import Noun
+from nuage.model.status import Migration
+from nuage.model.vm import VmState
+
+
+async def enter(site: Site, node_id: NodeId, draft: Draft) -> None:
+    """Enter what `draft` brings, as one durable unit.
+
+    Raises:
+        NuageError: this site cannot; the Master Agent goes to its next candidate.
+    """
+    match draft:
+        case VmDraft():
+            await _enter_vm(site, node_id, draft)
+        case ArrivalDraft():
+            await _enter_arrival(site, node_id, draft)
+        case RestartDraft():
+            await _enter_restart(site, node_id, draft)
+
+
+async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
+    iaas = site.index.value(Iaas, draft.vm.iaas_id)
+    volumes = [placed(site, iaas, volume) for volume in draft.volumes]
+    port = _port(site, draft)
+    vm = replace(
+        draft.vm,
+        node_id=node_id,
+        site_id=site.site_id,
+        state=VmState.STARTING,
+        epoch=FIRST_EPOCH,
+        ports=() if port is None else (port.port_id,),
+    )
+    values: list[Noun] = [vm, *volumes]
+    if port is not None:
+        values.append(port)
+    await site.save(*values, unique_name=True)
+
+
+def _port(site: Site, draft: VmDraft) -> Port | None:
+    if draft.port_id is None or draft.vm.segment_id is None:
+        return None
+    segment = site.index.value(Segment, draft.vm.segment_id)
+    used = [
+        address
+        for port in site.index.of_iaas(Port, draft.vm.iaas_id)
+        if port.segment_id == segment.segment_id
+        for address in port.addresses
+    ]
+    number = site.index.value(Datacenter, site.site_id).number
+    address = IPv4Interface(free_address(segment, number, used))
+    return Port(
+        port_id=draft.port_id,
+        iaas_id=draft.vm.iaas_id,
+        segment_id=segment.segment_id,
+        vm_id=draft.vm.vm_id,
+        mac=mac_of(draft.port_id),
+        addresses=(str(address),),
+    )
+
+
+async def _enter_arrival(site: Site, node_id: NodeId, draft: ArrivalDraft) -> None:
+    known = site.index.find_value(Migration, draft.vm_id)
+    if known is not None and not known.failure:
+        raise Conflict(f"{draft.vm_id} is on its way to {known.target_node} already")
+    if known is not None and site.index.home("migration", draft.vm_id) == site.site_id:
+        await site.delete(known)
+    stays = draft.source_site == site.site_id
+    epoch = next_local(draft.source_epoch) if stays else next_owner(draft.source_epoch)
+    await site.save(
+        Migration(
+            vm_id=draft.vm_id,
+            source_site=draft.source_site,
+            source_node=draft.source_node,
+            target_node=node_id,
+            source_epoch=draft.source_epoch,
+            target_epoch=epoch,
+        )
+    )
+
+
+async def _enter_restart(site: Site, node_id: NodeId, draft: RestartDraft) -> None:
+    vm = draft.vm
+    ports = [
+        port for port_id in vm.ports if (port := site.index.find_value(Port, port_id)) is not None
+    ]
+    restarted = replace(
+        vm,
+        node_id=node_id,
+        site_id=site.site_id,
+        state=VmState.STARTING,
+        epoch=draft.epoch,
+        migrating_to=None,
+        failure="",
+    )
+    await site.save_moving(restarted, *ports, epoch=draft.epoch)

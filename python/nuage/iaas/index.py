@@ -1,0 +1,228 @@
+"""The federation as this site knows it: one synchronous, indexed read model.
+
+Fed by the site's own catalogue and by the feeds of the others; never asked to write. For what
+can move (`vm`, `volume`) several homes may hold a record for a while: the highest epoch is the
+truth and hides the rest until they are gone.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from nuage.errors import InvalidRequest, NotFound, NuageError
+from nuage.ids import IaasId, NodeId, SiteId
+from nuage.model.iaas import Iaas
+from nuage.model.record import KIND_OF, KINDS, Noun, Record
+from nuage.model.status import Migration
+from nuage.model.vm import Vm
+from nuage.model.volume import Volume
+
+N = TypeVar("N", bound=Noun)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one event did to the view: `before` and `after` are the records that were visible."""
+
+    kind: str
+    id: str
+    before: Record | None
+    after: Record | None
+
+
+class FederationIndex:
+    """Records of all sites by kind and id, with the look-ups that decisions need."""
+
+    def __init__(self, site_id: SiteId) -> None:
+        self.site_id = site_id
+        self._copies: dict[tuple[str, str], dict[SiteId, Record]] = {}
+        self._visible: dict[str, dict[str, Record]] = {kind: {} for kind in KINDS}
+        self._names: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        self._by_node: dict[NodeId, set[tuple[str, str]]] = defaultdict(set)
+        self._by_iaas: dict[tuple[str, IaasId], set[str]] = defaultdict(set)
+
+    # Feeding ---------------------------------------------------------------------------------
+
+    def put(self, record: Record) -> Change:
+        """Take in what `record.home` says; return what changed in the view."""
+        copies = self._copies.setdefault((record.kind, record.id), {})
+        known = copies.get(record.home)
+        if known is None or known.revision <= record.revision:
+            copies[record.home] = record
+        return self._show(record.kind, record.id)
+
+    def remove(self, kind: str, object_id: str, home: SiteId) -> Change:
+        """Forget what `home` said of an object."""
+        self._copies.get((kind, object_id), {}).pop(home, None)
+        return self._show(kind, object_id)
+
+    def replace_site(self, home: SiteId, records: Iterable[Record]) -> list[Change]:
+        """Take in a full snapshot of one site; what it no longer has is forgotten."""
+        fresh = {(record.kind, record.id): record for record in records}
+        gone = [key for key, copies in self._copies.items() if home in copies and key not in fresh]
+        changes = [self.remove(kind, object_id, home) for kind, object_id in gone]
+        changes.extend(self.put(record) for record in fresh.values())
+        return changes
+
+    def _show(self, kind: str, object_id: str) -> Change:
+        copies = self._copies.get((kind, object_id), {})
+        after = max(
+            copies.values(), key=lambda r: (r.epoch, r.home == self.site_id, r.home), default=None
+        )
+        if not copies:
+            self._copies.pop((kind, object_id), None)
+        before = self._visible[kind].get(object_id)
+        if before is not after:
+            if before is not None:
+                self._unlink(before)
+                del self._visible[kind][object_id]
+            if after is not None:
+                self._visible[kind][object_id] = after
+                self._link(after)
+        return Change(kind, object_id, before, after)
+
+    def _link(self, record: Record) -> None:
+        for node_id in nodes_of(record.value):
+            self._by_node[node_id].add((record.kind, record.id))
+        iaas_id = iaas_of(record.value)
+        if iaas_id is not None:
+            self._by_iaas[record.kind, iaas_id].add(record.id)
+        name = name_of(record.value)
+        if name:
+            self._names[record.kind, iaas_id or "", name].add(record.id)
+
+    def _unlink(self, record: Record) -> None:
+        for node_id in nodes_of(record.value):
+            self._by_node[node_id].discard((record.kind, record.id))
+        iaas_id = iaas_of(record.value)
+        if iaas_id is not None:
+            self._by_iaas[record.kind, iaas_id].discard(record.id)
+        name = name_of(record.value)
+        if name:
+            self._names[record.kind, iaas_id or "", name].discard(record.id)
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def find(self, kind: str, object_id: str) -> Record | None:
+        """Return the record, whichever site it comes from, or None."""
+        return self._visible[kind].get(object_id)
+
+    def find_value(self, cls: type[N], object_id: str) -> N | None:
+        """Return the value of `cls` with this id, or None."""
+        record = self._visible[KIND_OF[cls]].get(object_id)
+        return None if record is None else cast(N, record.value)
+
+    def value(self, cls: type[N], object_id: str) -> N:
+        """Return the value of `cls` with this id.
+
+        Raises:
+            NotFound: no site that this one knows has it.
+        """
+        found = self.find_value(cls, object_id)
+        if found is None:
+            raise NotFound(KIND_OF[cls], object_id)
+        return found
+
+    def records(self, kind: str) -> Iterator[Record]:
+        """Yield the visible records of a kind, in no order."""
+        yield from self._visible[kind].values()
+
+    def values(self, cls: type[N]) -> list[N]:
+        """Return the visible values of a class, in no order."""
+        return [cast(N, record.value) for record in self._visible[KIND_OF[cls]].values()]
+
+    def of_iaas(self, cls: type[N], iaas_id: IaasId) -> list[N]:
+        """Return what an IaaS has of one kind, in order of id."""
+        kind = KIND_OF[cls]
+        shown = self._visible[kind]
+        return [cast(N, shown[key].value) for key in sorted(self._by_iaas[kind, iaas_id])]
+
+    def on_node(self, cls: type[N], node_id: NodeId) -> list[N]:
+        """Return what a node runs, serves or keeps of one kind, in order of id."""
+        kind = KIND_OF[cls]
+        shown = self._visible[kind]
+        keys = sorted(key for key in self._by_node[node_id] if key[0] == kind)
+        return [cast(N, shown[object_id].value) for _, object_id in keys]
+
+    def home(self, kind: str, object_id: str) -> SiteId:
+        """Return the site that answers for an object.
+
+        Raises:
+            NotFound: no site that this one knows has it.
+        """
+        record = self._visible[kind].get(object_id)
+        if record is None:
+            raise NotFound(kind, object_id)
+        return record.home
+
+    def shadowed(self) -> list[Record]:
+        """Return the records of this site that a higher epoch elsewhere hides."""
+        return [
+            copies[self.site_id]
+            for (kind, object_id), copies in self._copies.items()
+            if self.site_id in copies
+            and self._visible[kind].get(object_id) is not copies[self.site_id]
+        ]
+
+    def named(self, cls: type[N], name: str, iaas_id: IaasId | None = None) -> N:
+        """Return the value whose id or name is `name`.
+
+        Raises:
+            NotFound: there is none; the hint lists near names.
+            InvalidRequest: several sites have one of this name: use the id.
+        """
+        kind = KIND_OF[cls]
+        record = self._visible[kind].get(name)
+        if record is not None and (iaas_id is None or iaas_of(record.value) in (iaas_id, None)):
+            return cast(N, record.value)
+        found = self._names.get((kind, iaas_id or "", name), set())
+        if len(found) == 1:
+            return cast(N, self._visible[kind][next(iter(found))].value)
+        if found:
+            listed = ", ".join(sorted(found))
+            raise InvalidRequest(f"several {kind}s are named {name!r}: {listed}", field=kind)
+        raise self._not_found(kind, name, iaas_id)
+
+    def _not_found(self, kind: str, name: str, iaas_id: IaasId | None) -> NuageError:
+        known = sorted(
+            other
+            for (of_kind, of_iaas, other), ids in self._names.items()
+            if ids and of_kind == kind and of_iaas == (iaas_id or "")
+        )
+        hint = f"there is {', '.join(known[:8])}" if known else f"there is no {kind} yet"
+        return NotFound(kind, name, hint=hint)
+
+    def is_name_taken(self, cls: type[Noun], name: str, iaas_id: IaasId | None = None) -> bool:
+        """Tell whether some site already has an object of this name."""
+        return bool(self._names.get((KIND_OF[cls], iaas_id or "", name)))
+
+    def iaas_named(self, name: str) -> Iaas:
+        """Return the IaaS of this id or name."""
+        return self.named(Iaas, name)
+
+
+def nodes_of(value: Noun) -> tuple[NodeId, ...]:
+    """Return the nodes that must hear of a change to `value`."""
+    match value:
+        case Vm():
+            nodes = {value.node_id}
+        case Volume():
+            nodes = {value.head, *(place.node_id for place in value.replicas)}
+        case Migration():
+            nodes = {value.target_node, value.source_node}
+        case _:
+            return ()
+    return tuple(sorted(node for node in nodes if node is not None))
+
+
+def iaas_of(value: Noun) -> IaasId | None:
+    """Return the IaaS that `value` belongs to, if it belongs to one."""
+    if isinstance(value, Iaas):
+        return None
+    return cast(IaasId | None, getattr(value, "iaas_id", None))
+
+
+def name_of(value: Noun) -> str:
+    """Return the name people give to `value`, or ""."""
+    return cast(str, getattr(value, "name", ""))

@@ -1,0 +1,207 @@
+"""Use cases on datacenters, racks and nodes: the single shared vision (paper §II-A)."""
+
+import math
+from dataclasses import dataclass, replace
+
+from nuage.iaas.operations import TABLE, Operation, Shown, any_scope, anywhere, federation_scope
+from nuage.iaas.showing import show
+from nuage.iaas.site import Site
+from nuage.ids import NodeId, SiteId
+from nuage.model.infrastructure import Datacenter, Node, NodeRole, Pdu, Rack
+from nuage.model.status import NodeStatus
+from nuage.model.vm import Vm, VmState
+from nuage.trust.permissions import Principal, Scope
+
+CUT_OFF_AFTER_S = 5.0  # of silence: five heartbeats of a feed
+
+
+@dataclass(frozen=True, slots=True)
+class ListSites:
+    """Ask for all datacenters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteView:
+    """A datacenter, and how well this site knows it now."""
+
+    datacenter: Datacenter
+    reachable: bool
+    age_s: float | None
+    vm_running_count: int
+    node_connected_count: int
+    node_count: int
+
+
+async def list_sites(site: Site, _principal: Principal, _body: ListSites) -> list[SiteView]:
+    """Show every datacenter with the age of what is known of it."""
+    connected = {s.node_id for s in site.index.values(NodeStatus) if s.connected}
+    nodes = site.index.values(Node)
+    vms = site.index.values(Vm)
+    views = []
+    for datacenter in sorted(site.index.values(Datacenter), key=lambda d: d.site_id):
+        age_s = site.age_of(datacenter.site_id)
+        local = [node for node in nodes if node.site_id == datacenter.site_id]
+        views.append(
+            SiteView(
+                datacenter=datacenter,
+                reachable=age_s < CUT_OFF_AFTER_S,
+                age_s=None if math.isinf(age_s) else round(age_s, 3),
+                vm_running_count=sum(
+                    vm.site_id == datacenter.site_id and vm.state is VmState.RUNNING for vm in vms
+                ),
+                node_connected_count=sum(node.node_id in connected for node in local),
+                node_count=len(local),
+            )
+        )
+    return views
+
+
+@dataclass(frozen=True, slots=True)
+class ListNodes:
+    """Ask for nodes, of one site or of all."""
+
+    site: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node and its last facts."""
+
+    node: Node
+    status: NodeStatus | None
+    vm_count: int
+
+
+async def list_nodes(site: Site, _principal: Principal, body: ListNodes) -> list[NodeView]:
+    """Show nodes with their last facts."""
+    return [
+        NodeView(
+            node=node,
+            status=site.index.find_value(NodeStatus, node.node_id),
+            vm_count=len(site.index.on_node(Vm, node.node_id)),
+        )
+        for node in sorted(site.index.values(Node), key=lambda n: (n.site_id, n.name))
+        if not body.site or node.site_id == body.site
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class SetMaintenance:
+    """Take a node out of service, or back: no new VM goes to one in maintenance."""
+
+    node: NodeId
+    maintenance: bool
+
+
+async def set_maintenance(site: Site, _principal: Principal, body: SetMaintenance) -> Shown[Node]:
+    """Write the wish; the planner drains, placement refuses."""
+    node = replace(site.index.value(Node, body.node), maintenance=body.maintenance)
+    await site.save(node)
+    word = "in maintenance" if body.maintenance else "in service"
+    site.announce("node", node.node_id, "maintenance", f"node {node.name} is {word}")
+    return show(site, node)
+
+
+@dataclass(frozen=True, slots=True)
+class ListRacks:
+    """Ask for racks and their power distribution units."""
+
+    site: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RackView:
+    """A rack with what is in it."""
+
+    rack: Rack
+    nodes: tuple[str, ...]
+    pdus: tuple[Pdu, ...]
+
+
+async def list_racks(site: Site, _principal: Principal, body: ListRacks) -> list[RackView]:
+    """Show the racks, the unit of administration."""
+    nodes = sorted(site.index.values(Node), key=lambda n: n.name)
+    pdus = sorted(site.index.values(Pdu), key=lambda p: p.name)
+    return [
+        RackView(
+            rack=rack,
+            nodes=tuple(node.name for node in nodes if node.rack_id == rack.rack_id),
+            pdus=tuple(pdu for pdu in pdus if pdu.rack_id == rack.rack_id),
+        )
+        for rack in sorted(site.index.values(Rack), key=lambda r: (r.site_id, r.name))
+        if not body.site or rack.site_id == body.site
+    ]
+
+
+def _node_site(site: Site, body: SetMaintenance) -> SiteId:
+    return site.index.value(Node, body.node).site_id
+
+
+def _node_scope(site: Site, body: SetMaintenance) -> Scope | None:
+    return Scope(site_id=_node_site(site, body))
+
+
+def vnodes_of(site: Site, site_id: SiteId) -> list[Node]:
+    """Return the V-nodes of a site in order of name."""
+    return sorted(
+        (n for n in site.index.values(Node) if n.site_id == site_id and NodeRole.VNODE in n.roles),
+        key=lambda n: n.name,
+    )
+
+
+TABLE.add(
+    Operation(
+        name="site.list",
+        verb="GET",
+        path="/v1/sites",
+        body=ListSites,
+        result=list[SiteView],
+        action="datacenter.read",
+        summary="List the datacenters with the age of what is known of each",
+        run=list_sites,
+        scope=any_scope,
+        home=anywhere,
+    )
+)
+TABLE.add(
+    Operation(
+        name="node.list",
+        verb="GET",
+        path="/v1/nodes",
+        body=ListNodes,
+        result=list[NodeView],
+        action="node.read",
+        summary="List nodes with their last facts",
+        run=list_nodes,
+        scope=federation_scope,
+        home=anywhere,
+    )
+)
+TABLE.add(
+    Operation(
+        name="node.maintenance",
+        verb="PUT",
+        path="/v1/nodes/{node}/maintenance",
+        body=SetMaintenance,
+        result=Shown[Node],
+        action="node.maintain",
+        summary="Take a node out of service or back",
+        run=set_maintenance,
+        scope=_node_scope,
+        home=_node_site,
+    )
+)
+TABLE.add(
+    Operation(
+        name="rack.list",
+        verb="GET",
+        path="/v1/racks",
+        body=ListRacks,
+        result=list[RackView],
+        action="rack.read",
+        summary="List racks and what is in them",
+        run=list_racks,
+        scope=federation_scope,
+        home=anywhere,
+    )
+)

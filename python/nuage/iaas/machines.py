@@ -1,0 +1,348 @@
+"""Use cases on VMs. Creating and moving go through placement; the rest is a wish written down."""
+
+from dataclasses import dataclass, field, replace
+
+from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError
+from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
+from nuage.iaas.operations import Shown
+from nuage.iaas.showing import show
+from nuage.iaas.site import ArrivalDraft, Site, VmDraft
+from nuage.iaas.volumes import new_volume, volume_of
+from nuage.ids import IaasId, PortId, RequestId, SiteId, VmId, VolumeId, new_id
+from nuage.model.iaas import Iaas
+from nuage.model.image import Image, ImageState
+from nuage.model.infrastructure import Node
+from nuage.model.network import Port, Segment
+from nuage.model.placement import Decision, VmRequest
+from nuage.model.vm import PowerWish, Vm, VmShape, VmState
+from nuage.model.volume import Volume
+from nuage.trust.permissions import Principal, Scope
+
+CONSOLE_BYTES_MAX = 256 * 1024
+NODE_ASK_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVm:
+    """Create a VM; with `image` it gets a boot volume of its own, with `volume` an existing one.
+
+    `volume_bytes` 0 takes the image's size. `near` and `apart` name VMs of the same IaaS.
+    """
+
+    iaas: str
+    name: str
+    image: str = ""
+    volume: str = ""
+    volume_bytes: int = 0
+    shape: VmShape = VmShape()
+    segment: str = DEFAULT_SEGMENT
+    user_data: str = ""
+    ssh_keys: tuple[str, ...] = ()
+    site: str = ""
+    node: str = ""
+    near: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    preference: float = 0.0
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NameVm:
+    """Name a VM of an IaaS by id or name."""
+
+    iaas: str
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListVms:
+    """Ask for the VMs of an IaaS."""
+
+    iaas: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeVm:
+    """Change a VM's shape; it takes effect when the VM next starts."""
+
+    iaas: str
+    vm: str
+    shape: VmShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateVm:
+    """Move a running VM to another node, of another site if so said, without stopping it."""
+
+    iaas: str
+    vm: str
+    site: str = ""
+    node: str = ""
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatedVm:
+    """A VM accepted, and why it goes where it goes."""
+
+    vm: Shown[Vm]
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleLog:
+    """The end of a VM's console."""
+
+    text: str
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConsole:
+    """Ask for the end of a VM's console."""
+
+    iaas: str
+    vm: str
+    bytes_max: int = field(default=CONSOLE_BYTES_MAX)
+
+
+def vm_of(site: Site, iaas: str, vm: str) -> Vm:
+    """Return the VM named within an IaaS."""
+    return site.index.named(Vm, vm, site.index.iaas_named(iaas).iaas_id)
+
+
+def _node_named(site: Site, name: str) -> Node:
+    matches = [n for n in site.index.values(Node) if name in (n.node_id, n.name)]
+    if len(matches) != 1:
+        raise NotFound("node", name, hint="`nuage node list` shows their ids")
+    return matches[0]
+
+
+async def create_vm(site: Site, _principal: Principal, body: CreateVm) -> CreatedVm:
+    """Place a new VM and have it created at the elected site (the paper's five steps)."""
+    iaas = site.index.iaas_named(body.iaas)
+    if site.index.is_name_taken(Vm, body.name, iaas.iaas_id):
+        raise Conflict(f"there is a VM named {body.name!r} in {iaas.name} already")
+    vm_id = VmId(new_id("vm", site.entropy))
+    volumes, near_data = _boot_volume(site, iaas, vm_id, body)
+    fresh_bytes = sum(v.size_bytes for v in volumes) if not body.volume else 0
+    require_quota(site, iaas, asked=(1, body.shape.vcpu_count, body.shape.memory_mib, fresh_bytes))
+    segment = site.index.named(Segment, body.segment, iaas.iaas_id)
+    vm = Vm(
+        vm_id=vm_id,
+        iaas_id=iaas.iaas_id,
+        name=body.name,
+        shape=body.shape,
+        volumes=tuple(volume.volume_id for volume in volumes),
+        segment_id=segment.segment_id,
+        user_data=body.user_data,
+        ssh_keys=body.ssh_keys,
+        near=tuple(vm_of(site, body.iaas, name).vm_id for name in body.near),
+        apart=tuple(vm_of(site, body.iaas, name).vm_id for name in body.apart),
+        preference=body.preference,
+    )
+    request = _request(site, iaas, vm, site_name=body.site, node_name=body.node, policy=body.policy)
+    draft = VmDraft(
+        vm=vm,
+        volumes=() if body.volume else tuple(volumes),
+        port_id=PortId(new_id("port", site.entropy)),
+    )
+    decision = await site.placer.place(replace(request, sites_near_data=near_data), draft)
+    await site.save(decision)
+    site.announce("vm", vm_id, "placed", f"{vm.name} goes to {decision.elected}")
+    return CreatedVm(vm=show(site, site.index.value(Vm, vm_id)), decision=decision)
+
+
+def _boot_volume(
+    site: Site, iaas: Iaas, vm_id: VmId, body: CreateVm
+) -> tuple[list[Volume], tuple[SiteId, ...]]:
+    if body.volume and body.image:
+        raise InvalidRequest("give an image or a volume, not both", field="volume")
+    if body.volume:
+        volume = volume_of(site, body.iaas, body.volume)
+        if volume.vm_id is not None:
+            raise Conflict(f"volume {volume.name} is attached to {volume.vm_id}")
+        return [volume], tuple({place.site_id for place in volume.replicas})
+    if not body.image:
+        raise InvalidRequest("a VM boots from an image or a volume", field="image")
+    image = image_of(site, iaas.iaas_id, body.image)
+    if body.volume_bytes and body.volume_bytes < image.size_bytes:
+        raise InvalidRequest(
+            f"the image needs {image.size_bytes} bytes, the volume has {body.volume_bytes}",
+            field="volume_bytes",
+        )
+    volume = new_volume(
+        site,
+        iaas,
+        name=f"{body.name}-boot",
+        size_bytes=body.volume_bytes or image.size_bytes,
+        image_id=image.image_id,
+        vm_id=vm_id,
+    )
+    return [volume], ()
+
+
+def image_of(site: Site, iaas_id: IaasId, name: str) -> Image:
+    """Return an image of the IaaS, or a public one, that is ready."""
+    try:
+        image = site.index.named(Image, name, iaas_id)
+    except NotFound:
+        image = site.index.named(Image, name)
+    if image.iaas_id not in (None, iaas_id):
+        raise NotFound("image", name)
+    if image.state is not ImageState.READY:
+        raise Conflict(f"image {image.name} is {image.state.value}")
+    return image
+
+
+def _request(
+    site: Site, iaas: Iaas, vm: Vm, *, site_name: str, node_name: str, policy: str
+) -> VmRequest:
+    node = _node_named(site, node_name) if node_name else None
+    return VmRequest(
+        request_id=RequestId(new_id("req", site.entropy)),
+        vm_id=vm.vm_id,
+        iaas_id=iaas.iaas_id,
+        shape=vm.shape,
+        contract=iaas.contract,
+        preference=vm.preference,
+        site_wanted=SiteId(site_name) if site_name else (node.site_id if node else None),
+        node_wanted=node.node_id if node else None,
+        nodes_excluded=() if vm.node_id is None else (vm.node_id,),
+        vms_near=vm.near,
+        vms_apart=vm.apart,
+        policy=policy,
+    )
+
+
+async def list_vms(site: Site, _principal: Principal, body: ListVms) -> list[Shown[Vm]]:
+    """Show an IaaS's VMs, by name."""
+    iaas = site.index.iaas_named(body.iaas)
+    vms = sorted(site.index.of_iaas(Vm, iaas.iaas_id), key=lambda vm: vm.name)
+    return [show(site, vm) for vm in vms]
+
+
+async def show_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
+    """Show one VM."""
+    return show(site, vm_of(site, body.iaas, body.vm))
+
+
+async def explain_vm(site: Site, _principal: Principal, body: NameVm) -> Decision:
+    """Show the decision that placed a VM last: its scores and every refusal."""
+    vm = vm_of(site, body.iaas, body.vm)
+    return site.index.value(Decision, vm.vm_id)
+
+
+async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
+    changed = replace(vm, **fields)  # type: ignore[arg-type]
+    await site.save(changed)
+    site.announce("vm", vm.vm_id, what, f"{vm.name}: {what}")
+    return show(site, changed)
+
+
+async def start_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
+    """Want a VM running."""
+    vm = vm_of(site, body.iaas, body.vm)
+    return await _set(site, vm, "start", wish=PowerWish.RUNNING, failure="")
+
+
+async def stop_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
+    """Want a VM stopped: asked by ACPI first, then forced."""
+    vm = vm_of(site, body.iaas, body.vm)
+    return await _set(site, vm, "stop", wish=PowerWish.STOPPED)
+
+
+async def reboot_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
+    """Want a VM rebooted once."""
+    vm = vm_of(site, body.iaas, body.vm)
+    if vm.wish is not PowerWish.RUNNING:
+        raise Conflict(f"{vm.name} is not meant to run", hint=f"nuage vm start {vm.name}")
+    return await _set(site, vm, "reboot", reboot_count=vm.reboot_count + 1)
+
+
+async def resize_vm(site: Site, _principal: Principal, body: ResizeVm) -> Shown[Vm]:
+    """Change the shape of a VM; a running one takes it at its next start."""
+    vm = vm_of(site, body.iaas, body.vm)
+    iaas = site.index.value(Iaas, vm.iaas_id)
+    more_vcpus = max(0, body.shape.vcpu_count - vm.shape.vcpu_count)
+    more_mib = max(0, body.shape.memory_mib - vm.shape.memory_mib)
+    require_quota(site, iaas, asked=(0, more_vcpus, more_mib, 0))
+    return await _set(site, vm, "resize", shape=body.shape)
+
+
+async def delete_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
+    """Want a VM gone; its boot volume goes with it, other volumes are detached."""
+    vm = vm_of(site, body.iaas, body.vm)
+    if vm.migrating_to is not None:
+        raise Conflict(f"{vm.name} is migrating", hint="wait for its end, then delete")
+    return await _set(site, vm, "delete", wish=PowerWish.DELETED)
+
+
+async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> CreatedVm:
+    """Find a node for a running VM and send it there live."""
+    vm = vm_of(site, body.iaas, body.vm)
+    if vm.state is not VmState.RUNNING or vm.node_id is None:
+        raise Conflict(f"{vm.name} is {vm.state.value}; only a running VM migrates live")
+    if vm.migrating_to is not None:
+        raise Conflict(f"{vm.name} is on its way to {vm.migrating_to} already")
+    iaas = site.index.value(Iaas, vm.iaas_id)
+    request = _request(site, iaas, vm, site_name=body.site, node_name=body.node, policy=body.policy)
+    draft = ArrivalDraft(
+        vm_id=vm.vm_id,
+        source_site=site.site_id,
+        source_node=vm.node_id,
+        source_epoch=vm.epoch,
+    )
+    # MIGRATING first: the head then knows the initiators to come before the target logs in.
+    await site.save(replace(vm, state=VmState.MIGRATING, failure=""))
+    try:
+        decision = await site.placer.place(request, draft)
+    except NuageError:
+        await site.save(replace(site.index.value(Vm, vm.vm_id), state=VmState.RUNNING))
+        raise
+    leaving = replace(site.index.value(Vm, vm.vm_id), migrating_to=decision.elected)
+    await site.save(leaving, decision)
+    site.announce("vm", vm.vm_id, "migrating", f"{vm.name} goes to {decision.elected}")
+    return CreatedVm(vm=show(site, leaving), decision=decision)
+
+
+async def read_console(site: Site, _principal: Principal, body: ReadConsole) -> ConsoleLog:
+    """Fetch the end of a VM's console from the node it runs on."""
+    vm = vm_of(site, body.iaas, body.vm)
+    if vm.node_id is None:
+        return ConsoleLog(text="", total_bytes=0)
+    ask = ConsoleRequest(vm_id=vm.vm_id, bytes_max=min(body.bytes_max, CONSOLE_BYTES_MAX))
+    return await site.nodes.ask(
+        vm.node_id, "vm.console", ask, ConsoleLog, timeout_s=NODE_ASK_TIMEOUT_S
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleRequest:
+    """What a controller asks a V-node for a console."""
+
+    vm_id: VmId
+    bytes_max: int
+
+
+def attached_volumes(site: Site, vm: Vm) -> list[VolumeId]:
+    """Return the volumes of a VM that the index still knows."""
+    return [v for v in vm.volumes if site.index.find_value(Volume, v) is not None]
+
+
+def ports_of(site: Site, vm: Vm) -> list[Port]:
+    """Return the ports of a VM that the index still knows."""
+    found = (site.index.find_value(Port, port_id) for port_id in vm.ports)
+    return [port for port in found if port is not None]
+
+
+def vm_home(site: Site, body: NameVm | ResizeVm | MigrateVm | ReadConsole) -> SiteId:
+    """Let the site where the VM runs answer."""
+    return site.index.home("vm", vm_of(site, body.iaas, body.vm).vm_id)
+
+
+def vm_scope(
+    site: Site, body: CreateVm | ListVms | NameVm | ResizeVm | MigrateVm | ReadConsole
+) -> Scope | None:
+    """Ask for the role on the IaaS named."""
+    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)

@@ -1,0 +1,199 @@
+"""What nodes report → what becomes of the records. Pure: index and report in, acts out.
+
+Only the home of a record acts on it; a report changes nothing unless it says something new.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from nuage.iaas.index import FederationIndex
+from nuage.ids import NodeId, SiteId, VmId
+from nuage.model.desired import HeadReport, IonodeReport, VmReport, VnodeReport
+from nuage.model.infrastructure import Node
+from nuage.model.record import Noun
+from nuage.model.status import Migration, NodeStatus
+from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.model.volume import Volume, VolumeState
+
+HEAD_READY = "ready"
+HEAD_FAILED = "failed"
+FREE_CHANGE_MIN = 0.01  # of the disk; smaller changes of free space are not worth a record
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write a record of this site; `text` is the line for the event stream, "" for none."""
+
+    value: Noun
+    what: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A VM is gone from its node: remove it and what was its own."""
+
+    vm_id: VmId
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The source waits before the switch-over: let the quorum decide, then let it go on."""
+
+    vm_id: VmId
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """The VM runs at its target: enter it here under its new epoch."""
+
+    vm_id: VmId
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A migration failed before the quorum had moved the VM: it stays where it was."""
+
+    vm_id: VmId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """The source has handed over; QEMU's own figure of the guest's pause."""
+
+    vm_id: VmId
+    downtime_ms: float
+
+
+Act: TypeAlias = Save | Remove | Grant | Take | GiveUp | Departed
+
+
+def vnode_acts(index: FederationIndex, report: VnodeReport) -> list[Act]:
+    """Return what a V-node's report makes this site do."""
+    acts: list[Act] = []
+    for seen in report.vms:
+        if seen.orphan:
+            continue
+        migration = index.find_value(Migration, seen.vm_id)
+        vm = index.find_value(Vm, seen.vm_id)
+        if vm is None:
+            continue
+        if migration is not None and migration.target_node == report.node_id:
+            acts += _arrival_acts(vm, migration, seen)
+        elif vm.node_id == report.node_id and index.home("vm", vm.vm_id) == index.site_id:
+            acts += _vm_acts(vm, migration, seen)
+    return acts
+
+
+def _arrival_acts(vm: Vm, migration: Migration, seen: VmReport) -> list[Act]:
+    if seen.state is VmState.RUNNING and seen.epoch == migration.target_epoch:
+        return [Take(vm.vm_id)]
+    changed = replace(
+        migration,
+        address=seen.migration_address or migration.address,
+        failure=seen.failure or migration.failure,
+    )
+    return [] if changed == migration else [Save(changed)]
+
+
+def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
+    if seen.epoch != vm.epoch:
+        return []  # the node has not taken the newest wish yet
+    if seen.state is VmState.DELETED:
+        return [Remove(vm.vm_id)] if vm.wish is PowerWish.DELETED else []
+    if vm.migrating_to is not None:
+        return _departure_acts(vm, migration, seen)
+    if vm.state is VmState.MIGRATING:
+        return []  # placement of its target is under way
+    changed = replace(vm, state=seen.state, failure=seen.failure)
+    if changed == vm:
+        return []
+    text = f"{vm.name} is {seen.state.value}" + (f": {seen.failure}" if seen.failure else "")
+    return [Save(changed, seen.state.value, text)]
+
+
+def _departure_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
+    if seen.migrated:
+        return [Departed(vm.vm_id, seen.downtime_ms)]
+    if seen.ready_to_switch:
+        return [Grant(vm.vm_id)]
+    if seen.failure:
+        return [GiveUp(vm.vm_id, seen.failure)]
+    if migration is not None and migration.failure:
+        return [GiveUp(vm.vm_id, f"target: {migration.failure}")]
+    if seen.state in (VmState.STOPPED, VmState.FAILED):
+        return [GiveUp(vm.vm_id, f"the VM is {seen.state.value} at its source")]
+    return []
+
+
+def ionode_acts(index: FederationIndex, report: IonodeReport) -> list[Act]:
+    """Return what an IO-node's report makes this site do to volumes."""
+    acts: list[Act] = []
+    for head in report.heads:
+        volume = index.find_value(Volume, head.volume_id)
+        if volume is None or volume.head != report.node_id or volume.epoch != head.epoch:
+            continue
+        if index.home("volume", volume.volume_id) == index.site_id:
+            acts += _volume_acts(volume, head)
+    return acts
+
+
+def _volume_acts(volume: Volume, head: HeadReport) -> list[Act]:
+    if head.state == HEAD_READY and head.portal:
+        changed = replace(volume, state=VolumeState.READY, portal=head.portal, failure="")
+        text = f"volume {volume.name} is ready"
+    elif head.state == HEAD_FAILED:
+        state = VolumeState.FAILED if volume.state is VolumeState.CREATING else volume.state
+        changed = replace(volume, state=state, failure=head.failure)
+        text = f"volume {volume.name}: {head.failure}"
+    else:
+        return []
+    return [] if changed == volume else [Save(changed, changed.state.value, text)]
+
+
+def node_status(
+    index: FederationIndex,
+    node_id: NodeId,
+    *,
+    connected: bool,
+    now_s: float,
+    vnode: VnodeReport | None = None,
+    ionode: IonodeReport | None = None,
+) -> list[Act]:
+    """Return the act that keeps a node's status record true, or none when it is."""
+    known = index.find_value(NodeStatus, node_id)
+    site_id = SiteId(index.site_id)
+    before = known or NodeStatus(node_id=node_id, site_id=site_id, connected=False, since_s=0.0)
+    after = replace(
+        before,
+        connected=connected,
+        since_s=before.since_s if before.connected == connected and known else now_s,
+    )
+    if vnode is not None:
+        orphans = tuple(sorted(seen.vm_id for seen in vnode.vms if seen.orphan))
+        after = replace(after, accelerator=vnode.estimate.accelerator, orphans=orphans)
+    if ionode is not None:
+        after = replace(after, replica_addresses=ionode.replica_addresses)
+        if (
+            abs(before.free_bytes - ionode.free_bytes) > FREE_CHANGE_MIN * ionode.total_bytes
+            or before.total_bytes != ionode.total_bytes
+        ):
+            after = replace(after, free_bytes=ionode.free_bytes, total_bytes=ionode.total_bytes)
+    if after == known:
+        return []
+    return [Save(after, *_status_line(index, before, after, is_new=known is None))]
+
+
+def _status_line(
+    index: FederationIndex, before: NodeStatus, after: NodeStatus, *, is_new: bool
+) -> tuple[str, str]:
+    node = index.find_value(Node, after.node_id)
+    name = after.node_id if node is None else node.name
+    fresh = sorted(set(after.orphans) - set(before.orphans))
+    if fresh:
+        return "orphans", f"node {name} runs what it should not: {', '.join(fresh)}; left running"
+    if is_new or before.connected != after.connected:
+        word = "connected" if after.connected else "lost"
+        return word, f"node {name} is {word}"
+    return "", ""

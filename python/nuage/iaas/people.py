@@ -1,0 +1,169 @@
+"""Use cases on users and their roles. Secrets enter once and are never shown again."""
+
+from dataclasses import dataclass, replace
+
+from nuage.errors import Conflict, InvalidRequest
+from nuage.iaas.operations import TABLE, Operation, anywhere, federation_scope
+from nuage.iaas.site import Site
+from nuage.ids import SiteId, UserId, new_id
+from nuage.model.iaas import Iaas
+from nuage.model.identity import Grant, Role, User
+from nuage.trust.permissions import Principal
+from nuage.trust.secrets import hash_secret
+
+SECRET_CHARS_MIN = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserView:
+    """A user without the secret."""
+
+    user_id: UserId
+    name: str
+    grants: tuple[Grant, ...]
+    disabled: bool
+    site: SiteId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateUser:
+    """Enter a user; `grants` are written ``role@scope``."""
+
+    name: str
+    secret: str
+    grants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListUsers:
+    """Ask for all users."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeUser:
+    """Change a user: what is None stays."""
+
+    user: str
+    secret: str | None = None
+    grants: tuple[str, ...] | None = None
+    disabled: bool | None = None
+
+
+def parse_grant(site: Site, text: str) -> Grant:
+    """Read ``role@scope``; the scope is ``*``, a site, or an IaaS by name or id.
+
+    Raises:
+        InvalidRequest: no such role, or nothing of that name.
+    """
+    role_text, _, scope = text.partition("@")
+    try:
+        role = Role(role_text)
+    except ValueError:
+        known = ", ".join(role.value for role in Role)
+        raise InvalidRequest(f"no role {role_text!r}; there is {known}", field="grants") from None
+    if role in (Role.IAAS_ADMIN, Role.IAAS_USER):
+        if not scope:
+            raise InvalidRequest(
+                f"{role_text} holds for one IaaS", field="grants", hint=f"write {role_text}@NAME"
+            )
+        return Grant(role, site.index.named(Iaas, scope).iaas_id)
+    return Grant(role, scope or "*")
+
+
+def _view(site: Site, user: User) -> UserView:
+    return UserView(
+        user_id=user.user_id,
+        name=user.name,
+        grants=user.grants,
+        disabled=user.disabled,
+        site=site.index.home("user", user.user_id),
+    )
+
+
+def _require_secret(secret: str) -> None:
+    if len(secret) < SECRET_CHARS_MIN:
+        raise InvalidRequest(f"a secret has at least {SECRET_CHARS_MIN} characters", field="secret")
+
+
+async def create_user(site: Site, _principal: Principal, body: CreateUser) -> UserView:
+    """Enter a user at this site; every site knows it once the feeds have run."""
+    _require_secret(body.secret)
+    if site.index.is_name_taken(User, body.name):
+        raise Conflict(f"there is a user named {body.name!r} already")
+    user = User(
+        user_id=UserId(new_id("user", site.entropy)),
+        name=body.name,
+        grants=tuple(parse_grant(site, text) for text in body.grants),
+        secret_hash=hash_secret(body.secret),
+    )
+    await site.save(user, unique_name=True)
+    return _view(site, user)
+
+
+async def list_users(site: Site, _principal: Principal, _body: ListUsers) -> list[UserView]:
+    """Show all users, by name."""
+    return [_view(site, user) for user in sorted(site.index.values(User), key=lambda u: u.name)]
+
+
+async def change_user(site: Site, _principal: Principal, body: ChangeUser) -> UserView:
+    """Change a user; tokens issued before a change of secret, role or state are void."""
+    user = site.index.named(User, body.user)
+    changed = replace(user, tokens_not_before_s=site.clock.now_s())
+    if body.secret is not None:
+        _require_secret(body.secret)
+        changed = replace(changed, secret_hash=hash_secret(body.secret))
+    if body.grants is not None:
+        changed = replace(changed, grants=tuple(parse_grant(site, text) for text in body.grants))
+    if body.disabled is not None:
+        changed = replace(changed, disabled=body.disabled)
+    await site.save(changed)
+    return _view(site, changed)
+
+
+def _user_home(site: Site, body: ChangeUser) -> SiteId:
+    return site.index.home("user", site.index.named(User, body.user).user_id)
+
+
+TABLE.add(
+    Operation(
+        name="user.create",
+        verb="POST",
+        path="/v1/users",
+        body=CreateUser,
+        result=UserView,
+        action="user.write",
+        summary="Enter a user",
+        run=create_user,
+        scope=federation_scope,
+        home=anywhere,
+        status=201,
+    )
+)
+TABLE.add(
+    Operation(
+        name="user.list",
+        verb="GET",
+        path="/v1/users",
+        body=ListUsers,
+        result=list[UserView],
+        action="user.read",
+        summary="List users and their roles",
+        run=list_users,
+        scope=federation_scope,
+        home=anywhere,
+    )
+)
+TABLE.add(
+    Operation(
+        name="user.change",
+        verb="PATCH",
+        path="/v1/users/{user}",
+        body=ChangeUser,
+        result=UserView,
+        action="user.write",
+        summary="Change a user's secret, roles or state",
+        run=change_user,
+        scope=federation_scope,
+        home=_user_home,
+    )
+)

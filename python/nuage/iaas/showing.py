@@ -1,0 +1,32 @@
+"""Records as every door shows them: with home, age and revision; secrets left out."""
+
+from typing import TypeVar
+
+from nuage.iaas.index import FederationIndex
+from nuage.iaas.operations import Shown
+from nuage.iaas.site import Site
+from nuage.model.record import KIND_OF, KINDS, Noun, Record
+
+N = TypeVar("N", bound=Noun)
+
+
+def show(site: Site, value: N) -> Shown[N]:
+    """Return `value`, which is in the index, as doors show it."""
+    kind = KIND_OF[type(value)]
+    record = _record(site.index, kind, getattr(value, KINDS[kind][1]))
+    return Shown(
+        kind=kind,
+        id=record.id,
+        site=record.home,
+        age_s=round(site.age_of(record.home), 3),
+        revision=record.revision,
+        epoch=record.epoch,
+        changed_s=record.changed_s,
+        value=value,
+    )
+
+
+def _record(index: FederationIndex, kind: str, object_id: str) -> Record:
+    record = index.find(kind, object_id)
+    assert record is not None, (kind, object_id)
+    return record

@@ -1,0 +1,172 @@
+"""The ports through which use cases act: one `Site` per controller.
+
+A use case reads `site.index` (synchronous), decides, and writes through `save` and `delete`, which
+commit to the site's own catalogue and show the change at once in the index. Other sites are asked
+through `others`; nothing here knows a socket.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, TypeVar
+
+from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
+from nuage.clock import Clock
+from nuage.errors import Conflict
+from nuage.iaas.index import Change, FederationIndex
+from nuage.ids import EntropySource, NodeId, PortId, SiteId, VmId
+from nuage.model.placement import Decision, VmRequest
+from nuage.model.record import KIND_OF, KINDS, Noun, Record
+from nuage.model.vm import Vm
+from nuage.model.volume import Volume
+from nuage.quorum.port import Quorum
+
+R = TypeVar("R")
+
+
+class OtherSites(Protocol):
+    """Asks another site's controller."""
+
+    async def ask(
+        self, site_id: SiteId, method: str, body: object, result: type[R], *, timeout_s: float
+    ) -> R:
+        """Return the answer of `site_id` to `method`.
+
+        Raises:
+            SiteUnreachable: the site is cut off, or does not answer.
+            NuageError: what the other site raised.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmDraft:
+    """A new VM on its way to the site that will be elected, with what is made along with it."""
+
+    vm: Vm
+    volumes: tuple[Volume, ...]
+    port_id: PortId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivalDraft:
+    """A VM that exists and moves: the elected node shall expect it."""
+
+    vm_id: VmId
+    source_site: SiteId
+    source_node: NodeId
+    source_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartDraft:
+    """A VM whose node is gone: the elected node shall start it, under `epoch`."""
+
+    vm: Vm
+    epoch: int
+
+
+Draft: TypeAlias = VmDraft | ArrivalDraft | RestartDraft
+
+
+class Nodes(Protocol):
+    """Asks a node of this site."""
+
+    async def ask(
+        self, node_id: NodeId, method: str, body: object, result: type[R], *, timeout_s: float
+    ) -> R:
+        """Return the answer of the node's agent.
+
+        Raises:
+            Unavailable: its agent is not connected.
+        """
+        ...
+
+
+class Placer(Protocol):
+    """The Master Agent of this site."""
+
+    async def place(self, request: VmRequest, draft: Draft) -> Decision:
+        """Run steps 2 to 5 for `request`; the elected site enters `draft` in its catalogue.
+
+        Raises:
+            NoCandidate: every candidate refused; each refusal is kept.
+        """
+        ...
+
+
+Announce = Callable[[str, str, str, str], None]
+
+
+@dataclass(slots=True)
+class Site:
+    """What the use cases of one controller act through.
+
+    `announce(kind, id, what, text)` puts a line on the live event stream. `on_change` hears every
+    change of the index that this site's own writes make. `age_of` tells how many seconds ago a
+    site was last heard: 0.0 for this one, infinity for one never heard.
+    """
+
+    site_id: SiteId
+    clock: Clock
+    index: FederationIndex
+    catalogue: Catalogue
+    quorum: Quorum
+    others: OtherSites
+    nodes: Nodes
+    placer: Placer
+    announce: Announce
+    on_change: Callable[[Change], None]
+    age_of: Callable[[SiteId], float]
+    entropy: EntropySource = field(default=os.urandom)
+
+    async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
+        """Write `values` as one unit into this site's catalogue.
+
+        Raises:
+            Conflict: an object lives at another site under the same or a later epoch, was
+                changed meanwhile, or its name is taken (`unique_name`).
+        """
+        return await self.commit([self._put(value, unique_name=unique_name) for value in values])
+
+    def _put(self, value: Noun, *, unique_name: bool) -> Put:
+        kind = KIND_OF[type(value)]
+        object_id = getattr(value, KINDS[kind][1])
+        record = self.index.find(kind, object_id)
+        if record is not None and record.home != self.site_id:
+            if getattr(value, "epoch", 0) <= record.epoch:
+                raise Conflict(f"{kind} {object_id} belongs to site {record.home}")
+            record = None
+        expected = ABSENT if record is None else record.revision
+        return Put(value=value, expected=expected, unique_name=unique_name and record is None)
+
+    async def save_moving(self, *values: Noun, epoch: int) -> tuple[Record, ...]:
+        """Write what comes here from another home along with a VM, all under its `epoch`."""
+        puts = []
+        for value in values:
+            kind = KIND_OF[type(value)]
+            record = self.index.find(kind, getattr(value, KINDS[kind][1]))
+            mine = record is not None and record.home == self.site_id
+            expected = record.revision if record is not None and mine else None
+            puts.append(Put(value=value, expected=expected, epoch=epoch))
+        return await self.commit(puts)
+
+    async def delete(self, *values: Noun) -> None:
+        """Delete this site's own records of `values` as one unit."""
+        kinds = [KIND_OF[type(value)] for value in values]
+        await self.commit(
+            [
+                Delete(kind=kind, id=getattr(value, KINDS[kind][1]))
+                for kind, value in zip(kinds, values, strict=True)
+            ]
+        )
+
+    async def commit(self, changes: Sequence[Put | Delete]) -> tuple[Record, ...]:
+        """Commit several puts and deletes as one unit and show them in the index."""
+        records = await self.catalogue.write(changes)
+        for record in records:
+            self.on_change(self.index.put(record))
+        for change in changes:
+            if isinstance(change, Delete):
+                self.on_change(self.index.remove(change.kind, change.id, self.site_id))
+        return records

@@ -1,0 +1,250 @@
+"""Use cases on volumes: the disks part of the storage access service (paper §II-B)."""
+
+from dataclasses import dataclass, replace
+
+from nuage.errors import Conflict, InvalidRequest
+from nuage.iaas.building import require_quota
+from nuage.iaas.operations import Shown
+from nuage.iaas.showing import show
+from nuage.iaas.site import Site
+from nuage.ids import ImageId, SiteId, VmId, VolumeId, new_id
+from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Datacenter, Node, NodeRole
+from nuage.model.status import NodeStatus
+from nuage.model.vm import Vm
+from nuage.model.volume import ReplicaPlace, Volume, VolumeState
+from nuage.storage.places import IonodeSpace, choose_places
+from nuage.trust.permissions import Principal, Scope
+
+IQN_PREFIX = "iqn.2026-01.cloud.nuage"
+GRAIN_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVolume:
+    """Make an empty volume."""
+
+    iaas: str
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NameVolume:
+    """Name a volume of an IaaS by id or name."""
+
+    iaas: str
+    volume: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListVolumes:
+    """Ask for the volumes of an IaaS."""
+
+    iaas: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttachVolume:
+    """Give a volume to a VM; it is seen at the VM's next start."""
+
+    iaas: str
+    volume: str
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrowVolume:
+    """Make a volume larger."""
+
+    iaas: str
+    volume: str
+    size_bytes: int
+
+
+def volume_of(site: Site, iaas: str, volume: str) -> Volume:
+    """Return the volume named within an IaaS."""
+    return site.index.named(Volume, volume, site.index.iaas_named(iaas).iaas_id)
+
+
+def ionode_spaces(site: Site) -> list[IonodeSpace]:
+    """Return the federation's IO-nodes as far as this site knows them."""
+    spaces = []
+    for node in site.index.values(Node):
+        status = site.index.find_value(NodeStatus, node.node_id)
+        if NodeRole.IONODE in node.roles and status is not None:
+            spaces.append(
+                IonodeSpace(
+                    node_id=node.node_id,
+                    site_id=node.site_id,
+                    free_bytes=status.free_bytes,
+                    total_bytes=status.total_bytes,
+                    is_usable=status.connected and not node.maintenance,
+                )
+            )
+    return spaces
+
+
+def place_volume(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
+    """Choose where the copies of a volume near this site rest."""
+    return choose_places(
+        iaas.contract,
+        size_bytes=0,  # thin: space is taken as it is written; quotas bound what may be
+        near=site.site_id,
+        sites=site.index.values(Datacenter),
+        nodes=ionode_spaces(site),
+    )
+
+
+def new_volume(
+    site: Site,
+    iaas: Iaas,
+    *,
+    name: str,
+    size_bytes: int,
+    image_id: ImageId | None = None,
+    vm_id: VmId | None = None,
+) -> Volume:
+    """Return a volume that is not yet placed."""
+    volume_id = VolumeId(new_id("vol", site.entropy))
+    return Volume(
+        volume_id=volume_id,
+        iaas_id=iaas.iaas_id,
+        name=name,
+        size_bytes=-(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES,
+        ack_policy=iaas.contract.ack_policy,
+        journal=iaas.contract.journal,
+        state=VolumeState.CREATING,
+        image_id=image_id,
+        vm_id=vm_id,
+        iqn=f"{IQN_PREFIX}:{iaas.iaas_id}:{volume_id}",
+    )
+
+
+def placed(site: Site, iaas: Iaas, volume: Volume) -> Volume:
+    """Return `volume` with its copies placed and its head at the first, under epoch 1."""
+    places = place_volume(site, iaas)
+    return replace(volume, replicas=places, head=places[0].node_id, epoch=1)
+
+
+async def create_volume(site: Site, _principal: Principal, body: CreateVolume) -> Shown[Volume]:
+    """Make an empty volume near this site."""
+    iaas = site.index.iaas_named(body.iaas)
+    require_quota(site, iaas, asked=(0, 0, 0, body.size_bytes))
+    volume = placed(site, iaas, new_volume(site, iaas, name=body.name, size_bytes=body.size_bytes))
+    await site.save(volume, unique_name=True)
+    site.announce("volume", volume.volume_id, "created", f"volume {volume.name} of {iaas.name}")
+    return show(site, volume)
+
+
+async def list_volumes(site: Site, _principal: Principal, body: ListVolumes) -> list[Shown[Volume]]:
+    """Show an IaaS's volumes, by name."""
+    iaas = site.index.iaas_named(body.iaas)
+    volumes = sorted(site.index.of_iaas(Volume, iaas.iaas_id), key=lambda v: v.name)
+    return [show(site, volume) for volume in volumes]
+
+
+async def show_volume(site: Site, _principal: Principal, body: NameVolume) -> Shown[Volume]:
+    """Show one volume."""
+    return show(site, volume_of(site, body.iaas, body.volume))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyPlace:
+    """One copy of a volume and where it rests."""
+
+    node: str
+    site: SiteId
+    place: str
+    country: str
+    operator: str
+    operator_country: str
+    is_head: bool
+
+
+async def where_volume(site: Site, _principal: Principal, body: NameVolume) -> list[CopyPlace]:
+    """Say where each copy of a volume rests now, and under whose law."""
+    volume = volume_of(site, body.iaas, body.volume)
+    places = []
+    for copy in volume.replicas:
+        datacenter = site.index.value(Datacenter, copy.site_id)
+        places.append(
+            CopyPlace(
+                node=copy.node_id,
+                site=copy.site_id,
+                place=datacenter.place,
+                country=datacenter.country,
+                operator=datacenter.operator.name,
+                operator_country=datacenter.operator.country,
+                is_head=copy.node_id == volume.head,
+            )
+        )
+    return places
+
+
+async def attach_volume(site: Site, _principal: Principal, body: AttachVolume) -> Shown[Volume]:
+    """Give a free volume to a VM of the same IaaS and site."""
+    volume = volume_of(site, body.iaas, body.volume)
+    vm = site.index.named(Vm, body.vm, volume.iaas_id)
+    if volume.vm_id is not None:
+        raise Conflict(f"volume {volume.name} is attached to {volume.vm_id}")
+    if site.index.home("vm", vm.vm_id) != site.site_id:
+        raise Conflict(
+            f"{vm.name} runs at {vm.site_id}, {volume.name} has its head at {site.site_id}",
+            hint="move one to the other first",
+        )
+    attached = replace(volume, vm_id=vm.vm_id)
+    await site.save(attached, replace(vm, volumes=(*vm.volumes, volume.volume_id)))
+    return show(site, attached)
+
+
+async def detach_volume(site: Site, _principal: Principal, body: NameVolume) -> Shown[Volume]:
+    """Take a volume from its VM."""
+    volume = volume_of(site, body.iaas, body.volume)
+    if volume.vm_id is None:
+        raise Conflict(f"volume {volume.name} is not attached")
+    vm = site.index.find_value(Vm, volume.vm_id)
+    free = replace(volume, vm_id=None)
+    if vm is None:
+        await site.save(free)
+    else:
+        left = tuple(v for v in vm.volumes if v != volume.volume_id)
+        await site.save(free, replace(vm, volumes=left))
+    return show(site, free)
+
+
+async def grow_volume(site: Site, _principal: Principal, body: GrowVolume) -> Shown[Volume]:
+    """Make a volume larger; it never shrinks."""
+    volume = volume_of(site, body.iaas, body.volume)
+    if body.size_bytes <= volume.size_bytes:
+        raise InvalidRequest(
+            f"{volume.name} has {volume.size_bytes} bytes; a volume only grows", field="size_bytes"
+        )
+    iaas = site.index.value(Iaas, volume.iaas_id)
+    require_quota(site, iaas, asked=(0, 0, 0, body.size_bytes - volume.size_bytes))
+    grown = replace(volume, size_bytes=body.size_bytes)
+    await site.save(grown)
+    return show(site, grown)
+
+
+async def delete_volume(site: Site, _principal: Principal, body: NameVolume) -> None:
+    """Delete a free volume and all its copies."""
+    volume = volume_of(site, body.iaas, body.volume)
+    if volume.vm_id is not None and site.index.find_value(Vm, volume.vm_id) is not None:
+        raise Conflict(
+            f"volume {volume.name} is attached to {volume.vm_id}", hint="detach it first"
+        )
+    await site.delete(volume)
+    site.announce("volume", volume.volume_id, "deleted", f"volume {volume.name} deleted")
+
+
+def volume_home(site: Site, body: NameVolume | AttachVolume | GrowVolume) -> SiteId:
+    """Let the site of the volume's head answer."""
+    return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
+
+
+def volume_scope(
+    site: Site, body: CreateVolume | ListVolumes | NameVolume | AttachVolume | GrowVolume
+) -> Scope | None:
+    """Ask for the role on the IaaS named."""
+    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)

@@ -1,0 +1,244 @@
+"""Records → what each node shall do. Pure: the same index gives the same wish.
+
+A V-node is told of the VMs whose record names it, and of those on their way to it. An IO-node is
+told of the copies and heads that volumes of any site name it for; a site commands its own nodes
+only, so a copy in another site appears there as soon as the feed has brought the volume's record.
+"""
+
+import hashlib
+import hmac
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nuage.iaas.epochs import next_local, next_owner
+from nuage.iaas.index import FederationIndex
+from nuage.ids import IaasId, NodeId, VmId, VolumeId
+from nuage.model.contract import CutOffRule, QosClass
+from nuage.model.desired import (
+    ChapWish,
+    DaemonWish,
+    DiskWish,
+    HeadWish,
+    IncomingMigration,
+    IonodeWish,
+    OutgoingMigration,
+    PortWish,
+    ReplicaPeer,
+    ReplicaWish,
+    VmWish,
+    VnodeWish,
+)
+from nuage.model.iaas import Iaas
+from nuage.model.image import Image
+from nuage.model.network import Port, Segment
+from nuage.model.status import Migration, NodeStatus
+from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.model.volume import Volume, VolumeState
+
+CHAP_SECRET_CHARS = 32  # hexadecimal; RFC 7143 §12.1.4 asks for 96 bits or more
+
+
+@dataclass(frozen=True, slots=True)
+class WishContext:
+    """What wishes need beside the records.
+
+    `storage_key` is shared by the federation's controllers; CHAP secrets derive from it, so that
+    they never travel in a feed. `may_switch` says whether the quorum has given a migrating VM to
+    its target.
+    """
+
+    index: FederationIndex
+    storage_key: bytes
+    lease_until_s: Callable[[], float]
+    may_switch: Callable[[VmId], bool]
+
+
+def chap_user(volume_id: VolumeId, epoch: int) -> str:
+    """Return the initiator name of a volume under one epoch of the VM that uses it."""
+    return f"{volume_id}.{epoch}"
+
+
+def chap_secret(storage_key: bytes, user: str) -> str:
+    """Derive the CHAP secret of an initiator name (HMAC-SHA-256, cut to 128 bits)."""
+    digest = hmac.new(storage_key, f"chap:{user}".encode(), hashlib.sha256)
+    return digest.hexdigest()[:CHAP_SECRET_CHARS]
+
+
+def vnode_wish(context: WishContext, node_id: NodeId, revision: int) -> VnodeWish:
+    """Return all that the V-node `node_id` shall run."""
+    index = context.index
+    arriving = {m.vm_id: m for m in index.on_node(Migration, node_id) if m.target_node == node_id}
+    wishes = []
+    for vm in index.on_node(Vm, node_id):
+        if vm.vm_id not in arriving and vm.state is not VmState.DELETED:
+            wish = _vm_wish(context, vm)
+            if wish is not None:
+                wishes.append(_with_departure(context, vm, wish))
+    for migration in arriving.values():
+        vm_moving = index.find_value(Vm, migration.vm_id)
+        if vm_moving is None:
+            continue
+        wish = _vm_wish(context, replace(vm_moving, epoch=migration.target_epoch))
+        if wish is None:
+            continue
+        incoming = IncomingMigration(
+            source_node_id=migration.source_node, source_epoch=migration.source_epoch
+        )
+        wishes.append(replace(wish, incoming=incoming))
+    return VnodeWish(revision=revision, vms=tuple(wishes))
+
+
+def _with_departure(context: WishContext, vm: Vm, wish: VmWish) -> VmWish:
+    if vm.migrating_to is None:
+        return wish
+    migration = context.index.find_value(Migration, vm.vm_id)
+    if migration is None or migration.failure or not migration.address:
+        return wish
+    outgoing = OutgoingMigration(
+        target_node_id=migration.target_node,
+        address=migration.address,
+        may_switch=context.may_switch(vm.vm_id),
+    )
+    return replace(wish, outgoing=outgoing)
+
+
+def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
+    """Return the wish for `vm`, or None while one of its volumes is not ready."""
+    index = context.index
+    iaas = index.find_value(Iaas, vm.iaas_id)
+    if iaas is None:
+        return None
+    disks = []
+    for volume_id in vm.volumes:
+        volume = index.find_value(Volume, volume_id)
+        if vm.wish is PowerWish.DELETED and (volume is None or not volume.portal):
+            continue
+        if volume is None or volume.state is not VolumeState.READY or not volume.portal:
+            return None
+        user = chap_user(volume_id, vm.epoch)
+        disks.append(
+            DiskWish(
+                volume_id=volume_id,
+                portal=volume.portal,
+                iqn=volume.iqn,
+                chap_user=user,
+                chap_secret=chap_secret(context.storage_key, user),
+                epoch=volume.epoch,
+                size_bytes=volume.size_bytes,
+            )
+        )
+    fails_over = iaas.contract.cut_off is CutOffRule.FAIL_OVER
+    return VmWish(
+        vm_id=vm.vm_id,
+        iaas_id=vm.iaas_id,
+        name=vm.name,
+        shape=vm.shape,
+        wish=vm.wish,
+        epoch=vm.epoch,
+        disks=tuple(disks),
+        ports=_port_wishes(index, vm),
+        user_data=vm.user_data,
+        ssh_keys=vm.ssh_keys,
+        reboot_count=vm.reboot_count,
+        qos_class=iaas.contract.qos_class,
+        lease_until_s=context.lease_until_s() if fails_over else 0.0,
+    )
+
+
+def _port_wishes(index: FederationIndex, vm: Vm) -> tuple[PortWish, ...]:
+    wishes = []
+    for port_id in vm.ports:
+        port = index.find_value(Port, port_id)
+        segment = None if port is None else index.find_value(Segment, port.segment_id)
+        if port is None or segment is None:
+            continue
+        wishes.append(
+            PortWish(
+                port_id=port_id,
+                segment_id=segment.segment_id,
+                label=segment.label,
+                mac=port.mac,
+                addresses=port.addresses,
+                gateway=segment.gateway,
+                mtu_bytes=segment.mtu_bytes,
+            )
+        )
+    return tuple(wishes)
+
+
+def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeWish:
+    """Return all that the IO-node `node_id` shall keep and serve."""
+    index = context.index
+    replicas: dict[IaasId, list[ReplicaWish]] = defaultdict(list)
+    heads: dict[IaasId, list[HeadWish]] = defaultdict(list)
+    for volume in index.on_node(Volume, node_id):
+        if volume.state is VolumeState.DELETING:
+            continue
+        if any(place.node_id == node_id for place in volume.replicas):
+            replicas[volume.iaas_id].append(
+                ReplicaWish(
+                    volume_id=volume.volume_id,
+                    iaas_id=volume.iaas_id,
+                    size_bytes=volume.size_bytes,
+                    journal=volume.journal,
+                )
+            )
+        if volume.head == node_id:
+            head = _head_wish(context, volume)
+            if head is not None:
+                heads[volume.iaas_id].append(head)
+    daemons = []
+    for iaas_id in sorted({*replicas, *heads}):
+        iaas = index.find_value(Iaas, iaas_id)
+        if iaas is not None:
+            daemons.append(
+                DaemonWish(
+                    iaas_id=iaas_id,
+                    label=iaas.label,
+                    replicas=tuple(replicas[iaas_id]),
+                    heads=tuple(heads[iaas_id]),
+                )
+            )
+    return IonodeWish(revision=revision, daemons=tuple(daemons))
+
+
+def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
+    """Return the wish for a head, or None while another copy's daemon has no known address."""
+    index = context.index
+    peers = []
+    for place in volume.replicas:
+        if place.node_id == volume.head:
+            continue
+        status = index.find_value(NodeStatus, place.node_id)
+        address = "" if status is None else status.replica_addresses.get(volume.iaas_id, "")
+        if not address:
+            return None
+        peers.append(ReplicaPeer(node_id=place.node_id, site_id=place.site_id, address=address))
+    iaas = index.find_value(Iaas, volume.iaas_id)
+    image = None if volume.image_id is None else index.find_value(Image, volume.image_id)
+    return HeadWish(
+        volume_id=volume.volume_id,
+        iaas_id=volume.iaas_id,
+        epoch=volume.epoch,
+        policy=volume.ack_policy,
+        replicas=tuple(peers),
+        iqn=volume.iqn,
+        chap=_initiators(context, volume),
+        image_sha256="" if image is None else image.sha256,
+        qos_class=QosClass.SILVER if iaas is None else iaas.contract.qos_class,
+    )
+
+
+def _initiators(context: WishContext, volume: Volume) -> tuple[ChapWish, ...]:
+    """Return who may log in: the VM's epoch, and during a migration those that may follow."""
+    vm = None if volume.vm_id is None else context.index.find_value(Vm, volume.vm_id)
+    if vm is None:
+        return ()
+    epochs = [vm.epoch]
+    if vm.state is VmState.MIGRATING:
+        epochs += [next_local(vm.epoch), next_owner(vm.epoch)]
+    users = [chap_user(volume.volume_id, epoch) for epoch in epochs]
+    return tuple(
+        ChapWish(user=user, secret=chap_secret(context.storage_key, user)) for user in users
+    )

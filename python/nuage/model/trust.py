@@ -1,0 +1,19 @@
+"""What a site publishes about itself for the others to believe it."""
+
+from dataclasses import dataclass
+
+from nuage.ids import SiteId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteTrust:
+    """A site's authority, signing keys and revocations; travels with the feeds.
+
+    Every part is signed from the federation's root down, so it does not matter who brings it.
+    """
+
+    site_id: SiteId
+    authority_pem: str
+    signers_pem: str
+    revocations_pem: str
+    root_revocations_pem: str = ""

@@ -1,0 +1,89 @@
+"""Which IO-nodes keep the copies of a volume. Pure: values in, places out.
+
+The contract decides (`model.contract.refusal_of_site`); among the nodes it allows, the head goes
+near the VM and the other copies first to other sites, the nearest first, so that a synchronous
+copy costs the least round trip; then to the node with the most free space.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import asin, cos, radians, sin, sqrt
+
+from nuage.errors import NoCandidate
+from nuage.ids import NodeId, SiteId
+from nuage.model.contract import Contract, refusal_of_site
+from nuage.model.infrastructure import Datacenter
+from nuage.model.volume import ReplicaPlace
+
+EARTH_RADIUS_KM = 6371.0
+FREE_SHARE_MIN = 0.05  # of a disk, kept for seals, epochs and compaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IonodeSpace:
+    """An IO-node that may take a copy."""
+
+    node_id: NodeId
+    site_id: SiteId
+    free_bytes: int
+    total_bytes: int
+    is_usable: bool = True
+
+
+def distance_km(one: Datacenter, other: Datacenter) -> float:
+    """Return the great-circle distance between two sites."""
+    lat1, lat2 = radians(one.latitude_deg), radians(other.latitude_deg)
+    half_lat = (lat2 - lat1) / 2
+    half_lon = radians(other.longitude_deg - one.longitude_deg) / 2
+    chord = sin(half_lat) ** 2 + cos(lat1) * cos(lat2) * sin(half_lon) ** 2
+    return 2 * EARTH_RADIUS_KM * asin(sqrt(chord))
+
+
+def choose_places(
+    contract: Contract,
+    *,
+    size_bytes: int,
+    near: SiteId,
+    sites: Iterable[Datacenter],
+    nodes: Sequence[IonodeSpace],
+) -> tuple[ReplicaPlace, ...]:
+    """Return the places of a new volume's copies, the head's first.
+
+    Raises:
+        NoCandidate: no set of nodes meets the contract; each refusal is kept.
+    """
+    by_site = {site.site_id: site for site in sites}
+    home = by_site[near]
+    refusals: list[tuple[str, str, str]] = []
+    able: list[IonodeSpace] = []
+    for node in sorted(nodes, key=lambda n: n.node_id):
+        refusal = refusal_of_site(contract, by_site[node.site_id])
+        if refusal is not None:
+            refusals.append((node.node_id, refusal.rule, refusal.reason))
+        elif not node.is_usable:
+            refusals.append((node.node_id, "not-connected", "the node does not answer its site"))
+        elif node.free_bytes - size_bytes < node.total_bytes * FREE_SHARE_MIN:
+            refusals.append((node.node_id, "space", f"{node.free_bytes} bytes are free"))
+        else:
+            able.append(node)
+
+    def order(node: IonodeSpace) -> tuple[float, int, str]:
+        return (distance_km(home, by_site[node.site_id]), -node.free_bytes, node.node_id)
+
+    able.sort(key=order)
+    chosen: list[IonodeSpace] = []
+    for node in able:  # one copy in each of the nearest sites
+        if len(chosen) < contract.copy_sites and all(c.site_id != node.site_id for c in chosen):
+            chosen.append(node)
+    for node in able:  # the rest on further nodes, near first
+        if len(chosen) < contract.copies and node not in chosen:
+            chosen.append(node)
+    site_count = len({node.site_id for node in chosen})
+    if len(chosen) < contract.copies or site_count < contract.copy_sites:
+        raise NoCandidate(
+            f"{contract.copies} copies in {contract.copy_sites} sites asked; "
+            f"{len(able)} IO-nodes in {len({n.site_id for n in able})} sites can take one",
+            refusals=refusals,
+            hint="free space, heal a site, or change the contract",
+        )
+    return tuple(ReplicaPlace(node_id=node.node_id, site_id=node.site_id) for node in chosen)
