@@ -1,0 +1,251 @@
+"""One guest under QEMU: its folder, its process, its monitor.
+
+The folder holds ``guest.json`` (what was started, with the process's mark and no secret), the
+monitor's and the console's sockets, the console's log and QEMU's own complaints. From it alone
+a restarted agent finds the guest again.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nuage.errors import CorruptData, NuageError, Unavailable
+from nuage.ids import IaasId, VmId, VolumeId
+from nuage.model.vm import VmShape
+from nuage.vnode import process
+from nuage.vnode.arguments import guest_uuid
+from nuage.vnode.console import ConsoleLog
+from nuage.vnode.hypervisor import (
+    Disk,
+    FileDisk,
+    GuestSeen,
+    IscsiDisk,
+    MigrationSeen,
+    MigrationStatus,
+    NbdDisk,
+    RunState,
+)
+from nuage.vnode.qmp import Event, Json, QmpClient
+
+ADOPT_TIMEOUT_S: Final = 3.0  # a living QEMU greets in ms; a held monitor never does
+COMPLAINT_CHARS_MAX: Final = 400
+
+_RUN_STATES: Final = {
+    "running": RunState.RUNNING,
+    "paused": RunState.PAUSED,
+    "prelaunch": RunState.PAUSED,
+    "io-error": RunState.IO_ERROR,
+    "inmigrate": RunState.INCOMING,
+    "finish-migrate": RunState.SWITCHING,
+    "postmigrate": RunState.HANDED_OVER,
+    "shutdown": RunState.SHUT_DOWN,
+    "suspended": RunState.RUNNING,
+}
+_MIGRATION_STATES: Final = {
+    "setup": MigrationStatus.ACTIVE,
+    "active": MigrationStatus.ACTIVE,
+    "wait-unplug": MigrationStatus.ACTIVE,
+    "cancelling": MigrationStatus.ACTIVE,
+    "pre-switchover": MigrationStatus.SWITCHING,
+    "device": MigrationStatus.DEVICE,
+    "completed": MigrationStatus.COMPLETED,
+    "failed": MigrationStatus.FAILED,
+    "cancelled": MigrationStatus.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDisk:
+    """A disk as written to guest.json: which volume, reached how; secrets left out."""
+
+    iscsi: IscsiDisk | None = None
+    nbd: NbdDisk | None = None
+    file: FileDisk | None = None
+
+    def disk(self) -> Disk | None:
+        """Return the one that is set."""
+        return self.iscsi or self.nbd or self.file
+
+
+def stored(disk: Disk | None) -> StoredDisk:
+    """Return `disk` for guest.json, without its secret."""
+    match disk:
+        case None:
+            return StoredDisk()
+        case IscsiDisk():
+            return StoredDisk(iscsi=replace(disk, chap_secret=""))
+        case NbdDisk():
+            return StoredDisk(nbd=disk)
+        case FileDisk():
+            return StoredDisk(file=disk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRecord:
+    """What guest.json keeps. `generations` count how often a slot's way was replaced."""
+
+    vm_id: VmId
+    iaas_id: IaasId
+    shape: VmShape
+    mark: process.ProcessMark | None
+    disks: tuple[StoredDisk, ...]
+    generations: tuple[int, ...]
+    incoming_address: str = ""
+    ended: bool = False  # asked to end, or switched itself off; else a missing process crashed
+    console_base_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Guest:
+    """A guest this node has. `client` is None while its monitor is not connected."""
+
+    folder: Path
+    record: GuestRecord
+    changed: Callable[[VmId], None]
+    client: QmpClient | None = None
+    console: ConsoleLog = field(init=False)
+    failure: str = ""
+    last_migration: MigrationSeen = field(default_factory=MigrationSeen)
+    unplugged: Callable[[str], None] = field(default=lambda _device: None)
+
+    def __post_init__(self) -> None:
+        log = self.folder / "console.log"
+        self.console = ConsoleLog(log, base_bytes=self.record.console_base_bytes)
+
+    @classmethod
+    def load(cls, folder: Path, changed: Callable[[VmId], None]) -> "Guest":
+        """Read a guest's folder.
+
+        Raises:
+            CorruptData: guest.json does not parse.
+        """
+        path = folder / "guest.json"
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=GuestRecord)
+        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise CorruptData(f"{path} does not parse: {error}", where=str(path)) from error
+        return cls(folder, record, changed)
+
+    def save(self, record: GuestRecord) -> None:
+        """Keep `record` on disk, then in memory."""
+        path = self.folder / "guest.json"
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        self.record = record
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the guest's process runs."""
+        return self.record.mark is not None and process.is_alive(self.record.mark)
+
+    async def connect(self, timeout_s: float) -> QmpClient:
+        """Connect the monitor and make sure that it is this guest's.
+
+        Raises:
+            Unavailable: no QEMU answers, or another one does.
+        """
+        client = QmpClient(self._take_event)
+        await client.connect(self.folder / "qmp.sock", timeout_s=timeout_s)
+        match await client.execute("query-uuid"):
+            case {"UUID": str(found)} if found == guest_uuid(self.record.vm_id):
+                self.client = client
+            case other:
+                await client.close()
+                raise Unavailable(f"the monitor in {self.folder} is another guest's: {other!r}")
+        return client
+
+    def _take_event(self, event: Event) -> None:
+        if event.name == "DEVICE_DELETED" and isinstance(device := event.data.get("device"), str):
+            self.unplugged(device)
+        self.changed(self.record.vm_id)
+
+    async def execute(self, name: str, arguments: Mapping[str, Json] | None = None) -> Json:
+        """Run a monitor command, connecting again when the connection was lost."""
+        client = self.client
+        if client is None or client.closed.is_set():
+            if not self.alive:
+                raise Unavailable(f"{self.record.vm_id} does not run", hint="start it first")
+            client = await self.connect(ADOPT_TIMEOUT_S)
+        return await client.execute(name, arguments)
+
+    def complaint(self) -> str:
+        """Return the last lines that QEMU wrote to its log."""
+        path = self.folder / "qemu.log"
+        if not path.exists():
+            return ""
+        return path.read_text(errors="replace").strip()[-COMPLAINT_CHARS_MAX:]
+
+    async def observe(self) -> GuestSeen:
+        """Return what the guest does now; never raises for a guest that is gone or mute."""
+        state = RunState.SHUT_DOWN if self.record.ended else RunState.GONE
+        migration = self.last_migration
+        failure = self.failure
+        if self.alive:
+            try:
+                state, failure = await self._run_state()
+                migration = await self._migration()
+            except NuageError as error:
+                state = RunState.PAUSED if self.alive else RunState.GONE
+                failure = error.message
+        if state is RunState.GONE:
+            failure = failure or self.complaint() or "QEMU ended"
+        disks = tuple(entry.disk() for entry in self.record.disks)
+        return GuestSeen(
+            vm_id=self.record.vm_id,
+            state=state,
+            shape=self.record.shape,
+            volumes=tuple(VolumeId("") if d is None else d.volume_id for d in disks),
+            disks=disks,
+            incoming_address=self.record.incoming_address,
+            migration=migration,
+            failure=failure,
+            cpu_seconds=process.cpu_seconds(self.record.mark.pid) if self.record.mark else 0.0,
+            console_bytes=self.console.total_bytes(),
+        )
+
+    async def _run_state(self) -> tuple[RunState, str]:
+        match await self.execute("query-status"):
+            case {"status": str(status)}:
+                state = _RUN_STATES.get(status, RunState.PAUSED)
+                known = status in _RUN_STATES
+                return state, "" if known else f"QEMU says {status}"
+            case other:
+                raise Unavailable(f"QEMU answered {other!r} to query-status")
+
+    async def _migration(self) -> MigrationSeen:
+        answer = await self.execute("query-migrate")
+        if isinstance(answer, Mapping) and not self.record.incoming_address:
+            self.last_migration = _parse_migration(answer)
+        return self.last_migration
+
+
+def _number(value: Json) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _parse_migration(answer: Mapping[str, Json]) -> MigrationSeen:
+    ram = answer.get("ram")
+    counted = ram if isinstance(ram, Mapping) else {}
+    transferred, remaining = _number(counted.get("transferred")), _number(counted.get("remaining"))
+    seen = _MIGRATION_STATES.get(str(answer.get("status")), MigrationStatus.NONE)
+    whole = transferred + remaining
+    failure = answer.get("error-desc")
+    return MigrationSeen(
+        status=seen,
+        progress=1.0
+        if seen is MigrationStatus.COMPLETED
+        else transferred / whole
+        if whole
+        else 0.0,
+        transferred_bytes=int(transferred),
+        downtime_ms=_number(answer.get("downtime")),
+        failure=failure if isinstance(failure, str) else "",
+    )

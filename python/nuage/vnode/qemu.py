@@ -1,0 +1,424 @@
+"""The QEMU driver of the hypervisor port (tested with QEMU 7.2).
+
+Each guest's QEMU runs in a session of its own and outlives the agent. It gets its sockets and taps
+as open descriptors, its secrets from files that are removed once read, a seccomp sandbox, and,
+where `run_as` names one, a user without rights. Sites' storage does the fencing; this driver only
+keeps the promise that a guest it reports SHUT_DOWN or GONE has no process.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from nuage.errors import Conflict, CorruptData, NotFound, NuageError, Unavailable
+from nuage.ids import VmId
+from nuage.vnode import process
+from nuage.vnode.arguments import (
+    DISKS_MAX,
+    Launch,
+    command_line,
+    disk_device,
+    disk_node,
+    disk_options,
+    secret_id,
+    transport_node,
+    transport_options,
+)
+from nuage.vnode.cgroup import CgroupTree
+from nuage.vnode.guest import ADOPT_TIMEOUT_S, Guest, GuestRecord, StoredDisk, stored
+from nuage.vnode.hypervisor import (
+    Disk,
+    GuestSeen,
+    GuestSpec,
+    IscsiDisk,
+    MigrationLimits,
+    MigrationSeen,
+    RunState,
+)
+from nuage.vnode.qmp import Json, QmpError
+from nuage.vnode.tap import open_tap
+
+START_TIMEOUT_S: Final = 30.0  # QEMU opens its iSCSI disks before it greets
+QUIT_TIMEOUT_S: Final = 2.0
+KILL_TIMEOUT_S: Final = 10.0  # SIGKILL waits for disk requests inside the kernel at most
+BANDWIDTH_UNBOUNDED: Final = 1 << 40
+MIGRATION_CAPABILITIES: Final = ("events", "pause-before-switchover", "auto-converge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuOptions:
+    """How this node runs QEMU. `tls_dir` holds ca-cert.pem, server-*.pem, client-*.pem."""
+
+    root: Path
+    accelerator: str
+    owner: tuple[int, int] | None = None
+    cgroup_root: Path | None = None
+    tls_dir: Path | None = None
+
+
+class QemuHypervisor:
+    """Guests under QEMU in the folders ``<root>/<vm id>``."""
+
+    def __init__(self, options: QemuOptions) -> None:
+        self._options = options
+        self._cgroups = CgroupTree(options.cgroup_root)
+        self._guests: dict[VmId, Guest] = {}
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._listeners: list[Callable[[VmId], None]] = []
+        self._chores: set[asyncio.Task[None]] = set()
+
+    @property
+    def accelerator(self) -> str:
+        """Return ``kvm`` or ``tcg``."""
+        return self._options.accelerator
+
+    @property
+    def migration_is_encrypted(self) -> bool:
+        """Tell whether guests' memory travels inside TLS."""
+        return self._options.tls_dir is not None
+
+    def subscribe(self, changed: Callable[[VmId], None]) -> None:
+        """Call `changed` whenever a guest's state may have changed."""
+        self._listeners.append(changed)
+
+    def _changed(self, vm_id: VmId) -> None:
+        for listener in self._listeners:
+            listener(vm_id)
+
+    async def open(self) -> None:
+        """Find the guests that an earlier agent left running."""
+        self._options.root.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self._options.root.glob("*/guest.json")):
+            try:
+                guest = Guest.load(path.parent, self._changed)
+            except CorruptData:
+                continue  # left as it is: `nuage` can list the folder, nobody deletes it
+            self._take(guest)
+            if guest.alive:
+                with contextlib.suppress(NuageError):
+                    await guest.connect(ADOPT_TIMEOUT_S)
+
+    def _take(self, guest: Guest) -> None:
+        self._guests[guest.record.vm_id] = guest
+        guest.unplugged = lambda device: self._later(self._finish_detach(guest, device))
+
+    def _later(self, chore: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    def _require(self, vm_id: VmId) -> Guest:
+        guest = self._guests.get(vm_id)
+        if guest is None:
+            raise NotFound("guest", vm_id)
+        return guest
+
+    async def seen(self) -> tuple[GuestSeen, ...]:
+        """Return every guest this node has, running or not, by id."""
+        result = []
+        for vm_id in sorted(self._guests):
+            guest = self._guests[vm_id]
+            seen = await guest.observe()
+            if seen.state is RunState.SHUT_DOWN and guest.alive:
+                await self._end(guest, politely=True)
+            self._reap()
+            if guest.console.rotate():
+                guest.save(replace(guest.record, console_base_bytes=guest.console.base_bytes))
+            result.append(seen)
+        return tuple(result)
+
+    def _reap(self) -> None:
+        for pid in [pid for pid, child in self._children.items() if child.poll() is not None]:
+            del self._children[pid]
+
+    async def start(self, spec: GuestSpec) -> None:
+        """Start a guest; Conflict when it runs already, Unavailable when QEMU gives up."""
+        await self._start(spec, incoming=False)
+
+    async def start_incoming(self, spec: GuestSpec, listen_host: str) -> None:
+        """Start a guest that waits for its memory on a free port of `listen_host`."""
+        guest = await self._start(spec, incoming=True)
+        try:
+            await self._set_migration(guest, MigrationLimits(), endpoint="server")
+            host = f"[{listen_host}]" if ":" in listen_host else listen_host
+            await guest.execute("migrate-incoming", {"uri": f"tcp:{host}:0"})
+            match await guest.execute("query-migrate"):
+                case {"socket-address": [{"port": str(port)}, *_]}:
+                    guest.save(replace(guest.record, incoming_address=f"{host}:{port}"))
+                case other:
+                    raise Unavailable(f"QEMU does not tell where it listens: {other!r}")
+        except NuageError:
+            await self.kill(spec.vm_id)
+            raise
+        self._changed(spec.vm_id)
+
+    async def _start(self, spec: GuestSpec, *, incoming: bool) -> Guest:
+        known = self._guests.get(spec.vm_id)
+        if known is not None and known.alive:
+            raise Conflict(f"{spec.vm_id} runs already on this node")
+        folder = self._options.root / spec.vm_id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "qemu.log").unlink(missing_ok=True)
+        _write_private(folder / "seed.iso", spec.seed)
+        secret_files = {}
+        for slot, disk in enumerate(spec.disks):
+            if isinstance(disk, IscsiDisk) and disk.chap_secret:
+                secret_files[slot] = f"secret{slot}"
+                _write_private(folder / secret_files[slot], disk.chap_secret.encode())
+        guest = Guest(
+            folder,
+            GuestRecord(
+                vm_id=spec.vm_id,
+                iaas_id=spec.iaas_id,
+                shape=spec.shape,
+                mark=None,
+                disks=tuple(stored(disk) for disk in spec.disks),
+                generations=tuple(0 for _ in spec.disks),
+                console_base_bytes=known.console.base_bytes if known else 0,
+            ),
+            self._changed,
+        )
+        self._take(guest)
+        try:
+            await self._launch(guest, spec, secret_files, incoming=incoming)
+        finally:
+            for name in secret_files.values():
+                (folder / name).unlink(missing_ok=True)
+        return guest
+
+    async def _launch(
+        self, guest: Guest, spec: GuestSpec, secret_files: dict[int, str], *, incoming: bool
+    ) -> None:
+        folder, owner = guest.folder, self._options.owner
+        taps: dict[str, int] = {}
+        qmp = process.listen_unix(folder / "qmp.sock", owner)
+        console = process.listen_unix(folder / "console.sock", owner)
+        try:
+            for nic in spec.nics:
+                if nic.tap:
+                    taps[nic.port_id] = open_tap(nic.tap)
+            if owner is not None:
+                for path in (folder, *folder.iterdir()):
+                    os.chown(path, *owner)
+            launch = Launch(
+                accelerator=self.accelerator, qmp_fd=qmp.fileno(), console_fd=console.fileno(),
+                tap_fds=taps, secret_files=secret_files, incoming=incoming,
+            )  # fmt: skip
+            child = process.launch(
+                command_line(spec, launch), folder=folder, log=folder / "qemu.log", owner=owner,
+                pass_fds=(qmp.fileno(), console.fileno(), *taps.values()),
+            )  # fmt: skip
+        except OSError as error:
+            raise Unavailable(f"{spec.vm_id} cannot be started: {error}") from error
+        finally:
+            qmp.close()
+            console.close()
+            for fd in taps.values():
+                os.close(fd)
+        self._children[child.pid] = child
+        guest.save(replace(guest.record, mark=process.mark_of(child.pid)))
+        self._cgroups.place(spec.vm_id, child.pid, spec.qos_class, spec.shape.memory_mib)
+        try:
+            await guest.connect(START_TIMEOUT_S)
+        except NuageError as error:
+            await self._end(guest, politely=False)
+            told = guest.complaint() or error.message
+            guest.save(replace(guest.record, ended=False))
+            raise Unavailable(f"QEMU would not start {spec.vm_id}: {told}") from error
+
+    async def press_power(self, vm_id: VmId) -> None:
+        """Press the power button: the guest may switch itself off."""
+        await self._require(vm_id).execute("system_powerdown")
+
+    async def kill(self, vm_id: VmId) -> None:
+        """End the guest now, as a loss of power would."""
+        await self._end(self._require(vm_id), politely=False)
+        self._changed(vm_id)
+
+    async def _end(self, guest: Guest, *, politely: bool) -> None:
+        """End a guest's process and note that it was meant."""
+        guest.save(replace(guest.record, ended=True))
+        mark = guest.record.mark
+        if mark is not None and process.is_alive(mark):
+            if politely:
+                with contextlib.suppress(NuageError):
+                    await guest.execute("quit")
+            if not (politely and await process.wait_gone(mark, QUIT_TIMEOUT_S)):
+                process.kill(mark)
+                if not await process.wait_gone(mark, KILL_TIMEOUT_S):
+                    raise Unavailable(f"QEMU of {guest.record.vm_id} does not die", retry_after_s=5)
+        self._reap()
+        if guest.client is not None:
+            await guest.client.close()
+            guest.client = None
+        self._cgroups.remove(guest.record.vm_id)
+
+    async def forget(self, vm_id: VmId) -> None:
+        """Remove what is left of a guest that is not running."""
+        guest = self._require(vm_id)
+        if guest.alive:
+            raise Conflict(f"{vm_id} still runs", hint="stop it first")
+        del self._guests[vm_id]
+        shutil.rmtree(guest.folder)
+
+    async def pause(self, vm_id: VmId) -> None:
+        """Stop the guest's CPUs."""
+        await self._require(vm_id).execute("stop")
+
+    async def resume(self, vm_id: VmId) -> None:
+        """Let the CPUs go on, after a pause, a lost disk, or a hand-over taken back."""
+        await self._require(vm_id).execute("cont")
+
+    async def attach_disk(self, vm_id: VmId, slot: int, disk: Disk) -> None:
+        """Plug a disk into a free slot of a running guest."""
+        guest = self._require(vm_id)
+        if not 0 <= slot < DISKS_MAX:
+            raise Conflict(f"{vm_id} has slots 0 to {DISKS_MAX - 1}, not {slot}")
+        if slot < len(guest.record.disks) and guest.record.disks[slot].disk() is not None:
+            raise Conflict(f"slot {slot} of {vm_id} is taken")
+        generation = self._generation(guest, slot) + 1
+        await self._add_transport(guest, slot, disk, generation)
+        try:
+            await guest.execute("blockdev-add", disk_options(slot, generation=generation))
+            await guest.execute("device_add", disk_device(slot, disk.volume_id))
+        except NuageError:
+            with contextlib.suppress(NuageError):
+                await guest.execute("blockdev-del", {"node-name": disk_node(slot)})
+            await self._drop_transport(guest, slot, generation)
+            raise
+        self._set_slot(guest, slot, stored(disk), generation)
+        self._changed(vm_id)
+
+    async def detach_disk(self, vm_id: VmId, slot: int) -> None:
+        """Ask the guest to let go of a disk; it is free when `seen` shows it so."""
+        try:
+            await self._require(vm_id).execute("device_del", {"id": f"dev{slot}"})
+        except QmpError as error:
+            if error.kind == "DeviceNotFound":
+                raise NotFound("disk in slot", str(slot)) from error
+            # Else it was asked before, and the guest still thinks about it.
+
+    async def repoint_disk(self, vm_id: VmId, slot: int, disk: Disk) -> None:
+        """Reach the same volume by another way, without the guest seeing it."""
+        guest = self._require(vm_id)
+        before = self._generation(guest, slot)
+        await self._add_transport(guest, slot, disk, before + 1)
+        options = disk_options(slot, generation=before + 1)
+        await guest.execute("blockdev-reopen", {"options": [options]})
+        self._set_slot(guest, slot, stored(disk), before + 1)
+        await self._drop_transport(guest, slot, before)
+
+    def _generation(self, guest: Guest, slot: int) -> int:
+        known = guest.record.generations
+        return known[slot] if slot < len(known) else 0
+
+    def _set_slot(self, guest: Guest, slot: int, disk: StoredDisk, generation: int) -> None:
+        width = max(len(guest.record.disks), slot + 1)
+        disks = [*guest.record.disks, *(StoredDisk() for _ in range(width))][:width]
+        generations = [*guest.record.generations, *(0 for _ in range(width))][:width]
+        disks[slot], generations[slot] = disk, generation
+        guest.save(replace(guest.record, disks=tuple(disks), generations=tuple(generations)))
+
+    async def _add_transport(self, guest: Guest, slot: int, disk: Disk, generation: int) -> None:
+        secret = f"{secret_id(slot)}-{generation}"
+        if isinstance(disk, IscsiDisk) and disk.chap_secret:
+            await guest.execute(
+                "object-add", {"qom-type": "secret", "id": secret, "data": disk.chap_secret}
+            )
+        options = transport_options(
+            guest.record.vm_id, slot, disk, generation=generation, secret=secret
+        )
+        await guest.execute("blockdev-add", options)
+
+    async def _drop_transport(self, guest: Guest, slot: int, generation: int) -> None:
+        with contextlib.suppress(NuageError):
+            await guest.execute("blockdev-del", {"node-name": transport_node(slot, generation)})
+        for secret in (f"{secret_id(slot)}-{generation}", secret_id(slot)):
+            with contextlib.suppress(NuageError):
+                await guest.execute("object-del", {"id": secret})
+
+    async def _finish_detach(self, guest: Guest, device: str) -> None:
+        """Close a disk's block nodes once the guest has let go of the device."""
+        if not device.startswith("dev") or not device[3:].isdecimal():
+            return
+        slot = int(device[3:])
+        with contextlib.suppress(NuageError):
+            await guest.execute("blockdev-del", {"node-name": disk_node(slot)})
+        generation = self._generation(guest, slot)
+        await self._drop_transport(guest, slot, generation)
+        self._set_slot(guest, slot, StoredDisk(), generation)
+        self._changed(guest.record.vm_id)
+
+    async def set_balloon(self, vm_id: VmId, memory_mib: int) -> None:
+        """Ask the guest to make do with `memory_mib`."""
+        guest = self._require(vm_id)
+        await guest.execute("balloon", {"value": memory_mib * 1024 * 1024})
+
+    async def migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
+        """Begin to send the guest's memory to `address`; it halts at SWITCHING."""
+        guest = self._require(vm_id)
+        guest.last_migration = MigrationSeen()
+        if guest.record.incoming_address:
+            guest.save(replace(guest.record, incoming_address=""))
+        await self._set_migration(guest, limits, endpoint="client")
+        await guest.execute("migrate", {"uri": f"tcp:{address}"})
+        self._changed(vm_id)
+
+    async def _set_migration(self, guest: Guest, limits: MigrationLimits, *, endpoint: str) -> None:
+        capabilities: list[Json] = [
+            {"capability": name, "state": True} for name in MIGRATION_CAPABILITIES
+        ]
+        await guest.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        parameters: dict[str, Json] = {
+            "downtime-limit": limits.downtime_ms_max,
+            "max-bandwidth": limits.bandwidth_bytes_per_s_max or BANDWIDTH_UNBOUNDED,
+        }
+        if self._options.tls_dir is not None:
+            credentials = f"tls-{endpoint}"
+            with contextlib.suppress(QmpError):  # made by an earlier migration of this guest
+                await guest.execute(
+                    "object-add",
+                    {"qom-type": "tls-creds-x509", "id": credentials, "endpoint": endpoint,
+                     "dir": str(self._options.tls_dir), "verify-peer": True},
+                )  # fmt: skip
+            parameters["tls-creds"] = credentials
+        await guest.execute("migrate-set-parameters", parameters)
+
+    async def migrate_continue(self, vm_id: VmId) -> None:
+        """Give leave to send the last state."""
+        await self._require(vm_id).execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def migrate_cancel(self, vm_id: VmId) -> None:
+        """Give up an outgoing migration; the guest goes on here."""
+        await self._require(vm_id).execute("migrate_cancel")
+
+    async def console_log(self, vm_id: VmId, offset_bytes: int, size_bytes_max: int) -> bytes:
+        """Return what the guest wrote on its serial console from `offset_bytes` on."""
+        return self._require(vm_id).console.read(offset_bytes, size_bytes_max)
+
+    def console_socket(self, vm_id: VmId) -> Path:
+        """Return the Unix socket of the serial console, for one client at a time."""
+        return self._require(vm_id).folder / "console.sock"
+
+    async def close(self) -> None:
+        """Let go of all guests; they run on."""
+        for chore in list(self._chores):
+            chore.cancel()
+        for guest in self._guests.values():
+            if guest.client is not None:
+                await guest.client.close()
+                guest.client = None
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Write a file that no other user can read, not even for a moment."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
