@@ -18,7 +18,6 @@ after a renewal: whoever holds a context need not be told.
 """
 
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 

@@ -1,0 +1,518 @@
+"""Offline verifier of audit logs and location ledgers. Needs this file, Python and `cryptography`.
+
+::
+
+    python verify.py audit  DIRECTORY --keys keys.json [--head SEQUENCE:HASH]
+    python verify.py ledger FILE      --keys keys.json [--node-keys nodes.json]
+
+It imports nothing of Nuage, so that an auditor can read all that it trusts. `keys.json` is
+``{"keys": [{"key_id": …, "site_id": …, "public_key": <base64>}]}``, taken from the
+federation once, on another way than the log. Formats: docs/protocols/audit.md, ledger.md.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+AUDIT_CONTEXT: Final = b"nuage/audit/1\0"
+RECEIPT_CONTEXT: Final = b"nuage/receipt/1\0"
+HEAD_CONTEXT: Final = b"nuage/ledger-head/1\0"
+GENESIS: Final = "0" * 64  # the hash before the first record
+LINE_BYTES_MAX: Final = 64 * 1024
+PROBLEMS_MAX: Final = 100  # a log with more is lost anyway
+
+Json: TypeAlias = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteKey:
+    """A public key (32 bytes, Ed25519) and the site that signs with it."""
+
+    site_id: str
+    public_key: bytes
+
+
+@dataclass(slots=True)
+class Report:
+    """What a verification found. Any entry in `problems` means: do not believe the file."""
+
+    record_count: int = 0
+    entry_count: int = 0
+    signature_count: int = 0
+    unsigned_tail_count: int = 0
+    repairs: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    head_sequence: int = 0
+    head_hash: str = GENESIS
+    site_id: str = ""
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether everything that was signed is as it was signed."""
+        return not self.problems
+
+    def found(self, problem: str) -> None:
+        """Note a problem."""
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(problem)
+
+
+# Shared with the writers ------------------------------------------------------------------
+
+
+def canonical(value: Json) -> bytes:
+    """Return the one JSON form that is hashed and signed: sorted, without spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def chain_hash(previous: str, body: bytes) -> str:
+    """Return the hash of an audit record after the record with hash `previous`."""
+    return hashlib.sha256(bytes.fromhex(previous) + body).hexdigest()
+
+
+def signature_holds(public_key: bytes, signature_b64: object, message: bytes) -> bool:
+    """Tell whether a base64 signature is of `message`."""
+    try:
+        signature = base64.b64decode(str(signature_b64), validate=True)
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return base64.b64encode(signature).decode() == signature_b64
+
+
+def seal_message(record: Json) -> bytes:
+    """Return what the signature of an audit seal covers: the record without it."""
+    return AUDIT_CONTEXT + canonical({k: v for k, v in record.items() if k != "signature"})
+
+
+def receipt_message(receipt: Json) -> bytes:
+    """Return what an IO-node signs in a receipt."""
+    return RECEIPT_CONTEXT + canonical({k: v for k, v in receipt.items() if k != "signature"})
+
+
+def head_message(head: Json) -> bytes:
+    """Return what a site signs in a tree head."""
+    return HEAD_CONTEXT + canonical({k: v for k, v in head.items() if k != "signature"})
+
+
+# Audit log --------------------------------------------------------------------------------
+
+
+def audit_segments(directory: Path) -> list[Path]:
+    """Return the log's files in order."""
+    return sorted(directory.glob("audit-*.log"))
+
+
+def verify_audit(
+    path: Path, keys: Mapping[str, SiteKey], *, head: tuple[int, str] | None = None
+) -> Report:
+    """Verify the audit log in directory `path` with the sites' public keys alone.
+
+    `head` is a (sequence, hash) that somebody else kept, for instance another site: with it
+    even a log that was cut short at a seal, or rewritten by the site itself, is detected.
+    """
+    report = Report()
+    segments = audit_segments(path)
+    if not segments:
+        report.found(f"{path}: no audit log here")
+    head_seen = head is None
+    for index, segment in enumerate(segments):
+        is_last = index == len(segments) - 1
+        for number, line in enumerate(_lines(segment), start=1):
+            where = f"{segment.name} line {number}"
+            if not _take_audit_line(report, line, keys, where=where, is_last=is_last):
+                return report  # the chain is broken: whatever follows proves nothing
+            if head is not None and (report.head_sequence, report.head_hash) == head:
+                head_seen = True
+    if not head_seen:
+        report.found(f"record {head} that somebody else has seen is not in this log")
+    if report.record_count and not report.signature_count:
+        report.found("nothing in this log is signed")
+    return report
+
+
+def _take_audit_line(
+    report: Report, line: bytes, keys: Mapping[str, SiteKey], *, where: str, is_last: bool
+) -> bool:
+    try:
+        digest, record = split_audit_line(line)
+    except ValueError as error:
+        kept = "; opening the log repairs a torn tail" if is_last else ""
+        report.found(f"{where}: {error}{kept}")
+        return False
+    kind, sequence = record.get("kind"), record.get("sequence")
+    if report.record_count == 0:
+        if kind != "open":
+            report.found(f"{where}: a log begins with an open record, not {kind!r}")
+            return False
+        previous = record.get("previous")
+        if not isinstance(sequence, int) or not _is_hash(previous):
+            report.found(f"{where}: the open record does not say what it follows")
+            return False
+        report.head_hash, report.head_sequence = str(previous), sequence - 1
+        report.site_id = str(record.get("site_id"))
+        if report.head_sequence == 0 and report.head_hash != GENESIS:
+            report.found(f"{where}: the first record has something before it")
+            return False
+    if record.get("previous") != report.head_hash or sequence != report.head_sequence + 1:
+        report.found(f"{where}: does not follow the record before it")
+        return False
+    if digest != chain_hash(report.head_hash, line[65:-1]):
+        report.found(f"{where}: its hash does not fit its content")
+        return False
+    report.head_hash, report.head_sequence = digest, report.head_sequence + 1
+    report.record_count += 1
+    return _count_audit_record(report, record, keys, where=where)
+
+
+def _count_audit_record(
+    report: Report, record: Json, keys: Mapping[str, SiteKey], *, where: str
+) -> bool:
+    kind = record["kind"]
+    if record.get("site_id") != report.site_id:
+        report.found(f"{where}: of another site")
+        return False
+    if kind == "seal":
+        key = keys.get(str(record.get("key_id")))
+        if key is None or key.site_id != report.site_id:
+            report.found(f"{where}: sealed with a key that is not {report.site_id}'s")
+            return False
+        if not signature_holds(key.public_key, record.get("signature"), seal_message(record)):
+            report.found(f"{where}: the seal's signature does not hold")
+            return False
+        report.signature_count += 1
+        report.unsigned_tail_count = 0
+        return True
+    report.unsigned_tail_count += 1
+    if kind == "entry":
+        report.entry_count += 1
+    elif kind == "repair":
+        report.repairs.append(f"{where}: {record.get('torn_bytes')} bytes of a torn tail set aside")
+    elif kind != "open":
+        report.found(f"{where}: unknown kind {kind!r}")
+        return False
+    return True
+
+
+def split_audit_line(line: bytes) -> tuple[str, Json]:
+    """Return hash and record of a line: 64 hex digits, a space, JSON, a line feed.
+
+    Raises:
+        ValueError: it is not such a line.
+    """
+    if len(line) < 67 or line[64:65] != b" " or line[-1:] != b"\n":
+        raise ValueError("not a whole record")
+    record = _parsed(line[65:-1])
+    if not isinstance(record, dict) or canonical(record) != line[65:-1]:
+        raise ValueError("not a record in canonical form")
+    return line[:64].decode("ascii"), record
+
+
+# Merkle tree (RFC 9162 §2.1) ----------------------------------------------------------------
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    """Return the hash of a leaf (RFC 9162 §2.1.1)."""
+    return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return the hash of an inner node (RFC 9162 §2.1.1)."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def verify_inclusion(
+    leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes
+) -> bool:
+    """Tell whether the leaf with hash `leaf` is at `index` of the tree (RFC 9162 §2.1.3.2)."""
+    if not 0 <= index < size:
+        return False
+    fn, sn, found = index, size - 1, leaf
+    for step in proof:
+        if sn == 0:
+            return False
+        if fn & 1 or fn == sn:
+            found = node_hash(step, found)
+            while fn and not fn & 1:
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            found = node_hash(found, step)
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and found == root
+
+
+def verify_consistency(
+    old_size: int, new_size: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes
+) -> bool:
+    """Tell whether the old tree is the beginning of the new one (RFC 9162 §2.1.4.2)."""
+    if old_size > new_size or old_size < 0:
+        return False
+    if old_size == new_size:
+        return not proof and old_root == new_root
+    if old_size == 0:
+        return not proof
+    path = list(proof)
+    if old_size & (old_size - 1) == 0:
+        path.insert(0, old_root)
+    if not path:
+        return False
+    fn, sn = old_size - 1, new_size - 1
+    while fn & 1:
+        fn, sn = fn >> 1, sn >> 1
+    old = new = path[0]
+    for step in path[1:]:
+        if sn == 0:
+            return False
+        if fn & 1 or fn == sn:
+            old, new = node_hash(step, old), node_hash(step, new)
+            while fn and not fn & 1:
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            new = node_hash(new, step)
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and old == old_root and new == new_root
+
+
+class Peaks:
+    """Root of a growing tree in logarithmic time: the complete subtrees from left to right."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._peaks: list[bytes] = []
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf's hash; equal neighbours merge as carries do in binary counting."""
+        peak, carry = leaf, self.size
+        while carry & 1:
+            peak = node_hash(self._peaks.pop(), peak)
+            carry >>= 1
+        self._peaks.append(peak)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Return the root over all leaves so far."""
+        if not self._peaks:
+            return hashlib.sha256(b"").digest()
+        root = self._peaks[-1]
+        for peak in reversed(self._peaks[:-1]):
+            root = node_hash(peak, root)
+        return root
+
+
+def tree_root(leaves: Sequence[bytes]) -> bytes:
+    """Return the root over leaf hashes (RFC 9162 §2.1.1)."""
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    level = list(leaves)
+    while len(level) > 1:
+        paired = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        if len(level) % 2:
+            paired.append(level[-1])
+        level = paired
+    return level[0]
+
+
+# Location ledger ----------------------------------------------------------------------------
+
+
+def verify_ledger(
+    path: Path,
+    keys: Mapping[str, SiteKey],
+    *,
+    node_keys: Mapping[str, SiteKey] | None = None,
+    head: tuple[int, str] | None = None,
+) -> Report:
+    """Verify a ledger's file: every signed head over the leaves before it, every receipt.
+
+    Without `node_keys` the receipts' own signatures are not checked, only that the site's
+    signed heads cover them. `head` is a (size, root) that somebody else kept.
+    """
+    report = Report()
+    peaks = Peaks()
+    head_seen = head is None or head == (0, tree_root(()).hex())
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path.name} line {number}"
+        try:
+            kind, record, body = split_ledger_line(line)
+        except ValueError as error:
+            report.found(f"{where}: {error}")
+            return report
+        report.record_count += 1
+        if kind == "leaf":
+            peaks.append(leaf_hash(body))
+            report.entry_count += 1
+            report.unsigned_tail_count += 1
+            _check_receipt(report, record, node_keys, where=where)
+            continue
+        root = peaks.root().hex()
+        if not _check_head(report, record, keys, peaks.size, root, where=where):
+            return report
+        report.signature_count += 1
+        report.unsigned_tail_count = 0
+        report.head_sequence, report.head_hash = peaks.size, root
+        head_seen = head_seen or head == (peaks.size, root)
+    if not head_seen:
+        report.found(f"head {head} that somebody else has seen is not in this ledger")
+    if report.entry_count and not report.signature_count:
+        report.found("nothing in this ledger is signed by its site")
+    return report
+
+
+def check_receipt(receipt: Json, key: SiteKey) -> bool:
+    """Tell whether a receipt was signed with a node's key, at the site that it names."""
+    return receipt.get("site_id") == key.site_id and signature_holds(
+        key.public_key, receipt.get("signature"), receipt_message(receipt)
+    )
+
+
+def _check_receipt(
+    report: Report, receipt: Json, node_keys: Mapping[str, SiteKey] | None, *, where: str
+) -> None:
+    if node_keys is None:
+        return
+    key = node_keys.get(str(receipt.get("key_id")))
+    if key is None:
+        report.found(f"{where}: signed by a node that is not known")
+    elif not check_receipt(receipt, key):
+        report.found(f"{where}: the receipt's signature does not hold")
+
+
+def _check_head(
+    report: Report,
+    record: Json,
+    keys: Mapping[str, SiteKey],
+    size: int,
+    root: str,
+    *,
+    where: str,
+) -> bool:
+    report.site_id = report.site_id or str(record.get("site_id"))
+    key = keys.get(str(record.get("key_id")))
+    if key is None or key.site_id != record.get("site_id") or key.site_id != report.site_id:
+        report.found(f"{where}: a head signed with a key that is not its site's")
+        return False
+    if (record.get("size"), record.get("root")) != (size, root):
+        report.found(f"{where}: the signed head is not that of the {size} leaves before it")
+        return False
+    if not signature_holds(key.public_key, record.get("signature"), head_message(record)):
+        report.found(f"{where}: the head's signature does not hold")
+        return False
+    return True
+
+
+def ledger_line(kind: str, record: Json) -> bytes:
+    """Return a line of a ledger: CRC-32 in 8 hex digits, kind, JSON, a line feed."""
+    body = kind.encode() + b" " + canonical(record)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def split_ledger_line(line: bytes) -> tuple[str, Json, bytes]:
+    """Return kind, record and the record's bytes of a line.
+
+    Raises:
+        ValueError: it is not a whole line, or does not fit its checksum.
+    """
+    if len(line) < 16 or line[8:9] != b" " or line[-1:] != b"\n":
+        raise ValueError("not a whole record")
+    content = line[9:-1]
+    if line[:8] != b"%08x" % zlib.crc32(content):
+        raise ValueError("does not fit its checksum")
+    kind, _, body = content.partition(b" ")
+    record = _parsed(body)
+    if kind not in {b"leaf", b"head"} or not isinstance(record, dict) or canonical(record) != body:
+        raise ValueError("not a record in canonical form")
+    return kind.decode(), record, body
+
+
+# Command line -------------------------------------------------------------------------------
+
+
+def load_keys(path: Path) -> dict[str, SiteKey]:
+    """Return the keys in a ``keys.json``."""
+    document = json.loads(path.read_text())
+    return {
+        entry["key_id"]: SiteKey(entry["site_id"], base64.b64decode(entry["public_key"]))
+        for entry in document["keys"]
+    }
+
+
+def keys_document(keys: Mapping[str, SiteKey]) -> bytes:
+    """Return the ``keys.json`` that holds `keys`."""
+    entries = [
+        {
+            "key_id": key_id,
+            "site_id": key.site_id,
+            "public_key": base64.b64encode(key.public_key).decode(),
+        }
+        for key_id, key in sorted(keys.items())
+    ]
+    return json.dumps({"keys": entries}, indent=2).encode() + b"\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Verify what the command line names; return 0 when it is sound, 1 when it is not."""
+    parser = argparse.ArgumentParser(description="Verify a Nuage audit log or location ledger.")
+    parser.add_argument("kind", choices=("audit", "ledger"))
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--keys", type=Path, required=True, help="the sites' public keys")
+    parser.add_argument("--node-keys", type=Path, help="the IO-nodes' public keys (ledger)")
+    parser.add_argument("--head", help="SEQUENCE:HASH that somebody else kept")
+    options = parser.parse_args(arguments)
+    keys = load_keys(options.keys)
+    head: tuple[int, str] | None = None
+    if options.head:
+        sequence, _, digest = options.head.partition(":")
+        head = int(sequence), digest
+    if options.kind == "audit":
+        report = verify_audit(options.path, keys, head=head)
+    else:
+        node_keys = load_keys(options.node_keys) if options.node_keys else None
+        report = verify_ledger(options.path, keys, node_keys=node_keys, head=head)
+    sys.stdout.write("\n".join(told(report)) + "\n")
+    return 0 if report.is_sound else 1
+
+
+def told(report: Report) -> Iterator[str]:
+    """Return a report in words, line by line."""
+    yield "SOUND" if report.is_sound else "NOT SOUND: do not believe this file"
+    yield f"  site            {report.site_id or '?'}"
+    yield f"  entries         {report.entry_count} in {report.record_count} records"
+    yield f"  signatures      {report.signature_count}, all of them checked"
+    yield f"  after the last  {report.unsigned_tail_count} records not signed yet"
+    yield f"  head            {report.head_sequence}:{report.head_hash}"
+    yield from (f"  repaired        {repair}" for repair in report.repairs)
+    yield from (f"  problem         {problem}" for problem in report.problems)
+
+
+def _is_hash(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while True:
+            line = file.readline(LINE_BYTES_MAX + 1)
+            if not line:
+                return
+            yield line
+
+
+if __name__ == "__main__":
+    sys.exit(main())
