@@ -14,7 +14,7 @@ from nuage.lab.redfish_service import (
     Document,
     Json,
     RedfishError,
-    Service,
+    RedfishService,
     healthy,
     link,
     text,
@@ -46,7 +46,7 @@ class BootOverride:
         self.boots_seen = 0
 
 
-def install_bmc(service: Service, rig: Rig, node: str) -> None:
+def install_bmc(service: RedfishService, rig: Rig, node: str) -> None:
     """Serve a node's hardware on `service`."""
     boot = BootOverride()
     service.root_links["Systems"] = link("/Systems")
@@ -82,7 +82,7 @@ def install_bmc(service: Service, rig: Rig, node: str) -> None:
     _install_chassis(service, rig, node)
 
 
-def _system(service: Service, rig: Rig, node: str, boot: BootOverride) -> Document:
+def _system(service: RedfishService, rig: Rig, node: str, boot: BootOverride) -> Document:
     machine, hardware = rig.machine(node), rig.nodes[node].hardware
     if boot.enabled == "Once" and machine.boots > boot.boots_seen:
         boot.enabled, boot.target = "Disabled", "None"  # used up by the boot since
@@ -141,7 +141,7 @@ def _reset(rig: Rig, node: str, body: Mapping[str, Json]) -> None:
             rig.act(node, machine.force_restart(now_s))
 
 
-def _install_chassis(service: Service, rig: Rig, node: str) -> None:
+def _install_chassis(service: RedfishService, rig: Rig, node: str) -> None:
     site = rig.nodes[node].site
     service.add_collection("/Chassis", "Chassis", lambda: ["1"])
     service.add(
@@ -190,7 +190,7 @@ def _kwh(rig: Rig, node: str) -> float:
     return round(machine.energy_joules * machine.hardware.psu_efficiency / JOULES_PER_KWH, 6)
 
 
-def _install_sensors(service: Service, rig: Rig, node: str) -> None:
+def _install_sensors(service: RedfishService, rig: Rig, node: str) -> None:
     site = rig.nodes[node].site
     service.add_collection("/Chassis/1/Sensors", "Sensor", lambda: ["Power", "Energy", "Inlet"])
 
@@ -217,7 +217,7 @@ def _install_sensors(service: Service, rig: Rig, node: str) -> None:
     )
 
 
-def reading(service: Service, value: float, kind: str, units: str) -> Document:
+def reading(service: RedfishService, value: float, kind: str, units: str) -> Document:
     """Return the body of a Sensor that was read just now."""
     electrical: Document = {} if kind == "Temperature" else {"ElectricalContext": "Total"}
     return {
@@ -231,7 +231,7 @@ def reading(service: Service, value: float, kind: str, units: str) -> Document:
     }
 
 
-def _install_older(service: Service, rig: Rig, node: str) -> None:
+def _install_older(service: RedfishService, rig: Rig, node: str) -> None:
     """Serve the resources that clients of older servers read."""
     site = rig.nodes[node].site
     service.add(

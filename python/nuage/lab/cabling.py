@@ -27,6 +27,7 @@ from nuage.model.infrastructure import NodeRole
 BURST_BYTES_MIN: Final = 128 * 1024  # two GSO packets
 BURST_SHARE_S: Final = 0.008  # tbf refills at least this often at 125 Hz and faster
 ROUTE_TABLE_OF_PROVIDER: Final = 100  # + provider number
+ROUTE_TABLE_OF_OWN_LINES: Final = 50  # what a provider delivers for another
 
 
 @dataclass(slots=True)
@@ -142,6 +143,12 @@ def wan_lines(lab: LabDescription, site_number: int, provider: int) -> list[str]
         f"addr replace {ours}/30 dev {port}",
         f"link set {port} up",
         f"route replace {at.site_subnet(lab, site_number)} via {edge} dev {port} metric 10",
+        # For another provider's traffic, from table 50: down an own line or not at all, never
+        # back to a provider, or two providers would play ping-pong with a dead site's packets.
+        f"route replace 10.{lab.number}.{240 + provider}.{4 * site_number}/30 dev {port}"
+        f" table {ROUTE_TABLE_OF_OWN_LINES}",
+        f"route replace {at.site_subnet(lab, site_number)} via {edge} dev {port}"
+        f" table {ROUTE_TABLE_OF_OWN_LINES}",
     ]
 
 
@@ -185,9 +192,12 @@ def _routes_between_providers(plan: CablePlan, lab: LabDescription, provider: in
             continue
         pair = at.peering_addresses(lab, min(provider, other), max(provider, other))
         via = pair[1] if other > provider else pair[0]
-        plan.ip_lines[namespace].append(
-            f"route replace 10.{lab.number}.{240 + other}.0/24 via {via}"
-        )
+        plan.ip_lines[namespace] += [
+            f"route replace 10.{lab.number}.{240 + other}.0/24 via {via}",
+            f"rule add iif x{other} lookup {ROUTE_TABLE_OF_OWN_LINES}"
+            f" priority {ROUTE_TABLE_OF_OWN_LINES}",
+            f"route replace unreachable default table {ROUTE_TABLE_OF_OWN_LINES}",
+        ]
         plan.ip_lines[namespace] += [
             f"route replace {at.site_subnet(lab, site_number)} via {via} metric {20 + other}"
             for site_number in range(1, len(lab.sites) + 1)
@@ -241,3 +251,10 @@ class Cut:
     other: str = ""
     provider: int = 0
     how: str = "blackhole"
+
+    def words(self) -> str:
+        """Return the cut as a person says it."""
+        lines = f"line {self.provider}" if self.provider else "all lines"
+        towards = f" to {self.other}" if self.other else ""
+        what = "dead" if self.how == "carrier" else "silently swallowing"
+        return f"{lines} of {self.site}{towards} {what}"

@@ -249,3 +249,9 @@ def check_writable(directory: Path) -> None:
         raise InvalidRequest(
             f"the state directory {directory} cannot be made: {error}", field="state_dir"
         ) from error
+
+
+def links(namespace: str) -> set[str]:
+    """Return the names of a namespace's interfaces."""
+    shown = run(["ip", "-n", namespace, "-oneline", "link", "show"])
+    return {line.split(":")[1].strip().partition("@")[0] for line in shown.splitlines()}

@@ -15,7 +15,7 @@ from nuage.lab.redfish_service import (
     Document,
     Json,
     RedfishError,
-    Service,
+    RedfishService,
     healthy,
     link,
     text,
@@ -37,7 +37,7 @@ _SENSORS: Final = "/Chassis/1/Sensors"
 class PduFace:
     """What of the PDU can be written, and where the rig's values are."""
 
-    def __init__(self, service: Service, rig: Rig, name: str) -> None:
+    def __init__(self, service: RedfishService, rig: Rig, name: str) -> None:
         self.service = service
         self.rig = rig
         self.name = name
@@ -94,7 +94,7 @@ def outlet_id(outlet: Outlet) -> str:
     return str(outlet.index)
 
 
-def install_pdu(service: Service, rig: Rig, name: str) -> None:
+def install_pdu(service: RedfishService, rig: Rig, name: str) -> None:
     """Serve a rack's PDU on `service`."""
     face = PduFace(service, rig, name)
     service.root_links["PowerEquipment"] = link("/PowerEquipment")

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from nuage.clock import Clock
 from nuage.errors import NuageError
-from nuage.lab.redfish_service import ROOT, Document, Json, RedfishError, Service
+from nuage.lab.redfish_service import ROOT, Document, Json, RedfishError, RedfishService
 from nuage.lab.rig import Fault
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -29,7 +29,7 @@ _SESSIONS: Final = f"{ROOT}/SessionService/Sessions"
 class Device:
     """A BMC or PDU at an address. `fault` and `dead` are asked at each request."""
 
-    service: Service
+    service: RedfishService
     fault: Callable[[], Fault]
     dead: Callable[[], bool]
 
@@ -81,7 +81,7 @@ class RedfishServer:
             wrong = RedfishError(400, "Base.1.18.GeneralError", error.message)
             return _json(wrong.body(), 400)
 
-    async def _dispatch(self, request: web.Request, service: Service) -> web.Response:
+    async def _dispatch(self, request: web.Request, service: RedfishService) -> web.Response:
         path = request.path.rstrip("/") or "/"
         if request.method in ("GET", "HEAD") and path in _PUBLIC:
             return _public(path, service)
@@ -105,7 +105,7 @@ class RedfishServer:
                     405, "Base.1.18.OperationNotAllowed", f"{request.method} of {path}"
                 )
 
-    def _authenticate(self, request: web.Request, service: Service) -> None:
+    def _authenticate(self, request: web.Request, service: RedfishService) -> None:
         token = request.headers.get("X-Auth-Token", "")
         if token and service.accounts.by_token(token, self._clock.monotonic_s()):
             return
@@ -113,7 +113,7 @@ class RedfishServer:
             return
         raise RedfishError(401, "Base.1.18.NoValidSession", "log in first: session or Basic")
 
-    def _log_in(self, service: Service, body: Mapping[str, Json]) -> web.Response:
+    def _log_in(self, service: RedfishService, body: Mapping[str, Json]) -> web.Response:
         user, password = body.get("UserName"), body.get("Password")
         if not (isinstance(user, str) and isinstance(password, str)):
             raise RedfishError(
@@ -126,7 +126,7 @@ class RedfishServer:
         return _json(service.get(where), 201, {"X-Auth-Token": session.token, "Location": where})
 
 
-def _public(path: str, service: Service) -> web.Response:
+def _public(path: str, service: RedfishService) -> web.Response:
     if path == "/redfish":
         return _json({"v1": f"{ROOT}/"})
     root = service.get(ROOT)
@@ -146,7 +146,7 @@ def _public(path: str, service: Service) -> web.Response:
     return _json({"@odata.context": f"{ROOT}/$metadata", "value": links})
 
 
-def _query(query: Mapping[str, str], service: Service, document: Document) -> Document:
+def _query(query: Mapping[str, str], service: RedfishService, document: Document) -> Document:
     """Apply `only` and `$expand` (one level, members of a collection)."""
     unknown = [name for name in query if name.startswith("$") and name != "$expand"]
     if unknown:

@@ -137,7 +137,7 @@ class Accounts:
                 del self.sessions[session.session_id]
 
 
-class Service:
+class RedfishService:
     """One Redfish service: resources by path, actions by path, writable properties by path."""
 
     def __init__(self, identity: Identity, accounts: Accounts, now_s: Callable[[], float]) -> None:
@@ -282,7 +282,7 @@ def text(value: Json, name: str, allowed: Sequence[str] = ()) -> str:
     return value
 
 
-def _install(service: Service) -> None:
+def _install(service: RedfishService) -> None:
     """Serve what every service has."""
     me = service.identity
     manager = link("/Managers/1")
@@ -325,7 +325,7 @@ def _install(service: Service) -> None:
     _install_services(service)
 
 
-def _install_accounts(service: Service) -> None:
+def _install_accounts(service: RedfishService) -> None:
     accounts = service.accounts
     service.add(
         "/SessionService",
@@ -392,7 +392,7 @@ def _install_accounts(service: Service) -> None:
     )  # fmt: skip
 
 
-def _install_manager(service: Service) -> None:
+def _install_manager(service: RedfishService) -> None:
     me = service.identity
 
     def manager() -> Document:
@@ -440,7 +440,7 @@ def _install_manager(service: Service) -> None:
     _install_log(service)
 
 
-def _install_network(service: Service) -> None:
+def _install_network(service: RedfishService) -> None:
     me = service.identity
     base = "/Managers/1/NetworkProtocol"
     service.add(
@@ -469,6 +469,10 @@ def _install_network(service: Service) -> None:
         "EthernetInterface.v1_12_2.EthernetInterface",
         lambda: {
             "MACAddress": me.mac,
+            "HostName": me.name,
+            "FQDN": f"{me.name}.lab",
+            "SpeedMbps": 1000,
+            "NameServers": [],
             "InterfaceEnabled": True,
             "LinkStatus": "LinkUp",
             "Status": healthy(),
@@ -484,7 +488,7 @@ def _install_network(service: Service) -> None:
     )  # fmt: skip
 
 
-def _install_log(service: Service) -> None:
+def _install_log(service: RedfishService) -> None:
     base = "/Managers/1/LogServices"
     service.add_collection(base, "LogService", lambda: ["Log"])
     service.add(
@@ -536,7 +540,7 @@ def _install_log(service: Service) -> None:
     service.families[where] = entry
 
 
-def _install_services(service: Service) -> None:
+def _install_services(service: RedfishService) -> None:
     base = "/CertificateService"
     service.add(
         base,
