@@ -40,10 +40,14 @@ class PortWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncomingMigration:
-    """The VM arrives from another node: start it waiting for its memory."""
+    """The VM arrives from another node: start it waiting for its memory.
+
+    `disk_slots` is the source's `VmReport.disk_slots`: both ends must show the same machine.
+    """
 
     source_node_id: NodeId
     source_epoch: int
+    disk_slots: tuple[VolumeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,9 @@ class OutgoingMigration:
     target_node_id: NodeId
     address: str
     may_switch: bool = False
+    downtime_ms_max: int = 100
+    bandwidth_bytes_per_s_max: int = 0  # 0: as fast as the link goes
+    attempt: int = 0  # raise it to try the same target address again after a failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +112,7 @@ class VmReport:
     downtime_ms: float = 0.0
     cpu_seconds: float = 0.0
     reboot_count: int = 0
+    disk_slots: tuple[VolumeId, ...] = ()  # "" where a slot is free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
