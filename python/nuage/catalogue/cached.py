@@ -115,7 +115,11 @@ class CachedCatalogue(ABC):
                 raise Unavailable(f"the catalogue of {self.site} is closed")
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
-            await waiter
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiters:  # cancelled before anything changed
+                    self._waiters.remove(waiter)
         return self._table.revision
 
     def _require_kept(self, revision: int) -> None:

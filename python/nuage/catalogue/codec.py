@@ -49,6 +49,11 @@ def epoch_of(value: Noun) -> int:
     return epoch
 
 
+def bears_epoch(value: Noun) -> bool:
+    """Tell whether the value carries its owner's epoch itself: it moves between sites."""
+    return hasattr(value, "epoch")
+
+
 def iaas_of(value: Noun) -> str:
     """Return the IaaS a value belongs to, "" when to none."""
     iaas_id: str | None = getattr(value, "iaas_id", None)

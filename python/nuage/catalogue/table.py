@@ -67,6 +67,11 @@ def prepare(changes: Sequence[Change]) -> Prepared:
                 kind, body = codec.kind_of(change.value), codec.encode_value(change.value)
                 epoch = codec.epoch_of(change.value) if change.epoch is None else change.epoch
                 size_bytes += len(body)
+                if codec.bears_epoch(change.value) and epoch != codec.epoch_of(change.value):
+                    raise InvalidRequest(
+                        f"{kind} bears epoch {codec.epoch_of(change.value)}, not {epoch}",
+                        field="epoch",
+                    )
                 prepared.append(PreparedPut(kind, codec.id_of(change.value), epoch, body, change))
             case Delete():
                 codec.require_kind(change.kind)
