@@ -155,11 +155,8 @@ def _take_audit_line(
         if kind != "open":
             report.found(f"{where}: a log begins with an open record, not {kind!r}")
             return False
-        previous = record.get("previous")
-        if not isinstance(sequence, int) or not _is_hash(previous):
-            report.found(f"{where}: the open record does not say what it follows")
-            return False
-        report.head_hash, report.head_sequence = str(previous), sequence - 1
+        report.head_hash = str(record["previous"])
+        report.head_sequence = int(str(sequence)) - 1
         report.site_id = str(record.get("site_id"))
         if report.head_sequence == 0 and report.head_hash != GENESIS:
             report.found(f"{where}: the first record has something before it")
@@ -215,6 +212,9 @@ def split_audit_line(line: bytes) -> tuple[str, Json]:
     record = _parsed(line[65:-1])
     if not isinstance(record, dict) or canonical(record) != line[65:-1]:
         raise ValueError("not a record in canonical form")
+    numbers = [record.get(name) for name in ("sequence", "time_ms", "tick")]
+    if not _is_hash(record.get("previous")) or any(type(n) is not int for n in numbers):
+        raise ValueError("not an audit record")
     return line[:64].decode("ascii"), record
 
 
