@@ -1,0 +1,323 @@
+"""One trunk port: its neighbour, the adjacency and its failure detection.
+
+Theory of operation (RFC 7177 with RFC 5303's three-way handshake): a port starts Down. A
+correct Hello makes it Detect; a Hello that lists us makes it Two-Way; when an MTU probe of the
+campus size has come back (or the test is off) it is Report, and only then in the LSP and in
+the forwarding tables. BFD starts at Two-Way. Three things end an adjacency: silence for the
+holding time, BFD going Down after it was Up, loss of carrier. All reset the handshake.
+
+Fault model: the peer may send anything. A second system on the trunk is refused while the
+first lives (trunks are point to point), a Hello that contradicts itself changes nothing.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import Final
+
+from nuage.network.bfd import BfdPacket, BfdSession, BfdState, BfdTimers
+from nuage.network.forwarding import NICKNAME_UNKNOWN, Nickname, PortNumber
+from nuage.network.isis_pdu import Hello
+from nuage.network.isis_tlv import (
+    AREA_TRILL,
+    NLPID_TRILL,
+    AreaAddresses,
+    PortCapability,
+    PortTrillVersion,
+    ProtocolsSupported,
+    SpecialVlans,
+    SystemId,
+    ThreeWay,
+    ThreeWayState,
+    find_one,
+)
+from nuage.network.wire import MalformedFrame
+
+HELLO_INTERVAL_S: Final = 1.0
+HOLDING_S: Final = 3
+MTU_PROBE_INTERVAL_S: Final = 0.3
+MTU_PROBE_TRIES_MAX: Final = 3  # RFC 7177 §5: then the link is held not to carry that size
+MTU_RETRY_S: Final = 10.0  # and is asked again, somebody may have repaired it
+BFD_TIMERS: Final = BfdTimers()
+METRIC_MAX: Final = 0xFFFFFE  # RFC 5305 §3: the largest that still counts
+
+
+def metric_of(bits_per_second: int) -> int:
+    """Return the link metric RFC 6325 §4.2.1.1 recommends: 20,000,000,000,000 over the speed."""
+    return max(1, min(METRIC_MAX, 20_000_000_000_000 // max(bits_per_second, 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """A trunk port as configured. `mtu_bytes`: what the link carries after its Ethernet header."""
+
+    port: PortNumber
+    mac: bytes
+    metric: int = metric_of(10_000_000_000)
+    mtu_bytes: int = 1390
+    test_mtu: bool = True
+    bfd: BfdTimers | None = BFD_TIMERS
+
+
+class AdjacencyState(Enum):
+    """States of RFC 7177 §3."""
+
+    DOWN = "down"
+    DETECT = "detect"
+    TWO_WAY = "two-way"
+    REPORT = "report"
+
+
+# RFC 5303 §3.2.3: (our three-way state, the state received) -> our new state.
+THREE_WAY: Final = {
+    (ThreeWayState.DOWN, ThreeWayState.DOWN): ThreeWayState.INITIALIZING,
+    (ThreeWayState.DOWN, ThreeWayState.INITIALIZING): ThreeWayState.UP,
+    (ThreeWayState.DOWN, ThreeWayState.UP): ThreeWayState.DOWN,
+    (ThreeWayState.INITIALIZING, ThreeWayState.DOWN): ThreeWayState.INITIALIZING,
+    (ThreeWayState.INITIALIZING, ThreeWayState.INITIALIZING): ThreeWayState.UP,
+    (ThreeWayState.INITIALIZING, ThreeWayState.UP): ThreeWayState.UP,
+    (ThreeWayState.UP, ThreeWayState.DOWN): ThreeWayState.INITIALIZING,
+    (ThreeWayState.UP, ThreeWayState.INITIALIZING): ThreeWayState.UP,
+    (ThreeWayState.UP, ThreeWayState.UP): ThreeWayState.UP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdjacencyChange:
+    """The adjacency of a port moved from one state to another, and why."""
+
+    port: PortNumber
+    before: AdjacencyState
+    after: AdjacencyState
+    neighbour: SystemId | None
+    reason: str
+
+
+class Circuit:
+    """The adjacency machine of one trunk."""
+
+    def __init__(self, trunk: Trunk, system_id: SystemId, prng: Random, now_s: float) -> None:
+        self.trunk = trunk
+        self.state = AdjacencyState.DOWN
+        self.neighbour: SystemId | None = None
+        self.neighbour_mac = b""
+        self.neighbour_port = 0
+        self.neighbour_nickname = NICKNAME_UNKNOWN
+        self.carrier = True
+        self.mtu_tested_bytes: int | None = None
+        self.bfd: BfdSession | None = None
+        self._bfd_was_up = False
+        self._system_id = system_id
+        self._prng = prng
+        self._three_way = ThreeWayState.DOWN
+        self._neighbour_circuit = 0
+        self._hold_until_s = 0.0
+        self._next_hello_s = now_s
+        self._probe_count = 0
+        self._next_probe_s: float | None = None
+        self._probe_id = b""
+
+    # ---- events ----
+
+    def hello(self, hello: Hello, smac: bytes, now_s: float) -> AdjacencyChange | None:
+        """Take a Hello that is authentic.
+
+        Raises:
+            MalformedFrame: it is not one of TRILL, contradicts itself, or comes from a second
+                system; nothing changed.
+        """
+        three_way, special = self._judge(hello, smac)
+        if not self.carrier:
+            return None
+        before = self.state
+        received = three_way.state
+        if self.neighbour is None:
+            self._three_way = ThreeWayState.DOWN
+            self._next_hello_s = now_s  # answer at once: a handshake takes two round trips
+        self.neighbour, self.neighbour_mac = hello.source, smac
+        self.neighbour_port, self.neighbour_nickname = special.port, special.nickname
+        self._neighbour_circuit = three_way.circuit
+        self._hold_until_s = now_s + hello.holding_s
+        if three_way.neighbour is None:
+            received = ThreeWayState.DOWN  # it has not heard us, whatever it says
+        new = THREE_WAY[(self._three_way, received)]
+        if new != self._three_way or received != ThreeWayState.UP:
+            self._next_hello_s = min(self._next_hello_s, now_s + 0.02)
+        self._three_way = new
+        self._follow_three_way(now_s)
+        return self._change(before, "hello")
+
+    def _judge(self, hello: Hello, smac: bytes) -> tuple[ThreeWay, SpecialVlans]:
+        areas = find_one(hello.tlvs, AreaAddresses)
+        protocols = find_one(hello.tlvs, ProtocolsSupported)
+        three_way = find_one(hello.tlvs, ThreeWay)
+        capability = find_one(hello.tlvs, PortCapability)
+        if areas is None or AREA_TRILL not in areas.areas:
+            raise MalformedFrame("hello_area")
+        if protocols is None or NLPID_TRILL not in protocols.nlpids:
+            raise MalformedFrame("hello_protocol")
+        special = find_one(capability.subs, SpecialVlans) if capability else None
+        if special is None:
+            raise MalformedFrame("hello_port_capability")
+        if three_way is None or three_way.state > ThreeWayState.DOWN:
+            raise MalformedFrame("hello_three_way")
+        if hello.source == self._system_id:
+            raise MalformedFrame("hello_own", "the trunk leads back to ourselves")
+        if not hello.circuit_type & 1 or hello.holding_s == 0:
+            raise MalformedFrame("hello_field")
+        mine = (self._system_id, self.trunk.port)
+        if three_way.neighbour not in (None, self._system_id) or (
+            three_way.neighbour and (three_way.neighbour, three_way.neighbour_circuit) != mine
+        ):
+            raise MalformedFrame("hello_other", "the neighbour sees somebody else")
+        if self.neighbour is not None and (self.neighbour, self.neighbour_mac) != (
+            hello.source,
+            smac,
+        ):
+            raise MalformedFrame("hello_second", "a second RBridge on a point-to-point trunk")
+        return three_way, special
+
+    def _follow_three_way(self, now_s: float) -> None:
+        if self._three_way != ThreeWayState.UP:
+            self.state = AdjacencyState.DETECT
+            self._stop_tests()
+            return
+        if self.state in (AdjacencyState.DOWN, AdjacencyState.DETECT):
+            self.state = AdjacencyState.TWO_WAY
+            if self.trunk.bfd is not None:
+                discriminator = self._prng.randrange(1, 1 << 32)
+                self.bfd = BfdSession(discriminator, self.trunk.bfd, self._prng, now_s)
+            if self.trunk.test_mtu:
+                self._probe_count, self._next_probe_s = 0, now_s
+            else:
+                self.state = AdjacencyState.REPORT
+
+    def bfd_packet(
+        self, packet: BfdPacket, now_s: float
+    ) -> tuple[list[BfdPacket], AdjacencyChange | None]:
+        """Take a BFD packet; return the answers and what became of the adjacency."""
+        if self.bfd is None:
+            return [], None
+        answers = self.bfd.receive(packet, now_s)
+        return answers, self._follow_bfd(now_s)
+
+    def _follow_bfd(self, now_s: float) -> AdjacencyChange | None:
+        if self.bfd is None:
+            return None
+        if self.bfd.state is BfdState.UP:
+            self._bfd_was_up = True
+        elif self._bfd_was_up:
+            return self.reset(f"bfd {self.bfd.diag.name.lower()}", now_s)
+        return None
+
+    def mtu_ack(self, probe_id: bytes, size_bytes: int) -> AdjacencyChange | None:
+        """Take an acknowledgement of an MTU probe."""
+        if self.state is not AdjacencyState.TWO_WAY or probe_id != self._probe_id:
+            return None
+        self.mtu_tested_bytes = size_bytes
+        self._next_probe_s = None
+        before, self.state = self.state, AdjacencyState.REPORT
+        return self._change(before, "mtu tested")
+
+    def carrier_change(self, *, up: bool, now_s: float) -> AdjacencyChange | None:
+        """Take a change of carrier."""
+        self.carrier = up
+        self._next_hello_s = now_s
+        return None if up else self.reset("carrier lost", now_s)
+
+    def reset(self, reason: str, now_s: float) -> AdjacencyChange | None:
+        """Forget the neighbour."""
+        before = self.state
+        was = self.neighbour
+        self.state = AdjacencyState.DOWN
+        self.neighbour, self.neighbour_mac, self._neighbour_circuit = None, b"", 0
+        self.neighbour_nickname = NICKNAME_UNKNOWN
+        self._three_way = ThreeWayState.DOWN
+        self._next_hello_s = now_s
+        self._stop_tests()
+        change = self._change(before, reason)
+        if change is None:
+            return None
+        return AdjacencyChange(change.port, change.before, change.after, was, reason)
+
+    def _stop_tests(self) -> None:
+        self.bfd = None
+        self._bfd_was_up = False
+        self._next_probe_s = None
+        self.mtu_tested_bytes = None
+
+    def _change(self, before: AdjacencyState, reason: str) -> AdjacencyChange | None:
+        if before is self.state:
+            return None
+        return AdjacencyChange(self.trunk.port, before, self.state, self.neighbour, reason)
+
+    # ---- time ----
+
+    def next_deadline_s(self) -> float:
+        """Return when `tick` has something to do."""
+        if not self.carrier:
+            return float("inf")
+        deadline = self._next_hello_s
+        if self.neighbour is not None:
+            deadline = min(deadline, self._hold_until_s)
+        if self.bfd is not None:
+            deadline = min(deadline, self.bfd.next_deadline_s())
+        if self._next_probe_s is not None:
+            deadline = min(deadline, self._next_probe_s)
+        return deadline
+
+    def expire(self, now_s: float) -> tuple[list[BfdPacket], AdjacencyChange | None]:
+        """Let time pass for BFD and the holding timer."""
+        packets: list[BfdPacket] = []
+        if self.bfd is not None:
+            packets = self.bfd.tick(now_s)
+            change = self._follow_bfd(now_s)
+            if change is not None:
+                return packets, change
+        if self.neighbour is not None and now_s >= self._hold_until_s:
+            return packets, self.reset("holding time over", now_s)
+        return packets, None
+
+    def hello_due(self, now_s: float) -> bool:
+        """Tell whether a Hello is to be sent now, and count it as sent."""
+        if not self.carrier or now_s < self._next_hello_s:
+            return False
+        self._next_hello_s = now_s + HELLO_INTERVAL_S * self._prng.uniform(0.8, 1.0)
+        return True
+
+    def probe_due(self, now_s: float) -> bytes | None:
+        """Return the id of an MTU probe to be sent now."""
+        if self._next_probe_s is None or now_s < self._next_probe_s:
+            return None
+        self._probe_count += 1
+        failed = self._probe_count % MTU_PROBE_TRIES_MAX == 0
+        self._next_probe_s = now_s + (MTU_RETRY_S if failed else MTU_PROBE_INTERVAL_S)
+        self._probe_id = self._prng.randbytes(6)
+        return self._probe_id
+
+    @property
+    def mtu_failed(self) -> bool:
+        """Tell whether all probes so far went unanswered."""
+        return self._probe_count >= MTU_PROBE_TRIES_MAX and self._next_probe_s is not None
+
+    # ---- what we say ----
+
+    def hello_pdu(self, nickname: Nickname) -> Hello:
+        """Return the Hello that tells our state."""
+        heard = self.neighbour is not None
+        return Hello(
+            source=self._system_id,
+            holding_s=HOLDING_S,
+            circuit_id=self.trunk.port & 0xFF,
+            tlvs=(
+                AreaAddresses(),
+                ProtocolsSupported(),
+                ThreeWay(
+                    self._three_way,
+                    self.trunk.port,
+                    self.neighbour,
+                    self._neighbour_circuit if heard else None,
+                ),
+                PortCapability((SpecialVlans(self.trunk.port, nickname), PortTrillVersion())),
+            ),
+        )

@@ -1,0 +1,163 @@
+"""What goes into the RBridge machine and what comes out of it."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from nuage.network.circuit import Trunk
+from nuage.network.forwarding import ForwardingDelta, Label, Nickname, PortNumber
+
+# ---- in ----
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """A control frame came in on a trunk: IS-IS, or a TRILL frame with an RBridge Channel."""
+
+    port: PortNumber
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkAdded:
+    """A trunk is there; an equal port number replaces the old one."""
+
+    trunk: Trunk
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkRemoved:
+    """A trunk is no more."""
+
+    port: PortNumber
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierChanged:
+    """The link of a trunk went down or came up."""
+
+    port: PortNumber
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsChanged:
+    """The segments that have a port here, all of them."""
+
+    labels: frozenset[Label]
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadChanged:
+    """Ask the campus to route around us (maintenance), or no longer."""
+
+    overload: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """We go for good: withdraw what we said. A mere restart does not send this."""
+
+
+FabricInput: TypeAlias = (
+    FrameReceived
+    | TrunkAdded
+    | TrunkRemoved
+    | CarrierChanged
+    | LabelsChanged
+    | OverloadChanged
+    | Leaving
+)
+
+# ---- out ----
+
+
+@dataclass(frozen=True, slots=True)
+class SendFrame:
+    """Send these bytes on a port."""
+
+    port: PortNumber
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyForwarding:
+    """Change the forwarding plane."""
+
+    delta: ForwardingDelta
+
+
+@dataclass(frozen=True, slots=True)
+class RememberNickname:
+    """Write the nickname to disk; give it back as `NicknameWish.remembered` after a restart."""
+
+    nickname: Nickname
+
+
+class FabricNews(Enum):
+    """What is worth a line in the log, and a counter."""
+
+    ADJACENCY_UP = "adjacency_up"
+    ADJACENCY_DOWN = "adjacency_down"
+    AUTHENTICATION_FAILED = "authentication_failed"
+    MALFORMED = "malformed"
+    NEIGHBOUR_FLOODING = "neighbour_flooding"
+    NICKNAME_CHANGED = "nickname_changed"
+    MTU_TOO_SMALL = "mtu_too_small"
+    ROUTES_CHANGED = "routes_changed"
+    SECOND_NEIGHBOUR = "second_neighbour"
+    LSP_OVERFLOW = "lsp_overflow"
+
+
+@dataclass(frozen=True, slots=True)
+class FabricLog:
+    """Something happened; `detail` is for people, `news` for machines."""
+
+    news: FabricNews
+    port: PortNumber
+    detail: str
+
+
+FabricEffect: TypeAlias = SendFrame | ApplyForwarding | RememberNickname | FabricLog
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourView:
+    """A trunk as `nuage fabric show` prints it."""
+
+    port: PortNumber
+    state: str
+    system_id: str
+    nickname: Nickname
+    hostname: str
+    bfd: str
+    mtu_bytes: int | None
+    metric: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A RBridge of the campus as `nuage fabric show` prints it."""
+
+    system_id: str
+    hostname: str
+    nicknames: tuple[Nickname, ...]
+    reachable: bool
+    distance: int | None
+    tree_parent: str
+    overload: bool
+    label_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FabricView:
+    """The campus as one RBridge sees it."""
+
+    system_id: str
+    nickname: Nickname
+    tree: Nickname
+    tree_root: str
+    neighbours: tuple[NeighbourView, ...]
+    nodes: tuple[NodeView, ...]
+    lsp_count: int
+    counters: dict[str, int]

@@ -1,0 +1,399 @@
+"""What the control plane tells a forwarding plane, as values: the contract between the two.
+
+Not a data path: `software_plane` is one (tests, simulation, the slow path of `runner`), the
+eBPF plane is another. A plane holds one table per class below; each entry names its own key.
+A `ForwardingDelta` first removes, then sets, and is to be applied whole.
+
+Invariants:
+    Ports are numbered 1 … 65535 by the owner of the RBridge machine (the kernel plane maps
+    them to interface indexes). A MAC is six bytes. A label is 1 … 0xFFFFFE (RFC 7172), also
+    the LISP instance-ID of the same tenant. A nickname is 1 … 0xFFBF.
+    Directory entries (`MacEntry`) outrank what the plane learns (RFC 8171).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final, NewType, Protocol, TypeAlias
+
+Nickname = NewType("Nickname", int)
+Label = NewType("Label", int)
+PortNumber = NewType("PortNumber", int)
+
+NICKNAME_UNKNOWN: Final = Nickname(0)
+NICKNAME_MAX: Final = Nickname(0xFFBF)
+NICKNAME_ANY: Final = Nickname(0xFFC0)  # Any-RBridge, RFC 7180 §2: one hop, never forwarded
+PORT_NONE: Final = PortNumber(0)
+LABEL_MAX: Final = Label(0xFFFFFE)
+ECMP_MAX: Final = 8  # next hops kept per nickname; fixed-size value in the kernel's map
+
+
+class PortRole(Enum):
+    """What a port leads to."""
+
+    TRUNK = "trunk"  # exactly one other RBridge
+    ACCESS = "access"  # a VM's tap or a gateway; must not reach a second RBridge
+
+
+class Drop(Enum):
+    """Why a frame was not forwarded. The value is the counter's name, the order its index."""
+
+    SHORT = "short"
+    VERSION = "version"
+    OUTER_DESTINATION = "outer_destination"
+    NO_ADJACENCY = "no_adjacency"
+    OPTIONS = "options"
+    INGRESS = "ingress"
+    OWN_INGRESS = "own_ingress"
+    HOP_COUNT = "hop_count"
+    NO_ROUTE = "no_route"
+    UNKNOWN_TREE = "unknown_tree"
+    NOT_TREE_PORT = "not_tree_port"
+    RPF = "rpf"
+    INNER = "inner"
+    LABEL = "label"
+    NO_PORT = "no_port"
+    SPOOFED = "spoofed"
+    RATE = "rate"
+    BRIDGE_CONTROL = "bridge_control"
+    NATIVE = "native"
+    NO_NICKNAME = "no_nickname"
+    NO_MAPPING = "no_mapping"
+    LISP = "lisp"
+    POLICY = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where to send, and under which outer addresses."""
+
+    port: PortNumber
+    dmac: bytes
+    smac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SelfEntry:
+    """Who we are: one entry. `tree` is the root whose tree we use as ingress (0: none yet)."""
+
+    nickname: Nickname
+    tree: Nickname
+
+    @property
+    def key(self) -> tuple[()]:
+        """There is one."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class PortEntry:
+    """A port the plane serves. `label` is the segment of an access port, 0 on a trunk.
+
+    `mac` is the RBridge's own address on a trunk, and the guest's on an access port. A
+    `guarded` access port may send from `mac` and its `GuardEntry` addresses only; a `filtered`
+    one takes and sends only what a `PolicyEntry` or an open flow allows. `rate_bits_per_s`
+    limits each direction of an access port (0: no limit).
+    """
+
+    port: PortNumber
+    role: PortRole
+    mac: bytes
+    label: Label = Label(0)
+    mtu_bytes: int = 1500
+    guarded: bool = False
+    filtered: bool = False
+    rate_bits_per_s: int = 0
+
+    @property
+    def key(self) -> int:
+        """The port."""
+        return self.port
+
+
+@dataclass(frozen=True, slots=True)
+class AdjacencyEntry:
+    """The neighbour on a trunk, in state Report: TRILL data is taken from this sender only."""
+
+    port: PortNumber
+    mac: bytes
+
+    @property
+    def key(self) -> int:
+        """The port: a trunk has one neighbour."""
+        return self.port
+
+
+@dataclass(frozen=True, slots=True)
+class FibEntry:
+    """Shortest paths to an egress nickname: all of equal cost, ordered by port, ≤ ECMP_MAX."""
+
+    nickname: Nickname
+    next_hops: tuple[NextHop, ...]
+
+    @property
+    def key(self) -> int:
+        """The egress nickname."""
+        return self.nickname
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEntry:
+    """A distribution tree as seen here: the trunk ports that are part of it."""
+
+    tree: Nickname
+    ports: tuple[PortNumber, ...]
+
+    @property
+    def key(self) -> int:
+        """The root's nickname."""
+        return self.tree
+
+
+@dataclass(frozen=True, slots=True)
+class RpfEntry:
+    """The only port on which frames of `ingress` may come over `tree`."""
+
+    tree: Nickname
+    ingress: Nickname
+    port: PortNumber
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tree and ingress."""
+        return (self.tree, self.ingress)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneEntry:
+    """The ports of `tree` behind which somebody has `label`; label 0: who wants every label.
+
+    A frame goes to the ports of its label's entry and of label 0's. No entry: no port.
+    """
+
+    tree: Nickname
+    label: Label
+    ports: tuple[PortNumber, ...]
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tree and label."""
+        return (self.tree, self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class FloodEntry:
+    """The local access ports of a segment: who gets its multi-destination frames here."""
+
+    label: Label
+    ports: tuple[PortNumber, ...]
+
+    @property
+    def key(self) -> int:
+        """The label."""
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class MacEntry:
+    """A directory entry: where a station is. Exactly one of `nickname` and `port` is not zero."""
+
+    label: Label
+    mac: bytes
+    nickname: Nickname = NICKNAME_UNKNOWN
+    port: PortNumber = PortNumber(0)
+
+    @property
+    def key(self) -> tuple[int, bytes]:
+        """Label and MAC."""
+        return (self.label, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardEntry:
+    """A source address that a guarded access port may use."""
+
+    port: PortNumber
+    address: IPv4Address | IPv6Address
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Port and address."""
+        return (self.port, str(self.address))
+
+
+class Direction(Enum):
+    """Of a flow, as the guest sees it."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    """Something a filtered port allows; answers to what is allowed come back by themselves.
+
+    `protocol` 0 is any; `remote` None is any address of both families; the port range is the
+    destination's (TCP, UDP) or ICMP's type, 0 … 65535 for any.
+    """
+
+    port: PortNumber
+    index: int
+    direction: Direction
+    protocol: int = 0
+    remote: IPv4Network | IPv6Network | None = None
+    first: int = 0
+    last: int = 65535
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Port and the rule's index on it."""
+        return (self.port, self.index)
+
+
+class MapAction(Enum):
+    """What a map-cache entry without locators says (RFC 9301 §5.4, ACT)."""
+
+    NO_ACTION = 0
+    NATIVELY_FORWARD = 1
+    SEND_MAP_REQUEST = 2
+    DROP = 3
+    DROP_POLICY = 4
+    DROP_AUTHENTICATION = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Rloc:
+    """A locator of the map-cache: underlay address, priority (lower first), weight."""
+
+    address: str
+    priority: int = 1
+    weight: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class MapCacheEntry:
+    """Where packets to an EID prefix go: longest prefix wins; only best-priority RLOCs listed."""
+
+    instance_id: int
+    prefix: IPv4Network | IPv6Network
+    rlocs: tuple[Rloc, ...]
+    action: MapAction = MapAction.NO_ACTION
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Instance and prefix."""
+        return (self.instance_id, str(self.prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class EidEntry:
+    """An EID prefix that is here: decapsulated packets to it leave by `port` to `mac`.
+
+    `forward_to` is set for a few seconds after a move away: stragglers go on to that RLOC.
+    """
+
+    instance_id: int
+    prefix: IPv4Network | IPv6Network
+    port: PortNumber
+    mac: bytes
+    forward_to: str = ""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Instance and prefix."""
+        return (self.instance_id, str(self.prefix))
+
+
+Entry: TypeAlias = (
+    SelfEntry
+    | PortEntry
+    | AdjacencyEntry
+    | FibEntry
+    | TreeEntry
+    | RpfEntry
+    | PruneEntry
+    | FloodEntry
+    | MacEntry
+    | GuardEntry
+    | PolicyEntry
+    | MapCacheEntry
+    | EidEntry
+)
+EntryKey: TypeAlias = tuple[type[Entry], object]
+
+
+def key_of(entry: Entry) -> EntryKey:
+    """Return what identifies `entry` among all tables."""
+    return (type(entry), entry.key)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardingDelta:
+    """A change of the tables: `removed` (the entries as they were), then `set` (the new ones)."""
+
+    set: tuple[Entry, ...] = ()
+    removed: tuple[Entry, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.removed)
+
+
+def delta_between(old: Mapping[EntryKey, Entry], new: Mapping[EntryKey, Entry]) -> ForwardingDelta:
+    """Return the change that turns `old` into `new`."""
+    return ForwardingDelta(
+        set=tuple(entry for key, entry in new.items() if old.get(key) != entry),
+        removed=tuple(entry for key, entry in old.items() if key not in new),
+    )
+
+
+def table(entries: Iterable[Entry]) -> dict[EntryKey, Entry]:
+    """Return `entries` by key; of two with one key the later wins."""
+    return {key_of(entry): entry for entry in entries}
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedMac:
+    """What a plane learned from frames: a station, and the ingress or port it was seen at."""
+
+    label: Label
+    mac: bytes
+    nickname: Nickname
+    port: PortNumber
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneCounters:
+    """Sums since the plane was loaded. `drops` has every cause, zeros included."""
+
+    ingress_frames: int = 0
+    transit_frames: int = 0
+    egress_frames: int = 0
+    flooded_frames: int = 0
+    drops: Mapping[Drop, int] = field(default_factory=dict)
+
+
+class ForwardingPlane(Protocol):
+    """Something that forwards frames by the tables above.
+
+    Implementations: `software_plane.SoftwarePlane` and the eBPF plane. One contract suite
+    (tests/contract/network) runs on each.
+    """
+
+    def apply(self, delta: ForwardingDelta) -> None:
+        """Change the tables. A later entry of the same key replaces the earlier one.
+
+        Raises:
+            Unavailable: the plane could not take it (kernel map full); nothing is half-applied
+                within one entry, and applying the same delta again is safe.
+        """
+        ...
+
+    def counters(self) -> PlaneCounters:
+        """Return the sums since loading."""
+        ...
+
+    def learned(self) -> tuple[LearnedMac, ...]:
+        """Return what was learned and has not aged out; directory entries are not listed."""
+        ...

@@ -1,0 +1,159 @@
+"""What a guest's frame says: addresses, protocol, ports. For flows, guards and answers.
+
+Only looks; a frame that does not parse as what its Ethertype promises is `MalformedFrame`.
+IPv4 options are stepped over; of IPv6 extension headers hop-by-hop, routing and destination
+options are; a fragment but the first has no ports and says so with protocol only.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+from zlib import crc32
+
+from nuage.network.wire import MalformedFrame, Reader
+
+ETHERTYPE_IPV4: Final = 0x0800
+ETHERTYPE_ARP: Final = 0x0806
+ETHERTYPE_IPV6: Final = 0x86DD
+PROTOCOL_ICMP: Final = 1
+PROTOCOL_TCP: Final = 6
+PROTOCOL_UDP: Final = 17
+PROTOCOL_ICMPV6: Final = 58
+ND_SOLICITATION: Final = 135
+ND_ADVERTISEMENT: Final = 136
+ND_ROUTER_ADVERTISEMENT: Final = 134
+ND_REDIRECT: Final = 137
+DHCP_SERVER_PORT: Final = 67
+DHCP_CLIENT_PORT: Final = 68
+DHCPV6_SERVER_PORT: Final = 547
+_IPV6_EXTENSIONS: Final = (0, 43, 60)  # hop-by-hop, routing, destination options
+_IPV6_FRAGMENT: Final = 44
+_EXTENSIONS_MAX: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class IpFlow:
+    """One direction of a flow. For ICMP `source_port` is the type, `destination_port` the id."""
+
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+    protocol: int
+    source_port: int
+    destination_port: int
+    fragment: bool = False
+
+
+def parse_flow(frame: bytes) -> IpFlow | None:
+    """Return the flow of an Ethernet frame, None when it is not IP.
+
+    Raises:
+        MalformedFrame: it says IP and is not.
+    """
+    reader = Reader(frame)
+    reader.take(12)
+    ethertype = reader.u16()
+    if ethertype == ETHERTYPE_IPV4:
+        return _ipv4(reader)
+    if ethertype == ETHERTYPE_IPV6:
+        return _ipv6(reader)
+    return None
+
+
+def _ipv4(reader: Reader) -> IpFlow:
+    first = reader.u8()
+    header_bytes = (first & 0xF) * 4
+    if first >> 4 != 4 or header_bytes < 20:
+        raise MalformedFrame("ipv4_header")
+    reader.take(5)
+    fragment_offset = reader.u16() & 0x1FFF
+    reader.u8()
+    protocol = reader.u8()
+    reader.u16()
+    source, destination = IPv4Address(reader.take(4)), IPv4Address(reader.take(4))
+    reader.take(header_bytes - 20)
+    if fragment_offset:
+        return IpFlow(source, destination, protocol, 0, 0, fragment=True)
+    return IpFlow(source, destination, protocol, *_ports(reader, protocol))
+
+
+def _ipv6(reader: Reader) -> IpFlow:
+    if reader.u32() >> 28 != 6:
+        raise MalformedFrame("ipv6_header")
+    reader.u16()
+    following = reader.u8()
+    reader.u8()
+    source, destination = IPv6Address(reader.take(16)), IPv6Address(reader.take(16))
+    for _ in range(_EXTENSIONS_MAX):
+        if following in _IPV6_EXTENSIONS:
+            following, length = reader.u8(), reader.u8()
+            reader.take(length * 8 + 6)
+        elif following == _IPV6_FRAGMENT:
+            following = reader.u8()
+            reader.u8()
+            offset = reader.u16() >> 3
+            reader.u32()
+            if offset:
+                return IpFlow(source, destination, following, 0, 0, fragment=True)
+        else:
+            return IpFlow(source, destination, following, *_ports(reader, following))
+    raise MalformedFrame("ipv6_extensions")
+
+
+def _ports(reader: Reader, protocol: int) -> tuple[int, int]:
+    if protocol in (PROTOCOL_TCP, PROTOCOL_UDP):
+        return reader.u16(), reader.u16()
+    if protocol in (PROTOCOL_ICMP, PROTOCOL_ICMPV6):
+        kind = reader.u8()
+        reader.take(3)
+        return kind, reader.u16() if reader.remaining >= 2 else 0
+    return 0, 0
+
+
+def flow_hash(frame: bytes, label: int) -> int:
+    """Return what spreads flows over equal paths: the same for every frame of one flow."""
+    try:
+        flow = parse_flow(frame)
+    except MalformedFrame:
+        flow = None
+    if flow is None:
+        return crc32(frame[:12], label)
+    ports = (flow.source_port << 16 | flow.destination_port).to_bytes(4, "big")
+    if flow.protocol not in (PROTOCOL_TCP, PROTOCOL_UDP):
+        ports = b""
+    return crc32(flow.source.packed + flow.destination.packed + ports, label)
+
+
+def is_for_control(frame: bytes) -> bool:
+    """Tell whether a guest's frame is answered by us instead of forwarded: ARP, ND, DHCP."""
+    ethertype = frame[12:14]
+    if ethertype == b"\x08\x06":
+        return True
+    if ethertype not in (b"\x08\x00", b"\x86\xdd"):
+        return False
+    try:
+        flow = parse_flow(frame)
+    except MalformedFrame:
+        return False
+    if flow is None or flow.fragment:
+        return False
+    if flow.protocol == PROTOCOL_UDP and isinstance(flow.source, IPv4Address):
+        return flow.destination_port == DHCP_SERVER_PORT
+    return flow.protocol == PROTOCOL_ICMPV6 and flow.source_port in (
+        ND_SOLICITATION,
+        ND_ADVERTISEMENT,
+    )
+
+
+def is_rogue(frame: bytes) -> bool:
+    """Tell whether a guest plays router or DHCP server: never let out of a guarded port."""
+    try:
+        flow = parse_flow(frame)
+    except MalformedFrame:
+        return True
+    if flow is None:
+        return False
+    if flow.protocol == PROTOCOL_ICMPV6:
+        return flow.source_port in (ND_ROUTER_ADVERTISEMENT, ND_REDIRECT)
+    return flow.protocol == PROTOCOL_UDP and (
+        flow.source_port in (DHCP_SERVER_PORT, DHCPV6_SERVER_PORT)
+    )

@@ -1,0 +1,138 @@
+"""The LISP tables of a forwarding plane in Python: longest prefix, encapsulate, decapsulate.
+
+What it cannot forward for want of a mapping is noted in `misses` (bounded, newest kept) for
+the `Xtr` to ask about; who sent us packets for an EID is noted in `heard`, for the SMRs that
+a move away needs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Final, NamedTuple, TypeVar
+from zlib import crc32
+
+from nuage.network.forwarding import Drop, EidEntry, MapAction, MapCacheEntry
+from nuage.network.lisp_message import data_header, decode_data
+from nuage.network.wire import MalformedFrame
+
+MISSES_MAX: Final = 1024
+HEARD_MAX: Final = 4096
+
+
+class Miss(NamedTuple):
+    """A packet that found no mapping."""
+
+    instance_id: int
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+
+
+class Tunnelled(NamedTuple):
+    """UDP payload for port 4341 of an RLOC."""
+
+    rloc: str
+    payload: bytes
+
+
+class Delivered(NamedTuple):
+    """A decapsulated IP packet for a local EID."""
+
+    entry: EidEntry
+    packet: bytes
+
+
+def addresses_of(packet: bytes) -> tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]:
+    """Return source and destination of an IP packet.
+
+    Raises:
+        MalformedFrame: too short for its version.
+    """
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= 20:
+        return IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
+    if version == 6 and len(packet) >= 40:
+        return IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
+    raise MalformedFrame("inner_ip")
+
+
+class LispTables:
+    """Map-cache and EID database of one plane."""
+
+    def __init__(self, drop: Callable[[Drop], object]) -> None:
+        self._drop = drop
+        self._cache: dict[tuple[int, IPv4Network | IPv6Network], MapCacheEntry] = {}
+        self._eids: dict[tuple[int, IPv4Network | IPv6Network], EidEntry] = {}
+        self.misses: OrderedDict[Miss, None] = OrderedDict()
+        self.heard: OrderedDict[tuple[int, str, str], None] = OrderedDict()
+
+    def set(self, entry: MapCacheEntry | EidEntry) -> None:
+        """Add or replace an entry."""
+        if isinstance(entry, MapCacheEntry):
+            self._cache[entry.instance_id, entry.prefix] = entry
+        else:
+            self._eids[entry.instance_id, entry.prefix] = entry
+
+    def remove(self, entry: MapCacheEntry | EidEntry) -> None:
+        """Take an entry away."""
+        if isinstance(entry, MapCacheEntry):
+            self._cache.pop((entry.instance_id, entry.prefix), None)
+        else:
+            self._eids.pop((entry.instance_id, entry.prefix), None)
+
+    def encapsulate(self, instance_id: int, packet: bytes) -> Tunnelled | None:
+        """Return the packet in its tunnel, or None when it is dropped (and the miss noted)."""
+        try:
+            source, destination = addresses_of(packet)
+        except MalformedFrame:
+            self._drop(Drop.LISP)
+            return None
+        entry = _longest(self._cache, instance_id, destination)
+        if entry is None or (not entry.rlocs and entry.action is MapAction.SEND_MAP_REQUEST):
+            self.misses[Miss(instance_id, source, destination)] = None
+            if len(self.misses) > MISSES_MAX:
+                self.misses.popitem(last=False)
+            self._drop(Drop.NO_MAPPING)
+            return None
+        if not entry.rlocs:
+            self._drop(Drop.NO_MAPPING)
+            return None
+        mark = crc32(source.packed + destination.packed)
+        rloc = entry.rlocs[mark % len(entry.rlocs)]
+        return Tunnelled(rloc.address, data_header(instance_id, mark & 0xFFFFFF) + packet)
+
+    def decapsulate(self, rloc: str, payload: bytes) -> Delivered | Tunnelled | None:
+        """Return where a tunnelled packet goes: to an EID here, on to where it moved, nowhere."""
+        try:
+            instance_id, packet = decode_data(payload)
+            _, destination = addresses_of(packet)
+        except MalformedFrame:
+            self._drop(Drop.LISP)
+            return None
+        entry = _longest(self._eids, instance_id, destination)
+        if entry is None:
+            self._drop(Drop.NO_MAPPING)
+            return None
+        key = (instance_id, str(entry.prefix), rloc)
+        self.heard[key] = None
+        self.heard.move_to_end(key)
+        if len(self.heard) > HEARD_MAX:
+            self.heard.popitem(last=False)
+        if entry.forward_to:
+            return Tunnelled(entry.forward_to, payload)
+        return Delivered(entry, packet)
+
+
+_E = TypeVar("_E", MapCacheEntry, EidEntry)
+
+
+def _longest(
+    table: Mapping[tuple[int, IPv4Network | IPv6Network], _E],
+    instance_id: int,
+    address: IPv4Address | IPv6Address,
+) -> _E | None:
+    """Return the entry of the longest prefix that holds `address`, by asking for each length."""
+    for length in range(address.max_prefixlen, -1, -1):
+        found = table.get((instance_id, ip_network((address, length), strict=False)))
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,507 @@
+"""The RBridge machine: everything of TRILL's control plane behind one door.
+
+`handle(event, now_s)` and `tick(now_s)` return effects; `next_deadline_s()` says when to tick.
+Inside: one `Circuit` per trunk, the `Lsdb`, the `NicknameChooser`, and `compute_routes`.
+
+Order of what happens after a loss of adjacency: our LSP is originated and handed to all other
+trunks in the same step, routes are computed `ROUTE_DELAY_S` later, so that the LSP of the
+other end of the same link, a moment later, is part of the same run. When runs come fast they
+are spaced out (RFC 8405's idea, with two steps).
+
+Invariant: what was applied to the forwarding plane is `_applied`; each delta leads from it to
+the next; a plane that starts empty and takes all deltas in order is right.
+
+Left out, and refused where it could be met by accident: LAN Hellos and appointed forwarders
+(a Hello of type 15 is malformed here), ESADI, several topologies, more than one tree.
+"""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Final
+
+from nuage.network.bfd import BfdPacket, decode_bfd, encode_bfd
+from nuage.network.circuit import AdjacencyChange, AdjacencyState, Circuit
+from nuage.network.fabric_event import (
+    ApplyForwarding,
+    CarrierChanged,
+    FabricEffect,
+    FabricInput,
+    FabricLog,
+    FabricNews,
+    FabricView,
+    FrameReceived,
+    LabelsChanged,
+    Leaving,
+    NeighbourView,
+    NodeView,
+    OverloadChanged,
+    RememberNickname,
+    SendFrame,
+    TrunkAdded,
+    TrunkRemoved,
+)
+from nuage.network.forwarding import (
+    Entry,
+    EntryKey,
+    Label,
+    Nickname,
+    PortEntry,
+    PortNumber,
+    PortRole,
+    delta_between,
+    table,
+)
+from nuage.network.isis_auth import Keyring, encode_signed, verify
+from nuage.network.isis_pdu import Csnp, Hello, Lsp, MtuPdu, Psnp, decode_pdu, isis_frame
+from nuage.network.isis_tlv import Padding, Reach, SystemId
+from nuage.network.lsdb import Lsdb
+from nuage.network.lsp_content import fragments_of, own_tlvs
+from nuage.network.nickname import NicknameChooser, NicknameWish
+from nuage.network.rate_limit import Hush, Rate, TokenBucket
+from nuage.network.routes import LocalAdjacency, Routes, compute_routes
+from nuage.network.topology import NodeFacts, facts_of
+from nuage.network.trill_frame import (
+    ALL_ISIS_RBRIDGES,
+    CHANNEL_BFD,
+    ETHERTYPE_CHANNEL,
+    ETHERTYPE_L2_ISIS,
+    ETHERTYPE_TRILL,
+    ChannelMessage,
+    decode_channel,
+    decode_trill,
+    one_hop_channel_frame,
+)
+from nuage.network.wire import MalformedFrame
+
+ROUTE_DELAY_S: Final = 0.002
+ROUTE_DELAYS: Final = ((3, ROUTE_DELAY_S), (10, 0.05))  # runs in the last second -> delay
+ROUTE_DELAY_MAX_S: Final = 0.2
+LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
+LSP_DELAY_S: Final = 0.2
+CONTROL_RATE: Final = Rate(per_s=12_000, burst=20_000)  # frames a neighbour may make us parse
+LOG_INTERVAL_S: Final = 30.0
+PDU_BYTES_MAX: Final = 1390  # what a trunk carries inside WireGuard and VXLAN over 1500 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RBridgeConfig:
+    """Who this RBridge is. `system_id` is six bytes, unique in the federation, kept for life."""
+
+    system_id: SystemId
+    hostname: str
+    nickname: NicknameWish = field(default_factory=NicknameWish)
+    ring: Keyring = field(default_factory=Keyring)
+    pdu_bytes_max: int = PDU_BYTES_MAX
+
+
+class RBridge:
+    """One RBridge's control plane."""
+
+    def __init__(self, config: RBridgeConfig, prng: Random, now_s: float) -> None:
+        self._config = config
+        self._prng = prng
+        self._circuits: dict[PortNumber, Circuit] = {}
+        self._buckets: dict[PortNumber, TokenBucket] = {}
+        self._lsdb = Lsdb(
+            config.system_id, config.ring, pdu_bytes_max=config.pdu_bytes_max, now_s=now_s
+        )
+        self._chooser = NicknameChooser(config.nickname, config.system_id, prng, now_s)
+        self._nodes: dict[SystemId, NodeFacts] = {}
+        self._labels: frozenset[Label] = frozenset()
+        self._overload = False
+        self._leaving = False
+        self._applied: dict[EntryKey, Entry] = {}
+        self._routes: Routes | None = None
+        self._routes_at_s: float | None = now_s
+        self._route_runs: deque[float] = deque(maxlen=16)
+        self._lsp_at_s: float | None = now_s
+        self._lsp_runs: deque[float] = deque(maxlen=LSP_RUNS_MAX)
+        self._hush = Hush(LOG_INTERVAL_S)
+        self._effects: list[FabricEffect] = []
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def nickname(self) -> Nickname:
+        """Return the nickname held, 0 when none yet."""
+        return self._chooser.nickname
+
+    @property
+    def routes(self) -> Routes | None:
+        """Return the last routes computed."""
+        return self._routes
+
+    @property
+    def lsdb(self) -> Lsdb:
+        """Return the link-state database, to look at."""
+        return self._lsdb
+
+    @property
+    def table(self) -> Sequence[Entry]:
+        """Return all entries applied so far: what a fresh plane must be given."""
+        return tuple(self._applied.values())
+
+    # ---- the door ----
+
+    def handle(self, event: FabricInput, now_s: float) -> tuple[FabricEffect, ...]:
+        """Take one event; return what is to be done, in order."""
+        match event:
+            case FrameReceived():
+                self._frame(event.port, event.frame, now_s)
+            case TrunkAdded():
+                self._remove_trunk(event.trunk.port, now_s)
+                trunk = event.trunk
+                circuit = Circuit(trunk, self._config.system_id, self._prng, now_s)
+                self._circuits[trunk.port] = circuit
+                self._buckets[trunk.port] = TokenBucket(CONTROL_RATE, now_s)
+                self._routes_at_s = now_s  # the plane must know the port before its first frame
+            case TrunkRemoved():
+                self._remove_trunk(event.port, now_s)
+            case CarrierChanged():
+                circuit_or_none = self._circuits.get(event.port)
+                if circuit_or_none is not None:
+                    change = circuit_or_none.carrier_change(up=event.up, now_s=now_s)
+                    self._adjacency(change, now_s)
+            case LabelsChanged():
+                self._labels = event.labels
+                self._lsp_due(now_s)
+            case OverloadChanged():
+                self._overload = event.overload
+                self._lsp_due(now_s)
+            case Leaving():
+                self._leaving = True
+                self._lsdb.withdraw(now_s)
+        return self.tick(now_s)
+
+    def next_deadline_s(self) -> float:
+        """Return when `tick` has something to do."""
+        deadlines = [self._lsdb.next_deadline_s(), self._chooser.next_deadline_s()]
+        deadlines.extend(circuit.next_deadline_s() for circuit in self._circuits.values())
+        if self._routes_at_s is not None:
+            deadlines.append(self._routes_at_s)
+        if self._lsp_at_s is not None:
+            deadlines.append(self._lsp_at_s)
+        return min(deadlines)
+
+    def tick(self, now_s: float) -> tuple[FabricEffect, ...]:
+        """Let time pass; return what is to be done, in order."""
+        for circuit in self._circuits.values():
+            packets, change = circuit.expire(now_s)
+            self._send_bfd(circuit, packets)
+            self._adjacency(change, now_s)
+        if self._lsp_at_s is not None and now_s >= self._lsp_at_s:
+            self._originate(now_s)
+        for output in self._lsdb.tick(now_s):
+            self._send_pdu(PortNumber(output.circuit), output.raw)
+        for circuit in self._circuits.values():
+            self._hello_and_probe(circuit, now_s)
+        self._after_database(now_s)
+        if self._routes_at_s is not None and now_s >= self._routes_at_s:
+            self._compute(now_s)
+        effects, self._effects = tuple(self._effects), []
+        return effects
+
+    # ---- frames ----
+
+    def _frame(self, port: PortNumber, frame: bytes, now_s: float) -> None:
+        circuit = self._circuits.get(port)
+        if circuit is None or len(frame) < 14:
+            return
+        if not self._buckets[port].take(now_s):
+            self.counters["control_rate"] += 1
+            self._log(FabricNews.NEIGHBOUR_FLOODING, port, "control frames over the rate", now_s)
+            return
+        dmac, smac = frame[:6], frame[6:12]
+        if dmac not in (ALL_ISIS_RBRIDGES, circuit.trunk.mac):
+            return
+        try:
+            ethertype = int.from_bytes(frame[12:14], "big")
+            if ethertype == ETHERTYPE_L2_ISIS:
+                self._isis(circuit, smac, frame[14:], now_s)
+            elif ethertype == ETHERTYPE_TRILL:
+                self._channel(circuit, frame, now_s)
+        except MalformedFrame as error:
+            self._malformed(circuit, error, now_s)
+
+    def _malformed(self, circuit: Circuit, error: MalformedFrame, now_s: float) -> None:
+        self.counters[error.cause] += 1
+        news = FabricNews.MALFORMED
+        if error.cause.startswith("auth_"):
+            news = FabricNews.AUTHENTICATION_FAILED
+        elif error.cause == "hello_second":
+            news = FabricNews.SECOND_NEIGHBOUR
+        self._log(news, circuit.trunk.port, error.message, now_s)
+
+    def _isis(self, circuit: Circuit, smac: bytes, data: bytes, now_s: float) -> None:
+        pdu, raw = decode_pdu(data)
+        verify(raw, pdu, self._config.ring)
+        port = circuit.trunk.port
+        if isinstance(pdu, Hello):
+            self._adjacency(circuit.hello(pdu, smac, now_s), now_s)
+            return
+        if smac != circuit.neighbour_mac:
+            raise MalformedFrame("not_neighbour")
+        match pdu:
+            case Lsp():
+                if self._lsdb.receive_lsp(port, pdu, raw, now_s):
+                    self._schedule_routes(now_s)
+            case Csnp():
+                self._lsdb.receive_csnp(port, pdu, now_s)
+            case Psnp():
+                self._lsdb.receive_psnp(port, pdu, now_s)
+            case MtuPdu():
+                self._mtu(circuit, pdu, raw, now_s)
+
+    def _mtu(self, circuit: Circuit, pdu: MtuPdu, raw: bytes, now_s: float) -> None:
+        if pdu.is_ack:
+            if pdu.probe_source == self._config.system_id:
+                self._adjacency(circuit.mtu_ack(pdu.probe_id, len(raw)), now_s)
+            return
+        ack = replace(pdu, is_ack=True, ack_source=self._config.system_id, tlvs=())
+        self._send_pdu(circuit.trunk.port, self._padded(ack, len(raw)), dmac=circuit.neighbour_mac)
+
+    def _padded(self, pdu: MtuPdu, size_bytes: int) -> bytes:
+        """Return `pdu` signed and padded to `size_bytes` (within a byte: a TLV has two)."""
+        missing = size_bytes - len(encode_signed(pdu, self._config.ring))
+        padding: list[Padding] = []
+        while missing >= 2:
+            size = min(missing - 2, 255)
+            if missing - size - 2 == 1:
+                size -= 1
+            padding.append(Padding(size))
+            missing -= size + 2
+        return encode_signed(replace(pdu, tlvs=(*pdu.tlvs, *padding)), self._config.ring)
+
+    def _channel(self, circuit: Circuit, data: bytes, now_s: float) -> None:
+        frame = decode_trill(data)
+        if frame.ethertype != ETHERTYPE_CHANNEL or frame.outer_smac != circuit.neighbour_mac:
+            return
+        message = decode_channel(frame.payload)
+        if message.protocol != CHANNEL_BFD or message.multi_hop:
+            self.counters["channel_protocol"] += 1
+            return
+        answers, change = circuit.bfd_packet(decode_bfd(message.payload), now_s)
+        self._send_bfd(circuit, answers)
+        self._adjacency(change, now_s)
+
+    # ---- adjacencies ----
+
+    def _remove_trunk(self, port: PortNumber, now_s: float) -> None:
+        circuit = self._circuits.get(port)
+        if circuit is not None:
+            self._adjacency(circuit.reset("trunk removed", now_s), now_s)
+            del self._circuits[port]
+            del self._buckets[port]
+            self._schedule_routes(now_s)
+
+    def _adjacency(self, change: AdjacencyChange | None, now_s: float) -> None:
+        if change is None:
+            return
+        who = change.neighbour.hex() if change.neighbour else "nobody"
+        if change.after is AdjacencyState.REPORT:
+            self._lsdb.circuit_up(change.port, now_s)
+            self._say(FabricNews.ADJACENCY_UP, change.port, f"{who}: {change.reason}")
+        elif change.before is AdjacencyState.REPORT:
+            self._lsdb.circuit_down(change.port)
+            self._say(FabricNews.ADJACENCY_DOWN, change.port, f"{who}: {change.reason}")
+        else:
+            return
+        self._lsp_due(now_s)
+        self._schedule_routes(now_s)
+
+    def _hello_and_probe(self, circuit: Circuit, now_s: float) -> None:
+        port = circuit.trunk.port
+        if circuit.hello_due(now_s):
+            hello = circuit.hello_pdu(self.nickname)
+            self._send_pdu(port, encode_signed(hello, self._config.ring))
+        probe_id = circuit.probe_due(now_s)
+        if probe_id is not None:
+            if circuit.mtu_failed:
+                self._log(
+                    FabricNews.MTU_TOO_SMALL,
+                    port,
+                    f"no answer to probes of {self._config.pdu_bytes_max} bytes",
+                    now_s,
+                )
+            probe = MtuPdu(
+                is_ack=False,
+                probe_id=probe_id,
+                probe_source=self._config.system_id,
+                ack_source=bytes(6),
+                tlvs=(),
+            )
+            self._send_pdu(port, self._padded(probe, self._config.pdu_bytes_max))
+
+    def _send_pdu(self, port: PortNumber, raw: bytes, *, dmac: bytes = ALL_ISIS_RBRIDGES) -> None:
+        circuit = self._circuits.get(port)
+        if circuit is not None and circuit.carrier:
+            frame = isis_frame(raw, smac=circuit.trunk.mac, dmac=dmac)
+            self._effects.append(SendFrame(port, frame))
+
+    def _send_bfd(self, circuit: Circuit, packets: Sequence[BfdPacket]) -> None:
+        if not circuit.neighbour_mac:
+            return
+        for packet in packets:
+            frame = one_hop_channel_frame(
+                ChannelMessage(CHANNEL_BFD, encode_bfd(packet)),
+                dmac=circuit.neighbour_mac,
+                smac=circuit.trunk.mac,
+                ingress=self.nickname,
+            )
+            self._effects.append(SendFrame(circuit.trunk.port, frame))
+
+    # ---- database and routes ----
+
+    def _lsp_due(self, now_s: float) -> None:
+        full = len(self._lsp_runs) == LSP_RUNS_MAX and now_s - self._lsp_runs[0] < 1.0
+        due_s = now_s + LSP_DELAY_S if full else now_s
+        self._lsp_at_s = due_s if self._lsp_at_s is None else min(self._lsp_at_s, due_s)
+
+    def _originate(self, now_s: float) -> None:
+        self._lsp_at_s = None
+        if self._leaving:
+            return
+        self._lsp_runs.append(now_s)
+        best: dict[SystemId, Reach] = {}
+        for circuit in self._circuits.values():
+            if circuit.state is not AdjacencyState.REPORT or circuit.neighbour is None:
+                continue
+            reach = Reach(circuit.neighbour + b"\0", circuit.trunk.metric, circuit.mtu_tested_bytes)
+            known = best.get(circuit.neighbour)
+            if known is None or reach.metric < known.metric:
+                best[circuit.neighbour] = reach
+        tlvs = own_tlvs(
+            hostname=self._config.hostname,
+            record=self._chooser.record,
+            reaches=[best[neighbour] for neighbour in sorted(best)],
+            labels=self._labels,
+            pdu_bytes_max=self._config.pdu_bytes_max,
+        )
+        fragments, complete = fragments_of(tlvs, self._config.pdu_bytes_max)
+        if not complete:
+            self._log(
+                FabricNews.LSP_OVERFLOW, PortNumber(0), "more to say than 256 fragments", now_s
+            )
+        self._lsdb.originate(fragments, overload=self._overload, now_s=now_s)
+        self._schedule_routes(now_s)
+
+    def _after_database(self, now_s: float) -> None:
+        """Take in what changed in the database; keep or change the nickname."""
+        for circuit in self._lsdb.flooders:
+            self._log(
+                FabricNews.NEIGHBOUR_FLOODING, PortNumber(circuit), "LSPs over the rate", now_s
+            )
+        self._lsdb.flooders.clear()
+        if not self._lsdb.changed and now_s < self._chooser.next_deadline_s():
+            return
+        if self._lsdb.changed:
+            self._schedule_routes(now_s)
+        for system_id in self._lsdb.changed:
+            facts = facts_of(system_id, self._lsdb.records)
+            if facts is None:
+                self._nodes.pop(system_id, None)
+            else:
+                self._nodes[system_id] = facts
+        self._lsdb.changed.clear()
+        others = {i: n for i, n in self._nodes.items() if i != self._config.system_id}
+        why = self._chooser.review(others, synchronised=self._lsdb.synchronised, now_s=now_s)
+        if why:
+            self._effects.append(RememberNickname(self.nickname))
+            self._say(FabricNews.NICKNAME_CHANGED, PortNumber(0), f"{self.nickname:#06x}: {why}")
+            self._originate(now_s)
+            self._after_database(now_s)
+            for output in self._lsdb.tick(now_s):
+                self._send_pdu(PortNumber(output.circuit), output.raw)
+
+    def _schedule_routes(self, now_s: float) -> None:
+        recent = sum(1 for run_s in self._route_runs if now_s - run_s < 1.0)
+        delay_s = next((d for runs, d in ROUTE_DELAYS if recent < runs), ROUTE_DELAY_MAX_S)
+        due_s = now_s + delay_s
+        self._routes_at_s = due_s if self._routes_at_s is None else min(self._routes_at_s, due_s)
+
+    def _compute(self, now_s: float) -> None:
+        self._routes_at_s = None
+        self._route_runs.append(now_s)
+        adjacencies = [
+            LocalAdjacency(
+                port=c.trunk.port,
+                mac=c.trunk.mac,
+                neighbour=c.neighbour,
+                neighbour_mac=c.neighbour_mac,
+                neighbour_port=c.neighbour_port,
+                metric=c.trunk.metric,
+            )
+            for c in self._circuits.values()
+            if c.state is AdjacencyState.REPORT and c.neighbour is not None
+        ]
+        self._routes = compute_routes(
+            self._config.system_id, self.nickname, self._nodes, adjacencies
+        )
+        trunks = [
+            PortEntry(c.trunk.port, PortRole.TRUNK, c.trunk.mac, mtu_bytes=c.trunk.mtu_bytes)
+            for c in self._circuits.values()
+        ]
+        new = table((*trunks, *self._routes.entries))
+        delta = delta_between(self._applied, new)
+        self._applied = new
+        if delta:
+            self._effects.append(ApplyForwarding(delta))
+            self.counters["routes_computed"] += 1
+
+    # ---- telling ----
+
+    def _say(self, news: FabricNews, port: PortNumber, detail: str) -> None:
+        self.counters[news.value] += 1
+        self._effects.append(FabricLog(news, port, detail))
+
+    def _log(self, news: FabricNews, port: PortNumber, detail: str, now_s: float) -> None:
+        """Say what a stranger can cause, but not as often as they can cause it."""
+        if self._hush.may_say((news, port), now_s):
+            self._say(news, port, detail)
+
+    def view(self) -> FabricView:
+        """Return the campus as seen here."""
+        routes = self._routes
+        neighbours = tuple(
+            NeighbourView(
+                port=c.trunk.port,
+                state=c.state.value,
+                system_id=c.neighbour.hex() if c.neighbour else "",
+                nickname=c.neighbour_nickname,
+                hostname=self._hostname(c.neighbour),
+                bfd=c.bfd.state.name.lower() if c.bfd else "",
+                mtu_bytes=c.mtu_tested_bytes,
+                metric=c.trunk.metric,
+            )
+            for c in self._circuits.values()
+        )
+        nodes = tuple(
+            NodeView(
+                system_id=system_id.hex(),
+                hostname=facts.hostname,
+                nicknames=tuple(record.nickname for record in facts.nicknames),
+                reachable=routes is not None and system_id in routes.reachable,
+                distance=routes.distance.get(system_id) if routes else None,
+                tree_parent=self._hostname(routes.parents.get(system_id)) if routes else "",
+                overload=facts.overload,
+                label_count=len(facts.labels),
+            )
+            for system_id, facts in sorted(self._nodes.items())
+        )
+        return FabricView(
+            system_id=self._config.system_id.hex(),
+            nickname=self.nickname,
+            tree=routes.tree if routes else Nickname(0),
+            tree_root=self._hostname(routes.tree_root) if routes else "",
+            neighbours=neighbours,
+            nodes=nodes,
+            lsp_count=len(self._lsdb.records),
+            counters=dict(self.counters),
+        )
+
+    def _hostname(self, system_id: SystemId | None) -> str:
+        if system_id is None:
+            return ""
+        facts = self._nodes.get(system_id)
+        return facts.hostname if facts else system_id.hex()

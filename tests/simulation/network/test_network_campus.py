@@ -1,0 +1,320 @@
+"""Whole campuses under a virtual clock: what must hold on any graph, whatever breaks."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from nuage.network.campus import Campus, random_campus, system_id
+from nuage.network.fabric_event import FabricNews
+from nuage.network.forwarding import Drop, Label, Nickname, PortNumber, RpfEntry, TreeEntry
+from nuage.network.isis_auth import Keyring
+from nuage.network.nickname import NicknameWish
+from nuage.network.rbridge import RBridgeConfig
+
+LABEL = Label(0x123456)
+BROADCAST = b"\xff" * 6
+SETTLED_S = 6.0
+
+
+def guest_mac(number: int) -> bytes:
+    return bytes((0x06, 0, 0, 0, number >> 8, number & 0xFF))
+
+
+def frame_of(source: int, dmac: bytes, mark: bytes) -> bytes:
+    return dmac + guest_mac(source) + b"\x88\xb5" + mark.ljust(46, b".")
+
+
+def attach_all(campus: Campus) -> list[PortNumber]:
+    return [campus.attach(number, LABEL) for number in range(len(campus.nodes))]
+
+
+def deliveries(campus: Campus, mark: bytes) -> Counter[int]:
+    return Counter(
+        number
+        for number, node in enumerate(campus.nodes)
+        for _, _, frame in node.received
+        if mark in frame
+    )
+
+
+def databases(campus: Campus) -> set[tuple[tuple[bytes, int, int], ...]]:
+    return {
+        tuple(
+            sorted(
+                (lsp_id, record.lsp.sequence, record.lsp.checksum)
+                for lsp_id, record in node.rbridge.lsdb.records.items()
+            )
+        )
+        for node in campus.nodes
+    }
+
+
+def trees(campus: Campus) -> set[tuple[int, tuple[tuple[bytes, bytes], ...]]]:
+    found = set()
+    for node in campus.nodes:
+        routes = node.rbridge.routes
+        assert routes is not None
+        found.add((routes.tree, tuple(sorted(routes.parents.items()))))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_rbridges_of_a_random_campus_agree(seed: int) -> None:
+    prng = Random(seed)
+    campus = random_campus(seed, prng.randrange(4, 32), prng.randrange(12))
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    assert len(databases(campus)) == 1
+    assert len(trees(campus)) == 1
+    nicknames = [node.rbridge.nickname for node in campus.nodes]
+    assert len(set(nicknames)) == len(nicknames)
+    assert 0 not in nicknames
+    for number, port in enumerate(ports):
+        mark = f"<{number}>".encode()
+        campus.from_guest(number, port, frame_of(number, BROADCAST, mark))
+        campus.run_for(0.5)
+        others = {n: 1 for n in range(len(campus.nodes)) if n != number}
+        assert deliveries(campus, mark) == others
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_learned_stations_get_unicast_alone(seed: int) -> None:
+    campus = random_campus(seed, 8, 5)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    for number, port in enumerate(ports):
+        campus.from_guest(number, port, frame_of(number, BROADCAST, b"hello"))
+    campus.run_for(0.5)
+    for target in range(1, 8):
+        mark = f"<to {target}>".encode()
+        campus.from_guest(0, ports[0], frame_of(0, guest_mac(target), mark))
+        campus.run_for(0.5)
+        assert deliveries(campus, mark) == {target: 1}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_delivered_twice_while_trees_change(seed: int) -> None:
+    """Broadcasts go on while links are lost, cut and repaired at random."""
+    prng = Random(seed)
+    campus = random_campus(seed, 12, 10)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    marks = []
+    for step in range(40):
+        cable = prng.choice(campus.cables)
+        if cable.cut:
+            campus.cut(cable, cut=False)
+        elif cable.lost:
+            campus.lose(cable, lost=False)
+        elif prng.random() < 0.5:
+            campus.cut(cable)
+        else:
+            campus.lose(cable)
+        for burst in range(5):
+            number = prng.randrange(len(ports))
+            mark = f"<{step}.{burst}>".encode()
+            marks.append(mark)
+            campus.from_guest(number, ports[number], frame_of(number, BROADCAST, mark))
+            campus.run_for(prng.choice((0.001, 0.004, 0.05, 0.15)))
+    campus.run_for(1.0)
+    for mark in marks:
+        assert all(times == 1 for times in deliveries(campus, mark).values()), mark
+
+
+def test_a_silent_loss_is_healed_within_a_quarter_second() -> None:
+    """Ring of five; the one link in use swallows everything; BFD and the fabric go around."""
+    campus = Campus(7)
+    for number in range(5):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    cables = [campus.connect(n, (n + 1) % 5) for n in range(5)]
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    campus.from_guest(1, ports[1], frame_of(1, BROADCAST, b"here I am"))
+    campus.run_for(0.1)
+    campus.lose(cables[0])
+    lost_s = campus.now_s
+    for step in range(300):
+        campus.from_guest(0, ports[0], frame_of(0, guest_mac(1), f"<{step}>".encode()))
+        campus.run_for(0.001)
+    got = [when for when, _, frame in campus.nodes[1].received if frame[:6] == guest_mac(1)]
+    assert got[0] - lost_s <= 0.2
+
+
+def test_lost_carrier_is_healed_within_ten_milliseconds() -> None:
+    campus = Campus(8)
+    for number in range(4):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    cables = [campus.connect(n, (n + 1) % 4) for n in range(4)]
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    campus.from_guest(1, ports[1], frame_of(1, BROADCAST, b"here I am"))
+    campus.run_for(0.1)
+    campus.cut(cables[0])
+    cut_s = campus.now_s
+    for step in range(50):
+        campus.from_guest(0, ports[0], frame_of(0, guest_mac(1), f"<{step}>".encode()))
+        campus.run_for(0.001)
+    got = [when for when, _, frame in campus.nodes[1].received if frame[:6] == guest_mac(1)]
+    assert got[0] - cut_s <= 0.01
+
+
+def test_a_wrong_key_makes_no_adjacency_and_a_clear_event() -> None:
+    campus = Campus(3)
+    campus.add(RBridgeConfig(system_id(0), "a", ring=Keyring(1, {1: b"right"})))
+    campus.add(RBridgeConfig(system_id(1), "b", ring=Keyring(1, {1: b"wrong"})))
+    campus.connect(0, 1)
+    campus.run_until(SETTLED_S)
+    for node in campus.nodes:
+        assert [n.state for n in node.rbridge.view().neighbours] == ["down"]
+        assert FabricNews.AUTHENTICATION_FAILED in {entry.news for entry in node.log}
+
+
+def test_keys_roll_without_losing_an_adjacency() -> None:
+    """One end still signs with the old key, both accept both."""
+    keys = {1: b"old", 2: b"new"}
+    campus = Campus(3)
+    campus.add(RBridgeConfig(system_id(0), "a", ring=Keyring(1, keys)))
+    campus.add(RBridgeConfig(system_id(1), "b", ring=Keyring(2, keys)))
+    campus.connect(0, 1)
+    campus.run_until(SETTLED_S)
+    assert len(databases(campus)) == 1
+    assert [n.state for n in campus.nodes[0].rbridge.view().neighbours] == ["report"]
+
+
+def test_a_restart_keeps_the_nickname_and_the_forwarding() -> None:
+    campus = random_campus(11, 5, 3)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    campus.from_guest(2, ports[2], frame_of(2, BROADCAST, b"here I am"))
+    campus.run_for(0.1)
+    before = campus.nodes[2].remembered
+    assert before is not None
+    campus.restart(2, RBridgeConfig(system_id(2), "rb2", nickname=NicknameWish(remembered=before)))
+    campus.run_for(SETTLED_S)
+    assert campus.nodes[2].rbridge.nickname == before
+    assert len(databases(campus)) == 1
+    campus.from_guest(0, ports[0], frame_of(0, BROADCAST, b"<after>"))
+    campus.run_for(0.5)
+    assert deliveries(campus, b"<after>") == {1: 1, 2: 1, 3: 1, 4: 1}
+
+
+def test_of_two_that_want_one_nickname_the_configured_one_keeps_it() -> None:
+    campus = Campus(5)
+    same = Nickname(0x0BEE)
+    campus.add(RBridgeConfig(system_id(9), "drawn", nickname=NicknameWish(remembered=same)))
+    campus.add(RBridgeConfig(system_id(1), "set", nickname=NicknameWish(configured=same)))
+    campus.connect(0, 1)
+    campus.run_until(SETTLED_S)
+    assert campus.nodes[1].rbridge.nickname == same
+    assert campus.nodes[0].rbridge.nickname not in (0, same)
+    assert campus.nodes[0].remembered == campus.nodes[0].rbridge.nickname
+
+
+def test_a_partition_keeps_two_working_halves_and_heals() -> None:
+    campus = Campus(6)
+    for number in range(4):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    campus.connect(0, 1)
+    middle = campus.connect(1, 2)
+    campus.connect(2, 3)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    campus.cut(middle)
+    campus.run_for(1.0)
+    campus.from_guest(0, ports[0], frame_of(0, BROADCAST, b"<left>"))
+    campus.from_guest(3, ports[3], frame_of(3, BROADCAST, b"<right>"))
+    campus.run_for(0.5)
+    assert deliveries(campus, b"<left>") == {1: 1}
+    assert deliveries(campus, b"<right>") == {2: 1}
+    campus.cut(middle, cut=False)
+    campus.run_for(SETTLED_S)
+    campus.from_guest(0, ports[0], frame_of(0, BROADCAST, b"<whole>"))
+    campus.run_for(0.5)
+    assert deliveries(campus, b"<whole>") == {1: 1, 2: 1, 3: 1}
+
+
+def test_a_segment_goes_only_where_it_has_ports() -> None:
+    """The tree is pruned: a link that leads to nobody of the segment stays dark."""
+    campus = Campus(9)
+    for number in range(4):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    for number in range(3):
+        campus.connect(number, number + 1)
+    first, second = campus.attach(0, LABEL), campus.attach(1, LABEL)
+    campus.attach(3, Label(77))
+    campus.run_until(SETTLED_S)
+    seen: Counter[int] = Counter()
+
+    def watch(number: int, _port: PortNumber, frame: bytes) -> None:
+        seen[number] += frame[12:14] == b"\x22\xf3" and b"<quiet>" in frame
+
+    campus.tap = watch
+    campus.from_guest(0, first, frame_of(0, BROADCAST, b"<quiet>"))
+    campus.run_for(0.2)
+    assert second
+    assert +seen == {0: 1}
+    assert deliveries(campus, b"<quiet>") == {1: 1}
+
+
+def test_a_wandering_frame_dies_of_its_hop_count() -> None:
+    """Planes told lies by hand loop a frame: it is forwarded 63 times and then counted."""
+    campus = Campus(2)
+    for number in range(2):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    campus.connect(0, 1)
+    campus.connect(0, 1)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    lie_about_an_unknown_nickname(campus)
+    campus.from_guest(0, ports[0], frame_of(0, guest_mac(99), b"<lost>"))
+    campus.run_for(1.0)
+    drops = sum(node.plane.counters().drops[Drop.HOP_COUNT] for node in campus.nodes)
+    moved = sum(node.plane.counters().transit_frames for node in campus.nodes)
+    own = sum(node.plane.counters().drops[Drop.OWN_INGRESS] for node in campus.nodes)
+    assert drops + own == 1
+    assert moved <= 63
+
+
+def lie_about_an_unknown_nickname(campus: Campus) -> None:
+    from nuage.network.forwarding import FibEntry, ForwardingDelta, MacEntry, NextHop
+
+    ghost = Nickname(0xABC)
+    for number in range(2):
+        hop = NextHop(PortNumber(1), campus.mac(1 - number, 1), campus.mac(number, 1))
+        campus.nodes[number].plane.apply(
+            ForwardingDelta(set=(FibEntry(ghost, (hop,)), MacEntry(LABEL, guest_mac(99), ghost)))
+        )
+
+
+def test_the_reverse_path_table_names_one_tree_port_for_each_ingress() -> None:
+    campus = random_campus(21, 16, 12)
+    attach_all(campus)
+    campus.run_until(SETTLED_S)
+    for node in campus.nodes:
+        table = node.rbridge.table
+        tree_ports = {p for entry in table if isinstance(entry, TreeEntry) for p in entry.ports}
+        reverse = [entry for entry in table if isinstance(entry, RpfEntry)]
+        assert len(reverse) == len(campus.nodes) - 1
+        assert {entry.port for entry in reverse} <= tree_ports
+
+
+def test_a_second_rbridge_on_a_trunk_is_refused_and_said() -> None:
+    """Three RBridges on one wire: not a point-to-point trunk."""
+    campus = Campus(4)
+    for number in range(3):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    campus.connect(0, 1)
+    campus.connect(2, 1)
+    campus.run_until(SETTLED_S)
+    stolen: list[bytes] = []
+    campus.tap = lambda number, _port, frame: stolen.append(frame) if number == 2 else None
+    campus.run_for(2.0)
+    campus.tap = None
+    from nuage.network.fabric_event import FrameReceived
+
+    hello = next(frame for frame in stolen if frame[12:14] == b"\x22\xf4" and frame[18] == 17)
+    campus.give(0, FrameReceived(PortNumber(1), hello))
+    news = {entry.news for entry in campus.nodes[0].log}
+    assert news & {FabricNews.SECOND_NEIGHBOUR, FabricNews.MALFORMED}
+    assert [n.state for n in campus.nodes[0].rbridge.view().neighbours] == ["report"]
