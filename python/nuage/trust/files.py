@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from nuage.errors import Forbidden
+
 SECRET_MODE: Final = 0o600
 PUBLIC_MODE: Final = 0o644
 DIRECTORY_MODE: Final = 0o700
@@ -41,7 +43,10 @@ def sync_directory(path: Path) -> None:
 
 
 def require_private(path: Path) -> None:
-    """Raise PermissionError when others may read the secret in `path`."""
+    """Raise Forbidden when others may read the secret in `path`."""
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
-        raise PermissionError(f"{path} may be read by others (mode {mode:o}): chmod 600 it")
+        raise Forbidden(
+            f"the secret {path} may be read by others (mode {mode:o})",
+            hint=f"chmod 600 {path}, and renew it if somebody may have read it",
+        )
