@@ -22,6 +22,7 @@ from typing import Final
 
 import numpy as np
 
+from nuage.energy.electrical import PowerLimit
 from nuage.ids import NodeId, RequestId, VmId
 from nuage.model.contract import refusal_of_site
 from nuage.model.infrastructure import Datacenter
@@ -58,15 +59,6 @@ class SiteConditions:
     pue: float = 1.24  # the StarDC's, paper §IV-B, until the facility measures its own
     price_eur_per_mwh: float = 0.0
     carbon_g_per_kwh: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PowerLimit:
-    """An outlet, branch, feed or container that `node_ids` draw from, and what it may carry."""
-
-    name: str
-    limit_watts: float
-    node_ids: frozenset[NodeId]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

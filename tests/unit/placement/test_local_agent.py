@@ -3,13 +3,14 @@ from typing import Any
 import pytest
 from tests.unit.placement.placement_builders import request, site, vector
 
+from nuage.energy.electrical import PowerLimit
 from nuage.ids import NodeId, RequestId, SiteId, VmId
 from nuage.model.contract import Contract
 from nuage.model.infrastructure import Operator
 from nuage.model.placement import EstimationVector, Refusal
 from nuage.model.vm import VmShape
 from nuage.placement.columns import COLUMN_NAMES
-from nuage.placement.local_agent import LocalAgent, PowerLimit, Reservation, SiteConditions
+from nuage.placement.local_agent import LocalAgent, Reservation, SiteConditions
 
 
 def agent(*vectors: EstimationVector, **changes: Any) -> LocalAgent:

@@ -1,0 +1,136 @@
+"""Energy events and plans turned into the share of nodes in service (paper §II-E, §III-E).
+
+Rules look at figures of now (temperature, price, carbon, a grid alert): above a threshold the
+share falls, and rises again only `hysteresis` below it. Plans are dated: from then to then,
+this share, known ahead. The lowest of all that apply is wanted. The share in service moves
+there: down at once for a rule marked `urgent` (heat), otherwise by at most `ramp_per_min`.
+
+`ShareController` is a machine: figures and the time in, a decision out; `rehearse` runs it
+over figures foreseen and changes nothing (`nuage energy plan --what-if`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Final
+
+from nuage.errors import InvalidRequest
+from nuage.ids import NodeId
+
+RAMP_PER_MIN: Final = 0.05  # the whole site in twenty minutes, as plans are known ahead
+_TINY: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Above `above` of `figure`, at most `share` of the nodes are in service."""
+
+    name: str
+    figure: str
+    above: float
+    share: float
+    hysteresis: float = 0.0
+    urgent: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise InvalidRequest("share is 0 to 1", field=f"rules.{self.name}.share")
+        if self.hysteresis < 0:
+            raise InvalidRequest("hysteresis is not negative", field=f"rules.{self.name}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A dated share: a price peak announced, a maintenance, a test of the generator."""
+
+    name: str
+    begin_s: float
+    end_s: float
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.end_s <= self.begin_s:
+            raise InvalidRequest("a plan ends after it begins", field=f"plans.{self.name}.end_s")
+        if not 0.0 <= self.share <= 1.0:
+            raise InvalidRequest("share is 0 to 1", field=f"plans.{self.name}.share")
+
+
+@dataclass(frozen=True, slots=True)
+class ShareDecision:
+    """The share in service from now on, what it is heading for, and because of what."""
+
+    at_s: float
+    share: float
+    wanted: float
+    because: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+
+
+# GreenDIET's thresholds: heat above 25 °C leaves 20 % of the nodes; a price index (1.0 is the
+# dearest) above 0.8 leaves 40 %, above 0.5 leaves 70 %.
+GREENDIET_RULES: Final = (
+    Rule(name="heat", figure="temperature_c", above=25.0, share=0.2, hysteresis=1.0, urgent=True),
+    Rule(name="dear", figure="price_index", above=0.8, share=0.4, hysteresis=0.05),
+    Rule(name="rather dear", figure="price_index", above=0.5, share=0.7, hysteresis=0.05),
+)
+
+
+@dataclass(slots=True)
+class ShareController:
+    """Decides the share of one site's nodes in service."""
+
+    rules: Sequence[Rule]
+    plans: Sequence[Plan] = ()
+    ramp_per_min: float = RAMP_PER_MIN
+    share: float = 1.0
+    _active: set[str] = field(default_factory=set)
+    _last_s: float | None = None
+
+    def decide(self, figures: Mapping[str, float], now_s: float) -> ShareDecision:
+        """Take the figures of now; return the share from now on.
+
+        A figure that is missing leaves its rules as they stand, and is named.
+        """
+        missing = []
+        for rule in self.rules:
+            value = figures.get(rule.figure)
+            if value is None:
+                missing.append(rule.figure)
+            elif value > rule.above:
+                self._active.add(rule.name)
+            elif value <= rule.above - rule.hysteresis:
+                self._active.discard(rule.name)
+        reasons = [(r.share, r.name, r.urgent) for r in self.rules if r.name in self._active]
+        reasons += [
+            (plan.share, plan.name, False)
+            for plan in self.plans
+            if plan.begin_s <= now_s < plan.end_s
+        ]
+        wanted = min((share for share, _, _ in reasons), default=1.0)
+        urgent = min((share for share, _, is_urgent in reasons if is_urgent), default=1.0)
+        elapsed_s = 0.0 if self._last_s is None else max(now_s - self._last_s, 0.0)
+        step = self.ramp_per_min * elapsed_s / 60.0
+        ramped = min(max(wanted, self.share - step), self.share + step)
+        self.share = min(ramped, urgent)
+        self._last_s = now_s
+        because = tuple(name for share, name, _ in reasons if share <= wanted + _TINY)
+        return ShareDecision(now_s, self.share, wanted, because, tuple(dict.fromkeys(missing)))
+
+
+def rehearse(
+    controller: ShareController, foreseen: Iterable[tuple[float, Mapping[str, float]]]
+) -> tuple[ShareDecision, ...]:
+    """Return what `controller` would decide over (time, figures) foreseen; it is not changed."""
+    copy = replace(controller, _active=set(controller._active))
+    return tuple(copy.decide(figures, at_s) for at_s, figures in foreseen)
+
+
+def nodes_in_service(
+    nodes_by_efficiency: Sequence[NodeId], share: float, *, keep: Iterable[NodeId] = ()
+) -> frozenset[NodeId]:
+    """Return the most efficient `share` of the nodes (rounded up), and those to `keep`.
+
+    Nodes come sorted, the best first (GreenDIET: ascending watts per flops).
+    """
+    count = ceil(share * len(nodes_by_efficiency) - _TINY)
+    return frozenset(nodes_by_efficiency[:count]) | frozenset(keep)
