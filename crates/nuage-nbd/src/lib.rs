@@ -1,0 +1,23 @@
+//! An NBD server without sockets: fixed newstyle handshake, structured replies, block status.
+//!
+//! The second door to a volume, for QEMU, `nbdcopy` and the kernel's client. Specification: the
+//! NBD protocol document of the NetworkBlockDevice project. What is served and what is not:
+//! `docs/protocols/nbd.md`.
+//!
+//! ```text
+//!  bytes ──► Server: handshake | requests ── Request ──► BlockDevice
+//!  bytes ◄── Output ◄── replies           ◄── Completion ──┘
+//! ```
+
+// NBD's flags are independent bits; a struct of them says so.
+#![allow(clippy::struct_excessive_bools)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod handshake;
+pub mod output;
+mod server;
+mod transmission;
+pub mod wire;
+
+pub use output::Output;
+pub use server::{ConnectionId, Event, Export, ExportId, Server, Tls};
