@@ -1,0 +1,245 @@
+"""One etcd member a site: how it is started, joined, removed, and rebuilt after a disaster.
+
+Timings are for a WAN. A heartbeat of about one round trip (200 ms covers Europe and a bad
+day) and an election time-out of ten of them: an election then costs two to four seconds, and
+no congestion below two seconds starts one. `ELECTION_MS` is part of the lease's margin
+(`nuage.quorum.model.ELECTION_S`): change both together.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nuage.clock import Clock
+from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, TimedOut, Unavailable
+from nuage.etcd.client import EtcdClient
+from nuage.etcd.messages import Member
+from nuage.ids import SiteId
+from nuage.quorum.model import ELECTION_S
+
+HEARTBEAT_MS: Final = 200
+ELECTION_MS: Final = int(ELECTION_S * 1000)
+BACKEND_BYTES_MAX: Final = 512 * 1024 * 1024  # a million ownerships; etcd stops writing there
+COMPACTION_RETENTION: Final = "1h"  # a watch that was cut longer reads everything again
+RECOVERY_TIMEOUT_S: Final = 60.0
+RECOVERY_POLL_S: Final = 0.2
+STOP_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberTls:
+    """Certificate files, in PEM. One CA signs members and clients of the federation."""
+
+    ca_file: Path
+    cert_file: Path
+    key_file: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberConfig:
+    """A site's member. URLs are what the other sites reach; `tls` None: loopback only."""
+
+    site: SiteId
+    data_dir: Path
+    client_url: str
+    peer_url: str
+    tls: MemberTls | None = None
+    listen_client_url: str = ""
+    listen_peer_url: str = ""
+    heartbeat_ms: int = HEARTBEAT_MS
+    election_ms: int = ELECTION_MS
+    binary: str = "etcd"
+
+    def __post_init__(self) -> None:
+        if not 5 * self.heartbeat_ms <= self.election_ms <= 50_000:
+            raise InvalidRequest(
+                "an election time-out is 5 heartbeats to 50 s", field="election_ms"
+            )
+        scheme = "https://" if self.tls is not None else "http://"
+        for field in ("client_url", "peer_url"):
+            url: str = getattr(self, field)
+            if not url.startswith(scheme):
+                raise InvalidRequest(f"{url!r} does not begin with {scheme}", field=field)
+
+
+def member_arguments(
+    config: MemberConfig, *, initial_members: Mapping[SiteId, str], is_new_cluster: bool
+) -> list[str]:
+    """Return the command line of a member.
+
+    `initial_members` maps site to peer URL, this site's included; etcd reads it at the first
+    start only. `is_new_cluster` False: it joins one that runs (see `join_member`).
+    """
+    if initial_members.get(config.site) != config.peer_url:
+        raise InvalidRequest(
+            f"the members at the start do not have {config.site} at {config.peer_url}",
+            field="initial_members",
+        )
+    initial = ",".join(f"{site}={url}" for site, url in sorted(initial_members.items()))
+    state = "new" if is_new_cluster else "existing"
+    return [
+        *_base_arguments(config),
+        "--initial-cluster", initial,
+        "--initial-cluster-state", state,
+        "--initial-cluster-token", "nuage-quorum",
+    ]  # fmt: skip
+
+
+async def join_member(client: EtcdClient, *, site: SiteId, peer_url: str) -> dict[SiteId, str]:
+    """Announce a new site's member to the cluster; return its `initial_members`.
+
+    Called once before the member's first start, through a client of the sites that run.
+    Announcing the same again is harmless. One at a time: etcd refuses an addition that could
+    cost the majority.
+
+    Raises:
+        Conflict: another member has the URL, or the site has a member elsewhere.
+    """
+    members = (await client.member_list()).members
+    for member in members:
+        if member.name == site and peer_url not in member.peer_urls:
+            raise Conflict(
+                f"site {site} has a member at {', '.join(member.peer_urls)}",
+                hint="remove that one first",
+            )
+        if peer_url in member.peer_urls and member.name not in ("", site):
+            raise Conflict(f"{peer_url} is the member of site {member.name}")
+    if not any(peer_url in member.peer_urls for member in members):
+        members = (await client.member_add([peer_url])).members
+    unnamed = [m for m in members if not m.name and peer_url not in m.peer_urls]
+    if unnamed:
+        raise Conflict(
+            f"the member at {unnamed[0].peer_urls[0]} was announced and never started",
+            hint="start it, or remove it, before another joins",
+        )
+    return {
+        (SiteId(member.name) if member.name else site): member.peer_urls[0] for member in members
+    }
+
+
+async def remove_member(client: EtcdClient, site: SiteId) -> None:
+    """Remove a site's member for good; its data directory is of no use afterwards.
+
+    Raises:
+        NotFound: the site has none.
+    """
+    member = await find_member(client, site)
+    if member is None:
+        raise NotFound("quorum member", site)
+    await client.member_remove(member.id)
+
+
+async def find_member(client: EtcdClient, site: SiteId) -> Member | None:
+    """Return a site's member, None when it has none."""
+    for member in (await client.member_list()).members:
+        if member.name == site:
+            return member
+    return None
+
+
+async def recover_lost_majority(
+    config: MemberConfig,
+    *,
+    client: EtcdClient,
+    clock: Clock,
+    members: Collection[SiteId],
+    sites_given_up: Collection[SiteId],
+) -> None:
+    """Make this site's data a cluster of one, after the majority was lost for good.
+
+    The last resort: every other member counts as dead. Whoever calls has made sure that the
+    sites in `sites_given_up` are off or stopped, for they would go on as a second quorum
+    and machines could run twice. Their members rejoin with empty data directories
+    (`join_member`). Leases start anew with their full time, so that nothing is taken over
+    sooner than after `ttl_s`. This member must not be running; afterwards it is started as
+    usual.
+
+    Args:
+        config: this site's member.
+        client: a client of this member alone.
+        clock: paces the waiting.
+        members: the sites that have a member, as the catalogue knows them.
+        sites_given_up: every one of them but this, named by the operator.
+
+    Raises:
+        InvalidRequest: `sites_given_up` is not exactly the others; nothing was changed.
+        Unavailable: etcd does not start; its own log says why.
+    """
+    if not (config.data_dir / "member").is_dir():
+        raise InvalidRequest(f"{config.data_dir} holds no member's data", field="data_dir")
+    others = set(members) - {config.site}
+    if others != set(sites_given_up):
+        raise InvalidRequest(
+            f"the other members are {', '.join(sorted(others)) or 'none'}; "
+            f"given up are {', '.join(sorted(sites_given_up)) or 'none'}",
+            field="sites_given_up",
+            hint="name exactly those, after making sure that each is off",
+        )
+    arguments = [*_base_arguments(config), "--force-new-cluster"]
+    process = await asyncio.create_subprocess_exec(config.binary, *arguments)
+    try:
+        await _wait_for(process, clock, lambda: client.range(b"/nuage/"))
+    finally:
+        await _stop(process)
+
+
+async def _wait_for(
+    process: asyncio.subprocess.Process, clock: Clock, ask: Callable[[], Awaitable[object]]
+) -> None:
+    deadline_s = clock.monotonic_s() + RECOVERY_TIMEOUT_S
+    while True:
+        try:
+            await ask()
+        except NuageError as error:
+            if process.returncode is not None:
+                raise Unavailable(
+                    f"etcd ended with status {process.returncode}", hint="its log says why"
+                ) from error
+            if clock.monotonic_s() >= deadline_s:
+                raise TimedOut("start of etcd", after_s=RECOVERY_TIMEOUT_S) from error
+            await clock.sleep(RECOVERY_POLL_S)
+        else:
+            return
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _base_arguments(config: MemberConfig) -> list[str]:
+    arguments = [
+        "--name", config.site,
+        "--data-dir", str(config.data_dir),
+        "--listen-client-urls", config.listen_client_url or config.client_url,
+        "--advertise-client-urls", config.client_url,
+        "--listen-peer-urls", config.listen_peer_url or config.peer_url,
+        "--initial-advertise-peer-urls", config.peer_url,
+        "--heartbeat-interval", str(config.heartbeat_ms),
+        "--election-timeout", str(config.election_ms),
+        "--pre-vote",  # a site that comes back does not unseat the leader
+        "--auto-compaction-mode", "periodic",
+        "--auto-compaction-retention", COMPACTION_RETENTION,
+        "--quota-backend-bytes", str(BACKEND_BYTES_MAX),
+        "--logger", "zap",
+        "--log-level", "warn",
+    ]  # fmt: skip
+    if config.tls is not None:
+        arguments += [
+            "--client-cert-auth", "--trusted-ca-file", str(config.tls.ca_file),
+            "--cert-file", str(config.tls.cert_file), "--key-file", str(config.tls.key_file),
+            "--peer-client-cert-auth", "--peer-trusted-ca-file", str(config.tls.ca_file),
+            "--peer-cert-file", str(config.tls.cert_file),
+            "--peer-key-file", str(config.tls.key_file),
+        ]  # fmt: skip
+    return arguments
