@@ -1,0 +1,52 @@
+"""Which readings are believed. The rules are `energy.meters`'; here they become errors.
+
+What a reading shows alone (not a number, negative) is refused by every driver. What takes a
+history (above the nameplate, out of order, a jump that nothing confirms) is refused by
+`CheckedMeter`, which stands before any meter.
+"""
+
+from math import isfinite
+
+from nuage.energy.meters import NodeMeters, Reading
+from nuage.facility.ports import ImplausibleReading, Meter
+
+
+def believable_watts(watts: float, meter: str) -> float:
+    """Return `watts`, or raise ImplausibleReading when no load can draw it."""
+    if not isfinite(watts):
+        raise ImplausibleReading(meter, rule="not_a_number", reason=f"{watts} W")
+    if watts < 0:
+        raise ImplausibleReading(meter, rule="negative", reason=f"{watts:g} W")
+    return watts
+
+
+def believable_kwh(energy_kwh: float | None, meter: str) -> float | None:
+    """Return a counter's value, or raise ImplausibleReading when it counts below nothing."""
+    if energy_kwh is None:
+        return None
+    if not isfinite(energy_kwh) or energy_kwh < 0:
+        rule = "negative" if energy_kwh < 0 else "not_a_number"
+        raise ImplausibleReading(meter, rule=rule, reason=f"{energy_kwh} kWh")
+    return energy_kwh
+
+
+class CheckedMeter:
+    """A meter whose every reading has passed the rules."""
+
+    def __init__(self, meter: Meter, name: str, *, nameplate_watts: float) -> None:
+        self._meter = meter
+        self._name = name
+        self._accepted = NodeMeters(nameplate_watts)
+
+    async def read(self) -> Reading:
+        """Return a reading that may be believed.
+
+        Raises:
+            ImplausibleReading: a rule refused it. A step that is real is accepted at the
+                second reading, which confirms it.
+        """
+        reading = await self._meter.read()
+        refused = self._accepted.take(reading)
+        if refused is not None:
+            raise ImplausibleReading(self._name, rule=refused.rule, reason=refused.reason)
+        return reading
