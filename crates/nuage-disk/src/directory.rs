@@ -1,0 +1,247 @@
+//! A directory of files: what blocks, and what the two ways of doing I/O share.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nuage_journal::{AlignedBuffer, BLOCK_BYTES, Content, DiskError, FileId};
+
+/// Bytes written between two looks at the queue while a segment is prepared.
+const PREPARE_CHUNK_BYTES: usize = 1 << 20;
+
+#[derive(Debug)]
+struct OpenFile {
+    name: String,
+    /// Through the page cache: reads of the data path.
+    cached: File,
+    /// Past it where the file system can: writes, and reads that mean the medium.
+    direct: File,
+}
+
+/// A directory and the files open in it.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    files: HashMap<FileId, OpenFile>,
+    next: FileId,
+}
+
+pub(crate) fn io_error(operation: &'static str, name: &str, error: &io::Error) -> DiskError {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DiskError::NoSpace,
+        Some(libc::ENOENT) => DiskError::NotFound {
+            name: name.to_owned(),
+        },
+        _ => DiskError::Io {
+            operation,
+            name: name.to_owned(),
+            reason: error.to_string(),
+        },
+    }
+}
+
+fn open_direct(path: &Path) -> io::Result<File> {
+    let direct = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path);
+    match direct {
+        // tmpfs and some others do not know O_DIRECT.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            OpenOptions::new().read(true).write(true).open(path)
+        }
+        other => other,
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Give `name` of one directory to another as well (a hard link); durable.
+pub fn link_file(from: &Path, name: &str, to: &Path) -> Result<(), DiskError> {
+    std::fs::hard_link(from.join(name), to.join(name))
+        .and_then(|()| sync_directory(to))
+        .map_err(|error| io_error("link", name, &error))
+}
+
+impl Directory {
+    /// Open a directory, making it when it is absent.
+    pub fn open(path: &Path) -> Result<Self, DiskError> {
+        std::fs::create_dir_all(path)
+            .map_err(|error| io_error("make", &path.to_string_lossy(), &error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            files: HashMap::new(),
+            next: 1,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn cached_fd(&self, file: FileId) -> Option<RawFd> {
+        self.files.get(&file).map(|file| file.cached.as_raw_fd())
+    }
+
+    pub(crate) fn direct_fd(&self, file: FileId) -> Option<RawFd> {
+        self.files.get(&file).map(|file| file.direct.as_raw_fd())
+    }
+
+    pub(crate) fn name_of(&self, file: FileId) -> String {
+        self.files
+            .get(&file)
+            .map_or_else(|| format!("handle {file}"), |file| file.name.clone())
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<String>, DiskError> {
+        let entries =
+            std::fs::read_dir(&self.path).map_err(|error| io_error("list", ".", &error))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| io_error("list", ".", &error))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    pub(crate) fn open_file(&mut self, name: &str) -> Result<FileId, DiskError> {
+        let path = self.path.join(name);
+        let opened = File::open(&path).and_then(|cached| {
+            open_direct(&path).map(|direct| OpenFile {
+                name: name.to_owned(),
+                cached,
+                direct,
+            })
+        });
+        let file = opened.map_err(|error| io_error("open", name, &error))?;
+        let id = self.next;
+        self.next += 1;
+        self.files.insert(id, file);
+        Ok(id)
+    }
+
+    pub(crate) fn close(&mut self, file: FileId) {
+        self.files.remove(&file);
+    }
+
+    fn find(&self, file: FileId) -> Result<&OpenFile, DiskError> {
+        self.files.get(&file).ok_or_else(|| DiskError::NotFound {
+            name: format!("handle {file}"),
+        })
+    }
+
+    pub(crate) fn read(
+        &self,
+        file: FileId,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, DiskError> {
+        let found = self.find(file)?;
+        let mut buffer = AlignedBuffer::zeroed(length.div_ceil(BLOCK_BYTES));
+        let read = found.direct.read_exact_at(buffer.bytes_mut(), offset);
+        read.map_err(|error| io_error("read", &found.name, &error))?;
+        Ok(buffer.bytes()[..length].to_vec())
+    }
+
+    pub(crate) fn write(
+        &self,
+        file: FileId,
+        offset: u64,
+        data: &AlignedBuffer,
+    ) -> Result<(), DiskError> {
+        let found = self.find(file)?;
+        let written = found.direct.write_all_at(data.bytes(), offset);
+        written
+            .and_then(|()| found.direct.sync_data())
+            .map_err(|error| io_error("write", &found.name, &error))
+    }
+
+    pub(crate) fn load(&self, name: &str) -> Result<Vec<u8>, DiskError> {
+        let mut bytes = Vec::new();
+        File::open(self.path.join(name))
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .map_err(|error| io_error("read", name, &error))?;
+        Ok(bytes)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<(), DiskError> {
+        std::fs::remove_file(self.path.join(name))
+            .and_then(|()| sync_directory(&self.path))
+            .map_err(|error| io_error("remove", name, &error))
+    }
+
+    pub(crate) fn free_bytes(&self) -> Result<u64, DiskError> {
+        free_bytes(&self.path).map_err(|error| io_error("statvfs", ".", &error))
+    }
+}
+
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: statvfs is plain old data, for which zeros are a valid value.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `name` is a C string and `found` a statvfs; both outlive the call.
+    if unsafe { libc::statvfs(name.as_ptr(), &raw mut found) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(found.f_bavail * found.f_frsize)
+}
+
+/// Create `name` with durable, written zeros.
+pub(crate) fn prepare(path: &Path, name: &str, size_bytes: u64) -> Result<(), DiskError> {
+    let target = path.join(name);
+    let make = || -> io::Result<()> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&target)?;
+        let zeros = vec![0; PREPARE_CHUNK_BYTES];
+        let mut at = 0;
+        while at < size_bytes {
+            let chunk = usize::try_from(size_bytes - at).unwrap_or(usize::MAX);
+            let chunk = chunk.min(PREPARE_CHUNK_BYTES);
+            file.write_all_at(&zeros[..chunk], at)?;
+            at += chunk as u64;
+        }
+        file.sync_all()?;
+        // SAFETY: the descriptor is open; the advice has no memory effects.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        sync_directory(path)
+    };
+    make().map_err(|error| {
+        // A part of a segment is of no use, and on a full disk in the way.
+        let _ = std::fs::remove_file(&target);
+        io_error("prepare", name, &error)
+    })
+}
+
+/// Write `name` whole: temporary name, sync, rename, sync of the directory.
+pub(crate) fn replace(path: &Path, name: &str, content: &Content) -> Result<(), DiskError> {
+    let temporary = path.join(format!("{name}.tmp"));
+    let make = || -> io::Result<()> {
+        let mut file = io::BufWriter::with_capacity(PREPARE_CHUNK_BYTES, File::create(&temporary)?);
+        let mut outcome = Ok(());
+        content(&mut |part| {
+            if outcome.is_ok() {
+                outcome = file.write_all(part);
+            }
+        });
+        outcome?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path.join(name))?;
+        sync_directory(path)
+    };
+    make().map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        io_error("replace", name, &error)
+    })
+}

@@ -1,0 +1,199 @@
+//! The disk port on a directory of files.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nuage_journal::{AlignedBuffer, Content, Disk, DiskError, DiskOperation, DiskResult, FileId};
+
+use crate::directory::{Directory, prepare, replace};
+use crate::ring::Ring;
+use crate::threads::{Bell, Threads, Work};
+
+/// Threads that stand in for a ring: reads at depth, and the one commit in flight.
+const THREADS_WITHOUT_RING: usize = 8;
+
+/// How reads and writes are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// io_uring, or threads where it is forbidden.
+    Best,
+    Threads,
+}
+
+/// A directory of files behind [`Disk`].
+pub struct FileDisk {
+    // Dropped first: both wait for what is in progress before the files close.
+    threads: Threads,
+    ring: Option<Ring>,
+    directory: Directory,
+    bell: Arc<Bell>,
+    failed: Vec<DiskResult>,
+}
+
+impl FileDisk {
+    /// Open `path`, making the directory when it is absent.
+    pub fn open(path: &Path, method: Method) -> Result<Self, DiskError> {
+        let directory = Directory::open(path)?;
+        let bell = Arc::new(Bell::new()?);
+        let ring = match method {
+            Method::Best => Ring::new(bell.fd()).ok(),
+            Method::Threads => None,
+        };
+        let count = if ring.is_some() {
+            1
+        } else {
+            THREADS_WITHOUT_RING
+        };
+        let threads = Threads::new(path, count, Arc::clone(&bell));
+        Ok(Self {
+            directory,
+            ring,
+            threads,
+            bell,
+            failed: Vec::new(),
+        })
+    }
+
+    pub fn has_ring(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+fn whole(data: &[u8]) -> Content {
+    let data = data.to_vec();
+    Box::new(move |write| write(&data))
+}
+
+impl Disk for FileDisk {
+    fn submit(&mut self, token: u64, operation: DiskOperation) {
+        let missing = |file: FileId| DiskResult {
+            token,
+            outcome: Err(DiskError::NotFound {
+                name: format!("handle {file}"),
+            }),
+        };
+        match operation {
+            DiskOperation::Read {
+                file,
+                offset,
+                block_count,
+            } => {
+                let name = self.directory.name_of(file);
+                match (self.directory.cached_fd(file), &mut self.ring) {
+                    (None, _) => self.failed.push(missing(file)),
+                    (Some(fd), Some(ring)) => ring.read(token, fd, name, offset, block_count),
+                    (Some(fd), None) => {
+                        self.threads.submit(
+                            token,
+                            Work::Read {
+                                fd,
+                                name,
+                                offset,
+                                block_count,
+                            },
+                        );
+                    }
+                }
+            }
+            DiskOperation::Write {
+                file,
+                offset,
+                buffers,
+            } => {
+                let name = self.directory.name_of(file);
+                match (self.directory.direct_fd(file), &mut self.ring) {
+                    (None, _) => self.failed.push(missing(file)),
+                    (Some(fd), Some(ring)) => ring.write(token, fd, name, offset, buffers),
+                    (Some(fd), None) => {
+                        self.threads.submit(
+                            token,
+                            Work::Write {
+                                fd,
+                                name,
+                                offset,
+                                buffers,
+                            },
+                        );
+                    }
+                }
+            }
+            DiskOperation::Prepare { name, size_bytes } => {
+                self.threads
+                    .submit(token, Work::Prepare { name, size_bytes });
+            }
+            DiskOperation::Replace { name, content } => {
+                self.threads.submit(token, Work::Replace { name, content });
+            }
+        }
+    }
+
+    fn poll(&mut self, results: &mut Vec<DiskResult>) {
+        results.append(&mut self.failed);
+        match &mut self.ring {
+            Some(ring) => {
+                if ring.poll(results) {
+                    self.bell.clear();
+                    ring.rearm();
+                    self.threads.poll(results);
+                }
+            }
+            None => {
+                self.bell.clear();
+                self.threads.poll(results);
+            }
+        }
+    }
+
+    fn wake_fd(&self) -> Option<i32> {
+        Some(self.ring.as_ref().map_or_else(|| self.bell.fd(), Ring::fd))
+    }
+
+    fn list_now(&mut self) -> Result<Vec<String>, DiskError> {
+        self.directory.list()
+    }
+
+    fn open_now(&mut self, name: &str) -> Result<FileId, DiskError> {
+        self.directory.open_file(name)
+    }
+
+    fn close(&mut self, file: FileId) {
+        self.directory.close(file);
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, length: usize) -> Result<Vec<u8>, DiskError> {
+        self.directory.read(file, offset, length)
+    }
+
+    fn write_now(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        data: &AlignedBuffer,
+    ) -> Result<(), DiskError> {
+        self.directory.write(file, offset, data)
+    }
+
+    fn load_now(&mut self, name: &str) -> Result<Vec<u8>, DiskError> {
+        self.directory.load(name)
+    }
+
+    fn replace_now(&mut self, name: &str, data: &[u8]) -> Result<(), DiskError> {
+        replace(self.directory.path(), name, &whole(data))
+    }
+
+    fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError> {
+        prepare(self.directory.path(), name, size_bytes)
+    }
+
+    fn remove_now(&mut self, name: &str) -> Result<(), DiskError> {
+        self.directory.remove(name)
+    }
+
+    fn free_bytes(&mut self) -> Result<u64, DiskError> {
+        self.directory.free_bytes()
+    }
+}

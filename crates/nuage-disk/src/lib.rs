@@ -1,0 +1,14 @@
+//! Files behind the journal's [`Disk`](nuage_journal::Disk) port.
+//!
+//! Writes go past the page cache and are durable when they complete (`O_DIRECT`, `RWF_DSYNC`); reads of the
+//! data path go through it, so that the host's free memory is the read cache. Reads and writes run on
+//! an io_uring; where that is forbidden (many containers) a few threads do them. Preparing
+//! segments and writing checkpoints is a thread's work in both cases. `FileDisk::open` chooses.
+
+mod directory;
+mod file_disk;
+mod ring;
+mod threads;
+
+pub use directory::{Directory, link_file};
+pub use file_disk::{FileDisk, Method};

@@ -1,0 +1,196 @@
+//! Reads and durable writes on an io_uring.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use nuage_journal::{AlignedBuffer, BLOCK_BYTES, DiskError, DiskResult};
+
+use crate::directory::io_error;
+
+/// Operations in the ring at once; more wait here.
+const RING_ENTRIES: u32 = 256;
+/// User data of the poll on the threads' bell; tokens of the engine start at 1.
+const BELL_TOKEN: u64 = 0;
+
+struct InFlight {
+    operation: &'static str,
+    name: String,
+    wanted: usize,
+    buffer: AlignedBuffer,
+    /// Kept alive and in place until the kernel is done with them.
+    _buffers: Vec<Arc<AlignedBuffer>>,
+    _vectors: Box<[libc::iovec]>,
+}
+
+pub(crate) struct Ring {
+    ring: IoUring,
+    in_flight: HashMap<u64, InFlight>,
+    waiting: VecDeque<squeue::Entry>,
+    bell: RawFd,
+    bell_armed: bool,
+}
+
+impl Ring {
+    pub(crate) fn new(bell: RawFd) -> Result<Self, DiskError> {
+        let ring = IoUring::builder()
+            .dontfork()
+            .build(RING_ENTRIES)
+            .map_err(|error| io_error("io_uring_setup", "", &error))?;
+        let mut made = Self {
+            ring,
+            in_flight: HashMap::new(),
+            waiting: VecDeque::new(),
+            bell,
+            bell_armed: false,
+        };
+        made.arm_bell();
+        made.enter();
+        Ok(made)
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    fn arm_bell(&mut self) {
+        if !self.bell_armed {
+            self.bell_armed = true;
+            #[allow(clippy::cast_sign_loss)] // POLLIN is a small positive constant
+            let poll = opcode::PollAdd::new(types::Fd(self.bell), libc::POLLIN as u32);
+            self.waiting.push_back(poll.build().user_data(BELL_TOKEN));
+        }
+    }
+
+    pub(crate) fn read(&mut self, token: u64, fd: RawFd, name: String, offset: u64, count: usize) {
+        let mut buffer = AlignedBuffer::zeroed(count);
+        let wanted = count * BLOCK_BYTES;
+        let length = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let entry = opcode::Read::new(types::Fd(fd), buffer.bytes_mut().as_mut_ptr(), length)
+            .offset(offset)
+            .build()
+            .user_data(token);
+        let flight = InFlight {
+            operation: "read",
+            name,
+            wanted,
+            buffer,
+            _buffers: Vec::new(),
+            _vectors: Box::default(),
+        };
+        self.in_flight.insert(token, flight);
+        self.waiting.push_back(entry);
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        token: u64,
+        fd: RawFd,
+        name: String,
+        offset: u64,
+        buffers: Vec<Arc<AlignedBuffer>>,
+    ) {
+        let vectors: Box<[libc::iovec]> = buffers
+            .iter()
+            .map(|buffer| libc::iovec {
+                iov_base: buffer.bytes().as_ptr().cast_mut().cast(),
+                iov_len: buffer.bytes().len(),
+            })
+            .collect();
+        let count = u32::try_from(vectors.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Writev::new(types::Fd(fd), vectors.as_ptr(), count)
+            .offset(offset)
+            .rw_flags(libc::RWF_DSYNC)
+            .build()
+            .user_data(token);
+        let flight = InFlight {
+            operation: "write",
+            name,
+            wanted: buffers.iter().map(|buffer| buffer.bytes().len()).sum(),
+            buffer: AlignedBuffer::default(),
+            _buffers: buffers,
+            _vectors: vectors,
+        };
+        self.in_flight.insert(token, flight);
+        self.waiting.push_back(entry);
+    }
+
+    /// Hand waiting operations to the kernel.
+    fn enter(&mut self) {
+        while !self.waiting.is_empty() {
+            let mut queue = self.ring.submission();
+            while let Some(entry) = self.waiting.front() {
+                // SAFETY: buffers and vectors of the entry live in `in_flight` until its
+                // completion; descriptors stay open as long (the store closes idle files only).
+                if unsafe { queue.push(entry) }.is_err() {
+                    break;
+                }
+                self.waiting.pop_front();
+            }
+            drop(queue);
+            // EBUSY and EAGAIN: the kernel wants completions taken first; the next poll goes on.
+            if self.ring.submit().is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Returns true when the bell has rung.
+    pub(crate) fn poll(&mut self, results: &mut Vec<DiskResult>) -> bool {
+        self.enter();
+        let mut rung = false;
+        for completion in self.ring.completion() {
+            let token = completion.user_data();
+            if token == BELL_TOKEN {
+                rung = true;
+                continue;
+            }
+            let Some(flight) = self.in_flight.remove(&token) else {
+                continue;
+            };
+            let outcome = match usize::try_from(completion.result()) {
+                Ok(count) if count == flight.wanted => Ok(flight.buffer),
+                Ok(wrote) => Err(DiskError::Short {
+                    name: flight.name,
+                    wrote,
+                    wanted: flight.wanted,
+                }),
+                Err(_) => {
+                    let error = std::io::Error::from_raw_os_error(-completion.result());
+                    Err(io_error(flight.operation, &flight.name, &error))
+                }
+            };
+            results.push(DiskResult { token, outcome });
+        }
+        if rung {
+            self.bell_armed = false;
+        }
+        rung
+    }
+
+    /// Watch the bell again, after it was made silent.
+    pub(crate) fn rearm(&mut self) {
+        self.arm_bell();
+        self.enter();
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel may still write into our buffers: wait for it. Closing a ring cancels the bell's
+        // poll, so only real operations count.
+        let mut results = Vec::new();
+        while !self.in_flight.is_empty() {
+            if self.ring.submit_and_wait(1).is_err() {
+                // Rather leak the buffers than free what the kernel may write to.
+                std::mem::forget(std::mem::take(&mut self.in_flight));
+                return;
+            }
+            if self.poll(&mut results) && self.in_flight.is_empty() {
+                return;
+            }
+            results.clear();
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! A volume's head: the one writer that orders, journals and replicates its writes and answers its
+//! reads. [`Volume`] is what the front ends serve; [`open_volume`] makes one from a directory.
+//! Everything runs on one thread; time comes from a [`Clock`], the disk from the journal's port.
+#![allow(clippy::cast_possible_truncation)]
+
+mod device;
+mod extents;
+mod head;
+mod local;
+mod overlay;
+mod replicas;
+
+pub use device::{ViewDevice, Volume};
+pub use head::{
+    AckMode, Administration, Clock, EPOCH_RESTART_BITS, HeadEvent, HeadOptions, QUEUE_DEPTH_MAX,
+    VolumeHead, next_epoch,
+};
+pub use local::{SystemClock, create_volume, open_volume};

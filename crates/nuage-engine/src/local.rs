@@ -1,0 +1,54 @@
+//! Volumes in directories of this machine.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use nuage_disk::{FileDisk, Method};
+use nuage_journal::{Cipher, JournalError, Now, Store, TailRule, VolumeSpec};
+
+use crate::device::Volume;
+use crate::head::{Clock, HeadOptions, VolumeHead};
+
+/// The machine's clocks.
+#[derive(Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+        }
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Now {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Now {
+            monotonic_ns: self.start.elapsed().as_nanos() as u64,
+            unix_ns: unix.as_nanos() as u64,
+        }
+    }
+}
+
+/// Make an empty volume in `directory`.
+pub fn create_volume(directory: &Path, spec: &VolumeSpec) -> Result<(), JournalError> {
+    Store::create(&mut FileDisk::open(directory, Method::Threads)?, spec)
+}
+
+/// Open the only copy of a volume and lead it. `data_key` is wanted when it is encrypted.
+pub fn open_volume(
+    directory: &Path,
+    data_key: Option<&[u8; 32]>,
+    options: HeadOptions,
+    clock: Rc<dyn Clock>,
+) -> Result<Volume<FileDisk>, JournalError> {
+    let disk = FileDisk::open(directory, Method::Best)?;
+    let store = Store::open(disk, data_key.map(Cipher::new), TailRule::Only)?;
+    Ok(Volume::new(VolumeHead::open(store, options, clock)?))
+}

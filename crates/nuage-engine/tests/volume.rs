@@ -1,0 +1,255 @@
+//! A volume in a directory behaves as an array of bytes, over restarts and over its history.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
+use nuage_disk::FileDisk;
+use nuage_engine::{
+    AckMode, Administration, HeadEvent, HeadOptions, SystemClock, Volume, create_volume,
+    open_volume,
+};
+use nuage_journal::{Point, VolumeSpec};
+
+const SIZE: u64 = 8 << 20;
+const KEY: [u8; 32] = [7; 32];
+
+fn spec(encrypted: bool) -> VolumeSpec {
+    VolumeSpec {
+        volume: [9; 16],
+        size_bytes: SIZE,
+        logical_block_bytes: 512,
+        segment_bytes: 256 << 10,
+        encrypted,
+        created_ns: 1,
+    }
+}
+
+fn open(path: &Path, encrypted: bool, mode: AckMode) -> Volume<FileDisk> {
+    let options = HeadOptions {
+        name: Arc::from("v"),
+        mode,
+        term: 1,
+        head: "test".into(),
+    };
+    let key = encrypted.then_some(&KEY);
+    open_volume(path, key, options, Rc::new(SystemClock::default())).unwrap()
+}
+
+fn run(device: &mut dyn BlockDevice, operation: Operation) -> Outcome {
+    device.submit(Request { tag: 1, operation });
+    let mut completions: Vec<Completion> = Vec::new();
+    while completions.is_empty() {
+        device.poll(&mut completions);
+    }
+    assert_eq!(completions.len(), 1);
+    completions.remove(0).outcome
+}
+
+fn read_all(device: &mut dyn BlockDevice) -> Vec<u8> {
+    match run(
+        device,
+        Operation::Read {
+            offset: 0,
+            length: SIZE as u32,
+        },
+    ) {
+        Outcome::Data(data) => data,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// SplitMix64: a seed gives one run.
+struct Prng(u64);
+
+impl Prng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+fn change(prng: &mut Prng, device: &mut dyn BlockDevice, model: &mut [u8]) {
+    let offset = prng.below(SIZE / 512) * 512;
+    let length = ((1 + prng.below(48)) * 512).min(SIZE - offset);
+    let range = offset as usize..(offset + length) as usize;
+    let fill = prng.next() as u8;
+    let operation = match prng.below(8) {
+        0 => {
+            model[range].fill(0);
+            Operation::Unmap { offset, length }
+        }
+        1 => {
+            model[range].fill(0);
+            Operation::WriteZeroes {
+                offset,
+                length,
+                allocate: false,
+                fua: false,
+            }
+        }
+        2 => {
+            let expected = model[range.clone()].to_vec();
+            model[range].fill(fill);
+            Operation::CompareAndWrite {
+                offset,
+                expected,
+                data: vec![fill; length as usize],
+                fua: false,
+            }
+        }
+        3 => Operation::Flush,
+        _ => {
+            model[range].fill(fill);
+            Operation::Write {
+                offset,
+                data: vec![fill; length as usize],
+                fua: prng.below(4) == 0,
+            }
+        }
+    };
+    assert_eq!(run(device, operation), Outcome::Done);
+}
+
+fn administer(volume: &mut Volume<FileDisk>, wish: Administration) -> u64 {
+    volume.with(|head| head.administer(5, wish));
+    loop {
+        volume.poll(&mut Vec::new());
+        for event in volume.with(nuage_engine::VolumeHead::take_events) {
+            if let HeadEvent::Administered { tag: 5, outcome } = event {
+                return outcome.unwrap();
+            }
+        }
+    }
+}
+
+fn lives_through_restarts(encrypted: bool, mode: AckMode, seed: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    create_volume(directory.path(), &spec(encrypted)).unwrap();
+    let mut prng = Prng(seed);
+    let mut model = vec![0; SIZE as usize];
+    let mut past: Vec<(u64, Vec<u8>)> = Vec::new();
+    for round in 0..4 {
+        let mut volume = open(directory.path(), encrypted, mode);
+        assert!(read_all(&mut volume) == model, "round {round}");
+        for _ in 0..120 {
+            change(&mut prng, &mut volume, &mut model);
+        }
+        assert!(read_all(&mut volume) == model);
+        let seq = administer(
+            &mut volume,
+            Administration::Mark {
+                id: round,
+                name: "m".into(),
+            },
+        );
+        past.push((seq, model.clone()));
+        for (seq, then) in &past {
+            let mut view = volume.view(Point::Seq(*seq)).unwrap();
+            assert!(read_all(&mut view) == *then, "view of {seq}");
+        }
+        if round == 2 {
+            let (seq, then) = past[0].clone();
+            administer(&mut volume, Administration::Rollback(Point::Seq(seq)));
+            model = then;
+            assert!(read_all(&mut volume) == model);
+        }
+        run(&mut volume, Operation::Flush);
+        if round % 2 == 0 {
+            volume.into_head().unwrap().close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_plain_volume_lives_through_restarts() {
+    lives_through_restarts(false, AckMode::WriteBack, 1);
+}
+
+#[test]
+fn an_encrypted_volume_lives_through_restarts() {
+    lives_through_restarts(true, AckMode::WriteBack, 2);
+}
+
+#[test]
+fn a_volume_that_answers_when_durable_lives_through_restarts() {
+    lives_through_restarts(true, AckMode::Durable, 3);
+}
+
+#[test]
+fn a_mismatch_says_where_and_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    create_volume(directory.path(), &spec(false)).unwrap();
+    let mut volume = open(directory.path(), false, AckMode::WriteBack);
+    let mut expected = vec![0; 1024];
+    expected[700] = 1;
+    let outcome = run(
+        &mut volume,
+        Operation::CompareAndWrite {
+            offset: 512,
+            expected,
+            data: vec![3; 1024],
+            fua: false,
+        },
+    );
+    assert_eq!(outcome, Outcome::Miscompare { at: 700 });
+    assert!(read_all(&mut volume).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn impossible_ranges_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    create_volume(directory.path(), &spec(false)).unwrap();
+    let mut volume = open(directory.path(), false, AckMode::WriteBack);
+    for operation in [
+        Operation::Read {
+            offset: SIZE,
+            length: 512,
+        },
+        Operation::Write {
+            offset: u64::MAX - 511,
+            data: vec![0; 512],
+            fua: false,
+        },
+        Operation::Unmap {
+            offset: 0,
+            length: SIZE + 512,
+        },
+        Operation::Write {
+            offset: 1,
+            data: vec![0; 512],
+            fua: false,
+        },
+    ] {
+        assert_eq!(
+            run(&mut volume, operation),
+            Outcome::Failed(Failure::OutOfRange)
+        );
+    }
+}
+
+#[test]
+fn reservations_outlive_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    create_volume(directory.path(), &spec(false)).unwrap();
+    let mut volume = open(directory.path(), false, AckMode::WriteBack);
+    run(
+        &mut volume,
+        Operation::StoreReservations {
+            state: b"keys".to_vec(),
+        },
+    );
+    drop(volume);
+    let mut volume = open(directory.path(), false, AckMode::WriteBack);
+    let found = run(&mut volume, Operation::LoadReservations);
+    assert_eq!(found, Outcome::Reservations(b"keys".to_vec()));
+}

@@ -1,0 +1,186 @@
+//! The port to a disk: a directory of files that one store owns.
+//!
+//! The engine's thread submits operations and polls their results; only opening, recovery and
+//! rare administration use the `_now` calls, which block. `nuage-disk` implements it with io_uring and
+//! with threads, the simulator with a disk that tears, loses and rots.
+
+use std::sync::Arc;
+
+/// Size of a block everywhere in the journal.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// A handle that the disk gave for an open file.
+pub type FileId = u32;
+
+/// Why a disk operation failed. None of them is retried.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    #[error("{operation} {name}: {reason}")]
+    Io {
+        operation: &'static str,
+        name: String,
+        reason: String,
+    },
+    #[error("{name} does not exist")]
+    NotFound { name: String },
+    #[error("no space left on the device")]
+    NoSpace,
+    #[error("{name}: {wrote} of {wanted} bytes")]
+    Short {
+        name: String,
+        wrote: usize,
+        wanted: usize,
+    },
+}
+
+#[repr(C, align(4096))]
+#[derive(Clone, Copy)]
+struct AlignedBlock([u8; BLOCK_BYTES]);
+
+/// Whole blocks at an aligned address, as direct I/O wants them.
+#[derive(Clone, Default)]
+pub struct AlignedBuffer {
+    blocks: Vec<AlignedBlock>,
+}
+
+impl std::fmt::Debug for AlignedBuffer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "AlignedBuffer({} blocks)", self.blocks.len())
+    }
+}
+
+impl PartialEq for AlignedBuffer {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl AlignedBuffer {
+    pub fn zeroed(block_count: usize) -> Self {
+        Self {
+            blocks: vec![AlignedBlock([0; BLOCK_BYTES]); block_count],
+        }
+    }
+
+    pub fn with_capacity(block_count: usize) -> Self {
+        Self {
+            blocks: Vec::with_capacity(block_count),
+        }
+    }
+
+    /// A copy of `bytes`, padded with zeros to whole blocks.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut buffer = Self::with_capacity(bytes.len().div_ceil(BLOCK_BYTES));
+        for chunk in bytes.chunks(BLOCK_BYTES) {
+            buffer.push(chunk);
+        }
+        buffer
+    }
+
+    /// Append one block: `chunk` (at most a block) and zeros.
+    pub fn push(&mut self, chunk: &[u8]) -> &mut [u8] {
+        let mut block = AlignedBlock([0; BLOCK_BYTES]);
+        block.0[..chunk.len()].copy_from_slice(chunk);
+        self.blocks.push(block);
+        let last = self.blocks.len() - 1;
+        &mut self.blocks[last].0
+    }
+
+    pub fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub fn block(&self, index: usize) -> &[u8; BLOCK_BYTES] {
+        &self.blocks[index].0
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: AlignedBlock is repr(C) around [u8; 4096] with size equal to its alignment, so the
+        // vector's storage is `len * 4096` initialised bytes without padding.
+        unsafe {
+            std::slice::from_raw_parts(self.blocks.as_ptr().cast(), self.blocks.len() * BLOCK_BYTES)
+        }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; the borrow of self is exclusive.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.blocks.as_mut_ptr().cast(),
+                self.blocks.len() * BLOCK_BYTES,
+            )
+        }
+    }
+}
+
+/// Gives the bytes of a file piece by piece to the function it is called with.
+pub type Content = Box<dyn Fn(&mut dyn FnMut(&[u8])) + Send>;
+
+/// An operation whose result comes from `poll`.
+pub enum DiskOperation {
+    /// Whole blocks from `offset`.
+    Read {
+        file: FileId,
+        offset: u64,
+        block_count: usize,
+    },
+    /// Write the buffers one after the other from `offset`, durable before it completes.
+    Write {
+        file: FileId,
+        offset: u64,
+        buffers: Vec<Arc<AlignedBuffer>>,
+    },
+    /// Create `name` with `size_bytes` of written, durable zeros (at low priority).
+    Prepare { name: String, size_bytes: u64 },
+    /// Write `name` whole, durable and atomic (temporary name, sync, rename, sync directory).
+    Replace { name: String, content: Content },
+}
+
+/// The result of an operation, by the token it was submitted with.
+#[derive(Debug)]
+pub struct DiskResult {
+    pub token: u64,
+    /// The buffer of a read, otherwise an empty one.
+    pub outcome: Result<AlignedBuffer, DiskError>,
+}
+
+/// A directory of files. File names hold no separators.
+pub trait Disk {
+    /// Start an operation; never blocks.
+    fn submit(&mut self, token: u64, operation: DiskOperation);
+    /// Move the results that have arrived to the end of `results`, and start what is queued.
+    fn poll(&mut self, results: &mut Vec<DiskResult>);
+    /// Readable when `poll` has results.
+    fn wake_fd(&self) -> Option<i32>;
+
+    fn list_now(&mut self) -> Result<Vec<String>, DiskError>;
+    /// Open an existing file for block reads and writes.
+    fn open_now(&mut self, name: &str) -> Result<FileId, DiskError>;
+    /// Close a handle; operations in flight on it have completed.
+    fn close(&mut self, file: FileId);
+    /// Read from the medium, past any cache of the host where it can.
+    fn read_now(&mut self, file: FileId, offset: u64, length: usize) -> Result<Vec<u8>, DiskError>;
+    /// Write whole blocks, durable before it returns.
+    fn write_now(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        data: &AlignedBuffer,
+    ) -> Result<(), DiskError>;
+    /// Bytes of a whole file.
+    fn load_now(&mut self, name: &str) -> Result<Vec<u8>, DiskError>;
+    fn replace_now(&mut self, name: &str, data: &[u8]) -> Result<(), DiskError>;
+    /// As `Prepare`, at once.
+    fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError>;
+    fn remove_now(&mut self, name: &str) -> Result<(), DiskError>;
+    /// Bytes that can still be written.
+    fn free_bytes(&mut self) -> Result<u64, DiskError>;
+}
+
+/// One reading of both clocks: the monotonic one orders and measures, the other names moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Now {
+    pub monotonic_ns: u64,
+    /// Nanoseconds since 1970 (UTC).
+    pub unix_ns: u64,
+}

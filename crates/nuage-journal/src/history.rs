@@ -1,0 +1,226 @@
+//! Any past moment: resolving a point, and the index as it was there (docs/protocols/journal.md §7).
+
+use crate::bytes::narrow;
+use crate::checkpoint::{Checkpoint, Mark, checkpoint_name};
+use crate::disk::{BLOCK_BYTES, Disk};
+use crate::error::JournalError;
+use crate::layout::{GroupHead, decode_footer};
+use crate::replay::State;
+use crate::segment::{Seal, SegmentHeader, SegmentKind, footer_heads};
+use crate::store::{Slot, SlotState, Store};
+
+/// A moment of a volume's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// After this seq.
+    Seq(u64),
+    /// After the last group not later than this (ns since 1970).
+    Time(u64),
+}
+
+/// One group of the history, for people and for the verifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryItem {
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub time_ns: u64,
+    pub epoch: u64,
+    pub segment: u64,
+    pub blocks: u32,
+}
+
+impl<D: Disk> Store<D> {
+    pub(crate) fn sealed(&self, number: u32) -> Option<(&SegmentHeader, &Seal)> {
+        match self.slots.get(number as usize)?.as_ref()? {
+            Slot {
+                state: SlotState::Sealed(header, seal),
+                ..
+            } => Some((header, seal)),
+            _ => None,
+        }
+    }
+
+    /// Groups of a segment and the block where each lies, without their payload.
+    pub(crate) fn groups_of(&mut self, number: u32) -> Result<Vec<(GroupHead, u32)>, JournalError> {
+        let heads = match &self.open {
+            Some(open) if open.slot == number => decode_footer(&open.footer.bytes)?,
+            _ => match self.footers.get(&number) {
+                Some(bytes) => decode_footer(bytes)?,
+                None => self.read_footer(number)?,
+            },
+        };
+        let mut block = 1;
+        Ok(heads
+            .into_iter()
+            .map(|head| {
+                let at = block;
+                block += head.info.total_blocks();
+                (head, at)
+            })
+            .collect())
+    }
+
+    fn read_footer(&mut self, number: u32) -> Result<Vec<GroupHead>, JournalError> {
+        let Some(Slot {
+            file,
+            state: SlotState::Sealed(header, seal),
+        }) = self
+            .slots
+            .get(number as usize)
+            .and_then(Option::as_ref)
+            .cloned()
+        else {
+            return Ok(Vec::new());
+        };
+        let length = (seal.footer_bytes as usize).next_multiple_of(BLOCK_BYTES);
+        let bytes = self.disk.read_now(file, seal.footer_offset(), length)?;
+        footer_heads(&header, &seal, &bytes)
+    }
+
+    /// Slots of own log segments that hold records after `after`, in order.
+    fn log_slots_after(&self, after: u64) -> Vec<u32> {
+        let mut found: Vec<(u64, u32)> = Vec::new();
+        for (slot, number) in self.slots.iter().zip(0u32..) {
+            let Some(slot) = slot else { continue };
+            match &slot.state {
+                SlotState::Sealed(header, seal)
+                    if header.kind == SegmentKind::Log
+                        && header.volume == self.superblock.volume
+                        && seal.last_seq > after =>
+                {
+                    found.push((header.segment, number));
+                }
+                SlotState::Open(header) if header.kind == SegmentKind::Log => {
+                    found.push((header.segment, number));
+                }
+                _ => {}
+            }
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(_, number)| number).collect()
+    }
+
+    /// The seq that `point` names.
+    pub fn resolve(&mut self, point: Point) -> Result<u64, JournalError> {
+        let (horizon, tail) = (self.horizon_seq(), self.applied_seq());
+        let outside = |asked| JournalError::OutOfHistory {
+            horizon,
+            tail,
+            asked,
+        };
+        match point {
+            Point::Seq(seq) if seq < horizon || seq > tail => Err(outside(seq)),
+            Point::Seq(seq) => Ok(seq),
+            Point::Time(time_ns) => {
+                let first = self
+                    .anchors
+                    .first()
+                    .map_or(0, |anchor| anchor.position.time_ns);
+                if time_ns < first {
+                    return Err(outside(time_ns));
+                }
+                let before = |anchor: &&crate::store::Anchor| anchor.position.time_ns <= time_ns;
+                let mut seq = self
+                    .anchors
+                    .iter()
+                    .rev()
+                    .find(before)
+                    .map_or(0, |a| a.position.seq);
+                for number in self.log_slots_after(seq) {
+                    for (head, _) in self.groups_of(number)? {
+                        let last = head.info.last_seq();
+                        if head.info.time_ns <= time_ns && last <= tail {
+                            seq = seq.max(last);
+                        }
+                    }
+                }
+                Ok(seq)
+            }
+        }
+    }
+
+    /// Oldest seq that can be viewed.
+    pub fn horizon_seq(&self) -> u64 {
+        self.anchors.first().map_or(0, |anchor| anchor.position.seq)
+    }
+
+    /// The volume as it was right after `seq`. Reads the nearest checkpoint and footers: blocks.
+    pub fn view(&mut self, seq: u64) -> Result<State, JournalError> {
+        let asked = seq;
+        // While a rollback is applied the applied position is the rollback's own.
+        if seq > self.applied_seq() || seq < self.horizon_seq() {
+            return Err(JournalError::OutOfHistory {
+                horizon: self.horizon_seq(),
+                tail: self.applied_seq(),
+                asked,
+            });
+        }
+        let anchor = self
+            .anchors
+            .iter()
+            .rev()
+            .find(|anchor| anchor.position.seq <= seq);
+        let anchor_seq = anchor.map_or(0, |anchor| anchor.position.seq);
+        let checkpoint = Checkpoint::decode(&self.disk.load_now(&checkpoint_name(anchor_seq))?)?;
+        let mut state = State {
+            position: checkpoint.position,
+            size_bytes: checkpoint.size_bytes,
+            side: checkpoint.side,
+            index: checkpoint.index,
+        };
+        for number in self.log_slots_after(anchor_seq) {
+            for (head, block) in self.groups_of(number)? {
+                if head.info.first_seq > seq {
+                    return Ok(state);
+                }
+                while let Some(rollback) = state.apply(&head, number, block, seq) {
+                    let past = self.view(rollback.seq)?;
+                    state.index = past.index;
+                    state.size_bytes = state.size_bytes.max(past.size_bytes);
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// Groups from `after` on, at most `count`.
+    pub fn history(&mut self, after: u64, count: usize) -> Result<Vec<HistoryItem>, JournalError> {
+        let tail = self.applied_seq();
+        let mut items = Vec::new();
+        for number in self.log_slots_after(after) {
+            for (head, _) in self.groups_of(number)? {
+                let info = &head.info;
+                if info.last_seq() > after && info.last_seq() <= tail && items.len() < count {
+                    items.push(HistoryItem {
+                        first_seq: info.first_seq,
+                        last_seq: info.last_seq(),
+                        time_ns: info.time_ns,
+                        epoch: info.epoch,
+                        segment: info.segment,
+                        blocks: info.payload_blocks,
+                    });
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    /// Marks and snapshots within the history.
+    pub fn marks(&self) -> Vec<Mark> {
+        let horizon = self.horizon_seq();
+        self.state
+            .side
+            .marks
+            .iter()
+            .filter(|mark| mark.seq >= horizon)
+            .cloned()
+            .collect()
+    }
+
+    /// Payload bytes of the log still kept for history.
+    pub fn history_bytes(&self) -> u64 {
+        let horizon = self.horizon_seq();
+        let log = self.log_slots_after(horizon);
+        u64::from(narrow(log.len())) * u64::from(self.superblock.segment_bytes)
+    }
+}

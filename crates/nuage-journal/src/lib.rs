@@ -1,0 +1,39 @@
+//! The journal of a volume: format, index, crash recovery, history.
+//!
+//! A [`Store`] is one copy of a volume in one directory, reached through the [`Disk`] port. It takes
+//! [`Group`]s that a head made with a [`GroupBuilder`], makes them durable in order, and answers
+//! reads of blocks. It decides nothing about replication, knows no socket, thread or clock, and opens no
+//! file itself. Format and rules: docs/protocols/journal.md.
+#![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
+
+mod bytes;
+mod checkpoint;
+mod cipher;
+mod disk;
+mod error;
+mod history;
+mod index;
+mod layout;
+mod reading;
+mod recovery;
+mod replay;
+mod segment;
+mod store;
+
+pub use checkpoint::{Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name};
+pub use cipher::{BlockOrigin, Cipher, VolumeUuid, block_crc};
+pub use disk::{
+    AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Now,
+};
+pub use error::JournalError;
+pub use history::{HistoryItem, Point};
+pub use index::{Entry, Index, PAGE_ENTRIES};
+pub use layout::{
+    BlockFacts, Chain, Closing, Descriptor, FLAG_ATOMIC, FLAG_FUA, Group, GroupBuilder, GroupHead,
+    GroupInfo, Kind, RESERVATIONS_BYTES_MAX, chain_of,
+};
+pub use reading::{ReadError, ReadOutcome, Wanted};
+pub use recovery::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, TailRule, VolumeSpec, segment_bytes_for};
+pub use replay::State;
+pub use segment::{Scan, Seal, SegmentHeader, SegmentKind, decode_first_block, scan};
+pub use store::{Anchor, Receipt, ReceiptAct, Retention, Store, StoreEvent};

@@ -1,0 +1,373 @@
+//! Making a store and opening one again (docs/protocols/journal.md §6).
+
+use crate::bytes::{narrow, wide};
+use crate::checkpoint::{
+    Checkpoint, Position, SideState, Superblock, checkpoint_name, checkpoint_seq,
+};
+use crate::cipher::{Cipher, VolumeUuid};
+use crate::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError};
+use crate::error::JournalError;
+use crate::index::Index;
+use crate::replay::State;
+use crate::segment::{
+    Footer, SegmentHeader, SegmentKind, decode_first_block, encode_first_block, scan,
+};
+use crate::store::{Anchor, Opened, Slot, SlotState, Store, Unapplied, segment_name, slot_of_name};
+
+/// Smallest segment: a group of the largest header and its footer must fit.
+pub const SEGMENT_BYTES_MIN: u32 = 256 << 10;
+pub const SEGMENT_BYTES_MAX: u32 = 64 << 20;
+
+/// What a new copy of a volume shall be. Equal on all replicas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeSpec {
+    pub volume: VolumeUuid,
+    pub size_bytes: u64,
+    pub logical_block_bytes: u32,
+    pub segment_bytes: u32,
+    pub encrypted: bool,
+    pub created_ns: u64,
+}
+
+/// Segment size for a volume: three are always there, so a small volume gets small ones.
+pub fn segment_bytes_for(size_bytes: u64) -> u32 {
+    let wished = (size_bytes / 64)
+        .next_power_of_two()
+        .clamp(4 << 20, u64::from(SEGMENT_BYTES_MAX));
+    u32::try_from(wished).unwrap_or(SEGMENT_BYTES_MAX)
+}
+
+/// How to treat groups at the tail of an opened copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TailRule {
+    /// The only copy: what is durable here is the journal.
+    Only,
+    /// One of several: what the head had not reported committed waits for the next head.
+    OneOfSeveral,
+}
+
+impl VolumeSpec {
+    fn check(&self) -> Result<(), JournalError> {
+        let sound = self.size_bytes % wide(BLOCK_BYTES) == 0
+            && (1..=64u64 << 40).contains(&self.size_bytes)
+            && matches!(self.logical_block_bytes, 512 | 4096)
+            && self.segment_bytes.is_power_of_two()
+            && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes);
+        if sound {
+            Ok(())
+        } else {
+            Err(JournalError::Malformed {
+                what: "volume",
+                reason: "size out of range",
+            })
+        }
+    }
+
+    pub fn superblock(&self, parent: VolumeUuid) -> Superblock {
+        Superblock {
+            generation: 0,
+            volume: self.volume,
+            size_bytes: self.size_bytes,
+            logical_block_bytes: self.logical_block_bytes,
+            segment_bytes: self.segment_bytes,
+            encrypted: self.encrypted,
+            promised: 0,
+            created_ns: self.created_ns,
+            parent,
+            previous: [0; 32],
+        }
+    }
+}
+
+impl<D: Disk> Store<D> {
+    /// Make an empty copy in an empty directory.
+    pub fn create(disk: &mut D, spec: &VolumeSpec) -> Result<(), JournalError> {
+        spec.check()?;
+        if disk
+            .list_now()?
+            .iter()
+            .any(|name| name.starts_with("super."))
+        {
+            return Err(JournalError::NotThisVolume(
+                "there is a journal here already".into(),
+            ));
+        }
+        let checkpoint = Checkpoint {
+            volume: spec.volume,
+            size_bytes: spec.size_bytes,
+            position: Position {
+                time_ns: spec.created_ns,
+                ..Position::default()
+            },
+            pinned: false,
+            side: SideState::default(),
+            index: Index::default(),
+        };
+        disk.replace_now(&checkpoint_name(0), &checkpoint.to_bytes())?;
+        disk.replace_now("super.a", spec.superblock([0; 16]).encode().bytes())?;
+        Ok(())
+    }
+
+    /// Open what `create` made, after whatever crash.
+    pub fn open(mut disk: D, cipher: Option<Cipher>, tail: TailRule) -> Result<Self, JournalError> {
+        let superblock = read_superblock(&mut disk)?;
+        if superblock.encrypted != cipher.is_some() {
+            return Err(JournalError::NotThisVolume(
+                "the data key is missing or unwanted".into(),
+            ));
+        }
+        let names = disk.list_now()?;
+        remove_temporary(&mut disk, &names)?;
+        let (anchors, checkpoint) = read_checkpoints(&mut disk, &names, &superblock)?;
+        let slots = read_slots(&mut disk, &names, superblock.segment_bytes)?;
+        let state = State {
+            position: checkpoint.position,
+            size_bytes: checkpoint.size_bytes,
+            side: checkpoint.side,
+            index: checkpoint.index,
+        };
+        let opened = Opened {
+            superblock,
+            state,
+            slots,
+            anchors,
+            replayed_bytes: 0,
+        };
+        let mut store = Self::from_opened(disk, opened, cipher);
+        store.seal_what_is_open()?;
+        store.replay(tail)?;
+        Ok(store)
+    }
+
+    /// Own log segments by segment id.
+    fn own_log(&self) -> Vec<(u32, SegmentHeader)> {
+        let mut found: Vec<(u32, SegmentHeader)> = self
+            .slots
+            .iter()
+            .zip(0u32..)
+            .filter_map(
+                |(slot, number)| match slot.as_ref().map(|slot| &slot.state) {
+                    Some(SlotState::Open(header) | SlotState::Sealed(header, _))
+                        if header.kind == SegmentKind::Log
+                            && header.volume == self.superblock.volume =>
+                    {
+                        Some((number, header.clone()))
+                    }
+                    _ => None,
+                },
+            )
+            .collect();
+        found.sort_unstable_by_key(|(_, header)| header.segment);
+        found
+    }
+
+    /// Scan segments without a seal, cut torn tails off and seal them.
+    fn seal_what_is_open(&mut self) -> Result<(), JournalError> {
+        for (number, header) in self.own_log() {
+            let Some(slot) = self.slots[number as usize].clone() else {
+                continue;
+            };
+            if !matches!(slot.state, SlotState::Open(_)) {
+                continue;
+            }
+            let bytes = self
+                .disk
+                .read_now(slot.file, 0, self.superblock.segment_bytes as usize)?;
+            let found = scan(&bytes, &header);
+            if let Some(offset) = found.damaged_at {
+                return Err(JournalError::Corrupt {
+                    what: "group",
+                    segment: header.segment,
+                    offset: u64::from(offset),
+                });
+            }
+            let mut footer = Footer::default();
+            for (_, group) in &found.groups {
+                footer.add(group.header_bytes(), &group.head);
+            }
+            if footer.is_empty() {
+                self.make_spare(number)?;
+            } else {
+                self.write_seal(number, header, &footer, found.end)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn make_spare(&mut self, number: u32) -> Result<(), JournalError> {
+        self.tables.forget_slot(number);
+        if let Some(slot) = self.slots[number as usize].as_mut() {
+            slot.state = SlotState::Spare;
+            self.disk
+                .write_now(slot.file, 0, &AlignedBuffer::zeroed(1))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_seal(
+        &mut self,
+        number: u32,
+        header: SegmentHeader,
+        footer: &Footer,
+        end: u32,
+    ) -> Result<(), JournalError> {
+        let Some(slot) = self.slots[number as usize].as_mut() else {
+            return Ok(());
+        };
+        let seal = footer.seal(&header, end);
+        let bytes = AlignedBuffer::from_bytes(&footer.bytes);
+        self.disk.write_now(slot.file, u64::from(end), &bytes)?;
+        self.disk
+            .write_now(slot.file, 0, &encode_first_block(&header, Some(&seal)))?;
+        slot.state = SlotState::Sealed(header, seal);
+        Ok(())
+    }
+
+    fn replay(&mut self, tail: TailRule) -> Result<(), JournalError> {
+        let start = self.state.position;
+        let mut end = start;
+        let mut stable_seq = start.seq;
+        let mut waiting = Vec::new();
+        for (number, header) in self.own_log() {
+            self.tail.segment = self.tail.segment.max(header.segment);
+            let Some((_, seal)) = self.sealed(number).filter(|(_, s)| s.last_seq > start.seq)
+            else {
+                continue;
+            };
+            let gap = JournalError::Corrupt {
+                what: "sequence of segments",
+                segment: header.segment,
+                offset: 0,
+            };
+            if header.first_seq > end.seq + 1 || seal.last_seq <= end.seq {
+                return Err(gap);
+            }
+            for (head, block) in self.groups_of(number)? {
+                if head.info.last_seq() <= start.seq {
+                    continue;
+                }
+                if head.info.first_seq == end.seq + 1 && head.info.previous_chain != end.chain {
+                    return Err(gap);
+                }
+                stable_seq = stable_seq.max(head.info.stable_seq);
+                end = Position {
+                    seq: head.info.last_seq(),
+                    time_ns: head.info.time_ns,
+                    epoch: head.info.epoch,
+                    segment: header.segment,
+                    chain: head.chain,
+                };
+                self.log_bytes_since_checkpoint +=
+                    u64::from(head.info.total_blocks()) * wide(BLOCK_BYTES);
+                waiting.push(Unapplied {
+                    head: head.into(),
+                    slot: number,
+                    block,
+                });
+            }
+        }
+        let segment = self.tail.segment.max(end.segment);
+        self.tail = Position { segment, ..end };
+        self.durable_seq = end.seq;
+        self.unapplied = waiting.into();
+        self.set_committed(match tail {
+            TailRule::Only => end.seq,
+            TailRule::OneOfSeveral => stable_seq.min(end.seq),
+        });
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+}
+
+fn read_superblock<D: Disk>(disk: &mut D) -> Result<Superblock, JournalError> {
+    let mut best: Option<Superblock> = None;
+    for name in ["super.a", "super.b"] {
+        let bytes = match disk.load_now(name) {
+            Ok(bytes) => bytes,
+            Err(DiskError::NotFound { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if let Ok(found) = Superblock::decode(&bytes)
+            && best
+                .as_ref()
+                .is_none_or(|best| best.generation < found.generation)
+        {
+            best = Some(found);
+        }
+    }
+    best.ok_or_else(|| JournalError::NotThisVolume("no valid superblock".into()))
+}
+
+fn remove_temporary<D: Disk>(disk: &mut D, names: &[String]) -> Result<(), JournalError> {
+    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
+        disk.remove_now(name)?;
+    }
+    Ok(())
+}
+
+fn read_checkpoints<D: Disk>(
+    disk: &mut D,
+    names: &[String],
+    superblock: &Superblock,
+) -> Result<(Vec<Anchor>, Checkpoint), JournalError> {
+    let mut seqs: Vec<u64> = names
+        .iter()
+        .filter_map(|name| checkpoint_seq(name))
+        .collect();
+    seqs.sort_unstable();
+    let mut newest: Option<Checkpoint> = None;
+    let mut anchors = Vec::new();
+    for seq in seqs.into_iter().rev() {
+        let name = checkpoint_name(seq);
+        // Older ones are decoded as well: their position is needed, and damage shows early.
+        match Checkpoint::decode(&disk.load_now(&name)?) {
+            Ok(found) if found.volume == superblock.volume => {
+                anchors.push(Anchor {
+                    position: found.position,
+                    pinned: found.pinned,
+                });
+                newest.get_or_insert(found);
+            }
+            _ => disk.remove_now(&name)?,
+        }
+    }
+    anchors.reverse();
+    let newest = newest.ok_or(JournalError::Corrupt {
+        what: "every checkpoint",
+        segment: 0,
+        offset: 0,
+    })?;
+    Ok((anchors, newest))
+}
+
+fn read_slots<D: Disk>(
+    disk: &mut D,
+    names: &[String],
+    segment_bytes: u32,
+) -> Result<Vec<Option<Slot>>, JournalError> {
+    let mut slots: Vec<Option<Slot>> = Vec::new();
+    for number in names.iter().filter_map(|name| slot_of_name(name)) {
+        let name = segment_name(number);
+        let file = disk.open_now(&name)?;
+        let last = u64::from(segment_bytes) - wide(BLOCK_BYTES);
+        if disk.read_now(file, last, BLOCK_BYTES).is_err() {
+            // A crash while it was being prepared; a segment in use has its whole size.
+            disk.close(file);
+            disk.remove_now(&name)?;
+            continue;
+        }
+        let block = disk.read_now(file, 0, BLOCK_BYTES)?;
+        let state = match decode_first_block(&block) {
+            Ok((header, seal)) if header.slot == number => match seal {
+                Some(seal) => SlotState::Sealed(header, seal),
+                None => SlotState::Open(header),
+            },
+            _ => SlotState::Spare,
+        };
+        if slots.len() <= number as usize {
+            slots.resize(number as usize + 1, None);
+        }
+        slots[number as usize] = Some(Slot { file, state });
+    }
+    let _ = narrow(slots.len());
+    Ok(slots)
+}

@@ -1,0 +1,922 @@
+//! One copy of a volume: takes groups, makes them durable in order, applies what is committed.
+//!
+//! Theory of operation. `append` places a group in the open segment and queues it. One commit is in
+//! flight at a time: it carries all groups that had gathered, back to back, as one durable write.
+//! A group is *durable* once its commit and all before have landed, *committed* once the head says that the
+//! policy holds, *applied* (index, side state) once it is both: so the index never shows what a failover may
+//! take back, and a checkpoint never holds it.
+//!
+//! Fault model: a disk operation that fails stops the store for good (`StoreEvent::Failed`); nothing is
+//! retried. Time enters only with the groups.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::bytes::{narrow, wide};
+use crate::checkpoint::{Checkpoint, Position, Superblock, checkpoint_name};
+use crate::cipher::Cipher;
+use crate::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId};
+use crate::error::JournalError;
+use crate::layout::{Chain, Group, GroupHead};
+use crate::reading::{ReadJob, ReadOutcome, TableCache};
+use crate::replay::State;
+use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes, encode_first_block};
+
+/// Bytes of one commit at most; more only delays the first of them.
+const COMMIT_BYTES_MAX: u64 = 4 << 20;
+/// Segments kept ready besides the open one: the reserve for an epoch, a seal and a compaction.
+pub const SPARES_MIN: usize = 2;
+/// Slots that an entry can name (22 bits).
+const SLOTS_MAX: usize = 1 << 22;
+
+/// How retention treats history that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    pub window_ns: u64,
+    pub window_bytes: u64,
+    /// Writers get "no space" rather than history lost.
+    pub strict: bool,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            window_ns: 86_400_000_000_000,
+            window_bytes: 64 << 30,
+            strict: false,
+        }
+    }
+}
+
+/// What a segment was when it was sealed, moved or given back: the daemon signs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    pub act: ReceiptAct,
+    pub volume: [u8; 16],
+    pub segment: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub chain: Chain,
+    /// Time of the last group in it.
+    pub time_ns: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceiptAct {
+    Sealed,
+    Moved,
+    Expired,
+}
+
+/// What a store tells its owner.
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// All groups up to `seq` are on stable storage here.
+    Durable {
+        seq: u64,
+    },
+    /// A read has ended.
+    Read {
+        tag: u64,
+        outcome: ReadOutcome,
+    },
+    Receipt(Receipt),
+    /// History before `seq` is gone.
+    HorizonMoved {
+        seq: u64,
+        time_ns: u64,
+    },
+    /// The disk failed: this copy has stopped.
+    Failed(JournalError),
+}
+
+/// A segment by its slot.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub file: FileId,
+    pub state: SlotState,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum SlotState {
+    Spare,
+    Open(SegmentHeader),
+    Sealed(SegmentHeader, Seal),
+}
+
+#[derive(Debug)]
+pub(crate) struct OpenSegment {
+    pub slot: u32,
+    pub header: SegmentHeader,
+    /// Where the next group goes.
+    pub end: u32,
+    pub footer: Footer,
+}
+
+#[derive(Debug)]
+struct Placed {
+    group: Arc<Group>,
+    slot: u32,
+    block: u32,
+}
+
+/// A group that is on its way to the index.
+#[derive(Debug)]
+pub(crate) struct Unapplied {
+    pub head: Arc<GroupHead>,
+    pub slot: u32,
+    pub block: u32,
+}
+
+#[derive(Debug)]
+enum Step {
+    Write(Placed),
+    /// Footer, then the seal, of a segment that is full.
+    Footer(u32),
+    Seal(u32),
+    Start(u32, SegmentHeader),
+}
+
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    Commit {
+        seq: Option<u64>,
+        sealed: Option<u32>,
+    },
+    Spare {
+        slot: u32,
+    },
+    Checkpoint(Box<Checkpoint>),
+    ReadData {
+        job: u64,
+        part: usize,
+    },
+    ReadTable {
+        job: u64,
+        slot: u32,
+        block: u32,
+        blocks: usize,
+    },
+}
+
+/// One copy of a volume.
+pub struct Store<D: Disk> {
+    pub(crate) disk: D,
+    pub(crate) superblock: Superblock,
+    pub(crate) state: State,
+    pub(crate) tail: Position,
+    pub(crate) durable_seq: u64,
+    pub(crate) committed_seq: u64,
+    pub(crate) slots: Vec<Option<Slot>>,
+    pub(crate) open: Option<OpenSegment>,
+    steps: VecDeque<Step>,
+    step_running: bool,
+    pub(crate) unapplied: VecDeque<Unapplied>,
+    /// Footers of segments that are being sealed, by slot.
+    pub(crate) footers: HashMap<u32, Arc<Vec<u8>>>,
+    preparing: usize,
+    pub(crate) no_space: bool,
+    pub(crate) purposes: HashMap<u64, Purpose>,
+    next_token: u64,
+    results: Vec<DiskResult>,
+    pub(crate) jobs: HashMap<u64, ReadJob>,
+    pub(crate) tables: TableCache,
+    pub(crate) cipher: Option<Cipher>,
+    pub(crate) failed: Option<JournalError>,
+    pub(crate) events: Vec<StoreEvent>,
+    /// Positions of the checkpoints on disk, oldest first; the first is the horizon.
+    pub(crate) anchors: Vec<Anchor>,
+    checkpoint_running: bool,
+    pub(crate) log_bytes_since_checkpoint: u64,
+    pub(crate) retention: Retention,
+}
+
+/// A checkpoint on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Anchor {
+    pub position: Position,
+    pub pinned: bool,
+}
+
+pub(crate) struct Opened {
+    pub superblock: Superblock,
+    pub state: State,
+    pub slots: Vec<Option<Slot>>,
+    pub anchors: Vec<Anchor>,
+    pub replayed_bytes: u64,
+}
+
+impl<D: Disk> Store<D> {
+    pub(crate) fn from_opened(disk: D, opened: Opened, cipher: Option<Cipher>) -> Self {
+        let tail = opened.state.position;
+        Self {
+            disk,
+            superblock: opened.superblock,
+            tail,
+            durable_seq: tail.seq,
+            committed_seq: tail.seq,
+            state: opened.state,
+            slots: opened.slots,
+            open: None,
+            steps: VecDeque::new(),
+            step_running: false,
+            unapplied: VecDeque::new(),
+            footers: HashMap::new(),
+            preparing: 0,
+            no_space: false,
+            purposes: HashMap::new(),
+            next_token: 1,
+            results: Vec::new(),
+            jobs: HashMap::new(),
+            tables: TableCache::default(),
+            cipher,
+            failed: None,
+            events: Vec::new(),
+            anchors: opened.anchors,
+            checkpoint_running: false,
+            log_bytes_since_checkpoint: opened.replayed_bytes,
+            retention: Retention::default(),
+        }
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// State at the applied position.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Position of the last group taken, durable or not.
+    pub fn tail(&self) -> Position {
+        self.tail
+    }
+
+    pub fn durable_seq(&self) -> u64 {
+        self.durable_seq
+    }
+
+    pub fn applied_seq(&self) -> u64 {
+        self.state.position.seq
+    }
+
+    pub fn anchors(&self) -> &[Anchor] {
+        &self.anchors
+    }
+
+    pub fn failure(&self) -> Option<&JournalError> {
+        self.failed.as_ref()
+    }
+
+    pub fn set_retention(&mut self, retention: Retention) {
+        self.retention = retention;
+    }
+
+    pub fn cipher_mut(&mut self) -> Option<&mut Cipher> {
+        self.cipher.as_mut()
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        self.superblock.encrypted
+    }
+
+    pub fn disk_mut(&mut self) -> &mut D {
+        &mut self.disk
+    }
+
+    pub fn wake_fd(&self) -> Option<i32> {
+        self.disk.wake_fd()
+    }
+
+    /// Nothing of this store is on its way to the disk.
+    pub fn is_idle(&self) -> bool {
+        self.purposes.is_empty() && self.steps.is_empty()
+    }
+
+    /// Bytes in segments: log and base, open ones whole.
+    pub fn segment_bytes_used(&self) -> u64 {
+        let used = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(|slot| !matches!(slot.state, SlotState::Spare))
+            .count();
+        wide(used) * u64::from(self.superblock.segment_bytes)
+    }
+
+    /// Payload blocks of a group at most, so that several fit in a segment.
+    pub fn payload_blocks_max(&self) -> u32 {
+        let blocks = self.superblock.segment_bytes / narrow(BLOCK_BYTES);
+        (blocks / 4).min(crate::layout::GROUP_PAYLOAD_BLOCKS_MAX)
+    }
+
+    /// The segment that a group of `blocks` blocks and `header_bytes` goes to, in `epoch`.
+    pub fn segment_for(&self, epoch: u64, blocks: u32, header_bytes: usize) -> u64 {
+        let next = self.tail.segment + 1;
+        let Some(open) = self.open.as_ref().filter(|open| open.header.epoch == epoch) else {
+            return self
+                .open
+                .as_ref()
+                .map_or(next, |open| open.header.segment + 1);
+        };
+        let footer = block_bytes(open.footer.blocks_with(header_bytes));
+        let end = u64::from(open.end) + block_bytes(blocks) + footer;
+        if end <= u64::from(self.superblock.segment_bytes) {
+            open.header.segment
+        } else {
+            open.header.segment + 1
+        }
+    }
+
+    /// Refuse writers below `epoch` from now on; durable when it returns.
+    pub fn promise(&mut self, epoch: u64) -> Result<(), JournalError> {
+        if let Some(failure) = &self.failed {
+            return Err(failure.clone());
+        }
+        if epoch < self.superblock.promised {
+            return Err(JournalError::StaleEpoch {
+                offered: epoch,
+                promised: self.superblock.promised,
+            });
+        }
+        if epoch > self.superblock.promised {
+            self.superblock.promised = epoch;
+            self.write_superblock()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_superblock(&mut self) -> Result<(), JournalError> {
+        self.superblock.previous = *blake3::hash(self.superblock.encode().bytes()).as_bytes();
+        self.superblock.generation += 1;
+        let name = if self.superblock.generation % 2 == 0 {
+            "super.a"
+        } else {
+            "super.b"
+        };
+        let data = self.superblock.encode();
+        let written = self.disk.replace_now(name, data.bytes());
+        written.map_err(|error| self.fail(error.into()))
+    }
+
+    /// Take a group that follows the tail. It is durable once `StoreEvent::Durable` says so.
+    pub fn append(&mut self, group: Arc<Group>) -> Result<(), JournalError> {
+        let info = &group.head.info;
+        self.check_follows(&group)?;
+        let (segment, epoch) = (info.segment, info.epoch);
+        if self
+            .open
+            .as_ref()
+            .is_none_or(|open| open.header.segment != segment)
+        {
+            self.roll(segment, epoch, info.first_seq, info.time_ns)?;
+        }
+        let open = self.open.as_mut().ok_or(JournalError::Stopped)?;
+        let block = open.end / narrow(BLOCK_BYTES);
+        open.end += narrow(BLOCK_BYTES) * info.total_blocks();
+        open.footer.add(group.header_bytes(), &group.head);
+        let slot = open.slot;
+        self.tail = Position {
+            seq: info.last_seq(),
+            time_ns: info.time_ns,
+            epoch,
+            segment,
+            chain: group.head.chain,
+        };
+        if self.superblock.encrypted {
+            self.tables.insert(slot, block, &group.head);
+        }
+        self.log_bytes_since_checkpoint += group.total_bytes();
+        self.unapplied.push_back(Unapplied {
+            head: Arc::clone(&group.head),
+            slot,
+            block,
+        });
+        self.steps
+            .push_back(Step::Write(Placed { group, slot, block }));
+        Ok(())
+    }
+
+    fn check_follows(&self, group: &Group) -> Result<(), JournalError> {
+        if let Some(failure) = &self.failed {
+            return Err(failure.clone());
+        }
+        let info = &group.head.info;
+        let promised = self.superblock.promised;
+        if info.epoch < promised || info.epoch < self.tail.epoch {
+            return Err(JournalError::StaleEpoch {
+                offered: info.epoch,
+                promised,
+            });
+        }
+        if info.volume != self.superblock.volume {
+            return Err(JournalError::NotThisVolume(
+                "group of another volume".into(),
+            ));
+        }
+        if info.first_seq != self.tail.seq + 1 {
+            return Err(JournalError::OutOfOrder {
+                tail: self.tail.seq,
+                found: info.first_seq,
+            });
+        }
+        if info.previous_chain != self.tail.chain {
+            return Err(JournalError::Diverged { seq: self.tail.seq });
+        }
+        let room = match &self.open {
+            Some(open) if open.header.segment == info.segment => {
+                let footer = open.footer.blocks_with(info.header_bytes as usize);
+                u64::from(open.end) + block_bytes(footer)
+            }
+            _ if info.segment <= self.tail.segment => {
+                return Err(JournalError::OutOfOrder {
+                    tail: self.tail.seq,
+                    found: info.first_seq,
+                });
+            }
+            _ => wide(BLOCK_BYTES) + block_bytes(info.header_blocks()),
+        };
+        if room + group.total_bytes() > u64::from(self.superblock.segment_bytes) {
+            return Err(JournalError::Malformed {
+                what: "group",
+                reason: "larger than segment",
+            });
+        }
+        Ok(())
+    }
+
+    /// True when a new segment could be started beyond the reserve.
+    pub fn has_space(&self) -> bool {
+        !self.no_space || self.spare_count() > SPARES_MIN
+    }
+
+    pub(crate) fn spare_count(&self) -> usize {
+        self.slots
+            .iter()
+            .flatten()
+            .filter(|slot| matches!(slot.state, SlotState::Spare))
+            .count()
+    }
+
+    fn roll(
+        &mut self,
+        segment: u64,
+        epoch: u64,
+        first_seq: u64,
+        time_ns: u64,
+    ) -> Result<(), JournalError> {
+        let slot = self.take_slot()?;
+        if let Some(open) = self.open.take() {
+            let seal = open.footer.seal(&open.header, open.end);
+            self.footers.insert(open.slot, Arc::new(open.footer.bytes));
+            if let Some(found) = &mut self.slots[open.slot as usize] {
+                found.state = SlotState::Sealed(open.header, seal);
+            }
+            self.steps.push_back(Step::Footer(open.slot));
+            self.steps.push_back(Step::Seal(open.slot));
+        }
+        let header = SegmentHeader {
+            slot,
+            volume: self.superblock.volume,
+            segment,
+            epoch,
+            first_seq,
+            size_bytes: self.superblock.segment_bytes,
+            kind: SegmentKind::Log,
+            created_ns: time_ns,
+            previous_chain: self.tail.chain,
+        };
+        self.steps.push_back(Step::Start(slot, header.clone()));
+        if let Some(found) = &mut self.slots[slot as usize] {
+            found.state = SlotState::Open(header.clone());
+        }
+        let end = narrow(BLOCK_BYTES);
+        self.open = Some(OpenSegment {
+            slot,
+            header,
+            end,
+            footer: Footer::default(),
+        });
+        self.keep_spares();
+        Ok(())
+    }
+
+    /// A prepared segment; when none is ready one is made at once.
+    pub(crate) fn take_slot(&mut self) -> Result<u32, JournalError> {
+        let is_spare = |slot: &Option<Slot>| {
+            matches!(
+                slot,
+                Some(Slot {
+                    state: SlotState::Spare,
+                    ..
+                })
+            )
+        };
+        if let Some(found) = self.slots.iter().position(is_spare) {
+            return Ok(narrow(found));
+        }
+        let slot = self.reserve_slot()?;
+        let name = segment_name(slot);
+        let made = self
+            .disk
+            .prepare_now(&name, u64::from(self.superblock.segment_bytes));
+        let opened = made.and_then(|()| self.disk.open_now(&name));
+        match opened {
+            Ok(file) => {
+                self.slots[slot as usize] = Some(Slot {
+                    file,
+                    state: SlotState::Spare,
+                });
+                Ok(slot)
+            }
+            Err(DiskError::NoSpace) => {
+                self.no_space = true;
+                Err(JournalError::NoSpace)
+            }
+            Err(error) => Err(self.fail(error.into())),
+        }
+    }
+
+    fn reserve_slot(&mut self) -> Result<u32, JournalError> {
+        let taken: Vec<u32> = self
+            .purposes
+            .values()
+            .filter_map(|purpose| match purpose {
+                Purpose::Spare { slot } => Some(*slot),
+                _ => None,
+            })
+            .collect();
+        let free = (1..SLOTS_MAX).find(|slot| {
+            self.slots.get(*slot).is_none_or(Option::is_none) && !taken.contains(&narrow(*slot))
+        });
+        let slot = free.ok_or(JournalError::NoSpace)?;
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, None);
+        }
+        Ok(narrow(slot))
+    }
+
+    /// Have spares made in the background.
+    pub fn keep_spares(&mut self) {
+        while !self.no_space && self.spare_count() + self.preparing < SPARES_MIN {
+            let Ok(slot) = self.reserve_slot() else {
+                return;
+            };
+            self.preparing += 1;
+            let size_bytes = u64::from(self.superblock.segment_bytes);
+            let operation = DiskOperation::Prepare {
+                name: segment_name(slot),
+                size_bytes,
+            };
+            self.submit(Purpose::Spare { slot }, operation);
+        }
+    }
+
+    pub(crate) fn submit(&mut self, purpose: Purpose, operation: DiskOperation) {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.purposes.insert(token, purpose);
+        self.disk.submit(token, operation);
+    }
+
+    /// The policy holds for every group up to `seq`.
+    pub fn set_committed(&mut self, seq: u64) {
+        self.committed_seq = self.committed_seq.max(seq);
+        self.apply_ready();
+    }
+
+    fn apply_ready(&mut self) {
+        let limit = self.durable_seq.min(self.committed_seq);
+        while let Some(placed) = self.unapplied.front() {
+            if placed.head.info.last_seq() > limit {
+                return;
+            }
+            let Some(placed) = self.unapplied.pop_front() else {
+                return;
+            };
+            self.apply_group(&placed.head, placed.slot, placed.block);
+        }
+    }
+
+    pub(crate) fn apply_group(&mut self, head: &GroupHead, slot: u32, block: u32) {
+        while let Some(rollback) = self.state.apply(head, slot, block, u64::MAX) {
+            match self.view(rollback.seq) {
+                Ok(view) => {
+                    self.state.index = view.index;
+                    self.state.size_bytes = self.state.size_bytes.max(view.size_bytes);
+                }
+                Err(error) => {
+                    self.fail(error);
+                    return;
+                }
+            }
+            self.checkpoint(true);
+        }
+    }
+
+    pub(crate) fn fail(&mut self, error: JournalError) -> JournalError {
+        if self.failed.is_none() {
+            self.failed = Some(error.clone());
+            self.events.push(StoreEvent::Failed(error.clone()));
+        }
+        error
+    }
+
+    /// Drive the disk; move what happened to the end of `events`.
+    pub fn poll(&mut self, events: &mut Vec<StoreEvent>) {
+        loop {
+            self.start_step();
+            let mut results = std::mem::take(&mut self.results);
+            self.disk.poll(&mut results);
+            let arrived = results.len();
+            for result in results.drain(..) {
+                self.finish_operation(result);
+            }
+            self.results = results;
+            if arrived == 0 {
+                break;
+            }
+        }
+        self.checkpoint_when_due();
+        events.append(&mut self.events);
+    }
+
+    fn start_step(&mut self) {
+        if self.step_running || self.failed.is_some() {
+            return;
+        }
+        let Some(step) = self.steps.pop_front() else {
+            return;
+        };
+        self.step_running = true;
+        match step {
+            Step::Write(placed) => self.start_commit(placed),
+            Step::Footer(slot) => {
+                let footer = self
+                    .footers
+                    .get(&slot)
+                    .map(|bytes| AlignedBuffer::from_bytes(bytes));
+                if let Some((SlotState::Sealed(_, seal), footer)) =
+                    self.slot_state(slot).zip(footer)
+                {
+                    let offset = seal.footer_offset();
+                    self.write(slot, offset, vec![footer.into()], None, None);
+                }
+            }
+            Step::Seal(slot) => {
+                if let Some(SlotState::Sealed(header, seal)) = self.slot_state(slot) {
+                    let block = encode_first_block(header, Some(seal));
+                    self.write(slot, 0, vec![block.into()], None, Some(slot));
+                }
+            }
+            Step::Start(slot, header) => {
+                let block = encode_first_block(&header, None);
+                self.write(slot, 0, vec![block.into()], None, None);
+            }
+        }
+    }
+
+    fn start_commit(&mut self, first: Placed) {
+        let mut bytes = first.group.total_bytes();
+        let mut seq = first.group.head.info.last_seq();
+        let mut buffers = vec![
+            Arc::clone(&first.group.header),
+            Arc::clone(&first.group.payload),
+        ];
+        while let Some(Step::Write(next)) = self.steps.front() {
+            if bytes + next.group.total_bytes() > COMMIT_BYTES_MAX {
+                break;
+            }
+            bytes += next.group.total_bytes();
+            seq = next.group.head.info.last_seq();
+            buffers.push(Arc::clone(&next.group.header));
+            buffers.push(Arc::clone(&next.group.payload));
+            self.steps.pop_front();
+        }
+        buffers.retain(|buffer| buffer.block_count() > 0);
+        self.write(
+            first.slot,
+            block_bytes(first.block),
+            buffers,
+            Some(seq),
+            None,
+        );
+    }
+
+    fn slot_state(&self, slot: u32) -> Option<&SlotState> {
+        self.slots
+            .get(slot as usize)?
+            .as_ref()
+            .map(|slot| &slot.state)
+    }
+
+    fn write(
+        &mut self,
+        slot: u32,
+        offset: u64,
+        buffers: Vec<Arc<AlignedBuffer>>,
+        seq: Option<u64>,
+        sealed: Option<u32>,
+    ) {
+        let Some(file) = self.file_of(slot) else {
+            self.fail(JournalError::Stopped);
+            return;
+        };
+        self.submit(
+            Purpose::Commit { seq, sealed },
+            DiskOperation::Write {
+                file,
+                offset,
+                buffers,
+            },
+        );
+    }
+
+    pub(crate) fn file_of(&self, slot: u32) -> Option<FileId> {
+        self.slots
+            .get(slot as usize)?
+            .as_ref()
+            .map(|slot| slot.file)
+    }
+
+    fn finish_operation(&mut self, result: DiskResult) {
+        let Some(purpose) = self.purposes.remove(&result.token) else {
+            return;
+        };
+        match purpose {
+            Purpose::Commit { seq, sealed } => {
+                self.step_running = false;
+                match result.outcome {
+                    Ok(_) => self.finish_commit(seq, sealed),
+                    Err(error) => {
+                        self.fail(error.into());
+                    }
+                }
+            }
+            Purpose::Spare { slot } => self.finish_spare(slot, result.outcome),
+            Purpose::Checkpoint(checkpoint) => self.finish_checkpoint(&checkpoint, result.outcome),
+            Purpose::ReadData { job, part } => self.finish_data(job, part, result.outcome),
+            Purpose::ReadTable {
+                job,
+                slot,
+                block,
+                blocks,
+            } => {
+                self.finish_table(job, slot, block, blocks, result.outcome);
+            }
+        }
+    }
+
+    fn finish_commit(&mut self, seq: Option<u64>, sealed: Option<u32>) {
+        if let Some(slot) = sealed {
+            self.footers.remove(&slot);
+            if let Some(SlotState::Sealed(header, seal)) = self.slot_state(slot) {
+                let receipt = receipt(ReceiptAct::Sealed, header, seal);
+                self.events.push(StoreEvent::Receipt(receipt));
+            }
+        }
+        if let Some(seq) = seq {
+            self.durable_seq = seq;
+            self.events.push(StoreEvent::Durable { seq });
+            self.apply_ready();
+        }
+    }
+
+    fn finish_spare(&mut self, slot: u32, outcome: Result<AlignedBuffer, DiskError>) {
+        self.preparing -= 1;
+        match outcome.and_then(|_| self.disk.open_now(&segment_name(slot))) {
+            Ok(file) => {
+                self.slots[slot as usize] = Some(Slot {
+                    file,
+                    state: SlotState::Spare,
+                });
+            }
+            Err(DiskError::NoSpace) => self.no_space = true,
+            Err(error) => {
+                self.fail(error.into());
+            }
+        }
+    }
+
+    fn checkpoint_when_due(&mut self) {
+        let size = self.state.index.mapped() * 8;
+        let floor = (64 << 20).min(4 * u64::from(self.superblock.segment_bytes));
+        if self.log_bytes_since_checkpoint >= (8 * size).max(floor) && self.unpinned_due() {
+            self.checkpoint(false);
+        }
+    }
+
+    fn unpinned_due(&self) -> bool {
+        self.failed.is_none()
+            && !self.checkpoint_running
+            && self
+                .anchors
+                .last()
+                .is_none_or(|anchor| anchor.position.seq < self.applied_seq())
+    }
+
+    /// Write a checkpoint of the applied state in the background.
+    pub fn checkpoint(&mut self, pinned: bool) {
+        if self.failed.is_some() {
+            return;
+        }
+        self.checkpoint_running = true;
+        self.log_bytes_since_checkpoint = 0;
+        let checkpoint = self.checkpoint_value(pinned);
+        let name = checkpoint_name(checkpoint.position.seq);
+        let content = checkpoint.content();
+        self.submit(
+            Purpose::Checkpoint(Box::new(checkpoint)),
+            DiskOperation::Replace { name, content },
+        );
+    }
+
+    pub(crate) fn checkpoint_value(&self, pinned: bool) -> Checkpoint {
+        Checkpoint {
+            volume: self.superblock.volume,
+            size_bytes: self.state.size_bytes,
+            position: self.state.position,
+            pinned,
+            side: self.state.side.clone(),
+            index: self.state.index.clone(),
+        }
+    }
+
+    fn finish_checkpoint(
+        &mut self,
+        checkpoint: &Checkpoint,
+        outcome: Result<AlignedBuffer, DiskError>,
+    ) {
+        self.checkpoint_running = false;
+        match outcome {
+            Ok(_) => self.add_anchor(checkpoint),
+            // Without a checkpoint the log is only longer; the next one may find space again.
+            Err(DiskError::NoSpace) => self.no_space = true,
+            Err(error) => {
+                self.fail(error.into());
+            }
+        }
+    }
+
+    pub(crate) fn add_anchor(&mut self, checkpoint: &Checkpoint) {
+        let anchor = Anchor {
+            position: checkpoint.position,
+            pinned: checkpoint.pinned,
+        };
+        match self
+            .anchors
+            .binary_search_by_key(&anchor.position.seq, |a| a.position.seq)
+        {
+            Ok(at) => self.anchors[at].pinned |= anchor.pinned,
+            Err(at) => self.anchors.insert(at, anchor),
+        }
+    }
+
+    /// End in good order: wait for the disk, seal nothing, keep a checkpoint of what is applied.
+    pub fn close(&mut self) -> Result<(), JournalError> {
+        let mut events = Vec::new();
+        while !self.is_idle() && self.failed.is_none() {
+            self.poll(&mut events);
+        }
+        if let Some(failure) = &self.failed {
+            return Err(failure.clone());
+        }
+        if self
+            .anchors
+            .last()
+            .is_none_or(|anchor| anchor.position.seq < self.applied_seq())
+        {
+            let checkpoint = self.checkpoint_value(false);
+            let name = checkpoint_name(checkpoint.position.seq);
+            self.disk.replace_now(&name, &checkpoint.to_bytes())?;
+            self.add_anchor(&checkpoint);
+        }
+        self.events.append(&mut events);
+        Ok(())
+    }
+}
+
+pub(crate) fn segment_name(slot: u32) -> String {
+    format!("seg.{slot:06x}")
+}
+
+pub(crate) fn slot_of_name(name: &str) -> Option<u32> {
+    u32::from_str_radix(name.strip_prefix("seg.")?, 16)
+        .ok()
+        .filter(|slot| *slot > 0)
+}
+
+pub(crate) fn receipt(act: ReceiptAct, header: &SegmentHeader, seal: &Seal) -> Receipt {
+    Receipt {
+        act,
+        volume: header.volume,
+        segment: header.segment,
+        first_seq: seal.first_seq,
+        last_seq: seal.last_seq,
+        chain: seal.chain,
+        time_ns: seal.last_time_ns,
+        bytes: u64::from(seal.groups_end),
+    }
+}
