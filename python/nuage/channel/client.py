@@ -111,10 +111,8 @@ class ChannelClient:
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
-        if self._peer is not None:
-            self._peer.close("the client closes")
-            self._peer = None
-            await asyncio.sleep(0)  # let the transport write the goodbye
+        self._peer = None
+        self._ready.clear()
         self._set_state(ChannelState.CLOSED, "closed")
 
     async def __aenter__(self) -> "ChannelClient":
@@ -205,25 +203,30 @@ class ChannelClient:
             on_refused=lambda error: _settle(opened, error),
         )
         try:
+            peer = await self._hello(protocol, opened)
+            self._peer = peer
+            self._backoff.reset()
+            self._set_state(ChannelState.READY, f"connected to {peer.identity}")
+            self._ready.set()
+            return await peer.wait_closed()
+        finally:
+            if protocol.peer is not None:
+                protocol.peer.close("the client closes")
+            await protocol.wait_lost()
+
+    async def _hello(self, protocol: ChannelProtocol, opened: asyncio.Future[Peer]) -> Peer:
+        try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await loop.create_connection(
+                await asyncio.get_running_loop().create_connection(
                     lambda: protocol,
                     self._host,
                     self._port,
                     ssl=self._ssl_context,
                     ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 )
-                peer = await opened
+                return await opened
         except TimeoutError:
             raise TimedOut(f"connecting to {self.address}", after_s=CONNECT_TIMEOUT_S) from None
-        finally:
-            if protocol.peer is not None and not opened.done():
-                protocol.peer.close("gave up")
-        self._peer = peer
-        self._backoff.reset()
-        self._set_state(ChannelState.READY, f"connected to {peer.identity}")
-        self._ready.set()
-        return await peer.wait_closed()
 
     def _admit_expected(self, identity: Identity, certificate_der: bytes) -> None:
         if self._expected is not None:
@@ -251,7 +254,10 @@ def _settle(opened: asyncio.Future[Peer], error: NuageError) -> None:
 
 
 def _lost_early(peer: Peer) -> NuageError:
-    return Unavailable(f"the connection ended before hello: {peer.close_reason}")
+    return Unavailable(
+        f"the connection ended before hello: {peer.close_reason}",
+        hint="the server may not believe our certificate: its log says why",
+    )
 
 
 def _retrieved(opened: asyncio.Future[Peer]) -> None:

@@ -18,6 +18,7 @@ from nuage.errors import Forbidden, NuageError, Unauthenticated
 
 WRITE_HIGH_WATER_BYTES: Final = 1024 * 1024  # above it callers and streams wait
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 2.0  # for TLS to say goodbye to a peer that may be gone
 
 log: Final = structlog.get_logger("nuage.channel")
 
@@ -62,10 +63,24 @@ class ChannelProtocol(asyncio.Protocol):
         self._on_closed = on_closed
         self._on_refused = on_refused
         self.peer: Peer | None = None
+        self._transport: asyncio.Transport | None = None
+        self._lost = asyncio.Event()
+
+    async def wait_lost(self) -> None:
+        """Wait until the transport has gone, after its close; abort it when that takes long."""
+        if self._transport is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._lost.wait()
+        except TimeoutError:
+            self._transport.abort()
+            await self._lost.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit the peer that TLS has verified, or close."""
         stream: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's is not a subclass
+        self._transport = stream
         try:
             identity, der = identity_of(stream.get_extra_info("ssl_object"))
             self._admit(identity, der)
@@ -91,6 +106,7 @@ class ChannelProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the peer."""
+        self._lost.set()
         if self.peer is not None:
             self.peer.connection_lost(str(exc) if exc else "connection closed by peer")
         else:

@@ -4,13 +4,14 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakSet
 
 import structlog
 
 from nuage.channel.handlers import Handlers
 from nuage.channel.identity import Admission, admit_all
 from nuage.channel.peer import Peer
-from nuage.channel.protocol import HANDSHAKE_TIMEOUT_S, ChannelProtocol
+from nuage.channel.protocol import CLOSE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, ChannelProtocol
 from nuage.clock import Clock
 from nuage.errors import LocalProtocolError, NuageError
 from nuage.ids import NodeId, SiteId
@@ -41,6 +42,7 @@ class ChannelServer:
         self._on_peer = on_peer
         self._on_peer_lost = on_peer_lost
         self._peers: dict[int, Peer] = {}
+        self._protocols: WeakSet[ChannelProtocol] = WeakSet()
         self._server: asyncio.Server | None = None
 
     @property
@@ -90,13 +92,17 @@ class ChannelServer:
 
     async def close(self) -> None:
         """Stop listening and close every channel."""
-        if self._server is not None:
-            self._server.close()
+        if self._server is None:
+            return
+        closing = asyncio.ensure_future(close_server(self._server))
+        await asyncio.sleep(0)
         self.drop(self.peers, "the server stops")
-        await asyncio.sleep(0)  # let the transports write their goodbyes
+        await asyncio.gather(*(protocol.wait_lost() for protocol in tuple(self._protocols)))
+        await closing
+        self.drop(self.peers, "the server stops")  # who came in just before the port closed
 
     def _protocol(self) -> ChannelProtocol:
-        return ChannelProtocol(
+        protocol = ChannelProtocol(
             handlers=self._handlers,
             clock=self._clock,
             admit=self._admit,
@@ -104,6 +110,8 @@ class ChannelServer:
             on_closed=self._closed,
             on_refused=self._refused,
         )
+        self._protocols.add(protocol)  # forgotten by itself once asyncio has dropped it
+        return protocol
 
     def _opened(self, peer: Peer) -> None:
         self._peers[id(peer)] = peer
@@ -120,3 +128,15 @@ class ChannelServer:
 
     def _refused(self, error: NuageError) -> None:
         log.warning("channel.peer_refused", error=error.message)
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Stop listening and wait a moment for connections that are still shaking hands.
+
+    Up to Python 3.11 `wait_closed` returns at once unless it waits before the close.
+    """
+    waiting = asyncio.ensure_future(server.wait_closed())
+    await asyncio.sleep(0)  # let it begin to wait
+    server.close()
+    await asyncio.wait({waiting}, timeout=CLOSE_TIMEOUT_S)
+    waiting.cancel()

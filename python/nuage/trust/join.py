@@ -24,6 +24,7 @@ from nuage.channel.client import parse_address
 from nuage.channel.failures import error_of, failure_of
 from nuage.channel.frames import Failure
 from nuage.channel.identity import Identity
+from nuage.channel.server import close_server
 from nuage.clock import Clock
 from nuage.errors import (
     Forbidden,
@@ -63,6 +64,7 @@ from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, TrustStore
 
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
 JOIN_TIMEOUT_S: Final = 20.0
+HANG_UP_TIMEOUT_S: Final = 2.0
 JOINS_AT_ONCE_MAX: Final = 32  # an open port: strangers may connect
 
 log: Final = structlog.get_logger("nuage.trust")
@@ -137,7 +139,7 @@ class JoinServer:
         self._clock = clock
         self._welcome = welcome
         self._server: asyncio.Server | None = None
-        self._open_count = 0
+        self._meeting: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> None:
         """Begin to accept newcomers."""
@@ -156,8 +158,10 @@ class JoinServer:
 
     async def close(self) -> None:
         """Stop."""
+        if self._meeting:
+            await asyncio.wait(self._meeting)
         if self._server is not None:
-            self._server.close()
+            await close_server(self._server)
 
     def invite(
         self,
@@ -183,18 +187,20 @@ class JoinServer:
         )
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._open_count >= JOINS_AT_ONCE_MAX:
+        if len(self._meeting) >= JOINS_AT_ONCE_MAX:
             writer.transport.abort()
             return
-        self._open_count += 1
+        task = asyncio.current_task()
+        assert task is not None, "asyncio runs this in a task"
+        self._meeting.add(task)
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
                 await self._serve(reader, writer)
         except (OSError, RemoteProtocolError) as error:
             log.warning("trust.join_broken", error=str(error))
         finally:
-            self._open_count -= 1
-            writer.close()
+            await _hang_up(writer)
+            self._meeting.discard(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         chain_pem = pem_of(*self._store.chain())
@@ -395,7 +401,7 @@ async def _ask(
                 await _send(writer, request)
                 return await _receive(reader, JoinAnswer)
             finally:
-                writer.close()
+                await _hang_up(writer)
     except TimeoutError:
         raise TimedOut(f"joining at {token.address}", after_s=JOIN_TIMEOUT_S) from None
     except OSError as error:
@@ -429,6 +435,16 @@ def _require_pinned(token: JoinToken, welcome: Welcome, leaf_der: bytes, now_s: 
     require_issued(leaf, authority, now_s=now_s)
     if identity.role is not NodeRole.CONTROLLER or identity.federation_id != token.federation_id:
         raise Forbidden(f"the server at {token.address} is {identity}, not a controller")
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close, and give TLS a moment to say so."""
+    writer.close()
+    try:
+        async with asyncio.timeout(HANG_UP_TIMEOUT_S):
+            await writer.wait_closed()
+    except OSError:  # the peer is gone already, or does not answer
+        writer.transport.abort()
 
 
 async def _send(writer: asyncio.StreamWriter, message: Message) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -321,12 +322,28 @@ async def test_a_site_cannot_issue_for_another_site(host: Host, tmp_path: Path) 
     root_pem = pem_of(lyon.root())
     with pytest.raises(Unauthenticated, match="not the authority of site 'marne'"):
         impostor.install(root_pem=root_pem, chain_pem=pem_of(forged, lyon.chain()[1]), key=key)
-    lyon_files = tmp_path / "lyon"
-    (lyon_files / "daemon.pem").write_text(pem_of(forged, lyon.chain()[1]))
-    (lyon_files / "daemon.key").write_bytes(pem_of_key(key))
+    (lyon.directory / "daemon.pem").write_text(pem_of(forged, lyon.chain()[1]))
+    (lyon.directory / "daemon.key").write_bytes(pem_of_key(key))
+    with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
+        shake_hands(lyon.client_context(), host.store.server_context())
     async with serving(host.store) as server, calling(lyon, server) as (_, states):
-        assert "TLS" in await until(states, ChannelState.WAITING)
+        assert "before hello" in await until(states, ChannelState.WAITING)
         assert server.peers == ()
+
+
+def shake_hands(client_context: ssl.SSLContext, server_context: ssl.SSLContext) -> None:
+    """Run a TLS handshake in memory; raise what either side raises."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(down, up)
+    server = server_context.wrap_bio(up, down, server_side=True)
+    waiting = [client, server]
+    while waiting:
+        for side in tuple(waiting):
+            try:
+                side.do_handshake()
+                waiting.remove(side)
+            except ssl.SSLWantReadError:
+                continue
 
 
 async def test_a_client_comes_back_after_the_server_did(host: Host, tmp_path: Path) -> None:
