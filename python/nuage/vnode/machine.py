@@ -1,0 +1,502 @@
+"""The agent's decisions: memory and what is seen in, at most one act out. Synchronous and pure.
+
+Theory of operation: for each VM, `plan` compares the last wish with what the hypervisor shows and
+returns the next act and the moment to look again. The runner performs it, tells `after_act` how it
+went, observes anew and asks again. Nothing is remembered of acts that are not in the memory, so a
+crash between deciding and acting, or acting and remembering, only makes the agent look again.
+
+Fault model: the agent, its controller or a guest's process may stop at any moment; the wish may be
+old; the clock may jump. What must hold whatever happens:
+
+- a guest whose hand-over was granted never runs here again without a higher epoch;
+- a guest whose memory has not all arrived never runs here;
+- a guest whose lease ends is stopped before the end;
+- an orphan is reported and left alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+from nuage.model.desired import DiskWish, VmWish
+from nuage.model.vm import PowerWish
+from nuage.vnode.hypervisor import (
+    Disk,
+    FileDisk,
+    GuestSeen,
+    IscsiDisk,
+    MigrationLimits,
+    MigrationStatus,
+    NbdDisk,
+    RunState,
+)
+from nuage.vnode.memory import Arrival, GuestMemory, HandOver
+
+STOP_GRACE_S: Final = 30.0  # ACPI's answer; a Debian guest needs 5 to 15 s to end its services
+PRESS_AGAIN_S: Final = 5.0  # a guest that was still booting did not hear the first press
+LEASE_MARGIN_S: Final = 2.0  # a SIGKILL takes ms; the rest is for clocks that disagree
+BACKOFF_FIRST_S: Final = 1.0
+BACKOFF_MAX_S: Final = 60.0
+CRASH_FORGIVEN_AFTER_S: Final = 600.0  # a guest that ran this long starts counting anew
+IO_RETRY_S: Final = 1.0  # a lost disk is tried again this often
+DETACH_RETRY_S: Final = 10.0  # a guest that ignored the unplug request is asked again
+MIGRATION_STALL_S: Final = 10.0  # no byte for this long: the link is cut
+SWITCH_WAIT_S: Final = 5.0  # the guest is paused meanwhile; the quorum answers within 1 s
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the guest from its disks."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartIncoming:
+    """Start the guest waiting for its memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PressPower:
+    """Ask the guest to switch itself off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the guest's process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove what is left of the guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Stop the guest's CPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the guest go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Plug a disk in."""
+
+    slot: int
+    disk: DiskWish
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Unplug a disk."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repoint:
+    """Reach a disk by another portal."""
+
+    slot: int
+    disk: DiskWish
+
+
+@dataclass(frozen=True, slots=True)
+class Balloon:
+    """Ask the guest to make do with less memory."""
+
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Begin to send the guest away."""
+
+    address: str
+    limits: MigrationLimits
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateContinue:
+    """Send the last state: the quorum has moved the VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateCancel:
+    """Give up sending."""
+
+
+Act: TypeAlias = (
+    Start | StartIncoming | PressPower | Kill | Forget | Pause | Resume | Attach | Detach | Repoint
+    | Balloon | Migrate | MigrateContinue | MigrateCancel
+)  # fmt: skip
+DiskOf: TypeAlias = Callable[[DiskWish], Disk]
+
+_ENDED: Final = frozenset({None, RunState.SHUT_DOWN, RunState.GONE})
+_IN_FLIGHT: Final = frozenset({HandOver.SENDING, HandOver.READY, HandOver.GRANTED})
+_NEVER: Final = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The next act on one VM (None: nothing to do), and when to look again at the latest."""
+
+    memory: GuestMemory
+    act: Act | None = None
+    look_again_s: float = _NEVER
+
+
+def iscsi_disk(wish: DiskWish) -> Disk:
+    """Return how QEMU reaches a volume: the standard door, iSCSI."""
+    return IscsiDisk(
+        volume_id=wish.volume_id, portal=wish.portal, iqn=wish.iqn,
+        chap_user=wish.chap_user, chap_secret=wish.chap_secret,
+    )  # fmt: skip
+
+
+def backoff_s(count: int) -> float:
+    """Return how long to wait after the `count`-th failure in a row."""
+    return min(BACKOFF_FIRST_S * 2.0 ** (max(count, 1) - 1), BACKOFF_MAX_S)
+
+
+def plan(
+    memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: DiskOf = iscsi_disk
+) -> Plan:
+    """Return the next act on one VM. `seen` is None when the hypervisor has no such guest."""
+    state = None if seen is None else seen.state
+    wish = memory.wish
+    if now_s < memory.hold_until_s <= now_s + BACKOFF_MAX_S and not _lease_is_over(wish, now_s):
+        return Plan(memory=memory, look_again_s=memory.hold_until_s)
+    if not memory.in_wish:
+        return _plan_orphan(memory, state)
+    if wish.wish is PowerWish.DELETED:
+        return _plan_deleted(memory, state)
+    if _lease_is_over(wish, now_s):
+        stopped = replace(memory, running_seen=False, failure="its lease ended")
+        return Plan(memory=stopped, act=None if state in _ENDED else Kill())
+    planned = _plan_moves(memory, seen, now_s)
+    if planned is None:
+        planned = _plan_power(memory, seen, now_s, disk_of)
+    if wish.lease_until_s:
+        stop_s = wish.lease_until_s - LEASE_MARGIN_S
+        planned = replace(planned, look_again_s=_earliest(planned.look_again_s, stop_s))
+    return planned
+
+
+def _earliest(first_s: float, second_s: float) -> float:
+    return min(moment for moment in (first_s or second_s, second_s or first_s))
+
+
+def _lease_is_over(wish: VmWish, now_s: float) -> bool:
+    return wish.lease_until_s > 0 and now_s >= wish.lease_until_s - LEASE_MARGIN_S
+
+
+def _plan_orphan(memory: GuestMemory, state: RunState | None) -> Plan:
+    """A VM that is in no wish is left alone, unless it never was, or no longer is, a VM here."""
+    never_ran = memory.arrival in {Arrival.WAITING, Arrival.FAILED}
+    if never_ran or memory.hand_over is HandOver.DONE:
+        if state is None:
+            return Plan(memory=memory)
+        may_end = state in {RunState.INCOMING, RunState.HANDED_OVER}
+        if state in _ENDED:
+            return Plan(memory=memory, act=Forget())
+        return Plan(memory=memory, act=Kill() if may_end else None)
+    if memory.hand_over in {HandOver.SENDING, HandOver.READY}:
+        return Plan(memory=replace(memory, hand_over=HandOver.NONE), act=MigrateCancel())
+    return Plan(memory=memory)
+
+
+def _plan_deleted(memory: GuestMemory, state: RunState | None) -> Plan:
+    if state is None:
+        return Plan(memory=memory)
+    return Plan(memory=memory, act=Forget() if state in _ENDED else Kill())
+
+
+# --- moving ------------------------------------------------------------------------------------
+
+
+def _plan_moves(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -> Plan | None:
+    """Plan a migration; None when none is on its way and the power wish decides."""
+    state = None if seen is None else seen.state
+    if memory.wish.incoming is not None and memory.arrival is not Arrival.ARRIVED:
+        return _plan_arrival(memory, seen)
+    if state is RunState.INCOMING:
+        # The wish no longer speaks of an arrival: what waits here never ran.
+        return Plan(memory=replace(memory, arrival=Arrival.NONE), act=Kill())
+    if state is RunState.HANDED_OVER and memory.hand_over in {HandOver.NONE, *_IN_FLIGHT}:
+        memory = replace(
+            memory, hand_over=HandOver.DONE,
+            hand_over_epoch=memory.hand_over_epoch or memory.wish.epoch,
+        )  # fmt: skip
+    if memory.hand_over in {HandOver.DONE, HandOver.BROKEN}:
+        return _plan_handed_over(memory, state)
+    if memory.hand_over in _IN_FLIGHT:
+        return _plan_departure(memory, seen, now_s)
+    return _plan_leave(memory, state, now_s)
+
+
+def _plan_arrival(memory: GuestMemory, seen: GuestSeen | None) -> Plan:
+    state = None if seen is None else seen.state
+    if memory.arrival is Arrival.NONE:
+        if state in _ENDED:
+            waiting = replace(memory, arrival=Arrival.WAITING, hand_over=HandOver.NONE)
+            return Plan(memory=waiting, act=StartIncoming())
+        if state is RunState.HANDED_OVER or memory.hand_over in {HandOver.DONE, HandOver.BROKEN}:
+            return Plan(memory=memory, act=Kill())  # the VM comes back: its old shell goes first
+        if state is RunState.INCOMING:
+            return Plan(memory=replace(memory, arrival=Arrival.WAITING))
+        return Plan(memory=replace(memory, arrival=Arrival.ARRIVED))
+    if memory.arrival is Arrival.WAITING and state in _ENDED:
+        told = seen.failure if seen is not None else ""
+        failed = replace(
+            memory, arrival=Arrival.FAILED, failure=f"the VM did not arrive: {told}".rstrip(": ")
+        )
+        return Plan(memory=failed)
+    if memory.arrival is Arrival.WAITING and state is not RunState.INCOMING:
+        return Plan(memory=replace(memory, arrival=Arrival.ARRIVED, running_seen=True))
+    return Plan(memory=memory)
+
+
+def _plan_handed_over(memory: GuestMemory, state: RunState | None) -> Plan:
+    """After leave was given only a higher epoch makes this copy the one again."""
+    if memory.wish.outgoing is None and memory.wish.epoch > memory.hand_over_epoch:
+        back = replace(
+            memory, hand_over=HandOver.NONE, running_seen=False, failure="", arrival=Arrival.NONE
+        )
+        if state in _ENDED:
+            return Plan(memory=back, look_again_s=memory.hold_until_s)
+        stopped = memory.wish.wish is PowerWish.STOPPED
+        return Plan(memory=back, act=Kill() if stopped else Resume())
+    runs = memory.hand_over is HandOver.BROKEN and state is RunState.RUNNING
+    return Plan(memory=memory, act=Pause() if runs else None)
+
+
+def _plan_leave(memory: GuestMemory, state: RunState | None, now_s: float) -> Plan | None:
+    outgoing = memory.wish.outgoing
+    if outgoing is None:
+        if memory.hand_over is HandOver.FAILED:
+            memory = replace(memory, hand_over=HandOver.NONE, failure="")
+            return Plan(memory=memory, look_again_s=now_s)
+        return None
+    tried = (memory.hand_over_address, memory.hand_over_attempt)
+    if memory.hand_over is HandOver.FAILED and tried == (outgoing.address, outgoing.attempt):
+        return None
+    if state is not RunState.RUNNING:
+        return None
+    sending = replace(
+        memory, hand_over=HandOver.SENDING, hand_over_epoch=memory.wish.epoch,
+        hand_over_address=outgoing.address, hand_over_attempt=outgoing.attempt,
+        progress_bytes=0, progress_s=now_s, failure="",
+    )  # fmt: skip
+    limits = MigrationLimits(
+        downtime_ms_max=outgoing.downtime_ms_max,
+        bandwidth_bytes_per_s_max=outgoing.bandwidth_bytes_per_s_max,
+    )
+    return Plan(memory=sending, act=Migrate(outgoing.address, limits))
+
+
+def _plan_departure(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -> Plan | None:
+    if seen is None or seen.state in _ENDED:
+        if memory.hand_over is HandOver.GRANTED:
+            return Plan(memory=_broken(memory, "QEMU ended during the hand-over"))
+        return Plan(memory=_failed(memory, "the guest ended while it was sent"), look_again_s=now_s)
+    migration = seen.migration
+    granted = memory.hand_over is HandOver.GRANTED
+    match migration.status:
+        case MigrationStatus.COMPLETED:
+            return Plan(memory=replace(memory, hand_over=HandOver.DONE, failure=""))
+        case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
+            told = migration.failure or f"the migration was {migration.status.value}"
+            if granted:
+                pause = Pause() if seen.state is RunState.RUNNING else None
+                return Plan(memory=_broken(memory, told), act=pause)
+            return Plan(memory=_failed(memory, told), look_again_s=now_s)
+        case _:
+            pass
+    outgoing = memory.wish.outgoing
+    moved = outgoing is not None and outgoing.address == memory.hand_over_address
+    if not granted and not moved:
+        return Plan(memory=_failed(memory, "the migration was withdrawn"), act=MigrateCancel())
+    if migration.status is MigrationStatus.SWITCHING:
+        if outgoing is not None and moved and outgoing.may_switch:
+            leave = replace(memory, hand_over=HandOver.GRANTED, progress_s=now_s)
+            return Plan(memory=leave, act=MigrateContinue(), look_again_s=now_s + MIGRATION_STALL_S)
+        return _plan_ready(memory, now_s)
+    return _watch_progress(memory, migration.transferred_bytes, now_s)
+
+
+def _plan_ready(memory: GuestMemory, now_s: float) -> Plan:
+    if memory.hand_over is HandOver.GRANTED:
+        # Leave was remembered but not passed on: the agent stopped in between.
+        return Plan(memory=memory, act=MigrateContinue(), look_again_s=now_s + IO_RETRY_S)
+    if memory.hand_over is HandOver.SENDING:
+        memory = replace(memory, hand_over=HandOver.READY, progress_s=now_s)
+    if now_s >= memory.progress_s + SWITCH_WAIT_S:
+        told = f"no leave to switch came within {SWITCH_WAIT_S:g} s"
+        return Plan(memory=_failed(memory, told), act=MigrateCancel())
+    return Plan(memory=memory, look_again_s=memory.progress_s + SWITCH_WAIT_S)
+
+
+def _watch_progress(memory: GuestMemory, transferred_bytes: int, now_s: float) -> Plan:
+    if transferred_bytes != memory.progress_bytes:
+        memory = replace(memory, progress_bytes=transferred_bytes, progress_s=now_s)
+    if now_s < memory.progress_s + MIGRATION_STALL_S:
+        return Plan(memory=memory, look_again_s=now_s + IO_RETRY_S)
+    told = f"no byte was sent for {MIGRATION_STALL_S:g} s: the link is cut"
+    if memory.hand_over is HandOver.GRANTED:
+        # The last state is incomplete, so the target cannot run; whose the VM is, we cannot know.
+        return Plan(memory=replace(memory, failure=told), act=MigrateCancel(),
+                    look_again_s=now_s + IO_RETRY_S)  # fmt: skip
+    return Plan(memory=_failed(memory, told), act=MigrateCancel())
+
+
+def _failed(memory: GuestMemory, told: str) -> GuestMemory:
+    return replace(memory, hand_over=HandOver.FAILED, failure=told)
+
+
+def _broken(memory: GuestMemory, told: str) -> GuestMemory:
+    told = f"the hand-over broke after leave was given: {told}"
+    return replace(memory, hand_over=HandOver.BROKEN, failure=told)
+
+
+# --- power and disks ---------------------------------------------------------------------------
+
+
+def _plan_power(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: DiskOf) -> Plan:
+    state = None if seen is None else seen.state
+    wish = memory.wish
+    if wish.wish is PowerWish.STOPPED:
+        if state in _ENDED:
+            done = replace(memory, stop_deadline_s=0.0, running_seen=False, failure="",
+                           reboots_done=wish.reboot_count)  # fmt: skip
+            return Plan(memory=done)
+        return _plan_stop(memory, state, now_s)
+    if wish.reboot_count > memory.reboots_done:
+        if state in _ENDED:
+            return _plan_start(replace(memory, reboots_done=wish.reboot_count), now_s)
+        return _plan_stop(memory, state, now_s)
+    if seen is None:
+        return _plan_start(memory, now_s)
+    match seen.state:
+        case RunState.SHUT_DOWN:
+            asked = memory.stop_deadline_s > 0 or not memory.running_seen
+            if memory.switched_off or not asked:
+                return Plan(memory=replace(memory, switched_off=True, failure=""))
+            return _plan_start(memory, now_s)
+        case RunState.GONE:
+            return _plan_restart(memory, seen.failure, now_s)
+        case RunState.IO_ERROR:
+            return _plan_retry(replace(memory, failure="a disk is lost; the guest waits"), now_s)
+        case RunState.PAUSED:
+            return _plan_retry(memory, now_s)
+        case RunState.SWITCHING:
+            return Plan(memory=memory, act=MigrateCancel(), look_again_s=now_s + IO_RETRY_S)
+        case _:
+            return _plan_running(memory, seen, now_s, disk_of)
+
+
+def _plan_start(memory: GuestMemory, now_s: float) -> Plan:
+    started = replace(
+        memory, started_s=now_s, stop_deadline_s=0.0, restart_after_s=0.0, running_seen=False,
+        switched_off=False, balloon_mib=0, failure="", arrival=Arrival.NONE,
+    )  # fmt: skip
+    return Plan(memory=started, act=Start())
+
+
+def _plan_restart(memory: GuestMemory, told: str, now_s: float) -> Plan:
+    """Start a crashed guest again, later each time it crashes."""
+    if memory.restart_after_s == 0.0:
+        ran_long = memory.running_seen and now_s - memory.started_s >= CRASH_FORGIVEN_AFTER_S
+        count = 1 if ran_long else memory.crash_count + 1
+        memory = replace(
+            memory, crash_count=count, restart_after_s=now_s + backoff_s(count),
+            failure=f"the guest's process ended: {told}".rstrip(": "),
+        )  # fmt: skip
+    if now_s < memory.restart_after_s <= now_s + BACKOFF_MAX_S:
+        return Plan(memory=memory, look_again_s=memory.restart_after_s)
+    return _plan_start(memory, now_s)
+
+
+def _plan_stop(memory: GuestMemory, state: RunState | None, now_s: float) -> Plan:
+    """Ask once, wait for the grace, then force; a guest that cannot listen is not asked."""
+    if state is not RunState.RUNNING:
+        return Plan(memory=replace(memory, stop_deadline_s=now_s), act=Kill())
+    if memory.stop_deadline_s == 0.0:
+        memory = replace(memory, stop_deadline_s=now_s + STOP_GRACE_S, retry_s=now_s)
+    if not now_s < memory.stop_deadline_s <= now_s + STOP_GRACE_S:
+        return Plan(memory=memory, act=Kill())
+    if now_s < memory.retry_s <= now_s + PRESS_AGAIN_S:
+        look_s = min(memory.retry_s, memory.stop_deadline_s)
+        return Plan(memory=memory, look_again_s=look_s)
+    again_s = now_s + PRESS_AGAIN_S
+    return Plan(memory=replace(memory, retry_s=again_s), act=PressPower(), look_again_s=again_s)
+
+
+def _plan_retry(memory: GuestMemory, now_s: float) -> Plan:
+    if now_s < memory.retry_s <= now_s + IO_RETRY_S:
+        return Plan(memory=memory, look_again_s=memory.retry_s)
+    next_s = now_s + IO_RETRY_S
+    return Plan(memory=replace(memory, retry_s=next_s), act=Resume(), look_again_s=next_s)
+
+
+def _plan_running(memory: GuestMemory, seen: GuestSeen, now_s: float, disk_of: DiskOf) -> Plan:
+    failed_move = memory.hand_over is HandOver.FAILED
+    memory = replace(
+        memory, running_seen=True, switched_off=False, restart_after_s=0.0,
+        failure=memory.failure if failed_move else "",
+        # A stop that was taken back: the guest may still act on the button; then it starts anew.
+        stop_deadline_s=memory.stop_deadline_s if now_s < memory.stop_deadline_s else 0.0,
+    )  # fmt: skip
+    wanted = {disk.volume_id: disk for disk in memory.wish.disks}
+    for slot, volume_id in enumerate(seen.volumes):
+        if volume_id and volume_id not in wanted:
+            if now_s < memory.retry_s <= now_s + DETACH_RETRY_S:
+                return Plan(memory=memory, look_again_s=memory.retry_s)
+            asked = replace(memory, retry_s=now_s + DETACH_RETRY_S)
+            return Plan(memory=asked, act=Detach(slot), look_again_s=asked.retry_s)
+        there = seen.disks[slot]
+        if volume_id and there is not None and not _same_way(there, disk_of(wanted[volume_id])):
+            return Plan(memory=memory, act=Repoint(slot, wanted[volume_id]))
+    for disk in memory.wish.disks:
+        if disk.volume_id not in seen.volumes:
+            free = [slot for slot, volume in enumerate(seen.volumes) if not volume]
+            return Plan(memory=memory, act=Attach(free[0] if free else len(seen.volumes), disk))
+    return _plan_balloon(memory, seen)
+
+
+def _plan_balloon(memory: GuestMemory, seen: GuestSeen) -> Plan:
+    """A smaller shape takes effect at once through the balloon, a larger one at the next start."""
+    target_mib = min(memory.wish.shape.memory_mib, seen.shape.memory_mib)
+    if target_mib != (memory.balloon_mib or seen.shape.memory_mib):
+        return Plan(memory=replace(memory, balloon_mib=target_mib), act=Balloon(target_mib))
+    return Plan(memory=memory)
+
+
+def _same_way(there: Disk, wanted: Disk) -> bool:
+    """Tell whether two disks reach the volume by the same way; who logs in does not matter."""
+    match there, wanted:
+        case IscsiDisk(), IscsiDisk():
+            return (there.portal, there.iqn) == (wanted.portal, wanted.iqn)
+        case NbdDisk(), NbdDisk():
+            return there == wanted
+        case FileDisk(), FileDisk():
+            return there == wanted
+        case _:
+            return False
+
+
+def after_act(memory: GuestMemory, act: Act, fault: str, now_s: float) -> GuestMemory:
+    """Return the memory after an act that failed with `fault` ("": it went well)."""
+    if not fault:
+        return replace(memory, fault_count=0, hold_until_s=0.0)
+    match act:
+        case StartIncoming():
+            return replace(memory, arrival=Arrival.FAILED, failure=fault)
+        case Migrate():
+            return _failed(memory, fault)
+        case _:
+            count = memory.fault_count + 1
+            return replace(
+                memory, fault_count=count, hold_until_s=now_s + backoff_s(count), failure=fault
+            )

@@ -1,0 +1,115 @@
+"""What the agent remembers of each VM, and how a new wish changes it. Pure values.
+
+The memory is the agent's only state of its own; it is kept on the node's disk, so that an agent
+that was killed goes on where it was, without its controller.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from nuage.ids import VmId
+from nuage.model.desired import VmWish, VnodeWish
+
+
+class HandOver(Enum):
+    """How far an outgoing migration has come, as the agent knows it.
+
+    ::
+
+        NONE ─► SENDING ─► READY ─► GRANTED ─► DONE     never runs here again without a new epoch
+                   │         │          └────► BROKEN   paused here: owner unknown to us
+                   └─────────┴───────────────► FAILED   runs here, as before
+    """
+
+    NONE = "none"
+    SENDING = "sending"
+    READY = "ready"
+    GRANTED = "granted"
+    DONE = "done"
+    BROKEN = "broken"
+    FAILED = "failed"
+
+
+class Arrival(Enum):
+    """How far an incoming migration has come."""
+
+    NONE = "none"
+    WAITING = "waiting"
+    ARRIVED = "arrived"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestMemory:
+    """One VM. Moments are wall-clock seconds, because they outlive the process; 0.0 is never."""
+
+    wish: VmWish = field(repr=False)
+    in_wish: bool = True
+    reboots_done: int = 0
+    started_s: float = 0.0
+    stop_deadline_s: float = 0.0
+    running_seen: bool = False
+    switched_off: bool = False
+    crash_count: int = 0
+    restart_after_s: float = 0.0
+    hold_until_s: float = 0.0
+    fault_count: int = 0
+    retry_s: float = 0.0
+    hand_over: HandOver = HandOver.NONE
+    hand_over_epoch: int = 0
+    hand_over_address: str = ""
+    hand_over_attempt: int = 0
+    progress_bytes: int = 0
+    progress_s: float = 0.0
+    arrival: Arrival = Arrival.NONE
+    balloon_mib: int = 0
+    failure: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentMemory:
+    """All VMs, and the revision of the last wish taken."""
+
+    revision: int = 0
+    guests: dict[VmId, GuestMemory] = field(default_factory=dict)
+
+
+def take_wish(memory: AgentMemory, wish: VnodeWish) -> AgentMemory:
+    """Return the memory after `wish`; what it says of a VM under a lower epoch is refused."""
+    wanted: Mapping[VmId, VmWish] = {vm.vm_id: vm for vm in wish.vms}
+    guests = {
+        vm_id: _take_vm(known, wanted[vm_id]) if vm_id in wanted else replace(known, in_wish=False)
+        for vm_id, known in memory.guests.items()
+    }
+    for vm_id, vm in wanted.items():
+        if vm_id not in guests:
+            guests[vm_id] = GuestMemory(wish=vm, reboots_done=vm.reboot_count)
+    return AgentMemory(revision=wish.revision, guests=guests)
+
+
+def _take_vm(known: GuestMemory, new: VmWish) -> GuestMemory:
+    old = known.wish
+    if new.epoch < old.epoch:
+        told = f"a wish under epoch {new.epoch} was refused: epoch {old.epoch} is known here"
+        return replace(known, in_wish=True, refused=told)
+    taken = replace(known, wish=new, in_wish=True, refused="")
+    if new.wish is not old.wish or new.reboot_count > old.reboot_count:
+        taken = replace(taken, switched_off=False, crash_count=0, restart_after_s=0.0)
+    if new.incoming is not None and new.incoming != old.incoming:
+        taken = replace(taken, arrival=Arrival.NONE, failure="")
+    if new != old:
+        taken = replace(taken, hold_until_s=0.0, fault_count=0)  # what failed may work now
+    return taken
+
+
+def forget(memory: AgentMemory, vm_id: VmId) -> AgentMemory:
+    """Return the memory without one VM."""
+    guests = {known: guest for known, guest in memory.guests.items() if known != vm_id}
+    return replace(memory, guests=guests)
+
+
+def remember(memory: AgentMemory, guest: GuestMemory) -> AgentMemory:
+    """Return the memory with one VM's part replaced."""
+    return replace(memory, guests={**memory.guests, guest.wish.vm_id: guest})

@@ -1,0 +1,230 @@
+"""The V-node's server daemon (SeD, paper §II-E): what this node can do, and at which power.
+
+It measures, it does not judge: the Local Agent of the site answers bids from the last vector.
+Utilisation comes from /proc, performance from one short calibration (kept on disk), power from
+the meter it is given.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from nuage.clock import Clock
+from nuage.ids import NodeId, SiteId, VmId
+from nuage.model.placement import EstimationVector
+from nuage.model.vm import VmShape
+
+CALIBRATION_SIZE: Final = 384  # fits the second-level cache of any server of the last ten years
+CALIBRATION_S: Final = 0.3
+REQUESTS_AVERAGED: Final = 10  # the paper averages power over the last requests served
+VCPU_OVERCOMMIT: Final = 4.0  # vCPUs sold per core; memory is never oversold
+POWER_SAMPLES_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerReading:
+    """The node's draw; `source` is outlet, bmc, rapl or model."""
+
+    watts: float
+    source: str
+    read_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """What does not change while the agent runs; 0 means: as the machine says."""
+
+    node_id: NodeId
+    site_id: SiteId
+    accelerator: str
+    cpu_count: int = 0
+    memory_mib: int = 0
+    idle_watts: float = 0.0
+    peak_watts: float = 0.0
+    boot_time_s: float = 0.0
+    boot_energy_joules: float = 0.0
+    vcpu_overcommit: float = VCPU_OVERCOMMIT
+
+
+Meter = Callable[[], PowerReading | None]
+
+
+class CpuGauge:
+    """Utilisation of all cores between two readings of /proc/stat."""
+
+    def __init__(self, path: Path = Path("/proc/stat")) -> None:
+        self._path = path
+        self._last = self._read()
+        self._value = 0.0
+
+    def _read(self) -> tuple[int, int]:
+        ticks = [int(field) for field in self._path.read_text().split("\n", 1)[0].split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        return sum(ticks), idle
+
+    def utilisation(self) -> float:
+        """Return the busy share since the last call, 0 to 1; the last value when no tick passed."""
+        total, idle = self._read()
+        passed = total - self._last[0]
+        if passed > 0:
+            self._value = min(max(1.0 - (idle - self._last[1]) / passed, 0.0), 1.0)
+            self._last = (total, idle)
+        return self._value
+
+
+def available_mib(path: Path = Path("/proc/meminfo")) -> int:
+    """Return the memory that can be had without swapping."""
+    for line in path.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) // 1024
+    return 0
+
+
+class PowerHistory:
+    """The paper's dynamic metric: power over the last requests served, weighted by time."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque(maxlen=POWER_SAMPLES_MAX)
+        self._requests: deque[float] = deque(maxlen=REQUESTS_AVERAGED)
+        self.requests_served = 0
+
+    def sample(self, now_s: float, watts: float) -> None:
+        """Note the power drawn from now on."""
+        if not self._samples or now_s > self._samples[-1][0]:
+            self._samples.append((now_s, watts))
+
+    def request_served(self, now_s: float) -> None:
+        """Note that a VM was created here."""
+        self._requests.append(now_s)
+        self.requests_served += 1
+
+    def mean_watts(self, now_s: float) -> float:
+        """Return the mean since the oldest of the last requests; 0.0 without history."""
+        if not self._requests or not self._samples:
+            return 0.0
+        since_s = self._requests[0]
+        joules = seconds = 0.0
+        ends = [*(moment for moment, _ in self._samples), now_s][1:]
+        for (begin_s, watts), end_s in zip(self._samples, ends, strict=True):
+            lasted = end_s - max(begin_s, since_s)
+            if lasted > 0:
+                joules += watts * lasted
+                seconds += lasted
+        return joules / seconds if seconds else self._samples[-1][1]
+
+
+def measure_flops(clock: Clock, core_count: int) -> float:
+    """Return the double-precision flop/s of all cores, by multiplying matrices for 0.3 s."""
+    first = np.random.default_rng(1).random((CALIBRATION_SIZE, CALIBRATION_SIZE))
+    second = first.T.copy()
+    np.matmul(first, second)  # the first call loads the library
+    rounds = 0
+    started_s = clock.monotonic_s()
+    while (passed_s := clock.monotonic_s() - started_s) < CALIBRATION_S:
+        np.matmul(first, second)
+        rounds += 1
+    threads = max(os.cpu_count() or 1, 1)
+    return 2.0 * CALIBRATION_SIZE**3 * rounds / passed_s * core_count / threads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A measured performance and the machine it holds for."""
+
+    flops: float
+    machine: str
+
+
+class Sed:
+    """Fills the estimation vector of one node."""
+
+    def __init__(
+        self, facts: NodeFacts, *, clock: Clock, meter: Meter, cache: Path,
+        gauge: CpuGauge | None = None,
+    ) -> None:  # fmt: skip
+        cores = facts.cpu_count or os.cpu_count() or 1
+        memory_mib = facts.memory_mib or _total_mib()
+        self._facts = replace(facts, cpu_count=cores, memory_mib=memory_mib)
+        self._clock = clock
+        self._meter = meter
+        self._cache = cache
+        self._gauge = gauge or CpuGauge()
+        self._flops = 0.0
+        self.history = PowerHistory()
+        self.maintenance = False
+
+    async def calibrate(self) -> float:
+        """Measure the node's performance once per machine; later calls read the cache."""
+        machine = f"{_cpu_model()} x{self._facts.cpu_count}"
+        known = _cached(self._cache)
+        if known is None or known.machine != machine:
+            cores = self._facts.cpu_count
+            flops = await asyncio.to_thread(measure_flops, self._clock, cores)
+            known = Calibration(flops=flops, machine=machine)
+            _keep(self._cache, known)
+        self._flops = known.flops
+        return self._flops
+
+    def estimation_vector(self, running: Sequence[tuple[VmId, VmShape]]) -> EstimationVector:
+        """Return what this node can do now; `running` are the guests it has started."""
+        facts, now_s = self._facts, self._clock.now_s()
+        reading = self._meter()
+        if reading is not None:
+            self.history.sample(now_s, reading.watts)
+        sold_mib = sum(shape.memory_mib for _, shape in running)
+        sold_vcpus = sum(shape.vcpu_count for _, shape in running)
+        utilisation = self._gauge.utilisation()
+        modelled = facts.idle_watts + utilisation * (facts.peak_watts - facts.idle_watts)
+        return EstimationVector(
+            node_id=facts.node_id,
+            site_id=facts.site_id,
+            sent_s=now_s,
+            cpu_count=facts.cpu_count,
+            vcpu_free=max(int(facts.cpu_count * facts.vcpu_overcommit) - sold_vcpus, 0),
+            memory_free_mib=max(min(facts.memory_mib - sold_mib, available_mib()), 0),
+            flops=self._flops,
+            power_watts=modelled if reading is None else reading.watts,
+            power_source="model" if reading is None else reading.source,
+            power_read_s=now_s if reading is None else reading.read_s,
+            idle_watts=facts.idle_watts,
+            peak_watts=facts.peak_watts,
+            cpu_utilisation=utilisation,
+            mean_power_watts=self.history.mean_watts(now_s),
+            requests_served=self.history.requests_served,
+            vm_count=len(running),
+            running=tuple(vm_id for vm_id, _ in running),
+            boot_time_s=facts.boot_time_s,
+            boot_energy_joules=facts.boot_energy_joules,
+            maintenance=self.maintenance,
+            accelerator=facts.accelerator,
+        )
+
+
+def _total_mib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"
+
+
+def _cached(path: Path) -> Calibration | None:
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    return None
+
+
+def _keep(path: Path, calibration: Calibration) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(calibration))
