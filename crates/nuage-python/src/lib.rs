@@ -3,8 +3,13 @@
 
 use pyo3::prelude::*;
 
+mod placement;
+
 #[pymodule]
 mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    use super::placement::PlacementEngine;
 }
