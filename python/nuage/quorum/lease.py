@@ -32,6 +32,16 @@ class LeaseView:
     def __init__(self, timing: LeaseTiming) -> None:
         self.timing = timing
         self._held_until_s = float("-inf")
+        self._generation = 0
+
+    @property
+    def generation(self) -> int:
+        """Return a count that rises with each gap in the lease.
+
+        What was learnt of owners under an older generation is void: others may have taken
+        over in between.
+        """
+        return self._generation
 
     @property
     def held_until_s(self) -> float:
@@ -43,6 +53,8 @@ class LeaseView:
 
         A quorum that gives less than agreed shortens the hold by as much.
         """
+        if sent_monotonic_s >= self._held_until_s:
+            self._generation += 1
         lacking_s = max(0.0, self.timing.ttl_s - ttl_s)
         until_s = sent_monotonic_s + self.timing.hold_s - lacking_s
         self._held_until_s = max(self._held_until_s, until_s)

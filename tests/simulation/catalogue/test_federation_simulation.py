@@ -1,0 +1,60 @@
+"""Thousands of unlucky minutes of a federation.
+
+NUAGE_SIM_SEEDS=5000 python -m pytest tests/simulation/catalogue     more seeds
+NUAGE_SIM_SEED=123 python -m pytest tests/simulation/catalogue       one again
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.simulation.catalogue.federation_world import World
+
+SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
+SEEDS_PER_TEST = 25
+SEED_COUNT = int(os.environ.get("NUAGE_SIM_SEEDS", "200"))
+ONE_SEED = os.environ.get("NUAGE_SIM_SEED", "")
+
+
+def run_seed(seed: int) -> World:
+    world = World(seed)
+    try:
+        world.run()
+    except AssertionError as error:
+        replay = f"NUAGE_SIM_SEED={seed} python -m pytest tests/simulation/catalogue"
+        raise AssertionError(f"{error} at {world.time_s:.3f} s; again: {replay}") from error
+    return world
+
+
+def known_seeds() -> list[int]:
+    """Return the seeds that once failed: lines `catalogue SEED # what it was`."""
+    lines = SEEDS_FILE.read_text().splitlines() if SEEDS_FILE.exists() else []
+    return [int(line.split()[1]) for line in lines if line.startswith("catalogue ")]
+
+
+@pytest.mark.skipif(bool(ONE_SEED), reason="one seed was asked for")
+@pytest.mark.parametrize("seed", known_seeds())
+def test_a_seed_that_once_failed_holds(seed: int) -> None:
+    run_seed(seed)
+
+
+@pytest.mark.parametrize(
+    "first", [int(ONE_SEED)] if ONE_SEED else range(0, SEED_COUNT, SEEDS_PER_TEST)
+)
+def test_no_vm_runs_twice_replicas_converge_and_nothing_is_deleted(first: int) -> None:
+    seeds = [first] if ONE_SEED else range(first, min(first + SEEDS_PER_TEST, SEED_COUNT))
+    for seed in seeds:
+        run_seed(seed)
+
+
+def test_the_simulation_takes_over_and_refuses() -> None:
+    """A simulation in which nothing happens would prove nothing."""
+    worlds = [run_seed(seed) for seed in range(30)]
+    assert sum(world.takeover_count for world in worlds) > 10
+    refusals = [
+        connection.feed.refused_count
+        for world in worlds
+        for site in world.sites.values()
+        for connection in site.connections.values()
+    ]
+    assert sum(refusals) > 10
