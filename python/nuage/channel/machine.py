@@ -110,6 +110,11 @@ class ChannelMachine:
         out.clear()
         return data
 
+    @property
+    def has_data(self) -> bool:
+        """Tell whether something has to go out."""
+        return bool(self._out)
+
     def request(self, method: str, body: bytes, *, request_id: str, budget_ms: int) -> int:
         """Open a call and return its number.
 

@@ -248,7 +248,8 @@ class Peer:
             return
         for event in events:
             self._act(event)
-        self._flush_soon()
+        if self._machine.has_data:  # a pong, a refusal; handlers flush for themselves
+            self._flush_soon()
 
     def connection_lost(self, reason: str) -> None:
         """End everything that is open; the peer's answers will not come."""

@@ -15,6 +15,7 @@ the handshake together with `nuage.channel.identity`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from typing import Final
 
 from cryptography import x509
@@ -133,6 +134,43 @@ def issue_daemon(
             ),
             critical=False,
         )
+    )
+    return builder.sign(authority.key, None)
+
+
+def issue_service(
+    authority: Authority,
+    public_key: Ed25519PublicKey,
+    *,
+    federation_id: FederationId,
+    site_id: SiteId,
+    addresses: Sequence[str],
+    now_s: float,
+    life_s: float = DAEMON_LIFE_S,
+) -> x509.Certificate:
+    """Return the certificate of what foreign programs reach by address: etcd, the HTTPS API.
+
+    It names IP addresses and no identity, so no daemon accepts it on a channel.
+    """
+    names = [x509.IPAddress(ip_address(address)) for address in addresses]
+    builder = (
+        _builder(
+            _name(f"{site_id} service", federation_id),
+            authority.certificate.subject,
+            public_key,
+            now_s=now_s,
+            life_s=life_s,
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(issues=False), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+            ),
+            critical=False,
+        )
+        .add_extension(_issued_by(authority), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
     return builder.sign(authority.key, None)
 

@@ -18,6 +18,7 @@ after a renewal: whoever holds a context need not be told.
 """
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ from nuage.trust.pki import (
     federation_of_root,
     identity_of_certificate,
     issue_daemon,
+    issue_service,
     issue_signer,
     issue_site_authority,
     load_certificate,
@@ -42,6 +44,8 @@ from nuage.trust.pki import (
     load_key,
     make_request,
     make_root,
+    not_after_s,
+    not_before_s,
     pem_of,
     pem_of_key,
     public_key_of,
@@ -56,6 +60,8 @@ DAEMON_KEY: Final = "daemon.key"
 DAEMON_CHAIN: Final = "daemon.pem"
 AUTHORITY_KEY: Final = "site/authority.key"
 AUTHORITY: Final = "site/authority.pem"
+SERVICE_KEY: Final = "service.key"
+SERVICE_CHAIN: Final = "service.pem"
 SIGNER_KEY: Final = "site/signer.key"
 SIGNERS: Final = "site/signers.pem"
 SITE_REVOCATIONS: Final = "site/revocations.pem"
@@ -246,6 +252,41 @@ class TrustStore:
         authority = self.authority()
         leaf = issue_daemon(authority, public_key, identity, now_s=now_s, life_s=life_s)
         return pem_of(leaf, authority.certificate)
+
+    def issue_service(self, addresses: Sequence[str], *, now_s: float) -> None:
+        """Make a fresh key and certificate for etcd and the HTTPS API at `addresses`."""
+        own = self.identity()
+        authority = self.authority()
+        key = Ed25519PrivateKey.generate()
+        certificate = issue_service(
+            authority,
+            key.public_key(),
+            federation_id=own.federation_id,
+            site_id=own.site_id,
+            addresses=addresses,
+            now_s=now_s,
+        )
+        self._write_key(SERVICE_KEY, key)
+        self._write(SERVICE_CHAIN, pem_of(certificate, authority.certificate))
+
+    def service_is_due(self, now_s: float) -> bool:
+        """Tell whether less than half of the service certificate's life is left."""
+        if not (self.directory / SERVICE_CHAIN).exists():
+            return True
+        leaf = load_chain(self._text(SERVICE_CHAIN))[0]
+        return now_s > (not_before_s(leaf) + not_after_s(leaf)) / 2
+
+    @property
+    def service_files(self) -> tuple[Path, Path]:
+        """Return the service certificate's chain and key."""
+        return self.directory / SERVICE_CHAIN, self.directory / SERVICE_KEY
+
+    def api_context(self) -> ssl.SSLContext:
+        """Return a context for the HTTPS API: clients show tokens, not certificates."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self.directory / SERVICE_CHAIN, self.directory / SERVICE_KEY)
+        return context
 
     def revoke(self, serial: int, *, now_s: float) -> str:
         """Revoke a certificate of this site; return the new list (PEM), to be published."""
