@@ -79,10 +79,10 @@ def listen_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
 def launch(
     arguments: Sequence[str], *, folder: Path, log: Path, pass_fds: Sequence[int],
     owner: tuple[int, int] | None,
-) -> subprocess.Popen[bytes]:  # fmt: skip
-    """Start a process in a session of its own, so that no signal to the agent reaches it."""
+) -> int:  # fmt: skip
+    """Start a process in a session of its own; return its pid. No signal to us reaches it."""
     with log.open("ab") as output:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             list(arguments),
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -94,6 +94,16 @@ def launch(
             group=None if owner is None else owner[1],
             extra_groups=None if owner is None else (),
         )
+    child.returncode = 0  # it outlives us on purpose: Python shall neither warn nor wait
+    return child.pid
+
+
+def reap(pid: int) -> bool:
+    """Take a child's exit status off the system; tell whether it is no child of ours any more."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 async def wait_gone(mark: ProcessMark, timeout_s: float) -> bool:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +68,7 @@ class QemuHypervisor:
         self._options = options
         self._cgroups = CgroupTree(options.cgroup_root)
         self._guests: dict[VmId, Guest] = {}
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._children: set[int] = set()
         self._listeners: list[Callable[[VmId], None]] = []
         self._chores: set[asyncio.Task[None]] = set()
 
@@ -134,8 +133,7 @@ class QemuHypervisor:
         return tuple(result)
 
     def _reap(self) -> None:
-        for pid in [pid for pid, child in self._children.items() if child.poll() is not None]:
-            del self._children[pid]
+        self._children -= {pid for pid in self._children if process.reap(pid)}
 
     async def start(self, spec: GuestSpec) -> None:
         """Start a guest; Conflict when it runs already, Unavailable when QEMU gives up."""
@@ -210,7 +208,7 @@ class QemuHypervisor:
                 accelerator=self.accelerator, qmp_fd=qmp.fileno(), console_fd=console.fileno(),
                 tap_fds=taps, secret_files=secret_files, incoming=incoming,
             )  # fmt: skip
-            child = process.launch(
+            pid = process.launch(
                 command_line(spec, launch), folder=folder, log=folder / "qemu.log", owner=owner,
                 pass_fds=(qmp.fileno(), console.fileno(), *taps.values()),
             )  # fmt: skip
@@ -221,9 +219,9 @@ class QemuHypervisor:
             console.close()
             for fd in taps.values():
                 os.close(fd)
-        self._children[child.pid] = child
-        guest.save(replace(guest.record, mark=process.mark_of(child.pid)))
-        self._cgroups.place(spec.vm_id, child.pid, spec.qos_class, spec.shape.memory_mib)
+        self._children.add(pid)
+        guest.save(replace(guest.record, mark=process.mark_of(pid)))
+        self._cgroups.place(spec.vm_id, pid, spec.qos_class, spec.shape.memory_mib)
         try:
             await guest.connect(START_TIMEOUT_S)
         except NuageError as error:

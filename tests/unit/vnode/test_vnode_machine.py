@@ -1,0 +1,373 @@
+"""What the agent decides, one situation at a time."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from nuage.ids import IaasId, NodeId, VmId, VolumeId
+from nuage.model.desired import (
+    DiskWish,
+    IncomingMigration,
+    OutgoingMigration,
+    VmWish,
+    VnodeWish,
+)
+from nuage.model.vm import PowerWish, VmShape, VmState
+from nuage.vnode import machine
+from nuage.vnode.hypervisor import (
+    GuestSeen,
+    MigrationLimits,
+    MigrationSeen,
+    MigrationStatus,
+    RunState,
+)
+from nuage.vnode.machine import Act, iscsi_disk, plan
+from nuage.vnode.memory import (
+    AgentMemory,
+    Arrival,
+    GuestMemory,
+    HandOver,
+    take_wish,
+)
+from nuage.vnode.reporting import vm_report
+
+NOW_S = 1_000_000.0
+OUTGOING = OutgoingMigration(target_node_id=NodeId("node-b"), address="10.0.0.2:49152")
+INCOMING = IncomingMigration(source_node_id=NodeId("node-a"), source_epoch=1)
+
+
+def disk(index: int, portal: str = "10.0.0.9:3260") -> DiskWish:
+    return DiskWish(
+        volume_id=VolumeId(f"volume-{index}"), portal=portal, iqn=f"iqn.x:{index}",
+        chap_user="u", chap_secret="s", epoch=1, size_bytes=1 << 20,
+    )  # fmt: skip
+
+
+def wish(power: PowerWish = PowerWish.RUNNING, *, epoch: int = 1) -> VmWish:
+    return VmWish(
+        vm_id=VmId("vm-1"), iaas_id=IaasId("iaas-1"), name="web-1", shape=VmShape(), wish=power,
+        epoch=epoch, disks=(disk(1),), ports=(),
+    )  # fmt: skip
+
+
+def seen(state: RunState = RunState.RUNNING, volumes: Iterable[int] = (1,)) -> GuestSeen:
+    disks = tuple(iscsi_disk(disk(index)) for index in volumes)
+    return GuestSeen(
+        vm_id=VmId("vm-1"), state=state, shape=VmShape(), disks=disks,
+        volumes=tuple(d.volume_id for d in disks),
+    )  # fmt: skip
+
+
+def moving(status: MigrationStatus, state: RunState = RunState.RUNNING) -> GuestSeen:
+    return replace(seen(state), migration=MigrationSeen(status=status, transferred_bytes=1))
+
+
+def remembered(asked: VmWish | None = None) -> GuestMemory:
+    return GuestMemory(wish=asked or wish(), running_seen=True)
+
+
+def act_on(memory: GuestMemory, guest: GuestSeen | None, now_s: float = NOW_S) -> Act | None:
+    return plan(memory, guest, now_s).act
+
+
+def test_a_vm_that_is_not_there_is_started() -> None:
+    assert act_on(remembered(), None) == machine.Start()
+
+
+def test_a_vm_that_runs_as_wished_is_left_alone() -> None:
+    planned = plan(remembered(), seen(), NOW_S)
+    assert planned.act is None
+    assert vm_report(planned.memory, seen()).state is VmState.RUNNING
+
+
+def test_a_stop_asks_then_forces() -> None:
+    first = plan(remembered(wish(PowerWish.STOPPED)), seen(), NOW_S)
+    assert first.act == machine.PressPower()
+    again_s = NOW_S + machine.PRESS_AGAIN_S
+    assert act_on(first.memory, seen(), again_s) == machine.PressPower()
+    late_s = NOW_S + machine.STOP_GRACE_S
+    assert act_on(first.memory, seen(), late_s) == machine.Kill()
+    done = plan(first.memory, seen(RunState.SHUT_DOWN), late_s)
+    assert done.act is None
+    assert vm_report(done.memory, seen(RunState.SHUT_DOWN)).state is VmState.STOPPED
+
+
+def test_a_paused_guest_that_shall_stop_is_not_asked() -> None:
+    assert act_on(remembered(wish(PowerWish.STOPPED)), seen(RunState.PAUSED)) == machine.Kill()
+
+
+def test_a_deleted_vm_is_ended_then_forgotten() -> None:
+    memory = remembered(wish(PowerWish.DELETED))
+    assert act_on(memory, seen()) == machine.Kill()
+    assert act_on(memory, seen(RunState.SHUT_DOWN)) == machine.Forget()
+    assert vm_report(memory, None).state is VmState.DELETED
+
+
+def test_a_crashed_guest_comes_back_later_each_time() -> None:
+    memory = remembered()
+    waits = []
+    for _ in range(8):
+        crashed = plan(memory, seen(RunState.GONE), NOW_S)
+        assert crashed.act is None
+        waits.append(crashed.look_again_s - NOW_S)
+        restarted = plan(crashed.memory, seen(RunState.GONE), crashed.look_again_s)
+        assert restarted.act == machine.Start()
+        memory = restarted.memory
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_guest_that_switched_itself_off_stays_off_until_asked() -> None:
+    off = plan(remembered(), seen(RunState.SHUT_DOWN), NOW_S)
+    assert off.act is None
+    assert vm_report(off.memory, seen(RunState.SHUT_DOWN)).state is VmState.STOPPED
+    asked = take_wish(
+        AgentMemory(guests={VmId("vm-1"): off.memory}),
+        VnodeWish(revision=2, vms=(replace(wish(), reboot_count=1),)),
+    )
+    assert act_on(asked.guests[VmId("vm-1")], seen(RunState.SHUT_DOWN)) == machine.Start()
+
+
+def test_a_reboot_happens_once() -> None:
+    memory = replace(remembered(replace(wish(), reboot_count=1)))
+    asked = plan(memory, seen(), NOW_S)
+    assert asked.act == machine.PressPower()
+    started = plan(asked.memory, seen(RunState.SHUT_DOWN), NOW_S + 1)
+    assert started.act == machine.Start()
+    assert started.memory.reboots_done == 1
+    assert act_on(started.memory, seen(), NOW_S + 2) is None
+
+
+def test_a_vm_taken_anew_is_not_rebooted_for_old_requests() -> None:
+    taken = take_wish(AgentMemory(), VnodeWish(revision=1, vms=(replace(wish(), reboot_count=7),)))
+    assert act_on(taken.guests[VmId("vm-1")], seen()) is None
+
+
+def test_an_orphan_is_left_alone_whatever_it_does() -> None:
+    orphan = replace(remembered(), in_wish=False)
+    for state in RunState:
+        assert act_on(orphan, seen(state)) is None
+    assert vm_report(orphan, seen()).orphan
+
+
+def test_a_vm_stops_before_its_lease_ends() -> None:
+    memory = remembered(replace(wish(), lease_until_s=NOW_S + 10))
+    early = plan(memory, seen(), NOW_S)
+    assert early.act is None
+    assert early.look_again_s == NOW_S + 10 - machine.LEASE_MARGIN_S
+    late = plan(memory, seen(), early.look_again_s)
+    assert late.act == machine.Kill()
+    assert act_on(late.memory, seen(RunState.SHUT_DOWN), NOW_S + 20) is None
+    renewed = replace(late.memory, wish=replace(wish(), lease_until_s=NOW_S + 99))
+    assert act_on(renewed, seen(RunState.SHUT_DOWN), NOW_S + 20) == machine.Start()
+
+
+def test_a_lease_is_kept_even_while_an_act_is_held_back() -> None:
+    memory = replace(remembered(replace(wish(), lease_until_s=NOW_S + 1)), hold_until_s=NOW_S + 30)
+    assert act_on(memory, seen()) == machine.Kill()
+
+
+def test_a_lower_epoch_is_refused_and_said() -> None:
+    memory = AgentMemory(guests={VmId("vm-1"): remembered(wish(epoch=5))})
+    after = take_wish(memory, VnodeWish(revision=1, vms=(wish(PowerWish.DELETED, epoch=4),)))
+    kept = after.guests[VmId("vm-1")]
+    assert kept.wish.wish is PowerWish.RUNNING
+    assert act_on(kept, seen()) is None
+    assert "epoch 4 was refused" in vm_report(kept, seen()).failure
+
+
+def test_disks_follow_the_wish() -> None:
+    both = remembered(replace(wish(), disks=(disk(1), disk(2))))
+    assert act_on(both, seen(volumes=(1,))) == machine.Attach(1, disk(2))
+    assert act_on(remembered(), seen(volumes=(1, 2))) == machine.Detach(1)
+    moved = remembered(replace(wish(), disks=(disk(1, "10.0.0.8:3260"),)))
+    assert act_on(moved, seen()) == machine.Repoint(0, disk(1, "10.0.0.8:3260"))
+
+
+def test_a_new_name_to_log_in_with_does_not_touch_a_disk() -> None:
+    renamed = replace(disk(1), chap_user="other", chap_secret="new")
+    assert act_on(remembered(replace(wish(), disks=(renamed,))), seen()) is None
+
+
+def test_a_lost_disk_is_tried_again_and_told() -> None:
+    waiting = plan(remembered(), seen(RunState.IO_ERROR), NOW_S)
+    assert waiting.act == machine.Resume()
+    assert act_on(waiting.memory, seen(RunState.IO_ERROR), NOW_S + 0.1) is None
+    assert "disk is lost" in vm_report(waiting.memory, seen(RunState.IO_ERROR)).failure
+    back = plan(waiting.memory, seen(), NOW_S + 2)
+    assert vm_report(back.memory, seen()).failure == ""
+
+
+def test_a_smaller_shape_inflates_the_balloon_once() -> None:
+    memory = remembered(replace(wish(), shape=VmShape(memory_mib=128)))
+    planned = plan(memory, seen(), NOW_S)
+    assert planned.act == machine.Balloon(128)
+    assert act_on(planned.memory, seen()) is None
+
+
+# --- moving away -------------------------------------------------------------------------------
+
+
+def departing() -> GuestMemory:
+    return remembered(replace(wish(), outgoing=OUTGOING))
+
+
+def granted() -> GuestMemory:
+    asked = replace(wish(), outgoing=replace(OUTGOING, may_switch=True))
+    return replace(
+        remembered(asked), hand_over=HandOver.GRANTED, hand_over_epoch=1,
+        hand_over_address=OUTGOING.address, progress_s=NOW_S,
+    )  # fmt: skip
+
+
+def test_a_guest_is_sent_and_halts_until_it_may_switch() -> None:
+    sending = plan(departing(), seen(), NOW_S)
+    assert sending.act == machine.Migrate(OUTGOING.address, MigrationLimits())
+    ready = plan(sending.memory, moving(MigrationStatus.SWITCHING, RunState.SWITCHING), NOW_S)
+    assert ready.act is None
+    report = vm_report(ready.memory, moving(MigrationStatus.SWITCHING, RunState.SWITCHING))
+    assert report.ready_to_switch
+    assert report.state is VmState.MIGRATING
+    allowed = replace(ready.memory, wish=granted().wish)
+    switched = plan(allowed, moving(MigrationStatus.SWITCHING, RunState.SWITCHING), NOW_S)
+    assert switched.act == machine.MigrateContinue()
+    assert switched.memory.hand_over is HandOver.GRANTED
+    done = plan(switched.memory, moving(MigrationStatus.COMPLETED, RunState.HANDED_OVER), NOW_S)
+    assert done.act is None
+    assert vm_report(done.memory, seen(RunState.HANDED_OVER)).migrated
+
+
+def test_a_break_before_leave_leaves_the_guest_running_here() -> None:
+    sending = replace(plan(departing(), seen(), NOW_S).memory)
+    failed = plan(sending, moving(MigrationStatus.FAILED), NOW_S)
+    assert failed.act is None
+    report = vm_report(failed.memory, moving(MigrationStatus.FAILED))
+    assert report.state is VmState.RUNNING
+    assert report.failure
+    assert act_on(failed.memory, moving(MigrationStatus.FAILED)) is None  # not tried again
+    again = replace(failed.memory, wish=replace(wish(), outgoing=replace(OUTGOING, attempt=1)))
+    assert isinstance(act_on(again, seen()), machine.Migrate)
+
+
+def test_a_break_after_leave_pauses_the_guest_until_a_new_epoch() -> None:
+    broken = plan(granted(), moving(MigrationStatus.FAILED), NOW_S)
+    assert broken.act == machine.Pause()
+    assert broken.memory.hand_over is HandOver.BROKEN
+    same_epoch = replace(broken.memory, wish=wish(epoch=1))
+    assert act_on(same_epoch, seen(RunState.PAUSED)) is None
+    new_epoch = replace(broken.memory, wish=wish(epoch=3))
+    assert act_on(new_epoch, seen(RunState.PAUSED)) == machine.Resume()
+
+
+def test_a_guest_that_handed_over_never_runs_here_under_its_old_epoch() -> None:
+    done = replace(granted(), hand_over=HandOver.DONE)
+    for power in (PowerWish.RUNNING, PowerWish.STOPPED):
+        kept = replace(done, wish=wish(power, epoch=1))
+        for state in (RunState.HANDED_OVER, RunState.GONE, RunState.SHUT_DOWN):
+            assert act_on(kept, seen(state)) is None
+    taken_back = replace(done, wish=wish(epoch=3))
+    assert act_on(taken_back, seen(RunState.HANDED_OVER)) == machine.Resume()
+
+
+def test_a_shell_that_handed_over_is_cleared_when_nobody_wants_it() -> None:
+    done = replace(granted(), hand_over=HandOver.DONE, in_wish=False)
+    assert act_on(done, seen(RunState.HANDED_OVER)) == machine.Kill()
+    assert act_on(done, seen(RunState.SHUT_DOWN)) == machine.Forget()
+
+
+def test_no_leave_in_time_takes_the_guest_back() -> None:
+    sending = plan(departing(), seen(), NOW_S).memory
+    waiting = moving(MigrationStatus.SWITCHING, RunState.SWITCHING)
+    ready = plan(sending, waiting, NOW_S).memory
+    late = plan(ready, waiting, NOW_S + machine.SWITCH_WAIT_S)
+    assert late.act == machine.MigrateCancel()
+    assert late.memory.hand_over is HandOver.FAILED
+
+
+def test_leave_that_comes_after_the_migration_was_given_up_does_nothing() -> None:
+    failed = replace(granted(), hand_over=HandOver.FAILED)
+    assert act_on(failed, moving(MigrationStatus.CANCELLED)) is None
+
+
+def test_a_stalled_stream_is_given_up() -> None:
+    sending = plan(departing(), seen(), NOW_S).memory
+    active = moving(MigrationStatus.ACTIVE)
+    first = plan(sending, active, NOW_S)
+    assert first.act is None
+    stalled = plan(first.memory, active, NOW_S + machine.MIGRATION_STALL_S)
+    assert stalled.act == machine.MigrateCancel()
+    assert "link is cut" in stalled.memory.failure
+
+
+def test_a_withdrawn_migration_is_cancelled_unless_leave_was_given() -> None:
+    sending = replace(plan(departing(), seen(), NOW_S).memory, wish=wish())
+    assert act_on(sending, moving(MigrationStatus.ACTIVE)) == machine.MigrateCancel()
+    given = replace(granted(), wish=wish())
+    assert act_on(given, moving(MigrationStatus.DEVICE)) is None
+
+
+def test_an_agent_that_died_before_passing_leave_on_passes_it_on() -> None:
+    waiting = moving(MigrationStatus.SWITCHING, RunState.SWITCHING)
+    assert act_on(granted(), waiting) == machine.MigrateContinue()
+
+
+# --- arriving ----------------------------------------------------------------------------------
+
+
+def arriving() -> GuestMemory:
+    return GuestMemory(wish=replace(wish(epoch=2), incoming=INCOMING))
+
+
+def test_an_arriving_guest_waits_and_tells_where() -> None:
+    started = plan(arriving(), None, NOW_S)
+    assert started.act == machine.StartIncoming()
+    waiting = replace(seen(RunState.INCOMING), incoming_address="10.0.0.2:49152")
+    planned = plan(started.memory, waiting, NOW_S)
+    assert planned.act is None
+    report = vm_report(planned.memory, waiting)
+    assert report.state is VmState.STARTING
+    assert report.migration_address == "10.0.0.2:49152"
+    arrived = plan(planned.memory, seen(), NOW_S)
+    assert arrived.memory.arrival is Arrival.ARRIVED
+    assert vm_report(arrived.memory, seen()).state is VmState.RUNNING
+
+
+def test_a_guest_that_did_not_arrive_is_not_started_from_its_disk() -> None:
+    waiting = replace(arriving(), arrival=Arrival.WAITING)
+    failed = plan(waiting, seen(RunState.GONE), NOW_S)
+    assert failed.act is None
+    assert vm_report(failed.memory, seen(RunState.GONE)).state is VmState.FAILED
+    assert act_on(failed.memory, seen(RunState.GONE), NOW_S + 1000) is None
+    cold = replace(failed.memory, wish=wish(epoch=3))  # the controller says: from the disk
+    cold = plan(cold, seen(RunState.GONE), NOW_S).memory
+    assert act_on(cold, seen(RunState.GONE), NOW_S + 60) == machine.Start()
+
+
+def test_an_arrival_that_is_withdrawn_is_cleared_away() -> None:
+    waiting = replace(arriving(), arrival=Arrival.WAITING, in_wish=False)
+    assert act_on(waiting, seen(RunState.INCOMING)) == machine.Kill()
+    assert act_on(waiting, seen(RunState.SHUT_DOWN)) == machine.Forget()
+
+
+def test_a_vm_that_comes_back_finds_its_old_shell_cleared() -> None:
+    shell = replace(arriving(), hand_over=HandOver.DONE)
+    assert act_on(shell, seen(RunState.HANDED_OVER)) == machine.Kill()
+    assert act_on(shell, seen(RunState.SHUT_DOWN)) == machine.StartIncoming()
+
+
+@pytest.mark.parametrize("act", [machine.StartIncoming(), machine.Migrate("x", MigrationLimits())])
+def test_a_move_that_fails_to_begin_is_told_not_repeated(act: Act) -> None:
+    memory = machine.after_act(arriving(), act, "no route", NOW_S)
+    assert vm_report(memory, None).failure == "no route"
+    assert memory.hold_until_s == 0.0
+
+
+def test_an_act_that_fails_is_held_back_longer_each_time() -> None:
+    memory = remembered()
+    holds = []
+    for _ in range(3):
+        memory = machine.after_act(memory, machine.Start(), "no disk", NOW_S)
+        holds.append(memory.hold_until_s - NOW_S)
+        assert act_on(memory, None) is None
+    assert holds == [1, 2, 4]
+    assert machine.after_act(memory, machine.Start(), "", NOW_S).hold_until_s == 0.0
