@@ -1,0 +1,249 @@
+"""A live migration under any sequence of cuts, crashes, restarts and delays: one copy, always.
+
+Two nodes' decisions run on fakes that share a fabric; a model of the controller follows the
+rules of docs/design/vnode.md. Hypothesis chooses what happens between any two steps.
+"""
+
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nuage.ids import IaasId, NodeId, VmId
+from nuage.model.desired import (
+    IncomingMigration,
+    OutgoingMigration,
+    VmReport,
+    VmWish,
+    VnodeWish,
+)
+from nuage.model.vm import PowerWish, VmShape, VmState
+from nuage.vnode import machine
+from nuage.vnode.fake import FakeFabric, FakeHypervisor
+from nuage.vnode.hypervisor import GuestSeen, GuestSpec, RunState
+from nuage.vnode.memory import AgentMemory, forget, remember, take_wish
+from nuage.vnode.reporting import vm_report
+
+VM = VmId("vm-1")
+Result = TypeVar("Result")
+EVENTS = (
+    "left", "right", "control", "control", "cut", "heal", "wait", "crash left", "crash right",
+    "deafen left", "deafen right", "hear",
+)  # fmt: skip
+
+
+def finish(coroutine: Coroutine[None, None, Result]) -> Result:
+    """Run a coroutine of the fake, which never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
+    raise AssertionError("the fake waited")
+
+
+@dataclass(slots=True)
+class Node:
+    """One node: its fake, its memory as on disk, and whether it hears its controller."""
+
+    hypervisor: FakeHypervisor
+    memory: AgentMemory = field(default_factory=AgentMemory)
+    hears: bool = True
+
+    def guest(self) -> GuestSeen | None:
+        return next((g for g in finish(self.hypervisor.seen()) if g.vm_id == VM), None)
+
+    def take(self, wish: VnodeWish) -> None:
+        if self.hears and wish.revision >= self.memory.revision:
+            self.memory = take_wish(self.memory, wish)
+
+    def report(self) -> VmReport | None:
+        known = self.memory.guests.get(VM)
+        return None if known is None or not self.hears else vm_report(known, self.guest())
+
+    def step(self, now_s: float) -> None:
+        known = self.memory.guests.get(VM)
+        if known is None:
+            return
+        if not known.in_wish and self.guest() is None:
+            self.memory = forget(self.memory, VM)
+            return
+        planned = machine.plan(known, self.guest(), now_s)
+        self.memory = remember(self.memory, planned.memory)
+        if planned.act is not None:
+            self.perform(planned.act, now_s)
+
+    def perform(self, act: machine.Act, now_s: float) -> None:
+        wish = self.memory.guests[VM].wish
+        spec = GuestSpec(
+            vm_id=VM, iaas_id=wish.iaas_id, name="web", shape=wish.shape,
+            qos_class=wish.qos_class, disks=(), nics=(), seed=b"",
+        )  # fmt: skip
+        node = self.hypervisor
+        match act:
+            case machine.Start():
+                finish(node.start(spec))
+            case machine.StartIncoming():
+                finish(node.start_incoming(spec, "10.0.0.2"))
+            case machine.Kill():
+                finish(node.kill(VM))
+            case machine.Forget():
+                finish(node.forget(VM))
+            case machine.Pause():
+                finish(node.pause(VM))
+            case machine.Resume():
+                finish(node.resume(VM))
+            case machine.Migrate(address=address, limits=limits):
+                finish(node.migrate(VM, address, limits))
+            case machine.MigrateContinue():
+                finish(node.migrate_continue(VM))
+            case machine.MigrateCancel():
+                finish(node.migrate_cancel(VM))
+            case _:
+                raise AssertionError(f"{act} has no place here")
+        after = machine.after_act(self.memory.guests[VM], act, "", now_s)
+        self.memory = remember(self.memory, after)
+
+
+@dataclass(slots=True)
+class Controller:
+    """The home site, following the rules: epochs move at the switch, and only then."""
+
+    epoch: int = 1
+    owner: str = "left"
+    address: str = ""
+    granted: bool = False
+    moving: bool = True
+    revision: int = 0
+
+    def hear(self, left: VmReport | None, right: VmReport | None) -> None:
+        if not self.moving:
+            return
+        if right is not None and not self.granted:
+            self.address = right.migration_address or self.address
+            if right.state is VmState.FAILED:
+                self._give_up()
+        if left is not None:
+            if left.ready_to_switch and not self.granted and self.moving:
+                self.epoch, self.owner, self.granted = self.epoch + 1, "right", True
+            elif left.failure and not left.ready_to_switch:
+                self._give_up()
+        if right is None or not self.granted or not self.moving:
+            return
+        if right.state is VmState.RUNNING and left is not None and left.migrated:
+            self.moving = False
+        elif right.state is VmState.FAILED and left is not None and left.migrated:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Give the VM (back) to the source: under a new epoch when leave was given."""
+        self.moving = False
+        self.owner = "left"
+        if self.granted:
+            self.epoch += 1
+
+    def wishes(self) -> tuple[VnodeWish, VnodeWish]:
+        self.revision += 1
+        base = VmWish(
+            vm_id=VM, iaas_id=IaasId("i"), name="web", shape=VmShape(), wish=PowerWish.RUNNING,
+            epoch=1, disks=(), ports=(),
+        )  # fmt: skip
+        left: tuple[VmWish, ...] = ()
+        right: tuple[VmWish, ...] = ()
+        if self.moving:
+            source = self.epoch - 1 if self.granted else self.epoch
+            incoming = IncomingMigration(source_node_id=NodeId("left"), source_epoch=source)
+            right = (replace(base, epoch=source + 1, incoming=incoming),)
+            outgoing = OutgoingMigration(
+                target_node_id=NodeId("right"), address=self.address, may_switch=self.granted
+            )
+            left = (replace(base, epoch=source, outgoing=outgoing if self.address else None),)
+        elif self.owner == "left":
+            left = (replace(base, epoch=self.epoch),)
+        else:
+            right = (replace(base, epoch=self.epoch),)
+        return (
+            VnodeWish(revision=self.revision, vms=left),
+            VnodeWish(revision=self.revision, vms=right),
+        )
+
+
+class World:
+    """Two nodes, a fabric between them, a controller above."""
+
+    def __init__(self) -> None:
+        self.fabric = FakeFabric()
+        self.left = Node(FakeHypervisor(self.fabric))
+        self.right = Node(FakeHypervisor(self.fabric))
+        self.controller = Controller()
+        self.now_s = 1_000_000.0
+        self.happen("control")
+        self.happen("left")
+
+    def happen(self, event: str) -> None:
+        self.now_s += 0.1
+        match event.split():
+            case ["left"]:
+                self.left.step(self.now_s)
+            case ["right"]:
+                self.right.step(self.now_s)
+            case ["control"]:
+                self.controller.hear(self.left.report(), self.right.report())
+                for node, wish in zip(
+                    (self.left, self.right), self.controller.wishes(), strict=True
+                ):
+                    node.take(wish)
+            case ["cut" | "heal" as how]:
+                self.fabric.is_cut = how == "cut"
+            case ["wait"]:
+                self.now_s += 20.0
+            case ["crash", side]:
+                self.crash(self.left if side == "left" else self.right)
+            case ["deafen", side]:
+                (self.left if side == "left" else self.right).hears = False
+            case _:
+                self.left.hears = self.right.hears = True
+        self.check()
+
+    def crash(self, node: Node) -> None:
+        guest = node.guest()
+        if guest is not None and guest.state in {RunState.RUNNING, RunState.INCOMING}:
+            node.hypervisor.crash(VM)
+
+    def check(self) -> None:
+        running = [
+            name
+            for name, node in (("left", self.left), ("right", self.right))
+            if (guest := node.guest()) is not None and guest.state is RunState.RUNNING
+        ]
+        assert len(running) <= 1, "the VM runs twice"
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), max_size=40))
+def test_a_moving_vm_never_runs_twice_and_ends_up_running_once(events: list[str]) -> None:
+    world = World()
+    for event in events:
+        world.happen(event)
+    world.happen("heal")
+    world.happen("hear")
+    for _ in range(20):
+        for event in ("control", "left", "right", "wait"):
+            world.happen(event)
+    states = [
+        guest.state for node in (world.left, world.right) if (guest := node.guest()) is not None
+    ]
+    assert states.count(RunState.RUNNING) == 1, states
+
+
+def test_an_undisturbed_migration_ends_on_the_right() -> None:
+    world = World()
+    for _ in range(12):
+        for event in ("control", "left", "right"):
+            world.happen(event)
+    guest = world.right.guest()
+    assert guest is not None
+    assert guest.state is RunState.RUNNING
+    assert world.left.guest() is None
