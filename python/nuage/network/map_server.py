@@ -1,0 +1,360 @@
+"""Map-server and map-resolver of a site (RFC 9301 §8, PubSub RFC 9437), as one machine.
+
+Fed by the catalogue: which EID prefixes exist, which key may register them. Everybody else is
+refused, and said so in the log. Replies for registered EIDs come from here (our ETRs ask for
+proxy replies), so one round trip to the nearest map-server finds any EID.
+
+Replay: a Map-Register's nonce must be greater than the last one of the same xTR-ID. Races: a
+record's map-version (the owner's epoch) must not be older than what is registered, so the old
+place of a moved EID cannot take it back.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from nuage.network.forwarding import MapAction
+from nuage.network.lisp_event import (
+    DatagramReceived,
+    LispEffect,
+    LispLog,
+    LispNews,
+    SendDatagram,
+)
+from nuage.network.lisp_message import (
+    LISP_CONTROL_PORT,
+    Address,
+    Eid,
+    LispKey,
+    MapNotify,
+    MapRecord,
+    MapRegister,
+    MapReply,
+    MapRequest,
+    XtrName,
+    decode_encapsulated,
+    decode_message,
+    encode_reply,
+    encode_signed,
+    verify_signed,
+)
+from nuage.network.rate_limit import Hush, Rate, TokenBucket
+from nuage.network.wire import MalformedFrame
+
+REGISTRATION_S: Final = 180.0  # three registers of 60 s may be lost (RFC 9301 §8.2)
+REQUEST_RATE: Final = Rate(per_s=200, burst=400)  # of one source; an ITR asks once per EID
+SOURCES_MAX: Final = 4096
+SUBSCRIBERS_MAX: Final = 1024  # of one EID
+SUBSCRIPTION_S: Final = 86_400.0
+NOTIFY_INTERVAL_S: Final = 0.1  # doubled with each try
+NOTIFY_TRIES_MAX: Final = 5
+NEGATIVE_MINUTES: Final = 1  # inside our prefixes: may be registered any moment
+FOREIGN_MINUTES: Final = 15  # outside: RFC 9301 §8.3
+LOG_INTERVAL_S: Final = 30.0
+VERSION_HALF: Final = 2048  # map-versions are compared on a circle of 4096 (RFC 9302 §6)
+
+
+def version_is_older(a: int, b: int) -> bool:
+    """Tell whether map-version `a` came before `b`; 0 says nothing and is never older."""
+    return bool(a) and bool(b) and a != b and (b - a) % 4096 < VERSION_HALF
+
+
+@dataclass(frozen=True, slots=True)
+class EidAllowance:
+    """A prefix that may be registered, its parts too, with a key."""
+
+    eid: Eid
+    key: LispKey
+
+
+@dataclass(slots=True)
+class _Registration:
+    record: MapRecord
+    xtr: bytes
+    rloc: Address
+    key: LispKey
+    expires_s: float
+
+
+@dataclass(slots=True)
+class _Subscription:
+    name: XtrName
+    rloc: Address
+    key: LispKey
+    nonce: int
+    expires_s: float
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A Map-Notify that is not acknowledged yet."""
+
+    destination: Address
+    data: bytes
+    tries: int
+    next_s: float
+
+
+class MapServer:
+    """One site's map-server and resolver."""
+
+    def __init__(self, rloc: Address, now_s: float) -> None:
+        self._rloc = rloc
+        self._now_s = now_s
+        self._allowances: dict[Eid, EidAllowance] = {}
+        self._registrations: dict[Eid, _Registration] = {}
+        self._subscriptions: dict[Eid, dict[bytes, _Subscription]] = {}
+        self._nonces: dict[bytes, int] = {}
+        self._told: dict[bytes, int] = {}
+        self._pending: dict[tuple[Address, int], _Pending] = {}
+        self._buckets: dict[Address, TokenBucket] = {}
+        self._hush = Hush(LOG_INTERVAL_S)
+        self._effects: list[LispEffect] = []
+        self.counters: Counter[str] = Counter()
+
+    def allow(self, allowances: Iterable[EidAllowance]) -> None:
+        """Take the catalogue's list of prefixes, all of them; what is no longer there is gone."""
+        self._allowances = {allowance.eid: allowance for allowance in allowances}
+        for eid in list(self._registrations):
+            if self._allowance(eid) is None:
+                del self._registrations[eid]
+
+    def registered(self) -> tuple[MapRecord, ...]:
+        """Return what is registered."""
+        return tuple(registration.record for registration in self._registrations.values())
+
+    def handle(self, event: DatagramReceived, now_s: float) -> tuple[LispEffect, ...]:
+        """Take a datagram; return what is to be done."""
+        self._now_s = now_s
+        try:
+            self._datagram(event)
+        except MalformedFrame as error:
+            self.counters[error.cause] += 1
+            news = LispNews.MALFORMED
+            if error.cause == "lisp_auth":
+                news = LispNews.AUTHENTICATION_FAILED
+            self._log(news, event.source, error.message)
+        return self._flush()
+
+    def next_deadline_s(self) -> float:
+        """Return when `tick` has something to do."""
+        deadlines = [pending.next_s for pending in self._pending.values()]
+        deadlines.extend(r.expires_s for r in self._registrations.values())
+        return min(deadlines, default=float("inf"))
+
+    def tick(self, now_s: float) -> tuple[LispEffect, ...]:
+        """Let time pass: repeat unacknowledged notifies, forget what was not refreshed."""
+        self._now_s = now_s
+        for key, pending in list(self._pending.items()):
+            if now_s < pending.next_s:
+                continue
+            if pending.tries >= NOTIFY_TRIES_MAX:
+                del self._pending[key]
+                self._log(LispNews.UNCONFIRMED, pending.destination, "a Map-Notify")
+                continue
+            pending.next_s = now_s + NOTIFY_INTERVAL_S * 2**pending.tries
+            pending.tries += 1
+            self._send(pending.destination, pending.data)
+        for eid, registration in list(self._registrations.items()):
+            if now_s >= registration.expires_s:
+                del self._registrations[eid]
+                self._log(LispNews.EXPIRED, registration.rloc, f"{eid.prefix}")
+                self._publish(eid, replace(registration.record, locators=()))
+        return self._flush()
+
+    def _flush(self) -> tuple[LispEffect, ...]:
+        effects, self._effects = tuple(self._effects), []
+        return effects
+
+    # ---- what comes in ----
+
+    def _datagram(self, event: DatagramReceived) -> None:
+        data, source = event.data, event.source
+        if data[:1] and data[0] >> 4 == 8:
+            if not self._may_ask(source):
+                return
+            inner = decode_encapsulated(data)
+            message = decode_message(inner.message)
+            if not isinstance(message, MapRequest):
+                raise MalformedFrame("lisp_ecm", "not a Map-Request")
+            self._request(message, source, inner.source_port)
+            return
+        message = decode_message(data)
+        match message:
+            case MapRegister():
+                self._register(message, data, source)
+            case MapNotify() if message.ack:
+                self._pending.pop((source, message.nonce), None)
+            case MapRequest():
+                if self._may_ask(source):
+                    self._request(message, source, event.source_port)
+            case _:
+                self.counters["not_for_a_server"] += 1
+
+    def _may_ask(self, source: Address) -> bool:
+        bucket = self._buckets.get(source)
+        if bucket is None:
+            if len(self._buckets) >= SOURCES_MAX:
+                self._buckets.clear()
+            bucket = self._buckets[source] = TokenBucket(REQUEST_RATE, self._now_s)
+        if bucket.take(self._now_s):
+            return True
+        self.counters["request_rate"] += 1
+        self._log(LispNews.FLOODING, source, "Map-Requests over the rate")
+        return False
+
+    # ---- registering ----
+
+    def _allowance(self, eid: Eid) -> EidAllowance | None:
+        """Return the longest allowed prefix that covers `eid`."""
+        covering = [a for a in self._allowances.values() if a.eid.covers(eid)]
+        return max(covering, key=lambda a: a.eid.prefix.prefixlen, default=None)
+
+    def _register(self, message: MapRegister, data: bytes, source: Address) -> None:
+        allowances = [self._allowance(record.eid) for record in message.records]
+        if not allowances or None in allowances:
+            self._log(LispNews.REFUSED, source, "a prefix that is not in the catalogue")
+            self.counters["register_refused"] += 1
+            return
+        first = allowances[0]
+        assert first is not None
+        if any(a is None or a.key.secret != first.key.secret for a in allowances):
+            raise MalformedFrame("lisp_auth", "records of different keys in one message")
+        verify_signed(data, first.key)
+        xtr = message.sender.xtr_id if message.sender else source.packed
+        if message.nonce <= self._nonces.get(xtr, -1):
+            self.counters["replayed"] += 1
+            self._log(LispNews.REPLAYED, source, f"nonce {message.nonce:#x}")
+            return
+        self._nonces[xtr] = message.nonce
+        for record in message.records:
+            self._take(record, xtr, source, first.key)
+        if message.want_notify:
+            notify = MapNotify(message.nonce, message.records, sender=message.sender)
+            self._send(source, encode_signed(notify, first.key))
+
+    def _take(self, record: MapRecord, xtr: bytes, source: Address, key: LispKey) -> None:
+        eid = record.eid
+        old = self._registrations.get(eid)
+        if old is not None and version_is_older(record.version, old.record.version):
+            self.counters["older_version"] += 1
+            self._log(LispNews.REFUSED, source, f"{eid.prefix}: older map-version")
+            # The loser of a move that missed the word: tell it again.
+            self._notify(source, old.record, key, nonce=self._next_told(xtr))
+            return
+        if record.ttl_minutes == 0 or not record.locators:
+            # Withdrawn (RFC 9301 §8.2): only by who holds it.
+            if old is not None and old.xtr == xtr:
+                del self._registrations[eid]
+                self._publish(eid, replace(record, locators=(), ttl_minutes=NEGATIVE_MINUTES))
+            return
+        self._registrations[eid] = _Registration(
+            record, xtr, source, key, self._now_s + REGISTRATION_S
+        )
+        if old is None or old.xtr != xtr:
+            news = LispNews.REGISTERED if old is None else LispNews.MOVED
+            self._effects.append(LispLog(news, str(source), str(eid.prefix)))
+        if old is not None and old.xtr != xtr:
+            self._notify(old.rloc, record, old.key, nonce=self._next_told(old.xtr))
+        if old is None or old.record != record:
+            self._publish(eid, record)
+
+    def _next_told(self, xtr: bytes) -> int:
+        """Return a nonce for an unasked Map-Notify: above all that `xtr` has seen or sent."""
+        self._told[xtr] = max(self._nonces.get(xtr, 0), self._told.get(xtr, 0)) + 1
+        return self._told[xtr]
+
+    # ---- answering ----
+
+    def _request(self, request: MapRequest, source: Address, source_port: int) -> None:
+        if request.probe or request.smr:
+            self.counters["not_for_a_server"] += 1
+            return
+        eid = request.eids[0]
+        record = self._answer(eid)
+        if request.notify and self._subscribe(request, record):
+            return
+        port = source_port if request.itr_rlocs[0] == source else LISP_CONTROL_PORT
+        reply = MapReply(request.nonce, (record,))
+        self._send(request.itr_rlocs[0], encode_reply(reply), port=port)
+
+    def _answer(self, eid: Eid) -> MapRecord:
+        covering = [r for e, r in self._registrations.items() if e.covers(eid)]
+        if covering:
+            best = max(covering, key=lambda r: r.record.eid.prefix.prefixlen)
+            return replace(best.record, authoritative=False)
+        inside = self._allowance(eid) is not None
+        return MapRecord(
+            eid,
+            (),
+            ttl_minutes=NEGATIVE_MINUTES if inside else FOREIGN_MINUTES,
+            action=MapAction.DROP if inside else MapAction.NATIVELY_FORWARD,
+            authoritative=False,
+        )
+
+    # ---- publish and subscribe ----
+
+    def _subscribe(self, request: MapRequest, record: MapRecord) -> bool:
+        """Note a subscriber and confirm with a Map-Notify; False: answer plainly instead."""
+        allowance = self._allowance(request.eids[0])
+        name = request.sender
+        if allowance is None or name is None:
+            return False
+        subscribers = self._subscriptions.setdefault(request.eids[0], {})
+        known = subscribers.get(name.xtr_id)
+        if known is not None and request.nonce <= known.nonce:
+            self.counters["replayed"] += 1
+            return True
+        if known is None and len(subscribers) >= SUBSCRIBERS_MAX:
+            return False
+        subscribers[name.xtr_id] = _Subscription(
+            name,
+            request.itr_rlocs[0],
+            allowance.key,
+            request.nonce,
+            self._now_s + SUBSCRIPTION_S,
+        )
+        notify = MapNotify(request.nonce, (record,), sender=name)
+        self._send(request.itr_rlocs[0], encode_signed(notify, allowance.key))
+        return True
+
+    def _publish(self, eid: Eid, record: MapRecord) -> None:
+        """Tell the subscribers of every prefix that `eid` lies in, or that lies in it."""
+        for wanted, subscribers in self._subscriptions.items():
+            if not (wanted.covers(eid) or eid.covers(wanted)):
+                continue
+            for xtr_id, subscription in list(subscribers.items()):
+                if self._now_s >= subscription.expires_s:
+                    del subscribers[xtr_id]
+                    continue
+                subscription.nonce += 1
+                self._notify(
+                    subscription.rloc,
+                    record,
+                    subscription.key,
+                    nonce=subscription.nonce,
+                    name=subscription.name,
+                )
+
+    def _notify(
+        self,
+        destination: Address,
+        record: MapRecord,
+        key: LispKey,
+        *,
+        nonce: int,
+        name: XtrName | None = None,
+    ) -> None:
+        data = encode_signed(MapNotify(nonce, (record,), sender=name), key)
+        self._pending[destination, nonce] = _Pending(
+            destination, data, 1, self._now_s + NOTIFY_INTERVAL_S
+        )
+        self._send(destination, data)
+
+    def _send(self, destination: Address, data: bytes, *, port: int = LISP_CONTROL_PORT) -> None:
+        self._effects.append(SendDatagram(destination, port, data))
+
+    def _log(self, news: LispNews, source: Address, detail: str) -> None:
+        if self._hush.may_say((news, source), self._now_s):
+            self._effects.append(LispLog(news, str(source), detail))
