@@ -63,13 +63,15 @@ class PysnmpTransport:
 
     def __init__(
         self, host: str, credentials: Community | User, *, port: int = 161,
-        timeout_s: float = TIMEOUT_S, retries: int = RETRIES,
+        timeout_s: float = TIMEOUT_S, retries: int = RETRIES, engine: SnmpEngine | None = None,
     ) -> None:  # fmt: skip
         self._host = host
         self._port = port
         self._timeout_s = timeout_s
         self._retries = retries
-        self._engine = SnmpEngine()
+        # An engine takes over 0.1 s to make: a daemon gives all its PDUs one of its own.
+        self._owns_engine = engine is None
+        self._engine = engine or SnmpEngine()
         self._target: UdpTransportTarget | None = None
         if isinstance(credentials, Community):
             self._auth: CommunityData | UsmUserData = CommunityData(credentials.name, mpModel=1)
@@ -85,8 +87,9 @@ class PysnmpTransport:
         return f"snmp://{self._host}:{self._port}"
 
     def close(self) -> None:
-        """Close the socket."""
-        self._engine.close_dispatcher()
+        """Close the socket, unless it is shared with others."""
+        if self._owns_engine:
+            self._engine.close_dispatcher()
 
     async def get(self, *oids: str) -> Mapping[str, Value]:
         """Return the values of those objects that exist."""

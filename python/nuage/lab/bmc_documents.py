@@ -226,6 +226,7 @@ def reading(service: RedfishService, value: float, kind: str, units: str) -> Doc
         "ReadingUnits": units,
         "ReadingTime": timestamp(service.now_s()),
         "SensingInterval": "PT1S",
+        "RelatedItem": [link("/Chassis/1")],
         "Status": healthy(),
         **electrical,
     }

@@ -576,8 +576,8 @@ def _install_services(service: RedfishService) -> None:
         "/EventService",
         "EventService.v1_10_3.EventService",
         lambda: {
-            "ServiceEnabled": True,
-            "Status": healthy(),
+            "ServiceEnabled": False,  # no events are sent; `docs/design/lab.md` says so
+            "Status": healthy("Disabled"),
             "ExcludeMessageId": False,
             "ExcludeRegistryPrefix": False,
             "IncludeOriginOfConditionSupported": False,
@@ -601,7 +601,12 @@ def _install_services(service: RedfishService) -> None:
     service.add(
         "/UpdateService/FirmwareInventory/1",
         "SoftwareInventory.v1_11_0.SoftwareInventory",
-        lambda: {"Manufacturer": "Nuage", "Updateable": False, "Version": "1.0.0"},
+        lambda: {
+            "Manufacturer": "Nuage",
+            "Updateable": False,
+            "Version": "1.0.0",
+            "RelatedItem": [link("/Managers/1")],
+        },
     )
 
 

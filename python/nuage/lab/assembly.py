@@ -1,0 +1,333 @@
+"""Gives the lab's nodes their daemons, the way an operator would: found, invite, join, start.
+
+Nothing here is done for the product that its own commands do not do: each site and each node joins
+by a single-use token over its own network. What is the lab's own is only where files lie and that
+one process walks through all namespaces.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from nuage.clock import SystemClock
+from nuage.daemon.configuration import (
+    AgentConfiguration,
+    ControllerConfiguration,
+    IonodeConfiguration,
+    QuorumConfiguration,
+    VnodeConfiguration,
+    render,
+)
+from nuage.daemon.hardware import BmcLogin
+from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, join_as_site
+from nuage.errors import Conflict, NuageError, TimedOut
+from nuage.ids import FederationId, NodeId, RackId, SiteId
+from nuage.lab.control import Service
+from nuage.lab.description import NodeDescription, SiteDescription
+from nuage.lab.lab import Lab
+from nuage.model.infrastructure import Datacenter, Node, NodeRole, Operator
+from nuage.trust.files import write_atomically
+from nuage.trust.store import TrustStore
+from nuage.vnode.probe import probe_accelerator
+
+CHANNEL_PORT: Final = 7401
+JOIN_PORT: Final = 7402
+API_PORT: Final = 7400
+ETCD_CLIENT_PORT: Final = 2379
+ETCD_PEER_PORT: Final = 2380
+METRICS_PORT: Final = 9400
+START_TIMEOUT_S: Final = 60.0
+POLL_S: Final = 0.05
+AT_ONCE: Final = 4
+ADMIN_FILE: Final = "admin.json"
+
+R = TypeVar("R")
+Report = Callable[[str], None]
+
+
+class AdminSecret(msgspec.Struct, frozen=True):
+    """The first administrator of a lab's federation; the file is 0600."""
+
+    name: str
+    secret: str
+
+
+def api_socket(lab: Lab, site: str) -> Path:
+    """Return the Unix socket of a site's API."""
+    return lab.state.path / "api" / f"{site}.sock"
+
+
+def admin_of(lab: Lab) -> AdminSecret:
+    """Return the lab's first administrator."""
+    return msgspec.json.decode((lab.state.path / ADMIN_FILE).read_bytes(), type=AdminSecret)
+
+
+def assemble(lab: Lab, report: Report) -> None:
+    """Bring the product up on the lab's nodes; repeated, it finishes what is not done."""
+    _Assembly(lab, report).run()
+
+
+class _Assembly:
+    def __init__(self, lab: Lab, report: Report) -> None:
+        self._lab = lab
+        self._report = report
+        self._login_file = lab.state.path / "bmc-login.json"
+        self._by_role: dict[tuple[str, NodeRole], list[NodeDescription]] = {}
+        for node in lab.description.nodes():
+            self._by_role.setdefault((node.site, node.role), []).append(node)
+
+    def run(self) -> None:
+        credentials = self._lab.description.credentials
+        login = BmcLogin(
+            user=credentials.user,
+            password=credentials.password,
+            certificate=str(self._lab.certificate),
+        )
+        write_atomically(self._login_file, msgspec.json.encode(login), secret=True)
+        sites = list(self._lab.description.sites)
+        configurations = {site.id: self._controller_configuration(site) for site in sites}
+        first = configurations[sites[0].id]
+        self._found(first)
+        self._start_controller(sites[0])
+        for site in sites[1:]:
+            self._join_site(first, configurations[site.id])
+            self._start_controller(site)
+        self._join_nodes(configurations)
+        self._wait_for_nodes(configurations)
+
+    # Sites ----------------------------------------------------------------------------------------
+
+    def _controller(self, site: str) -> NodeDescription:
+        return self._by_role[site, NodeRole.CONTROLLER][0]
+
+    def _controller_configuration(self, site: SiteDescription) -> ControllerConfiguration:
+        node = self._controller(site.id)
+        address = self._lab.address(node.name)
+        home = self._lab.state.node(node.name)
+        return ControllerConfiguration(
+            state_dir=home / "controller",
+            trust_dir=home / "trust",
+            datacenter=Datacenter(
+                site_id=SiteId(site.id),
+                place=site.place,
+                country=site.country,
+                operator=Operator(site.operator.name, site.operator.country),
+                tier=site.tier,
+                power_capacity_watts=site.power_capacity_watts,
+                latitude_deg=site.latitude_deg,
+                longitude_deg=site.longitude_deg,
+                addresses=(f"{address}:{CHANNEL_PORT}",),
+            ),
+            channel_listen=f"{address}:{CHANNEL_PORT}",
+            join_listen=f"{address}:{JOIN_PORT}",
+            api_listen=(f"unix:{api_socket(self._lab, site.id)}", f"{address}:{API_PORT}"),
+            quorum=QuorumConfiguration(
+                data_dir=home / "etcd",
+                client_url=f"https://{address}:{ETCD_CLIENT_PORT}",
+                peer_url=f"https://{address}:{ETCD_PEER_PORT}",
+            ),
+            bmc_login_file=self._login_file,
+        )
+
+    def _found(self, configuration: ControllerConfiguration) -> None:
+        if TrustStore(configuration.trust_dir).is_joined:
+            return
+        self._report(f"{configuration.datacenter.place} founds the federation")
+        founded = found(configuration, FederationId(self._lab.description.name))
+        admin = AdminSecret(name=founded.admin_name, secret=founded.admin_secret)
+        write_atomically(self._lab.state.path / ADMIN_FILE, msgspec.json.encode(admin), secret=True)
+
+    def _join_site(
+        self, first: ControllerConfiguration, configuration: ControllerConfiguration
+    ) -> None:
+        if TrustStore(configuration.trust_dir).is_joined:
+            return
+        site_id = configuration.datacenter.site_id
+        self._report(f"{configuration.datacenter.place} joins")
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            token = invite_site(first, site_id)
+            try:
+                self._in_node(
+                    self._controller(site_id),
+                    lambda: asyncio.run(join_as_site(configuration, token)),
+                )
+            except Conflict:  # the quorum's last newcomer has not started yet
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(POLL_S)  # noqa: TID251 - waits for a process
+            else:
+                return
+
+    def _start_controller(self, site: SiteDescription) -> None:
+        node = self._controller(site.id)
+        path = self._write(node, "controller", self._controller_configuration(site))
+        self._lab.set_services(
+            node.name,
+            [
+                self._service("quorum", "quorum-member", path),
+                self._service("controller", "controller", path),
+            ],
+        )
+        socket = api_socket(self._lab, site.id)
+        self._wait(f"the controller of {site.id}", socket.exists)
+
+    # Nodes ----------------------------------------------------------------------------------------
+
+    def _join_nodes(self, configurations: dict[str, ControllerConfiguration]) -> None:
+        self._report("nodes join their sites")
+        cache = self._lab.state.path / "accelerator.json"
+        verdict = asyncio.run(probe_accelerator(cache, SystemClock()))
+        work: list[tuple[NodeDescription, NodeRole, AgentConfiguration]] = []
+        for (site, role), nodes in self._by_role.items():
+            for node in nodes:
+                common = self._agent_fields(node, configurations[site])
+                if role is NodeRole.VNODE:
+                    work.append((node, role, self._vnode(node, common, verdict.accelerator)))
+                elif role is NodeRole.IONODE:
+                    work.append((node, role, self._ionode(node, common)))
+
+        def join(item: tuple[NodeDescription, NodeRole, AgentConfiguration]) -> None:
+            node, role, configuration = item
+            self._join_node(configurations[node.site], node, role, configuration)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(join, work))
+
+    def _join_node(
+        self,
+        controller: ControllerConfiguration,
+        node: NodeDescription,
+        role: NodeRole,
+        configuration: AgentConfiguration,
+    ) -> None:
+        if not TrustStore(configuration.trust_dir).is_joined:
+            token = invite_node(controller, NodeId(node.name), (role,))
+            self._in_node(node, lambda: asyncio.run(join_as_node(configuration, role, token)))
+        path = self._write(node, role.value, configuration)
+        self._lab.set_services(node.name, [self._service(role.value, role.value, path)])
+
+    def _agent_fields(
+        self, node: NodeDescription, controller: ControllerConfiguration
+    ) -> dict[str, object]:
+        home = self._lab.state.node(node.name)
+        address = self._lab.address(node.name)
+        return {
+            "node": Node(
+                node_id=NodeId(node.name),
+                site_id=SiteId(node.site),
+                rack_id=RackId(f"{node.site}-{node.rack}"),
+                name=node.name,
+                roles=(node.role,),
+                address=address,
+                cpu_count=node.hardware.cpu_count,
+                memory_mib=node.hardware.memory_mib,
+                bmc_url=self._lab.bmc_url(node.name),
+                outlets=(f"{node.rack}/{node.outlet}",),
+            ),
+            "state_dir": home / node.role.value,
+            "trust_dir": home / "trust",
+            "controller": controller.channel_listen,
+            "metrics_listen": f"{address}:{METRICS_PORT}",
+            "bmc_login_file": self._login_file,
+        }
+
+    def _vnode(
+        self, node: NodeDescription, common: dict[str, object], accelerator: str
+    ) -> VnodeConfiguration:
+        return VnodeConfiguration(
+            **common,  # type: ignore[arg-type]
+            idle_watts=node.hardware.idle_watts,
+            peak_watts=node.hardware.peak_watts,
+            boot_time_s=node.hardware.boot_seconds,
+            accelerator=accelerator,
+            calibration_file=self._lab.state.path / f"flops-{node.hardware.cpu_count}.json",
+        )
+
+    def _ionode(self, node: NodeDescription, common: dict[str, object]) -> IonodeConfiguration:
+        disk = node.hardware.disks[0]
+        return IonodeConfiguration(
+            **common,  # type: ignore[arg-type]
+            data_dir=self._lab.disk(node.name, disk.name),
+            capacity_bytes=disk.size_bytes,
+            storaged=str(Path(sys.executable).with_name("nuage-storaged")),
+        )
+
+    # Small things ---------------------------------------------------------------------------------
+
+    def _service(self, name: str, command: str, config: Path) -> Service:
+        argv = (sys.executable, "-m", "nuage.cli.main", command, "--config", str(config))
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"
+        # One thread for linear algebra: a node's daemons must not spin on all cores.
+        return Service(name, argv, env={"PATH": path, "OPENBLAS_NUM_THREADS": "1"})
+
+    def _write(self, node: NodeDescription, name: str, configuration: object) -> Path:
+        path = self._lab.state.node(node.name) / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, render(configuration).encode())
+        return path
+
+    def _in_node(self, node: NodeDescription, act: Callable[[], R]) -> R:
+        """Run `act` on a thread that stands in the node's network namespace."""
+        return in_namespace(self._lab.namespace(node.name), act)
+
+    def _wait(self, whom: str, is_there: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not is_there():
+            if time.monotonic() > deadline_s:
+                raise TimedOut(
+                    f"start of {whom}",
+                    after_s=START_TIMEOUT_S,
+                    hint="`nuage lab log NODE` shows what it wrote",
+                )
+            time.sleep(POLL_S)  # noqa: TID251 - waits for a process
+
+    def _wait_for_nodes(self, configurations: Iterable[str]) -> None:
+        from nuage.cli.client import Client
+
+        self._report("nodes connect")
+        admin = admin_of(self._lab)
+        sites = list(configurations)
+        client = Client(f"unix:{api_socket(self._lab, sites[0])}")
+        client.log_in(admin.name, admin.secret)
+        wanted = sum(
+            len(nodes)
+            for (_, role), nodes in self._by_role.items()
+            if role in (NodeRole.VNODE, NodeRole.IONODE)
+        )
+
+        def connected() -> bool:
+            views = client.get("/v1/nodes")
+            assert isinstance(views, list)
+            return sum(bool(v["status"] and v["status"]["connected"]) for v in views) >= wanted
+
+        self._wait("all nodes", connected)
+
+
+def in_namespace(name: str, act: Callable[[], R]) -> R:
+    """Run `act` on a thread of its own inside a network namespace and return what it returns."""
+    results: list[R] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with Path(f"/run/netns/{name}").open("rb") as handle:
+                os.setns(handle.fileno(), os.CLONE_NEWNET)  # type: ignore[attr-defined]
+            results.append(act())
+        except (NuageError, OSError) as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]

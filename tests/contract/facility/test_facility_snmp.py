@@ -1,0 +1,131 @@
+"""PDUs by SNMP, over UDP on loopback, with tables of the form that the devices have."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.contract.facility.facility_bench import StepClock
+from tests.contract.facility.snmp_agent import Table, snmp_agent
+
+from nuage.errors import NotFound, RemoteProtocolError
+from nuage.facility.ports import BmcUnavailable, ImplausibleReading, OutletOrder
+from nuage.facility.snmp import ApcPdu, RaritanPdu, open_snmp_pdu
+from nuage.facility.snmp_transport import Community, PysnmpTransport
+
+SYS_OBJECT_ID = "1.3.6.1.2.1.1.2.0"
+RPDU2 = "1.3.6.1.4.1.318.1.1.26"
+PDU2 = "1.3.6.1.4.1.13742.6"
+
+APC: Table = {
+    SYS_OBJECT_ID: (1, 3, 6, 1, 4, 1, 318, 1, 3, 4, 6),
+    f"{RPDU2}.4.3.1.5.1": 123,  # 1.23 kW
+    f"{RPDU2}.4.3.1.9.1": 4821,  # 482.1 kWh
+    f"{RPDU2}.9.2.3.1.5.1": 2,
+    f"{RPDU2}.9.2.3.1.5.2": 1,
+    f"{RPDU2}.9.4.3.1.3.1": "marne-v1",
+    f"{RPDU2}.9.4.3.1.3.2": "marne-v2",
+    f"{RPDU2}.9.4.3.1.5.1": 2,
+    f"{RPDU2}.9.4.3.1.5.2": 2,
+    f"{RPDU2}.9.4.3.1.7.1": 187,
+    f"{RPDU2}.9.4.3.1.7.2": -1,
+    f"{RPDU2}.9.4.3.1.11.1": 305,
+}
+
+RARITAN: Table = {
+    SYS_OBJECT_ID: (1, 3, 6, 1, 4, 1, 13742, 6),
+    f"{PDU2}.5.2.3.1.4.1.1.5": 1385,
+    f"{PDU2}.3.3.4.1.6.1.1.5": 3,
+    f"{PDU2}.3.3.4.1.7.1.1.5": 1,
+    f"{PDU2}.5.2.3.1.4.1.1.8": 56_438_000,
+    f"{PDU2}.3.3.4.1.6.1.1.8": 5,
+    f"{PDU2}.3.3.4.1.7.1.1.8": 0,
+    f"{PDU2}.3.5.3.1.3.1.1": "marne-v1",
+    f"{PDU2}.5.4.3.1.3.1.1.14": 7,
+    f"{PDU2}.5.4.3.1.3.1.2.14": 8,
+    f"{PDU2}.5.4.3.1.4.1.1.5": 97,
+    f"{PDU2}.3.5.4.1.6.1.1.5": 3,
+    f"{PDU2}.3.5.4.1.7.1.1.5": 0,
+    f"{PDU2}.4.1.2.1.2.1.1": 1,
+}
+
+
+@asynccontextmanager
+async def _pdu(table: Table) -> AsyncIterator[tuple[ApcPdu | RaritanPdu, list[tuple[str, int]]]]:
+    async with snmp_agent(table) as (port, agent):
+        transport = PysnmpTransport(
+            "127.0.0.1", Community(name="secret"), port=port, timeout_s=1.0, retries=0
+        )
+        try:
+            yield await open_snmp_pdu(transport, StepClock()), agent.sets
+        finally:
+            transport.close()
+
+
+async def test_an_apc_is_read_in_its_mibs_units() -> None:
+    async with _pdu(APC) as (pdu, _):
+        state = await pdu.state()
+        assert state.reading.power_watts == pytest.approx(1230.0)
+        assert state.energy_kwh == pytest.approx(482.1)
+        first, second = await pdu.outlets()
+    assert first.reading is not None
+    assert (first.label, first.is_on, first.reading.power_watts) == ("marne-v1", True, 187.0)
+    assert first.energy_kwh == pytest.approx(30.5)
+    assert (second.is_on, second.reading) == (False, None)
+
+
+async def test_a_raritan_is_read_in_the_units_and_digits_that_it_tells() -> None:
+    async with _pdu(RARITAN) as (pdu, _):
+        state = await pdu.state()
+        assert state.reading.power_watts == pytest.approx(138.5)
+        assert state.energy_kwh == pytest.approx(56_438.0)
+        first, second = await pdu.outlets()
+    assert first.reading is not None
+    assert (first.label, first.is_on, first.reading.power_watts) == ("marne-v1", True, 97.0)
+    assert (second.is_on, second.reading) == (False, None)
+
+
+async def test_a_raritan_in_other_units_is_refused_not_guessed() -> None:
+    async with _pdu(RARITAN | {f"{PDU2}.3.3.4.1.6.1.1.5": 4}) as (pdu, _):
+        with pytest.raises(RemoteProtocolError, match="unit 4"):
+            await pdu.state()
+
+
+async def test_a_negative_power_is_refused() -> None:
+    async with _pdu(APC | {f"{RPDU2}.4.3.1.5.1": -40}) as (pdu, _):
+        with pytest.raises(ImplausibleReading):
+            await pdu.state()
+
+
+@pytest.mark.parametrize(
+    ("table", "order", "expected"),
+    [
+        (APC, OutletOrder.OFF, (f"{RPDU2}.9.2.4.1.5.1", 2)),
+        (APC, OutletOrder.CYCLE, (f"{RPDU2}.9.2.4.1.5.1", 3)),
+        (RARITAN, OutletOrder.ON, (f"{PDU2}.4.1.2.1.2.1.1", 1)),
+        (RARITAN, OutletOrder.OFF, (f"{PDU2}.4.1.2.1.2.1.1", 0)),
+    ],
+)
+async def test_an_outlet_is_switched_by_the_vendors_command(
+    table: Table, order: OutletOrder, expected: tuple[str, int]
+) -> None:
+    async with _pdu(table) as (pdu, sets):
+        await pdu.switch_outlet("1", order)
+        with pytest.raises(NotFound):
+            await pdu.switch_outlet("40", order)
+    assert sets == [expected]
+
+
+async def test_another_vendor_is_named() -> None:
+    with pytest.raises(NotFound, match=r"1\.3\.6\.1\.4\.1\.9"):
+        async with _pdu({SYS_OBJECT_ID: (1, 3, 6, 1, 4, 1, 9)}):
+            pass
+
+
+async def test_a_silent_pdu_is_unavailable_by_name() -> None:
+    async with snmp_agent(APC) as (port, _):
+        transport = PysnmpTransport(
+            "127.0.0.1", Community(name="wrong"), port=port, timeout_s=0.2, retries=0
+        )
+        with pytest.raises(BmcUnavailable, match=str(port)):
+            await open_snmp_pdu(transport, StepClock())
+        transport.close()
