@@ -26,6 +26,7 @@ DEFAULT_POLICY: Final = "power"
 # The work the cursor compares nodes by: ten minutes of one core of 18.4 GFLOPS (the
 # Taurus and Orion cores of the GreenDIET runs). It weighs boot time against running time.
 REFERENCE_WORK_FLOP: Final = 600 * 18.4e9
+FLOPS_UNKNOWN: Final = 1e9  # of a core nobody measured: less than any that would be bought
 # The range that keeps the exponent 2/(P+1)-1 between 0.05 and 19 (GreenDIET's own range).
 PREFERENCE_MAX: Final = 0.9
 
@@ -44,14 +45,25 @@ class Policy(Protocol):
         ...
 
 
+def _core_flops(columns: Columns) -> FloatArray:
+    """Return the flops of one core; a node not calibrated yet counts as `FLOPS_UNKNOWN`."""
+    flops = columns["flops"] / np.maximum(columns["cpu_count"], 1.0)
+    known: FloatArray = np.where(flops > 0, flops, FLOPS_UNKNOWN)
+    return known
+
+
 class Power:
-    """Least additional watts drawn from the grid: marginal watts × PUE of the site now."""
+    """Most flops per additional watt: marginal watts × PUE of the site now, per flops of a core.
+
+    Among equal nodes that is the fewest additional watts. A node that is twice as slow has to
+    draw half as much, since whatever runs there takes twice as long.
+    """
 
     name = "power"
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
-        """Return watts."""
-        return columns["marginal_watts"] * columns["pue"]
+        """Return watts per GFLOPS."""
+        return columns["marginal_watts"] * columns["pue"] / (_core_flops(columns) / 1e9)
 
 
 class Performance:
@@ -137,8 +149,7 @@ class Cursor:
         preference = min(max(request.preference, -PREFERENCE_MAX), PREFERENCE_MAX)
         exponent = 2.0 / (preference + 1.0) - 1.0
         is_off = 1.0 - columns["booted"]
-        core_flops = np.maximum(columns["flops"] / np.maximum(columns["cpu_count"], 1.0), 1.0)
-        work_s = REFERENCE_WORK_FLOP / core_flops
+        work_s = REFERENCE_WORK_FLOP / _core_flops(columns)
         time_s = work_s + is_off * columns["boot_time_s"]
         watts = np.maximum(columns["marginal_watts"] * columns["pue"], 1e-3)
         energy_joules = watts * work_s + is_off * columns["boot_energy_joules"]

@@ -39,7 +39,9 @@ class QuietFirst:
 @pytest.mark.parametrize(
     ("policy", "candidates"),
     [
-        ("power", columns(marginal_watts=[20.0, 18.0], pue=[1.0, 1.05])),
+        ("power", columns(marginal_watts=[20.0, 18.0], pue=[1.0, 1.05], flops=[1e9, 1e9])),
+        ("power", columns(marginal_watts=[10.0, 18.0], flops=[1e9, 2e9])),
+        ("power", columns(marginal_watts=[20.0, 18.0], flops=[0.0, 0.0])),
         ("performance", columns(flops=[1e9, 2e9])),
         ("cost", columns(cost_eur_per_h=[0.2, 0.1])),
         ("carbon", columns(carbon_g_per_h=[2.0, 1.0])),
