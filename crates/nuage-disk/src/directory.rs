@@ -194,26 +194,30 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(found.f_bavail * found.f_frsize)
 }
 
-/// Create `name` with durable, written zeros.
+/// Create `name` with durable, written zeros, past the page cache: a large write-back would hold up
+/// the commits of the log.
 pub(crate) fn prepare(path: &Path, name: &str, size_bytes: u64) -> Result<(), DiskError> {
     let target = path.join(name);
     let make = || -> io::Result<()> {
-        let file = OpenOptions::new()
+        OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .open(&target)?;
-        let zeros = vec![0; PREPARE_CHUNK_BYTES];
+        let file = open_direct(&target)?;
+        let length = i64::try_from(size_bytes).unwrap_or(i64::MAX);
+        // SAFETY: the descriptor is open; no memory is handed over. A file system without fallocate
+        // allocates as the zeros are written.
+        unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) };
+        let zeros = AlignedBuffer::zeroed(PREPARE_CHUNK_BYTES / BLOCK_BYTES);
         let mut at = 0;
         while at < size_bytes {
             let chunk = usize::try_from(size_bytes - at).unwrap_or(usize::MAX);
             let chunk = chunk.min(PREPARE_CHUNK_BYTES);
-            file.write_all_at(&zeros[..chunk], at)?;
+            file.write_all_at(&zeros.bytes()[..chunk], at)?;
             at += chunk as u64;
         }
         file.sync_all()?;
-        // SAFETY: the descriptor is open; the advice has no memory effects.
-        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
         sync_directory(path)
     };
     make().map_err(|error| {

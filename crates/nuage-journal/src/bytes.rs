@@ -52,8 +52,8 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn magic(&mut self, magic: &[u8; 8]) -> Result<(), JournalError> {
-        if &self.array::<8>()? == magic {
+    pub(crate) fn magic(&mut self, magic: [u8; 8]) -> Result<(), JournalError> {
+        if self.array::<8>()? == magic {
             Ok(())
         } else {
             Err(malformed(self.what, "magic"))

@@ -9,8 +9,8 @@ use crate::error::{JournalError, malformed};
 use crate::index::{Entry, Index, PAGE_ENTRIES, Page};
 use crate::layout::{Chain, Kind};
 
-const SUPER_MAGIC: &[u8; 8] = b"NUAGSUP1";
-const CHECKPOINT_MAGIC: &[u8; 8] = b"NUAGCKP1";
+const SUPER_MAGIC: [u8; 8] = *b"NUAGSUP1";
+const CHECKPOINT_MAGIC: [u8; 8] = *b"NUAGCKP1";
 const CHECKPOINT_HEADER_BYTES: usize = 160;
 /// Marks that a volume keeps; older ones leave with the horizon.
 pub const MARKS_MAX: usize = 100_000;
@@ -37,7 +37,7 @@ impl Superblock {
     pub fn encode(&self) -> AlignedBuffer {
         let mut buffer = AlignedBuffer::zeroed(1);
         let block = buffer.bytes_mut();
-        put(block, 0, *SUPER_MAGIC);
+        put(block, 0, SUPER_MAGIC);
         put(block, 8, self.generation.to_le_bytes());
         put(block, 16, self.volume);
         put(block, 32, self.size_bytes.to_le_bytes());
@@ -163,7 +163,7 @@ impl Checkpoint {
 
     fn encode_header(&self, side_bytes: usize, page_count: usize) -> Vec<u8> {
         let mut header = vec![0; CHECKPOINT_HEADER_BYTES];
-        put(&mut header, 0, *CHECKPOINT_MAGIC);
+        put(&mut header, 0, CHECKPOINT_MAGIC);
         put(&mut header, 8, self.volume);
         put(&mut header, 24, self.size_bytes.to_le_bytes());
         put(&mut header, 32, self.position.seq.to_le_bytes());
@@ -197,10 +197,10 @@ impl Checkpoint {
             chain: reader.array()?,
         };
         let pinned = reader.u64()? != 0;
-        let (side_bytes, page_count) = (reader.u64()?, reader.u64()?);
+        let (side_length, page_count) = (reader.u64()?, reader.u64()?);
         reader.take(CHECKPOINT_HEADER_BYTES - 120)?;
-        let side_bytes = usize::try_from(side_bytes).map_err(|_| malformed(what, "size"))?;
-        let side = decode_side(reader.take(side_bytes)?)?;
+        let side_length = usize::try_from(side_length).map_err(|_| malformed(what, "size"))?;
+        let side = decode_side(reader.take(side_length)?)?;
         let mut index = Index::default();
         for _ in 0..page_count {
             let number = reader.u64()?;

@@ -7,7 +7,7 @@ use crate::cipher::{BlockOrigin, Cipher, VolumeUuid, block_crc};
 use crate::disk::{AlignedBuffer, BLOCK_BYTES};
 use crate::error::{JournalError, malformed};
 
-pub const GROUP_MAGIC: &[u8; 8] = b"NUAGGRP1";
+pub const GROUP_MAGIC: [u8; 8] = *b"NUAGGRP1";
 pub const GROUP_HEADER_BYTES: usize = 160;
 pub const DESCRIPTOR_BYTES: usize = 32;
 /// Payload of a group at most: 1 MiB commits at disk speed, and more only delays the first of them.
@@ -174,10 +174,8 @@ impl GroupHead {
     /// What each payload block is, in payload order.
     pub fn block_facts(&self) -> Vec<BlockFacts> {
         let mut facts = Vec::with_capacity(self.info.payload_blocks as usize);
-        let mut seq = self.info.first_seq;
-        for descriptor in &self.descriptors {
+        for (descriptor, seq) in self.descriptors.iter().zip(self.info.first_seq..) {
             facts.extend(self.facts_of(descriptor, seq));
-            seq += 1;
         }
         facts
     }
@@ -552,7 +550,7 @@ impl GroupBuilder {
     pub fn finish(self, closing: &Closing) -> Result<Group, JournalError> {
         let mut header = self.header;
         let digest = blake3::hash(self.payload.bytes());
-        put(&mut header, 0, *GROUP_MAGIC);
+        put(&mut header, 0, GROUP_MAGIC);
         put(&mut header, 8, 1u16.to_le_bytes());
         let cipher = if self.encrypted {
             CIPHER_AES_256_GCM

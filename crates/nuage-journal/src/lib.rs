@@ -4,7 +4,14 @@
 //! [`Group`]s that a head made with a [`GroupBuilder`], makes them durable in order, and answers
 //! reads of blocks. It decides nothing about replication, knows no socket, thread or clock, and opens no
 //! file itself. Format and rules: docs/protocols/journal.md.
-#![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
+// Lengths are bounded by segments and groups; uuids and names look alike on purpose.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::missing_panics_doc,
+    clippy::doc_markdown,
+    clippy::verbose_bit_mask,
+    clippy::similar_names
+)]
 
 mod bytes;
 mod checkpoint;

@@ -43,6 +43,8 @@ pub struct ReadOutcome {
 #[derive(Debug)]
 struct Part {
     blocks: Vec<Wanted>,
+    /// Facts of the blocks whose slots need them, taken when the read is started.
+    facts: Vec<Option<BlockFacts>>,
 }
 
 #[derive(Debug)]
@@ -134,6 +136,7 @@ impl<D: Disk> Store<D> {
                 }
                 _ => parts.push(Part {
                     blocks: vec![wanted],
+                    facts: Vec::new(),
                 }),
             }
         }
@@ -184,10 +187,12 @@ impl<D: Disk> Store<D> {
             self.table_ready(job, true);
             return;
         };
+        let segment_blocks = self.superblock.segment_bytes as usize / BLOCK_BYTES;
+        let blocks_there = segment_blocks.saturating_sub(block as usize);
         let operation = DiskOperation::Read {
             file,
             offset: block_bytes(block),
-            block_count: blocks,
+            block_count: blocks.min(blocks_there),
         };
         self.submit(
             Purpose::ReadTable {
@@ -212,13 +217,32 @@ impl<D: Disk> Store<D> {
         match head {
             Some(Ok(head)) => {
                 self.tables.insert(slot, block, &head);
-                self.table_ready(job, false);
+                let damaged = !self.table_suffices(job, slot, block);
+                self.table_ready(job, damaged);
             }
             Some(Err(_)) if blocks < GROUP_HEADER_BLOCKS_MAX => {
                 self.read_table(job, slot, block, (blocks * 8).min(GROUP_HEADER_BLOCKS_MAX));
             }
             _ => self.table_ready(job, true),
         }
+    }
+
+    /// False when the header found does not describe the blocks that the index places there.
+    fn table_suffices(&self, job: u64, slot: u32, block: u32) -> bool {
+        let Some(job) = self.jobs.get(&job) else {
+            return true;
+        };
+        job.parts
+            .iter()
+            .flat_map(|part| &part.blocks)
+            .all(|wanted| {
+                let entry = wanted.entry;
+                (entry.slot(), entry.block().wrapping_sub(entry.back())) != (slot, block)
+                    || self
+                        .tables
+                        .facts(entry)
+                        .is_some_and(|facts| facts.lba == wanted.lba)
+            })
     }
 
     fn table_ready(&mut self, number: u64, damaged: bool) {
@@ -250,6 +274,14 @@ impl<D: Disk> Store<D> {
             self.finish_job(number);
             return;
         }
+        if !self.take_facts(number) {
+            // A table was put out of the cache by others meanwhile: fetch it again.
+            self.start_tables(number);
+            return;
+        }
+        let Some(job) = self.jobs.get(&number) else {
+            return;
+        };
         let reads: Vec<(u32, u32, usize)> = job
             .parts
             .iter()
@@ -263,24 +295,40 @@ impl<D: Disk> Store<D> {
             .collect();
         for (part, (slot, block, block_count)) in reads.into_iter().enumerate() {
             let purpose = Purpose::ReadData { job: number, part };
-            match self.file_of(slot) {
-                Some(file) => {
-                    let offset = block_bytes(block);
-                    self.submit(
-                        purpose,
-                        DiskOperation::Read {
-                            file,
-                            offset,
-                            block_count,
-                        },
-                    );
-                }
-                None => {
-                    let name = crate::store::segment_name(slot);
-                    self.finish_data(number, part, Err(DiskError::NotFound { name }));
-                }
+            if let Some(file) = self.file_of(slot) {
+                let offset = block_bytes(block);
+                self.submit(
+                    purpose,
+                    DiskOperation::Read {
+                        file,
+                        offset,
+                        block_count,
+                    },
+                );
+            } else {
+                let name = crate::store::segment_name(slot);
+                self.finish_data(number, part, Err(DiskError::NotFound { name }));
             }
         }
+    }
+
+    /// Copy the facts of all blocks into the job; false when a table is missing.
+    fn take_facts(&mut self, number: u64) -> bool {
+        let Some(mut job) = self.jobs.remove(&number) else {
+            return true;
+        };
+        let mut complete = true;
+        for part in &mut job.parts {
+            part.facts.clear();
+            for wanted in &part.blocks {
+                let needed = self.needs_table(wanted.entry.slot());
+                let facts = self.tables.facts(wanted.entry).filter(|_| needed).copied();
+                complete &= !needed || facts.is_some();
+                part.facts.push(facts);
+            }
+        }
+        self.jobs.insert(number, job);
+        complete
     }
 
     pub(crate) fn finish_data(
@@ -293,13 +341,15 @@ impl<D: Disk> Store<D> {
             return;
         };
         let blocks = std::mem::take(&mut job.parts[part].blocks);
+        let facts = std::mem::take(&mut job.parts[part].facts);
         match outcome {
             Ok(data) => {
                 for (at, wanted) in blocks.iter().enumerate() {
                     let target =
                         &mut job.buffer[wanted.buffer_offset..wanted.buffer_offset + BLOCK_BYTES];
                     target.copy_from_slice(data.block(at));
-                    if !self.check_block(wanted, target) {
+                    let facts = facts.get(at).copied().flatten();
+                    if !self.check_block(wanted, facts, target) {
                         job.error
                             .get_or_insert(ReadError::Damaged { lba: wanted.lba });
                     }
@@ -334,16 +384,19 @@ impl<D: Disk> Store<D> {
     }
 
     /// Check a block as stored and decrypt it in place.
-    fn check_block(&mut self, wanted: &Wanted, block: &mut [u8]) -> bool {
+    fn check_block(
+        &mut self,
+        wanted: &Wanted,
+        facts: Option<BlockFacts>,
+        block: &mut [u8],
+    ) -> bool {
         if !self.needs_table(wanted.entry.slot()) {
             let volume = self.volume_of_slot(wanted.entry.slot());
             return wanted
                 .entry
                 .matches_crc(block_crc(&volume, wanted.lba, block));
         }
-        let Some(facts) = self.tables.facts(wanted.entry).copied() else {
-            return false;
-        };
+        let Some(facts) = facts else { return false };
         if facts.lba != wanted.lba || block_crc(&facts.origin.volume, facts.lba, block) != facts.crc
         {
             return false;

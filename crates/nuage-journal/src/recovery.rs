@@ -48,7 +48,7 @@ pub enum TailRule {
 
 impl VolumeSpec {
     fn check(&self) -> Result<(), JournalError> {
-        let sound = self.size_bytes % wide(BLOCK_BYTES) == 0
+        let sound = self.size_bytes.is_multiple_of(wide(BLOCK_BYTES))
             && (1..=64u64 << 40).contains(&self.size_bytes)
             && matches!(self.logical_block_bytes, 512 | 4096)
             && self.segment_bytes.is_power_of_two()
@@ -298,7 +298,10 @@ fn read_superblock<D: Disk>(disk: &mut D) -> Result<Superblock, JournalError> {
 }
 
 fn remove_temporary<D: Disk>(disk: &mut D, names: &[String]) -> Result<(), JournalError> {
-    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
+    for name in names
+        .iter()
+        .filter(|name| name.strip_suffix(".tmp").is_some())
+    {
         disk.remove_now(name)?;
     }
     Ok(())

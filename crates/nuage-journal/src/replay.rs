@@ -65,7 +65,7 @@ impl State {
                 Kind::Rollback => {
                     rollback = Some(RollbackTo {
                         seq: descriptor.argument,
-                    })
+                    });
                 }
                 Kind::Resize => self.size_bytes = descriptor.argument,
                 Kind::Flush | Kind::Epoch => {}

@@ -6,8 +6,8 @@ use crate::disk::{AlignedBuffer, BLOCK_BYTES};
 use crate::error::{JournalError, malformed};
 use crate::layout::{Chain, Group, GroupHead};
 
-const SEGMENT_MAGIC: &[u8; 8] = b"NUAGSEG1";
-const SEAL_MAGIC: &[u8; 8] = b"NUAGSEAL";
+const SEGMENT_MAGIC: [u8; 8] = *b"NUAGSEG1";
+const SEAL_MAGIC: [u8; 8] = *b"NUAGSEAL";
 const SEAL_AT: usize = 512;
 const SEAL_BYTES: usize = 192;
 
@@ -52,7 +52,7 @@ pub struct Seal {
 
 impl SegmentHeader {
     fn encode(&self, block: &mut [u8]) {
-        put(block, 0, *SEGMENT_MAGIC);
+        put(block, 0, SEGMENT_MAGIC);
         put(block, 8, 1u32.to_le_bytes());
         put(block, 12, self.slot.to_le_bytes());
         put(block, 16, self.volume);
@@ -117,7 +117,7 @@ impl Seal {
 
     fn encode(&self, block: &mut [u8]) {
         let seal = &mut block[SEAL_AT..SEAL_AT + SEAL_BYTES];
-        put(seal, 0, *SEAL_MAGIC);
+        put(seal, 0, SEAL_MAGIC);
         put(seal, 8, self.segment.to_le_bytes());
         put(seal, 16, self.first_seq.to_le_bytes());
         put(seal, 24, self.last_seq.to_le_bytes());
@@ -326,10 +326,10 @@ pub fn footer_heads(
         }
         chain = head.chain;
     }
-    if chain != seal.chain {
-        Err(damaged())
-    } else {
+    if chain == seal.chain {
         Ok(heads)
+    } else {
+        Err(damaged())
     }
 }
 

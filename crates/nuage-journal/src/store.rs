@@ -26,6 +26,8 @@ use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes, enco
 const COMMIT_BYTES_MAX: u64 = 4 << 20;
 /// Segments kept ready besides the open one: the reserve for an epoch, a seal and a compaction.
 pub const SPARES_MIN: usize = 2;
+/// Handle of a slot whose file is being prepared.
+const NO_FILE: FileId = FileId::MAX;
 /// Slots that an entry can name (22 bits).
 const SLOTS_MAX: usize = 1 << 22;
 
@@ -100,6 +102,8 @@ pub(crate) struct Slot {
 
 #[derive(Debug, Clone)]
 pub(crate) enum SlotState {
+    /// Its file is being written with zeros; a segment may already be meant for it.
+    Preparing,
     Spare,
     Open(SegmentHeader),
     Sealed(SegmentHeader, Seal),
@@ -175,7 +179,6 @@ pub struct Store<D: Disk> {
     pub(crate) unapplied: VecDeque<Unapplied>,
     /// Footers of segments that are being sealed, by slot.
     pub(crate) footers: HashMap<u32, Arc<Vec<u8>>>,
-    preparing: usize,
     pub(crate) no_space: bool,
     pub(crate) purposes: HashMap<u64, Purpose>,
     next_token: u64,
@@ -188,6 +191,8 @@ pub struct Store<D: Disk> {
     /// Positions of the checkpoints on disk, oldest first; the first is the horizon.
     pub(crate) anchors: Vec<Anchor>,
     checkpoint_running: bool,
+    /// A slot that the log waits for and that the disk had no room for.
+    starved: Option<u32>,
     pub(crate) log_bytes_since_checkpoint: u64,
     pub(crate) retention: Retention,
 }
@@ -223,7 +228,6 @@ impl<D: Disk> Store<D> {
             step_running: false,
             unapplied: VecDeque::new(),
             footers: HashMap::new(),
-            preparing: 0,
             no_space: false,
             purposes: HashMap::new(),
             next_token: 1,
@@ -235,6 +239,7 @@ impl<D: Disk> Store<D> {
             events: Vec::new(),
             anchors: opened.anchors,
             checkpoint_running: false,
+            starved: None,
             log_bytes_since_checkpoint: opened.replayed_bytes,
             retention: Retention::default(),
         }
@@ -301,7 +306,7 @@ impl<D: Disk> Store<D> {
             .slots
             .iter()
             .flatten()
-            .filter(|slot| !matches!(slot.state, SlotState::Spare))
+            .filter(|slot| !matches!(slot.state, SlotState::Spare | SlotState::Preparing))
             .count();
         wide(used) * u64::from(self.superblock.segment_bytes)
     }
@@ -351,7 +356,7 @@ impl<D: Disk> Store<D> {
     pub(crate) fn write_superblock(&mut self) -> Result<(), JournalError> {
         self.superblock.previous = *blake3::hash(self.superblock.encode().bytes()).as_bytes();
         self.superblock.generation += 1;
-        let name = if self.superblock.generation % 2 == 0 {
+        let name = if self.superblock.generation.is_multiple_of(2) {
             "super.a"
         } else {
             "super.b"
@@ -503,74 +508,68 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// A prepared segment; when none is ready one is made at once.
-    pub(crate) fn take_slot(&mut self) -> Result<u32, JournalError> {
-        let is_spare = |slot: &Option<Slot>| {
-            matches!(
-                slot,
-                Some(Slot {
-                    state: SlotState::Spare,
-                    ..
-                })
-            )
+    /// A prepared segment; when none is ready, one whose preparation the log will wait for.
+    fn take_slot(&mut self) -> Result<u32, JournalError> {
+        let find = |slots: &[Option<Slot>], wanted: fn(&SlotState) -> bool| {
+            slots
+                .iter()
+                .position(|slot| slot.as_ref().is_some_and(|slot| wanted(&slot.state)))
         };
-        if let Some(found) = self.slots.iter().position(is_spare) {
+        if let Some(found) = find(&self.slots, |state| matches!(state, SlotState::Spare)) {
             return Ok(narrow(found));
         }
-        let slot = self.reserve_slot()?;
-        let name = segment_name(slot);
-        let made = self
-            .disk
-            .prepare_now(&name, u64::from(self.superblock.segment_bytes));
-        let opened = made.and_then(|()| self.disk.open_now(&name));
-        match opened {
-            Ok(file) => {
-                self.slots[slot as usize] = Some(Slot {
-                    file,
-                    state: SlotState::Spare,
-                });
-                Ok(slot)
-            }
-            Err(DiskError::NoSpace) => {
-                self.no_space = true;
-                Err(JournalError::NoSpace)
-            }
-            Err(error) => Err(self.fail(error.into())),
+        if let Some(found) = find(&self.slots, |state| matches!(state, SlotState::Preparing)) {
+            return Ok(narrow(found));
         }
+        if self.no_space {
+            return Err(JournalError::NoSpace);
+        }
+        self.prepare_slot()
     }
 
-    fn reserve_slot(&mut self) -> Result<u32, JournalError> {
-        let taken: Vec<u32> = self
-            .purposes
-            .values()
-            .filter_map(|purpose| match purpose {
-                Purpose::Spare { slot } => Some(*slot),
-                _ => None,
-            })
-            .collect();
-        let free = (1..SLOTS_MAX).find(|slot| {
-            self.slots.get(*slot).is_none_or(Option::is_none) && !taken.contains(&narrow(*slot))
-        });
+    fn prepare_slot(&mut self) -> Result<u32, JournalError> {
+        let free = (1..SLOTS_MAX).find(|slot| self.slots.get(*slot).is_none_or(Option::is_none));
         let slot = free.ok_or(JournalError::NoSpace)?;
         if self.slots.len() <= slot {
             self.slots.resize(slot + 1, None);
         }
+        self.slots[slot] = Some(Slot {
+            file: NO_FILE,
+            state: SlotState::Preparing,
+        });
+        self.start_prepare(narrow(slot));
         Ok(narrow(slot))
+    }
+
+    fn start_prepare(&mut self, slot: u32) {
+        let size_bytes = u64::from(self.superblock.segment_bytes);
+        let operation = DiskOperation::Prepare {
+            name: segment_name(slot),
+            size_bytes,
+        };
+        self.submit(Purpose::Spare { slot }, operation);
+    }
+
+    /// Try again after "no space": space may have been given back. The owner calls it now and then.
+    pub fn retry_space(&mut self) {
+        if !self.no_space || self.failed.is_some() {
+            return;
+        }
+        self.no_space = false;
+        if let Some(slot) = self.starved.take() {
+            self.start_prepare(slot);
+        }
+        self.keep_spares();
     }
 
     /// Have spares made in the background.
     pub fn keep_spares(&mut self) {
-        while !self.no_space && self.spare_count() + self.preparing < SPARES_MIN {
-            let Ok(slot) = self.reserve_slot() else {
+        let is_coming =
+            |slot: &&Slot| matches!(slot.state, SlotState::Spare | SlotState::Preparing);
+        while !self.no_space && self.slots.iter().flatten().filter(is_coming).count() < SPARES_MIN {
+            if self.prepare_slot().is_err() {
                 return;
-            };
-            self.preparing += 1;
-            let size_bytes = u64::from(self.superblock.segment_bytes);
-            let operation = DiskOperation::Prepare {
-                name: segment_name(slot),
-                size_bytes,
-            };
-            self.submit(Purpose::Spare { slot }, operation);
+            }
         }
     }
 
@@ -647,12 +646,17 @@ impl<D: Disk> Store<D> {
         if self.step_running || self.failed.is_some() {
             return;
         }
+        if let Some(Step::Start(slot, _)) = self.steps.front()
+            && self.file_of(*slot).is_none()
+        {
+            return; // its file is still being prepared
+        }
         let Some(step) = self.steps.pop_front() else {
             return;
         };
         self.step_running = true;
         match step {
-            Step::Write(placed) => self.start_commit(placed),
+            Step::Write(placed) => self.start_commit(&placed),
             Step::Footer(slot) => {
                 let footer = self
                     .footers
@@ -678,7 +682,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn start_commit(&mut self, first: Placed) {
+    fn start_commit(&mut self, first: &Placed) {
         let mut bytes = first.group.total_bytes();
         let mut seq = first.group.head.info.last_seq();
         let mut buffers = vec![
@@ -735,10 +739,8 @@ impl<D: Disk> Store<D> {
     }
 
     pub(crate) fn file_of(&self, slot: u32) -> Option<FileId> {
-        self.slots
-            .get(slot as usize)?
-            .as_ref()
-            .map(|slot| slot.file)
+        let file = self.slots.get(slot as usize)?.as_ref()?.file;
+        (file != NO_FILE).then_some(file)
     }
 
     fn finish_operation(&mut self, result: DiskResult) {
@@ -785,15 +787,26 @@ impl<D: Disk> Store<D> {
     }
 
     fn finish_spare(&mut self, slot: u32, outcome: Result<AlignedBuffer, DiskError>) {
-        self.preparing -= 1;
-        match outcome.and_then(|_| self.disk.open_now(&segment_name(slot))) {
+        let opened = outcome.and_then(|_| self.disk.open_now(&segment_name(slot)));
+        let Some(found) = self.slots[slot as usize].as_mut() else {
+            return;
+        };
+        let wanted = !matches!(found.state, SlotState::Preparing);
+        match opened {
             Ok(file) => {
-                self.slots[slot as usize] = Some(Slot {
-                    file,
-                    state: SlotState::Spare,
-                });
+                found.file = file;
+                if !wanted {
+                    found.state = SlotState::Spare;
+                }
             }
-            Err(DiskError::NoSpace) => self.no_space = true,
+            Err(DiskError::NoSpace) if !wanted => {
+                self.slots[slot as usize] = None;
+                self.no_space = true;
+            }
+            Err(DiskError::NoSpace) => {
+                self.no_space = true;
+                self.starved = Some(slot);
+            }
             Err(error) => {
                 self.fail(error.into());
             }
