@@ -10,6 +10,8 @@ class SiteTrust:
     """A site's authority, signing keys and revocations; travels with the feeds.
 
     Every part is signed from the federation's root down, so it does not matter who brings it.
+    `audit_seal` is the last sealed line of the site's audit log: whoever keeps it can tell when
+    the log was cut short or written anew (docs/protocols/audit.md).
     """
 
     site_id: SiteId
@@ -17,3 +19,4 @@ class SiteTrust:
     signers_pem: str
     revocations_pem: str
     root_revocations_pem: str = ""
+    audit_seal: str = ""

@@ -79,10 +79,14 @@ class HybridTime(NamedTuple):
 
 
 class AuditHead(NamedTuple):
-    """The last sealed record: what other sites keep, so that no tail can be cut unseen."""
+    """The last sealed record: what other sites keep, so that no tail can be cut unseen.
+
+    `seal` is its line, which carries the site's signature: for `SiteTrust.audit_seal`.
+    """
 
     sequence: int
     digest: str
+    seal: str = ""
 
 
 class AuditLog:
@@ -155,11 +159,11 @@ class AuditLog:
         """Sign the chain as it is; durable on return."""
         os.fsync(self._descriptor)
         record: Json = {"key_id": self._key_id}
-        self._write("seal", record, sign=True)
+        line = self._write("seal", record, sign=True)
         os.fsync(self._descriptor)
         self._sealed_s = self._now_s()
         self._unsealed_count = 0
-        self._head = AuditHead(self._sequence, self._digest)
+        self._head = AuditHead(self._sequence, self._digest, line[:-1].decode())
         return self._head
 
     def close(self) -> None:
@@ -173,7 +177,7 @@ class AuditLog:
 
     # Writing ------------------------------------------------------------------------------
 
-    def _write(self, kind: str, fields: Json, *, sign: bool = False) -> None:
+    def _write(self, kind: str, fields: Json, *, sign: bool = False) -> bytes:
         if self._descriptor < 0:
             raise LocalProtocolError("the audit log is closed")
         self._time = self._time.after(self._now_s())
@@ -197,6 +201,7 @@ class AuditLog:
         _write_all(self._descriptor, line)
         self._digest, self._sequence = digest, self._sequence + 1
         self._file_bytes += len(line)
+        return line
 
     def _begin_segment(self) -> None:
         self._segment += 1
@@ -267,11 +272,11 @@ class AuditLog:
             if not follows or digest != chain_hash(self._digest, line[65:-1]):
                 self._require_torn(path, data[position:], "the chain is broken")
                 return position
-            self._take(digest, record)
+            self._take(digest, record, line)
             position = end
         return position
 
-    def _take(self, digest: str, record: Json) -> None:
+    def _take(self, digest: str, record: Json, line: bytes) -> None:
         self._digest, self._sequence = digest, self._sequence + 1
         time_ms, tick = record["time_ms"], record["tick"]
         assert isinstance(time_ms, int), "split_audit_line checked it"
@@ -279,7 +284,7 @@ class AuditLog:
         self._time = max(self._time, HybridTime(time_ms, tick))
         if record["kind"] == "seal":
             self._unsealed_count = 0
-            self._head = AuditHead(self._sequence, digest)
+            self._head = AuditHead(self._sequence, digest, line[:-1].decode())
         else:
             self._unsealed_count += 1
 

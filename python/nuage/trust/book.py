@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from nuage.errors import NotFound
+from nuage.errors import CorruptData, NotFound, Unauthenticated
 from nuage.ids import SiteId
 from nuage.model.trust import SiteTrust
 from nuage.trust.pki import (
@@ -25,7 +25,7 @@ from nuage.trust.pki import (
     require_site_authority,
 )
 from nuage.trust.revocation import Revocations, read_revocation_list
-from nuage.trust.verify import SiteKey
+from nuage.trust.verify import SiteKey, read_seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class TrustBook:
         self.revocations = Revocations()
         self._authorities: dict[SiteId, x509.Certificate] = {}
         self._keys: dict[str, PublishedKey] = {}
+        self._audit_heads: dict[SiteId, tuple[int, str]] = {}
 
     def take(self, document: SiteTrust) -> bool:
         """Take a site's document in; return whether a revocation list in it was news.
@@ -56,6 +57,7 @@ class TrustBook:
         Raises:
             Unauthenticated: a part of it does not come from the root; nothing was taken.
             InvalidRequest: a part of it cannot be read; nothing was taken.
+            CorruptData: its audit seal contradicts an earlier one; the rest was taken.
         """
         site_id = document.site_id
         authority = load_certificate(document.authority_pem)
@@ -80,7 +82,30 @@ class TrustBook:
             public_key = public_key_of(signer)
             key_id = key_id_of(public_key)
             self._keys[key_id] = PublishedKey(key_id, site_id, public_key, signer)
+        self._take_seal(document)
         return news
+
+    def audit_head(self, site_id: SiteId) -> tuple[int, str] | None:
+        """Return the highest (sequence, hash) that a site has published of its audit log."""
+        return self._audit_heads.get(site_id)
+
+    def _take_seal(self, document: SiteTrust) -> None:
+        if not document.audit_seal:
+            return
+        site_id = document.site_id
+        try:
+            head = read_seal(document.audit_seal, self.public_keys(), site_id)
+        except ValueError as error:
+            raise Unauthenticated(f"the audit seal of site {site_id!r}: {error}") from error
+        known = self._audit_heads.get(site_id)
+        if known is not None and known[0] == head[0] and known[1] != head[1]:
+            raise CorruptData(
+                f"site {site_id!r} has published two audit logs",
+                where=f"record {head[0]}: {known[1]} and {head[1]}",
+                hint="keep both: they prove that the log was written anew",
+            )
+        if known is None or head[0] > known[0]:
+            self._audit_heads[site_id] = head
 
     def site_ids(self) -> tuple[SiteId, ...]:
         """Return the sites known, in order."""

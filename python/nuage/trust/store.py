@@ -292,8 +292,8 @@ class TrustStore:
         """Revoke a certificate of this site; return the new list (PEM), to be published."""
         return self._revoke(SITE_REVOCATIONS, self.authority(), serial, now_s=now_s)
 
-    def site_trust(self) -> SiteTrust:
-        """Return what this site publishes about itself."""
+    def site_trust(self, *, audit_seal: str = "") -> SiteTrust:
+        """Return what this site publishes about itself; `audit_seal` is `AuditLog.head.seal`."""
         root_list = self.directory / ROOT_REVOCATIONS
         return SiteTrust(
             site_id=self.identity().site_id,
@@ -301,6 +301,7 @@ class TrustStore:
             signers_pem=self._text(SIGNERS),
             revocations_pem=self._text(SITE_REVOCATIONS),
             root_revocations_pem=root_list.read_text() if root_list.exists() else "",
+            audit_seal=audit_seal,
         )
 
     # The federation's root ------------------------------------------------------------------

@@ -218,6 +218,27 @@ def split_audit_line(line: bytes) -> tuple[str, Json]:
     return line[:64].decode("ascii"), record
 
 
+def read_seal(seal: str, keys: Mapping[str, SiteKey], site_id: str) -> tuple[int, str]:
+    """Return (sequence, hash) of a sealed line of a site's log that was kept elsewhere.
+
+    Raises:
+        ValueError: it is not a seal, or not that site's.
+    """
+    line = seal.encode() + b"\n"
+    digest, record = split_audit_line(line)
+    key = keys.get(str(record.get("key_id")))
+    if (
+        record.get("kind") != "seal"
+        or record.get("site_id") != site_id
+        or key is None
+        or key.site_id != site_id
+        or digest != chain_hash(str(record["previous"]), line[65:-1])
+        or not signature_holds(key.public_key, record.get("signature"), seal_message(record))
+    ):
+        raise ValueError(f"not a seal of site {site_id}")
+    return int(str(record["sequence"])), digest
+
+
 # Merkle tree (RFC 9162 §2.1) ----------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from nuage.channel import (
 from nuage.clock import SystemClock
 from nuage.errors import (
     Conflict,
+    CorruptData,
     Forbidden,
     InvalidRequest,
     Unauthenticated,
@@ -33,6 +36,8 @@ from nuage.errors import (
 )
 from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
+from nuage.trust import verify
+from nuage.trust.audit import AuditEntry, AuditLog
 from nuage.trust.book import TrustBook
 from nuage.trust.invitation import Invitation, InvitationFiles, Joining
 from nuage.trust.join import Joined, JoinServer, join_node, join_site
@@ -46,6 +51,7 @@ from nuage.trust.renewal import (
     register_renewal,
 )
 from nuage.trust.store import TrustStore
+from nuage.trust.verify import keys_document, verify_audit
 
 FR = FederationId("fr")
 MARNE, LYON = SiteId("marne"), SiteId("lyon")
@@ -448,6 +454,55 @@ async def test_a_book_takes_nothing_that_the_root_does_not_vouch_for(
     with pytest.raises(Unauthenticated):
         book.take(stranger.site_trust())
     assert book.site_ids() == ()
+
+
+def test_a_site_that_writes_its_audit_log_anew_is_noticed_by_the_others(tmp_path: Path) -> None:
+    store = TrustStore(tmp_path / "c1")
+    store.found(C1, now_s=CLOCK.now_s())
+    book = TrustBook(store.root())
+    heads = []
+    for name, target in (("first", "vm-1"), ("second", "vm-2")):
+        log = AuditLog(
+            tmp_path / name, site_id=MARNE, key=store.signer_key(), now_s=lambda: 1_800_000_000.0
+        )
+        log.append(AuditEntry(who="ada", action="vm.delete", target=target))
+        heads.append(log.seal())
+        log.close()
+    book.take(store.site_trust(audit_seal=heads[0].seal))
+    kept = book.audit_head(MARNE)
+    assert kept == heads[0][:2]
+    assert verify_audit(tmp_path / "first", book.public_keys(), head=kept).is_sound
+    rewritten = verify_audit(tmp_path / "second", book.public_keys(), head=kept)
+    assert "somebody else has seen" in rewritten.problems[0]
+    with pytest.raises(CorruptData, match="two audit logs"):
+        book.take(store.site_trust(audit_seal=heads[1].seal))
+    with pytest.raises(Unauthenticated, match="audit seal"):
+        book.take(store.site_trust(audit_seal=heads[1].seal.replace("marne", "lyon!")))
+
+
+def test_the_verifier_needs_nothing_of_nuage(tmp_path: Path) -> None:
+    store = TrustStore(tmp_path / "c1")
+    store.found(C1, now_s=CLOCK.now_s())
+    book = TrustBook(store.root())
+    book.take(store.site_trust())
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(keys_document(book.public_keys()))
+    log = AuditLog(tmp_path / "audit", site_id=MARNE, key=store.signer_key(), now_s=CLOCK.now_s)
+    log.append(AuditEntry(who="ada", action="vm.create", target="vm-1"))
+    log.close()
+    alone = tmp_path / "alone.py"
+    alone.write_text(Path(verify.__file__).read_text())
+    command = [sys.executable, "-I", str(alone), "audit", str(tmp_path / "audit"), "--keys"]
+    done = subprocess.run(
+        [*command, str(keys)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "SOUND")
+    (segment,) = (tmp_path / "audit").iterdir()
+    segment.write_bytes(segment.read_bytes().replace(b"vm-1", b"vm-2"))
+    done = subprocess.run(
+        [*command, str(keys)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[0][:9]) == (1, "NOT SOUND")
 
 
 def test_a_store_survives_a_crash_between_key_and_certificate(tmp_path: Path) -> None:
