@@ -55,6 +55,10 @@ class Cgroup:
                 hint="in a container, mount cgroup version 2 writable",
             ) from error
 
+    def enter(self) -> None:
+        """Move this process into it."""
+        (self.path / "cgroup.procs").write_text("0", encoding="ascii")
+
     def cpu_seconds(self) -> float:
         """Return the CPU time that its processes have used; 0 when it does not exist."""
         try:

@@ -72,10 +72,12 @@ class Hardware:
         self.nodes = {node.name: node for node in lab.nodes()}
         parent = Cgroup.of_lab(lab.name)
         self.cgroups = {name: parent.child(name) for name in self.nodes}
+        self._due_changed = asyncio.Event()
         self.rig = Rig(
             lab, clock,
             cpu_seconds=lambda node: self.cgroups[node].cpu_seconds(),
             perform=self._queue_effects,
+            wake=self._due_changed.set,
         )  # fmt: skip
         self.rig.outside_celsius |= state.load_weather()
         self.inits = {name: Init(self.place(name), self.cgroups[name], state, clock)
@@ -86,7 +88,6 @@ class Hardware:
         }
         self._busy: dict[str, int] = dict.fromkeys(names, 0)
         self._stopping: dict[str, asyncio.Task[None]] = {}
-        self._due_changed = asyncio.Event()
 
     def place(self, node: str) -> Place:
         """Return where a node's processes live."""
@@ -98,7 +99,6 @@ class Hardware:
         for effect in effects:
             self._busy[node] += 1
             self._queues[node].put_nowait(effect)
-        self._due_changed.set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -374,6 +374,10 @@ async def _main(state: StateDirectory) -> None:
     lab = state.load_description()
     if lab is None:
         raise NotFound("lab description", str(state.path))
+    # In the lab's cgroup, so that whoever removes the lab finds this process without its pid.
+    own = Cgroup.of_lab(lab.name).child("hardware")
+    own.create()
+    own.enter()
     serving = asyncio.create_task(Hardware(lab, state, SystemClock()).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

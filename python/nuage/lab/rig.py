@@ -66,11 +66,13 @@ class Rig:
         *,
         cpu_seconds: Callable[[str], float],
         perform: Callable[[str, Effects], None],
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.lab = lab
         self.clock = clock
         self._cpu_seconds = cpu_seconds
         self._perform = perform
+        self._wake = wake
         now_s = clock.monotonic_s()
         self.nodes: dict[str, NodeDescription] = {node.name: node for node in lab.nodes()}
         self.pdus: dict[str, PduDescription] = {pdu.name: pdu for pdu in lab.pdus()}
@@ -93,9 +95,10 @@ class Rig:
         self._started_s = now_s
 
     def act(self, node: str, effects: Effects) -> None:
-        """Have the owner perform what a machine asked for."""
+        """Have the owner perform what a machine asked for, and look when more is due."""
         if effects:
             self._perform(node, effects)
+        self._wake()
 
     def machine(self, node: str) -> Machine:
         """Return a machine, its counters brought up to now."""
@@ -175,6 +178,7 @@ class Rig:
             case _:
                 raise InvalidRequest(f"{order!r} is not On, Off or PowerCycle", field="PowerState")
         self._switch_due(pdu, outlet, now_s)
+        self._wake()
 
     def advance(self) -> float | None:
         """Do what is due; return how many seconds until more is, or None."""
@@ -183,7 +187,8 @@ class Rig:
             for outlet in outlets:
                 self._switch_due(pdu, outlet, now_s)
         for name, machine in self.machines.items():
-            self.act(name, machine.advance(now_s))
+            if effects := machine.advance(now_s):
+                self.act(name, effects)
         due = [m.deadline_s for m in self.machines.values() if m.deadline_s is not None]
         due += [o.pending[0][0] for outlets in self.outlets.values() for o in outlets if o.pending]
         return None if not due else max(0.0, min(due) - now_s)
