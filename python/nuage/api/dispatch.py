@@ -15,6 +15,7 @@ from nuage.ids import SiteId
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scopes_of
 
 CARRY_TIMEOUT_S = 10.0
+DETAIL_CHARS_MAX = 500
 OPERATION_METHOD = "operation"
 
 
@@ -42,6 +43,7 @@ class AuditTrail(Protocol):
         outcome: str,
         request_id: str,
         from_address: str,
+        detail: str = "",
     ) -> None:
         """Append an entry."""
         ...
@@ -144,9 +146,9 @@ class Dispatcher:
             _require(principal, operation.action, scope)
             result = await operation.run(self._site, principal, body)
         except NuageError as error:
-            self._note(operation, principal, scope, f"{error.code}: {error.message}", caller)
+            self._note(operation, principal, scope, caller, error)
             raise
-        self._note(operation, principal, scope, "done", caller)
+        self._note(operation, principal, scope, caller, None)
         return result
 
     def _note(
@@ -154,16 +156,17 @@ class Dispatcher:
         operation: Operation[object, object],
         principal: Principal,
         scope: Scope | None,
-        outcome: str,
         caller: Caller,
+        error: NuageError | None,
     ) -> None:
-        if operation.is_read and outcome == "done":
+        if operation.is_read and error is None:
             return
         self._audit.note(
             who=principal.name,
             what=operation.name,
             on="anywhere" if scope is None else str(scope),
-            outcome=outcome,
+            outcome="ok" if error is None else error.code,
+            detail="" if error is None else error.message[:DETAIL_CHARS_MAX],
             request_id=caller.request_id,
             from_address=caller.from_address,
         )

@@ -34,7 +34,7 @@ EVENTS_LAST_MAX: Final = 1000
 class TokenIssuer(Protocol):
     """Gives tokens to users who know their secret."""
 
-    def issue(self, name: str, secret: str) -> str:
+    async def issue(self, name: str, secret: str) -> str:
         """Return a token.
 
         Raises:
@@ -162,7 +162,7 @@ class _Routes:
             raise invalid_body(error) from None
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"the body is not JSON: {error}") from None
-        token = self._doors.issuer.issue(body.name, body.secret)
+        token = await self._doors.issuer.issue(body.name, body.secret)
         return self._result(request, {"token": token}, 201)
 
     async def upload(self, request: web.Request) -> web.Response:

@@ -63,12 +63,13 @@ async def create_image(site: Site, _principal: Principal, body: CreateImage) -> 
 
 
 async def finish_image(
-    site: Site, image_id: ImageId, *, sha256: str, size_bytes: int
+    site: Site, image_id: ImageId, *, sha256: str, source_sha256: str, size_bytes: int
 ) -> Shown[Image]:
     """Mark an image ready; its bytes are in this site's store."""
     image = replace(
         site.index.value(Image, image_id),
         sha256=sha256,
+        source_sha256=source_sha256,
         size_bytes=size_bytes,
         received_bytes=size_bytes,
         state=ImageState.READY,

@@ -81,6 +81,8 @@ def vnode_acts(index: FederationIndex, report: VnodeReport) -> list[Act]:
             continue
         if migration is not None and migration.target_node == report.node_id:
             acts += _arrival_acts(vm, migration, seen)
+        elif seen.migrated:
+            acts.append(Departed(vm.vm_id, seen.downtime_ms))
         elif vm.node_id == report.node_id and index.home("vm", vm.vm_id) == index.site_id:
             acts += _vm_acts(vm, migration, seen)
     return acts
@@ -106,7 +108,7 @@ def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
         return _departure_acts(vm, migration, seen)
     if vm.state is VmState.MIGRATING:
         return []  # placement of its target is under way
-    changed = replace(vm, state=seen.state, failure=seen.failure)
+    changed = replace(vm, state=seen.state, failure=seen.failure, disk_slots=seen.disk_slots)
     if changed == vm:
         return []
     text = f"{vm.name} is {seen.state.value}" + (f": {seen.failure}" if seen.failure else "")
@@ -114,8 +116,6 @@ def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
 
 
 def _departure_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
-    if seen.migrated:
-        return [Departed(vm.vm_id, seen.downtime_ms)]
     if seen.ready_to_switch:
         return [Grant(vm.vm_id)]
     if seen.failure:

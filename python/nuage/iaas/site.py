@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
+import msgspec
+
 from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
 from nuage.clock import Clock
 from nuage.errors import Conflict
@@ -19,7 +21,7 @@ from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
-from nuage.quorum.port import Quorum
+from nuage.quorum.model import Quorum
 
 R = TypeVar("R")
 
@@ -38,9 +40,16 @@ class OtherSites(Protocol):
         """
         ...
 
+    def tell(self, site_id: SiteId, method: str, body: object) -> None:
+        """Send a notice that may be lost.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmDraft:
+        Raises:
+            SiteUnreachable: the site is cut off.
+        """
+        ...
+
+
+class VmDraft(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A new VM on its way to the site that will be elected, with what is made along with it."""
 
     vm: Vm
@@ -48,8 +57,7 @@ class VmDraft:
     port_id: PortId | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArrivalDraft:
+class ArrivalDraft(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A VM that exists and moves: the elected node shall expect it."""
 
     vm_id: VmId
@@ -58,8 +66,7 @@ class ArrivalDraft:
     source_epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartDraft:
+class RestartDraft(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A VM whose node is gone: the elected node shall start it, under `epoch`."""
 
     vm: Vm

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, InvalidRequest
 from nuage.iaas.building import require_quota
+from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -124,7 +125,7 @@ def new_volume(
 def placed(site: Site, iaas: Iaas, volume: Volume) -> Volume:
     """Return `volume` with its copies placed and its head at the first, under epoch 1."""
     places = place_volume(site, iaas)
-    return replace(volume, replicas=places, head=places[0].node_id, epoch=1)
+    return replace(volume, replicas=places, head=places[0].node_id, epoch=FIRST_EPOCH)
 
 
 async def create_volume(site: Site, _principal: Principal, body: CreateVolume) -> Shown[Volume]:

@@ -50,7 +50,7 @@ class WishContext:
 
     index: FederationIndex
     storage_key: bytes
-    lease_until_s: Callable[[], float]
+    lease_until_s: Callable[[VmId], float]
     may_switch: Callable[[VmId], bool]
 
 
@@ -83,7 +83,9 @@ def vnode_wish(context: WishContext, node_id: NodeId, revision: int) -> VnodeWis
         if wish is None:
             continue
         incoming = IncomingMigration(
-            source_node_id=migration.source_node, source_epoch=migration.source_epoch
+            source_node_id=migration.source_node,
+            source_epoch=migration.source_epoch,
+            disk_slots=vm_moving.disk_slots,
         )
         wishes.append(replace(wish, incoming=incoming))
     return VnodeWish(revision=revision, vms=tuple(wishes))
@@ -142,7 +144,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
         ssh_keys=vm.ssh_keys,
         reboot_count=vm.reboot_count,
         qos_class=iaas.contract.qos_class,
-        lease_until_s=context.lease_until_s() if fails_over else 0.0,
+        lease_until_s=context.lease_until_s(vm.vm_id) if fails_over else 0.0,
     )
 
 

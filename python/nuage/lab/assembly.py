@@ -8,15 +8,16 @@ one process walks through all namespaces.
 import asyncio
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
+from nuage.api.client import Client
 from nuage.clock import SystemClock
 from nuage.daemon.configuration import (
     AgentConfiguration,
@@ -28,8 +29,9 @@ from nuage.daemon.configuration import (
 )
 from nuage.daemon.hardware import BmcLogin
 from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, join_as_site
-from nuage.errors import Conflict, NuageError, TimedOut
+from nuage.errors import Conflict, TimedOut
 from nuage.ids import FederationId, NodeId, RackId, SiteId
+from nuage.lab import kernel
 from nuage.lab.control import Service
 from nuage.lab.description import NodeDescription, SiteDescription
 from nuage.lab.lab import Lab
@@ -158,7 +160,7 @@ class _Assembly:
             try:
                 self._in_node(
                     self._controller(site_id),
-                    lambda: asyncio.run(join_as_site(configuration, token)),
+                    partial(_join_site, configuration, token),
                 )
             except Conflict:  # the quorum's last newcomer has not started yet
                 if time.monotonic() > deadline_s:
@@ -277,7 +279,7 @@ class _Assembly:
 
     def _in_node(self, node: NodeDescription, act: Callable[[], R]) -> R:
         """Run `act` on a thread that stands in the node's network namespace."""
-        return in_namespace(self._lab.namespace(node.name), act)
+        return kernel.inside(self._lab.namespace(node.name), act)
 
     def _wait(self, whom: str, is_there: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S
@@ -291,8 +293,6 @@ class _Assembly:
             time.sleep(POLL_S)  # noqa: TID251 - waits for a process
 
     def _wait_for_nodes(self, configurations: Iterable[str]) -> None:
-        from nuage.cli.client import Client
-
         self._report("nodes connect")
         admin = admin_of(self._lab)
         sites = list(configurations)
@@ -312,22 +312,5 @@ class _Assembly:
         self._wait("all nodes", connected)
 
 
-def in_namespace(name: str, act: Callable[[], R]) -> R:
-    """Run `act` on a thread of its own inside a network namespace and return what it returns."""
-    results: list[R] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with Path(f"/run/netns/{name}").open("rb") as handle:
-                os.setns(handle.fileno(), os.CLONE_NEWNET)  # type: ignore[attr-defined]
-            results.append(act())
-        except (NuageError, OSError) as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+def _join_site(configuration: ControllerConfiguration, token: str) -> None:
+    asyncio.run(join_as_site(configuration, token))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from nuage.errors import InvalidRequest, NotFound, Unavailable
+from nuage.errors import InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.lab.cabling import CablePlan
 
 NETNS_DIR: Final = Path("/run/netns")
@@ -119,18 +119,20 @@ def delete_namespaces(names: Sequence[str]) -> None:
 def inside(namespace: str, act: Callable[[], T]) -> T:
     """Run `act` on a thread of its own within `namespace`; sockets made there stay there."""
     outcome: list[T] = []
-    failure: list[OSError] = []
+    failure: list[OSError | NuageError] = []
 
     def enter() -> None:
         try:
             _setns(namespace)
             outcome.append(act())
-        except OSError as error:
+        except (OSError, NuageError) as error:
             failure.append(error)
 
     thread = threading.Thread(target=enter, name=f"in {namespace}")
     thread.start()
     thread.join()
+    if failure and isinstance(failure[0], NuageError):
+        raise failure[0]
     if failure:
         raise Unavailable(f"in namespace {namespace}: {failure[0]}") from failure[0]
     return outcome[0]

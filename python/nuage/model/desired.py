@@ -170,12 +170,17 @@ class HeadWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonWish:
-    """The storage daemon of one IaaS on this IO-node; data key by reference, never by value."""
+    """The storage daemon of one IaaS on this IO-node; data key by reference, never by value.
+
+    Only what `erased` names is deleted. A copy that is in no wish is kept and reported: its
+    volume may be of a site that has not been heard yet.
+    """
 
     iaas_id: IaasId
     label: int
     replicas: tuple[ReplicaWish, ...]
     heads: tuple[HeadWish, ...]
+    erased: tuple[VolumeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,11 @@ class ImageState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A raw disk image, kept by SHA-256. `iaas_id` None means public to the federation."""
+    """A disk image. `iaas_id` None means public to the federation.
+
+    `source_sha256` is the file's as it was sent, `sha256` that of the raw image made of it, by
+    which it is kept and checked wherever it is copied.
+    """
 
     image_id: ImageId
     name: str
@@ -27,5 +31,6 @@ class Image:
     received_bytes: int = 0
     sites: tuple[SiteId, ...] = ()
     failure: str = ""
+    source_sha256: str = ""
     os_distro: str = ""
     os_version: str = ""

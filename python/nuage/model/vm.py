@@ -71,6 +71,8 @@ class Vm:
     preference: float = 0.0
     reboot_count: int = 0  # raised by one to ask for a reboot
     migrating_to: NodeId | None = None
+    disk_slots: tuple[VolumeId, ...] = ()  # as its node has them plugged; a target must do alike
+    downtime_ms: float = 0.0  # the guest's pause in its last live migration
     failure: str = ""
 
     def __post_init__(self) -> None:

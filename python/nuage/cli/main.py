@@ -1,0 +1,56 @@
+"""`nuage`: the group of all commands, and the one place that tells errors to people."""
+
+import sys
+
+import click
+
+from nuage import __version__
+from nuage.errors import NoCandidate, NuageError
+
+
+class NuageGroup(click.Group):
+    """Tells our errors in two lines: what was wrong, and what would help."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; exit with 1 on an error of ours."""
+        try:
+            return super().invoke(ctx)
+        except NuageError as error:
+            tell(error)
+            sys.exit(1)
+
+
+def tell(error: NuageError) -> None:
+    """Print an error on standard error."""
+    field = getattr(error, "field", "")
+    where = f" ({field})" if field else ""
+    click.secho(f"error: {error.message}{where}", fg="red", err=True)
+    if isinstance(error, NoCandidate):
+        for candidate, rule, reason in error.refusals:
+            click.echo(f"  {candidate:<24} {rule:<18} {reason}", err=True)
+    if error.hint:
+        click.echo(f"hint:  {error.hint}", err=True)
+
+
+@click.group(cls=NuageGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nuage")
+def main() -> None:
+    """Nuage joins small, independent datacenters into one sovereign cloud.
+
+    A machine of its own for a first look: `nuage lab up` starts four datacenters here.
+    """
+
+
+def _mount() -> None:
+    from nuage.cli.daemons import DAEMON_COMMANDS
+    from nuage.cli.joining import JOINING_COMMANDS
+    from nuage.lab.commands import lab_group
+
+    for command in (*DAEMON_COMMANDS, *JOINING_COMMANDS, lab_group):
+        main.add_command(command)
+
+
+_mount()
+
+if __name__ == "__main__":
+    main()

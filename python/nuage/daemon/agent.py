@@ -1,0 +1,127 @@
+"""What every agent does alike: one channel to its controller, wishes down, reports up.
+
+The channel comes and goes; the agent behind it goes on with its last wish either way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from random import Random
+from typing import Final, Generic, TypeVar
+
+import structlog
+
+from nuage.channel import ChannelClient, ChannelState, Expected, Handlers
+from nuage.clock import Clock
+from nuage.daemon.configuration import AgentConfiguration
+from nuage.daemon.nodes import FollowWishes, ReportTaken
+from nuage.daemon.process import Tasks
+from nuage.errors import Conflict, NuageError, Unavailable
+from nuage.model.infrastructure import NodeRole
+from nuage.trust.renewal import RENEW_METHOD, RenewAnswer, Renewer, RenewRequest
+from nuage.trust.store import TrustStore
+
+WishT = TypeVar("WishT")
+ReportT = TypeVar("ReportT")
+REPORT_EVERY_S: Final = 2.0
+CALL_TIMEOUT_S: Final = 5.0
+RETRY_S: Final = 0.5
+log = structlog.get_logger("agent")
+
+
+class AgentChannel(Generic[WishT, ReportT]):
+    """Keeps an agent and its controller in touch."""
+
+    def __init__(
+        self,
+        configuration: AgentConfiguration,
+        role: NodeRole,
+        handlers: Handlers,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._configuration = configuration
+        self._role = role
+        self._tasks = tasks
+        self._clock = clock
+        self._store = TrustStore(configuration.trust_dir)
+        identity = self._store.identity()
+        self._opened = asyncio.Event()
+        self.lease_until_s = 0.0  # by the monotonic clock, from the controller's last answer
+        self.client = ChannelClient(
+            configuration.controller,
+            self._store.client_context(),
+            handlers,
+            clock,
+            expected=Expected(
+                identity.federation_id, site_id=identity.site_id, role=NodeRole.CONTROLLER
+            ),
+            on_state=self._state_changed,
+        )
+
+    def _state_changed(self, state: ChannelState, reason: str) -> None:
+        log.info("controller", state=state.value, reason=reason)
+        if state is ChannelState.READY:
+            self._opened.set()
+
+    def start(
+        self,
+        *,
+        wish_type: type[WishT],
+        take_wish: Callable[[WishT], Awaitable[None]],
+        reports: Callable[[], AsyncIterator[ReportT]],
+    ) -> None:
+        """Begin to talk."""
+        self.client.start()
+        self._tasks.keep("wishes", lambda: self._follow(wish_type, take_wish))
+        self._tasks.keep("reports", lambda: self._report(reports))
+        renewer = Renewer(self._store, self._renew, self._clock, Random())
+        self._tasks.keep("renewal", renewer.run)
+
+    async def _renew(self, request: RenewRequest) -> RenewAnswer:
+        return await self.client.call(RENEW_METHOD, request, RenewAnswer)
+
+    async def _wait_open(self) -> None:
+        while not self.client.is_ready:
+            self._opened.clear()
+            await self._opened.wait()
+
+    async def _follow(
+        self, wish_type: type[WishT], take_wish: Callable[[WishT], Awaitable[None]]
+    ) -> None:
+        while True:
+            await self._wait_open()
+            try:
+                await self.client.call(
+                    "node.hello", self._configuration.node, ReportTaken, CALL_TIMEOUT_S
+                )
+                stream = self.client.subscribe(
+                    f"{self._role.value}.wishes", FollowWishes(), wish_type
+                )
+                async for wish in stream:
+                    try:
+                        await take_wish(wish)
+                    except Conflict as error:
+                        log.warning("wish refused", reason=error.message)
+            except NuageError as error:
+                log.info("wishes interrupted", reason=error.message)
+                await self._clock.sleep(RETRY_S)
+
+    async def _report(self, reports: Callable[[], AsyncIterator[ReportT]]) -> None:
+        async for report in reports():
+            sent_s = self._clock.monotonic_s()
+            try:
+                taken = await self.client.call(
+                    f"{self._role.value}.report", report, ReportTaken, CALL_TIMEOUT_S
+                )
+            except Unavailable:
+                await self._wait_open()
+                continue
+            except NuageError as error:
+                log.warning("report refused", reason=error.message)
+                continue
+            if taken.lease_s > 0:
+                self.lease_until_s = max(self.lease_until_s, sent_s + taken.lease_s)
+
+    async def close(self) -> None:
+        """Say goodbye to the controller."""
+        await self.client.close()

@@ -1,0 +1,153 @@
+"""The TOML file of a process, read once at start.
+
+Unknown keys are errors, so that a typing mistake is not silently a default.
+"""
+
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from nuage.errors import InvalidRequest
+from nuage.model.infrastructure import Datacenter, Node
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuorumConfiguration:
+    """A site's member of the quorum; without `peer_url` the federation is one site alone."""
+
+    data_dir: Path | None = None
+    client_url: str = ""
+    peer_url: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerConfiguration:
+    """A site's controller.
+
+    `api_listen` holds ``host:port`` (TLS) and ``unix:/path``. `catalogue` is ``sqlite`` or the
+    client URL of the site's own etcd.
+    """
+
+    state_dir: Path
+    trust_dir: Path
+    datacenter: Datacenter
+    channel_listen: str
+    join_listen: str
+    api_listen: tuple[str, ...]
+    quorum: QuorumConfiguration = field(default_factory=QuorumConfiguration)
+    catalogue: str = "sqlite"
+    policy: str = "power"
+    log_level: str = "info"
+    bmc_login_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfiguration:
+    """What every agent needs: who it is, and where its controller listens."""
+
+    node: Node
+    state_dir: Path
+    trust_dir: Path
+    controller: str
+    metrics_listen: str = ""
+    log_level: str = "info"
+    bmc_login_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VnodeConfiguration(AgentConfiguration):
+    """A V-node. `idle_watts` and `peak_watts` are the node's own, for the model meter."""
+
+    idle_watts: float = 100.0
+    peak_watts: float = 250.0
+    boot_time_s: float = 60.0
+    accelerator: str = "auto"
+    calibration_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IonodeConfiguration(AgentConfiguration):
+    """An IO-node: where its disks are mounted and which program stores."""
+
+    data_dir: Path
+    capacity_bytes: int = 0
+    storaged: str = "nuage-storaged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeConfiguration(AgentConfiguration):
+    """An edge: its addresses towards the providers."""
+
+    providers: tuple[str, ...] = ()
+
+
+def load(path: Path, cls: type[T]) -> T:
+    """Read `path` as `cls`.
+
+    Raises:
+        InvalidRequest: the file is missing or not TOML, or a key is missing, unknown or of the
+            wrong kind; the message names file and key.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InvalidRequest(f"there is no configuration file {path}", field="config") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(f"{path}: {error}", field="config") from None
+    _forbid_unknown(document, cls, where=str(path))
+    try:
+        return msgspec.convert(document, cls, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{path}: {error}", field="config") from None
+
+
+def _path(cls: type, value: object) -> object:
+    if issubclass(cls, Path):
+        return Path(str(value))
+    raise NotImplementedError(cls)
+
+
+def _forbid_unknown(document: dict[str, object], cls: type, *, where: str) -> None:
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    for key, value in document.items():
+        if key not in known:
+            raise InvalidRequest(
+                f"{where}: no key {key!r}; there is {', '.join(sorted(known))}", field=key
+            )
+        for inner in (hints[key], *get_args(hints[key])):
+            if isinstance(value, dict) and get_origin(inner) is None and is_dataclass(inner):
+                assert isinstance(inner, type)
+                _forbid_unknown(value, inner, where=f"{where}: {key}")
+
+
+def render(value: object) -> str:
+    """Return a configuration as TOML, for tools that write these files."""
+    lines: list[str] = []
+    tables: list[tuple[str, dict[str, object]]] = []
+    document = msgspec.to_builtins(value, enc_hook=str)
+    for key, item in document.items():
+        if isinstance(item, dict):
+            tables.append((key, item))
+        elif item is not None:
+            lines.append(f"{key} = {_toml(item)}")
+    for key, table in tables:
+        lines.append(f"\n[{key}]")
+        nested = {k: v for k, v in table.items() if isinstance(v, dict)}
+        plain = {k: v for k, v in table.items() if k not in nested and v is not None}
+        lines += [f"{k} = {_toml(v)}" for k, v in plain.items()]
+        for inner, deep in nested.items():
+            lines.append(f"\n[{key}.{inner}]")
+            lines += [f"{k} = {_toml(v)}" for k, v in deep.items() if v is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(item: object) -> str:
+    if isinstance(item, list | tuple):
+        return "[" + ", ".join(_toml(part) for part in item) + "]"
+    return msgspec.json.encode(item).decode()  # strings, numbers, booleans: JSON's are TOML's

@@ -1,0 +1,456 @@
+"""A site's controller: API, catalogue, feeds, Local and Master Agent, reconcilers. Wiring only."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import structlog
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from nuage.api.dispatch import OPERATION_METHOD, Carried, Dispatcher
+from nuage.api.events import EventRing
+from nuage.api.http import Doors, build_application
+from nuage.catalogue.follow import FeedFollower
+from nuage.catalogue.replica import SqliteReplicas
+from nuage.catalogue.sqlite import SqliteCatalogue
+from nuage.channel import ChannelServer, Handlers, Peer, current_request_id, parse_address
+from nuage.clock import Clock, SystemClock
+from nuage.daemon.access import Access, Audit, known_user
+from nuage.daemon.configuration import ControllerConfiguration
+from nuage.daemon.guardian import Guardian, lease_until_s
+from nuage.daemon.hardware import redfish_fence
+from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
+from nuage.daemon.joining import STORAGE_KEY_FILE, Welcoming, first_user, own_number, service_hosts
+from nuage.daemon.metrics import ControllerMetrics
+from nuage.daemon.nodes import NodeSessions, Reactions
+from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChannels
+from nuage.daemon.process import Tasks, new_registry
+from nuage.daemon.quorum import open_quorum
+from nuage.daemon.reconciler import Reconciler
+from nuage.daemon.sites import IndexedReplicas, SiteLinks
+from nuage.errors import NuageError
+from nuage.iaas.index import Change, FederationIndex
+from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
+from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
+from nuage.iaas.site import Site
+from nuage.iaas.wishes import WishContext
+from nuage.ids import NodeId, SiteId, VmId
+from nuage.model.desired import VnodeReport
+from nuage.model.identity import User
+from nuage.model.infrastructure import Datacenter, Node, NodeRole, Rack
+from nuage.model.trust import SiteTrust
+from nuage.model.vm import Vm
+from nuage.placement.local_agent import LocalAgent
+from nuage.placement.master_agent import MasterAgent
+from nuage.placement.placer import Placer
+from nuage.placement.policies import PolicyBook
+from nuage.quorum.lease import LeaseHolder
+from nuage.quorum.model import LeaseTiming, Ownership
+from nuage.trust.audit import AuditLog
+from nuage.trust.book import TrustBook
+from nuage.trust.files import write_atomically
+from nuage.trust.renewal import Renewer, own_authority, register_renewal
+from nuage.trust.store import TrustStore
+from nuage.trust.tokens import TokenChecker, TokenIssuer
+
+SESSION_FILE: Final = "lease-session"
+EVENTS_STREAM: Final = "events"
+LEASE_REFRESH_S: Final = 2.0
+log = structlog.get_logger("controller")
+
+
+@dataclass(frozen=True, slots=True)
+class FollowEvents:
+    """Another site follows this one's event stream."""
+
+
+class Controller:
+    """One controller, from configuration to running."""
+
+    def __init__(self, configuration: ControllerConfiguration, clock: Clock | None = None) -> None:
+        self._configuration = configuration
+        self._clock = clock or SystemClock()
+        self._tasks = Tasks()
+        self._store = TrustStore(configuration.trust_dir)
+        self._closers: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self) -> Callable[[], Awaitable[None]]:
+        """Start everything, in order of dependence; return what stops it."""
+        self._datacenter = replace(
+            self._configuration.datacenter, number=own_number(self._configuration)
+        )
+        await self._open_state()
+        self._wire_agents()
+        self._wire_sites()
+        self._wire_site()
+        self._wire_nodes()
+        await self._publish_self()
+        await self._listen()
+        return self.stop
+
+    async def stop(self) -> None:
+        """Stop in the reverse order; the lease runs out by itself, VMs go on."""
+        await self._tasks.close()
+        for close in reversed(self._closers):
+            await close()
+
+    # State ----------------------------------------------------------------------------------------
+
+    async def _open_state(self) -> None:
+        configuration = self._configuration
+        state_dir = configuration.state_dir
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._identity = self._store.identity()
+        self.site_id = configuration.datacenter.site_id
+        self._book = TrustBook(self._store.root())
+        self._book.take(self._store.site_trust())
+        self._catalogue = await SqliteCatalogue.open(
+            state_dir / "catalogue.db", site=self.site_id, clock=self._clock
+        )
+        self._closers.append(self._catalogue.close)
+        self.index = FederationIndex(self.site_id)
+        _, records = self._catalogue.all_records()
+        for record in records:
+            self.index.put(record)
+        replicas = await SqliteReplicas.open(self._catalogue)
+        for site_id in replicas.sites():
+            table = replicas.table(site_id)
+            if table is not None:
+                self.index.replace_site(site_id, table.all_records())
+        self._replicas = IndexedReplicas(replicas, self.index, self._on_change)
+        self.events = EventRing(self.site_id, self._clock)
+        self._audit_log = AuditLog(
+            state_dir / "audit",
+            site_id=self.site_id,
+            key=self._store.signer_key(),
+            now_s=self._clock.now_s,
+        )
+        self._audit = Audit(self._audit_log, self._tasks)
+        self._closers.append(self._close_audit)
+
+    async def _close_audit(self) -> None:
+        self._audit.close()
+
+    # Rooms ----------------------------------------------------------------------------------------
+
+    def _wire_agents(self) -> None:
+        policies = PolicyBook.load(default=self._configuration.policy)
+        agent = LocalAgent(self._datacenter, policies=policies)
+        self._local = LocalPlacing(agent, self._clock)
+        self._master = MasterAgent(policies=policies)
+
+    def _wire_sites(self) -> None:
+        self._handlers = Handlers()
+        self.links = SiteLinks(
+            federation_id=self._identity.federation_id,
+            datacenter=self._datacenter,
+            ssl_context=self._store.client_context(),
+            handlers=self._handlers,
+            admit=self._book.revocations.admit,
+            clock=self._clock,
+            peers_file=self._configuration.state_dir / "peers.json",
+            tasks=self._tasks,
+        )
+        self.links.register(self._handlers, self._catalogue)
+        self._local.register(self._handlers)
+        self._transport = PlacementOnChannels(self.site_id, self._local, self.links, self._clock)
+        self._placer = Placer(
+            self._master, self._transport, self._clock, sites=self._reachable_sites
+        )
+        self._closers.append(self.links.close)
+
+    def _reachable_sites(self) -> tuple[SiteId, ...]:
+        return (self.site_id, *self.links.site_ids())
+
+    def _wire_site(self) -> None:
+        configuration = self._configuration
+        timing = LeaseTiming()
+        self._quorum = open_quorum(configuration, self._clock, timing)
+        self._closers.append(self._quorum.close)
+        self._holder = LeaseHolder(
+            self._quorum,
+            self.site_id,
+            clock=self._clock,
+            timing=timing,
+            session=_kept_session(configuration.state_dir / SESSION_FILE),
+            acquired=self._lease_acquired,
+        )
+        write_atomically(
+            configuration.state_dir / SESSION_FILE, self._holder.session.encode(), secret=True
+        )
+        self._sessions = NodeSessions(self.site_id, self._clock)
+        self.site = Site(
+            site_id=self.site_id,
+            clock=self._clock,
+            index=self.index,
+            catalogue=self._catalogue,
+            quorum=self._quorum,
+            others=self.links,
+            nodes=self._sessions,
+            placer=DraftingPlacer(self._placer, self._transport),
+            announce=self._announce,
+            on_change=self._on_change,
+            age_of=self.links.age_of,
+        )
+        self._local.serve(self.site)
+        self._movement = Movement(self.site)
+        self._guardian = Guardian(
+            self.site,
+            self._holder.view,
+            redfish_fence(configuration.bmc_login_file),
+            self._clock,
+            is_connected=self._sessions.is_connected,
+            on_owned=self._touch_all,
+        )
+        context = WishContext(
+            index=self.index,
+            storage_key=(configuration.state_dir / STORAGE_KEY_FILE).read_bytes(),
+            lease_until_s=lease_until_s(self._guardian, self._clock),
+            may_switch=self._movement.may_switch,
+        )
+        self._reconciler = Reconciler(
+            self.site, context, self._sessions, self._movement, self._tasks
+        )
+        self._serve_other_sites()
+
+    def _lease_acquired(self, owned: Sequence[Ownership]) -> None:
+        self._guardian.acquired(owned)
+
+    def _serve_other_sites(self) -> None:
+        controllers = {NodeRole.CONTROLLER}
+
+        @self._handlers.method(VOLUME_LEFT_METHOD, VolumeLeft, roles=controllers)
+        async def left(_peer: Peer, body: VolumeLeft) -> None:
+            await volume_left(self.site, body)
+
+        @self._handlers.method(GIVE_UP_METHOD, MigrationGivenUp, roles=controllers)
+        async def given_up(_peer: Peer, body: MigrationGivenUp) -> None:
+            await self._movement.drop(body)
+
+        @self._handlers.stream(EVENTS_STREAM, FollowEvents, roles=controllers)
+        async def events(_peer: Peer, _body: FollowEvents) -> AsyncIterator[object]:
+            async for line in self.events.follow(own_only=True):
+                yield line
+
+    # Nodes ----------------------------------------------------------------------------------------
+
+    def _wire_nodes(self) -> None:
+        self._sessions.register(
+            self._handlers,
+            Reactions(
+                hello=self._node_hello,
+                vnode_report=self._vnode_report,
+                ionode_report=self._reconciler.take_ionode_report,
+                subscribed=lambda node_id, _role: self._reconciler.touch((node_id,)),
+                lost=self._node_lost,
+                lease_s=self._guardian.lease_s,
+            ),
+        )
+        register_renewal(self._handlers, self._store, self._book.revocations, self._clock)
+        for node in self.index.values(Node):
+            if node.site_id == self.site_id:
+                self._sessions.expect(node.node_id)
+
+    async def _node_hello(self, node: Node) -> None:
+        known = self.index.find_value(Node, node.node_id)
+        if known is not None:
+            node = replace(node, maintenance=known.maintenance)
+        if self.index.find_value(Rack, node.rack_id) is None:
+            rack = Rack(rack_id=node.rack_id, site_id=self.site_id, name=node.rack_id)
+            await self.site.save(rack)
+        if known != node:
+            await self.site.save(node)
+
+    def _vnode_report(self, report: VnodeReport) -> None:
+        node = self.index.find_value(Node, report.node_id)
+        vector = replace(
+            report.estimate,
+            sent_s=self._clock.now_s(),
+            maintenance=node is not None and node.maintenance,
+        )
+        self._local.agent.update(vector)
+        self._reconciler.take_vnode_report(report)
+
+    def _node_lost(self, node_id: NodeId) -> None:
+        self._local.agent.forget(node_id)
+        self._reconciler.node_lost(node_id)
+        self._tasks.start(f"lost {node_id}", self._guardian.node_lost(node_id))
+
+    def _touch_all(self) -> None:
+        self._reconciler.touch(
+            node.node_id for node in self.index.values(Node) if node.site_id == self.site_id
+        )
+
+    # Changes --------------------------------------------------------------------------------------
+
+    def _on_change(self, change: Change) -> None:
+        self._reconciler.on_change(change)
+        value = None if change.after is None else change.after.value
+        if isinstance(value, SiteTrust) and value.site_id != self.site_id:
+            self._take_trust(value)
+        elif isinstance(value, Datacenter) and value.site_id != self.site_id:
+            self.links.know(value.site_id, value.addresses)
+        elif isinstance(value, Vm) and value.site_id != self.site_id:
+            self._tasks.start(f"tidy {value.vm_id}", self._movement.tidy(value.vm_id))
+        if change.kind == "vm" and change.after is None:
+            self._local.agent.release_vm(VmId(change.id))
+
+    def _take_trust(self, document: SiteTrust) -> None:
+        try:
+            is_news = self._book.take(document)
+        except NuageError as error:
+            log.error("trust refused", of=document.site_id, error=error.message)
+            return
+        if is_news:
+            self._drop_revoked()
+
+    def _drop_revoked(self) -> None:
+        self._server.drop(self._book.revocations.to_drop(self._server.peers), "revoked")
+
+    def _announce(self, kind: str, object_id: str, what: str, text: str) -> None:
+        self.events.announce(kind, object_id, what, text, current_request_id())
+        log.info("event", kind=kind, id=object_id, what=what, text=text)
+
+    # Start ----------------------------------------------------------------------------------------
+
+    async def _publish_self(self) -> None:
+        for value in (self._datacenter, self._store.site_trust()):
+            known = self.index.find_value(type(value), self.site_id)
+            if known != value:
+                await self.site.save(value)
+        admin = first_user(self._configuration.state_dir)
+        if admin is not None and self.index.find_value(User, admin.user_id) is None:
+            await self.site.save(admin)
+        for site_trust in self.index.values(SiteTrust):
+            if site_trust.site_id != self.site_id:
+                self._take_trust(site_trust)
+
+    async def _listen(self) -> None:
+        configuration = self._configuration
+        self._server = ChannelServer(
+            self._store.server_context(),
+            self._handlers,
+            self._clock,
+            admit=self._book.revocations.admit,
+        )
+        await self._server.listen(*parse_address(configuration.channel_listen))
+        self._closers.append(self._server.close)
+        self._sessions.serve_on(self._server)
+        welcoming = Welcoming(self.site, self._store, configuration, self._clock)
+        self._closers.append(await welcoming.listen())
+        await self._serve_api()
+        follower = FeedFollower(
+            self._replicas,
+            reader=self.site_id,
+            subscribe=self.links.subscribe_feed,
+            clock=self._clock,
+        )
+        self.links.start(follower)
+        for datacenter in self.index.values(Datacenter):
+            self.links.know(datacenter.site_id, datacenter.addresses)
+        self._keep_tasks()
+
+    def _keep_tasks(self) -> None:
+        self._tasks.keep("nodes", self._sessions.watch)
+        self._tasks.keep("lease", self._holder.hold)
+        self._tasks.keep("guardian", self._guardian.watch)
+        self._tasks.keep("lease refresh", self._refresh_leases)
+        renewer = Renewer(
+            self._store, own_authority(self._store, self._clock), self._clock, Random()
+        )
+        self._tasks.keep("renewal", renewer.run)
+        self._tasks.keep("audit seal", self._seal_audit)
+        self._tasks.keep("service certificate", self._renew_service)
+
+    async def _refresh_leases(self) -> None:
+        """Send fail-over VMs' new lease down before the old one ends."""
+        while True:
+            await self._clock.sleep(LEASE_REFRESH_S)
+            nodes = {
+                vm.node_id
+                for vm in self.index.values(Vm)
+                if self._guardian.may_run(vm.vm_id) and vm.node_id is not None
+            }
+            self._reconciler.touch(nodes)
+
+    async def _renew_service(self) -> None:
+        while True:
+            now_s = self._clock.now_s()
+            if self._store.service_is_due(now_s):
+                self._store.issue_service(service_hosts(self._configuration), now_s=now_s)
+                self._api_context.load_cert_chain(*self._store.service_files)
+            await self._clock.sleep(3600.0)
+
+    async def _seal_audit(self) -> None:
+        while True:
+            await self._clock.sleep(60.0)
+            self._audit_log.sync()
+
+    async def _serve_api(self) -> None:
+        access = Access(
+            checker_keys=TokenChecker(self._book, known_user(self.index, self.links.age_of)),
+            issuer=TokenIssuer(
+                federation_id=self._identity.federation_id,
+                site_id=self.site_id,
+                key=self._store.signer_key(),
+            ),
+            index=self.index,
+            clock=self._clock,
+        )
+        dispatcher = Dispatcher(self.site, access, self._audit)
+        images = ControllerImages(
+            ImageFolder(self._configuration.state_dir / "images"),
+            self.site,
+            dispatcher,
+            self._fetch_image,
+        )
+        images.register(self._handlers)
+
+        @self._handlers.method(OPERATION_METHOD, Carried, roles={NodeRole.CONTROLLER})
+        async def operation(_peer: Peer, carried: Carried) -> object:
+            return await dispatcher.perform_carried(carried)
+
+        metrics = ControllerMetrics(new_registry())
+
+        def render() -> bytes:
+            ages = {str(site): self.links.age_of(site) for site in self.links.site_ids()}
+            metrics.refresh(self.index, ages, self._guardian.lease_s())
+            return generate_latest(metrics.registry)
+
+        application = build_application(
+            Doors(
+                site=self.site,
+                dispatcher=dispatcher,
+                issuer=access,
+                images=images,
+                events=self.events,
+                metrics=render,
+            )
+        )
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        self._closers.append(runner.cleanup)
+        for listen in self._configuration.api_listen:
+            await self._add_listener(runner, listen)
+
+    async def _add_listener(self, runner: web.AppRunner, listen: str) -> None:
+        if listen.startswith("unix:"):
+            path = Path(listen.removeprefix("unix:"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            await web.UnixSite(runner, str(path)).start()
+            path.chmod(0o600)
+            return
+        host, port = parse_address(listen)
+        self._api_context = self._store.api_context()
+        await web.TCPSite(runner, host, port, ssl_context=self._api_context).start()
+
+    def _fetch_image(self, site_id: SiteId, ask: ReadImage) -> AsyncIterator[ImageChunk]:
+        return self.links.subscribe(site_id, IMAGE_STREAM, ask, ImageChunk)
+
+
+def _kept_session(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

@@ -1,0 +1,251 @@
+"""What becomes of VMs whose node or site is gone: once started again, never twice.
+
+A silent node is first put beyond doubt: its BMC switches it off and says so. Only then are its VMs
+started elsewhere in the site, under their next epoch, which the heads of their disks demand from
+then on. Without that proof nothing is started; the VMs are shown as unknown.
+
+A site whose lease in the quorum has run out has stopped its fail-over VMs by then
+(`quorum.model.LeaseTiming`). The sites that hold copies of their disks take them over, each VM by
+whoever the quorum lets. A site that comes back asks the quorum what it still owns before any of
+its nodes may start such a VM again.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from nuage.clock import Clock
+from nuage.errors import Conflict, NuageError
+from nuage.iaas.epochs import EPOCH_STEP, next_local
+from nuage.iaas.site import RestartDraft, Site
+from nuage.iaas.takeover import successors
+from nuage.ids import NodeId, RequestId, SiteId, VmId, new_id
+from nuage.model.contract import CutOffRule
+from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Node, NodeRole
+from nuage.model.placement import VmRequest
+from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.model.volume import Volume, VolumeState
+from nuage.quorum.lease import LeaseView
+from nuage.quorum.model import Ownership, Quorum
+
+WATCH_EVERY_S: Final = 2.0
+FENCE_RETRY_S: Final = 3.0
+FENCE_TRIES_MAX: Final = 20
+log = structlog.get_logger("guardian")
+
+# Switches a node off and returns whether its BMC confirms that it is off.
+Fence = Callable[[Node], Awaitable[bool]]
+
+
+class Guardian:
+    """Restarts and takes over; one per controller."""
+
+    def __init__(
+        self,
+        site: Site,
+        view: LeaseView,
+        fence: Fence,
+        clock: Clock,
+        *,
+        is_connected: Callable[[NodeId], bool],
+        on_owned: Callable[[], None],
+    ) -> None:
+        self._site = site
+        self._view = view
+        self._fence = fence
+        self._clock = clock
+        self._is_connected = is_connected
+        self._on_owned = on_owned
+        self._owned: set[VmId] = set()
+        self._was_held = False
+
+    # Leases of fail-over VMs ------------------------------------------------------------------
+
+    def lease_s(self) -> float:
+        """Return how long this site may still act as owner; 0.0 when it may not."""
+        return self._view.remaining_s(self._clock.monotonic_s()) if self._was_held else 0.0
+
+    def may_run(self, vm_id: VmId) -> bool:
+        """Tell whether the quorum has confirmed that a fail-over VM is this site's."""
+        return vm_id in self._owned
+
+    def acquired(self, owned: Sequence[Ownership]) -> None:
+        """Hear what this site still owns, before its lease counts again (`LeaseHolder`)."""
+        self._owned = {VmId(o.id) for o in owned if o.kind == "vm"}
+        self._was_held = True
+        self._report_difference()
+        self._on_owned()
+
+    async def watch(self) -> None:
+        """Keep what is owned claimed, and take over from sites that are gone; runs for ever."""
+        while True:
+            if self._is_held():
+                await self._claim_new()
+                await self._take_over()
+            elif self._was_held:
+                self._was_held = False
+                self._owned.clear()
+                own = self._site.site_id
+                self._site.announce("site", own, "lease-lost", "cut off: the site's lease ended")
+                self._on_owned()
+            await self._clock.sleep(WATCH_EVERY_S)
+
+    def _is_held(self) -> bool:
+        return self._was_held and self._view.is_held(self._clock.monotonic_s())
+
+    def _report_difference(self) -> None:
+        for record in self._site.index.shadowed():
+            shown = self._site.index.find(record.kind, record.id)
+            where = "elsewhere" if shown is None else shown.home
+            text = f"{record.kind} {record.id} is {where}'s now; the record here is kept aside"
+            self._site.announce(record.kind, record.id, "difference", text)
+
+    def _fails_over(self, vm: Vm) -> bool:
+        iaas = self._site.index.find_value(Iaas, vm.iaas_id)
+        return iaas is not None and iaas.contract.cut_off is CutOffRule.FAIL_OVER
+
+    async def _claim_new(self) -> None:
+        index = self._site.index
+        for record in list(index.records("vm")):
+            vm = record.value
+            if record.home != self._site.site_id or not isinstance(vm, Vm):
+                continue
+            if vm.vm_id in self._owned or not self._fails_over(vm):
+                continue
+            for volume_id in vm.volumes:
+                await self._claim("volume", volume_id)
+            if await self._claim("vm", vm.vm_id):
+                self._owned.add(vm.vm_id)
+                self._on_owned()
+
+    async def _claim(self, kind: str, object_id: str) -> bool:
+        own = self._site.site_id
+        held = await self._site.quorum.owner(kind, object_id)
+        if held is None:
+            held = await self._site.quorum.claim(kind, object_id, own, expected_epoch=0)
+        return held.owner == own
+
+    # A node is gone -------------------------------------------------------------------------------
+
+    async def node_lost(self, node_id: NodeId) -> None:
+        """Fence a silent V-node and start its VMs elsewhere in the site."""
+        node = self._site.index.find_value(Node, node_id)
+        if node is None or NodeRole.VNODE not in node.roles:
+            return
+        if not await self._is_fenced(node):
+            await self._mark_unknown(node_id)
+            return
+        self._site.announce("node", node_id, "fenced", f"node {node.name} is confirmed off")
+        for vm in self._site.index.on_node(Vm, node_id):
+            if self._site.index.home("vm", vm.vm_id) == self._site.site_id:
+                await self._restart(vm, next_local(vm.epoch))
+
+    async def _is_fenced(self, node: Node) -> bool:
+        for _ in range(FENCE_TRIES_MAX):
+            if self._is_connected(node.node_id):
+                return False
+            try:
+                if await self._fence(node):
+                    return True
+            except NuageError as error:
+                log.warning("fencing failed", fenced=node.node_id, error=error.message)
+            await self._clock.sleep(FENCE_RETRY_S)
+        return False
+
+    async def _mark_unknown(self, node_id: NodeId) -> None:
+        if self._is_connected(node_id):
+            return
+        for vm in self._site.index.on_node(Vm, node_id):
+            if self._site.index.home("vm", vm.vm_id) == self._site.site_id:
+                told = "its node is silent and could not be confirmed off"
+                await self._site.save(replace(vm, state=VmState.UNKNOWN, failure=told))
+
+    async def _restart(self, vm: Vm, epoch: int) -> None:
+        if vm.wish is not PowerWish.RUNNING:
+            return
+        site = self._site
+        iaas = site.index.value(Iaas, vm.iaas_id)
+        request = VmRequest(
+            request_id=RequestId(new_id("req", site.entropy)),
+            vm_id=vm.vm_id,
+            iaas_id=vm.iaas_id,
+            shape=vm.shape,
+            contract=iaas.contract,
+            site_wanted=site.site_id,
+            nodes_excluded=() if vm.node_id is None else (vm.node_id,),
+            preference=vm.preference,
+        )
+        try:
+            decision = await site.placer.place(request, RestartDraft(vm=vm, epoch=epoch))
+        except NuageError as error:
+            told = f"could not be started again: {error.message}"
+            await site.save(replace(vm, state=VmState.FAILED, failure=told))
+            site.announce("vm", vm.vm_id, "failed", f"{vm.name} {told}")
+            return
+        await site.save(decision)
+        text = f"{vm.name} starts again on {decision.elected} under epoch {epoch}"
+        site.announce("vm", vm.vm_id, "restarted", text)
+
+    # A site is gone -------------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        held = {lease.site for lease in await self._site.quorum.site_leases()}
+        index = self._site.index
+        for record in list(index.records("vm")):
+            vm = record.value
+            if record.home in held or not isinstance(vm, Vm) or not self._fails_over(vm):
+                continue
+            order = successors(index, vm, alive=held)
+            if order and order[0] == self._site.site_id:
+                try:
+                    await self._take_over_vm(vm, record.home)
+                except Conflict as error:
+                    log.info("not taken over", vm=vm.vm_id, reason=error.message)
+
+    async def _take_over_vm(self, vm: Vm, from_site: SiteId) -> None:
+        site = self._site
+        for volume_id in vm.volumes:
+            volume = site.index.value(Volume, volume_id)
+            await self._take_over_volume(volume, from_site)
+        owned = await _taken(site.quorum, "vm", vm.vm_id, from_site, site.site_id)
+        self._owned.add(vm.vm_id)
+        text = f"{vm.name} is taken over from {from_site}, whose lease has run out"
+        site.announce("vm", vm.vm_id, "taken-over", text)
+        await self._restart(vm, owned.epoch * EPOCH_STEP)
+
+    async def _take_over_volume(self, volume: Volume, from_site: SiteId) -> None:
+        site = self._site
+        if site.index.home("volume", volume.volume_id) == site.site_id:
+            return
+        owned = await _taken(site.quorum, "volume", volume.volume_id, from_site, site.site_id)
+        head = next(p.node_id for p in volume.replicas if p.site_id == site.site_id)
+        epoch = owned.epoch * EPOCH_STEP
+        taken = replace(
+            volume, head=head, epoch=epoch, portal="", state=VolumeState.READY, failure=""
+        )
+        await site.save_moving(taken, epoch=epoch)
+
+
+async def _taken(
+    quorum: Quorum, kind: str, object_id: str, from_site: SiteId, by_site: SiteId
+) -> Ownership:
+    held = await quorum.owner(kind, object_id)
+    if held is None:
+        raise Conflict(f"{kind} {object_id} was never claimed; it stays with {from_site}")
+    if held.owner == by_site:
+        return held
+    return await quorum.takeover(
+        kind, object_id, from_site=from_site, by_site=by_site, expected_epoch=held.epoch
+    )
+
+
+def lease_until_s(guardian: Guardian, clock: Clock) -> Callable[[VmId], float]:
+    """Return what `WishContext` asks: until when, by the wall clock, a fail-over VM may run."""
+
+    def until(vm_id: VmId) -> float:
+        return clock.now_s() + guardian.lease_s() if guardian.may_run(vm_id) else 1.0
+
+    return until

@@ -1,0 +1,90 @@
+"""An IO-node's process: the agent, its storage daemons, the channel. Wiring only."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import structlog
+from prometheus_client import Gauge
+
+from nuage.channel import Handlers
+from nuage.clock import Clock, SystemClock
+from nuage.daemon.agent import AgentChannel
+from nuage.daemon.configuration import IonodeConfiguration
+from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
+from nuage.daemon.process import Tasks, new_registry, serve_metrics
+from nuage.ionode.agent import IonodeAgent, IonodeOptions
+from nuage.ionode.port import StorageDaemon
+from nuage.ionode.storaged import StoragedDaemon, StoragedOptions, choose_ports, taken_ports
+from nuage.model.desired import DaemonWish, IonodeReport, IonodeWish
+from nuage.model.infrastructure import NodeRole
+from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT
+
+log = structlog.get_logger("ionode")
+
+
+class IonodeProcess:
+    """One IO-node, from configuration to running."""
+
+    def __init__(self, configuration: IonodeConfiguration, clock: Clock | None = None) -> None:
+        self._configuration = configuration
+        self._clock = clock or SystemClock()
+        self._tasks = Tasks()
+
+    async def start(self) -> Callable[[], Awaitable[None]]:
+        """Find the daemons that run, talk to the controller."""
+        configuration = self._configuration
+        configuration.state_dir.mkdir(parents=True, exist_ok=True)
+        self._images = ImageFolder(configuration.data_dir / "images")
+        self._agent = IonodeAgent(
+            IonodeOptions(
+                node_id=configuration.node.node_id,
+                site_id=configuration.node.site_id,
+                state_dir=configuration.state_dir,
+                data_dir=configuration.data_dir,
+                capacity_bytes=configuration.capacity_bytes,
+            ),
+            open_daemon=self._open_daemon,
+            fetch_image=self._fetch_image,
+            clock=self._clock,
+        )
+        self._channel: AgentChannel[IonodeWish, IonodeReport] = AgentChannel(
+            configuration, NodeRole.IONODE, Handlers(), self._tasks, self._clock
+        )
+        self._channel.start(
+            wish_type=IonodeWish, take_wish=self._agent.take_wish, reports=self._agent.reports
+        )
+        self._tasks.keep("agent", self._agent.run)
+        if configuration.metrics_listen:
+            registry = new_registry()
+            free = Gauge("nuage_ionode_free_bytes", "Bytes free for copies", registry=registry)
+            free.set_function(lambda: self._agent.report().free_bytes)
+            await serve_metrics(configuration.metrics_listen, registry)
+        return self.stop
+
+    async def stop(self) -> None:
+        """Stop the agent; the storage daemons go on serving."""
+        await self._tasks.close()
+        await self._channel.close()
+
+    async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
+        configuration = self._configuration
+        run_dir = configuration.state_dir / "daemons"
+        ports = choose_ports(run_dir / f"{wish.iaas_id}.ports", taken_ports(run_dir))
+        options = StoragedOptions(
+            binary=configuration.storaged,
+            data_dir=configuration.data_dir / "volumes",
+            run_dir=run_dir,
+            address=configuration.node.address,
+            tls_cert=configuration.trust_dir / DAEMON_CHAIN,
+            tls_key=configuration.trust_dir / DAEMON_KEY,
+            tls_ca=configuration.trust_dir / ROOT,
+        )
+        daemon = StoragedDaemon(options, wish.iaas_id, ports)
+        await daemon.start()
+        return daemon
+
+    async def _fetch_image(self, sha256: str) -> Path:
+        return await self._images.require(sha256, self._read_image)
+
+    def _read_image(self, ask: ReadImage) -> AsyncIterator[ImageChunk]:
+        return self._channel.client.subscribe(IMAGE_STREAM, ask, ImageChunk)

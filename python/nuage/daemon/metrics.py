@@ -1,0 +1,50 @@
+"""What a controller measures of itself, for Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from nuage.iaas.index import FederationIndex
+from nuage.model.vm import Vm, VmState
+
+REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class ControllerMetrics:
+    """The figures of one controller; names follow Prometheus' base units."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "nuage_api_requests_total",
+            "API requests by operation and outcome",
+            ["operation", "outcome"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "nuage_api_request_seconds",
+            "Time to answer an API request",
+            ["operation"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self._vms = Gauge("nuage_vms", "VMs of this site by state", ["state"], registry=registry)
+        self._age = Gauge(
+            "nuage_feed_age_seconds",
+            "Seconds since another site was heard",
+            ["site"],
+            registry=registry,
+        )
+        self._lease = Gauge(
+            "nuage_site_lease_seconds", "Seconds this site may act as owner", registry=registry
+        )
+
+    def refresh(self, index: FederationIndex, ages: dict[str, float], lease_s: float) -> None:
+        """Read the figures that are looked at only when somebody asks."""
+        counts = dict.fromkeys(VmState, 0)
+        for vm in index.values(Vm):
+            if vm.site_id == index.site_id:
+                counts[vm.state] += 1
+        for state, count in counts.items():
+            self._vms.labels(state.value).set(count)
+        for site, age_s in ages.items():
+            self._age.labels(site).set(age_s)
+        self._lease.set(lease_s)

@@ -1,0 +1,172 @@
+"""Sessions of this site's nodes: wishes go down as a stream, reports come up as calls.
+
+A wish is a whole desired state; a node that was away gets the newest when it subscribes, never a
+backlog. A node whose channel is closed for `NODE_LOST_AFTER_S` is announced as lost.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import structlog
+
+from nuage.channel import ChannelServer, Handlers, Peer
+from nuage.clock import Clock
+from nuage.errors import Forbidden, Unavailable
+from nuage.ids import NodeId, SiteId
+from nuage.model.desired import IonodeReport, IonodeWish, VnodeReport, VnodeWish
+from nuage.model.infrastructure import Node, NodeRole
+
+R = TypeVar("R")
+NODE_LOST_AFTER_S: Final = 6.0  # a restarting agent is back well within; see docs/design/failure.md
+log = structlog.get_logger("nodes")
+
+
+@dataclass(frozen=True, slots=True)
+class FollowWishes:
+    """A node asks for its wishes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTaken:
+    """The site has the report. `lease_s` counts from when the report was sent; 0: none held."""
+
+    lease_s: float = 0.0
+
+
+class WishSlot:
+    """The newest wish of a node; readers wait for a newer one."""
+
+    def __init__(self) -> None:
+        self._wish: VnodeWish | IonodeWish | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, wish: VnodeWish | IonodeWish) -> None:
+        """Replace the wish."""
+        self._wish = wish
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self) -> AsyncIterator[VnodeWish | IonodeWish]:
+        """Yield the wish, and then each newer one, skipping those that were replaced."""
+        sent = -1
+        while True:
+            changed = self._changed
+            if self._wish is not None and self._wish.revision > sent:
+                sent = self._wish.revision
+                yield self._wish
+            else:
+                await changed.wait()
+
+
+@dataclass(slots=True)
+class Reactions:
+    """What the controller does about its nodes."""
+
+    hello: Callable[[Node], Awaitable[None]]
+    vnode_report: Callable[[VnodeReport], None]
+    ionode_report: Callable[[IonodeReport], None]
+    subscribed: Callable[[NodeId, NodeRole], None]
+    lost: Callable[[NodeId], None]
+    lease_s: Callable[[], float]
+
+
+class NodeSessions:
+    """The nodes connected now, and what each was told last."""
+
+    def __init__(self, site_id: SiteId, clock: Clock) -> None:
+        self._site_id = site_id
+        self._clock = clock
+        self._slots: dict[NodeId, WishSlot] = {}
+        self._seen_s: dict[NodeId, float] = {}
+        self._lost: set[NodeId] = set()
+        self._server: ChannelServer | None = None
+        self._on_lost: Callable[[NodeId], None] = lambda _node_id: None
+
+    def serve_on(self, server: ChannelServer) -> None:
+        """Name the server whose peers these sessions are."""
+        self._server = server
+
+    def register(self, handlers: Handlers, reactions: Reactions) -> None:
+        """Enter the methods that agents call."""
+        agents = {NodeRole.VNODE, NodeRole.IONODE, NodeRole.EDGE}
+
+        @handlers.method("node.hello", Node, roles=agents)
+        async def hello(peer: Peer, node: Node) -> ReportTaken:
+            self._require_self(peer, node.node_id)
+            self._heard(node.node_id)
+            await reactions.hello(node)
+            return ReportTaken(reactions.lease_s())
+
+        @handlers.method("vnode.report", VnodeReport, roles={NodeRole.VNODE})
+        async def vnode_report(peer: Peer, report: VnodeReport) -> ReportTaken:
+            self._require_self(peer, report.node_id)
+            self._heard(report.node_id)
+            reactions.vnode_report(report)
+            return ReportTaken(reactions.lease_s())
+
+        @handlers.method("ionode.report", IonodeReport, roles={NodeRole.IONODE})
+        async def ionode_report(peer: Peer, report: IonodeReport) -> ReportTaken:
+            self._require_self(peer, report.node_id)
+            self._heard(report.node_id)
+            reactions.ionode_report(report)
+            return ReportTaken(reactions.lease_s())
+
+        @handlers.stream("vnode.wishes", FollowWishes, roles={NodeRole.VNODE})
+        async def vnode_wishes(peer: Peer, _body: FollowWishes) -> AsyncIterator[object]:
+            reactions.subscribed(peer.identity.node_id, NodeRole.VNODE)
+            async for wish in self.slot(peer.identity.node_id).follow():
+                yield wish
+
+        @handlers.stream("ionode.wishes", FollowWishes, roles={NodeRole.IONODE})
+        async def ionode_wishes(peer: Peer, _body: FollowWishes) -> AsyncIterator[object]:
+            reactions.subscribed(peer.identity.node_id, NodeRole.IONODE)
+            async for wish in self.slot(peer.identity.node_id).follow():
+                yield wish
+
+        self._on_lost = reactions.lost
+
+    def slot(self, node_id: NodeId) -> WishSlot:
+        """Return the wish slot of a node."""
+        return self._slots.setdefault(node_id, WishSlot())
+
+    def is_connected(self, node_id: NodeId) -> bool:
+        """Tell whether a node was heard within `NODE_LOST_AFTER_S`."""
+        seen_s = self._seen_s.get(node_id)
+        return seen_s is not None and self._clock.monotonic_s() - seen_s < NODE_LOST_AFTER_S
+
+    def expect(self, node_id: NodeId) -> None:
+        """Begin to wait for a node that the catalogue knows: it is lost if it stays silent."""
+        self._seen_s.setdefault(node_id, self._clock.monotonic_s())
+
+    async def watch(self) -> None:
+        """Announce nodes that fall silent; runs for ever."""
+        while True:
+            await self._clock.sleep(1.0)
+            for node_id in self._seen_s:
+                if self.is_connected(node_id):
+                    self._lost.discard(node_id)
+                elif node_id not in self._lost:
+                    self._lost.add(node_id)
+                    log.warning("node lost", lost=node_id)
+                    self._on_lost(node_id)
+
+    async def ask(
+        self, node_id: NodeId, method: str, body: object, result: type[R], *, timeout_s: float
+    ) -> R:
+        """Ask a node's agent (`iaas.site.Nodes`)."""
+        peers = () if self._server is None else self._server.find_peers(node_id=node_id)
+        if not peers:
+            raise Unavailable(
+                f"node {node_id} is not connected to site {self._site_id}",
+                hint="`nuage node list` shows which nodes are",
+            )
+        return await peers[-1].call(method, body, result, timeout_s)
+
+    def _require_self(self, peer: Peer, node_id: NodeId) -> None:
+        if peer.identity.node_id != node_id:
+            raise Forbidden(f"{peer.identity} may not speak for node {node_id}")
+
+    def _heard(self, node_id: NodeId) -> None:
+        self._seen_s[node_id] = self._clock.monotonic_s()

@@ -1,0 +1,223 @@
+"""Changes → wishes for this site's nodes; reports → acts on this site's records.
+
+Theory of operation. A change of the index names the nodes whose wish may differ; they are marked
+dirty and rendered together at the end of the loop's turn, so a burst of changes costs each node
+one wish. A report becomes acts (`iaas.observe`); acts on one VM run one after another, acts on
+different VMs side by side. Every act is idempotent: what fails is logged and comes again with
+the next report, which a node sends at least every two seconds.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from nuage.daemon.nodes import NodeSessions
+from nuage.daemon.process import Tasks
+from nuage.errors import NuageError
+from nuage.iaas.index import Change, FederationIndex, nodes_of
+from nuage.iaas.movement import Movement
+from nuage.iaas.observe import (
+    Act,
+    Departed,
+    GiveUp,
+    Grant,
+    Remove,
+    Save,
+    Take,
+    ionode_acts,
+    node_status,
+    vnode_acts,
+)
+from nuage.iaas.removal import remove_vm
+from nuage.iaas.site import Site
+from nuage.iaas.wishes import WishContext, ionode_wish, vnode_wish
+from nuage.ids import NodeId
+from nuage.model.desired import IonodeReport, VnodeReport
+from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Node, NodeRole
+from nuage.model.network import Port
+from nuage.model.record import KIND_OF, KINDS, Noun
+from nuage.model.status import Migration, NodeStatus
+from nuage.model.vm import Vm
+from nuage.model.volume import Volume
+
+log = structlog.get_logger("reconciler")
+
+
+class Reconciler:
+    """Keeps this site's nodes and its records in step."""
+
+    def __init__(
+        self,
+        site: Site,
+        context: WishContext,
+        sessions: NodeSessions,
+        movement: Movement,
+        tasks: Tasks,
+    ) -> None:
+        self._site = site
+        self._context = context
+        self._sessions = sessions
+        self._movement = movement
+        self._tasks = tasks
+        self._dirty: set[NodeId] = set()
+        self._revision = 0
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._listeners: list[Callable[[Change], None]] = []
+
+    def listen(self, listener: Callable[[Change], None]) -> None:
+        """Let `listener` hear every change of the index too."""
+        self._listeners.append(listener)
+
+    # Changes → wishes ---------------------------------------------------------------------------
+
+    def on_change(self, change: Change) -> None:
+        """Mark the nodes that a change concerns."""
+        if change.before is change.after:
+            return
+        for listener in self._listeners:
+            listener(change)
+        for record in (change.before, change.after):
+            if record is not None:
+                self.touch(concerned_nodes(self._site.index, record.value))
+
+    def touch(self, node_ids: Iterable[NodeId]) -> None:
+        """Have the wishes of these nodes rendered again at the end of this turn."""
+        was_clean = not self._dirty
+        self._dirty.update(node_ids)
+        if was_clean and self._dirty:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        for node_id in sorted(dirty):
+            node = self._site.index.find_value(Node, node_id)
+            if node is None or node.site_id != self._site.site_id:
+                continue
+            slot = self._sessions.slot(node_id)
+            if NodeRole.VNODE in node.roles:
+                slot.put(vnode_wish(self._context, node_id, self._next_revision()))
+            elif NodeRole.IONODE in node.roles:
+                slot.put(ionode_wish(self._context, node_id, self._next_revision()))
+
+    def _next_revision(self) -> int:
+        """Return a number above all before, also across restarts of this controller."""
+        self._revision = max(self._revision + 1, int(self._site.clock.now_s() * 1000))
+        return self._revision
+
+    # Reports → acts -------------------------------------------------------------------------------
+
+    def take_vnode_report(self, report: VnodeReport) -> None:
+        """Act on what a V-node reports."""
+        acts = vnode_acts(self._site.index, report)
+        acts += self._status_acts(report.node_id, vnode=report)
+        self._begin(acts)
+
+    def take_ionode_report(self, report: IonodeReport) -> None:
+        """Act on what an IO-node reports."""
+        acts = ionode_acts(self._site.index, report)
+        acts += self._status_acts(report.node_id, ionode=report)
+        self._begin(acts)
+
+    def node_lost(self, node_id: NodeId) -> None:
+        """Write down that a node is silent."""
+        self._begin(
+            node_status(self._site.index, node_id, connected=False, now_s=self._site.clock.now_s())
+        )
+
+    def _status_acts(
+        self,
+        node_id: NodeId,
+        *,
+        vnode: VnodeReport | None = None,
+        ionode: IonodeReport | None = None,
+    ) -> list[Act]:
+        return node_status(
+            self._site.index,
+            node_id,
+            connected=True,
+            now_s=self._site.clock.now_s(),
+            vnode=vnode,
+            ionode=ionode,
+        )
+
+    def _begin(self, acts: Iterable[Act]) -> None:
+        for act in acts:
+            key = _key(act)
+            if not self._locks[key].locked():  # else the same act is under way: it comes again
+                self._tasks.start(f"act {key}", self._perform(key, act))
+
+    async def _perform(self, key: str, act: Act) -> None:
+        async with self._locks[key]:
+            try:
+                await self._act(act)
+            except NuageError as error:
+                log.warning("act failed", act=type(act).__name__, on=key, error=error.message)
+        if not self._locks[key].locked():
+            del self._locks[key]
+
+    async def _act(self, act: Act) -> None:
+        match act:
+            case Save(value=value, what=what, text=text):
+                await self._site.save(value)
+                if text:
+                    kind = KIND_OF[type(value)]
+                    self._site.announce(kind, getattr(value, KINDS[kind][1]), what, text)
+            case Remove(vm_id=vm_id):
+                await remove_vm(self._site, vm_id)
+            case Grant(vm_id=vm_id):
+                await self._movement.grant(vm_id)
+            case Take(vm_id=vm_id):
+                await self._movement.take(vm_id)
+            case GiveUp(vm_id=vm_id, reason=reason):
+                await self._movement.give_up(vm_id, reason)
+            case Departed(vm_id=vm_id, downtime_ms=downtime_ms):
+                await self._movement.departed(vm_id, downtime_ms)
+
+
+def _key(act: Act) -> str:
+    if isinstance(act, Save):
+        kind = KIND_OF[type(act.value)]
+        object_id: str = getattr(act.value, KINDS[kind][1])
+        return object_id if kind in ("vm", "migration") else f"{kind} {object_id}"
+    return act.vm_id
+
+
+def concerned_nodes(index: FederationIndex, value: Noun) -> set[NodeId]:
+    """Return the nodes whose wish may differ once `value` has changed."""
+    concerned = set(nodes_of(value))
+    match value:
+        case Vm():
+            concerned |= _heads(index, value)
+        case Migration():
+            vm = index.find_value(Vm, value.vm_id)
+            concerned |= set() if vm is None else _heads(index, vm) | set(nodes_of(vm))
+        case Volume():
+            vm = None if value.vm_id is None else index.find_value(Vm, value.vm_id)
+            concerned |= set() if vm is None else set(nodes_of(vm)) | _targets(index, vm)
+        case NodeStatus():
+            for volume in index.on_node(Volume, value.node_id):
+                concerned |= set() if volume.head is None else {volume.head}
+        case Port():
+            vm = None if value.vm_id is None else index.find_value(Vm, value.vm_id)
+            concerned |= set() if vm is None else set(nodes_of(vm))
+        case Iaas():
+            for vm in index.of_iaas(Vm, value.iaas_id):
+                concerned |= set(nodes_of(vm))
+            for volume in index.of_iaas(Volume, value.iaas_id):
+                concerned |= set(nodes_of(volume))
+        case _:
+            pass
+    return concerned
+
+
+def _heads(index: FederationIndex, vm: Vm) -> set[NodeId]:
+    volumes = (index.find_value(Volume, volume_id) for volume_id in vm.volumes)
+    return {volume.head for volume in volumes if volume is not None and volume.head is not None}
+
+
+def _targets(index: FederationIndex, vm: Vm) -> set[NodeId]:
+    migration = index.find_value(Migration, vm.vm_id)
+    return set() if migration is None else {migration.target_node}

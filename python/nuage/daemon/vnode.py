@@ -1,0 +1,167 @@
+"""A V-node's process: the agent, QEMU, the SeD, and the channel to the controller. Wiring only."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import structlog
+from prometheus_client import Gauge
+
+from nuage.channel import Handlers, Peer
+from nuage.clock import Clock, SystemClock
+from nuage.daemon.agent import REPORT_EVERY_S, AgentChannel
+from nuage.daemon.configuration import VnodeConfiguration
+from nuage.daemon.hardware import BmcMeter
+from nuage.daemon.process import Tasks, new_registry, serve_metrics
+from nuage.errors import NotFound
+from nuage.iaas.machines import ConsoleLog, ConsoleRequest
+from nuage.model.desired import VmWish, VnodeReport, VnodeWish
+from nuage.model.infrastructure import NodeRole
+from nuage.vnode.agent import AgentOptions, VnodeAgent
+from nuage.vnode.ports import BridgePlug
+from nuage.vnode.probe import probe_accelerator
+from nuage.vnode.qemu import QemuHypervisor, QemuOptions
+from nuage.vnode.sed import NodeFacts, PowerReading, Sed
+
+LEASE_CHECK_S = 1.0
+log = structlog.get_logger("vnode")
+
+
+class VnodeProcess:
+    """One V-node, from configuration to running."""
+
+    def __init__(self, configuration: VnodeConfiguration, clock: Clock | None = None) -> None:
+        self._configuration = configuration
+        self._clock = clock or SystemClock()
+        self._tasks = Tasks()
+        self._last_wish: VnodeWish | None = None
+
+    async def start(self) -> Callable[[], Awaitable[None]]:
+        """Find the accelerator, adopt what runs, talk to the controller."""
+        configuration = self._configuration
+        configuration.state_dir.mkdir(parents=True, exist_ok=True)
+        accelerator = await self._accelerator()
+        self._hypervisor = QemuHypervisor(
+            QemuOptions(root=configuration.state_dir / "guests", accelerator=accelerator)
+        )
+        await self._hypervisor.open()
+        sed = await self._sed(accelerator)
+        self._agent = VnodeAgent(
+            AgentOptions(
+                node_id=configuration.node.node_id,
+                site_id=configuration.node.site_id,
+                state_dir=configuration.state_dir,
+                listen_host=configuration.node.address,
+            ),
+            hypervisor=self._hypervisor,
+            plug=BridgePlug(),
+            sed=sed,
+            clock=self._clock,
+        )
+        await self._agent.open()
+        handlers = Handlers()
+        self._register(handlers)
+        self._channel: AgentChannel[VnodeWish, VnodeReport] = AgentChannel(
+            configuration, NodeRole.VNODE, handlers, self._tasks, self._clock
+        )
+        self._channel.start(
+            wish_type=VnodeWish,
+            take_wish=self._take_wish,
+            reports=lambda: self._agent.reports(REPORT_EVERY_S),
+        )
+        self._tasks.keep("lease", self._keep_lease)
+        if configuration.metrics_listen:
+            registry = new_registry()
+            Gauge("nuage_vnode_guests", "Guests on this node", registry=registry).set_function(
+                lambda: len(self._agent.report().vms)
+            )
+            await serve_metrics(configuration.metrics_listen, registry)
+        return self.stop
+
+    async def stop(self) -> None:
+        """Stop the agent; guests run on."""
+        await self._tasks.close()
+        await self._channel.close()
+        await self._agent.close()
+        await self._hypervisor.close()
+
+    async def _accelerator(self) -> str:
+        if self._configuration.accelerator != "auto":
+            return self._configuration.accelerator
+        verdict = await probe_accelerator(
+            self._configuration.state_dir / "accelerator.json", self._clock
+        )
+        log.info("accelerator", chosen=verdict.accelerator, reason=verdict.reason)
+        return verdict.accelerator
+
+    async def _sed(self, accelerator: str) -> Sed:
+        configuration = self._configuration
+        facts = NodeFacts(
+            node_id=configuration.node.node_id,
+            site_id=configuration.node.site_id,
+            accelerator=accelerator,
+            cpu_count=configuration.node.cpu_count,
+            memory_mib=configuration.node.memory_mib,
+            idle_watts=configuration.idle_watts,
+            peak_watts=configuration.peak_watts,
+            boot_time_s=configuration.boot_time_s,
+            boot_energy_joules=configuration.boot_time_s * configuration.peak_watts,
+        )
+
+        def no_meter() -> PowerReading | None:
+            return None
+
+        meter: Callable[[], PowerReading | None] = no_meter
+        if configuration.bmc_login_file is not None and configuration.node.bmc_url:
+            bmc = BmcMeter(configuration.node.bmc_url, configuration.bmc_login_file, self._clock)
+            self._tasks.keep("meter", bmc.run)
+            meter = bmc
+        sed = Sed(
+            facts,
+            clock=self._clock,
+            meter=meter,
+            cache=configuration.calibration_file or configuration.state_dir / "flops.json",
+        )
+        await sed.calibrate()
+        return sed
+
+    def _register(self, handlers: Handlers) -> None:
+        @handlers.method("vm.console", ConsoleRequest, roles={NodeRole.CONTROLLER})
+        async def console(_peer: Peer, ask: ConsoleRequest) -> ConsoleLog:
+            seen = {vm.vm_id: vm for vm in self._agent.report().vms}
+            if ask.vm_id not in seen:
+                raise NotFound("vm", ask.vm_id, hint="it has no console on this node")
+            total_bytes = seen[ask.vm_id].console_bytes
+            offset = max(0, total_bytes - ask.bytes_max)
+            data = await self._hypervisor.console_log(ask.vm_id, offset, ask.bytes_max)
+            text = data.decode("utf-8", errors="replace")
+            return ConsoleLog(text=text, total_bytes=total_bytes)
+
+    async def _take_wish(self, wish: VnodeWish) -> None:
+        self._last_wish = wish
+        await self._agent.take_wish(self._with_lease(wish))
+
+    def _with_lease(self, wish: VnodeWish) -> VnodeWish:
+        """Put this node's own knowledge of the lease in place of the controller's clock.
+
+        The channel counts a lease from when the report that renewed it was sent, so a late
+        answer shortens it and no clock needs to agree with another.
+        """
+        if not self._channel.lease_until_s:
+            return wish  # nothing heard since this process began: the controller's word holds
+        left_s = self._channel.lease_until_s - self._clock.monotonic_s()
+        until_s = self._clock.now_s() + left_s
+
+        def leased(vm: VmWish) -> VmWish:
+            if vm.lease_until_s <= 0:
+                return vm
+            return replace(vm, lease_until_s=max(min(until_s, vm.lease_until_s), 1.0))
+
+        return replace(wish, vms=tuple(leased(vm) for vm in wish.vms))
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_CHECK_S)
+            wish = self._last_wish
+            if wish is not None and any(vm.lease_until_s > 0 for vm in wish.vms):
+                await self._agent.take_wish(self._with_lease(wish))

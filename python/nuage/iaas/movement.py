@@ -1,0 +1,174 @@
+"""A VM's way to another node or site, step by step; who owns it is the quorum's word.
+
+::
+
+    source home                         quorum               target home
+    VM MIGRATING, asks for a place ──────────────────────►  Migration entered, QEMU waits
+    memory flows; the source pauses, reports ready-to-switch
+    grant: transfer(vm → target) ──────►  epoch + 1
+    source may switch ───────────────────────────────────►  guest runs there, reported
+                                                            take: VM entered under the new epoch
+    departed: the old record is deleted
+
+Fault model. Before `grant` succeeds any failure gives the migration up: the source goes on, the
+target drops what waits. After it the VM belongs to the target whatever happens: if the last bytes
+never arrive the target starts it from its disk, and the source, whose initiators the head no
+longer lets in, stays paused and is reported as an orphan. So it never runs twice.
+"""
+
+from dataclasses import dataclass, replace
+
+from nuage.errors import Conflict, NuageError
+from nuage.iaas.epochs import quorum_part
+from nuage.iaas.site import Site
+from nuage.ids import SiteId, VmId
+from nuage.model.network import Port
+from nuage.model.status import Migration
+from nuage.model.vm import Vm, VmState
+from nuage.quorum.model import Ownership
+
+GIVE_UP_METHOD = "migration.give-up"
+ASK_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationGivenUp:
+    """Tells the target's site that a migration will not happen."""
+
+    vm_id: VmId
+    source_epoch: int
+    reason: str
+
+
+class Movement:
+    """The steps of migrations at one site, as source and as target."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._granted: set[VmId] = set()
+        self._told: set[tuple[VmId, float]] = set()
+
+    def may_switch(self, vm_id: VmId) -> bool:
+        """Tell whether the source may hand the VM over now."""
+        return vm_id in self._granted
+
+    async def grant(self, vm_id: VmId) -> None:
+        """Have the quorum give a VM to its target, then let the source switch."""
+        if vm_id in self._granted:
+            return
+        site = self._site
+        migration = site.index.value(Migration, vm_id)
+        target = site.index.home("migration", vm_id)
+        if target != site.site_id:
+            await self._hand_over(vm_id, target, quorum_part(migration.target_epoch))
+        self._granted.add(vm_id)
+        vm = site.index.value(Vm, vm_id)
+        await site.save(replace(vm, failure=""))  # a change, so that the node's wish goes out
+
+    async def _hand_over(self, vm_id: VmId, target: SiteId, epoch: int) -> None:
+        quorum = self._site.quorum
+        own = self._site.site_id
+        held = await quorum.owner("vm", vm_id)
+        if held is not None and held.owner == target and held.epoch == epoch:
+            return  # an earlier try got through and its answer was lost
+        if held is None:
+            held = await quorum.claim("vm", vm_id, own, expected_epoch=0)
+        if held.owner != own:
+            raise Conflict(f"{vm_id} belongs to {held.owner} by the quorum")
+        await quorum.transfer("vm", vm_id, from_site=own, to_site=target, expected_epoch=epoch - 1)
+
+    async def take(self, vm_id: VmId) -> None:
+        """Enter a VM that now runs here, with its ports, under its new epoch."""
+        site = self._site
+        migration = site.index.value(Migration, vm_id)
+        vm = site.index.value(Vm, vm_id)
+        if migration.source_site != site.site_id:
+            held = await site.quorum.owner("vm", vm_id)
+            if not _is_ours(held, site.site_id, quorum_part(migration.target_epoch)):
+                raise Conflict(f"the quorum has not given {vm_id} to {site.site_id}")
+        arrived = replace(
+            vm,
+            node_id=migration.target_node,
+            site_id=site.site_id,
+            state=VmState.RUNNING,
+            epoch=migration.target_epoch,
+            migrating_to=None,
+            failure="",
+        )
+        ports = [p for p in (site.index.find_value(Port, i) for i in vm.ports) if p is not None]
+        await site.save_moving(arrived, *ports, epoch=migration.target_epoch)
+        await site.delete(migration)
+        site.announce("vm", vm_id, "arrived", f"{vm.name} runs on {migration.target_node}")
+
+    async def give_up(self, vm_id: VmId, reason: str) -> None:
+        """End a migration that the quorum has not decided: the VM stays at its source."""
+        site = self._site
+        vm = site.index.value(Vm, vm_id)
+        if vm_id in self._granted or vm.migrating_to is None:
+            return
+        migration = site.index.find_value(Migration, vm_id)
+        if migration is not None:
+            held = await site.quorum.owner("vm", vm_id)
+            if held is not None and held.owner != site.site_id:
+                self._granted.add(vm_id)
+                return
+        told = f"migration to {vm.migrating_to} failed: {reason}"
+        await site.save(replace(vm, state=VmState.RUNNING, migrating_to=None, failure=told))
+        site.announce("vm", vm_id, "stayed", f"{vm.name}: {told}")
+        if migration is not None:
+            given_up = MigrationGivenUp(vm_id=vm_id, source_epoch=vm.epoch, reason=reason)
+            await self._tell_target(site.index.home("migration", vm_id), given_up)
+
+    async def _tell_target(self, target: SiteId, given_up: MigrationGivenUp) -> None:
+        if target == self._site.site_id:
+            await self.drop(given_up)
+            return
+        try:
+            await self._site.others.ask(
+                target, GIVE_UP_METHOD, given_up, type(None), timeout_s=ASK_TIMEOUT_S
+            )
+        except NuageError as error:
+            # The target sees by the feed that the VM no longer migrates, and drops it itself.
+            self._site.announce("vm", given_up.vm_id, "target-untold", error.message)
+
+    async def drop(self, given_up: MigrationGivenUp) -> None:
+        """Forget an arrival that will not happen (asked by the source's site)."""
+        migration = self._site.index.find_value(Migration, given_up.vm_id)
+        mine = migration is not None and (
+            self._site.index.home("migration", given_up.vm_id) == self._site.site_id
+        )
+        if migration is not None and mine and migration.source_epoch == given_up.source_epoch:
+            await self._site.delete(migration)
+
+    async def departed(self, vm_id: VmId, downtime_ms: float) -> None:
+        """Tell once how long the guest paused, by QEMU's own figure."""
+        site = self._site
+        vm = site.index.find_value(Vm, vm_id)
+        if vm is None or (vm_id, downtime_ms) in self._told:
+            return
+        self._told.add((vm_id, downtime_ms))
+        site.announce(
+            "vm", vm_id, "migrated", f"{vm.name} was handed over, paused {downtime_ms:g} ms"
+        )
+        if site.index.home("vm", vm_id) == site.site_id:
+            await site.save(replace(vm, downtime_ms=downtime_ms))
+
+    async def tidy(self, vm_id: VmId) -> None:
+        """Delete this site's record of a VM that arrived elsewhere after a granted migration."""
+        if vm_id not in self._granted:
+            return
+        site = self._site
+        record = site.index.find("vm", vm_id)
+        if record is None or record.home == site.site_id:
+            return
+        self._granted.discard(vm_id)
+        old = [r for r in site.index.shadowed() if r.id == vm_id or _port_of(r.value, vm_id)]
+        await site.delete(*(record.value for record in old))
+
+
+def _port_of(value: object, vm_id: VmId) -> bool:
+    return isinstance(value, Port) and value.vm_id == vm_id
+
+
+def _is_ours(held: Ownership | None, site_id: SiteId, epoch: int) -> bool:
+    return held is not None and held.owner == site_id and held.epoch == epoch

@@ -1,0 +1,286 @@
+"""The IO-node agent's loop: one storage daemon per IaaS, with or without its site.
+
+The last wish is kept on disk. Each daemon is looked at when a wish comes and every `LOOK_EVERY_S`
+seconds; acts on different daemons run side by side.
+"""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from nuage.clock import Clock
+from nuage.errors import Conflict, CorruptData, NuageError
+from nuage.ids import IaasId, NodeId, SiteId, VolumeId
+from nuage.ionode.plan import (
+    Act,
+    CloseHead,
+    Create,
+    Erase,
+    Fill,
+    OpenHead,
+    Resize,
+    SetInitiators,
+    plan,
+)
+from nuage.ionode.port import DaemonSeen, HeadSeen, StorageDaemon
+from nuage.model.desired import (
+    ChapWish,
+    DaemonWish,
+    HeadReport,
+    HeadWish,
+    IonodeReport,
+    IonodeWish,
+    ReplicaReport,
+)
+from nuage.trust.files import write_atomically
+
+LOOK_EVERY_S: Final = 2.0
+BUSY_LOOK_S: Final = 0.05  # while a head opens or an image is copied in
+REPORT_EVERY_S: Final = 2.0
+WISH_FILE: Final = "ionode-wish.json"
+FILLED_FILE: Final = "filled.json"
+log = structlog.get_logger("ionode")
+
+OpenDaemon = Callable[[DaemonWish], Awaitable[StorageDaemon]]
+FetchImage = Callable[[str], Awaitable[Path]]
+
+
+@dataclass(slots=True)
+class _Hosted:
+    """A daemon, and what was done to it last."""
+
+    daemon: StorageDaemon
+    seen: DaemonSeen = field(default_factory=DaemonSeen)
+    told: dict[VolumeId, tuple[ChapWish, ...]] = field(default_factory=dict)
+    failures: dict[VolumeId, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IonodeOptions:
+    """Who this agent is and where it keeps things; `capacity_bytes` 0 means the whole disk."""
+
+    node_id: NodeId
+    site_id: SiteId
+    state_dir: Path
+    data_dir: Path
+    capacity_bytes: int = 0
+
+
+class IonodeAgent:
+    """Works towards the last wish it took."""
+
+    def __init__(
+        self,
+        options: IonodeOptions,
+        *,
+        open_daemon: OpenDaemon,
+        fetch_image: FetchImage,
+        clock: Clock,
+    ) -> None:
+        self._options = options
+        self._open_daemon = open_daemon
+        self._fetch_image = fetch_image
+        self._clock = clock
+        self._wish = _load_wish(options.state_dir / WISH_FILE)
+        self._filled = _load_filled(options.state_dir / FILLED_FILE)
+        self._hosted: dict[IaasId, _Hosted] = {}
+        self._wake = asyncio.Event()
+        self._news = asyncio.Event()
+        self._last_told: IonodeReport | None = None
+
+    async def take_wish(self, wish: IonodeWish) -> None:
+        """Take desired state; it is on disk when this returns.
+
+        Raises:
+            Conflict: its revision is older than the one taken last.
+        """
+        if wish.revision < self._wish.revision:
+            raise Conflict(
+                f"wish {wish.revision} is older than {self._wish.revision}",
+                revision=self._wish.revision,
+            )
+        data = msgspec.json.encode(wish)
+        write_atomically(self._options.state_dir / WISH_FILE, data, secret=True)
+        self._wish = wish
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        while True:
+            self._wake.clear()
+            busy = await self.step()
+            try:
+                await asyncio.wait_for(
+                    self._wake.wait(), timeout=BUSY_LOOK_S if busy else LOOK_EVERY_S
+                )
+            except TimeoutError:
+                continue
+
+    async def step(self) -> bool:
+        """Look at every daemon and do what is due; return whether something is under way."""
+        busy = await asyncio.gather(*(self._step_daemon(wish) for wish in self._wish.daemons))
+        self._tell()
+        return any(busy)
+
+    async def _step_daemon(self, wish: DaemonWish) -> bool:
+        try:
+            hosted = self._hosted.get(wish.iaas_id)
+            if hosted is None:
+                hosted = _Hosted(await self._open_daemon(wish))
+                self._hosted[wish.iaas_id] = hosted
+            hosted.seen = await hosted.daemon.seen()
+        except NuageError as error:
+            log.warning("daemon does not answer", iaas=wish.iaas_id, error=error.message)
+            self._hosted.pop(wish.iaas_id, None)
+            return False
+        acts = plan(wish, hosted.seen, filled=self._filled, told=hosted.told)
+        for act in acts:
+            await self._perform(hosted, act)
+        if acts:
+            hosted.seen = await hosted.daemon.seen()
+        return bool(acts) or any(not h.is_ready or h.fill < 1.0 for h in hosted.seen.heads)
+
+    async def _perform(self, hosted: _Hosted, act: Act) -> None:
+        volume_id = (
+            act.wish.volume_id
+            if isinstance(act, Create | OpenHead | SetInitiators)
+            else (act.volume_id)
+        )
+        try:
+            await self._act(hosted, act)
+        except NuageError as error:
+            if hosted.failures.get(volume_id) != error.message:
+                log.warning("act failed", act=type(act).__name__, on=volume_id, error=error.message)
+            hosted.failures[volume_id] = error.message
+        else:
+            hosted.failures.pop(volume_id, None)
+
+    async def _act(self, hosted: _Hosted, act: Act) -> None:
+        daemon = hosted.daemon
+        match act:
+            case Create(wish=wish):
+                await daemon.create(wish)
+            case Resize(volume_id=volume_id, size_bytes=size_bytes):
+                await daemon.resize(volume_id, size_bytes)
+            case OpenHead(wish=head):
+                await daemon.open_head(head)
+                hosted.told[head.volume_id] = head.chap
+            case SetInitiators(wish=head):
+                await daemon.set_initiators(head)
+                hosted.told[head.volume_id] = head.chap
+            case Fill(volume_id=volume_id, sha256=sha256):
+                await daemon.fill(volume_id, await self._fetch_image(sha256))
+                self._note_filled(volume_id)
+            case CloseHead(volume_id=volume_id):
+                await daemon.close_head(volume_id)
+                hosted.told.pop(volume_id, None)
+            case Erase(volume_id=volume_id):
+                await daemon.erase(volume_id)
+
+    def _note_filled(self, volume_id: VolumeId) -> None:
+        self._filled.add(volume_id)
+        data = msgspec.json.encode(sorted(self._filled))
+        write_atomically(self._options.state_dir / FILLED_FILE, data)
+
+    # Reports ------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        report = self.report()
+        if self._last_told is None or _facts(report) != _facts(self._last_told):
+            self._last_told = report
+            self._news.set()
+
+    async def reports(self, every_s: float = REPORT_EVERY_S) -> AsyncIterator[IonodeReport]:
+        """Yield a report now, whenever there is news, and every `every_s` seconds."""
+        while True:
+            self._news.clear()
+            yield self.report()
+            try:
+                await asyncio.wait_for(self._news.wait(), timeout=every_s)
+            except TimeoutError:
+                continue
+
+    def report(self) -> IonodeReport:
+        """Return this node's facts as seen last."""
+        usage = shutil.disk_usage(self._options.data_dir)
+        used_bytes = sum(
+            volume.journal_bytes for h in self._hosted.values() for volume in h.seen.volumes
+        )
+        total_bytes = self._options.capacity_bytes or usage.total
+        free_bytes = max(0, min(usage.free, total_bytes - used_bytes))
+        heads = {head.volume_id: head for d in self._wish.daemons for head in d.heads}
+        return IonodeReport(
+            node_id=self._options.node_id,
+            site_id=self._options.site_id,
+            wish_revision=self._wish.revision,
+            replicas=tuple(
+                ReplicaReport(
+                    volume_id=volume.volume_id,
+                    iaas_id=iaas_id,
+                    state="failed" if volume.failure else "ready",
+                    durable_sequence=volume.durable_sequence,
+                    mapped_bytes=volume.mapped_bytes,
+                    journal_bytes=volume.journal_bytes,
+                    failure=volume.failure,
+                )
+                for iaas_id, hosted in sorted(self._hosted.items())
+                for volume in hosted.seen.volumes
+            ),
+            heads=tuple(
+                self._head_report(iaas_id, hosted, head, heads.get(head.volume_id))
+                for iaas_id, hosted in sorted(self._hosted.items())
+                for head in hosted.seen.heads
+            ),
+            replica_addresses={
+                iaas_id: hosted.daemon.replica_address for iaas_id, hosted in self._hosted.items()
+            },
+            free_bytes=free_bytes,
+            total_bytes=total_bytes,
+        )
+
+    def _head_report(
+        self, iaas_id: IaasId, hosted: _Hosted, head: HeadSeen, wish: HeadWish | None
+    ) -> HeadReport:
+        needs_image = wish is not None and bool(wish.image_sha256)
+        is_filled = not needs_image or head.sequence > 0 or head.volume_id in self._filled
+        ready = head.is_ready and is_filled and head.fill >= 1.0
+        failure = head.failure or hosted.failures.get(head.volume_id, "")
+        return HeadReport(
+            volume_id=head.volume_id,
+            iaas_id=iaas_id,
+            state="failed" if failure else ("ready" if ready else "opening"),
+            epoch=head.epoch,
+            portal=head.portal,
+            sequence=head.sequence,
+            failure=failure,
+        )
+
+
+def _facts(report: IonodeReport) -> tuple[object, ...]:
+    """Return what is news when it changes: not counters, not the wish's number."""
+    return (
+        tuple((h.volume_id, h.state, h.epoch, h.portal, h.failure) for h in report.heads),
+        tuple((r.volume_id, r.state) for r in report.replicas),
+        tuple(sorted(report.replica_addresses.items())),
+    )
+
+
+def _load_wish(path: Path) -> IonodeWish:
+    if not path.exists():
+        return IonodeWish(revision=0, daemons=())
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=IonodeWish)
+    except msgspec.DecodeError as error:
+        raise CorruptData(f"the last wish cannot be read: {error}", where=str(path)) from None
+
+
+def _load_filled(path: Path) -> set[VolumeId]:
+    if not path.exists():
+        return set()
+    return set(msgspec.json.decode(path.read_bytes(), type=list[VolumeId]))

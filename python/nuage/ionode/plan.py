@@ -1,0 +1,122 @@
+"""Wish and what is seen → the next acts on one daemon. Pure.
+
+One act a volume and turn, in the order: copies before heads, a lower epoch closed before a higher
+one is opened, initiators once the head is there. A failure of the daemon is a fact to report,
+never a reason to delete.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from nuage.ids import VolumeId
+from nuage.ionode.port import DaemonSeen, HeadSeen
+from nuage.model.desired import ChapWish, DaemonWish, HeadWish, ReplicaWish
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make an empty copy."""
+
+    wish: ReplicaWish
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Make a copy larger."""
+
+    volume_id: VolumeId
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenHead:
+    """Open a head under the wish's epoch."""
+
+    wish: HeadWish
+
+
+@dataclass(frozen=True, slots=True)
+class SetInitiators:
+    """Let exactly these initiators in."""
+
+    wish: HeadWish
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Copy the first image in."""
+
+    volume_id: VolumeId
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseHead:
+    """Stop serving."""
+
+    volume_id: VolumeId
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Delete a copy."""
+
+    volume_id: VolumeId
+
+
+Act: TypeAlias = Create | Resize | OpenHead | SetInitiators | Fill | CloseHead | Erase
+
+
+def plan(
+    wish: DaemonWish,
+    seen: DaemonSeen,
+    *,
+    filled: Collection[VolumeId],
+    told: Mapping[VolumeId, tuple[ChapWish, ...]],
+) -> list[Act]:
+    """Return the acts that bring a daemon nearer to its wish.
+
+    `filled` are the volumes whose first image this node has copied in or found already there,
+    `told` the initiators that each head was given last.
+    """
+    sizes = {volume.volume_id: volume.size_bytes for volume in seen.volumes}
+    heads = {head.volume_id: head for head in seen.heads}
+    wanted = {head.volume_id: head for head in wish.heads}
+    acts: list[Act] = []
+    for volume_id, head in heads.items():
+        if volume_id not in wanted or head.epoch < wanted[volume_id].epoch:
+            acts.append(CloseHead(volume_id))
+    for replica in wish.replicas:
+        size_bytes = sizes.get(replica.volume_id)
+        if size_bytes is None:
+            acts.append(Create(replica))
+        elif size_bytes < replica.size_bytes:
+            acts.append(Resize(replica.volume_id, replica.size_bytes))
+    for volume_id, head_wish in wanted.items():
+        if volume_id in sizes:
+            acts += _head_acts(head_wish, heads.get(volume_id), filled, told)
+    acts += [Erase(v) for v in wish.erased if v in sizes and v not in wanted]
+    return acts
+
+
+def _head_acts(
+    wish: HeadWish,
+    head: HeadSeen | None,
+    filled: Collection[VolumeId],
+    told: Mapping[VolumeId, tuple[ChapWish, ...]],
+) -> list[Act]:
+    if head is None:
+        return [OpenHead(wish)]
+    if head.epoch != wish.epoch or not head.is_ready:
+        return []
+    if (
+        wish.image_sha256
+        and head.sequence == 0
+        and head.fill >= 1.0
+        and wish.volume_id not in filled
+    ):
+        return [Fill(wish.volume_id, wish.image_sha256)]
+    if told.get(wish.volume_id) != wish.chap:
+        return [SetInitiators(wish)]
+    return []

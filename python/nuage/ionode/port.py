@@ -1,0 +1,86 @@
+"""What the IO-node agent asks of the storage daemon of one IaaS.
+
+Two drivers: `storaged.StoragedDaemon` (the real process) and `fake.FakeDaemon` (for tests); one
+contract suite runs on both.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nuage.ids import VolumeId
+from nuage.model.desired import HeadWish, ReplicaWish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSeen:
+    """A copy that the daemon keeps. `is_filled`: its first image has been copied in whole."""
+
+    volume_id: VolumeId
+    size_bytes: int
+    durable_sequence: int = 0
+    mapped_bytes: int = 0
+    journal_bytes: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSeen:
+    """A head that the daemon runs. `fill` is how far a first image is copied in, 0 to 1."""
+
+    volume_id: VolumeId
+    epoch: int
+    portal: str
+    sequence: int = 0
+    is_ready: bool = True
+    fill: float = 1.0
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonSeen:
+    """What a daemon keeps and serves now."""
+
+    volumes: tuple[VolumeSeen, ...] = ()
+    heads: tuple[HeadSeen, ...] = ()
+
+
+class StorageDaemon(Protocol):
+    """The storage daemon of one IaaS on this node. Calls raise NuageError; each is idempotent."""
+
+    @property
+    def replica_address(self) -> str:
+        """Return where heads on other nodes find this daemon's copies, ``host:port``."""
+        ...
+
+    async def seen(self) -> DaemonSeen:
+        """Return what the daemon keeps and serves."""
+        ...
+
+    async def create(self, wish: ReplicaWish) -> None:
+        """Make an empty copy; it is durable on return."""
+        ...
+
+    async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
+        """Make a copy larger."""
+        ...
+
+    async def open_head(self, wish: HeadWish) -> None:
+        """Order the volume's writes from now on, under the wish's epoch."""
+        ...
+
+    async def set_initiators(self, wish: HeadWish) -> None:
+        """Let exactly the wish's initiators in; sessions of others are ended."""
+        ...
+
+    async def fill(self, volume_id: VolumeId, image: Path) -> None:
+        """Begin to copy a raw image into a fresh volume; `seen` tells how far it is."""
+        ...
+
+    async def close_head(self, volume_id: VolumeId) -> None:
+        """Stop ordering a volume's writes; what was acknowledged is durable."""
+        ...
+
+    async def erase(self, volume_id: VolumeId) -> None:
+        """Delete a copy for good."""
+        ...

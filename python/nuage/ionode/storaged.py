@@ -1,0 +1,324 @@
+"""The real storage daemon: one `nuage-storaged` process per IaaS, asked over its control socket.
+
+The process outlives the agent, as a guest's QEMU does: a restarted agent finds it by its socket.
+Its ports are chosen once and kept beside its data, so that portals stay the same over restarts.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, StaleEpoch, Unavailable
+from nuage.ids import IaasId, VolumeId
+from nuage.ionode.port import DaemonSeen, HeadSeen, VolumeSeen
+from nuage.model.desired import HeadWish, ReplicaWish
+from nuage.trust.files import write_atomically
+
+PORT_MIN: Final = 21_000
+PORT_MAX: Final = 28_999
+START_TIMEOUT_S: Final = 10.0
+POLL_S: Final = 0.02
+ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
+log = structlog.get_logger("storaged")
+
+Json = dict[str, object]
+
+
+class DaemonPorts(msgspec.Struct, frozen=True):
+    """The TCP ports of one IaaS's daemon on this node."""
+
+    iscsi: int
+    replica: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoragedOptions:
+    """How this node runs its daemons. `tls_dir` holds the node's chain, key and root."""
+
+    binary: str
+    data_dir: Path
+    run_dir: Path
+    address: str
+    tls_cert: Path
+    tls_key: Path
+    tls_ca: Path
+
+
+class StoragedDaemon:
+    """One process and its control socket (`ionode.port.StorageDaemon`)."""
+
+    def __init__(self, options: StoragedOptions, iaas_id: IaasId, ports: DaemonPorts) -> None:
+        self._options = options
+        self._iaas_id = iaas_id
+        self._ports = ports
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._lock = asyncio.Lock()
+        self._next_id = 1
+
+    @property
+    def replica_address(self) -> str:
+        """Return where heads on other nodes find this daemon's copies."""
+        return f"{self._options.address}:{self._ports.replica}"
+
+    @property
+    def portal(self) -> str:
+        """Return where initiators log in."""
+        return f"{self._options.address}:{self._ports.iscsi}"
+
+    @property
+    def _socket_path(self) -> Path:
+        return self._options.run_dir / f"{self._iaas_id}.sock"
+
+    async def start(self) -> None:
+        """Find the running process or start one.
+
+        Raises:
+            Unavailable: it does not come up; its log says why.
+        """
+        if await self._connect():
+            return
+        directory = self._options.data_dir / self._iaas_id
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._options.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._socket_path.unlink(missing_ok=True)
+        log_path = self._options.run_dir / f"{self._iaas_id}.log"
+        with log_path.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(directory),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        deadline_s = asyncio.get_running_loop().time() + START_TIMEOUT_S
+        while not await self._connect():
+            if process.returncode is not None or asyncio.get_running_loop().time() > deadline_s:
+                raise Unavailable(
+                    f"the storage daemon of {self._iaas_id} does not come up",
+                    hint=f"its log is {log_path}",
+                )
+            await asyncio.sleep(POLL_S)
+
+    def _command(self, directory: Path) -> list[str]:
+        options = self._options
+        return [
+            options.binary,
+            "--dir", str(directory),
+            "--control", str(self._socket_path),
+            "--iscsi", self.portal,
+            "--advertise", self.portal,
+            "--replica", self.replica_address,
+            "--tls-cert", str(options.tls_cert),
+            "--tls-key", str(options.tls_key),
+            "--tls-ca", str(options.tls_ca),
+            "--log-format", "json",
+        ]  # fmt: skip
+
+    async def _connect(self) -> bool:
+        try:
+            self._reader, self._writer = await asyncio.open_unix_connection(
+                str(self._socket_path), limit=ANSWER_BYTES_MAX
+            )
+        except OSError:
+            return False
+        return True
+
+    async def _ask(self, op: str, **fields: object) -> Json:
+        async with self._lock:
+            if self._writer is None and not await self._connect():
+                raise Unavailable(f"the storage daemon of {self._iaas_id} does not answer")
+            assert self._writer is not None
+            assert self._reader is not None
+            number, self._next_id = self._next_id, self._next_id + 1
+            line = json.dumps({"id": number, "op": op, **fields}).encode() + b"\n"
+            try:
+                self._writer.write(line)
+                await self._writer.drain()
+                answer = await self._reader.readline()
+            except (OSError, ValueError) as error:
+                self._drop()
+                raise Unavailable(f"the storage daemon broke off: {error}") from error
+            if not answer:
+                self._drop()
+                raise Unavailable(f"the storage daemon of {self._iaas_id} ended")
+        document: Json = json.loads(answer)
+        if "error" in document:
+            raise _error(document["error"])
+        result = document.get("ok", {})
+        return result if isinstance(result, dict) else {"items": result}
+
+    def _drop(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+        self._reader = self._writer = None
+
+    async def seen(self) -> DaemonSeen:
+        """Return what the daemon keeps and serves."""
+        answer = msgspec.convert(await self._ask("list"), _Listed, strict=False)
+        return DaemonSeen(
+            volumes=tuple(
+                VolumeSeen(
+                    volume_id=VolumeId(v.volume),
+                    size_bytes=v.size_bytes,
+                    durable_sequence=v.durable,
+                    mapped_bytes=v.mapped_bytes,
+                    journal_bytes=v.journal_bytes,
+                    failure=v.failure or "",
+                )
+                for v in answer.volumes
+            ),
+            heads=tuple(
+                HeadSeen(
+                    volume_id=VolumeId(v.volume),
+                    epoch=v.head.epoch,
+                    portal=self.portal,
+                    sequence=v.sequence,
+                    is_ready=v.head.state == "active",
+                    fill=v.head.fill,
+                    failure=v.head.failure or "",
+                )
+                for v in answer.volumes
+                if v.head is not None
+            ),
+        )
+
+    async def create(self, wish: ReplicaWish) -> None:
+        """Make an empty copy."""
+        await self._ask(
+            "create_replica",
+            volume=wish.volume_id,
+            size_bytes=wish.size_bytes,
+            logical_block_bytes=512,
+            uuid=_uuid_of(wish.volume_id),
+            retention={
+                "seconds": wish.journal.window_s,
+                "bytes": wish.journal.window_bytes,
+                "strict": wish.journal.strict,
+            },
+        )
+
+    async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
+        """Make a copy larger."""
+        await self._ask("resize", volume=volume_id, size_bytes=size_bytes)
+
+    async def open_head(self, wish: HeadWish) -> None:
+        """Order the volume's writes under the wish's epoch."""
+        await self._ask(
+            "open_head",
+            volume=wish.volume_id,
+            epoch=wish.epoch,
+            policy=wish.policy.value,
+            replicas=[
+                {"name": peer.node_id, "site": peer.site_id, "address": peer.address}
+                for peer in wish.replicas
+            ],
+            iqn=wish.iqn,
+            chap=_chap(wish),
+            ack="memory",
+        )
+
+    async def set_initiators(self, wish: HeadWish) -> None:
+        """Let exactly the wish's initiators in."""
+        await self._ask("set_chap", volume=wish.volume_id, chap=_chap(wish))
+
+    async def fill(self, volume_id: VolumeId, image: Path) -> None:
+        """Copy a raw image into a fresh volume."""
+        await self._ask("fill_from_image", volume=volume_id, path=str(image))
+
+    async def close_head(self, volume_id: VolumeId) -> None:
+        """Stop ordering a volume's writes."""
+        await self._ask("close_head", volume=volume_id)
+
+    async def erase(self, volume_id: VolumeId) -> None:
+        """Delete a copy for good."""
+        await self._ask("delete_volume", volume=volume_id)
+
+
+class _Head(msgspec.Struct):
+    epoch: int
+    state: str = "active"
+    fill: float = 1.0
+    failure: str | None = None
+
+
+class _Volume(msgspec.Struct):
+    volume: str
+    size_bytes: int
+    sequence: int = 0
+    durable: int = 0
+    mapped_bytes: int = 0
+    journal_bytes: int = 0
+    failure: str | None = None
+    head: _Head | None = None
+
+
+class _Listed(msgspec.Struct):
+    volumes: list[_Volume] = []
+
+
+def _chap(wish: HeadWish) -> list[dict[str, str]]:
+    return [{"name": chap.user, "secret": chap.secret} for chap in wish.chap]
+
+
+def _uuid_of(volume_id: VolumeId) -> str:
+    """Return the identity that initiators see: the same on every copy and after a failover."""
+    digits = volume_id.partition("-")[2]
+    return (digits * 2)[:32].ljust(32, "0")
+
+
+def _error(document: object) -> NuageError:
+    fields = document if isinstance(document, dict) else {}
+    code, message = str(fields.get("code", "")), str(fields.get("message", document))
+    match code:
+        case "invalid_request":
+            return InvalidRequest(message)
+        case "not_found":
+            return NotFound("volume", message)
+        case "stale_epoch" | "fenced":
+            return StaleEpoch(message, epoch=int(str(fields.get("epoch", 0))))
+        case "conflict":
+            return Conflict(message)
+        case _:
+            return Unavailable(message)
+
+
+def choose_ports(path: Path, taken: set[int]) -> DaemonPorts:
+    """Return the ports kept in `path`, chosen at the first time among those nobody has."""
+    if path.exists():
+        return msgspec.json.decode(path.read_bytes(), type=DaemonPorts)
+    free = [port for port in range(PORT_MIN, PORT_MAX, 2) if port not in taken]
+    for port in free:
+        if _is_free(port) and _is_free(port + 1):
+            ports = DaemonPorts(iscsi=port, replica=port + 1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, msgspec.json.encode(ports))
+            return ports
+    raise Unavailable("no ports are left for another storage daemon on this node")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def taken_ports(run_dir: Path) -> set[int]:
+    """Return the ports that other daemons of this node have kept."""
+    ports: set[int] = set()
+    for file in run_dir.glob("*.ports"):
+        kept = msgspec.json.decode(file.read_bytes(), type=DaemonPorts)
+        ports |= {kept.iscsi, kept.replica}
+    return ports
