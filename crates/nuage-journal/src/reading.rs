@@ -68,17 +68,17 @@ pub(crate) struct TableCache {
 
 impl TableCache {
     pub(crate) fn insert(&mut self, slot: u32, block: u32, head: &GroupHead) {
+        if self.contains(slot, block) {
+            return;
+        }
         let facts = head.block_facts();
         if facts.is_empty() {
             return;
         }
         self.entries += facts.len();
         let table = (head.info.header_blocks(), facts);
-        if let Some((_, old)) = self.groups.insert((slot, block), table) {
-            self.entries -= old.len();
-        } else {
-            self.order.push_back((slot, block));
-        }
+        self.groups.insert((slot, block), table);
+        self.order.push_back((slot, block));
         while self.entries > TABLE_ENTRIES_MAX {
             let Some(oldest) = self.order.pop_front() else {
                 break;
@@ -217,7 +217,7 @@ impl<D: Disk> Store<D> {
         match head {
             Some(Ok(head)) => {
                 self.tables.insert(slot, block, &head);
-                let damaged = !self.table_suffices(job, slot, block);
+                let damaged = !self.table_suffices(job, slot, block, &head);
                 self.table_ready(job, damaged);
             }
             Some(Err(_)) if blocks < GROUP_HEADER_BLOCKS_MAX => {
@@ -228,9 +228,15 @@ impl<D: Disk> Store<D> {
     }
 
     /// False when the header found does not describe the blocks that the index places there.
-    fn table_suffices(&self, job: u64, slot: u32, block: u32) -> bool {
+    fn table_suffices(&self, job: u64, slot: u32, block: u32, head: &GroupHead) -> bool {
         let Some(job) = self.jobs.get(&job) else {
             return true;
+        };
+        let facts = head.block_facts();
+        let described = |entry: Entry, lba: u64| {
+            let at = entry.back().checked_sub(head.info.header_blocks());
+            at.and_then(|at| facts.get(at as usize))
+                .is_some_and(|facts| facts.lba == lba)
         };
         job.parts
             .iter()
@@ -238,10 +244,7 @@ impl<D: Disk> Store<D> {
             .all(|wanted| {
                 let entry = wanted.entry;
                 (entry.slot(), entry.block().wrapping_sub(entry.back())) != (slot, block)
-                    || self
-                        .tables
-                        .facts(entry)
-                        .is_some_and(|facts| facts.lba == wanted.lba)
+                    || described(entry, wanted.lba)
             })
     }
 
