@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuage.channel.failures import error_of, failure_of
@@ -60,6 +60,7 @@ def read_all(reader: FrameReader) -> list[bytes]:
 
 
 @given(frames)
+@settings(deadline=None)
 def test_a_frame_comes_back_as_it_was(frame: Frame) -> None:
     encoded = encode_frame(frame)
     again = decode_frame(encoded[4:])
@@ -68,6 +69,7 @@ def test_a_frame_comes_back_as_it_was(frame: Frame) -> None:
 
 
 @given(st.lists(frames, max_size=6), st.data())
+@settings(deadline=None)
 def test_a_stream_gives_the_same_frames_however_it_is_cut(
     sent: list[Frame], data: st.DataObject
 ) -> None:
@@ -84,6 +86,7 @@ def test_a_stream_gives_the_same_frames_however_it_is_cut(
 
 
 @given(chunks=st.lists(st.binary(max_size=64), max_size=8), with_hello=st.booleans())
+@settings(deadline=None)
 def test_a_machine_fed_with_anything_raises_our_error_at_most(
     *, chunks: list[bytes], with_hello: bool
 ) -> None:
@@ -99,6 +102,7 @@ def test_a_machine_fed_with_anything_raises_our_error_at_most(
 
 
 @given(st.lists(frames, max_size=12))
+@settings(deadline=None)
 def test_a_machine_fed_with_any_frames_raises_our_error_at_most(sent: list[Frame]) -> None:
     machine = ChannelMachine(now_s=0)
     machine.receive(encode_frame(Hello(1, 1)), 0)
@@ -117,6 +121,7 @@ def test_nesting_without_end_is_not_a_frame() -> None:
 
 
 @given(st.text(max_size=30), st.lists(st.tuples(text, text, text), max_size=3))
+@settings(deadline=None)
 def test_an_error_crosses_whole(message: str, refusals: list[tuple[str, str, str]]) -> None:
     sent = NoCandidate(message, refusals=refusals, hint="wait")
     again = error_of(failure_of(1, sent))
@@ -125,6 +130,7 @@ def test_an_error_crosses_whole(message: str, refusals: list[tuple[str, str, str
 
 
 @given(st.lists(text, max_size=3).map(tuple), text, bodies)
+@settings(deadline=None)
 def test_any_failure_frame_gives_an_error_of_ours(
     codes: tuple[str, ...], message: str, fields: msgspec.Raw
 ) -> None:

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuage.errors import CorruptData
@@ -55,6 +55,7 @@ def test_the_untouched_log_is_sound() -> None:
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_changing_any_byte_is_detected(data: st.DataObject) -> None:
     log = bytearray(sealed_log())
     position = data.draw(st.integers(0, len(log) - 1))
@@ -63,6 +64,7 @@ def test_changing_any_byte_is_detected(data: st.DataObject) -> None:
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_removing_any_stretch_is_detected_with_a_head_that_was_kept(data: st.DataObject) -> None:
     log = sealed_log()
     with tempfile.TemporaryDirectory() as name:
@@ -75,6 +77,7 @@ def test_removing_any_stretch_is_detected_with_a_head_that_was_kept(data: st.Dat
 
 
 @given(st.data())
+@settings(max_examples=30, deadline=None)
 def test_a_log_torn_anywhere_after_the_last_sync_opens_again(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -100,6 +103,7 @@ def test_a_log_torn_anywhere_after_the_last_sync_opens_again(data: st.DataObject
 
 
 @given(st.data())
+@settings(max_examples=30, deadline=None)
 def test_nobody_appends_to_a_log_changed_before_its_last_seal(data: st.DataObject) -> None:
     log = bytearray(sealed_log())
     seal_start = bytes(log[:-1]).rindex(b"\n") + 1
