@@ -35,6 +35,7 @@ class Holdings:
         self._owned_generation = -1
         self._leaving: dict[tuple[str, str], int] = {}
         self._change_count = 0
+        self._changed_at: dict[tuple[str, str], int] = {}
 
     def ticket(self) -> Ticket:
         """Return what to hand in with the answer to a question that is asked now."""
@@ -51,25 +52,29 @@ class Holdings:
         """Take the answer of `owners_of`; False: it is out of date, ask again."""
         if ticket != self.ticket():
             return False
+        self._change_count += 1  # an answer to an older question must not undo this one
         self._replace(owned, ticket.generation)
         return True
 
     def gained(self, ticket: Ticket, ownership: Ownership) -> bool:
         """Take the answer of a claim or takeover; False: out of date, ask `owners_of`."""
+        key = ownership.kind, ownership.id
         if ticket.generation != self.view.generation:
             return False
-        self._change_count += 1
-        self._owned[ownership.kind, ownership.id] = ownership
+        if self._changed_at.get(key, 0) > ticket.change_count:
+            return False  # transferred, perhaps, since this answer was given
+        self._note_change(key)
+        self._owned[key] = ownership
         return True
 
     def begin_transfer(self, kind: str, id: str, epoch: int) -> None:
         """Stop acting on an object, for good unless the quorum refuses the transfer."""
-        self._change_count += 1
+        self._note_change((kind, id))
         self._leaving[kind, id] = epoch
 
     def concluded(self, kind: str, id: str, now_owned: Ownership | None) -> None:
         """Take the definite answer to a transfer: `now_owned` is what is still ours."""
-        self._change_count += 1
+        self._note_change((kind, id))
         self._leaving.pop((kind, id), None)
         if now_owned is None:
             self._owned.pop((kind, id), None)
@@ -92,6 +97,10 @@ class Holdings:
             for (kind, id), ownership in self._owned.items()
             if self.epoch(kind, id, monotonic_s) is not None
         )
+
+    def _note_change(self, key: tuple[str, str]) -> None:
+        self._change_count += 1
+        self._changed_at[key] = self._change_count
 
     def _replace(self, owned: Iterable[Ownership], generation: int) -> None:
         self._owned = {(ownership.kind, ownership.id): ownership for ownership in owned}

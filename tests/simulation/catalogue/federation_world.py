@@ -44,10 +44,10 @@ from nuage.quorum.state import QuorumState
 
 TIMING = LeaseTiming()
 CHAOS_S = 60.0  # long enough for a lease to expire, a takeover and a return
-HEAL_S = 40.0  # a lease (15 s), an election, a few retries
+HEAL_S = 30.0  # a lease (15 s), an election, a few retries
 HEARTBEAT_S = 1.0
 SILENCE_S = 5.0
-POLL_S = 0.7
+POLL_S = 0.9
 VM_COUNT = 4
 FOREIGN_DATACENTER = encode_value(
     Datacenter(
@@ -114,7 +114,7 @@ class Site:
 class World:
     """The simulation of one seed; `run` ends with the checks."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, timing: LeaseTiming = TIMING) -> None:
         self.prng = Random(seed)
         self.time_s = 0.0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -128,16 +128,18 @@ class World:
                 agent_rate=1.0 + self.prng.uniform(-drift, drift),
                 offset_s=self.prng.uniform(-300.0, 300.0),
                 table=Table(name),
-                holdings=Holdings(LeaseView(TIMING)),
+                holdings=Holdings(LeaseView(timing)),
             )
             for name in names
         }
         self.down_links: set[frozenset[SiteId]] = set()
+        self.timing = timing
         self.slow = self.prng.random() < 0.3
         self.quorum = QuorumState(TIMING.ttl_s)
         self.leader: SiteId | None = names[0]
         self.stale: tuple[SiteId, float] | None = None
         self.takeover_count = 0
+        self.watch_s = self.prng.choice((0.3, 1.0, 2.0))  # how soon a takeover is tried
         self.is_healing = False
 
     # ---- time ----
@@ -161,7 +163,7 @@ class World:
     # ---- network ----
 
     def is_linked(self, a: SiteId, b: SiteId) -> bool:
-        return a == b or frozenset((a, b)) not in self.down_links
+        return not self.down_links or a == b or frozenset((a, b)) not in self.down_links
 
     def delay_s(self) -> float:
         if self.slow and self.prng.random() < 0.05:
@@ -341,6 +343,8 @@ class World:
 
     def reachable(self, leader: SiteId) -> bool:
         """Tell whether a leader's member reaches a majority; members outlive controllers."""
+        if not self.down_links:
+            return True
         linked = sum(self.is_linked(leader, other) for other in self.sites)
         return 2 * linked > len(self.sites)
 
@@ -447,16 +451,20 @@ class World:
         site.view.renewed(sent_monotonic_s=sent_s, ttl_s=TIMING.ttl_s)
 
     def adopt(self, site: Site, owned: tuple[Ownership, ...]) -> None:
-        """Run what the quorum says is ours; what it gave to others is kept aside, not deleted."""
+        """Take over what the quorum says is ours."""
         epochs = {ownership.id: ownership.epoch for ownership in owned}
         for id, (_, epoch) in list(site.leaving.items()):
             if epochs.get(id) != epoch:
                 del site.leaving[id]
         for ownership in owned:
-            record = site.table.find("vm", ownership.id)
-            if record is None or record.epoch < ownership.epoch:
-                number = int(ownership.id.removeprefix("vm-"))
-                self.write(site, Put(value=vm(number, epoch=ownership.epoch)))
+            self.record(site, ownership)
+
+    def record(self, site: Site, ownership: Ownership) -> None:
+        """Write what we own under its epoch; what others own now is kept aside, not deleted."""
+        record = site.table.find("vm", ownership.id)
+        if record is None or record.epoch < ownership.epoch:
+            number = int(ownership.id.removeprefix("vm-"))
+            self.write(site, Put(value=vm(number, epoch=ownership.epoch)))
 
     def is_holding(self, site: Site) -> bool:
         return site.is_up and site.view.is_held(site.monotonic_s(self.time_s))
@@ -482,16 +490,24 @@ class World:
         self.ask(site, look)
 
     def take_over(self, site: Site, lost: Ownership) -> None:
+        ticket = site.holdings.ticket()
+
         def act() -> Callable[[], None]:
             try:
-                self.quorum.move(
+                taken = self.quorum.move(
                     lost.kind, lost.id, from_site=lost.owner, to_site=site.name,
                     expected_epoch=lost.epoch, now_s=self.leader_s(), from_expired=True,
                 )  # fmt: skip
             except Conflict:
                 return lambda: None
             self.takeover_count += 1
-            return lambda: None  # the next reconciliation tells, whether this answer comes or not
+
+            def start_at_once() -> None:
+                if site.holdings.gained(ticket, taken):
+                    self.record(site, taken)
+                    self.poll(site)
+
+            return start_at_once
 
         self.ask(site, act)
 
@@ -615,7 +631,7 @@ class World:
             return
         site.is_up = False
         site.boots += 1
-        site.holdings = Holdings(LeaseView(TIMING))
+        site.holdings = Holdings(LeaseView(self.timing))
         for id, (_, epoch) in site.leaving.items():
             site.holdings.begin_transfer("vm", id, epoch)
         for connection in site.connections.values():
@@ -636,13 +652,13 @@ class World:
     def run(self) -> None:
         for site in self.sites.values():
             self.every(TIMING.renew_every_s, lambda site=site: self.renew(site))  # type: ignore[misc]
-            self.every(2.0, lambda site=site: self.reconcile(site))  # type: ignore[misc]
+            self.every(self.watch_s, lambda site=site: self.reconcile(site))  # type: ignore[misc]
             self.every(0.5, lambda site=site: self.hand_over(site))  # type: ignore[misc]
             self.every(POLL_S, lambda site=site: self.poll(site))  # type: ignore[misc]
         self.every(HEARTBEAT_S, self.pump_all)
-        self.every(0.5, self.watch_silence)
-        self.every(0.2, self.elect)
-        self.every(0.05, self.enforce)
+        self.every(1.0, self.watch_silence)
+        self.every(0.3, self.elect)
+        self.every(0.1, self.enforce)
         self.every(0.5, self.chaos(self.work))
         for number in range(VM_COUNT):
             self.later(self.prng.uniform(3.0, 15.0), lambda number=number: self.create_vm(number))  # type: ignore[misc]

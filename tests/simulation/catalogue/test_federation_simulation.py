@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.simulation.catalogue.federation_world import World
 
+from nuage.quorum.model import LeaseTiming
+
 SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
 SEEDS_PER_TEST = 25
 SEED_COUNT = int(os.environ.get("NUAGE_SIM_SEEDS", "200"))
@@ -58,3 +60,22 @@ def test_the_simulation_takes_over_and_refuses() -> None:
         for connection in site.connections.values()
     ]
     assert sum(refusals) > 10
+
+
+class HeldToTheLast(LeaseTiming):
+    """A site that acts until the quorum's lease ends, without any margin."""
+
+    @property
+    def hold_s(self) -> float:
+        return self.ttl_s
+
+
+def test_without_its_margin_a_lease_lets_a_vm_run_twice() -> None:
+    """The checker sees what the margin prevents."""
+    violations = 0
+    for seed in range(60):
+        try:
+            World(seed, timing=HeldToTheLast()).run()
+        except AssertionError as error:
+            violations += "starts at" in str(error)
+    assert violations > 0
