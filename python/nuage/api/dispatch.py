@@ -9,7 +9,8 @@ from typing import Protocol
 import msgspec
 
 from nuage.errors import InvalidRequest, NuageError
-from nuage.iaas.operations import TABLE, Operation
+from nuage.iaas.doors import TABLE
+from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scopes_of

@@ -17,7 +17,8 @@ from nuage.api.errors import document_of, status_of
 from nuage.api.events import EventRing
 from nuage.api.openapi import openapi_document
 from nuage.errors import InvalidRequest, NuageError, Unauthenticated
-from nuage.iaas.operations import TABLE, Operation
+from nuage.iaas.doors import TABLE
+from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
 from nuage.ids import new_id
 

@@ -6,7 +6,8 @@ from typing import Final, cast
 import msgspec
 
 from nuage import __version__
-from nuage.iaas.operations import TABLE, Operation
+from nuage.iaas.doors import TABLE
+from nuage.iaas.operations import Operation
 
 _PARAMETER: Final = re.compile(r"{(\w+)}")
 _REF: Final = "#/components/schemas/{name}"

@@ -104,12 +104,12 @@ def join_node_command(role: str, token: str, config: Path) -> None:
     )
     from nuage.daemon.joining import join_as_node
 
-    kinds = {"vnode": VnodeConfiguration, "ionode": IonodeConfiguration, "edge": EdgeConfiguration}
-    kind: type[AgentConfiguration] = kinds[role]
+    kinds: dict[str, type[AgentConfiguration]] = {
         "vnode": VnodeConfiguration,
         "ionode": IonodeConfiguration,
         "edge": EdgeConfiguration,
     }
+    kind = kinds[role]
     configuration = load(config, kind)
     asyncio.run(join_as_node(configuration, NodeRole(role), _token(token)))
     click.echo(f"joined as {role} {configuration.node.node_id}")

@@ -4,7 +4,14 @@ from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, InvalidRequest, QuotaExceeded
 from nuage.iaas.addresses import parse_network
-from nuage.iaas.operations import TABLE, Operation, Shown, any_scope, anywhere, federation_scope
+from nuage.iaas.operations import (
+    Operation,
+    OperationTable,
+    Shown,
+    any_scope,
+    anywhere,
+    federation_scope,
+)
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import EntropySource, IaasId, SegmentId, SiteId, new_id
@@ -259,131 +266,133 @@ def iaas_home(site: Site, body: NameIaas | ChangeContract) -> SiteId | None:
     return site.index.home("iaas", site.index.iaas_named(body.iaas).iaas_id)
 
 
-TABLE.add(
-    Operation(
-        name="iaas.create",
-        verb="POST",
-        path="/v1/iaas",
-        body=CreateIaas,
-        result=Shown[Iaas],
-        action="iaas.create",
-        summary="Build an IaaS under a contract",
-        run=create_iaas,
-        scope=federation_scope,
-        home=anywhere,
-        status=201,
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    table.add(
+        Operation(
+            name="iaas.create",
+            verb="POST",
+            path="/v1/iaas",
+            body=CreateIaas,
+            result=Shown[Iaas],
+            action="iaas.create",
+            summary="Build an IaaS under a contract",
+            run=create_iaas,
+            scope=federation_scope,
+            home=anywhere,
+            status=201,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="iaas.list",
-        verb="GET",
-        path="/v1/iaas",
-        body=ListIaas,
-        result=list[Shown[Iaas]],
-        action="federation.read",
-        summary="List the IaaSes that the caller may see",
-        run=list_iaas,
-        scope=any_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="iaas.list",
+            verb="GET",
+            path="/v1/iaas",
+            body=ListIaas,
+            result=list[Shown[Iaas]],
+            action="federation.read",
+            summary="List the IaaSes that the caller may see",
+            run=list_iaas,
+            scope=any_scope,
+            home=anywhere,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="iaas.show",
-        verb="GET",
-        path="/v1/iaas/{iaas}",
-        body=NameIaas,
-        result=Shown[Iaas],
-        action="iaas.read",
-        summary="Show an IaaS and its contract",
-        run=show_iaas,
-        scope=iaas_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="iaas.show",
+            verb="GET",
+            path="/v1/iaas/{iaas}",
+            body=NameIaas,
+            result=Shown[Iaas],
+            action="iaas.read",
+            summary="Show an IaaS and its contract",
+            run=show_iaas,
+            scope=iaas_scope,
+            home=anywhere,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="iaas.contract",
-        verb="PUT",
-        path="/v1/iaas/{iaas}/contract",
-        body=ChangeContract,
-        result=Shown[Iaas],
-        action="iaas.contract",
-        summary="Put another contract on an IaaS",
-        run=change_contract,
-        scope=iaas_scope,
-        home=iaas_home,
+    table.add(
+        Operation(
+            name="iaas.contract",
+            verb="PUT",
+            path="/v1/iaas/{iaas}/contract",
+            body=ChangeContract,
+            result=Shown[Iaas],
+            action="iaas.contract",
+            summary="Put another contract on an IaaS",
+            run=change_contract,
+            scope=iaas_scope,
+            home=iaas_home,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="iaas.delete",
-        verb="DELETE",
-        path="/v1/iaas/{iaas}",
-        body=NameIaas,
-        result=type(None),
-        action="iaas.delete",
-        summary="Take an empty IaaS down",
-        run=delete_iaas,
-        scope=iaas_scope,
-        home=iaas_home,
+    table.add(
+        Operation(
+            name="iaas.delete",
+            verb="DELETE",
+            path="/v1/iaas/{iaas}",
+            body=NameIaas,
+            result=type(None),
+            action="iaas.delete",
+            summary="Take an empty IaaS down",
+            run=delete_iaas,
+            scope=iaas_scope,
+            home=iaas_home,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="iaas.quota",
-        verb="GET",
-        path="/v1/iaas/{iaas}/quota",
-        body=NameIaas,
-        result=list[QuotaUse],
-        action="iaas.read",
-        summary="Show what is used of the contract's quotas",
-        run=show_quota,
-        scope=iaas_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="iaas.quota",
+            verb="GET",
+            path="/v1/iaas/{iaas}/quota",
+            body=NameIaas,
+            result=list[QuotaUse],
+            action="iaas.read",
+            summary="Show what is used of the contract's quotas",
+            run=show_quota,
+            scope=iaas_scope,
+            home=anywhere,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="segment.create",
-        verb="POST",
-        path="/v1/iaas/{iaas}/segments",
-        body=CreateSegment,
-        result=Shown[Segment],
-        action="segment.write",
-        summary="Make a layer-2 network",
-        run=create_segment,
-        scope=iaas_scope,
-        home=anywhere,
-        status=201,
+    table.add(
+        Operation(
+            name="segment.create",
+            verb="POST",
+            path="/v1/iaas/{iaas}/segments",
+            body=CreateSegment,
+            result=Shown[Segment],
+            action="segment.write",
+            summary="Make a layer-2 network",
+            run=create_segment,
+            scope=iaas_scope,
+            home=anywhere,
+            status=201,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="segment.list",
-        verb="GET",
-        path="/v1/iaas/{iaas}/segments",
-        body=NameIaas,
-        result=list[Shown[Segment]],
-        action="segment.read",
-        summary="List the layer-2 networks of an IaaS",
-        run=list_segments,
-        scope=iaas_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="segment.list",
+            verb="GET",
+            path="/v1/iaas/{iaas}/segments",
+            body=NameIaas,
+            result=list[Shown[Segment]],
+            action="segment.read",
+            summary="List the layer-2 networks of an IaaS",
+            run=list_segments,
+            scope=iaas_scope,
+            home=anywhere,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="port.list",
-        verb="GET",
-        path="/v1/iaas/{iaas}/ports",
-        body=NameIaas,
-        result=list[Shown[Port]],
-        action="port.read",
-        summary="List the ports of an IaaS",
-        run=list_ports,
-        scope=iaas_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="port.list",
+            verb="GET",
+            path="/v1/iaas/{iaas}/ports",
+            body=NameIaas,
+            result=list[Shown[Port]],
+            action="port.read",
+            summary="List the ports of an IaaS",
+            run=list_ports,
+            scope=iaas_scope,
+            home=anywhere,
+        )
     )
-)

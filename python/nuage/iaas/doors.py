@@ -1,10 +1,10 @@
-"""The table's entries for machines, volumes and images (building, people and sites have theirs)."""
+"""The table of all operations; the entries for machines, volumes and images are here."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
-from nuage.iaas import images, machines, volumes
-from nuage.iaas.operations import TABLE, Operation, Run, Shown, any_scope, anywhere
+from nuage.iaas import building, images, infrastructure, machines, people, volumes
+from nuage.iaas.operations import Operation, OperationTable, Run, Shown, any_scope, anywhere
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
 from nuage.model.image import Image
@@ -13,11 +13,17 @@ from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 from nuage.trust.permissions import Scope
 
+TABLE = OperationTable()
+
 B = TypeVar("B")
 R = TypeVar("R")
 
 VMS = "/v1/iaas/{iaas}/vms"
 VOLUMES = "/v1/iaas/{iaas}/volumes"
+
+
+for _module in (building, infrastructure, people):
+    _module.enter(TABLE)
 
 
 def _vm(

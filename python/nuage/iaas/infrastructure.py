@@ -3,7 +3,14 @@
 import math
 from dataclasses import dataclass, replace
 
-from nuage.iaas.operations import TABLE, Operation, Shown, any_scope, anywhere, federation_scope
+from nuage.iaas.operations import (
+    Operation,
+    OperationTable,
+    Shown,
+    any_scope,
+    anywhere,
+    federation_scope,
+)
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, SiteId
@@ -149,59 +156,61 @@ def vnodes_of(site: Site, site_id: SiteId) -> list[Node]:
     )
 
 
-TABLE.add(
-    Operation(
-        name="site.list",
-        verb="GET",
-        path="/v1/sites",
-        body=ListSites,
-        result=list[SiteView],
-        action="datacenter.read",
-        summary="List the datacenters with the age of what is known of each",
-        run=list_sites,
-        scope=any_scope,
-        home=anywhere,
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    table.add(
+        Operation(
+            name="site.list",
+            verb="GET",
+            path="/v1/sites",
+            body=ListSites,
+            result=list[SiteView],
+            action="datacenter.read",
+            summary="List the datacenters with the age of what is known of each",
+            run=list_sites,
+            scope=any_scope,
+            home=anywhere,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="node.list",
-        verb="GET",
-        path="/v1/nodes",
-        body=ListNodes,
-        result=list[NodeView],
-        action="node.read",
-        summary="List nodes with their last facts",
-        run=list_nodes,
-        scope=federation_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="node.list",
+            verb="GET",
+            path="/v1/nodes",
+            body=ListNodes,
+            result=list[NodeView],
+            action="node.read",
+            summary="List nodes with their last facts",
+            run=list_nodes,
+            scope=federation_scope,
+            home=anywhere,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="node.maintenance",
-        verb="PUT",
-        path="/v1/nodes/{node}/maintenance",
-        body=SetMaintenance,
-        result=Shown[Node],
-        action="node.maintain",
-        summary="Take a node out of service or back",
-        run=set_maintenance,
-        scope=_node_scope,
-        home=_node_site,
+    table.add(
+        Operation(
+            name="node.maintenance",
+            verb="PUT",
+            path="/v1/nodes/{node}/maintenance",
+            body=SetMaintenance,
+            result=Shown[Node],
+            action="node.maintain",
+            summary="Take a node out of service or back",
+            run=set_maintenance,
+            scope=_node_scope,
+            home=_node_site,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="rack.list",
-        verb="GET",
-        path="/v1/racks",
-        body=ListRacks,
-        result=list[RackView],
-        action="rack.read",
-        summary="List racks and what is in them",
-        run=list_racks,
-        scope=federation_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="rack.list",
+            verb="GET",
+            path="/v1/racks",
+            body=ListRacks,
+            result=list[RackView],
+            action="rack.read",
+            summary="List racks and what is in them",
+            run=list_racks,
+            scope=federation_scope,
+            home=anywhere,
+        )
     )
-)

@@ -63,7 +63,7 @@ def any_scope(_site: Site, _body: object) -> Scope | None:
 
 
 class OperationTable:
-    """The operations by name; filled once at import by the use cases' modules."""
+    """The operations by name (`doors.TABLE` is the product's)."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Operation[object, object]] = {}
@@ -87,9 +87,6 @@ class OperationTable:
     def all(self) -> list[Operation[object, object]]:
         """Return all operations in order of path and verb."""
         return sorted(self._by_name.values(), key=lambda op: (op.path, op.verb))
-
-
-TABLE = OperationTable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

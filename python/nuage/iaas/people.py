@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, InvalidRequest
-from nuage.iaas.operations import TABLE, Operation, anywhere, federation_scope
+from nuage.iaas.operations import Operation, OperationTable, anywhere, federation_scope
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, UserId, new_id
 from nuage.model.iaas import Iaas
@@ -124,46 +124,48 @@ def _user_home(site: Site, body: ChangeUser) -> SiteId:
     return site.index.home("user", site.index.named(User, body.user).user_id)
 
 
-TABLE.add(
-    Operation(
-        name="user.create",
-        verb="POST",
-        path="/v1/users",
-        body=CreateUser,
-        result=UserView,
-        action="user.write",
-        summary="Enter a user",
-        run=create_user,
-        scope=federation_scope,
-        home=anywhere,
-        status=201,
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    table.add(
+        Operation(
+            name="user.create",
+            verb="POST",
+            path="/v1/users",
+            body=CreateUser,
+            result=UserView,
+            action="user.write",
+            summary="Enter a user",
+            run=create_user,
+            scope=federation_scope,
+            home=anywhere,
+            status=201,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="user.list",
-        verb="GET",
-        path="/v1/users",
-        body=ListUsers,
-        result=list[UserView],
-        action="user.read",
-        summary="List users and their roles",
-        run=list_users,
-        scope=federation_scope,
-        home=anywhere,
+    table.add(
+        Operation(
+            name="user.list",
+            verb="GET",
+            path="/v1/users",
+            body=ListUsers,
+            result=list[UserView],
+            action="user.read",
+            summary="List users and their roles",
+            run=list_users,
+            scope=federation_scope,
+            home=anywhere,
+        )
     )
-)
-TABLE.add(
-    Operation(
-        name="user.change",
-        verb="PATCH",
-        path="/v1/users/{user}",
-        body=ChangeUser,
-        result=UserView,
-        action="user.write",
-        summary="Change a user's secret, roles or state",
-        run=change_user,
-        scope=federation_scope,
-        home=_user_home,
+    table.add(
+        Operation(
+            name="user.change",
+            verb="PATCH",
+            path="/v1/users/{user}",
+            body=ChangeUser,
+            result=UserView,
+            action="user.write",
+            summary="Change a user's secret, roles or state",
+            run=change_user,
+            scope=federation_scope,
+            home=_user_home,
+        )
     )
-)

@@ -94,6 +94,8 @@ class _Assembly:
             certificate=str(self._lab.certificate),
         )
         write_atomically(self._login_file, msgspec.json.encode(login), secret=True)
+        self._report("nodes get power")
+        self._lab.power_on_all()
         sites = list(self._lab.description.sites)
         configurations = {site.id: self._controller_configuration(site) for site in sites}
         first = configurations[sites[0].id]
