@@ -109,11 +109,14 @@ def _switch(plan: CablePlan, lab: LabDescription, site: str, site_number: int) -
     plan.forwarding.add(switch)
     mac = at.mac_address(lab, site_number, at.SWITCH_HOST, 1)
     plan.cables.append(_cable(lab, (bmc, "eth0", mac), (switch, "bmc")))
+    bridge_macs = [at.mac_address(lab, site_number, at.SWITCH_HOST, port) for port in (2, 3)]
     gateway = f"10.{lab.number}.{100 + site_number}.{at.SWITCH_HOST}"
     plan.ip_lines[switch] += [
         "link set lo up",
-        f"link add name br0 mtu {lab.links.mtu_bytes} type bridge",
-        "link add name brm type bridge",
+        # MACs of their own: a bridge without one takes a port's, and changes it when that
+        # node's power goes, which leaves every neighbour with a wrong address for a while.
+        f"link add name br0 address {bridge_macs[0]} mtu {lab.links.mtu_bytes} type bridge",
+        f"link add name brm address {bridge_macs[1]} type bridge",
         f"addr add 10.{lab.number}.{site_number}.{at.SWITCH_HOST}/24 dev br0",
         f"addr add {gateway}/24 dev brm",
         "link set br0 up",
