@@ -34,11 +34,13 @@ StreamFunction: TypeAlias = Callable[["Peer", BodyT], AsyncIterator[ResultT]]
 class Entry:
     """One name: how to read its body, who may use it, what runs.
 
-    `call` and `stream` return the encoded answer's value and the items; one of them is set.
+    `call` and `stream` return the answer's value and the items; one of them is set. What
+    `runs_to_end` is not cancelled when its caller gives up or is lost.
     """
 
     name: str
     roles: frozenset[NodeRole] | None
+    runs_to_end: bool = False
     call: Callable[["Peer", msgspec.Raw], Awaitable[object]] | None = None
     stream: Callable[["Peer", msgspec.Raw], AsyncIterator[object]] | None = None
 
@@ -58,9 +60,18 @@ class Handlers:
         self._streams: dict[str, Entry] = {}
 
     def method(
-        self, name: str, body_type: type[BodyT], *, roles: Collection[NodeRole] | None = None
+        self,
+        name: str,
+        body_type: type[BodyT],
+        *,
+        roles: Collection[NodeRole] | None = None,
+        runs_to_end: bool = False,
     ) -> Callable[[MethodFunction[BodyT, ResultT]], MethodFunction[BodyT, ResultT]]:
-        """Register the decorated function to answer calls of `name`."""
+        """Register the decorated function to answer calls of `name`.
+
+        It is cancelled when the caller gives up, times out or is lost, unless `runs_to_end`:
+        say so for what must not stop half-way.
+        """
 
         def register(function: MethodFunction[BodyT, ResultT]) -> MethodFunction[BodyT, ResultT]:
             read = _body_reader(name, body_type)
@@ -68,7 +79,8 @@ class Handlers:
             def call(peer: "Peer", body: msgspec.Raw) -> Awaitable[object]:
                 return function(peer, read(body))
 
-            _add(self._methods, Entry(name, _role_set(roles), call=call))
+            entry = Entry(name, _role_set(roles), runs_to_end=runs_to_end, call=call)
+            _add(self._methods, entry)
             return function
 
         return register
@@ -104,6 +116,11 @@ class Handlers:
             return function
 
         return register
+
+    def runs_to_end(self, name: str) -> bool:
+        """Tell whether the method `name` is not to be cancelled."""
+        entry = self._methods.get(name)
+        return entry is not None and entry.runs_to_end
 
     def require_method(self, name: str) -> Entry:
         """Return the method `name`, or raise NotFound."""

@@ -107,7 +107,13 @@ class _Served:
     task: asyncio.Task[None]
     method: str
     deadline_s: float
+    runs_to_end: bool = False
     credited: asyncio.Event | None = None
+
+    def stop(self) -> None:
+        """Cancel: nobody waits for it any more. What must not stop half-way goes on."""
+        if not self.runs_to_end:
+            self.task.cancel()
 
 
 class Peer:
@@ -270,7 +276,7 @@ class Peer:
             if task is not None:
                 task.cancel()
         for served in tuple(self._served.values()):
-            served.task.cancel()
+            served.stop()
         if self._on_closed is not None:
             self._on_closed(self)
 
@@ -361,7 +367,7 @@ class Peer:
                 next_s = call.deadline_s if next_s is None else min(next_s, call.deadline_s)
         for served in tuple(self._served.values()):
             if served.deadline_s <= now_s:
-                served.task.cancel()  # the caller has stopped waiting
+                served.stop()
             elif served.deadline_s != NEVER_S:
                 next_s = served.deadline_s if next_s is None else min(next_s, served.deadline_s)
         return next_s
@@ -420,7 +426,7 @@ class Peer:
             case Cancel(id=call_id):
                 cancelled = self._served.get(call_id)
                 if cancelled is not None:
-                    cancelled.task.cancel()
+                    cancelled.stop()
             case Opened():
                 if self._on_open is not None:
                     self._on_open(self)
@@ -445,7 +451,8 @@ class Peer:
         self, call_id: int, method: str, work: Coroutine[None, None, None], deadline_s: float
     ) -> _Served:
         task: asyncio.Task[None] = self._loop.create_task(work, context=self._context.copy())
-        served = self._served[call_id] = _Served(task, method, deadline_s)
+        runs_to_end = self._handlers.runs_to_end(method)
+        served = self._served[call_id] = _Served(task, method, deadline_s, runs_to_end)
         task.add_done_callback(lambda done: self._served_done(call_id, method, done))
         return served
 

@@ -218,20 +218,38 @@ class TrustStore:
         if public_key_of(certificate) != authority.key.public_key():
             raise InvalidRequest("the certificate is of another key", field="authority_pem")
         self._write(AUTHORITY, pem_of(certificate))
-        signer_key = Ed25519PrivateKey.generate()
-        self._write_key(SIGNER_KEY, signer_key)
-        signer = issue_signer(
-            authority,
-            signer_key.public_key(),
-            federation_id=identity.federation_id,
-            site_id=identity.site_id,
-            now_s=now_s,
-        )
-        self._write(SIGNERS, pem_of(signer))
+        self._new_signer(authority, identity, now_s=now_s)
         self._write(SITE_REVOCATIONS, make_revocation_list(authority, (), number=1, now_s=now_s))
         key = Ed25519PrivateKey.generate()
         leaf = issue_daemon(authority, key.public_key(), identity, now_s=now_s)
         self.install(root_pem=root_pem, chain_pem=pem_of(leaf, certificate), key=key)
+
+    def signer_is_due(self, now_s: float) -> bool:
+        """Tell whether less than half of the signing key's life is left."""
+        signer = load_chain(self._text(SIGNERS))[0]
+        return now_s > (not_before_s(signer) + not_after_s(signer)) / 2
+
+    def renew_signer(self, *, now_s: float) -> None:
+        """Make a new signing key; the earlier ones stay published, to verify what they signed.
+
+        Publish `site_trust()` and wait for the feeds before signing tokens with `signer_key()`:
+        another site believes a token only when it knows its key.
+        """
+        self._new_signer(self.authority(), self.identity(), now_s=now_s)
+
+    def _new_signer(self, authority: Authority, identity: Identity, *, now_s: float) -> None:
+        key = Ed25519PrivateKey.generate()
+        signer = issue_signer(
+            authority,
+            key.public_key(),
+            federation_id=identity.federation_id,
+            site_id=identity.site_id,
+            now_s=now_s,
+        )
+        path = self.directory / SIGNERS
+        earlier = path.read_text() if path.exists() else ""
+        self._write(SIGNERS, pem_of(signer) + earlier)  # first: a key nobody can verify is none
+        self._write_key(SIGNER_KEY, key)
 
     def issue(
         self,

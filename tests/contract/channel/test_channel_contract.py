@@ -53,6 +53,7 @@ class Seen:
     noticed: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     sent_count: int = 0
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -86,6 +87,12 @@ def server_handlers(seen: Seen) -> Handlers:
             await asyncio.Event().wait()
         finally:
             seen.stopped.set()
+
+    @handlers.method("commit", type(None), runs_to_end=True)
+    async def commit(peer: Peer, body: None) -> None:
+        seen.started.set()
+        await seen.released.wait()
+        seen.stopped.set()
 
     @handlers.method("controllers-only", type(None), roles={NodeRole.CONTROLLER})
     async def controllers_only(peer: Peer, body: None) -> None:
@@ -253,6 +260,17 @@ async def test_a_cancelled_call_stops_the_handler(ends: Ends) -> None:
     calling.cancel()
     await ends.seen.stopped.wait()
     assert await ends.client.call("add", Sum(1, 1), int) == 2
+
+
+async def test_what_must_not_stop_half_way_outlives_its_caller(ends: Ends) -> None:
+    calling = asyncio.ensure_future(ends.client.call("commit", None, type(None)))
+    await ends.seen.started.wait()
+    ends.client.close("gone")
+    with pytest.raises(TimedOut):
+        await calling
+    await ends.server.wait_closed()
+    ends.seen.released.set()
+    await ends.seen.stopped.wait()
 
 
 async def test_a_notice_arrives(ends: Ends) -> None:

@@ -38,7 +38,7 @@ from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.trust import verify
 from nuage.trust.audit import AuditEntry, AuditLog
-from nuage.trust.book import TrustBook
+from nuage.trust.book import TrustBook, key_id_of
 from nuage.trust.invitation import Invitation, InvitationFiles, Joining
 from nuage.trust.join import Joined, JoinServer, join_node, join_site
 from nuage.trust.pki import Authority, issue_daemon, pem_of, pem_of_key
@@ -436,6 +436,18 @@ async def test_revoking_a_datacenter_revokes_all_its_daemons(host: Host, tmp_pat
     assert not book.revocations.refusal_of(host.store.chain()[0])
 
 
+async def test_a_new_signing_key_leaves_the_old_one_published(host: Host) -> None:
+    now_s = CLOCK.now_s()
+    assert not host.store.signer_is_due(now_s)
+    assert host.store.signer_is_due(now_s + 400 * 86_400)
+    old = key_id_of(host.store.signer_key().public_key())
+    host.store.renew_signer(now_s=now_s)
+    book = TrustBook(host.store.root())
+    book.take(host.store.site_trust())
+    new = key_id_of(host.store.signer_key().public_key())
+    assert set(book.public_keys()) == {old, new}
+
+
 async def test_an_older_list_does_not_unrevoke(host: Host) -> None:
     book = TrustBook(host.store.root())
     old = host.store.site_trust()
@@ -493,15 +505,11 @@ def test_the_verifier_needs_nothing_of_nuage(tmp_path: Path) -> None:
     alone = tmp_path / "alone.py"
     alone.write_text(Path(verify.__file__).read_text())
     command = [sys.executable, "-I", str(alone), "audit", str(tmp_path / "audit"), "--keys"]
-    done = subprocess.run(
-        [*command, str(keys)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, str(keys)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "SOUND")
     (segment,) = (tmp_path / "audit").iterdir()
     segment.write_bytes(segment.read_bytes().replace(b"vm-1", b"vm-2"))
-    done = subprocess.run(
-        [*command, str(keys)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, str(keys)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[0][:9]) == (1, "NOT SOUND")
 
 
