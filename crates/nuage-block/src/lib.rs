@@ -9,6 +9,8 @@
 //! Addresses and lengths are bytes and multiples of 512; the engine's own block is 4096 bytes and
 //! it merges smaller writes itself.
 
+pub mod memory;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -284,7 +284,7 @@ impl Handshake {
 
 /// The export of a name; the empty name is the only export, if there is only one.
 fn find<'a>(exports: &'a Exports, name: &[u8]) -> Option<(ExportId, &'a Export)> {
-    let found = |(id, export)| (*id, export);
+    let found = |(id, export): (&ExportId, &'a Export)| (*id, export);
     if name.is_empty() && exports.len() == 1 {
         return exports.iter().next().map(found);
     }

@@ -1,0 +1,11 @@
+//! Sockets, threads and time: the loop that feeds the storage machines, and nothing that decides.
+//!
+//! One thread serves all: sessions and devices run to completion on it ([`serve`]); blocking file
+//! work runs on small pools that wake it through descriptors.
+
+pub mod doors;
+pub mod file;
+pub mod log;
+pub mod poller;
+pub mod serve;
+pub mod socket;

@@ -1,0 +1,314 @@
+//! The volumes of this daemon on disk: one directory each, with its specification in JSON.
+//!
+//! ```text
+//! DIR/volumes/NAME/volume.json   what create_volume was asked, with the uuid
+//! DIR/volumes/NAME/journal/      the engine's files       (backend journal)
+//! DIR/volumes/NAME/data.raw      the volume itself        (backend file)
+//! DIR/receipts.jsonl             receipts, one a line, in the order of their number
+//! ```
+
+use crate::control::{Backend, Code, CreateVolume, Refusal};
+use nuage_block::memory::MemoryDevice;
+use nuage_block::{BlockDevice, Geometry};
+use nuage_disk::FileDisk;
+use nuage_engine::{AckMode, HeadOptions, SystemClock, Volume, create_volume, open_volume};
+use nuage_io::file::FileDevice;
+use nuage_journal::{JournalError, Retention, VolumeSpec, segment_bytes_for};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Largest volume (issue 3: up to 64 TiB).
+const SIZE_BYTES_MAX: u64 = 64 << 40;
+
+pub type EngineVolume = Volume<FileDisk>;
+
+/// A volume opened for serving.
+pub struct Opened {
+    pub device: Box<dyn BlockDevice>,
+    pub engine: Option<EngineVolume>,
+}
+
+pub struct Catalogue {
+    dir: PathBuf,
+    pub volumes: BTreeMap<String, CreateVolume>,
+}
+
+fn io_refusal(what: &str, error: &io::Error) -> Refusal {
+    let code = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::NoSpace,
+        io::ErrorKind::NotFound => Code::NotFound,
+        _ => Code::Io,
+    };
+    Refusal::new(code, format!("{what}: {error}"))
+}
+
+pub fn journal_refusal(error: &JournalError) -> Refusal {
+    let code = match error {
+        JournalError::StaleEpoch { .. } => Code::StaleEpoch,
+        JournalError::NoSpace => Code::NoSpace,
+        JournalError::OutOfHistory { .. } | JournalError::Malformed { .. } => Code::InvalidRequest,
+        JournalError::NotThisVolume(_) => Code::Conflict,
+        JournalError::Disk(_) | JournalError::Corrupt { .. } => Code::Io,
+        _ => Code::Unavailable,
+    };
+    Refusal::new(code, error.to_string())
+}
+
+/// 32 hexadecimal digits, dashes allowed, as bytes.
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.chars().filter(|character| *character != '-').collect();
+    if digits.len() != 32 || !digits.is_ascii() {
+        return None;
+    }
+    let mut uuid = [0; 16];
+    for (index, byte) in uuid.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(index * 2..index * 2 + 2)?, 16).ok()?;
+    }
+    Some(uuid)
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Names become directories: letters, digits, `.`, `_`, `-`, not starting with a dot.
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let fits = !name.is_empty()
+        && name.len() <= 64
+        && !name.starts_with('.')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if fits {
+        Ok(())
+    } else {
+        Err(Refusal::new(
+            Code::InvalidRequest,
+            format!("{name:?} is no name of a volume"),
+        ))
+    }
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Catalogue {
+    /// Read what is there; a directory without its specification is an aborted creation and goes.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        let root = dir.join("volumes");
+        fs::create_dir_all(&root)?;
+        let mut volumes = BTreeMap::new();
+        for entry in fs::read_dir(&root)? {
+            let path = entry?.path();
+            match fs::read(path.join("volume.json")) {
+                Ok(text) => {
+                    let spec: CreateVolume = serde_json::from_slice(&text)?;
+                    volumes.insert(spec.volume.clone(), spec);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_dir_all(&path)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            volumes,
+        })
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.dir.join("volumes").join(name)
+    }
+
+    pub fn get(&self, name: &str) -> Result<&CreateVolume, Refusal> {
+        self.volumes
+            .get(name)
+            .ok_or_else(|| Refusal::new(Code::NotFound, format!("no volume {name:?} here")))
+    }
+
+    /// Create a volume. Asking again with the same words is no error (a retry after a lost answer).
+    pub fn create(&mut self, mut spec: CreateVolume) -> Result<&CreateVolume, Refusal> {
+        check_name(&spec.volume)?;
+        let block_fits = matches!(spec.logical_block_bytes, 512 | 4096);
+        let size_fits = spec.size_bytes > 0
+            && spec.size_bytes <= SIZE_BYTES_MAX
+            && spec.size_bytes.is_multiple_of(4096);
+        if !block_fits || !size_fits {
+            let message =
+                "size_bytes: a multiple of 4096 up to 64 TiB; logical_block_bytes: 512 or 4096";
+            return Err(Refusal::new(Code::InvalidRequest, message));
+        }
+        if let Some(known) = self.volumes.get(&spec.volume) {
+            spec.uuid = spec.uuid.or_else(|| known.uuid.clone());
+            if spec != *known {
+                return Err(Refusal::new(
+                    Code::Conflict,
+                    format!("a volume {:?} with other properties is here", spec.volume),
+                ));
+            }
+            return self.get(&spec.volume);
+        }
+        let uuid = match &spec.uuid {
+            Some(text) => parse_uuid(text)
+                .ok_or_else(|| Refusal::new(Code::InvalidRequest, "uuid: 32 hexadecimal digits"))?,
+            None => {
+                let mut uuid = [0; 16];
+                if !nuage_io::serve::random(&mut uuid) {
+                    return Err(Refusal::new(Code::Io, "no random bytes"));
+                }
+                // Version 4, variant 1 (RFC 9562 §5.4).
+                uuid[6] = 0x40 | uuid[6] & 0x0f;
+                uuid[8] = 0x80 | uuid[8] & 0x3f;
+                uuid
+            }
+        };
+        spec.uuid = Some(hex(&uuid));
+        let folder = self.folder(&spec.volume);
+        self.write_files(&folder, &spec, uuid).inspect_err(|_| {
+            // Half a volume must not stay; the next start would remove it too.
+            let _ = fs::remove_dir_all(&folder);
+        })?;
+        let name = spec.volume.clone();
+        self.volumes.insert(name.clone(), spec);
+        self.get(&name)
+    }
+
+    fn write_files(
+        &self,
+        folder: &Path,
+        spec: &CreateVolume,
+        uuid: [u8; 16],
+    ) -> Result<(), Refusal> {
+        let failed = |error: io::Error| io_refusal(&spec.volume, &error);
+        fs::create_dir_all(folder).map_err(failed)?;
+        if spec.backend == Backend::Journal {
+            let journal = folder.join("journal");
+            fs::create_dir_all(&journal).map_err(failed)?;
+            let volume = VolumeSpec {
+                volume: uuid,
+                size_bytes: spec.size_bytes,
+                logical_block_bytes: spec.logical_block_bytes,
+                segment_bytes: segment_bytes_for(spec.size_bytes),
+                encrypted: false,
+                created_ns: now_ns(),
+            };
+            create_volume(&journal, &volume).map_err(|error| journal_refusal(&error))?;
+        }
+        self.write_spec(folder, spec).map_err(failed)
+    }
+
+    /// Write, sync, rename, sync: the specification is whole or absent.
+    fn write_spec(&self, folder: &Path, spec: &CreateVolume) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(spec)?;
+        let fresh = folder.join("volume.json.new");
+        let file = fs::File::create(&fresh)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, &text, 0)?;
+        file.sync_all()?;
+        fs::rename(&fresh, folder.join("volume.json"))?;
+        fs::File::open(folder)?.sync_all()?;
+        fs::File::open(self.dir.join("volumes"))?.sync_all()
+    }
+
+    /// Remember a new size.
+    pub fn resized(&mut self, name: &str, size_bytes: u64) -> Result<(), Refusal> {
+        let folder = self.folder(name);
+        let Some(spec) = self.volumes.get_mut(name) else {
+            return Ok(());
+        };
+        spec.size_bytes = size_bytes;
+        let spec = spec.clone();
+        self.write_spec(&folder, &spec)
+            .map_err(|error| io_refusal(name, &error))
+    }
+
+    /// Delete a volume. Deleting what is not there is no error.
+    pub fn delete(&mut self, name: &str) -> Result<(), Refusal> {
+        check_name(name)?;
+        let folder = self.folder(name);
+        self.volumes.remove(name);
+        let failed = |error: io::Error| io_refusal(name, &error);
+        // The specification goes first: what a crash leaves is removed at the next start.
+        match fs::remove_file(folder.join("volume.json")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Open a volume for its head.
+    pub fn open_head(
+        &self,
+        name: &str,
+        epoch: u64,
+        mode: AckMode,
+        read_only: bool,
+    ) -> Result<Opened, Refusal> {
+        let spec = self.get(name)?;
+        let uuid = spec.uuid.as_deref().and_then(parse_uuid);
+        let uuid = uuid.ok_or_else(|| Refusal::new(Code::Io, "the volume's uuid is damaged"))?;
+        let geometry = Geometry {
+            size_bytes: spec.size_bytes,
+            logical_block_bytes: spec.logical_block_bytes,
+            uuid,
+            name: Arc::from(name),
+            read_only,
+            write_cache: mode != AckMode::Durable,
+        };
+        let folder = self.folder(name);
+        match spec.backend {
+            Backend::Memory => Ok(Opened {
+                device: Box::new(MemoryDevice::new(geometry)),
+                engine: None,
+            }),
+            Backend::File => {
+                let geometry = Geometry {
+                    write_cache: true,
+                    ..geometry
+                };
+                let device = FileDevice::open(&folder.join("data.raw"), geometry)
+                    .map_err(|error| io_refusal(name, &error))?;
+                Ok(Opened {
+                    device: Box::new(device),
+                    engine: None,
+                })
+            }
+            Backend::Journal => {
+                let options = HeadOptions {
+                    name: Arc::from(name),
+                    mode,
+                    term: epoch,
+                    head: "storaged".to_owned(),
+                };
+                let clock = Rc::new(SystemClock::default());
+                let volume = open_volume(&folder.join("journal"), None, options, clock)
+                    .map_err(|error| journal_refusal(&error))?;
+                let retention = Retention {
+                    window_ns: spec.retention.seconds.saturating_mul(1_000_000_000),
+                    window_bytes: spec.retention.bytes,
+                    strict: spec.retention.strict,
+                };
+                volume.with(|head| head.store_mut().set_retention(retention));
+                Ok(Opened {
+                    device: Box::new(volume.clone()),
+                    engine: Some(volume),
+                })
+            }
+        }
+    }
+}

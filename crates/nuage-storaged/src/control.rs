@@ -1,0 +1,313 @@
+//! The control protocol: one JSON object a line (`docs/protocols/storaged.md`).
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// A request; `id` comes back in the answer.
+#[derive(Debug, Deserialize)]
+pub struct Envelope {
+    pub id: Value,
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// The journaled engine.
+    #[default]
+    Journal,
+    /// A plain file: no history.
+    File,
+    /// Forgotten with the process.
+    Memory,
+}
+
+/// A name and its secret; `Debug` does not show the secret.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    pub name: String,
+    pub secret: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Credential")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    pub seconds: u64,
+    pub bytes: u64,
+    /// Writers wait rather than lose history inside the window.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            seconds: 24 * 3600,
+            bytes: 64 << 30,
+            strict: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    pub volume: String,
+    pub size_bytes: u64,
+    #[serde(default = "block_4096")]
+    pub logical_block_bytes: u32,
+    /// 32 hexadecimal digits; chosen at random when absent.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    #[serde(default)]
+    pub backend: Backend,
+    #[serde(default)]
+    pub retention: Retention,
+}
+
+fn block_4096() -> u32 {
+    4096
+}
+
+/// A moment of a volume: a sequence number or a time, not both.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    Sequence(u64),
+    /// Microseconds since 1970.
+    TimeUs(u64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenHead {
+    pub volume: String,
+    pub epoch: u64,
+    #[serde(default = "local_policy")]
+    pub policy: String,
+    /// Other IO-nodes that hold a replica; empty: a single copy.
+    #[serde(default)]
+    pub replicas: Vec<Replica>,
+    /// iSCSI name; absent: no iSCSI.
+    #[serde(default)]
+    pub iqn: Option<String>,
+    #[serde(default)]
+    pub chap: Vec<Credential>,
+    /// Our own proof, for mutual CHAP.
+    #[serde(default)]
+    pub chap_own: Option<Credential>,
+    #[serde(default)]
+    pub initiators: Vec<String>,
+    /// NBD export name; absent: no NBD.
+    #[serde(default)]
+    pub nbd: Option<String>,
+    #[serde(default)]
+    pub ack: Ack,
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// When a write is answered (docs/protocols/storaged.md §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    /// On stable storage of a full ack set: WCE=0.
+    #[default]
+    Durable,
+    /// In the memory of a full ack set; FLUSH and FUA on stable storage: WCE=1.
+    Memory,
+    /// In this head's memory: only where it dies with the initiator.
+    WriteBack,
+}
+
+fn local_policy() -> String {
+    "local".to_owned()
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replica {
+    pub name: String,
+    pub site: String,
+    pub address: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetChap {
+    pub volume: String,
+    #[serde(default)]
+    pub chap: Vec<Credential>,
+    #[serde(default)]
+    pub chap_own: Option<Credential>,
+    #[serde(default)]
+    pub initiators: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortGroup {
+    pub id: u16,
+    pub state: String,
+}
+
+/// Every request by its `op`.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    CreateVolume(CreateVolume),
+    CreateReplica(CreateVolume),
+    DeleteVolume {
+        volume: String,
+    },
+    OpenHead(OpenHead),
+    CloseHead {
+        volume: String,
+    },
+    SetChap(SetChap),
+    SetPortGroups {
+        volume: String,
+        own: u16,
+        groups: Vec<PortGroup>,
+    },
+    Resize {
+        volume: String,
+        size_bytes: u64,
+    },
+    List,
+    Status {
+        volume: String,
+    },
+    Flush {
+        volume: String,
+    },
+    FillFromImage {
+        volume: String,
+        path: String,
+    },
+    History {
+        volume: String,
+        #[serde(default)]
+        after: u64,
+        #[serde(default = "history_count")]
+        count: usize,
+    },
+    At {
+        volume: String,
+        moment: Moment,
+        #[serde(default)]
+        iqn: Option<String>,
+        #[serde(default)]
+        nbd: Option<String>,
+    },
+    CloseAt {
+        view: String,
+    },
+    Clone {
+        volume: String,
+        moment: Option<Moment>,
+        clone: String,
+    },
+    Rollback {
+        volume: String,
+        moment: Moment,
+        /// Also while initiators are logged in: they see other data from one command to the next.
+        #[serde(default)]
+        force: bool,
+    },
+    Mark {
+        volumes: Vec<String>,
+        name: String,
+    },
+    Receipts {
+        #[serde(default)]
+        after: u64,
+    },
+    Metrics,
+    Shutdown,
+}
+
+fn history_count() -> usize {
+    256
+}
+
+/// Why a request is refused; the codes are part of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    InvalidRequest,
+    NotFound,
+    Conflict,
+    StaleEpoch,
+    NotSupported,
+    NoSpace,
+    Io,
+    Unavailable,
+    Draining,
+}
+
+impl Code {
+    fn name(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::StaleEpoch => "stale_epoch",
+            Self::NotSupported => "not_supported",
+            Self::NoSpace => "no_space",
+            Self::Io => "io",
+            Self::Unavailable => "unavailable",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// A refusal: its code and what was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: Code,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+/// The line of an answer.
+pub fn answer(id: &Value, result: Result<Value, Refusal>) -> Vec<u8> {
+    let value = match result {
+        Ok(value) => json!({"id": id, "ok": value}),
+        Err(refusal) => json!({
+            "id": id,
+            "error": {"code": refusal.code.name(), "message": refusal.message},
+        }),
+    };
+    value.to_string().into_bytes()
+}
+
+/// Read a line; the id is given back even where the rest cannot be understood.
+pub fn parse(line: &[u8]) -> Result<Envelope, (Value, Refusal)> {
+    serde_json::from_slice(line).map_err(|error| {
+        let id = serde_json::from_slice::<Value>(line)
+            .ok()
+            .and_then(|value| value.get("id").cloned())
+            .unwrap_or(Value::Null);
+        // The error of the parser names fields and positions, never values of secrets.
+        (id, Refusal::new(Code::InvalidRequest, error.to_string()))
+    })
+}

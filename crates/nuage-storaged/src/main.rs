@@ -1,0 +1,121 @@
+//! The storage daemon of one IaaS on one IO-node (docs/protocols/storaged.md).
+//!
+//! It is started by the IO-node agent, holds the volumes' journals, and serves them over iSCSI and
+//! NBD on one thread. It decides nothing about where data lies: epochs, policies and replicas come
+//! through the control socket.
+
+mod catalogue;
+mod control;
+mod daemon;
+mod fill;
+mod metrics;
+mod options;
+mod receipts;
+mod views;
+
+use nuage_io::doors::Doors;
+use nuage_io::log;
+use nuage_io::serve::{Door, EventLoop};
+use nuage_io::socket::{Endpoint, Listener};
+use options::{Command, Options};
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let options = match options::parse(std::env::args().skip(1)) {
+        Ok(Command::Serve(options)) => options,
+        Ok(Command::Help) => return say(options::USAGE),
+        Ok(Command::Version) => return say(concat!("nuage-storaged ", env!("CARGO_PKG_VERSION"))),
+        Err(error) => {
+            log::error("command_line", &[("error", error.to_string().into())]);
+            return ExitCode::from(2);
+        }
+    };
+    log::use_json(options.log_json);
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // A bug of ours: nothing after it can be trusted with data.
+        report(panic);
+        std::process::abort();
+    }));
+    match serve(&options) {
+        Ok(()) => {
+            log::info("stopped", &[]);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            log::error("failed", &[("error", error.to_string().into())]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn bind(endpoint: &Endpoint) -> io::Result<Listener> {
+    Listener::bind(endpoint)
+        .map_err(|error| io::Error::new(error.kind(), format!("{endpoint}: {error}")))
+}
+
+fn serve(options: &Options) -> io::Result<()> {
+    let mut listeners = vec![(
+        bind(&Endpoint::Unix(options.control.clone()))?,
+        Door::Control,
+    )];
+    for endpoint in &options.iscsi {
+        listeners.push((bind(endpoint)?, Door::Iscsi));
+    }
+    for endpoint in &options.nbd {
+        listeners.push((bind(endpoint)?, Door::Nbd));
+    }
+    become_user(options)?;
+    let mut portals = options.advertise.clone();
+    if portals.is_empty() {
+        let fixed = listeners
+            .iter()
+            .filter(|(_, door)| *door == Door::Iscsi)
+            .filter_map(|(listener, _)| match &listener.endpoint {
+                Endpoint::Tcp(address) if !address.ip().is_unspecified() => {
+                    Some(address.to_string())
+                }
+                _ => None,
+            });
+        portals = fixed.collect();
+    }
+    let iscsi = nuage_scsi::Server::new(options.portal_group, portals);
+    let nbd = nuage_nbd::Server::new(nuage_nbd::Tls::Off);
+    let (signals, rings) = UnixStream::pair()?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, rings.try_clone()?)?;
+    }
+    let mut daemon = daemon::Storaged::open(options)?;
+    for (listener, door) in &listeners {
+        let at = listener.endpoint.to_string();
+        log::info(
+            "listening",
+            &[("at", at.into()), ("door", format!("{door:?}").into())],
+        );
+    }
+    EventLoop::new(Doors::new(iscsi, nbd), listeners, signals)?.run(&mut daemon)
+}
+
+/// Give up the rights that binding needed. Done before any thread is started, so that all have
+/// the same user.
+fn become_user(options: &Options) -> io::Result<()> {
+    if let Some(gid) = options.gid {
+        let gid = rustix::process::Gid::from_raw(gid);
+        rustix::thread::set_thread_groups(&[gid])?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    }
+    if let Some(uid) = options.uid {
+        let uid = rustix::process::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Counters and gauges in Prometheus' text format.
+
+use nuage_io::doors::Counters;
+use std::fmt::Write as _;
+
+/// One volume as the metrics show it.
+pub struct VolumeFigures {
+    pub volume: String,
+    pub counters: Counters,
+    pub size_bytes: u64,
+    pub mapped_bytes: u64,
+    pub journal_bytes: u64,
+    pub sequence: u64,
+    pub durable_sequence: u64,
+    pub sessions: usize,
+}
+
+type Column = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&VolumeFigures) -> u64,
+);
+
+const COLUMNS: &[Column] = &[
+    ("reads_total", "counter", "Read commands", |figures| {
+        figures.counters.reads
+    }),
+    ("writes_total", "counter", "Write commands", |figures| {
+        figures.counters.writes
+    }),
+    ("flushes_total", "counter", "Flush commands", |figures| {
+        figures.counters.flushes
+    }),
+    (
+        "other_operations_total",
+        "counter",
+        "Other commands that reached the volume",
+        |figures| figures.counters.others,
+    ),
+    ("read_bytes_total", "counter", "Bytes read", |figures| {
+        figures.counters.read_bytes
+    }),
+    (
+        "written_bytes_total",
+        "counter",
+        "Bytes written",
+        |figures| figures.counters.written_bytes,
+    ),
+    (
+        "failures_total",
+        "counter",
+        "Commands the volume failed",
+        |figures| figures.counters.failures,
+    ),
+    (
+        "size_bytes",
+        "gauge",
+        "Size that initiators see",
+        |figures| figures.size_bytes,
+    ),
+    ("mapped_bytes", "gauge", "Bytes that hold data", |figures| {
+        figures.mapped_bytes
+    }),
+    (
+        "journal_bytes",
+        "gauge",
+        "Bytes of segments on disk",
+        |figures| figures.journal_bytes,
+    ),
+    ("sequence", "gauge", "Last record", |figures| {
+        figures.sequence
+    }),
+    (
+        "durable_sequence",
+        "gauge",
+        "Last durable record",
+        |figures| figures.durable_sequence,
+    ),
+    ("sessions", "gauge", "iSCSI sessions", |figures| {
+        figures.sessions as u64
+    }),
+];
+
+/// The text of all volumes.
+pub fn text(figures: &[VolumeFigures]) -> String {
+    let mut text = String::new();
+    for (name, kind, help, value) in COLUMNS {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "# HELP nuage_volume_{name} {help}.\n# TYPE nuage_volume_{name} {kind}"
+        );
+        for figures in figures {
+            let _ = writeln!(
+                text,
+                "nuage_volume_{name}{{volume=\"{}\"}} {}",
+                figures.volume,
+                value(figures)
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,193 @@
+//! The command line. Secrets never come this way: argv is readable by everybody.
+
+use nuage_io::socket::Endpoint;
+use std::path::PathBuf;
+
+pub const USAGE: &str = "\
+usage: nuage-storaged --dir DIR --control SOCKET [options]
+
+  --dir DIR               where volumes live (one directory each)
+  --control SOCKET        Unix socket for control requests (created, mode 0600)
+  --iscsi ADDR:PORT,…     iSCSI portals; numeric addresses
+  --advertise HOST:PORT,… portals that discovery names (default: where the session came in)
+  --portal-group TAG      target portal group tag, 1 to 65535, this IO-node's own (default 1)
+  --nbd ADDR:PORT,…       NBD doors; also unix:PATH
+  --replica ADDR:PORT     door for the heads of other IO-nodes, TLS 1.3 with both certificates
+  --tls-cert FILE --tls-key FILE --tls-ca FILE
+  --uid UID --gid GID     change to this user and group once the sockets are bound
+  --log-format text|json  form of the log on standard error (default text)
+  --version, --help";
+
+/// Everything the command line says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    pub dir: PathBuf,
+    pub control: PathBuf,
+    pub iscsi: Vec<Endpoint>,
+    pub advertise: Vec<String>,
+    pub portal_group: u16,
+    pub nbd: Vec<Endpoint>,
+    pub replica: Option<Endpoint>,
+    pub tls: Option<TlsFiles>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub log_json: bool,
+}
+
+/// Certificate, key and authority of this IO-node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Serve(Box<Options>),
+    Help,
+    Version,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionsError {
+    #[error("unknown argument {0:?}")]
+    Unknown(String),
+    #[error("{0} needs a value")]
+    NoValue(String),
+    #[error("{option}: {value:?} is not {wanted}")]
+    Invalid {
+        option: &'static str,
+        value: String,
+        wanted: &'static str,
+    },
+    #[error("{0} is missing")]
+    Missing(&'static str),
+}
+
+fn endpoints(option: &'static str, value: &str) -> Result<Vec<Endpoint>, OptionsError> {
+    let wanted = "a list of ADDRESS:PORT or unix:PATH";
+    let invalid = |_| OptionsError::Invalid {
+        option,
+        value: value.to_owned(),
+        wanted,
+    };
+    value
+        .split(',')
+        .map(|item| item.parse().map_err(invalid))
+        .collect()
+}
+
+fn number<T: std::str::FromStr>(option: &'static str, value: &str) -> Result<T, OptionsError> {
+    let wanted = "a number in range";
+    value.parse().map_err(|_| OptionsError::Invalid {
+        option,
+        value: value.to_owned(),
+        wanted,
+    })
+}
+
+/// Read the arguments after the program's name.
+pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, OptionsError> {
+    let mut arguments = arguments.into_iter();
+    let (mut dir, mut control, mut replica) = (None, None, None);
+    let (mut cert, mut key, mut ca) = (None, None, None);
+    let (mut uid, mut gid) = (None, None);
+    let (mut iscsi, mut nbd, mut advertise) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut portal_group, mut log_json) = (1, false);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--help" | "-h" => return Ok(Command::Help),
+            "--version" => return Ok(Command::Version),
+            _ => {}
+        }
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| OptionsError::NoValue(argument.clone()))
+        };
+        match argument.as_str() {
+            "--dir" => dir = Some(PathBuf::from(value()?)),
+            "--control" => control = Some(PathBuf::from(value()?)),
+            "--iscsi" => iscsi = endpoints("--iscsi", &value()?)?,
+            "--advertise" => advertise = value()?.split(',').map(str::to_owned).collect(),
+            "--portal-group" => portal_group = number("--portal-group", &value()?)?,
+            "--nbd" => nbd = endpoints("--nbd", &value()?)?,
+            "--replica" => replica = endpoints("--replica", &value()?)?.into_iter().next(),
+            "--tls-cert" => cert = Some(PathBuf::from(value()?)),
+            "--tls-key" => key = Some(PathBuf::from(value()?)),
+            "--tls-ca" => ca = Some(PathBuf::from(value()?)),
+            "--uid" => uid = Some(number("--uid", &value()?)?),
+            "--gid" => gid = Some(number("--gid", &value()?)?),
+            "--log-format" => {
+                let value = value()?;
+                log_json = match value.as_str() {
+                    "json" => true,
+                    "text" => false,
+                    _ => {
+                        let wanted = "text or json";
+                        return Err(OptionsError::Invalid {
+                            option: "--log-format",
+                            value,
+                            wanted,
+                        });
+                    }
+                };
+            }
+            _ => return Err(OptionsError::Unknown(argument)),
+        }
+    }
+    let tls = match (cert, key, ca) {
+        (Some(cert), Some(key), Some(ca)) => Some(TlsFiles { cert, key, ca }),
+        (None, None, None) if replica.is_none() => None,
+        _ => {
+            return Err(OptionsError::Missing(
+                "one of --tls-cert, --tls-key, --tls-ca",
+            ));
+        }
+    };
+    Ok(Command::Serve(Box::new(Options {
+        dir: dir.ok_or(OptionsError::Missing("--dir"))?,
+        control: control.ok_or(OptionsError::Missing("--control"))?,
+        iscsi,
+        advertise,
+        portal_group,
+        nbd,
+        replica,
+        tls,
+        uid,
+        gid,
+        log_json,
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Result<Command, OptionsError> {
+        parse(text.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn portals_and_doors_are_lists() {
+        let Ok(Command::Serve(options)) =
+            words("--dir /d --control /c --iscsi 127.0.0.1:3260,[::1]:3260 --nbd unix:/n")
+        else {
+            panic!("refused");
+        };
+        assert_eq!(options.iscsi.len(), 2);
+        assert_eq!(options.nbd, [Endpoint::Unix("/n".into())]);
+    }
+
+    #[test]
+    fn a_replica_door_without_certificates_and_unknown_words_are_refused() {
+        assert!(words("--dir /d --control /c --replica 127.0.0.1:1").is_err());
+        assert_eq!(
+            words("--secret x"),
+            Err(OptionsError::Unknown("--secret".into()))
+        );
+        assert_eq!(words("--control /c"), Err(OptionsError::Missing("--dir")));
+    }
+}
