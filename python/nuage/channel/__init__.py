@@ -12,8 +12,9 @@ from nuage.channel.client import ChannelClient, ChannelState, parse_address
 from nuage.channel.handlers import Handlers
 from nuage.channel.identity import Admission, Expected, Identity, admit_all, parse_identity
 from nuage.channel.memory import MemoryPair, memory_pair
-from nuage.channel.peer import Peer, Subscription, current_request_id
+from nuage.channel.peer import Peer, current_request_id
 from nuage.channel.server import ChannelServer
+from nuage.channel.subscription import Subscription
 
 __all__ = [
     "Admission",

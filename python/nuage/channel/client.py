@@ -17,8 +17,9 @@ import structlog
 
 from nuage.channel.handlers import Handlers
 from nuage.channel.identity import Admission, Expected, Identity, admit_all
-from nuage.channel.peer import CALL_TIMEOUT_S, STREAM_CREDIT, Peer, Subscription
+from nuage.channel.peer import CALL_TIMEOUT_S, STREAM_CREDIT, Peer
 from nuage.channel.protocol import HANDSHAKE_TIMEOUT_S, ChannelProtocol
+from nuage.channel.subscription import Subscription
 from nuage.clock import Clock
 from nuage.errors import Forbidden, InvalidRequest, NuageError, TimedOut, Unavailable
 

@@ -8,12 +8,12 @@ the connection. Whatever is written within one turn of the event loop leaves in 
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from contextvars import copy_context
-from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -35,6 +35,7 @@ from nuage.channel.frames import (
 from nuage.channel.handlers import Handlers
 from nuage.channel.identity import Identity
 from nuage.channel.machine import PING_AFTER_S, ChannelMachine, Event, Opened
+from nuage.channel.subscription import Inbox, Subscription
 from nuage.clock import Clock
 from nuage.errors import NuageError, RemoteProtocolError, TimedOut, Unavailable
 
@@ -42,6 +43,7 @@ CALL_TIMEOUT_S: Final = 10.0  # what a caller that names none waits
 STREAM_CREDIT: Final = 64  # items in flight: a round trip of 20 ms still gives 3200 items/s
 WRITE_BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024  # a peer that reads this slowly is lost
 SOFTWARE: Final = "nuage"
+NEVER_S: Final = float("inf")
 
 T = TypeVar("T")
 log: Final = structlog.get_logger("nuage.channel")
@@ -83,21 +85,6 @@ class _Call:
     method: str
     timeout_s: float
     deadline_s: float
-
-
-@dataclass(slots=True)
-class _Inbox:
-    """Items of one of our subscriptions that nobody has taken yet."""
-
-    items: deque[msgspec.Raw] = field(default_factory=deque)
-    error: NuageError | None = None
-    ended: bool = False
-    taken: int = 0
-    waiter: asyncio.Future[None] | None = None
-
-    def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
 
 
 @dataclass(slots=True)
@@ -145,7 +132,7 @@ class Peer:
         self._writable = asyncio.Event()
         self._writable.set()
         self._calls: dict[int, _Call] = {}
-        self._inboxes: dict[int, _Inbox] = {}
+        self._inboxes: dict[int, Inbox] = {}
         self._served: dict[int, _Served] = {}
         self._notices: set[asyncio.Task[None]] = set()
         self._closed = asyncio.Event()
@@ -203,7 +190,7 @@ class Peer:
 
     def subscribe(
         self, method: str, body: object, item_type: type[T], *, credit: int = STREAM_CREDIT
-    ) -> "Subscription[T]":
+    ) -> Subscription[T]:
         """Return the items that the peer's stream `method` sends, as it sends them.
 
         Iterate it, or use it as an async context manager to be sure that it is cancelled.
@@ -215,10 +202,14 @@ class Peer:
         stream_id = self._machine.subscribe(
             method, _encode(body), request_id=current_request_id(), credit=credit
         )
-        inbox = self._inboxes[stream_id] = _Inbox()
+        inbox = self._inboxes[stream_id] = Inbox()
         self._flush_soon()
         return Subscription(
-            self, stream_id, inbox, method=method, item_type=item_type, credit=credit
+            inbox,
+            read=lambda body: self._decoded(method, body, item_type),
+            grant=partial(self._grant, stream_id),
+            cancel=partial(self._unsubscribe, stream_id),
+            credit=credit,
         )
 
     def close(self, reason: str = "closed") -> None:
@@ -536,77 +527,6 @@ class Peer:
         if self._inboxes.pop(stream_id, None) is not None:
             self._machine.cancel(stream_id)
             self._flush_soon()
-
-
-NEVER_S: Final = float("inf")
-
-
-class Subscription(Generic[T]):
-    """The items of a peer's stream. Cancelled by `aclose`, by the context, or when dropped.
-
-    A slow consumer slows the sender: at most the credit given at the start waits here.
-    """
-
-    def __init__(
-        self,
-        peer: Peer,
-        stream_id: int,
-        inbox: _Inbox,
-        *,
-        method: str,
-        item_type: type[T],
-        credit: int,
-    ) -> None:
-        self._peer = peer
-        self._stream_id = stream_id
-        self._inbox = inbox
-        self._method = method
-        self._item_type = item_type
-        self._grant_after = max(1, credit // 2)
-
-    def __aiter__(self) -> "Subscription[T]":
-        return self
-
-    async def __anext__(self) -> T:
-        """Return the next item.
-
-        Raises:
-            NuageError: what ended the stream at the other side.
-            Unavailable: the connection was lost; subscribe again when there is a new one.
-        """
-        inbox = self._inbox
-        while not inbox.items:
-            if inbox.error is not None:
-                raise inbox.error
-            if inbox.ended:
-                raise StopAsyncIteration
-            inbox.waiter = asyncio.get_running_loop().create_future()
-            await inbox.waiter
-        body = inbox.items.popleft()
-        inbox.taken += 1
-        if inbox.taken >= self._grant_after:
-            self._peer._grant(self._stream_id, inbox.taken)
-            inbox.taken = 0
-        return self._peer._decoded(self._method, body, self._item_type)
-
-    async def aclose(self) -> None:
-        """Cancel the stream; items not yet taken are dropped."""
-        self._cancel()
-
-    async def __aenter__(self) -> "Subscription[T]":
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self._cancel()
-
-    def __del__(self) -> None:
-        self._cancel()
-
-    def _cancel(self) -> None:
-        self._inbox.ended = True
-        self._inbox.items.clear()
-        self._inbox.wake()
-        self._peer._unsubscribe(self._stream_id)
 
 
 def current_request_id() -> str:
