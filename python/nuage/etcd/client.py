@@ -56,6 +56,14 @@ _FULL: Final = 8
 _REFUSED: Final = frozenset({3, 9, 11, 16})  # invalid, precondition, out of range, unauthenticated
 
 
+# Refusals given before anything was proposed, though gRPC calls them "unavailable".
+_DECLINED: Final = ("unhealthy cluster", "too many requests")
+
+
+class Declined(Unavailable):
+    """A member answered that it does not want to now; nothing was done."""
+
+
 class WatchCompacted(Conflict):
     """The revision to watch from is no longer kept; `revision` is the oldest that is."""
 
@@ -243,7 +251,7 @@ class EtcdClient:
             except aiohttp.ClientConnectorError as error:
                 last = error  # nothing was sent: any request may go elsewhere
             except (TimeoutError, aiohttp.ClientError, Unavailable) as error:
-                if not repeatable:
+                if not repeatable and not isinstance(error, Declined):
                     raise TimedOut(f"etcd {path} at {endpoint}", after_s=self._timeout_s) from error
                 last = error
             else:
@@ -340,4 +348,6 @@ def _refusal(path: str, status: int, answer: bytes) -> Exception:
         return InvalidRequest(
             message, hint="compact and defragment etcd, or raise its --quota-backend-bytes"
         )
+    if any(words in failure.message for words in _DECLINED):
+        return Declined(message)
     return Unavailable(message)

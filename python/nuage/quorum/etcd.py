@@ -11,7 +11,7 @@ have answered just before is covered by `election_s` in the margin (`model`).
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from math import ceil
 from typing import Final
@@ -174,6 +174,28 @@ class EtcdQuorum:
             if seen.owner is not None and await self._put(released, (unchanged(seen.owner),)):
                 return
         raise _overtaken(kind, id)
+
+    async def raise_epochs(self, known: Iterable[Ownership]) -> tuple[Ownership, ...]:
+        """Restore what catalogues know and the quorum does not; return what was restored.
+
+        Only after `recover_lost_majority`, before any site renews its lease: the last writes
+        before the disaster may be missing, and an epoch must never be given out twice. An
+        object of which the quorum knows a higher epoch is left alone.
+        """
+        restored: list[Ownership] = []
+        for ownership in known:
+            for _ in range(TRIES_MAX):
+                seen = await self._see(ownership.kind, ownership.id, NOBODY, NOBODY)
+                if seen.owner is not None and _ownership(seen.owner).epoch >= ownership.epoch:
+                    break
+                key = _owner_key(ownership.kind, ownership.id)
+                as_seen = absent(key) if seen.owner is None else unchanged(seen.owner)
+                if await self._put(ownership, (as_seen,)):
+                    restored.append(ownership)
+                    break
+            else:
+                raise _overtaken(ownership.kind, ownership.id)
+        return tuple(restored)
 
     async def watch(self) -> AsyncIterator[QuorumEvent]:
         """Yield what changes from now on; after a gap, everything anew."""

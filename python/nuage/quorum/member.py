@@ -125,6 +125,7 @@ async def remove_member(client: EtcdClient, site: SiteId) -> None:
 
     Raises:
         NotFound: the site has none.
+        Unavailable: the others have not been connected for five seconds; try again.
     """
     member = await find_member(client, site)
     if member is None:
@@ -155,7 +156,9 @@ async def recover_lost_majority(
     and machines could run twice. Their members rejoin with empty data directories
     (`join_member`). Leases start anew with their full time, so that nothing is taken over
     sooner than after `ttl_s`. This member must not be running; afterwards it is started as
-    usual.
+    usual. etcd drops what its log holds beyond the last commit it had noted: the last writes
+    before the disaster may be missing. Follow with `EtcdQuorum.raise_epochs`, given what the
+    catalogues know, before any site renews its lease.
 
     Args:
         config: this site's member.

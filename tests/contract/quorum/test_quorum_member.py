@@ -1,0 +1,230 @@
+"""Members started from our own command lines: join, leave, mutual TLS, and the last resort."""
+
+import asyncio
+import datetime as dt
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tests.contract.catalogue.catalogue_makers import LYON, MARNE, RENNES
+from tests.contract.etcd.etcd_process import (
+    EtcdMember,
+    free_port,
+    require_etcd,
+    wait_until_up,
+)
+
+from nuage.clock import SystemClock
+from nuage.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from nuage.etcd.client import EtcdClient, client_tls
+from nuage.ids import SiteId
+from nuage.quorum.etcd import EtcdQuorum
+from nuage.quorum.member import (
+    MemberConfig,
+    MemberTls,
+    join_member,
+    member_arguments,
+    recover_lost_majority,
+    remove_member,
+)
+from nuage.quorum.model import LeaseTiming, Ownership
+
+TIMING = LeaseTiming(ttl_s=60.0)
+
+
+def config_of(folder: Path, site: SiteId, tls: MemberTls | None = None) -> MemberConfig:
+    scheme = "https" if tls is not None else "http"
+    return MemberConfig(
+        site=site, data_dir=folder / site, tls=tls, heartbeat_ms=50, election_ms=500,
+        client_url=f"{scheme}://127.0.0.1:{free_port()}",
+        peer_url=f"{scheme}://127.0.0.1:{free_port()}",
+    )  # fmt: skip
+
+
+def owned(number: int) -> Ownership:
+    return Ownership(kind="vm", id=f"vm-{number}", owner=MARNE, epoch=1)
+
+
+@asynccontextmanager
+async def running(
+    config: MemberConfig, members: dict[SiteId, str], *, is_new: bool
+) -> AsyncIterator[EtcdMember]:
+    arguments = member_arguments(config, initial_members=members, is_new_cluster=is_new)
+    member = EtcdMember(config.site, config.data_dir, config.client_url, config.peer_url, arguments)
+    await member.start()
+    try:
+        yield member
+    finally:
+        await member.kill()
+
+
+async def test_a_site_joins_and_leaves_a_running_quorum(tmp_path: Path) -> None:
+    require_etcd()
+    marne, rennes = config_of(tmp_path, MARNE), config_of(tmp_path, RENNES)
+    client = EtcdClient([marne.client_url])
+    async with running(marne, {MARNE: marne.peer_url}, is_new=True):
+        await wait_until_up([marne.client_url])
+        members = await join_member(client, site=RENNES, peer_url=rennes.peer_url)
+        assert members == {MARNE: marne.peer_url, RENNES: rennes.peer_url}
+        async with running(rennes, members, is_new=False):
+            await wait_until_up([rennes.client_url, marne.client_url])
+            again = await join_member(client, site=RENNES, peer_url=rennes.peer_url)
+            assert again == members
+            with pytest.raises(Conflict, match="rennes"):
+                await join_member(client, site=RENNES, peer_url="http://127.0.0.1:1")
+            for _ in range(100):
+                try:
+                    await remove_member(client, RENNES)
+                    break
+                except Unavailable:  # etcd wants to have seen the others for five seconds
+                    await asyncio.sleep(0.2)
+            with pytest.raises(NotFound):
+                await remove_member(client, RENNES)
+        await wait_until_up([marne.client_url])
+    await client.close()
+
+
+async def test_a_lost_majority_is_rebuilt_from_one_site(tmp_path: Path) -> None:
+    require_etcd()
+    sites = {site: config_of(tmp_path, site) for site in (MARNE, RENNES, LYON)}
+    members = {site: config.peer_url for site, config in sites.items()}
+    marne = sites[MARNE]
+    client = EtcdClient([marne.client_url])
+    async with AsyncExitStack() as stack:
+        for config in sites.values():
+            await stack.enter_async_context(running(config, members, is_new=True))
+        await wait_until_up([config.client_url for config in sites.values()])
+        quorum = EtcdQuorum(MARNE, client, timing=TIMING)
+        await quorum.renew_site_lease("a")
+        await quorum.claim("vm", "vm-1", MARNE, expected_epoch=0)
+        for number in range(2, 6):
+            await quorum.claim("vm", f"vm-{number}", MARNE, expected_epoch=0)
+        await stack.aclose()
+    clock = SystemClock()
+    for wrong in ([RENNES], [RENNES, LYON, SiteId("nice")], []):
+        with pytest.raises(InvalidRequest) as caught:
+            await recover_lost_majority(
+                marne, client=client, clock=clock, members=members, sites_given_up=wrong
+            )
+        assert caught.value.field == "sites_given_up"
+    await recover_lost_majority(
+        marne, client=client, clock=clock, members=members, sites_given_up=[RENNES, LYON]
+    )
+    with pytest.raises(Unavailable):
+        await client.range(b"up")
+    async with running(marne, {MARNE: marne.peer_url}, is_new=False):
+        await wait_until_up([marne.client_url])
+        rebuilt = EtcdQuorum(MARNE, client, timing=TIMING)
+        assert await rebuilt.owner("vm", "vm-1") == owned(1)
+        await rebuilt.raise_epochs(owned(number) for number in range(1, 6))
+        assert await rebuilt.owners_of(MARNE) == tuple(owned(number) for number in range(1, 6))
+        ahead = Ownership(kind="vm", id="vm-5", owner=RENNES, epoch=3)
+        assert await rebuilt.raise_epochs([owned(1), ahead]) == (ahead,)
+        (lease,) = await EtcdQuorum(MARNE, client, timing=TIMING).site_leases()
+        assert lease.site == MARNE
+    await client.close()
+
+
+async def test_a_minority_does_nothing_and_a_majority_goes_on(tmp_path: Path) -> None:
+    require_etcd()
+    sites = {site: config_of(tmp_path, site) for site in (MARNE, RENNES, LYON)}
+    members = {site: config.peer_url for site, config in sites.items()}
+    client = EtcdClient([sites[MARNE].client_url], timeout_s=2.0)
+    quorum = EtcdQuorum(MARNE, client, timing=TIMING)
+    async with AsyncExitStack() as stack:
+        started = [
+            await stack.enter_async_context(running(config, members, is_new=True))
+            for config in sites.values()
+        ]
+        await wait_until_up([config.client_url for config in sites.values()])
+        await quorum.renew_site_lease("a")
+        await started[1].kill()
+        for _ in range(20):
+            try:
+                await quorum.claim("vm", "vm-1", MARNE, expected_epoch=0)
+                break
+            except (Unavailable, TimeoutError):
+                await asyncio.sleep(0.2)
+        await started[2].kill()
+        with pytest.raises(Unavailable):
+            await quorum.owner("vm", "vm-1")
+        with pytest.raises(Unavailable):
+            await quorum.renew_site_lease("a")
+    await client.close()
+
+
+def write_certificates(folder: Path) -> MemberTls:
+    """Make a CA and one certificate for loopback."""
+    now = dt.datetime.now(dt.UTC)
+    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+
+    def certificate(
+        name: str, public: ec.EllipticCurvePublicKey, *, is_ca: bool
+    ) -> x509.Certificate:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")]))
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                critical=False,
+            )
+            .sign(ca_key, hashes.SHA256())
+        )
+
+    tls = MemberTls(
+        ca_file=folder / "ca.pem", cert_file=folder / "cert.pem", key_file=folder / "key.pem"
+    )
+    pem = serialization.Encoding.PEM
+    tls.ca_file.write_bytes(certificate("ca", ca_key.public_key(), is_ca=True).public_bytes(pem))
+    tls.cert_file.write_bytes(certificate("m", key.public_key(), is_ca=False).public_bytes(pem))
+    tls.key_file.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return tls
+
+
+async def test_members_and_clients_prove_who_they_are(tmp_path: Path) -> None:
+    require_etcd()
+    tls = write_certificates(tmp_path)
+    marne = config_of(tmp_path, MARNE, tls)
+    context = client_tls(ca_file=tls.ca_file, cert_file=tls.cert_file, key_file=tls.key_file)
+    client = EtcdClient([marne.client_url], tls=context)
+    async with running(marne, {MARNE: marne.peer_url}, is_new=True):
+        for _ in range(100):
+            try:
+                await client.range(b"up")
+                break
+            except Unavailable:
+                await asyncio.sleep(0.1)
+        assert await EtcdQuorum(MARNE, client, timing=TIMING).renew_site_lease("a") == 60.0
+        plain = EtcdClient([marne.client_url.replace("https", "http")])
+        with pytest.raises(Unavailable):
+            await plain.range(b"up")
+        await plain.close()
+    await client.close()
+
+
+def test_a_wrong_configuration_is_refused_by_field(tmp_path: Path) -> None:
+    config = config_of(tmp_path, MARNE)
+    with pytest.raises(InvalidRequest) as caught:
+        member_arguments(config, initial_members={LYON: config.peer_url}, is_new_cluster=True)
+    assert caught.value.field == "initial_members"
+    with pytest.raises(InvalidRequest) as caught:
+        replace(config, election_ms=100)
+    assert caught.value.field == "election_ms"
+    with pytest.raises(InvalidRequest) as caught:
+        replace(config, peer_url="https://127.0.0.1:1")
+    assert caught.value.field == "peer_url"
