@@ -1,0 +1,69 @@
+"""Which cables, addresses and routes a lab gets."""
+
+import re
+
+from nuage.lab import addresses as at
+from nuage.lab.cabling import Cut, cut_ruleset, fabric_plan, node_plan
+from nuage.lab.description import DEFAULT_DESCRIPTION, load_description
+
+LAB = load_description(DEFAULT_DESCRIPTION)
+IFNAMSIZ_CHARS = 15
+
+
+def test_interface_names_fit_the_kernel_and_no_address_is_used_twice() -> None:
+    plans = [fabric_plan(LAB), *(node_plan(LAB, node) for node in LAB.nodes())]
+    lines = [line for plan in plans for lines in plan.ip_lines.values() for line in lines]
+    cables = [line for plan in plans for line in plan.cables]
+    names = re.findall(r"name (\S+)", "\n".join(cables + lines))
+    assert names
+    assert all(len(name) <= IFNAMSIZ_CHARS for name in names)
+    added = re.findall(r"addr (?:add|replace) ([0-9.]+)/", "\n".join(lines))
+    assert len(added) == len(set(added))
+    macs = re.findall(r"address (02:[0-9a-f:]+)", "\n".join(cables + lines))
+    assert len(macs) == len(set(macs))
+
+
+def test_every_cable_ends_in_a_namespace_of_the_lab() -> None:
+    plan = fabric_plan(LAB)
+    known = set(plan.namespaces)
+    for node in LAB.nodes():
+        known |= set(node_plan(LAB, node).namespaces)
+    prefix = at.namespace_prefix(LAB.name)
+    for node in LAB.nodes():
+        for cable in node_plan(LAB, node).cables:
+            ends = re.findall(r"netns (\S+)", cable)
+            assert len(ends) == 2
+            assert set(ends) <= known
+            assert all(end.startswith(prefix) for end in ends)
+
+
+def test_an_edge_has_a_line_to_each_provider_and_shapes_it() -> None:
+    edge = LAB.node("lyon-edge1")
+    plan = node_plan(LAB, edge)
+    namespace = at.namespace(LAB.name, edge.name)
+    assert namespace in plan.forwarding
+    assert sum("wan" in cable for cable in plan.cables) == len(LAB.providers)
+    assert sum("200mbit" in line for line in plan.tc_lines[namespace]) == len(LAB.providers)
+
+
+def test_a_cut_swallows_in_all_directions_at_its_provider_only() -> None:
+    cuts = frozenset({Cut("lyon", provider=1)})
+    assert cut_ruleset(LAB, 1, cuts).count('"s2" drop') == 4
+    assert "drop" not in cut_ruleset(LAB, 2, cuts)
+
+
+def test_a_cut_pair_leaves_the_others_alone() -> None:
+    rules = cut_ruleset(LAB, 1, frozenset({Cut("lyon", "marne")}))
+    assert "10.1.1.0/24" in rules
+    assert "10.1.2.0/24" in rules
+    assert "10.1.3.0/24" not in rules
+    assert "iifname" not in rules
+
+
+def test_a_dead_line_needs_no_rule() -> None:
+    assert "drop" not in cut_ruleset(LAB, 1, frozenset({Cut("lyon", how="carrier")}))
+
+
+def test_a_cut_is_told_in_words() -> None:
+    assert Cut("lyon").words() == "all lines of lyon silently swallowing"
+    assert Cut("lyon", provider=2, how="carrier").words() == "line 2 of lyon dead"
