@@ -1,0 +1,73 @@
+"""Exact repair inside one container with CP-SAT: the fewest MiB moved that breaks nothing.
+
+For a container's nodes (168 at most) and their VMs; beyond, `search` is faster by orders.
+Also the oracle that `search` is tested against.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from ortools.sat.python import cp_model
+
+from nuage.errors import InvalidRequest
+from nuage.placement.planner.constraints import Constraint, Spread, all_violations
+from nuage.placement.planner.fleet import NOWHERE, Fleet
+from nuage.placement.planner.search import Searcher, Target
+
+CONTAINER_NODES_MAX: Final = 168  # the StarDC, paper §IV-B
+SOLVE_S_MAX: Final = 5.0
+MOVE_FIXED_MIB: Final = 64  # a move costs something even for a tiny VM
+
+
+def repair_container(
+    fleet: Fleet, constraints: Sequence[Constraint] = (), *, solve_s_max: float = SOLVE_S_MAX
+) -> Target | None:
+    """Return the cheapest placement that breaks nothing, or None when there is none (in time).
+
+    Spread, contract, ban and fence are exact; gather and electrical limits are checked on the
+    answer and told in `unsolved`.
+
+    Raises:
+        InvalidRequest: more nodes than a container has; use `search.repair`.
+    """
+    if len(fleet.nodes) > CONTAINER_NODES_MAX:
+        raise InvalidRequest(
+            f"{len(fleet.nodes)} nodes are more than a container's {CONTAINER_NODES_MAX}",
+            field="nodes",
+        )
+    model = cp_model.CpModel()
+    searcher = Searcher(fleet, [c for c in constraints if not isinstance(c, Spread)])
+    put: dict[tuple[int, int], cp_model.IntVar] = {}
+    for vm in range(len(fleet.vms)):
+        nodes = np.flatnonzero(searcher.allowed(vm, fleet.may_host.copy())).tolist()
+        for node in nodes:
+            put[vm, node] = model.new_bool_var(f"{vm}@{node}")
+        model.add_exactly_one(put[vm, node] for node in nodes)
+    for node in range(len(fleet.nodes)):
+        here = [(vm, var) for (vm, place), var in put.items() if place == node]
+        for sizes, room in ((fleet.vm_memory, fleet.memory), (fleet.vm_vcpu, fleet.vcpu)):
+            model.add(sum(int(sizes[vm]) * var for vm, var in here) <= int(room[node]))
+    for constraint in constraints:
+        if isinstance(constraint, Spread):
+            members = fleet.numbers_of(constraint.vm_ids)
+            for node in range(len(fleet.nodes)):
+                model.add_at_most_one(put[vm, node] for vm in members if (vm, node) in put)
+    model.minimize(
+        sum(
+            (int(fleet.vm_memory[vm]) + MOVE_FIXED_MIB) * var
+            for (vm, node), var in put.items()
+            if fleet.start[vm] not in {NOWHERE, node}
+        )
+    )
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = solve_s_max
+    solver.parameters.num_workers = 2
+    solver.parameters.random_seed = 1
+    if solver.solve(model) not in {cp_model.OPTIMAL, cp_model.FEASIBLE}:
+        return None
+    placement = fleet.start.copy()
+    for (vm, node), var in put.items():
+        if solver.value(var):
+            placement[vm] = node
+    return Target(placement, tuple(all_violations(fleet, constraints, placement)))
