@@ -125,8 +125,8 @@ class EtcdCatalogue(CachedCatalogue):
     async def write(self, changes: Sequence[Change]) -> tuple[Record, ...]:
         """Make the changes durable as one atomic unit."""
         unit = _Unit(prepare(changes), asyncio.get_running_loop().create_future())
-        if self._closed:
-            raise Unavailable(f"the catalogue of {self.site} is closed")
+        if self._closed or self._tasks[0].done():
+            raise _closed(self.site)
         self._units.append(unit)
         self._work.set()
         return await unit.done
@@ -174,7 +174,7 @@ class EtcdCatalogue(CachedCatalogue):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for unit in self._units:
             if not unit.done.done():
-                unit.done.set_exception(Unavailable(f"the catalogue of {self.site} is closed"))
+                unit.done.set_exception(_closed(self.site))
         self._units.clear()
         self._wake()
 
@@ -192,9 +192,10 @@ class EtcdCatalogue(CachedCatalogue):
                     for unit in group:
                         if not unit.done.done():
                             unit.done.set_exception(error)
-                except asyncio.CancelledError:
-                    self._units = group + self._units
-                    raise
+                finally:  # cancelled, or a bug of ours: nobody is left waiting
+                    for unit in group:
+                        if not unit.done.done():
+                            unit.done.set_exception(_closed(self.site))
                 await self._compact_when_due()
 
     def _take_group(self) -> list[_Unit]:
@@ -456,6 +457,10 @@ class EtcdCatalogue(CachedCatalogue):
 
     def _change_key(self, revision: int) -> bytes:
         return self._root + f"change/{revision:020d}".encode()
+
+
+def _closed(site: SiteId) -> Unavailable:
+    return Unavailable(f"the catalogue of {site} takes no writes any more", hint="restart it")
 
 
 def _parse(kv: KeyValue) -> _Stored:

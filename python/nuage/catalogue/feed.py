@@ -34,7 +34,9 @@ SNAPSHOT_ITEMS_MAX: Final = 2_000_000  # a federation's largest site, ten times 
 OFFSET_SAMPLES: Final = 64  # about a minute of heartbeats
 
 # What stands at one place: only the site that it names may speak of it.
-PLACED_KINDS: Final = frozenset({"datacenter", "rack", "node", "pdu"})
+PLACED_KINDS: Final = frozenset(
+    {"rack", "node", "pdu"} | {kind for kind, (_, field) in KINDS.items() if field == "site_id"}
+)
 # A reader that learns new kinds must read again what it refused before.
 KINDS_MARK: Final = format(crc32(",".join(sorted(KINDS)).encode()), "08x")
 

@@ -243,7 +243,10 @@ class SqliteCatalogue(CachedCatalogue):
                 except queue.Empty:
                     break
             if group:
-                self._commit_group(group)
+                try:
+                    self._commit_group(group)
+                except Exception as error:  # noqa: BLE001  # a dead writer lets all wait for ever
+                    self._stop_writing(group, error)
                 with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
                     self._loop.call_soon_threadsafe(self._deliver, group)
 
@@ -323,6 +326,18 @@ class SqliteCatalogue(CachedCatalogue):
         if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
             self._failed = ours
         _LOG.error("catalogue write failed", path=str(self.path), error=str(error))
+
+    def _stop_writing(self, group: "list[_Unit | _Job[object]]", error: Exception) -> None:
+        """A bug of ours: what is on disk decides at the next start."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute("ROLLBACK")
+        self._failed = Unavailable(
+            f"the writer of {self.path} failed: {type(error).__name__}: {error}",
+            hint="restart the controller, and report this",
+        )
+        for work in group:
+            work.error = self._failed
+        _LOG.error("catalogue writer failed", path=str(self.path), exc_info=error)
 
     def _compact_when_due(self, event_count: int) -> None:
         self._events_since_compaction += event_count

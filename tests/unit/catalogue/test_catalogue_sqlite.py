@@ -223,3 +223,19 @@ async def test_a_cancelled_caller_does_not_undo_its_write(tmp_path: Path) -> Non
             await task
         await catalogue.write([Put(value=vm(2))])
         assert [record.id for record in await catalogue.list("vm")] == ["vm-1", "vm-2"]
+
+
+async def test_a_failed_writer_tells_everybody(tmp_path: Path) -> None:
+    def act(connection: sqlite3.Connection) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    async with opened(tmp_path / "c.db") as catalogue:
+        await catalogue.write([Put(value=vm(1))])
+        first, second = await asyncio.gather(
+            catalogue.write([Put(value=vm(2))]), catalogue.run(act), return_exceptions=True
+        )
+        assert isinstance(second, Unavailable)
+        assert isinstance(first, Unavailable) or await catalogue.find("vm", "vm-2") is not None
+        with pytest.raises(Unavailable, match="ZeroDivisionError"):
+            await catalogue.write([Put(value=vm(3))])
+        assert await catalogue.find("vm", "vm-1") is not None
