@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -55,6 +56,8 @@ from nuage.trust.pki import (
 )
 from nuage.trust.revocation import make_revocation_list, read_revocation_list
 
+log: Final = structlog.get_logger("nuage.trust")
+
 ROOT: Final = "root.pem"
 DAEMON_KEY: Final = "daemon.key"
 DAEMON_CHAIN: Final = "daemon.pem"
@@ -67,6 +70,21 @@ SIGNERS: Final = "site/signers.pem"
 SITE_REVOCATIONS: Final = "site/revocations.pem"
 ROOT_KEY: Final = "federation/root.key"
 ROOT_REVOCATIONS: Final = "federation/revocations.pem"
+
+
+class ObservedHandshake(ssl.SSLObject):
+    """Logs why a handshake failed: asyncio and uvloop keep that to themselves on a server."""
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            why = getattr(error, "verify_message", "") or error.reason or str(error)
+            log.warning("trust.handshake_failed", why=why, as_server=self.server_side)
+            raise
 
 
 class TrustStore:
@@ -158,6 +176,7 @@ class TrustStore:
         self.recover()
         require_private(self.directory / DAEMON_KEY)
         context = ssl.SSLContext(protocol)
+        context.sslobject_class = ObservedHandshake
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False  # identities are URIs; the channel checks them
         context.verify_mode = ssl.CERT_REQUIRED

@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from nuage.channel import (
     Admission,
@@ -307,12 +308,28 @@ async def test_a_client_refuses_a_server_that_is_not_the_one_expected(
             await client.call("who", None, str)
 
 
-async def test_daemons_of_another_federation_are_strangers(host: Host, tmp_path: Path) -> None:
+async def test_daemons_of_another_federation_are_strangers_and_the_log_says_so(
+    host: Host, tmp_path: Path
+) -> None:
     stranger = TrustStore(tmp_path / "stranger")
     stranger.found(C1, now_s=CLOCK.now_s())
-    async with serving(host.store) as server, calling(stranger, server) as (_, states):
-        assert "TLS" in await until(states, ChannelState.WAITING)
-        assert server.peers == ()
+    with capture_logs() as logs:
+        async with serving(host.store) as server, calling(stranger, server) as (_, states):
+            assert "TLS" in await until(states, ChannelState.WAITING)
+            assert server.peers == ()
+    told = [entry for entry in logs if entry["event"] == "trust.handshake_failed"]
+    assert "certificate" in told[0]["why"]
+
+
+async def test_a_server_logs_why_it_did_not_believe_a_client(host: Host, tmp_path: Path) -> None:
+    stranger = TrustStore(tmp_path / "stranger")
+    stranger.found(C1, now_s=CLOCK.now_s())
+    (stranger.directory / "root.pem").write_text(pem_of(host.store.root()))
+    with capture_logs() as logs:
+        async with serving(host.store) as server, calling(stranger, server) as (_, states):
+            await until(states, ChannelState.WAITING)
+    told = [entry for entry in logs if entry["event"] == "trust.handshake_failed"]
+    assert [entry["as_server"] for entry in told][:1] == [True]
 
 
 async def test_a_site_cannot_issue_for_another_site(host: Host, tmp_path: Path) -> None:
