@@ -60,6 +60,7 @@ class CampusNode:
     log: list[FabricLog]
     remembered: Nickname | None = None
     wake_s: float = float("inf")
+    dead: bool = False
 
 
 class Campus:
@@ -86,10 +87,16 @@ class Campus:
         self._wake(number)
         return number
 
+    def kill(self, number: int) -> None:
+        """End a RBridge's control plane without a word; its plane forwards on."""
+        self.nodes[number].dead = True
+
     def restart(self, number: int, config: RBridgeConfig) -> None:
-        """Start a RBridge's control plane afresh; its plane goes on with what it had."""
+        """Start a RBridge's control plane afresh, from what its plane holds."""
         node = self.nodes[number]
-        node.rbridge = RBridge(config, Random(self.prng.random()), self.now_s)
+        node.dead = False
+        known = node.plane.entries()
+        node.rbridge = RBridge(config, Random(self.prng.random()), self.now_s, known)
         for (owner, port), cable in sorted(self._ends.items(), key=lambda item: item[0]):
             if owner == number:
                 self.give(number, TrunkAdded(self._trunk(number, port)))
@@ -132,6 +139,8 @@ class Campus:
 
     def give(self, number: int, event: FabricInput) -> None:
         """Give a machine an event now."""
+        if self.nodes[number].dead:
+            return
         self._perform(number, self.nodes[number].rbridge.handle(event, self.now_s))
 
     def from_guest(self, number: int, port: PortNumber, frame: bytes) -> None:
@@ -189,7 +198,7 @@ class Campus:
 
     def _tick(self, number: int, deadline_s: float) -> None:
         node = self.nodes[number]
-        if node.wake_s != deadline_s:
+        if node.wake_s != deadline_s or node.dead:
             return  # an earlier one took its place
         node.wake_s = float("inf")
         self._perform(number, node.rbridge.tick(self.now_s))

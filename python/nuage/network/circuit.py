@@ -6,6 +6,11 @@ campus size has come back (or the test is off) it is Report, and only then in th
 the forwarding tables. BFD starts at Two-Way. Three things end an adjacency: silence for the
 holding time, BFD going Down after it was Up, loss of carrier. All reset the handshake.
 
+A neighbour whose daemon is dead while its plane forwards on is told from a dead link by echoes:
+one-hop channel frames that its *plane* sends back. BFD silent and echoes alive is a restart:
+the adjacency stays in Report for `GRACE_S`, and the Hellos of the new life, which do not list
+us yet, do not end it. Echoes silent too, and it ends at once.
+
 Fault model: the peer may send anything. A second system on the trunk is refused while the
 first lives (trunks are point to point), a Hello that contradicts itself changes nothing.
 """
@@ -37,6 +42,7 @@ HELLO_INTERVAL_S: Final = 1.0
 HOLDING_S: Final = 3
 MTU_PROBE_INTERVAL_S: Final = 0.3
 MTU_PROBE_TRIES_MAX: Final = 3  # RFC 7177 §5: then the link is held not to carry that size
+GRACE_S: Final = 120.0  # how long a neighbour may take to restart
 MTU_RETRY_S: Final = 10.0  # and is asked again, somebody may have repaired it
 BFD_TIMERS: Final = BfdTimers()
 METRIC_MAX: Final = 0xFFFFFE  # RFC 5305 §3: the largest that still counts
@@ -107,6 +113,10 @@ class Circuit:
         self.mtu_tested_bytes: int | None = None
         self.bfd: BfdSession | None = None
         self._bfd_was_up = False
+        self._echo_id = prng.randbytes(8)
+        self._next_echo_s = float("inf")
+        self._echo_heard_s = float("-inf")
+        self._grace_until_s: float | None = None
         self._system_id = system_id
         self._prng = prng
         self._three_way = ThreeWayState.DOWN
@@ -141,11 +151,57 @@ class Circuit:
         if three_way.neighbour is None:
             received = ThreeWayState.DOWN  # it has not heard us, whatever it says
         new = THREE_WAY[(self._three_way, received)]
+        lost_us = self.state is AdjacencyState.REPORT and new != ThreeWayState.UP
+        if lost_us and self._grace_until_s is None and self._echo_alive(now_s):
+            self._begin_grace(now_s)
         if new != self._three_way or received != ThreeWayState.UP:
             self._next_hello_s = min(self._next_hello_s, now_s + 0.02)
         self._three_way = new
+        if self._grace_until_s is not None:
+            return self._follow_grace(now_s)
         self._follow_three_way(now_s)
         return self._change(before, "hello")
+
+    @property
+    def restarting(self) -> bool:
+        """Tell whether the neighbour's daemon is away while its plane is not."""
+        return self._grace_until_s is not None
+
+    def echo(self, content: bytes, now_s: float) -> None:
+        """Take an echo of ours that came back."""
+        if content == self._echo_id:
+            self._echo_heard_s = now_s
+
+    def _echo_alive(self, now_s: float) -> bool:
+        return now_s < self._echo_heard_s + self._echo_silence_s
+
+    @property
+    def _echo_silence_s(self) -> float:
+        timers = self.trunk.bfd
+        return timers.interval_us * timers.multiplier / 1e6 if timers else 0.0
+
+    def _begin_grace(self, now_s: float) -> None:
+        self._grace_until_s = now_s + GRACE_S
+        self._hold_until_s = self._grace_until_s
+        self.bfd, self._bfd_was_up = None, False
+
+    def _follow_grace(self, now_s: float) -> AdjacencyChange | None:
+        """The neighbour speaks again: back to normal once it sees us."""
+        self._hold_until_s = max(self._hold_until_s, self._grace_until_s or 0.0)
+        if self._three_way != ThreeWayState.UP:
+            return None
+        self._grace_until_s = None
+        self._hold_until_s = now_s + HOLDING_S
+        self._start_bfd(now_s)
+        report = AdjacencyState.REPORT
+        return AdjacencyChange(self.trunk.port, report, report, self.neighbour, "restarted")
+
+    def _start_bfd(self, now_s: float) -> None:
+        if self.trunk.bfd is not None:
+            discriminator = self._prng.randrange(1, 1 << 32)
+            self.bfd = BfdSession(discriminator, self.trunk.bfd, self._prng, now_s)
+            self._bfd_was_up = False
+            self._next_echo_s = min(self._next_echo_s, now_s)
 
     def _judge(self, hello: Hello, smac: bytes) -> tuple[ThreeWay, SpecialVlans]:
         areas = find_one(hello.tlvs, AreaAddresses)
@@ -184,9 +240,7 @@ class Circuit:
             return
         if self.state in (AdjacencyState.DOWN, AdjacencyState.DETECT):
             self.state = AdjacencyState.TWO_WAY
-            if self.trunk.bfd is not None:
-                discriminator = self._prng.randrange(1, 1 << 32)
-                self.bfd = BfdSession(discriminator, self.trunk.bfd, self._prng, now_s)
+            self._start_bfd(now_s)
             if self.trunk.test_mtu:
                 self._probe_count, self._next_probe_s = 0, now_s
             else:
@@ -206,6 +260,8 @@ class Circuit:
             return None
         if self.bfd.state is BfdState.UP:
             self._bfd_was_up = True
+        elif self._bfd_was_up and self.state is AdjacencyState.REPORT and self._echo_alive(now_s):
+            self._begin_grace(now_s)
         elif self._bfd_was_up:
             return self.reset(f"bfd {self.bfd.diag.name.lower()}", now_s)
         return None
@@ -243,6 +299,9 @@ class Circuit:
     def _stop_tests(self) -> None:
         self.bfd = None
         self._bfd_was_up = False
+        self._next_echo_s = float("inf")
+        self._echo_heard_s = float("-inf")
+        self._grace_until_s = None
         self._next_probe_s = None
         self.mtu_tested_bytes = None
 
@@ -257,7 +316,9 @@ class Circuit:
         """Return when `tick` has something to do."""
         if not self.carrier:
             return float("inf")
-        deadline = self._next_hello_s
+        deadline = min(self._next_hello_s, self._next_echo_s)
+        if self._grace_until_s is not None:
+            deadline = min(deadline, self._echo_heard_s + self._echo_silence_s)
         if self.neighbour is not None:
             deadline = min(deadline, self._hold_until_s)
         if self.bfd is not None:
@@ -274,6 +335,8 @@ class Circuit:
             change = self._follow_bfd(now_s)
             if change is not None:
                 return packets, change
+        if self._grace_until_s is not None and not self._echo_alive(now_s):
+            return packets, self.reset("restarting, and its plane fell silent", now_s)
         if self.neighbour is not None and now_s >= self._hold_until_s:
             return packets, self.reset("holding time over", now_s)
         return packets, None
@@ -284,6 +347,13 @@ class Circuit:
             return False
         self._next_hello_s = now_s + HELLO_INTERVAL_S * self._prng.uniform(0.8, 1.0)
         return True
+
+    def echo_due(self, now_s: float) -> bytes | None:
+        """Return what an echo to be sent now holds."""
+        if now_s < self._next_echo_s or self.trunk.bfd is None:
+            return None
+        self._next_echo_s = now_s + self.trunk.bfd.interval_us / 1e6 * 0.9
+        return self._echo_id
 
     def probe_due(self, now_s: float) -> bytes | None:
         """Return the id of an MTU probe to be sent now."""

@@ -107,6 +107,7 @@ class FabricNews(Enum):
     ROUTES_CHANGED = "routes_changed"
     SECOND_NEIGHBOUR = "second_neighbour"
     LSP_OVERFLOW = "lsp_overflow"
+    NEIGHBOUR_RESTARTED = "neighbour_restarted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ Invariants:
     them to interface indexes). A MAC is six bytes. A label is 1 … 0xFFFFFE (RFC 7172), also
     the LISP instance-ID of the same tenant. A nickname is 1 … 0xFFBF.
     Directory entries (`MacEntry`) outrank what the plane learns (RFC 8171).
+    A plane answers echoes by itself (a one-hop channel frame of protocol 3 whose inner source is
+    its outer source goes back, `trill_frame.reflect`): that is how a neighbour tells a dead
+    daemon, over whose plane frames still flow, from a dead link.
 """
 
 from collections.abc import Iterable, Mapping
@@ -352,6 +355,28 @@ def table(entries: Iterable[Entry]) -> dict[EntryKey, Entry]:
     return {key_of(entry): entry for entry in entries}
 
 
+def fabric_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return the entries that the RBridge machine owns."""
+    kinds = (SelfEntry, AdjacencyEntry, FibEntry, TreeEntry, RpfEntry, PruneEntry)
+    return tuple(
+        entry
+        for entry in entries
+        if isinstance(entry, kinds)
+        or (isinstance(entry, PortEntry) and entry.role is PortRole.TRUNK)
+    )
+
+
+def segment_entries(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return the entries that the segment switch owns."""
+    kinds = (FloodEntry, MacEntry, GuardEntry, PolicyEntry)
+    return tuple(
+        entry
+        for entry in entries
+        if isinstance(entry, kinds)
+        or (isinstance(entry, PortEntry) and entry.role is PortRole.ACCESS)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LearnedMac:
     """What a plane learned from frames: a station, and the ingress or port it was seen at."""
@@ -388,6 +413,10 @@ class ForwardingPlane(Protocol):
             Unavailable: the plane could not take it (kernel map full); nothing is half-applied
                 within one entry, and applying the same delta again is safe.
         """
+        ...
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return what the plane holds: a control plane that starts afresh begins from it."""
         ...
 
     def counters(self) -> PlaneCounters:

@@ -36,6 +36,7 @@ REFRESH_S: Final = 900
 ZERO_AGE_S: Final = 60
 RETRANSMIT_S: Final = 2.0  # ISO says 5; our trunks have round trips of tens of milliseconds
 CSNP_INTERVAL_S: Final = 30.0
+CSNP_FIRST_S: Final = (0.3, 0.7)  # again so long after the first: the neighbour may report later
 CSNP_WAIT_S: Final = 0.1  # how long a new circuit waits for the neighbour's CSNP before sending all
 PACE_S: Final = 0.01
 LSPS_PER_PACE_MAX: Final = 60  # 6,000 LSPs a second: a 1,000-RBridge database in 0.2 s
@@ -71,6 +72,7 @@ class CircuitFlood:
     ssn: dict[LspId, LspSummary] = field(default_factory=dict)
     psnp_at_s: float = float("inf")
     csnp_at_s: float = 0.0
+    csnp_count: int = 0
     pace_at_s: float = 0.0
     bucket: TokenBucket = field(default_factory=lambda: TokenBucket(LSP_RATE, 0.0))
 
@@ -93,6 +95,7 @@ class Lsdb:
         self.changed: set[SystemId] = set()
         self.flooders: set[int] = set()  # circuits over their rate since last read
         self.synchronised = False
+        self.restarting = False  # what an older life of ours said is kept until we speak
         self._system_id = system_id
         self._ring = ring
         self._pdu_bytes_max = pdu_bytes_max
@@ -115,6 +118,11 @@ class Lsdb:
         """Forget a neighbour."""
         self._circuits.pop(circuit, None)
 
+    @property
+    def asking(self) -> bool:
+        """Tell whether LSPs were asked for and have not come."""
+        return any(not line.sequence for f in self._circuits.values() for line in f.ssn.values())
+
     # ---- what comes in ----
 
     def receive_lsp(self, circuit: int, lsp: Lsp, raw: bytes, now_s: float) -> bool:
@@ -126,7 +134,7 @@ class Lsdb:
             self.flooders.add(circuit)
             return False
         if lsp.lsp_id[:6] == self._system_id:
-            return self._own_came_back(flood, lsp, now_s)
+            return self._own_came_back(circuit, lsp, raw, now_s)
         record = self.records.get(lsp.lsp_id)
         if record is None:
             if lsp.lifetime_s == 0:  # nothing to purge: acknowledge, forget
@@ -149,8 +157,9 @@ class Lsdb:
             flood.srm[lsp.lsp_id] = now_s
         return False
 
-    def _own_came_back(self, flood: CircuitFlood, lsp: Lsp, now_s: float) -> bool:
+    def _own_came_back(self, circuit: int, lsp: Lsp, raw: bytes, now_s: float) -> bool:
         """An LSP in our name: ours, an older life's, or a forgery. The highest number wins."""
+        flood = self._circuits[circuit]
         fragment = lsp.lsp_id[7]
         record = self.records.get(lsp.lsp_id)
         current = record.lsp.sequence if record else 0
@@ -162,6 +171,10 @@ class Lsdb:
             flood.srm[lsp.lsp_id] = now_s
             return False
         self._sequences[fragment] = lsp.sequence
+        if self.restarting:
+            if lsp.lifetime_s and (record is None or lsp.sequence > current):
+                self._store(lsp, raw, circuit, now_s)
+            return True
         if lsp.lsp_id[6] == 0 and fragment in self._own:
             self._originate(fragment, now_s)
         elif lsp.lifetime_s:
@@ -219,7 +232,8 @@ class Lsdb:
     def _compare_line(self, flood: CircuitFlood, line: LspSummary, now_s: float) -> None:
         record = self.records.get(line.lsp_id)
         if record is None:
-            if line.lifetime_s and line.sequence and line.lsp_id[:6] != self._system_id:
+            own = line.lsp_id[:6] == self._system_id and not self.restarting
+            if line.lifetime_s and line.sequence and not own:
                 flood.ssn[line.lsp_id] = LspSummary(0, line.lsp_id, 0, 0)
                 flood.psnp_at_s = min(flood.psnp_at_s, now_s)
             return
@@ -300,7 +314,9 @@ class Lsdb:
         out: list[FloodOutput] = []
         for number, flood in self._circuits.items():
             if now_s >= flood.csnp_at_s:
-                flood.csnp_at_s = now_s + CSNP_INTERVAL_S
+                early = flood.csnp_count < len(CSNP_FIRST_S)
+                wait_s = CSNP_FIRST_S[flood.csnp_count] if early else CSNP_INTERVAL_S
+                flood.csnp_at_s, flood.csnp_count = now_s + wait_s, flood.csnp_count + 1
                 out.extend(FloodOutput(number, raw) for raw in self._csnps(now_s))
             if flood.srm and now_s >= flood.pace_at_s:
                 out.extend(FloodOutput(number, raw) for raw in self._due_lsps(flood, now_s))

@@ -16,7 +16,7 @@ Left out, and refused where it could be met by accident: LAN Hellos and appointe
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
@@ -43,6 +43,7 @@ from nuage.network.fabric_event import (
     TrunkRemoved,
 )
 from nuage.network.forwarding import (
+    AdjacencyEntry,
     Entry,
     EntryKey,
     Label,
@@ -51,6 +52,7 @@ from nuage.network.forwarding import (
     PortNumber,
     PortRole,
     delta_between,
+    fabric_entries,
     table,
 )
 from nuage.network.isis_auth import Keyring, encode_signed, verify
@@ -65,6 +67,7 @@ from nuage.network.topology import NodeFacts, facts_of
 from nuage.network.trill_frame import (
     ALL_ISIS_RBRIDGES,
     CHANNEL_BFD,
+    CHANNEL_ECHO,
     ETHERTYPE_CHANNEL,
     ETHERTYPE_L2_ISIS,
     ETHERTYPE_TRILL,
@@ -81,6 +84,7 @@ ROUTE_DELAY_MAX_S: Final = 0.2
 LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
 CONTROL_RATE: Final = Rate(per_s=12_000, burst=20_000)  # frames a neighbour may make us parse
+RESTART_WAIT_S: Final = 10.0  # a neighbour that does not come back must not freeze us
 LOG_INTERVAL_S: Final = 30.0
 PDU_BYTES_MAX: Final = 1390  # what a trunk carries inside WireGuard and VXLAN over 1500 bytes
 
@@ -99,7 +103,10 @@ class RBridgeConfig:
 class RBridge:
     """One RBridge's control plane."""
 
-    def __init__(self, config: RBridgeConfig, prng: Random, now_s: float) -> None:
+    def __init__(
+        self, config: RBridgeConfig, prng: Random, now_s: float, known: Iterable[Entry] = ()
+    ) -> None:
+        """Begin anew, or with `known` (`ForwardingPlane.entries`) go on where a life ended."""
         self._config = config
         self._prng = prng
         self._circuits: dict[PortNumber, Circuit] = {}
@@ -112,7 +119,10 @@ class RBridge:
         self._labels: frozenset[Label] = frozenset()
         self._overload = False
         self._leaving = False
-        self._applied: dict[EntryKey, Entry] = {}
+        self._applied: dict[EntryKey, Entry] = table(fabric_entries(known))
+        self._awaited = {e.port for e in self._applied.values() if isinstance(e, AdjacencyEntry)}
+        self._restart_until_s = now_s + RESTART_WAIT_S if self._awaited else None
+        self._lsdb.restarting = bool(self._awaited)
         self._routes: Routes | None = None
         self._routes_at_s: float | None = now_s
         self._route_runs: deque[float] = deque(maxlen=16)
@@ -141,6 +151,11 @@ class RBridge:
     def table(self) -> Sequence[Entry]:
         """Return all entries applied so far: what a fresh plane must be given."""
         return tuple(self._applied.values())
+
+    @property
+    def restarting(self) -> bool:
+        """Tell whether the plane still runs on what the last life left."""
+        return self._restart_until_s is not None
 
     # ---- the door ----
 
@@ -182,6 +197,10 @@ class RBridge:
             deadlines.append(self._routes_at_s)
         if self._lsp_at_s is not None:
             deadlines.append(self._lsp_at_s)
+        if self._restart_until_s is not None:
+            # Nothing is said or applied before: LSP and routes wait for this.
+            return min((self._restart_until_s, self._lsdb.next_deadline_s(),
+                        *(c.next_deadline_s() for c in self._circuits.values())))  # fmt: skip
         return min(deadlines)
 
     def tick(self, now_s: float) -> tuple[FabricEffect, ...]:
@@ -190,6 +209,7 @@ class RBridge:
             packets, change = circuit.expire(now_s)
             self._send_bfd(circuit, packets)
             self._adjacency(change, now_s)
+        self._end_restart(now_s)
         if self._lsp_at_s is not None and now_s >= self._lsp_at_s:
             self._originate(now_s)
         for output in self._lsdb.tick(now_s):
@@ -278,6 +298,9 @@ class RBridge:
         if frame.ethertype != ETHERTYPE_CHANNEL or frame.outer_smac != circuit.neighbour_mac:
             return
         message = decode_channel(frame.payload)
+        if message.protocol == CHANNEL_ECHO:
+            circuit.echo(message.payload, now_s)
+            return
         if message.protocol != CHANNEL_BFD or message.multi_hop:
             self.counters["channel_protocol"] += 1
             return
@@ -299,6 +322,10 @@ class RBridge:
         if change is None:
             return
         who = change.neighbour.hex() if change.neighbour else "nobody"
+        if change.after is change.before:
+            self._lsdb.circuit_up(change.port, now_s)
+            self._say(FabricNews.NEIGHBOUR_RESTARTED, change.port, who)
+            return
         if change.after is AdjacencyState.REPORT:
             self._lsdb.circuit_up(change.port, now_s)
             self._say(FabricNews.ADJACENCY_UP, change.port, f"{who}: {change.reason}")
@@ -315,6 +342,9 @@ class RBridge:
         if circuit.hello_due(now_s):
             hello = circuit.hello_pdu(self.nickname)
             self._send_pdu(port, encode_signed(hello, self._config.ring))
+        echo = circuit.echo_due(now_s)
+        if echo is not None:
+            self._send_channel(circuit, ChannelMessage(CHANNEL_ECHO, echo))
         probe_id = circuit.probe_due(now_s)
         if probe_id is not None:
             if circuit.mtu_failed:
@@ -343,13 +373,16 @@ class RBridge:
         if not circuit.neighbour_mac:
             return
         for packet in packets:
-            frame = one_hop_channel_frame(
-                ChannelMessage(CHANNEL_BFD, encode_bfd(packet)),
-                dmac=circuit.neighbour_mac,
-                smac=circuit.trunk.mac,
-                ingress=self.nickname,
-            )
-            self._effects.append(SendFrame(circuit.trunk.port, frame))
+            self._send_channel(circuit, ChannelMessage(CHANNEL_BFD, encode_bfd(packet)))
+
+    def _send_channel(self, circuit: Circuit, message: ChannelMessage) -> None:
+        frame = one_hop_channel_frame(
+            message,
+            dmac=circuit.neighbour_mac,
+            smac=circuit.trunk.mac,
+            ingress=self.nickname,
+        )
+        self._effects.append(SendFrame(circuit.trunk.port, frame))
 
     # ---- database and routes ----
 
@@ -358,7 +391,21 @@ class RBridge:
         due_s = now_s + LSP_DELAY_S if full else now_s
         self._lsp_at_s = due_s if self._lsp_at_s is None else min(self._lsp_at_s, due_s)
 
+    def _end_restart(self, now_s: float) -> None:
+        """End the wait after a restart: all neighbours are back and told all, or time is up."""
+        if self._restart_until_s is None:
+            return
+        back = {port for port, c in self._circuits.items() if c.state is AdjacencyState.REPORT}
+        # The wait holds until the database is there: CSNP compared, nothing still asked for.
+        whole = self._awaited <= back and self._lsdb.synchronised and not self._lsdb.asking
+        if whole or now_s >= self._restart_until_s:
+            self._restart_until_s = None
+            self._lsdb.restarting = False
+            self._lsp_at_s = self._routes_at_s = now_s
+
     def _originate(self, now_s: float) -> None:
+        if self._restart_until_s is not None:
+            return
         self._lsp_at_s = None
         if self._leaving:
             return
@@ -421,6 +468,8 @@ class RBridge:
         self._routes_at_s = due_s if self._routes_at_s is None else min(self._routes_at_s, due_s)
 
     def _compute(self, now_s: float) -> None:
+        if self._restart_until_s is not None:
+            return
         self._routes_at_s = None
         self._route_runs.append(now_s)
         adjacencies = [

@@ -22,6 +22,7 @@ from nuage.network.forwarding import (
     Drop,
     EidEntry,
     Entry,
+    EntryKey,
     FibEntry,
     FloodEntry,
     ForwardingDelta,
@@ -41,6 +42,7 @@ from nuage.network.forwarding import (
     RpfEntry,
     SelfEntry,
     TreeEntry,
+    key_of,
 )
 from nuage.network.guest_frame import flow_hash, is_for_control, is_rogue, parse_flow
 from nuage.network.lisp_plane import LispTables
@@ -49,6 +51,7 @@ from nuage.network.rate_limit import Rate, TokenBucket
 from nuage.network.trill_frame import (
     ALL_EGRESS_RBRIDGES,
     ALL_RBRIDGES,
+    CHANNEL_ECHO,
     ETHERTYPE_CHANNEL,
     ETHERTYPE_L2_ISIS,
     ETHERTYPE_TRILL,
@@ -57,6 +60,7 @@ from nuage.network.trill_frame import (
     decode_trill,
     decrement,
     encode_trill,
+    reflect,
 )
 from nuage.network.wire import MalformedFrame
 
@@ -85,6 +89,7 @@ class SoftwarePlane:
     """The tables and the path of a frame through them."""
 
     def __init__(self) -> None:
+        self._entries: dict[EntryKey, Entry] = {}
         self._self = SelfEntry(NICKNAME_UNKNOWN, NICKNAME_UNKNOWN)
         self._ports: dict[int, PortEntry] = {}
         self._adjacencies: dict[int, bytes] = {}
@@ -110,9 +115,15 @@ class SoftwarePlane:
     def apply(self, delta: ForwardingDelta) -> None:
         """Change the tables."""
         for entry in delta.removed:
+            self._entries.pop(key_of(entry), None)
             self._remove(entry)
         for entry in delta.set:
+            self._entries[key_of(entry)] = entry
             self._set(entry)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all entries held."""
+        return tuple(self._entries.values())
 
     def _set(self, entry: Entry) -> None:
         match entry:
@@ -258,11 +269,18 @@ class SoftwarePlane:
         if cause is not None:
             return self._drop(cause)
         if not frame.multi and frame.egress == NICKNAME_ANY:
-            if frame.ethertype != ETHERTYPE_CHANNEL or frame.inner_dmac != ALL_EGRESS_RBRIDGES:
-                return self._drop(Drop.INNER)
-            self.punts.append(Sent(port.port, data))
-            return []
+            return self._channel(port, frame, data)
         return self._multi(port, frame, data) if frame.multi else self._unicast(frame, data)
+
+    def _channel(self, port: PortEntry, frame: TrillFrame, data: bytes) -> list[Sent]:
+        """A message from the neighbour: an echo goes straight back, the rest is control's."""
+        if frame.ethertype != ETHERTYPE_CHANNEL or frame.inner_dmac != ALL_EGRESS_RBRIDGES:
+            return self._drop(Drop.INNER)
+        is_echo = frame.payload[:2] == CHANNEL_ECHO.to_bytes(2, "big")
+        if is_echo and frame.inner_smac == frame.outer_smac:
+            return [Sent(port.port, reflect(data, smac=port.mac))]
+        self.punts.append(Sent(port.port, data))
+        return []
 
     def _refusal(self, port: PortEntry, frame: TrillFrame) -> Drop | None:
         """Return why the frame may not be looked at further (RFC 6325 §4.6.2, in order)."""

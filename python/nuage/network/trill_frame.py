@@ -34,6 +34,7 @@ VLAN_OVERHEAD_BYTES: Final = 24  # outer Ethernet 14, header 6, inner tag 4
 FGL_OVERHEAD_BYTES: Final = 28  # and the second half of the label
 CRITICAL_OPTION_BITS: Final = 0xE0000000  # RFC 7179 §2: CHbH, CItE, CRSV summary bits
 CHANNEL_BFD: Final = 0x002  # RFC 7175
+CHANNEL_ECHO: Final = 0x003  # RFC 7175; what is in it is the sender's own matter
 CHANNEL_VLAN: Final = 1
 VALID_TCI_MAX: Final = 0xFFE
 
@@ -145,6 +146,11 @@ def _decode_label(reader: Reader) -> tuple[Label | None, int, int]:
 def decrement(data: bytes, *, dmac: bytes, smac: bytes) -> bytes:
     """Return the frame for its next hop: one less to live, new outer addresses, the rest as is."""
     return dmac + smac + data[12:15] + bytes((data[15] - 1,)) + data[16:]
+
+
+def reflect(data: bytes, *, smac: bytes) -> bytes:
+    """Return a one-hop echo on its way back: only the outer addresses change."""
+    return data[6:12] + smac + data[12:]
 
 
 @dataclass(frozen=True, slots=True)

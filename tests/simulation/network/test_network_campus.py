@@ -64,7 +64,7 @@ def test_all_rbridges_of_a_random_campus_agree(seed: int) -> None:
     prng = Random(seed)
     campus = random_campus(seed, prng.randrange(4, 32), prng.randrange(12))
     ports = attach_all(campus)
-    campus.run_until(SETTLED_S)
+    campus.run_until(4.0)
     assert len(databases(campus)) == 1
     assert len(trees(campus)) == 1
     nicknames = [node.rbridge.nickname for node in campus.nodes]
@@ -73,7 +73,7 @@ def test_all_rbridges_of_a_random_campus_agree(seed: int) -> None:
     for number, port in enumerate(ports):
         mark = f"<{number}>".encode()
         campus.from_guest(number, port, frame_of(number, BROADCAST, mark))
-        campus.run_for(0.5)
+        campus.run_for(0.06)
         others = {n: 1 for n in range(len(campus.nodes)) if n != number}
         assert deliveries(campus, mark) == others
 
@@ -318,3 +318,66 @@ def test_a_second_rbridge_on_a_trunk_is_refused_and_said() -> None:
     news = {entry.news for entry in campus.nodes[0].log}
     assert news & {FabricNews.SECOND_NEIGHBOUR, FabricNews.MALFORMED}
     assert [n.state for n in campus.nodes[0].rbridge.view().neighbours] == ["report"]
+
+
+def test_a_dead_daemon_is_waited_for_while_its_plane_forwards() -> None:
+    """A leaf and a transit RBridge: killed for 60 s, tenants' frames go on, nicknames stay."""
+    campus = Campus(13)
+    for number in range(4):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    for number in range(3):
+        campus.connect(number, number + 1)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    nicknames = [node.rbridge.nickname for node in campus.nodes]
+    campus.kill(0)
+    campus.kill(2)
+    for second in range(60):
+        for number in (0, 3):
+            mark = f"<{number} at {second}>".encode()
+            campus.from_guest(number, ports[number], frame_of(number, BROADCAST, mark))
+            campus.run_for(0.5)
+            assert len(deliveries(campus, mark)) == 3, mark
+    for number in (0, 2):
+        wish = NicknameWish(remembered=nicknames[number])
+        campus.restart(number, RBridgeConfig(system_id(number), f"rb{number}", nickname=wish))
+        for step in range(40):
+            mark = f"<{number} restart {step}>".encode()
+            campus.from_guest(3, ports[3], frame_of(3, BROADCAST, mark))
+            campus.run_for(0.05)
+            assert len(deliveries(campus, mark)) == 3, mark
+        assert not campus.nodes[number].rbridge.restarting
+    campus.run_for(SETTLED_S)
+    assert [node.rbridge.nickname for node in campus.nodes] == nicknames
+    assert len(databases(campus)) == 1
+    assert len(trees(campus)) == 1
+    downs = [e for node in campus.nodes for e in node.log if e.news is FabricNews.ADJACENCY_DOWN]
+    assert downs == []
+    assert FabricNews.NEIGHBOUR_RESTARTED in {e.news for e in campus.nodes[1].log}
+
+
+def test_a_link_that_dies_while_its_far_daemon_is_away_is_noticed_at_once() -> None:
+    campus = Campus(14)
+    for number in range(3):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    cables = [campus.connect(number, (number + 1) % 3) for number in range(3)]
+    campus.run_until(SETTLED_S)
+    campus.kill(1)
+    campus.run_for(5.0)
+    assert campus.nodes[0].rbridge.view().neighbours[0].state == "report"
+    campus.lose(cables[0])
+    campus.run_for(0.2)
+    assert campus.nodes[0].rbridge.view().neighbours[0].state == "down"
+
+
+def test_a_neighbour_that_never_returns_is_given_up() -> None:
+    campus = Campus(15)
+    for number in range(2):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    campus.connect(0, 1)
+    campus.run_until(SETTLED_S)
+    campus.kill(1)
+    campus.run_for(119.0)
+    assert campus.nodes[0].rbridge.view().neighbours[0].state == "report"
+    campus.run_for(5.0)
+    assert campus.nodes[0].rbridge.view().neighbours[0].state == "down"
