@@ -9,4 +9,5 @@ or one JSON error that names the field and what would help. This package decides
 - `errors`    the one place where errors become status codes
 - `openapi`   the description of it all
 - `events`    the ring behind `/v1/events`
+- `client`    the same API from the other side; `profile` remembers where and who
 """

@@ -1,6 +1,7 @@
 """Founding a federation, joining it with a datacenter, joining a site with a node."""
 
 import asyncio
+import sys
 from pathlib import Path
 
 import click
@@ -116,7 +117,7 @@ def join_node_command(role: str, token: str, config: Path) -> None:
 
 
 def _token(text: str) -> str:
-    return click.get_text_stream("stdin").readline().strip() if text == "-" else text
+    return sys.stdin.readline().strip() if text == "-" else text
 
 
 JOINING_COMMANDS = (federation_group, invite_node_command, join_node_command)

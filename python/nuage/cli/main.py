@@ -5,6 +5,7 @@ import sys
 import click
 
 from nuage import __version__
+from nuage.cli.session import Session
 from nuage.errors import NoCandidate, NuageError
 
 
@@ -34,19 +35,31 @@ def tell(error: NuageError) -> None:
 
 @click.group(cls=NuageGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nuage")
-def main() -> None:
+@click.option(
+    "--profile", default="", envvar="NUAGE_PROFILE", help="Which federation, and who asks."
+)
+@click.option(
+    "--site", default="", envvar="NUAGE_SITE", help="Ask this site; any shows the whole federation."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answer as JSON.")
+@click.pass_context
+def main(context: click.Context, profile: str, site: str, as_json: bool) -> None:
     """Nuage joins small, independent datacenters into one sovereign cloud.
 
-    A machine of its own for a first look: `nuage lab up` starts four datacenters here.
+    For a first look on one machine, `nuage lab up` starts four datacenters here;
+    `nuage site list` then shows them.
     """
+    context.obj = Session(profile_name=profile, site=site, as_json=as_json)
 
 
 def _mount() -> None:
+    from nuage.cli import iaas, sites, vms
     from nuage.cli.daemons import DAEMON_COMMANDS
     from nuage.cli.joining import JOINING_COMMANDS
     from nuage.lab.commands import lab_group
 
-    for command in (*DAEMON_COMMANDS, *JOINING_COMMANDS, lab_group):
+    commands = (*sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS)
+    for command in (*commands, *DAEMON_COMMANDS, *JOINING_COMMANDS, lab_group):
         main.add_command(command)
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from nuage.api.dispatch import OPERATION_METHOD, Carried, Dispatcher
-from nuage.api.events import EventRing
+from nuage.api.events import Announcement, EventRing
 from nuage.api.http import Doors, build_application
 from nuage.catalogue.follow import FeedFollower
 from nuage.catalogue.replica import SqliteReplicas
@@ -31,7 +31,7 @@ from nuage.daemon.process import Tasks, new_registry
 from nuage.daemon.quorum import open_quorum
 from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
-from nuage.errors import NuageError
+from nuage.errors import NuageError, Unavailable
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
@@ -153,6 +153,7 @@ class Controller:
             clock=self._clock,
             peers_file=self._configuration.state_dir / "peers.json",
             tasks=self._tasks,
+            on_known=self._hear_events,
         )
         self.links.register(self._handlers, self._catalogue)
         self._local.register(self._handlers)
@@ -313,6 +314,19 @@ class Controller:
     def _announce(self, kind: str, object_id: str, what: str, text: str) -> None:
         self.events.announce(kind, object_id, what, text, current_request_id())
         log.info("event", kind=kind, id=object_id, what=what, text=text)
+
+    def _hear_events(self, site_id: SiteId) -> None:
+        self._tasks.keep(f"events {site_id}", lambda: self._follow_events(site_id))
+
+    async def _follow_events(self, site_id: SiteId) -> None:
+        while True:
+            try:
+                lines = self.links.subscribe(site_id, EVENTS_STREAM, FollowEvents(), Announcement)
+                async for line in lines:
+                    self.events.take(line)
+            except Unavailable:
+                pass  # the site is cut off; its lines come again with the channel
+            await self._clock.sleep(LEASE_REFRESH_S)
 
     # Start ----------------------------------------------------------------------------------------
 

@@ -104,6 +104,7 @@ class SiteLinks:
         clock: Clock,
         peers_file: Path,
         tasks: Tasks,
+        on_known: Callable[[SiteId], None],
     ) -> None:
         self._federation_id = federation_id
         self._datacenter = datacenter
@@ -113,6 +114,7 @@ class SiteLinks:
         self._clock = clock
         self._peers_file = peers_file
         self._tasks = tasks
+        self._on_known = on_known
         self._links: dict[SiteId, _Link] = {}
         self._follower: FeedFollower | None = None
         self._addresses: dict[SiteId, str] = {}
@@ -151,6 +153,7 @@ class SiteLinks:
         if link is None and self._follower is not None:
             follower = self._follower
             self._tasks.keep(f"feed {site_id}", lambda: follower.follow(site_id))
+            self._on_known(site_id)
 
     def _state_of(self, site_id: SiteId) -> Callable[[ChannelState, str], None]:
         def changed(state: ChannelState, reason: str) -> None:

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from nuage.api.client import Client
+from nuage.api.profile import Profile, forget_profiles, keep_profile
 from nuage.clock import SystemClock
 from nuage.daemon.configuration import (
     AgentConfiguration,
@@ -70,6 +71,16 @@ def api_socket(lab: Lab, site: str) -> Path:
 def admin_of(lab: Lab) -> AdminSecret:
     """Return the lab's first administrator."""
     return msgspec.json.decode((lab.state.path / ADMIN_FILE).read_bytes(), type=AdminSecret)
+
+
+def profile_name(lab: Lab, site: str) -> str:
+    """Return the name under which a lab's site is kept among the profiles."""
+    return f"lab-{lab.description.name}-{site}"
+
+
+def disband(lab_name: str) -> None:
+    """Forget what assembling left outside the lab's state: its profiles."""
+    forget_profiles(f"lab-{lab_name}-")
 
 
 def assemble(lab: Lab, report: Report) -> None:
@@ -312,6 +323,15 @@ class _Assembly:
             return sum(bool(v["status"] and v["status"]["connected"]) for v in views) >= wanted
 
         self._wait("all nodes", connected)
+        secret_file = str(self._lab.state.path / ADMIN_FILE)
+        for site in sites:
+            profile = Profile(
+                endpoint=f"unix:{api_socket(self._lab, site)}",
+                user=admin.name,
+                token=client.token,
+                secret_file=secret_file,
+            )
+            keep_profile(profile_name(self._lab, site), profile, make_current=site == sites[0])
 
 
 def _join_site(configuration: ControllerConfiguration, token: str) -> None:

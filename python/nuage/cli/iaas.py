@@ -1,0 +1,376 @@
+"""`nuage iaas …`, `nuage segment …`, `nuage image …`, `nuage user …`, `nuage login`."""
+
+from pathlib import Path
+
+import click
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from nuage.api.client import Client
+from nuage.api.profile import Profile, keep_profile
+from nuage.cli.session import Session, iaas_option, pass_session
+from nuage.cli.showing import inner, listed, print_json, row_of, rows_of, show
+from nuage.units import format_size
+
+
+@click.group("iaas")
+def iaas_group() -> None:
+    """Virtual clusters, each under its contract."""
+
+
+@iaas_group.command("create")
+@click.argument("name")
+@click.option(
+    "--data-in",
+    "data_countries",
+    multiple=True,
+    metavar="CC",
+    help="Countries where its data may rest (FR); repeat.",
+)
+@click.option(
+    "--operator-from",
+    "operator_countries",
+    multiple=True,
+    metavar="CC",
+    help="Countries whose law its operators may answer to; repeat.",
+)
+@click.option("--at", "sites", multiple=True, metavar="SITE", help="Only these sites; repeat.")
+@click.option("--tier", "tier_min", default=1, show_default=True, help="Least TIA-942 tier.")
+@click.option("--copies", default=1, show_default=True, help="Copies of each volume.")
+@click.option(
+    "--copy-sites", default=0, help="Different sites they lie in.  [default: as many as copies]"
+)
+@click.option(
+    "--ack",
+    "ack_policy",
+    type=click.Choice(["local", "metro", "any-2-of-3", "all"]),
+    default=None,
+    help="When a write is acknowledged.  [default: all for 2 copies, any-2-of-3 for 3]",
+)
+@click.option(
+    "--qos",
+    "qos_class",
+    type=click.Choice(["gold", "silver", "bronze"]),
+    default="silver",
+    show_default=True,
+)
+@click.option(
+    "--journal-hours", default=24.0, show_default=True, help="How far back volumes can be read."
+)
+@click.option(
+    "--when-cut-off",
+    "cut_off",
+    type=click.Choice(["stay", "fail-over"]),
+    default="stay",
+    show_default=True,
+    help="What becomes of VMs whose site is cut off.",
+)
+@click.option("--owner", default="", help="Who the IaaS belongs to.")
+@click.option(
+    "--cidr", default="10.0.0.0/20", show_default=True, help="Addresses of its first segment."
+)
+@pass_session
+def create_iaas(session: Session, /, name: str, **options: object) -> None:  # fmt: skip
+    """Build an IaaS NAME under a contract; one that no set of sites can meet is refused."""
+    copies = int(str(options["copies"]))
+    default_ack = {1: "local", 2: "all"}.get(copies, "any-2-of-3")
+    contract = {
+        "data_countries": options["data_countries"],
+        "operator_countries": options["operator_countries"],
+        "sites": options["sites"],
+        "tier_min": options["tier_min"],
+        "copies": copies,
+        "copy_sites": int(str(options["copy_sites"])) or copies,
+        "ack_policy": options["ack_policy"] or default_ack,
+        "qos_class": options["qos_class"],
+        "journal": {"window_s": int(float(str(options["journal_hours"])) * 3600)},
+        "cut_off": options["cut_off"],
+    }
+    body = {"name": name, "owner": options["owner"], "cidr": options["cidr"], "contract": contract}
+    answer = row_of(session.client.call("POST", "/v1/iaas", body))
+    if session.as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{answer['id']}  {name}, homed at {answer['site']}")
+        click.echo(f"next: nuage user create NAME --grant iaas-admin@{name}")
+
+
+@iaas_group.command("list")
+@pass_session
+def list_iaas(session: Session) -> None:
+    """Show the IaaSes you may see."""
+    answer = session.client.get("/v1/iaas")
+    rows = []
+    for row in rows_of(answer):
+        value = inner(row, "value")
+        rows.append(
+            (
+                value["name"],
+                row["id"],
+                value["owner"],
+                contract_line(inner(value, "contract")),
+                row["site"],
+            )
+        )
+    show(session, answer, ("NAME", "ID", "OWNER", "CONTRACT", "HOME"), rows, empty="no IaaS yet")
+
+
+def contract_line(contract: dict[str, object]) -> str:
+    """Say a contract in one line."""
+    parts = []
+    for key, word in (
+        ("sites", "at"),
+        ("data_countries", "data in"),
+        ("operator_countries", "operators from"),
+    ):
+        values = listed(contract, key)
+        if values:
+            parts.append(f"{word} {'/'.join(map(str, values))}")
+    parts.append(
+        f"{contract['copies']} copies in {contract['copy_sites']} sites ({contract['ack_policy']})"
+    )
+    if contract["cut_off"] == "fail-over":
+        parts.append("fails over")
+    return ", ".join(parts)
+
+
+@iaas_group.command("show")
+@click.argument("name")
+@pass_session
+def show_iaas(session: Session, name: str) -> None:
+    """Show an IaaS: contract, segments, what is used of its quotas."""
+    answer = row_of(session.client.get(f"/v1/iaas/{name}"))
+    quota = session.client.get(f"/v1/iaas/{name}/quota")
+    if session.as_json:
+        print_json({**answer, "quota": quota})
+        return
+    value = inner(answer, "value")
+    click.echo(f"{value['name']}  {answer['id']}  owner {value['owner']}  home {answer['site']}")
+    click.echo(f"contract: {contract_line(inner(value, 'contract'))}")
+    rows = [(q["resource"], q["used"], q["limit"]) for q in rows_of(quota)]
+    show(session, quota, ("QUOTA OF", "USED", "LIMIT"), rows, empty="")
+
+
+@iaas_group.command("delete")
+@click.argument("name")
+@pass_session
+def delete_iaas(session: Session, name: str) -> None:
+    """Take an empty IaaS down."""
+    session.client.call("DELETE", f"/v1/iaas/{name}")
+    click.echo(f"{name} is gone")
+
+
+@click.group("segment")
+def segment_group() -> None:
+    """Layer-2 networks of an IaaS."""
+
+
+@segment_group.command("list")
+@iaas_option
+@pass_session
+def list_segments(session: Session, iaas: str) -> None:
+    """Show an IaaS's networks."""
+    answer = session.client.get(f"/v1/iaas/{session.require_iaas(iaas)}/segments")
+    rows = [
+        (
+            (v := inner(row, "value"))["name"],
+            row["id"],
+            v["cidr"],
+            v["gateway"],
+            v["label"],
+            v["mtu_bytes"],
+            row["site"],
+        )
+        for row in rows_of(answer)
+    ]
+    show(
+        session,
+        answer,
+        ("NAME", "ID", "CIDR", "GATEWAY", "LABEL", "MTU", "HOME"),
+        rows,
+        empty="no segment",
+    )
+
+
+@segment_group.command("create")
+@click.argument("name")
+@click.option("--cidr", default="10.0.0.0/20", show_default=True)
+@iaas_option
+@pass_session
+def create_segment(session: Session, name: str, cidr: str, iaas: str) -> None:
+    """Make a network NAME; tenants may use overlapping addresses."""
+    path = f"/v1/iaas/{session.require_iaas(iaas)}/segments"
+    answer = row_of(session.client.call("POST", path, {"name": name, "cidr": cidr}))
+    click.echo(f"{answer['id']}  {name}")
+
+
+@click.group("image")
+def image_group() -> None:
+    """Disk images that VMs start from."""
+
+
+@image_group.command("import")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--for", "iaas", default="", help="Only for this IaaS; left out, for all.")
+@click.option("--os", "os_distro", default="", help="For instance debian.")
+@click.option("--os-version", default="")
+@pass_session
+def import_image(
+    session: Session, name: str, file: Path, iaas: str, os_distro: str, os_version: str
+) -> None:
+    """Bring FILE (qcow2, raw or vmdk) in as image NAME."""
+    client = session.client
+    body = {"name": name, "iaas": iaas, "os_distro": os_distro, "os_version": os_version}
+    announced = row_of(client.call("POST", "/v1/images", body))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(f"image {name}", total=file.stat().st_size)
+        answer = row_of(
+            client.upload(
+                f"/v1/images/{announced['id']}/data",
+                file,
+                lambda sent: progress.update(task, completed=sent),
+            )
+        )
+    if session.as_json:
+        print_json(answer)
+        return
+    value = inner(answer, "value")
+    size = format_size(int(str(value["size_bytes"])))
+    click.echo(f"{answer['id']}  {name}  {size}  source sha256 {str(value['source_sha256'])[:16]}…")
+
+
+@image_group.command("list")
+@iaas_option
+@pass_session
+def list_images(session: Session, iaas: str) -> None:
+    """Show the images you may use."""
+    answer = session.client.get("/v1/images", iaas=iaas)
+    rows = [
+        (
+            (v := inner(row, "value"))["name"], row["id"], v["state"],
+            format_size(int(str(v["size_bytes"]))), v["iaas_id"] or "all",
+            row["site"], v["failure"],
+        )
+        for row in rows_of(answer)
+    ]  # fmt: skip
+    show(
+        session,
+        answer,
+        ("NAME", "ID", "STATE", "SIZE", "FOR", "HOME", "FAILURE"),
+        rows,
+        empty="no image yet",
+    )
+
+
+@image_group.command("delete")
+@click.argument("name")
+@click.option("--for", "iaas", default="", help="The IaaS it belongs to.")
+@pass_session
+def delete_image(session: Session, name: str, iaas: str) -> None:
+    """Delete an image; volumes filled from it stay."""
+    query = f"?iaas={iaas}" if iaas else ""
+    session.client.call("DELETE", f"/v1/images/{name}{query}")
+    click.echo(f"{name} is gone")
+
+
+@click.group("user")
+def user_group() -> None:
+    """Users and their roles."""
+
+
+@user_group.command("create")
+@click.argument("name")
+@click.option(
+    "--grant",
+    "grants",
+    multiple=True,
+    metavar="ROLE@SCOPE",
+    help="iaas-admin@NAME, operator@SITE, auditor, nuage-admin; repeat.",
+)
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path, exists=True),
+    default=None,
+    help="Read the secret here instead of asking.",
+)
+@pass_session
+def create_user(
+    session: Session, name: str, grants: tuple[str, ...], secret_file: Path | None
+) -> None:
+    """Enter a user NAME with its roles."""
+    secret = secret_file.read_text().strip() if secret_file else _ask_secret(confirm=True)
+    body = {"name": name, "secret": secret, "grants": grants}
+    answer = row_of(session.client.call("POST", "/v1/users", body))
+    click.echo(f"{answer['user_id']}  {name}")
+
+
+@user_group.command("list")
+@pass_session
+def list_users(session: Session) -> None:
+    """Show users and their roles."""
+    answer = session.client.get("/v1/users")
+    rows = [
+        (
+            row["name"], row["user_id"],
+            ", ".join(f"{g['role']}@{g['scope']}" for g in listed(row, "grants")),
+            "disabled" if row["disabled"] else "active", row["site"],
+        )
+        for row in rows_of(answer)
+    ]  # fmt: skip
+    show(session, answer, ("NAME", "ID", "ROLES", "STATE", "HOME"), rows, empty="no user")
+
+
+@user_group.command("disable")
+@click.argument("name")
+@click.option("--undo", is_flag=True, help="Let the user in again.")
+@pass_session
+def disable_user(session: Session, name: str, undo: bool) -> None:
+    """Shut a user out; tokens given before are void as soon as sites hear it."""
+    session.client.call("PATCH", f"/v1/users/{name}", {"disabled": not undo})
+    click.echo(f"{name} is {'active' if undo else 'disabled'}")
+
+
+def _ask_secret(*, confirm: bool = False) -> str:
+    return str(click.prompt("secret", hide_input=True, confirmation_prompt=confirm))
+
+
+@click.command("login")
+@click.argument("user")
+@click.option(
+    "--endpoint",
+    default="",
+    help="https://HOST:7400 or unix:/PATH.  [default: the current profile's]",
+)
+@click.option("--ca-file", default="", help="The federation's root certificate.")
+@click.option(
+    "--profile", "name", default="", help="Keep it under this name.  [default: the user's]"
+)
+@click.option("--secret-file", type=click.Path(path_type=Path, exists=True), default=None)
+@click.option("--iaas", default="", help="The IaaS that is meant when none is named.")
+@pass_session
+def login_command(
+    session: Session,
+    user: str,
+    endpoint: str,
+    ca_file: str,
+    name: str,
+    secret_file: Path | None,
+    iaas: str,
+) -> None:
+    """Get a token for USER and make it the current profile; a token lives an hour."""
+    target = endpoint or session.profile.endpoint
+    secret = secret_file.read_text().strip() if secret_file else _ask_secret()
+    client = Client(target, ca_file=ca_file)
+    token = client.log_in(user, secret)
+    profile = Profile(endpoint=target, user=user, token=token, ca_file=ca_file, iaas=iaas)
+    keep_profile(name or user, profile)
+    click.echo(f"{user} is logged in; profile {name or user}")
+
+
+COMMANDS = (iaas_group, segment_group, image_group, user_group, login_command)

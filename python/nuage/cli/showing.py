@@ -1,0 +1,92 @@
+"""Tables, sizes and ages for people; JSON for programs."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from nuage.cli.session import Session
+
+Row = dict[str, object]
+STATE_COLOURS = {
+    "running": "green", "ready": "green", "on": "green", "yes": "green",
+    "stopped": "dim", "failed": "red", "unknown": "red", "no": "red",
+    "migrating": "yellow", "starting": "yellow", "creating": "yellow", "placing": "yellow",
+}  # fmt: skip
+
+
+def rows_of(answer: object) -> list[Row]:
+    """Return a list answer as rows."""
+    return cast(list[Row], answer)
+
+
+def row_of(answer: object) -> Row:
+    """Return an object answer as a row."""
+    return cast(Row, answer)
+
+
+def listed(row: Row, key: str) -> list[Row]:
+    """Return a nested list of a row; empty when there is none."""
+    return cast(list[Row], row.get(key) or [])
+
+
+def inner(row: Row, key: str) -> Row:
+    """Return a nested object of a row."""
+    return cast(Row, row[key])
+
+
+def print_json(answer: object) -> None:
+    """Print an answer as the API gave it."""
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print a table, or `empty` when there is nothing."""
+    listed = [[str(cell) for cell in row] for row in rows]
+    if not listed:
+        click.echo(empty)
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in listed:
+        table.add_row(*(_coloured(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    console.print(table)
+
+
+def _coloured(cell: str) -> str:
+    colour = STATE_COLOURS.get(cell)
+    return f"[{colour}]{cell}[/{colour}]" if colour else cell.replace("[", "\\[")
+
+
+def show(
+    session: Session,
+    answer: object,
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    empty: str,
+) -> None:
+    """Print an answer as JSON or as a table, as the caller asked."""
+    if session.as_json:
+        print_json(answer)
+    else:
+        print_table(headers, rows, empty=empty)
+
+
+def age(seconds: object) -> str:
+    """Return an age for people."""
+    if seconds is None:
+        return "never heard"
+    value = float(cast(float, seconds))
+    for limit, unit, divisor in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if value < limit:
+            return f"{value / divisor:.0f} {unit}"
+    return f"{value / 86_400:.0f} d"

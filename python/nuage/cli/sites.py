@@ -1,0 +1,135 @@
+"""`nuage site …`, `nuage node …`, `nuage rack …`, `nuage events`."""
+
+import time
+
+import click
+
+from nuage.cli.session import Session, pass_session
+from nuage.cli.showing import age, inner, listed, print_json, row_of, rows_of, show
+from nuage.units import format_size
+
+
+@click.group("site")
+def site_group() -> None:
+    """The datacenters of the federation."""
+
+
+@site_group.command("list")
+@pass_session
+def list_sites(session: Session) -> None:
+    """Show every datacenter, and how old what we know of it is."""
+    answer = session.client.get("/v1/sites")
+    show(
+        session,
+        answer,
+        ("SITE", "PLACE", "COUNTRY", "OPERATOR", "TIER", "REACHABLE", "AGE", "NODES", "VMS"),
+        (
+            (
+                (d := inner(row, "datacenter"))["site_id"],
+                d["place"],
+                d["country"],
+                f"{inner(d, 'operator')['name']} ({inner(d, 'operator')['country']})",
+                d["tier"],
+                "yes" if row["reachable"] else "no",
+                age(row["age_s"]),
+                f"{row['node_connected_count']}/{row['node_count']}",
+                row["vm_running_count"],
+            )
+            for row in rows_of(answer)
+        ),
+        empty="no site is known",
+    )
+
+
+@click.group("node")
+def node_group() -> None:
+    """The machines of the federation."""
+
+
+@node_group.command("list")
+@click.option("--at", "at_site", default="", help="Only the nodes of this site.")
+@pass_session
+def list_nodes(session: Session, at_site: str) -> None:
+    """Show nodes and their last facts."""
+    answer = session.client.get("/v1/nodes", site=at_site)
+    rows = []
+    for row in rows_of(answer):
+        node = inner(row, "node")
+        status = inner(row, "status") if row["status"] else {}
+        total = int(str(status.get("total_bytes", 0)))
+        space = f"{format_size(int(str(status['free_bytes'])))} free" if total else ""
+        rows.append(
+            (
+                node["name"],
+                node["site_id"],
+                ", ".join(str(role) for role in listed(node, "roles")),
+                "maintenance" if node["maintenance"] else "in service",
+                "yes" if status.get("connected") else "no",
+                row["vm_count"] or "",
+                status.get("accelerator", "") or space,
+                ", ".join(str(o) for o in listed(status, "orphans")),
+            )
+        )
+    headers = ("NODE", "SITE", "ROLE", "SERVICE", "CONNECTED", "VMS", "HAS", "ORPHANS")
+    show(session, answer, headers, rows, empty="no node is known")
+
+
+@node_group.command("maintenance")
+@click.argument("node")
+@click.argument("state", type=click.Choice(["on", "off"]))
+@pass_session
+def maintenance(session: Session, node: str, state: str) -> None:
+    """Take a node out of service (on), or back (off)."""
+    body = {"maintenance": state == "on"}
+    answer = session.client.call("PUT", f"/v1/nodes/{node}/maintenance", body)
+    if session.as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{node}: maintenance {state}")
+
+
+@click.group("rack")
+def rack_group() -> None:
+    """The racks, Nuage's unit of administration."""
+
+
+@rack_group.command("list")
+@click.option("--at", "at_site", default="", help="Only the racks of this site.")
+@pass_session
+def list_racks(session: Session, at_site: str) -> None:
+    """Show racks and what is in them."""
+    answer = session.client.get("/v1/racks", site=at_site)
+    rows = [
+        (
+            inner(r, "rack")["rack_id"],
+            inner(r, "rack")["site_id"],
+            ", ".join(map(str, listed(r, "nodes"))),
+        )
+        for r in rows_of(answer)
+    ]
+    show(session, answer, ("RACK", "SITE", "NODES"), rows, empty="no rack is known")
+
+
+@click.command("events")
+@click.option("--follow", "-f", is_flag=True, help="Go on as things happen.")
+@click.option("--last", default=20, show_default=True, help="How many past lines first.")
+@pass_session
+def events_command(session: Session, follow: bool, last: int) -> None:
+    """Show what happens in the federation."""
+    if not follow:
+        for line in rows_of(session.client.get("/v1/events", follow="0", last=last)):
+            _print_event(session, line)
+        return
+    for item in session.client.stream(f"/v1/events?last={last}"):
+        _print_event(session, row_of(item))
+
+
+def _print_event(session: Session, line: dict[str, object]) -> None:
+    if session.as_json:
+        print_json(line)
+        return
+    moment = time.strftime("%H:%M:%S", time.localtime(float(str(line["at_s"]))))
+    click.echo(f"{moment}  {line['site']!s:<10} {line['kind']!s:<8} {line['text']}")
+
+
+COMMANDS = (site_group, node_group, rack_group, events_command)
