@@ -771,7 +771,7 @@ impl<D: Disk> VolumeHead<D> {
             previous_chain: self.store.tail().chain,
         };
         let group = Arc::new(builder.finish(&closing)?);
-        let appended = self.store.append(Arc::clone(&group));
+        let appended = self.store.append(self.epoch, Arc::clone(&group));
         if let Err(error) = appended {
             self.stop(Failure::Medium);
             return Err(error);

@@ -8,11 +8,14 @@ use crate::cipher::{Cipher, VolumeUuid};
 use crate::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::Index;
+use crate::layout::Chain;
 use crate::replay::State;
 use crate::segment::{
     Footer, SegmentHeader, SegmentKind, decode_first_block, encode_first_block, scan,
 };
-use crate::store::{Anchor, Opened, Slot, SlotState, Store, Unapplied, segment_name, slot_of_name};
+use crate::store::{
+    Anchor, OpenSegment, Opened, Slot, SlotState, Store, Unapplied, segment_name, slot_of_name,
+};
 
 /// Smallest segment: a group of the largest header and its footer must fit.
 pub const SEGMENT_BYTES_MIN: u32 = 256 << 10;
@@ -134,7 +137,7 @@ impl<D: Disk> Store<D> {
             replayed_bytes: 0,
         };
         let mut store = Self::from_opened(disk, opened, cipher);
-        store.seal_what_is_open()?;
+        store.close_what_is_open(tail)?;
         store.replay(tail)?;
         Ok(store)
     }
@@ -161,9 +164,12 @@ impl<D: Disk> Store<D> {
         found
     }
 
-    /// Scan segments without a seal, cut torn tails off and seal them.
-    fn seal_what_is_open(&mut self) -> Result<(), JournalError> {
-        for (number, header) in self.own_log() {
+    /// Scan segments without a seal and cut torn tails off. The only copy seals them; one of several leaves
+    /// its last one open, because the head goes on in it.
+    fn close_what_is_open(&mut self, tail: TailRule) -> Result<(), JournalError> {
+        let log = self.own_log();
+        let last = log.last().map(|(number, _)| *number);
+        for (number, header) in log {
             let Some(slot) = self.slots[number as usize].clone() else {
                 continue;
             };
@@ -187,11 +193,212 @@ impl<D: Disk> Store<D> {
             }
             if footer.is_empty() {
                 self.make_spare(number)?;
+            } else if tail == TailRule::OneOfSeveral && last == Some(number) {
+                self.reopen_segment(number, header, footer, found.end)?;
             } else {
                 self.write_seal(number, header, &footer, found.end)?;
             }
         }
         Ok(())
+    }
+
+    /// Go on in a segment after `end`; a torn or refused group there is wiped out.
+    fn reopen_segment(
+        &mut self,
+        number: u32,
+        header: SegmentHeader,
+        footer: Footer,
+        end: u32,
+    ) -> Result<(), JournalError> {
+        let Some(slot) = self.slots[number as usize].as_mut() else {
+            return Ok(());
+        };
+        if end < self.superblock.segment_bytes {
+            let zero = AlignedBuffer::zeroed(1);
+            self.disk.write_now(slot.file, u64::from(end), &zero)?;
+        }
+        if matches!(slot.state, SlotState::Sealed(..)) {
+            let block = encode_first_block(&header, None);
+            self.disk.write_now(slot.file, 0, &block)?;
+        }
+        slot.state = SlotState::Open(header.clone());
+        self.open = Some(OpenSegment {
+            slot: number,
+            header,
+            end,
+            footer,
+        });
+        Ok(())
+    }
+
+    /// Give up all groups after `seq`, the end of a group at or after the applied position. They are kept
+    /// in a file for people; the engine never reads them again.
+    pub fn truncate_after(&mut self, seq: u64, chain: &Chain) -> Result<(), JournalError> {
+        let mut events = Vec::new();
+        while !self.is_idle() && self.failed.is_none() {
+            self.poll(&mut events);
+        }
+        self.events.append(&mut events);
+        if let Some(failure) = &self.failed {
+            return Err(failure.clone());
+        }
+        if seq < self.applied_seq() || seq > self.tail.seq {
+            return Err(JournalError::OutOfOrder {
+                tail: self.tail.seq,
+                found: seq,
+            });
+        }
+        if self.chain_at(seq)? != Some(*chain) {
+            return Err(JournalError::Diverged { seq });
+        }
+        if seq == self.tail.seq {
+            return Ok(());
+        }
+        self.quarantine_after(seq)
+    }
+
+    fn quarantine_after(&mut self, seq: u64) -> Result<(), JournalError> {
+        let mut refused = Vec::new();
+        let mut kept = self.anchors_position(seq);
+        for (number, header) in self.own_log() {
+            let heads = self.groups_of(number)?;
+            let mut footer = Footer::default();
+            let mut end = narrow(BLOCK_BYTES);
+            let mut has_refused = false;
+            for (head, block) in heads {
+                let offset = crate::segment::block_bytes(block);
+                let length = head.info.total_blocks() as usize * BLOCK_BYTES;
+                if head.info.last_seq() > seq {
+                    has_refused = true;
+                    let file = self.slots[number as usize]
+                        .as_ref()
+                        .map_or(0, |slot| slot.file);
+                    refused.extend_from_slice(&self.disk.read_now(file, offset, length)?);
+                    continue;
+                }
+                let file = self.slots[number as usize]
+                    .as_ref()
+                    .map_or(0, |slot| slot.file);
+                let bytes = self.disk.read_now(
+                    file,
+                    offset,
+                    head.info.header_blocks() as usize * BLOCK_BYTES,
+                )?;
+                footer.add(&bytes[..head.info.header_bytes as usize], &head);
+                end += narrow(length);
+                kept = Position {
+                    seq: head.info.last_seq(),
+                    time_ns: head.info.time_ns,
+                    epoch: head.info.epoch,
+                    segment: header.segment,
+                    chain: head.chain,
+                };
+            }
+            if has_refused {
+                self.open = None;
+                if footer.is_empty() {
+                    self.make_spare(number)?;
+                } else {
+                    self.reopen_segment(number, header, footer, end)?;
+                }
+                self.tables.forget_slot(number);
+            }
+        }
+        let name = format!("quarantine.{seq:016x}.{:016x}", self.tail.epoch);
+        self.disk.replace_now(&name, &refused)?;
+        self.unapplied
+            .retain(|waiting| waiting.head.info.last_seq() <= seq);
+        self.tail = kept;
+        self.durable_seq = self.durable_seq.min(seq);
+        self.committed_seq = self.committed_seq.min(seq);
+        Ok(())
+    }
+
+    fn anchors_position(&self, seq: u64) -> Position {
+        let before = self
+            .anchors
+            .iter()
+            .rev()
+            .find(|anchor| anchor.position.seq <= seq);
+        before.map_or_else(Position::default, |anchor| anchor.position)
+    }
+
+    /// The chain after `seq`, when that is the end of a group (or an anchor) here.
+    pub fn chain_at(&mut self, seq: u64) -> Result<Option<Chain>, JournalError> {
+        if seq == self.tail.seq {
+            return Ok(Some(self.tail.chain));
+        }
+        if seq == self.state.position.seq {
+            return Ok(Some(self.state.position.chain));
+        }
+        if let Some(anchor) = self
+            .anchors
+            .iter()
+            .find(|anchor| anchor.position.seq == seq)
+        {
+            return Ok(Some(anchor.position.chain));
+        }
+        for (number, header) in self.own_log() {
+            let ends_before = self
+                .sealed(number)
+                .is_some_and(|(_, seal)| seal.last_seq < seq);
+            if header.first_seq > seq || ends_before {
+                continue;
+            }
+            for (head, _) in self.groups_of(number)? {
+                if head.info.last_seq() == seq {
+                    return Ok(Some(head.chain));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whole durable groups after `seq`, about `bytes` of them, back to back; empty at the durable end.
+    pub fn read_groups(&mut self, seq: u64, bytes: usize) -> Result<Vec<u8>, JournalError> {
+        let mut found: Vec<u8> = Vec::new();
+        let mut next = seq + 1;
+        for (number, header) in self.own_log() {
+            let ends_before = self
+                .sealed(number)
+                .is_some_and(|(_, seal)| seal.last_seq < next);
+            if ends_before || header.first_seq > self.durable_seq {
+                continue;
+            }
+            if header.first_seq > next {
+                return Err(JournalError::OutOfHistory {
+                    horizon: header.first_seq,
+                    tail: self.tail.seq,
+                    asked: next,
+                });
+            }
+            let Some(file) = self.file_of(number) else {
+                return Ok(found);
+            };
+            let mut run: Option<(u64, usize)> = None;
+            for (head, block) in self.groups_of(number)? {
+                if head.info.first_seq < next {
+                    continue;
+                }
+                let length = head.info.total_blocks() as usize * BLOCK_BYTES;
+                let so_far = found.len() + run.map_or(0, |(_, length)| length);
+                let full = so_far > 0 && so_far + length > bytes;
+                if head.info.first_seq != next || head.info.last_seq() > self.durable_seq || full {
+                    break;
+                }
+                next = head.info.last_seq() + 1;
+                let (_, sum) = run.get_or_insert((crate::segment::block_bytes(block), 0));
+                *sum += length;
+            }
+            let Some((offset, length)) = run else {
+                return Ok(found);
+            };
+            found.extend_from_slice(&self.disk.read_now(file, offset, length)?);
+            if found.len() >= bytes {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     pub(crate) fn make_spare(&mut self, number: u32) -> Result<(), JournalError> {
@@ -230,16 +437,20 @@ impl<D: Disk> Store<D> {
         let mut waiting = Vec::new();
         for (number, header) in self.own_log() {
             self.tail.segment = self.tail.segment.max(header.segment);
-            let Some((_, seal)) = self.sealed(number).filter(|(_, s)| s.last_seq > start.seq)
-            else {
-                continue;
+            let last_seq = match (self.sealed(number), &self.open) {
+                (Some((_, seal)), _) => seal.last_seq,
+                (None, Some(open)) if open.slot == number => u64::MAX,
+                _ => continue,
             };
+            if last_seq <= start.seq {
+                continue;
+            }
             let gap = JournalError::Corrupt {
                 what: "sequence of segments",
                 segment: header.segment,
                 offset: 0,
             };
-            if header.first_seq > end.seq + 1 || seal.last_seq <= end.seq {
+            if header.first_seq > end.seq + 1 {
                 return Err(gap);
             }
             for (head, block) in self.groups_of(number)? {

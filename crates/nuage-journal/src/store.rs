@@ -366,8 +366,16 @@ impl<D: Disk> Store<D> {
         written.map_err(|error| self.fail(error.into()))
     }
 
-    /// Take a group that follows the tail. It is durable once `StoreEvent::Durable` says so.
-    pub fn append(&mut self, group: Arc<Group>) -> Result<(), JournalError> {
+    /// Take a group of the head that has been promised `epoch`. It follows the tail, and may be of an
+    /// older epoch when it is copied. It is durable once `StoreEvent::Durable` says so.
+    pub fn append(&mut self, epoch: u64, group: Arc<Group>) -> Result<(), JournalError> {
+        if epoch != self.superblock.promised {
+            let promised = self.superblock.promised;
+            return Err(JournalError::StaleEpoch {
+                offered: epoch,
+                promised,
+            });
+        }
         let info = &group.head.info;
         self.check_follows(&group)?;
         let (segment, epoch) = (info.segment, info.epoch);
@@ -410,7 +418,7 @@ impl<D: Disk> Store<D> {
         }
         let info = &group.head.info;
         let promised = self.superblock.promised;
-        if info.epoch < promised || info.epoch < self.tail.epoch {
+        if info.epoch > promised || info.epoch < self.tail.epoch {
             return Err(JournalError::StaleEpoch {
                 offered: info.epoch,
                 promised,

@@ -1,0 +1,373 @@
+//! What head and replica say to each other (docs/protocols/replication.md §2).
+
+/// A frame at most: a group of 1 MiB with its header, and room.
+pub const FRAME_BYTES_MAX: usize = 4 << 20;
+const HEAD_BYTES: usize = 12;
+
+/// Where a copy's log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tail {
+    pub seq: u64,
+    /// Epoch of the record at `seq`.
+    pub epoch: u64,
+    pub chain: [u8; 32],
+}
+
+/// Why a replica did not do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// A newer head was promised: stop.
+    StaleEpoch {
+        promised: u64,
+    },
+    /// Send from here.
+    OutOfOrder {
+        tail_seq: u64,
+    },
+    /// Our histories part at or before `seq`: truncate or rebuild.
+    Diverged {
+        seq: u64,
+    },
+    NoSpace,
+    /// The disk failed: this copy is lost.
+    Failed,
+    /// The asked history is not here any more.
+    OutOfHistory {
+        horizon: u64,
+    },
+    UnknownVolume,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// Head: promise me `epoch`. First frame of each connection.
+    Fence {
+        volume: [u8; 16],
+        epoch: u64,
+        resumes: bool,
+    },
+    /// Replica: promised. `released`: no former head can still be answering reads.
+    Fenced {
+        epoch: u64,
+        tail: Tail,
+        applied: Tail,
+        released: bool,
+    },
+    /// Head: a group, and how far all are committed. `sent_ns` comes back in the answer.
+    Append {
+        committed_seq: u64,
+        sent_ns: u64,
+        group: Vec<u8>,
+    },
+    /// Head: nothing new; renews the lease.
+    Renew {
+        committed_seq: u64,
+        sent_ns: u64,
+    },
+    /// Replica: what it holds in memory and on stable storage.
+    Held {
+        memory_seq: u64,
+        durable_seq: u64,
+        sent_ns: u64,
+    },
+    /// Head: give up what lies after `seq`, where your chain must be `chain`.
+    Truncate {
+        seq: u64,
+        chain: [u8; 32],
+    },
+    /// Head: send me groups after `seq`, up to `bytes`.
+    Fetch {
+        after_seq: u64,
+        bytes: u32,
+    },
+    /// Replica: groups back to back; `last` when there are no more.
+    Groups {
+        last: bool,
+        groups: Vec<u8>,
+    },
+    /// Head: I have stopped reading and writing.
+    Release {
+        epoch: u64,
+    },
+    Refused(Refusal),
+    /// Head: send blocks `lba..lba + count` of `seq` or later that you have applied (repair).
+    FetchBlock {
+        lba: u64,
+        crc: u32,
+    },
+    /// Replica: a stored block (ciphertext), or nothing.
+    Block {
+        lba: u64,
+        data: Vec<u8>,
+    },
+}
+
+/// Bytes that are no frame of ours: close the connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("a frame of {length} bytes, {FRAME_BYTES_MAX} at most")]
+    TooLong { length: usize },
+    #[error("checksum of a frame")]
+    Checksum,
+    #[error("malformed frame of kind {kind}")]
+    Malformed { kind: u8 },
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u64(mut self, value: u64) -> Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    fn bytes(mut self, value: &[u8]) -> Self {
+        self.0.extend_from_slice(value);
+        self
+    }
+
+    fn tail(self, tail: &Tail) -> Self {
+        self.u64(tail.seq).u64(tail.epoch).bytes(&tail.chain)
+    }
+}
+
+struct Body<'a> {
+    bytes: &'a [u8],
+    kind: u8,
+}
+
+impl<'a> Body<'a> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let (head, rest) = self
+            .bytes
+            .split_first_chunk::<N>()
+            .ok_or(FrameError::Malformed { kind: self.kind })?;
+        self.bytes = rest;
+        Ok(*head)
+    }
+
+    fn u64(&mut self) -> Result<u64, FrameError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn u32(&mut self) -> Result<u32, FrameError> {
+        u32::try_from(self.u64()?).map_err(|_| FrameError::Malformed { kind: self.kind })
+    }
+
+    fn flag(&mut self) -> Result<bool, FrameError> {
+        match self.u64()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(FrameError::Malformed { kind: self.kind }),
+        }
+    }
+
+    fn tail(&mut self) -> Result<Tail, FrameError> {
+        Ok(Tail {
+            seq: self.u64()?,
+            epoch: self.u64()?,
+            chain: self.array()?,
+        })
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Refusal {
+    fn code(self) -> (u64, u64) {
+        match self {
+            Self::StaleEpoch { promised } => (1, promised),
+            Self::OutOfOrder { tail_seq } => (2, tail_seq),
+            Self::Diverged { seq } => (3, seq),
+            Self::NoSpace => (4, 0),
+            Self::Failed => (5, 0),
+            Self::OutOfHistory { horizon } => (6, horizon),
+            Self::UnknownVolume => (7, 0),
+        }
+    }
+
+    fn from_code(code: u64, value: u64) -> Option<Self> {
+        Some(match code {
+            1 => Self::StaleEpoch { promised: value },
+            2 => Self::OutOfOrder { tail_seq: value },
+            3 => Self::Diverged { seq: value },
+            4 => Self::NoSpace,
+            5 => Self::Failed,
+            6 => Self::OutOfHistory { horizon: value },
+            7 => Self::UnknownVolume,
+            _ => return None,
+        })
+    }
+}
+
+impl Frame {
+    fn parts(&self) -> (u8, Writer) {
+        let empty = Writer(Vec::new());
+        match self {
+            Self::Fence {
+                volume,
+                epoch,
+                resumes,
+            } => (1, empty.bytes(volume).u64(*epoch).u64(u64::from(*resumes))),
+            Self::Fenced {
+                epoch,
+                tail,
+                applied,
+                released,
+            } => (
+                2,
+                empty
+                    .u64(*epoch)
+                    .tail(tail)
+                    .tail(applied)
+                    .u64(u64::from(*released)),
+            ),
+            Self::Append {
+                committed_seq,
+                sent_ns,
+                group,
+            } => (3, empty.u64(*committed_seq).u64(*sent_ns).bytes(group)),
+            Self::Renew {
+                committed_seq,
+                sent_ns,
+            } => (4, empty.u64(*committed_seq).u64(*sent_ns)),
+            Self::Held {
+                memory_seq,
+                durable_seq,
+                sent_ns,
+            } => (5, empty.u64(*memory_seq).u64(*durable_seq).u64(*sent_ns)),
+            Self::Truncate { seq, chain } => (6, empty.u64(*seq).bytes(chain)),
+            Self::Fetch { after_seq, bytes } => (7, empty.u64(*after_seq).u64(u64::from(*bytes))),
+            Self::Groups { last, groups } => (8, empty.u64(u64::from(*last)).bytes(groups)),
+            Self::Release { epoch } => (9, empty.u64(*epoch)),
+            Self::Refused(refusal) => {
+                let (code, value) = refusal.code();
+                (10, empty.u64(code).u64(value))
+            }
+            Self::FetchBlock { lba, crc } => (11, empty.u64(*lba).u64(u64::from(*crc))),
+            Self::Block { lba, data } => (12, empty.u64(*lba).bytes(data)),
+        }
+    }
+
+    /// Append the frame's bytes to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, body) = self.parts();
+        let length = u32::try_from(body.0.len() + 8).unwrap_or(u32::MAX);
+        out.extend_from_slice(&length.to_le_bytes());
+        let head = [kind, 0, 0, 0];
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&head), &body.0);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&head);
+        out.extend_from_slice(&body.0);
+    }
+
+    fn decode(kind: u8, bytes: &[u8]) -> Result<Self, FrameError> {
+        let malformed = FrameError::Malformed { kind };
+        let mut body = Body { bytes, kind };
+        let frame = match kind {
+            1 => Self::Fence {
+                volume: body.array()?,
+                epoch: body.u64()?,
+                resumes: body.flag()?,
+            },
+            2 => Self::Fenced {
+                epoch: body.u64()?,
+                tail: body.tail()?,
+                applied: body.tail()?,
+                released: body.flag()?,
+            },
+            3 => Self::Append {
+                committed_seq: body.u64()?,
+                sent_ns: body.u64()?,
+                group: body.rest().to_vec(),
+            },
+            4 => Self::Renew {
+                committed_seq: body.u64()?,
+                sent_ns: body.u64()?,
+            },
+            5 => Self::Held {
+                memory_seq: body.u64()?,
+                durable_seq: body.u64()?,
+                sent_ns: body.u64()?,
+            },
+            6 => Self::Truncate {
+                seq: body.u64()?,
+                chain: body.array()?,
+            },
+            7 => Self::Fetch {
+                after_seq: body.u64()?,
+                bytes: body.u32()?,
+            },
+            8 => Self::Groups {
+                last: body.flag()?,
+                groups: body.rest().to_vec(),
+            },
+            9 => Self::Release { epoch: body.u64()? },
+            10 => {
+                let (code, value) = (body.u64()?, body.u64()?);
+                Self::Refused(Refusal::from_code(code, value).ok_or(malformed.clone())?)
+            }
+            11 => Self::FetchBlock {
+                lba: body.u64()?,
+                crc: body.u32()?,
+            },
+            12 => Self::Block {
+                lba: body.u64()?,
+                data: body.rest().to_vec(),
+            },
+            _ => return Err(malformed),
+        };
+        if body.bytes.is_empty() {
+            Ok(frame)
+        } else {
+            Err(malformed)
+        }
+    }
+}
+
+/// Splits a byte stream into frames.
+#[derive(Debug, Default)]
+pub struct FrameReader {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl FrameReader {
+    /// Take bytes as they came.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        if self.start > 0 && self.start == self.buffer.len() {
+            self.buffer.clear();
+            self.start = 0;
+        } else if self.start > FRAME_BYTES_MAX {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, if there is one. After an error the stream is of no more use.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        let bytes = &self.buffer[self.start..];
+        let Some((length, rest)) = bytes.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*length) as usize;
+        if !(HEAD_BYTES - 4..=FRAME_BYTES_MAX).contains(&length) {
+            return Err(FrameError::TooLong { length });
+        }
+        let Some(body) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let Some((crc, body)) = body.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+            return Err(FrameError::Checksum);
+        }
+        let frame = Frame::decode(body[0], &body[4..])?;
+        self.start += 4 + length;
+        Ok(Some(frame))
+    }
+}
