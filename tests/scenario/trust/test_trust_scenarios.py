@@ -379,6 +379,27 @@ async def test_a_client_comes_back_after_the_server_did(host: Host, tmp_path: Pa
         assert await client.call("who", None, str) == "marne/vnode/v1"
 
 
+async def test_a_client_finds_a_server_that_was_restarted_on_its_port(
+    host: Host, tmp_path: Path
+) -> None:
+    vnode = await join_vnode(host, tmp_path / "v1")
+    first = ChannelServer(host.store.server_context(), echo(), CLOCK)
+    await first.listen("127.0.0.1", 0)
+    port = first.port
+    async with calling(vnode, first) as (client, states):
+        await client.wait_ready(5)
+        await first.close()
+        await until(states, ChannelState.WAITING)
+        with pytest.raises(Unavailable, match="no channel to") as refused:
+            await client.call("who", None, str)
+        assert refused.value.retry_after_s > 0
+        second = ChannelServer(host.store.server_context(), echo(), CLOCK)
+        await second.listen("127.0.0.1", port)
+        await client.wait_ready(10)
+        assert await client.call("who", None, str) == "marne/vnode/v1"
+    await second.close()
+
+
 # Renewal and revocation -----------------------------------------------------------------------
 
 
