@@ -79,7 +79,7 @@ from nuage.network.trill_frame import (
 from nuage.network.wire import MalformedFrame
 
 ROUTE_DELAY_S: Final = 0.002
-ROUTE_DELAYS: Final = ((3, ROUTE_DELAY_S), (10, 0.05))  # runs in the last second -> delay
+ROUTE_DELAYS: Final = ((6, ROUTE_DELAY_S), (15, 0.05))  # runs in the last second -> delay
 ROUTE_DELAY_MAX_S: Final = 0.2
 LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
@@ -336,6 +336,9 @@ class RBridge:
             return
         self._lsp_due(now_s)
         self._schedule_routes(now_s)
+        if change.before is AdjacencyState.REPORT and self._routes_at_s is not None:
+            # What we lost ourselves does not wait for the spacing: our frames fall into it now.
+            self._routes_at_s = min(self._routes_at_s, now_s + ROUTE_DELAY_S)
 
     def _hello_and_probe(self, circuit: Circuit, now_s: float) -> None:
         port = circuit.trunk.port

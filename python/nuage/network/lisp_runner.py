@@ -1,0 +1,110 @@
+"""The loop around the LISP machines: one UDP socket on port 4342 for tunnel router and server.
+
+Which machine a datagram is for is told by its type: registers, acknowledgements and
+encapsulated requests are for the server (when there is one here), the rest for the router.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+
+from nuage.clock import Clock
+from nuage.network.forwarding import ForwardingPlane
+from nuage.network.lisp_event import (
+    ApplyLisp,
+    DatagramReceived,
+    LispEffect,
+    LispLog,
+    SendDatagram,
+    XtrInput,
+)
+from nuage.network.lisp_message import LISP_CONTROL_PORT
+from nuage.network.map_server import MapServer
+from nuage.network.xtr import Xtr
+
+FOR_SERVER = (3, 5, 8)  # Map-Register, Map-Notify-Ack, Encapsulated Control Message
+TICK_MIN_S = 0.001
+TICK_MAX_S = 3600.0
+
+
+class LispRunner(asyncio.DatagramProtocol):
+    """Runs a tunnel router, a map-server, or both, on one address."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        plane: ForwardingPlane,
+        xtr: Xtr | None = None,
+        server: MapServer | None = None,
+        tell: Callable[[LispLog], None] = lambda _log: None,
+    ) -> None:
+        self._clock = clock
+        self._plane = plane
+        self._xtr = xtr
+        self._server = server
+        self._tell = tell
+        self._transport: asyncio.DatagramTransport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self, address: str) -> None:
+        """Listen on `address`, port 4342."""
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(lambda: self, local_addr=(address, LISP_CONTROL_PORT))
+        self._set_timer()
+
+    def stop(self) -> None:
+        """Stop; the plane keeps what it has."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport (asyncio's protocol)."""
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Hand a datagram to the machine it is for (asyncio's protocol)."""
+        event = DatagramReceived(ip_address(addr[0]), addr[1], data)
+        now_s = self._clock.monotonic_s()
+        if self._server is not None and data[:1] and data[0] >> 4 in FOR_SERVER:
+            self._perform(self._server.handle(event, now_s))
+        elif self._xtr is not None:
+            self._perform(self._xtr.handle(event, now_s))
+
+    def error_received(self, exc: Exception) -> None:
+        """An ICMP error came: the machines' own retries and probes find out (asyncio)."""
+
+    def give(self, event: XtrInput) -> None:
+        """Give the tunnel router an event now."""
+        if self._xtr is not None:
+            self._perform(self._xtr.handle(event, self._clock.monotonic_s()))
+
+    def _perform(self, effects: Iterable[LispEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case SendDatagram():
+                    if self._transport is not None:
+                        self._transport.sendto(effect.data, (str(effect.destination), effect.port))
+                case ApplyLisp():
+                    self._plane.apply(effect.delta)
+                case LispLog():
+                    self._tell(effect)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        deadlines = [m.next_deadline_s() for m in (self._xtr, self._server) if m is not None]
+        wait_s = min(deadlines, default=float("inf")) - self._clock.monotonic_s()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(min(max(wait_s, TICK_MIN_S), TICK_MAX_S), self._tick)
+
+    def _tick(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if self._xtr is not None:
+            self._perform(self._xtr.tick(now_s))
+        if self._server is not None:
+            self._perform(self._server.tick(now_s))

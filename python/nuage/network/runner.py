@@ -1,0 +1,290 @@
+"""The loop around an RBridge: raw sockets, timers, carrier. Acts; decides nothing.
+
+With a kernel plane the sockets see only what its programs let through to control (bound to the
+control Ethertypes, they stand behind tc); with `SoftwarePlane` they see everything and the
+plane is called for each frame: the slow path, for where eBPF is not there, and for tests. Guests
+behind the slow path must have their offloads off: what it sees is what goes on the wire.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from nuage.clock import Clock
+from nuage.network.fabric_event import (
+    ApplyForwarding,
+    CarrierChanged,
+    FabricEffect,
+    FabricInput,
+    FabricLog,
+    FrameReceived,
+    LabelsChanged,
+    RememberNickname,
+    SendFrame,
+)
+from nuage.network.forwarding import ForwardingPlane, Nickname, PortNumber
+from nuage.network.rbridge import RBridge
+from nuage.network.segment import SegmentSwitch
+from nuage.network.software_plane import SoftwarePlane
+
+ETH_P_ALL: Final = 0x0003
+CONTROL_ETHERTYPES: Final = (0x22F3, 0x22F4, 0x0800, 0x0806, 0x86DD)
+SOL_PACKET: Final = 263
+PACKET_ADD_MEMBERSHIP: Final = 1
+PACKET_MR_PROMISC: Final = 1
+PACKET_IGNORE_OUTGOING: Final = 23
+PACKET_OUTGOING: Final = 4
+FRAME_BYTES_MAX: Final = 65_536
+FRAMES_PER_WAKE_MAX: Final = 64  # then the timers get their turn: BFD counts in milliseconds
+RTMGRP_LINK: Final = 1
+RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
+IFF_LOWER_UP: Final = 0x10000
+TICK_MIN_S: Final = 0.0005
+
+
+class FrameSocket(Protocol):
+    """What the runner needs of a socket on a port."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        ...
+
+    def receive(self) -> bytes | None:
+        """Return the next frame, None when there is none now."""
+        ...
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame; what the kernel refuses now is lost, as on a wire."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class PacketSocket:
+    """A raw socket on an interface of the calling thread's network namespace."""
+
+    def __init__(self, interface: str, ethertype: int = ETH_P_ALL) -> None:
+        self.interface = interface
+        self.index = socket.if_nametoindex(interface)
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ethertype))
+        raw.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+        with suppress(OSError):  # before Linux 4.20 outgoing frames are told by their type
+            raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        promiscuous = struct.pack("iHH8s", self.index, PACKET_MR_PROMISC, 0, bytes(8))
+        raw.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, promiscuous)
+        raw.bind((interface, ethertype))
+        self.mac = raw.getsockname()[4]
+        self._raw = raw
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._raw.fileno()
+
+    def receive(self) -> bytes | None:
+        """Return the next frame that came in, None when there is none now."""
+        while True:
+            try:
+                frame, address = self._raw.recvfrom(FRAME_BYTES_MAX)
+            except (BlockingIOError, OSError):
+                return None  # none, or the interface is down: carrier tells
+            if address[2] != PACKET_OUTGOING:
+                return frame
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame."""
+        with suppress(OSError):
+            self._raw.send(frame)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._raw.close()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """An interface has carrier or not."""
+
+    index: int
+    up: bool
+
+
+class LinkWatch:
+    """Tells changes of carrier in the calling thread's network namespace, at once (netlink)."""
+
+    def __init__(self) -> None:
+        raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        raw.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+        raw.bind((0, RTMGRP_LINK))
+        self._raw = raw
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._raw.fileno()
+
+    def receive(self) -> list[LinkState]:
+        """Return what was told since the last call."""
+        states: list[LinkState] = []
+        while True:
+            try:
+                data = self._raw.recv(FRAME_BYTES_MAX)
+            except (BlockingIOError, OSError):
+                return states
+            states.extend(parse_link_messages(data))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._raw.close()
+
+
+def parse_link_messages(data: bytes) -> list[LinkState]:
+    """Return the link states in a netlink datagram (rtnetlink(7): header 16, ifinfomsg 16)."""
+    states: list[LinkState] = []
+    offset = 0
+    while offset + 32 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, offset)
+        if length < 16:
+            break
+        if kind in (RTM_NEWLINK, RTM_DELLINK) and length >= 32:
+            index, flags = struct.unpack_from("=iI", data, offset + 20)
+            states.append(LinkState(index, kind == RTM_NEWLINK and bool(flags & IFF_LOWER_UP)))
+        offset += (length + 3) & ~3
+    return states
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerPorts:
+    """The sockets of the trunks and of the access ports, and who tells their carrier."""
+
+    trunks: Mapping[PortNumber, tuple[FrameSocket, ...]]
+    access: Mapping[PortNumber, tuple[FrameSocket, ...]]
+    links: LinkWatch | None = None
+    indexes: Mapping[int, PortNumber] | None = None  # interface index -> trunk
+
+
+class FabricRunner:
+    """Runs one RBridge on real ports."""
+
+    def __init__(
+        self,
+        rbridge: RBridge,
+        plane: ForwardingPlane,
+        *,
+        clock: Clock,
+        ports: RunnerPorts,
+        switch: SegmentSwitch | None = None,
+        remember: Callable[[Nickname], None] = lambda _nickname: None,
+        tell: Callable[[FabricLog], None] = lambda _log: None,
+    ) -> None:
+        self.rbridge = rbridge
+        self._plane = plane
+        self._software = plane if isinstance(plane, SoftwarePlane) else None
+        self._clock = clock
+        self._ports = ports
+        self._switch = switch
+        self._remember = remember
+        self._tell = tell
+        self._sockets = {**ports.trunks, **ports.access}
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin to listen and to speak, on the running event loop."""
+        loop = self._loop = asyncio.get_running_loop()
+        for port, sockets in self._sockets.items():
+            for one in sockets:
+                loop.add_reader(one.fileno(), self._readable, port, one)
+        if self._ports.links is not None:
+            loop.add_reader(self._ports.links.fileno(), self._links_changed)
+        if self._switch is not None:
+            self.give(LabelsChanged(self._switch.labels))
+        self._perform(self.rbridge.tick(self._clock.monotonic_s()))
+
+    def stop(self) -> None:
+        """Stop, leaving the plane as it is; sockets are closed."""
+        if self._loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        for sockets in self._sockets.values():
+            for one in sockets:
+                self._loop.remove_reader(one.fileno())
+                one.close()
+        if self._ports.links is not None:
+            self._loop.remove_reader(self._ports.links.fileno())
+            self._ports.links.close()
+        self._loop = None
+
+    def give(self, event: FabricInput) -> None:
+        """Give the machine an event now."""
+        self._perform(self.rbridge.handle(event, self._clock.monotonic_s()))
+
+    def _readable(self, port: PortNumber, one: FrameSocket) -> None:
+        for _ in range(FRAMES_PER_WAKE_MAX):
+            frame = one.receive()
+            if frame is None:
+                return
+            self._frame(port, frame)
+
+    def _frame(self, port: PortNumber, frame: bytes) -> None:
+        if self._software is None:
+            self._control(port, frame)
+            return
+        for sent in self._software.receive(port, frame, self._clock.monotonic_s()):
+            self._send(sent.port, sent.frame)
+        if self._software.punts:
+            punts, self._software.punts = self._software.punts, []
+            for punt in punts:
+                self._control(punt.port, punt.frame)
+
+    def _control(self, port: PortNumber, frame: bytes) -> None:
+        if port in self._ports.trunks:
+            self.give(FrameReceived(port, frame))
+        elif self._switch is not None:
+            reply = self._switch.answer(port, frame, self._clock.monotonic_s())
+            if reply is not None:
+                self._send(port, reply)
+
+    def _send(self, port: PortNumber, frame: bytes) -> None:
+        sockets = self._sockets.get(port)
+        if sockets:
+            sockets[0].send(frame)
+
+    def _links_changed(self) -> None:
+        assert self._ports.links is not None
+        for state in self._ports.links.receive():
+            port = (self._ports.indexes or {}).get(state.index)
+            if port is not None:
+                self.give(CarrierChanged(port, state.up))
+
+    def _perform(self, effects: Iterable[FabricEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case SendFrame():
+                    self._send(effect.port, effect.frame)
+                case ApplyForwarding():
+                    self._plane.apply(effect.delta)
+                case RememberNickname():
+                    self._remember(effect.nickname)
+                case FabricLog():
+                    self._tell(effect)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        now_s = self._clock.monotonic_s()
+        wait_s = max(self.rbridge.next_deadline_s() - now_s, TICK_MIN_S)
+        self._timer = self._loop.call_later(wait_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._perform(self.rbridge.tick(self._clock.monotonic_s()))
