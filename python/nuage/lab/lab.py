@@ -180,12 +180,19 @@ class Lab:
                 self._remove(report)  # what a crash in the middle may have left
                 kernel.check_writable(self.state.path)
                 self._build(report)
+            elif not self._stands():
+                self._clear(report)  # the machine was restarted: state and disks stay
+                self._raise_fabric(report)
             if read_pid(self.state.pidfile) is None:
                 report("BMCs and PDUs")
                 self._start_hardware()
 
+    def _stands(self) -> bool:
+        """Tell whether the networks are there, as they are not after a reboot."""
+        prefix = at.namespace_prefix(self.description.name)
+        return set(fabric_plan(self.description).namespaces) <= set(kernel.namespaces(prefix))
+
     def _build(self, report: Report) -> None:
-        report("switches, providers and management networks")
         lab = self.description
         self.state.save_description(lab)
         devices: list[NodeDescription | PduDescription] = [*lab.nodes(), *lab.pdus()]
@@ -193,9 +200,14 @@ class Lab:
             self.state.certificate, self.state.key,
             [at.bmc_address(lab, device) for device in devices],
         )  # fmt: skip
-        Cgroup.of_lab(lab.name).create()
-        kernel.apply(fabric_plan(lab))
+        self._raise_fabric(report)
         self.state.built.touch()
+
+    def _raise_fabric(self, report: Report) -> None:
+        report("switches, providers and management networks")
+        Cgroup.of_lab(self.description.name).create()
+        kernel.apply(fabric_plan(self.description))
+        self._set_cuts(self.state.load_cuts())
 
     def _start_hardware(self) -> None:
         log = self.state.path / "hardware.log"
@@ -222,6 +234,12 @@ class Lab:
             self._remove(report)
 
     def _remove(self, report: Report) -> None:
+        self._clear(report)
+        for directory in {self.state.path, self.state.disks}:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _clear(self, report: Report) -> None:
+        """Remove processes, namespaces and mounts; state and disks stay."""
         prefix = at.namespace_prefix(self.description.name)
         report("BMCs and PDUs")
         self._stop_hardware()
@@ -233,8 +251,6 @@ class Lab:
         report("networks")
         kernel.delete_namespaces(kernel.namespaces(prefix))
         kernel.unmount_below(self.state.path)
-        for directory in {self.state.path, self.state.disks}:
-            shutil.rmtree(directory, ignore_errors=True)
 
     def _stop_hardware(self) -> None:
         pid = read_pid(self.state.pidfile)

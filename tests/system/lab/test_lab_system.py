@@ -281,6 +281,31 @@ def test_two_labs_live_side_by_side_and_go_without_a_trace(lab: Lab, tmp_path: P
     assert _pings(lab, "marne-v1", lab.address("lyon-v1"))
 
 
+def test_after_a_reboot_of_the_machine_up_brings_back_disks_services_and_cuts(
+    tmp_path: Path,
+) -> None:
+    lab = _new_lab("d", tmp_path)
+    lab.create_hardware()
+    try:
+        lab.power_on("marne-v1")
+        lab.set_services("marne-v1", [Service("steady", ("sleep", "1006"))])
+        (lab.disk("marne-v1", "d0") / "data").write_text("kept")
+        lab.cut("lyon")
+        os.kill(lab.status().hardware_pid, signal.SIGKILL)
+        Cgroup.of_lab(lab.description.name).remove()
+        kernel.unmount_below(lab.state.path)
+        kernel.delete_namespaces(kernel.namespaces(f"nuage.{lab.description.name}."))
+        lab.create_hardware()
+        lab.power_on_all()
+        _until(lambda: _status(lab, "marne-v1").services[0].pid > 0)
+        assert (lab.disk("marne-v1", "d0") / "data").read_text() == "kept"
+        assert not _pings(lab, "marne-v1", lab.address("lyon-v1"))
+        lab.heal("lyon")
+        assert _pings(lab, "marne-v1", lab.address("lyon-v1"))
+    finally:
+        lab.destroy()
+
+
 def test_down_cleans_up_when_the_state_is_lost(tmp_path: Path) -> None:
     lost = _new_lab("c", tmp_path)
     lost.create_hardware()
