@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from random import Random  # noqa: TID251  # seeded below
+from random import Random  # seeded below
 
 import pytest
 
@@ -20,7 +20,7 @@ KILLS = 30
 
 def run_and_kill(path: Path, first: int, delay_s: float) -> list[str]:
     """Let a writer run for `delay_s` after its first acknowledgement, kill it; its lines."""
-    command = [sys.executable, "-m", "tests.system.catalogue.writer_process", path, str(first)]
+    command = [sys.executable, "-m", "tests.system.catalogue.writer_process", str(path), str(first)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline()]
