@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from nuage.errors import InvalidRequest, NuageError
+from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.lab.control import LabStatus, NodeStatus
 from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
@@ -157,7 +157,9 @@ def _lab_to_destroy(name: str, state_dir: Path | None) -> Lab:
     """Return a lab to destroy; when its state is lost, the name alone finds what it made."""
     try:
         return Lab.existing(name, state_dir)
-    except NuageError:
+    except NotFound:
+        if state_dir is None and name not in Lab.names():
+            raise
         return Lab.open(DEFAULT_DESCRIPTION, state_dir, name=name)
 
 
