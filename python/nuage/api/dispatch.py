@@ -52,11 +52,11 @@ class AuditTrail(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carried:
-    """An operation on its way to its home."""
+    """An operation on its way to its home; the body is JSON, as the answer will be."""
 
     operation: str
     token: str
-    body: msgspec.Raw
+    body: bytes
     request_id: str
     from_address: str
 
@@ -100,27 +100,27 @@ class Dispatcher:
             carried = Carried(
                 operation=operation.name,
                 token=caller.token,
-                body=msgspec.Raw(msgspec.json.encode(body)),
+                body=msgspec.json.encode(body),
                 request_id=caller.request_id,
                 from_address=caller.from_address,
             )
-            raw = await self._site.others.ask(
-                home, OPERATION_METHOD, carried, msgspec.Raw, timeout_s=CARRY_TIMEOUT_S
+            answer = await self._site.others.ask(
+                home, OPERATION_METHOD, carried, bytes, timeout_s=CARRY_TIMEOUT_S
             )
-            return Answer(site=home, result=raw)
+            return Answer(site=home, result=msgspec.Raw(answer))
         return Answer(
             site=self._site.site_id, result=await self._run(operation, body, principal, caller)
         )
 
-    async def perform_carried(self, carried: Carried) -> object:
-        """Run an operation that another site carried here."""
+    async def perform_carried(self, carried: Carried) -> bytes:
+        """Run an operation that another site carried here; return its answer as JSON."""
         operation = TABLE.get(carried.operation)
-        body = decode_body(operation, bytes(carried.body))
+        body = decode_body(operation, carried.body)
         principal = self._authenticator.principal_of(carried.token)
         caller = Caller(
             token=carried.token, request_id=carried.request_id, from_address=carried.from_address
         )
-        return await self._run(operation, body, principal, caller)
+        return msgspec.json.encode(await self._run(operation, body, principal, caller))
 
     def require_known(self, caller: Caller) -> Principal:
         """Return who asks, for doors that are not operations."""

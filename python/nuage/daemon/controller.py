@@ -157,7 +157,13 @@ class Controller:
         )
         self.links.register(self._handlers, self._catalogue)
         self._local.register(self._handlers)
-        self._transport = PlacementOnChannels(self.site_id, self._local, self.links, self._clock)
+        self._transport = PlacementOnChannels(
+            self.site_id,
+            self._local,
+            self.links,
+            self._clock,
+            show=lambda record: self._on_change(self.index.put(record)),
+        )
         self._placer = Placer(
             self._master, self._transport, self._clock, sites=self._reachable_sites
         )
@@ -424,7 +430,7 @@ class Controller:
         images.register(self._handlers)
 
         @self._handlers.method(OPERATION_METHOD, Carried, roles={NodeRole.CONTROLLER})
-        async def operation(_peer: Peer, carried: Carried) -> object:
+        async def operation(_peer: Peer, carried: Carried) -> bytes:
             return await dispatcher.perform_carried(carried)
 
         metrics = ControllerMetrics(new_registry())

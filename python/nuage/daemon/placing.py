@@ -4,19 +4,22 @@ Bids and commitments to this site are plain calls; to others they travel as one 
 requests of a turn. A commitment carries the draft of what the elected site shall enter.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from nuage.catalogue.feed import FeedItem, admit, item_of
 from nuage.channel import Handlers, Peer
 from nuage.clock import Clock
 from nuage.errors import NuageError, SiteUnreachable, TimedOut
 from nuage.iaas.arrivals import enter
-from nuage.iaas.site import Draft, OtherSites, Site
+from nuage.iaas.site import ArrivalDraft, Draft, OtherSites, Site
 from nuage.ids import NodeId, RequestId, SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.model.placement import Bid, Decision, Refusal, VmRequest
+from nuage.model.record import Record
 from nuage.placement.local_agent import LocalAgent
 from nuage.placement.placer import Placer
 
@@ -53,9 +56,13 @@ class AskRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """The elected site's word: None when the VM stands in its catalogue."""
+    """The elected site's word: no refusal when the VM stands in its catalogue.
+
+    `items` are the records it entered, so that the asking site need not wait for its feed.
+    """
 
     refusal: Refusal | None
+    items: tuple[FeedItem, ...] = ()
 
 
 class LocalPlacing:
@@ -94,6 +101,12 @@ class LocalPlacing:
         self.agent.confirm(ask.request.request_id)
         return None
 
+    def _entered(self, ask: AskCommit) -> tuple[FeedItem, ...]:
+        assert self._site is not None
+        kind = "migration" if isinstance(ask.draft, ArrivalDraft) else "vm"
+        record = self._site.index.find(kind, ask.request.vm_id)
+        return () if record is None else (item_of(record),)
+
     def register(self, handlers: Handlers) -> None:
         """Enter the methods that other sites' Master Agents call."""
         controllers = {NodeRole.CONTROLLER}
@@ -104,7 +117,8 @@ class LocalPlacing:
 
         @handlers.method(COMMIT_METHOD, AskCommit, roles=controllers)
         async def commit(_peer: Peer, ask: AskCommit) -> Committed:
-            return Committed(refusal=await self.commit(ask))
+            refusal = await self.commit(ask)
+            return Committed(refusal=refusal, items=self._entered(ask) if refusal is None else ())
 
         @handlers.notice(RELEASE_NOTICE, AskRelease, roles=controllers)
         async def release(_peer: Peer, ask: AskRelease) -> None:
@@ -115,9 +129,16 @@ class PlacementOnChannels:
     """`placement.placer.PlacementTransport` over the channels to other sites."""
 
     def __init__(
-        self, site_id: SiteId, local: LocalPlacing, others: OtherSites, clock: Clock
+        self,
+        site_id: SiteId,
+        local: LocalPlacing,
+        others: OtherSites,
+        clock: Clock,
+        *,
+        show: Callable[[Record], None],
     ) -> None:
         self._site_id = site_id
+        self._show = show
         self._local = local
         self._others = others
         self._clock = clock
@@ -154,6 +175,10 @@ class PlacementOnChannels:
             )
         except TimedOut as error:
             raise SiteUnreachable(site_id, doing="committing a placement") from error
+        for item in answer.items:
+            record = admit(item, site_id)
+            if isinstance(record, Record):
+                self._show(record)
         return answer.refusal
 
     async def release(self, site_id: SiteId, node_id: NodeId, request_id: RequestId) -> None:

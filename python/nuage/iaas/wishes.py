@@ -218,7 +218,8 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
             return None
         peers.append(ReplicaPeer(node_id=place.node_id, site_id=place.site_id, address=address))
     iaas = index.find_value(Iaas, volume.iaas_id)
-    image = None if volume.image_id is None else index.find_value(Image, volume.image_id)
+    is_fresh = volume.state is VolumeState.CREATING and volume.image_id is not None
+    image = index.find_value(Image, volume.image_id) if is_fresh and volume.image_id else None
     return HeadWish(
         volume_id=volume.volume_id,
         iaas_id=volume.iaas_id,

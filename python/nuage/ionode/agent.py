@@ -59,6 +59,7 @@ class _Hosted:
     seen: DaemonSeen = field(default_factory=DaemonSeen)
     told: dict[VolumeId, tuple[ChapWish, ...]] = field(default_factory=dict)
     failures: dict[VolumeId, str] = field(default_factory=dict)
+    filling: dict[VolumeId, asyncio.Task[None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +140,13 @@ class IonodeAgent:
             log.warning("daemon does not answer", iaas=wish.iaas_id, error=error.message)
             self._hosted.pop(wish.iaas_id, None)
             return False
-        acts = plan(wish, hosted.seen, filled=self._filled, told=hosted.told)
+        done = self._filled | set(hosted.filling)
+        acts = plan(wish, hosted.seen, filled=done, told=hosted.told)
         for act in acts:
             await self._perform(hosted, act)
         if acts:
             hosted.seen = await hosted.daemon.seen()
-        return bool(acts) or any(not h.is_ready or h.fill < 1.0 for h in hosted.seen.heads)
+        return bool(acts) or any(not head.is_ready for head in hosted.seen.heads)
 
     async def _perform(self, hosted: _Hosted, act: Act) -> None:
         volume_id = (
@@ -175,13 +177,26 @@ class IonodeAgent:
                 await daemon.set_initiators(head)
                 hosted.told[head.volume_id] = head.chap
             case Fill(volume_id=volume_id, sha256=sha256):
-                await daemon.fill(volume_id, await self._fetch_image(sha256))
-                self._note_filled(volume_id)
+                task = asyncio.create_task(self._fill(hosted, volume_id, sha256))
+                hosted.filling[volume_id] = task
             case CloseHead(volume_id=volume_id):
                 await daemon.close_head(volume_id)
                 hosted.told.pop(volume_id, None)
             case Erase(volume_id=volume_id):
                 await daemon.erase(volume_id)
+
+    async def _fill(self, hosted: _Hosted, volume_id: VolumeId, sha256: str) -> None:
+        try:
+            await hosted.daemon.fill(volume_id, await self._fetch_image(sha256))
+        except NuageError as error:
+            log.warning("image not copied in", on=volume_id, error=error.message)
+            hosted.failures[volume_id] = error.message
+        else:
+            hosted.failures.pop(volume_id, None)
+            self._note_filled(volume_id)
+        finally:
+            del hosted.filling[volume_id]
+            self._wake.set()
 
     def _note_filled(self, volume_id: VolumeId) -> None:
         self._filled.add(volume_id)
@@ -248,8 +263,8 @@ class IonodeAgent:
         self, iaas_id: IaasId, hosted: _Hosted, head: HeadSeen, wish: HeadWish | None
     ) -> HeadReport:
         needs_image = wish is not None and bool(wish.image_sha256)
-        is_filled = not needs_image or head.sequence > 0 or head.volume_id in self._filled
-        ready = head.is_ready and is_filled and head.fill >= 1.0
+        is_filled = not needs_image or head.volume_id in self._filled
+        ready = head.is_ready and is_filled and head.volume_id not in hosted.filling
         failure = head.failure or hosted.failures.get(head.volume_id, "")
         return HeadReport(
             volume_id=head.volume_id,

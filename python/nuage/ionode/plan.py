@@ -77,7 +77,7 @@ def plan(
 ) -> list[Act]:
     """Return the acts that bring a daemon nearer to its wish.
 
-    `filled` are the volumes whose first image this node has copied in or found already there,
+    `filled` are the volumes whose first image this node has copied in or is copying now,
     `told` the initiators that each head was given last.
     """
     sizes = {volume.volume_id: volume.size_bytes for volume in seen.volumes}
@@ -110,12 +110,7 @@ def _head_acts(
         return [OpenHead(wish)]
     if head.epoch != wish.epoch or not head.is_ready:
         return []
-    if (
-        wish.image_sha256
-        and head.sequence == 0
-        and head.fill >= 1.0
-        and wish.volume_id not in filled
-    ):
+    if wish.image_sha256 and head.mapped_bytes == 0 and wish.volume_id not in filled:
         return [Fill(wish.volume_id, wish.image_sha256)]
     if told.get(wish.volume_id) != wish.chap:
         return [SetInitiators(wish)]

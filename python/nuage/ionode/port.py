@@ -14,7 +14,7 @@ from nuage.model.desired import HeadWish, ReplicaWish
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSeen:
-    """A copy that the daemon keeps. `is_filled`: its first image has been copied in whole."""
+    """A copy that the daemon keeps."""
 
     volume_id: VolumeId
     size_bytes: int
@@ -26,14 +26,14 @@ class VolumeSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSeen:
-    """A head that the daemon runs. `fill` is how far a first image is copied in, 0 to 1."""
+    """A head that the daemon runs. `mapped_bytes` 0: nothing was ever written."""
 
     volume_id: VolumeId
     epoch: int
     portal: str
     sequence: int = 0
+    mapped_bytes: int = 0
     is_ready: bool = True
-    fill: float = 1.0
     failure: str = ""
 
 
@@ -74,7 +74,7 @@ class StorageDaemon(Protocol):
         ...
 
     async def fill(self, volume_id: VolumeId, image: Path) -> None:
-        """Begin to copy a raw image into a fresh volume; `seen` tells how far it is."""
+        """Copy a raw image into a fresh volume; returns when all of it is durable."""
         ...
 
     async def close_head(self, volume_id: VolumeId) -> None:

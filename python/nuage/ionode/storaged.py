@@ -25,6 +25,7 @@ PORT_MIN: Final = 21_000
 PORT_MAX: Final = 28_999
 START_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.02
+HEAD_OPEN: Final = "open"
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
 
@@ -169,9 +170,9 @@ class StoragedDaemon:
                 VolumeSeen(
                     volume_id=VolumeId(v.volume),
                     size_bytes=v.size_bytes,
-                    durable_sequence=v.durable,
-                    mapped_bytes=v.mapped_bytes,
-                    journal_bytes=v.journal_bytes,
+                    durable_sequence=0 if v.head is None else v.head.durable_sequence,
+                    mapped_bytes=0 if v.head is None else v.head.mapped_bytes,
+                    journal_bytes=0 if v.head is None else v.head.journal_bytes,
                     failure=v.failure or "",
                 )
                 for v in answer.volumes
@@ -181,9 +182,9 @@ class StoragedDaemon:
                     volume_id=VolumeId(v.volume),
                     epoch=v.head.epoch,
                     portal=self.portal,
-                    sequence=v.sequence,
-                    is_ready=v.head.state == "active",
-                    fill=v.head.fill,
+                    sequence=v.head.sequence,
+                    mapped_bytes=v.head.mapped_bytes,
+                    is_ready=v.head.state == HEAD_OPEN,
                     failure=v.head.failure or "",
                 )
                 for v in answer.volumes
@@ -231,8 +232,23 @@ class StoragedDaemon:
         await self._ask("set_chap", volume=wish.volume_id, chap=_chap(wish))
 
     async def fill(self, volume_id: VolumeId, image: Path) -> None:
-        """Copy a raw image into a fresh volume."""
-        await self._ask("fill_from_image", volume=volume_id, path=str(image))
+        """Copy a raw image into a fresh volume; returns when all of it is durable."""
+        # On a connection of its own: it takes as long as the image is large.
+        reader, writer = await asyncio.open_unix_connection(
+            str(self._socket_path), limit=ANSWER_BYTES_MAX
+        )
+        try:
+            ask = {"id": 1, "op": "fill_from_image", "volume": volume_id, "path": str(image)}
+            writer.write(json.dumps(ask).encode() + b"\n")
+            while line := await reader.readline():
+                document: Json = json.loads(line)
+                if "error" in document:
+                    raise _error(document["error"])
+                if "ok" in document:
+                    return
+        finally:
+            writer.close()
+        raise Unavailable("the storage daemon ended while it copied an image")
 
     async def close_head(self, volume_id: VolumeId) -> None:
         """Stop ordering a volume's writes."""
@@ -245,18 +261,17 @@ class StoragedDaemon:
 
 class _Head(msgspec.Struct):
     epoch: int
-    state: str = "active"
-    fill: float = 1.0
+    state: str
+    sequence: int = 0
+    durable_sequence: int = 0
+    mapped_bytes: int = 0
+    journal_bytes: int = 0
     failure: str | None = None
 
 
 class _Volume(msgspec.Struct):
     volume: str
     size_bytes: int
-    sequence: int = 0
-    durable: int = 0
-    mapped_bytes: int = 0
-    journal_bytes: int = 0
     failure: str | None = None
     head: _Head | None = None
 

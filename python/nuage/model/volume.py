@@ -34,7 +34,7 @@ class Volume:
     """A block device of an IaaS. `epoch` rises with each change of head, by the quorum alone.
 
     `head` orders the writes; it is one of the replicas' nodes, near the VM. `portal` is the
-    head's iSCSI address ``host:port``, `iqn` its target name; the LUN is 1.
+    head's iSCSI address ``host:port``, `iqn` its target name; the LUN is 0.
     """
 
     volume_id: VolumeId

@@ -37,7 +37,7 @@ class IscsiDisk:
     iqn: str
     chap_user: str = ""
     chap_secret: str = field(default="", repr=False)
-    lun: int = 1
+    lun: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
