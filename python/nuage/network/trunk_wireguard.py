@@ -1,0 +1,201 @@
+"""Setting trunks up: probes which driver this machine has, and runs what `trunk` worked out.
+
+Acts. Every command has a time limit; a failure names the command and what it said. Interfaces
+are made in the network namespace of the calling process.
+"""
+
+import asyncio
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from nuage.clock import Clock
+from nuage.errors import TimedOut, Unavailable
+from nuage.network.trunk import (
+    TrunkDriver,
+    TrunkPlan,
+    TrunkWish,
+    link_commands,
+    plan_trunk,
+    wireguard_config,
+)
+
+COMMAND_S_MAX: Final = 10.0
+READY_S_MAX: Final = 5.0
+READY_POLL_S: Final = 0.05
+PROBE_NAME_BYTES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class DriverProbe:
+    """Whether a driver works here; if not, why."""
+
+    driver: TrunkDriver
+    usable: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkUp:
+    """A trunk that is set up; `process` is wireguard-go's, None with the kernel's driver."""
+
+    plan: TrunkPlan
+    process: asyncio.subprocess.Process | None
+
+
+def new_private_key() -> str:
+    """Return a fresh WireGuard private key, base64."""
+    return b64encode(secrets.token_bytes(32)).decode()
+
+
+def public_key_of(private_key: str) -> str:
+    """Return the public half of a WireGuard key, base64."""
+    key = X25519PrivateKey.from_private_bytes(b64decode(private_key))
+    return b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+
+
+async def run(command: Sequence[str], stdin: str = "") -> str:
+    """Run a command to its end and return what it printed.
+
+    Raises:
+        Unavailable: it is not installed or it failed; the message has its last words.
+        TimedOut: it did not end in time and was killed.
+    """
+    what = " ".join(command[:4])
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except FileNotFoundError as error:
+        raise Unavailable(f"{command[0]} is not installed ({what})") from error
+    try:
+        async with asyncio.timeout(COMMAND_S_MAX):
+            output, _ = await process.communicate(stdin.encode())
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise TimedOut(what, after_s=COMMAND_S_MAX) from error
+    text = output.decode(errors="replace").strip()
+    if process.returncode:
+        raise Unavailable(f"{what} failed: {text[-300:]}")
+    return text
+
+
+async def probe(driver: TrunkDriver) -> DriverProbe:
+    """Try a driver for real: make an interface with it and take it away again."""
+    if driver is TrunkDriver.NONE:
+        return DriverProbe(driver, usable=True)
+    name = f"nwp{secrets.token_hex(PROBE_NAME_BYTES)}"
+    try:
+        if driver is TrunkDriver.WIREGUARD_KERNEL:
+            await run(("ip", "link", "add", name, "type", "wireguard"))
+            await run(("ip", "link", "del", name))
+        else:
+            await run(("wireguard-go", "--version"))
+            await run(("wg", "--version"))
+    except (Unavailable, TimedOut) as error:
+        return DriverProbe(driver, usable=False, reason=error.message)
+    return DriverProbe(driver, usable=True)
+
+
+async def set_up(wish: TrunkWish, private_key: str, clock: Clock) -> TrunkUp:
+    """Set a trunk up with the first of its drivers that works here.
+
+    Raises:
+        Unavailable: none does; the message has each one's reason. Nothing is left behind.
+        InvalidRequest: the path is too narrow.
+    """
+    refusals = []
+    for driver in wish.drivers:
+        found = await probe(driver)
+        if found.usable:
+            plan = plan_trunk(wish, driver)
+            try:
+                return await _set_up(plan, private_key, clock)
+            except (Unavailable, TimedOut):
+                await _delete(plan)
+                raise
+        refusals.append(f"{driver.value}: {found.reason}")
+    raise Unavailable(f"no driver for trunk {wish.number}: {'; '.join(refusals)}")
+
+
+async def _set_up(plan: TrunkPlan, private_key: str, clock: Clock) -> TrunkUp:
+    process: asyncio.subprocess.Process | None = None
+    if plan.driver is TrunkDriver.WIREGUARD_KERNEL:
+        await run(("ip", "link", "add", plan.tunnel, "type", "wireguard"))
+    elif plan.driver is TrunkDriver.WIREGUARD_GO:
+        process = await asyncio.create_subprocess_exec(
+            "wireguard-go",
+            "-f",
+            plan.tunnel,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        await _wait_for(plan.tunnel, clock)
+    if plan.tunnel:
+        config = wireguard_config(plan, private_key)
+        await run(("wg", "setconf", plan.tunnel, "/dev/stdin"), stdin=config)
+    for command in link_commands(plan):
+        await run(command)
+    return TrunkUp(plan, process)
+
+
+async def _wait_for(tunnel: str, clock: Clock) -> None:
+    """Wait until wireguard-go has made the interface and answers `wg`."""
+    deadline_s = clock.monotonic_s() + READY_S_MAX
+    while True:
+        try:
+            await run(("ip", "link", "show", tunnel))
+            await run(("wg", "show", tunnel))
+        except Unavailable:
+            if clock.monotonic_s() >= deadline_s:
+                raise
+            await clock.sleep(READY_POLL_S)
+        else:
+            return
+
+
+async def tear_down(trunk: TrunkUp) -> None:
+    """Take a trunk away."""
+    await _delete(trunk.plan)
+    if trunk.process is not None and trunk.process.returncode is None:
+        trunk.process.terminate()
+        await trunk.process.wait()
+
+
+async def _delete(plan: TrunkPlan) -> None:
+    for name in (plan.port, plan.tunnel):
+        if name:
+            try:
+                await run(("ip", "link", "del", name))
+            except Unavailable:
+                continue  # it is not there: what we want
+
+
+async def measure_path(address: str, path_mtu_bytes: int) -> int:
+    """Return the longest packet to `address` that passes unfragmented, at most the promised.
+
+    Binary search with ``ping -M do``; 0 when nothing passes.
+    """
+    version = "-6" if ":" in address else "-4"
+    header_bytes = 48 if ":" in address else 28
+    low, high = 0, path_mtu_bytes - header_bytes
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            await run(
+                ("ping", version, "-M", "do", "-c", "1", "-W", "1", "-s", str(middle), address)
+            )
+            low = middle
+        except Unavailable:
+            high = middle - 1
+    return low + header_bytes if low else 0

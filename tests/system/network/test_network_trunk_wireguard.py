@@ -1,0 +1,143 @@
+"""Two sites in namespaces with an ISP between them: an encrypted trunk, and nothing in clear."""
+
+import asyncio
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nuage.clock import SystemClock
+from nuage.errors import Unavailable
+from nuage.network.runner import PacketSocket
+from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish
+from nuage.network.trunk_wireguard import (
+    TrunkUp,
+    measure_path,
+    new_private_key,
+    probe,
+    public_key_of,
+    run,
+    set_up,
+    tear_down,
+)
+
+TOOLS = ("ip", "wg", "wireguard-go", "ethtool", "ping")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(any(shutil.which(t) is None for t in TOOLS), reason=f"needs {TOOLS}"),
+]
+PREFIX = f"nqt{os.getpid() % 10000}"
+CLONE_NEWNET = 0x40000000
+ADDRESSES = {"a": "192.0.2.1", "b": "198.51.100.1"}
+MARK = "6e756167652d74656e616e74"  # "nuage-tenant"
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def sites() -> Iterator[None]:
+    """Namespaces a and b, joined by `isp`, which routes between their public networks."""
+    names = [f"{PREFIX}{name}" for name in ("a", "b", "isp")]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        isp = names[2]
+        for name, address in ADDRESSES.items():
+            gateway = address.rsplit(".", 1)[0] + ".254"
+            ip("link", "add", "wan", "netns", PREFIX + name, "type", "veth",
+               "peer", "name", f"to-{name}", "netns", isp)  # fmt: skip
+            ip("-n", PREFIX + name, "addr", "add", f"{address}/24", "dev", "wan")
+            ip("-n", PREFIX + name, "link", "set", "wan", "up")
+            ip("-n", PREFIX + name, "route", "add", "default", "via", gateway)
+            ip("-n", isp, "addr", "add", f"{gateway}/24", "dev", f"to-{name}")
+            ip("-n", isp, "link", "set", f"to-{name}", "up")
+        ip("netns", "exec", isp, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        yield
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@asynccontextmanager
+async def namespace(name: str) -> AsyncIterator[None]:
+    """Let this thread, and what it starts, be in a site's namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    there = os.open(Path("/run/netns") / (PREFIX + name), os.O_RDONLY)
+    assert libc.setns(there, CLONE_NEWNET) == 0
+    try:
+        yield
+    finally:
+        assert libc.setns(home, CLONE_NEWNET) == 0
+        os.close(there)
+        os.close(home)
+
+
+def wish(here: str, keys: dict[str, str], drivers: tuple[TrunkDriver, ...]) -> TrunkWish:
+    ends = {
+        name: TrunkEnd(
+            site_id=f"site-{name}", address=address, public_key=public_key_of(keys[name])
+        )
+        for name, address in ADDRESSES.items()
+    }
+    there = "b" if here == "a" else "a"
+    return TrunkWish(number=5, provider="isp", here=ends[here], there=ends[there], drivers=drivers)
+
+
+async def test_an_encrypted_trunk_carries_full_frames_and_shows_the_isp_nothing(
+    sites: None,
+) -> None:
+    keys = {name: new_private_key() for name in ADDRESSES}
+    drivers = (TrunkDriver.WIREGUARD_KERNEL, TrunkDriver.WIREGUARD_GO)
+    trunks: dict[str, TrunkUp] = {}
+    async with namespace("isp"):
+        watch = PacketSocket("to-a")
+    seen: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    loop.add_reader(watch.fileno(), lambda: seen.append(watch.receive() or b""))
+    try:
+        for name in ADDRESSES:
+            async with namespace(name):
+                trunks[name] = await set_up(wish(name, keys, drivers), keys[name], SystemClock())
+                port = trunks[name].plan.port
+                last = "1" if name == "a" else "2"
+                await run(("ip", "addr", "add", f"10.99.0.{last}/24", "dev", port))
+        assert trunks["a"].plan.driver in drivers
+        async with namespace("a"):
+            assert await measure_path(ADDRESSES["b"], 1500) == 1500
+            full = ["-M", "do", "-s", str(1390 - 28), "-p", MARK[:32], "-c", "5", "-i", "0.2"]
+            done = await run(("ping", *full, "-W", "3", "10.99.0.2"))
+        assert " 0% packet loss" in done
+    finally:
+        for name, trunk in trunks.items():
+            async with namespace(name):
+                await tear_down(trunk)
+        loop.remove_reader(watch.fileno())
+        watch.close()
+    assert sum(len(frame) > 1390 for frame in seen) >= 5
+    known = (b"\x08\x00", b"\x08\x06", b"\x86\xdd")  # no TRILL, no VXLAN: only the tunnel
+    assert all(frame[12:14] in known for frame in seen if frame)
+    told = b"".join(seen)
+    assert bytes.fromhex(MARK) not in told
+    assert bytes((10, 99, 0, 2)) not in told
+
+
+async def test_without_a_usable_driver_nothing_is_left_and_every_reason_is_told(
+    sites: None,
+) -> None:
+    if (await probe(TrunkDriver.WIREGUARD_KERNEL)).usable:
+        pytest.skip("this kernel has WireGuard")
+    keys = {name: new_private_key() for name in ADDRESSES}
+    async with namespace("a"):
+        with pytest.raises(Unavailable, match="wireguard-kernel"):
+            await set_up(wish("a", keys, (TrunkDriver.WIREGUARD_KERNEL,)), keys["a"], SystemClock())
+        links = await run(("ip", "-br", "link"))
+    assert "ntr5" not in links

@@ -1,0 +1,85 @@
+"""Trunks: what both ends work out alone fits together, and the MTU is arithmetic."""
+
+import pytest
+
+from nuage.errors import InvalidRequest
+from nuage.network.trunk import (
+    TrunkDriver,
+    TrunkEnd,
+    TrunkWish,
+    check_path,
+    link_commands,
+    plan_trunk,
+    wireguard_config,
+)
+
+MARNE = TrunkEnd(site_id="marne", address="192.0.2.1", public_key="bWFybmU=")
+RENNES = TrunkEnd(site_id="rennes", address="198.51.100.1", public_key="cmVubmVz")
+
+
+def wish(**more: object) -> TrunkWish:
+    fields: dict[str, object] = {
+        "number": 7, "provider": "isp-a", "here": MARNE, "there": RENNES, **more,
+    }  # fmt: skip
+    return TrunkWish(**fields)  # type: ignore[arg-type]
+
+
+def test_both_ends_work_out_the_same_trunk() -> None:
+    a = plan_trunk(wish(), TrunkDriver.WIREGUARD_GO)
+    b = plan_trunk(wish(here=RENNES, there=MARNE), TrunkDriver.WIREGUARD_KERNEL)
+    assert (a.tunnel_local, a.tunnel_remote) == (b.tunnel_remote, b.tunnel_local)
+    assert (a.vni, a.listen_port, a.trunk_mtu_bytes) == (b.vni, b.listen_port, b.trunk_mtu_bytes)
+    assert a.tunnel != b.tunnel
+    assert a.endpoint == "198.51.100.1:51827"
+
+
+def test_the_mtu_of_each_driver() -> None:
+    secret = plan_trunk(wish(), TrunkDriver.WIREGUARD_KERNEL)
+    clear = plan_trunk(wish(drivers=(TrunkDriver.NONE,)), TrunkDriver.NONE)
+    assert (secret.tunnel_mtu_bytes, secret.trunk_mtu_bytes) == (1440, 1390)
+    assert (secret.guest_mtu_bytes, clear.guest_mtu_bytes) == (1362, 1422)
+
+
+def test_several_providers_make_several_trunks() -> None:
+    plans = [plan_trunk(wish(number=n), TrunkDriver.WIREGUARD_GO) for n in (7, 8)]
+    for field in ("tunnel", "port", "listen_port", "vni", "tunnel_local"):
+        assert getattr(plans[0], field) != getattr(plans[1], field)
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("number", {"number": 0}),
+        ("there.site_id", {"there": MARNE}),
+        ("there.address", {"there": TrunkEnd(site_id="x", address="2001:db8::1", public_key="k")}),
+        ("there.public_key", {"there": TrunkEnd(site_id="x", address="192.0.2.9")}),
+        ("drivers", {"drivers": (TrunkDriver.WIREGUARD_GO, TrunkDriver.NONE)}),
+    ],
+)
+def test_a_wrong_wish_is_refused_by_field(field: str, more: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        wish(**more)
+    assert error.value.field == field
+
+
+def test_a_path_too_narrow_for_ipv6_guests_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="1262"):
+        plan_trunk(wish(path_mtu_bytes=1400), TrunkDriver.WIREGUARD_KERNEL)
+
+
+def test_a_path_that_carries_less_than_promised_is_said() -> None:
+    plan = plan_trunk(wish(), TrunkDriver.WIREGUARD_KERNEL)
+    assert check_path(1500, plan, 1500) == ""
+    assert "1292" in check_path(1430, plan, 1500)
+
+
+def test_nothing_longer_than_the_mtu_may_enter_a_trunk() -> None:
+    commands = link_commands(plan_trunk(wish(), TrunkDriver.WIREGUARD_GO))
+    assert ("ethtool", "-K", "ntr7", "tso", "off", "gso", "off") in commands
+    assert ("ip", "link", "set", "ntr7", "mtu", "1390", "up") in commands
+
+
+def test_the_wireguard_text_lets_one_peer_use_one_address() -> None:
+    text = wireguard_config(plan_trunk(wish(), TrunkDriver.WIREGUARD_GO), "secret=")
+    assert "AllowedIPs = 169.254.0.15/32" in text.splitlines()
+    assert text.count("[Peer]") == 1
