@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from nuage.placement.columns import FloatArray
 from nuage.placement.planner.constraints import Constraint, Violation, all_violations
 from nuage.placement.planner.fleet import NOWHERE, Fleet, Placement
 from nuage.placement.planner.plan import Act, Plan, Reason, Step
@@ -120,10 +121,13 @@ class Scheduler:
         constraints: Sequence[Constraint],
         pace: Pace,
         reasons: Mapping[int, Reason],
+        idle_off_s: float | None,
     ) -> None:
         self.fleet = fleet
         self.target = target
         self.constraints = constraints
+        self.idle_off_s = idle_off_s
+        self.off: list[int] = []
         start = fleet.start
         # A VM that grows holds its new size from the start; its node may be overfull until
         # somebody leaves, so what is left may begin below zero.
@@ -297,12 +301,17 @@ class Scheduler:
         reached = np.array(self.yard.place, np.int64)
         held = np.bincount(reached[reached >= 0], minlength=len(fleet.nodes))
         was = np.bincount(fleet.start[fleet.start >= 0], minlength=len(fleet.nodes))
+        left = (held == 0) & (was > 0)
+        if self.idle_off_s is not None:  # and what idles already, where staying off pays
+            pays = np.array([n.curve.break_even_s() < self.idle_off_s for n in fleet.nodes])
+            left |= (held == 0) & fleet.is_on & fleet.may_host & pays
+        self.off = np.flatnonzero(left).tolist()
         last_s: dict[str, float] = {}
         for step in self.steps:
             for node_id in (step.node_id, step.from_node):
                 if node_id is not None:
                     last_s[node_id] = max(last_s.get(node_id, 0.0), step.end_s)
-        for number in np.flatnonzero((held == 0) & (was > 0)).tolist():
+        for number in self.off:
             node = fleet.nodes[number]
             begin_s = last_s.get(node.node_id, 0.0)
             self.steps.append(
@@ -316,15 +325,12 @@ class Scheduler:
                 )
             )
 
-    def _watts_after(self, placement: Placement) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def _watts_after(self, placement: Placement) -> FloatArray:
         """Return each node's watts once emptied nodes are off."""
-        fleet = self.fleet
-        watts = fleet.node_watts(placement)
-        held = np.bincount(placement[placement >= 0], minlength=len(fleet.nodes)) > 0
-        was = np.bincount(fleet.start[fleet.start >= 0], minlength=len(fleet.nodes)) > 0
-        off = np.array([node.curve.off_watts for node in fleet.nodes])
-        after: np.ndarray[tuple[int], np.dtype[np.float64]] = np.where(was & ~held, off, watts)
-        return after
+        watts = self.fleet.node_watts(placement)
+        for number in self.off:
+            watts[number] = self.fleet.nodes[number].curve.off_watts
+        return watts
 
 
 def schedule(
@@ -334,6 +340,12 @@ def schedule(
     *,
     pace: Pace | None = None,
     reasons: Mapping[int, Reason] | None = None,
+    idle_off_s: float | None = None,
 ) -> Plan:
-    """Return the ordered, timed plan that leads to `target`; `reasons` by VM number."""
-    return Scheduler(fleet, target, constraints, pace or Pace(), reasons or {}).run()
+    """Return the ordered, timed plan that leads to `target`; `reasons` by VM number.
+
+    Nodes that the plan empties are switched off. With `idle_off_s` so are those that are
+    empty already, if being off for that long pays (break-even).
+    """
+    ready = pace or Pace()
+    return Scheduler(fleet, target, constraints, ready, reasons or {}, idle_off_s).run()
