@@ -131,6 +131,18 @@ class Client:
             )
         raise ApiError(error, str(answer.get("site", "")), status)
 
+    def download(self, path: str) -> bytes:
+        """Return the bytes of a file that the API serves.
+
+        Raises:
+            ApiError: the API refused.
+        """
+        response = self._send("GET", path, None, {})
+        data = response.read()
+        if response.status >= 400:
+            self._result(response.status, data)
+        return data
+
     def upload(self, path: str, file: Path, progress: Progress) -> Json:
         """Send a file's bytes, telling how many were sent."""
         with file.open("rb") as handle:

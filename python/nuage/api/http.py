@@ -6,6 +6,7 @@ Answers are ``{"site": …, "request_id": …, "result": …}``; errors ``{"site
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import msgspec
@@ -21,6 +22,7 @@ from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
 from nuage.ids import new_id
+from nuage.trust.permissions import Scope
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,6 +43,26 @@ class TokenIssuer(Protocol):
         Raises:
             Unauthenticated: no such user, a wrong secret, or a disabled user.
         """
+        ...
+
+
+class AuditFiles(Protocol):
+    """This site's audit log, for auditors to take along."""
+
+    def names(self) -> list[str]:
+        """Return the log's files in order."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """Return one file.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        ...
+
+    def keys(self) -> bytes:
+        """Return the sites' public keys as the offline verifier reads them."""
         ...
 
 
@@ -69,6 +91,7 @@ class Doors:
     issuer: TokenIssuer
     images: ImageSink
     events: EventRing
+    audit: AuditFiles
     metrics: Callable[[], bytes]
 
 
@@ -83,6 +106,9 @@ def build_application(doors_: Doors) -> web.Application:
     application.router.add_post("/v1/tokens", routes.log_in)
     application.router.add_put("/v1/images/{image}/data", routes.upload)
     application.router.add_get("/v1/events", routes.follow_events)
+    application.router.add_get("/v1/audit", routes.list_audit)
+    application.router.add_get("/v1/audit/keys", routes.audit_keys)
+    application.router.add_get("/v1/audit/files/{name}", routes.audit_file)
     application.router.add_get("/v1/openapi.json", routes.describe)
     application.router.add_get("/healthz", routes.health)
     application.router.add_get("/metrics", routes.show_metrics)
@@ -188,6 +214,22 @@ class _Routes:
             data = msgspec.json.encode(line)
             await response.write(b"event: %s\ndata: %s\n\n" % (line.kind.encode(), data))
         return response
+
+    def _require_auditor(self, request: web.Request) -> None:
+        scope = Scope(site_id=self._doors.site.site_id)
+        self._doors.dispatcher.require(_caller(request), "audit.read", scope)
+
+    async def list_audit(self, request: web.Request) -> web.Response:
+        self._require_auditor(request)
+        return self._result(request, self._doors.audit.names(), 200)
+
+    async def audit_keys(self, request: web.Request) -> web.Response:
+        self._require_auditor(request)
+        return web.Response(body=self._doors.audit.keys(), content_type="application/json")
+
+    async def audit_file(self, request: web.Request) -> web.FileResponse:
+        self._require_auditor(request)
+        return web.FileResponse(self._doors.audit.path(request.match_info["name"]))
 
     async def describe(self, _request: web.Request) -> web.Response:
         return json_response(openapi_document())

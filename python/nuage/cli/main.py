@@ -53,12 +53,12 @@ def main(context: click.Context, profile: str, site: str, as_json: bool) -> None
 
 
 def _mount() -> None:
-    from nuage.cli import iaas, sites, vms
+    from nuage.cli import audit, iaas, sites, vms
     from nuage.cli.daemons import DAEMON_COMMANDS
     from nuage.cli.joining import JOINING_COMMANDS
     from nuage.lab.commands import lab_group
 
-    commands = (*sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS)
+    commands = (*sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS, *audit.COMMANDS)
     for command in (*commands, *DAEMON_COMMANDS, *JOINING_COMMANDS, lab_group):
         main.add_command(command)
 

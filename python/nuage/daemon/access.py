@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from nuage.clock import Clock
@@ -11,8 +12,10 @@ from nuage.iaas.index import FederationIndex
 from nuage.ids import SiteId, UserId, new_id
 from nuage.model.identity import User
 from nuage.trust.audit import AuditEntry, AuditLog
+from nuage.trust.book import TrustBook
 from nuage.trust.permissions import Principal
 from nuage.trust.tokens import KnownUser, TokenChecker, TokenIssuer, require_log_in
+from nuage.trust.verify import audit_segments, keys_document
 
 SYNC_DELAY_S: Final = 0.02  # entries of a burst share one flush to disk
 CHECKED_MAX: Final = 4096
@@ -105,3 +108,28 @@ class Audit:
     def close(self) -> None:
         """Seal and close the log."""
         self._log.close()
+
+
+class AuditExport:
+    """A site's audit log as files (`api.http.AuditFiles`)."""
+
+    def __init__(self, directory: Path, log: AuditLog, book: TrustBook) -> None:
+        self._directory = directory
+        self._log = log
+        self._book = book
+
+    def names(self) -> list[str]:
+        """Seal what is open, and return the files in order."""
+        self._log.seal()
+        return [path.name for path in audit_segments(self._directory)]
+
+    def path(self, name: str) -> Path:
+        """Return one file."""
+        for path in audit_segments(self._directory):
+            if path.name == name:
+                return path
+        raise NotFound("audit file", name)
+
+    def keys(self) -> bytes:
+        """Return every site's public keys."""
+        return keys_document(self._book.public_keys())

@@ -18,7 +18,7 @@ from nuage.catalogue.replica import SqliteReplicas
 from nuage.catalogue.sqlite import SqliteCatalogue
 from nuage.channel import ChannelServer, Handlers, Peer, current_request_id, parse_address
 from nuage.clock import Clock, SystemClock
-from nuage.daemon.access import Access, Audit, known_user
+from nuage.daemon.access import Access, Audit, AuditExport, known_user
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.guardian import Guardian, lease_until_s
 from nuage.daemon.hardware import redfish_fence
@@ -59,6 +59,7 @@ from nuage.trust.tokens import TokenChecker, TokenIssuer
 SESSION_FILE: Final = "lease-session"
 EVENTS_STREAM: Final = "events"
 LEASE_REFRESH_S: Final = 2.0
+AUDIT_SEAL_S: Final = 60.0
 log = structlog.get_logger("controller")
 
 
@@ -334,13 +335,18 @@ class Controller:
                 pass  # the site is cut off; its lines come again with the channel
             await self._clock.sleep(LEASE_REFRESH_S)
 
+    async def _publish_trust(self) -> None:
+        """Tell the other sites our keys, revocations and the last seal of our audit log."""
+        trust = self._store.site_trust(audit_seal=self._audit_log.head.seal)
+        if self.index.find_value(SiteTrust, self.site_id) != trust:
+            await self.site.save(trust)
+
     # Start ----------------------------------------------------------------------------------------
 
     async def _publish_self(self) -> None:
-        for value in (self._datacenter, self._store.site_trust()):
-            known = self.index.find_value(type(value), self.site_id)
-            if known != value:
-                await self.site.save(value)
+        if self.index.find_value(Datacenter, self.site_id) != self._datacenter:
+            await self.site.save(self._datacenter)
+        await self._publish_trust()
         admin = first_user(self._configuration.state_dir)
         if admin is not None and self.index.find_value(User, admin.user_id) is None:
             await self.site.save(admin)
@@ -406,8 +412,9 @@ class Controller:
 
     async def _seal_audit(self) -> None:
         while True:
-            await self._clock.sleep(60.0)
+            await self._clock.sleep(AUDIT_SEAL_S)
             self._audit_log.sync()
+            await self._publish_trust()
 
     async def _serve_api(self) -> None:
         access = Access(
@@ -447,6 +454,9 @@ class Controller:
                 issuer=access,
                 images=images,
                 events=self.events,
+                audit=AuditExport(
+                    self._configuration.state_dir / "audit", self._audit_log, self._book
+                ),
                 metrics=render,
             )
         )

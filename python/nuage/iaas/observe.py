@@ -135,11 +135,11 @@ def ionode_acts(index: FederationIndex, report: IonodeReport) -> list[Act]:
         if volume is None or volume.head != report.node_id or volume.epoch != head.epoch:
             continue
         if index.home("volume", volume.volume_id) == index.site_id:
-            acts += _volume_acts(volume, head)
+            acts += _volume_acts(index, volume, head)
     return acts
 
 
-def _volume_acts(volume: Volume, head: HeadReport) -> list[Act]:
+def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> list[Act]:
     if head.state == HEAD_READY and head.portal:
         changed = replace(volume, state=VolumeState.READY, portal=head.portal, failure="")
         text = f"volume {volume.name} is ready"
@@ -149,7 +149,15 @@ def _volume_acts(volume: Volume, head: HeadReport) -> list[Act]:
         text = f"volume {volume.name}: {head.failure}"
     else:
         return []
-    return [] if changed == volume else [Save(changed, changed.state.value, text)]
+    if changed == volume:
+        return []
+    acts: list[Act] = [Save(changed, changed.state.value, text)]
+    vm = None if volume.vm_id is None else index.find_value(Vm, volume.vm_id)
+    waits = vm is not None and vm.state is VmState.STARTING and vm.failure != changed.failure
+    if vm is not None and waits and index.home("vm", vm.vm_id) == index.site_id:
+        told = f"waits for {volume.name}: {changed.failure}" if changed.failure else ""
+        acts.append(Save(replace(vm, failure=told)))
+    return acts
 
 
 def node_status(
@@ -171,7 +179,9 @@ def node_status(
         since_s=before.since_s if before.connected == connected and known else now_s,
     )
     if vnode is not None:
-        orphans = tuple(sorted(seen.vm_id for seen in vnode.vms if seen.orphan))
+        # What was handed over is an orphan for the moment that its process takes to end.
+        left = (seen.vm_id for seen in vnode.vms if seen.orphan and not seen.migrated)
+        orphans = tuple(sorted(left))
         after = replace(after, accelerator=vnode.estimate.accelerator, orphans=orphans)
     if ionode is not None:
         after = replace(after, replica_addresses=ionode.replica_addresses)

@@ -251,12 +251,29 @@ class IonodeAgent:
                 self._head_report(iaas_id, hosted, head, heads.get(head.volume_id))
                 for iaas_id, hosted in sorted(self._hosted.items())
                 for head in hosted.seen.heads
-            ),
+            )
+            + self._unopened(heads),
             replica_addresses={
                 iaas_id: hosted.daemon.replica_address for iaas_id, hosted in self._hosted.items()
             },
             free_bytes=free_bytes,
             total_bytes=total_bytes,
+        )
+
+    def _unopened(self, wanted: dict[VolumeId, HeadWish]) -> tuple[HeadReport, ...]:
+        """Return a failed report for each head that could not be opened."""
+        return tuple(
+            HeadReport(
+                volume_id=volume_id,
+                iaas_id=iaas_id,
+                state="failed",
+                epoch=wanted[volume_id].epoch,
+                failure=failure,
+            )
+            for iaas_id, hosted in sorted(self._hosted.items())
+            for volume_id, failure in sorted(hosted.failures.items())
+            if volume_id in wanted
+            and all(head.volume_id != volume_id for head in hosted.seen.heads)
         )
 
     def _head_report(
