@@ -361,7 +361,8 @@ class Lsdb:
                 continue
             flood.srm[lsp_id] = now_s + RETRANSMIT_S
             yield with_lifetime(record.raw, record.lifetime_s(now_s))
-        flood.pace_at_s = now_s + PACE_S if due else flood.pace_at_s
+        if len(due) > LSPS_PER_PACE_MAX:  # only a big burst is spaced; news goes out at once
+            flood.pace_at_s = now_s + PACE_S
 
     def _lines_per_pdu(self, kind: int) -> int:
         room = self._pdu_bytes_max - HEADER_BYTES[kind] - AUTH_TLV_BYTES

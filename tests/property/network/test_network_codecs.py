@@ -36,6 +36,7 @@ from nuage.network.trill_frame import (
 )
 from nuage.network.wire import MalformedFrame, fletcher_checksum, fletcher_is_good
 
+UNHURRIED = settings(deadline=None)  # the machine may be shared; time is not what is tested
 mac = st.binary(min_size=6, max_size=6)
 u8, u16, u24, u32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 24, 32))
 nickname = u16.map(Nickname)
@@ -104,6 +105,7 @@ pdu = st.one_of(
 lsp = st.builds(Lsp, id8, u32, st.integers(1, 65535), tlvs, u8)
 
 
+@UNHURRIED
 @given(pdu)
 def test_a_pdu_is_read_as_it_was_written(value: Hello | Csnp | Psnp | MtuPdu) -> None:
     raw = encode_pdu(value)
@@ -111,6 +113,7 @@ def test_a_pdu_is_read_as_it_was_written(value: Hello | Csnp | Psnp | MtuPdu) ->
     assert decode_pdu(raw + bytes(20)) == (value, raw), "Ethernet padding is cut off"
 
 
+@UNHURRIED
 @given(lsp, u16)
 def test_an_lsp_survives_ageing_in_transit(value: Lsp, lifetime_s: int) -> None:
     """Unknown TLVs included: transit changes the lifetime and nothing else."""
@@ -122,6 +125,7 @@ def test_an_lsp_survives_ageing_in_transit(value: Lsp, lifetime_s: int) -> None:
     assert decoded.lifetime_s == lifetime_s
 
 
+@UNHURRIED
 @given(st.one_of(pdu, lsp))
 def test_a_signed_pdu_verifies_and_only_with_its_key(value: Hello | Lsp) -> None:
     ring = Keyring(7, {7: b"secret"})
@@ -133,6 +137,7 @@ def test_a_signed_pdu_verifies_and_only_with_its_key(value: Hello | Lsp) -> None
             verify(exact, decoded, other)
 
 
+@UNHURRIED
 @given(st.one_of(pdu, lsp), st.data())
 def test_a_changed_bit_of_a_signed_pdu_is_never_accepted(value: Lsp, data: st.DataObject) -> None:
     ring = Keyring(1, {1: b"secret"})
@@ -152,6 +157,7 @@ def test_a_changed_bit_of_a_signed_pdu_is_never_accepted(value: Lsp, data: st.Da
         pytest.fail(f"bit {bit} of {value!r} changed and was accepted")
 
 
+@UNHURRIED
 @given(st.binary(min_size=14, max_size=80))
 def test_the_fletcher_checksum_verifies_and_sees_a_changed_byte(data: bytes) -> None:
     checksum = fletcher_checksum(data, 12)
@@ -181,6 +187,7 @@ trill = st.builds(
 )
 
 
+@UNHURRIED
 @given(trill)
 def test_a_trill_frame_is_read_as_it_was_written(frame: TrillFrame) -> None:
     data = encode_trill(frame)
@@ -195,11 +202,13 @@ def test_a_trill_frame_is_read_as_it_was_written(frame: TrillFrame) -> None:
         )
 
 
+@UNHURRIED
 @given(st.builds(ChannelMessage, st.integers(0, 4095), st.binary(max_size=40), st.booleans()))
 def test_a_channel_message_is_read_as_it_was_written(message: ChannelMessage) -> None:
     assert decode_channel(encode_channel(message)) == message
 
 
+@UNHURRIED
 @given(
     st.builds(
         BfdPacket,
@@ -258,6 +267,7 @@ request = st.builds(
 )
 
 
+@UNHURRIED
 @given(request)
 def test_a_map_request_is_read_as_it_was_written(message: lisp.MapRequest) -> None:
     raw = lisp.encode_request(message)
@@ -266,11 +276,13 @@ def test_a_map_request_is_read_as_it_was_written(message: lisp.MapRequest) -> No
     assert lisp.decode_encapsulated(lisp.encode_encapsulated(inner)) == inner
 
 
+@UNHURRIED
 @given(st.builds(lisp.MapReply, nonce, records, st.booleans()))
 def test_a_map_reply_is_read_as_it_was_written(message: lisp.MapReply) -> None:
     assert lisp.decode_message(lisp.encode_reply(message)) == message
 
 
+@UNHURRIED
 @given(
     st.one_of(
         st.builds(lisp.MapRegister, nonce, records, st.booleans(), st.booleans(), sender),
@@ -291,6 +303,7 @@ def test_a_signed_lisp_message_verifies_and_only_with_its_key(
         lisp.verify_signed(raw, lisp.LispKey(b"secret", 3 - algorithm))
 
 
+@UNHURRIED
 @given(u24, st.integers(0, 2**24 - 1), st.binary(max_size=30))
 def test_lisp_data_is_read_as_it_was_written(iid: int, mark: int, packet: bytes) -> None:
     assert lisp.decode_data(lisp.data_header(iid, mark) + packet) == (iid, packet)
@@ -314,6 +327,7 @@ PARSERS: list[Callable[[bytes], object]] = [
 
 
 @pytest.mark.parametrize("parse", PARSERS)
+@UNHURRIED
 @given(data=st.binary(max_size=120))
 def test_a_parser_takes_any_bytes_or_says_malformed(
     parse: Callable[[bytes], object], data: bytes
@@ -322,7 +336,7 @@ def test_a_parser_takes_any_bytes_or_says_malformed(
         parse(data)
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(value=st.one_of(pdu, lsp), data=st.data())
 def test_a_mutilated_pdu_is_refused_or_read_but_never_crashes(
     value: Lsp, data: st.DataObject
@@ -336,7 +350,7 @@ def test_a_mutilated_pdu_is_refused_or_read_but_never_crashes(
         decode_pdu(cut)
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(value=st.one_of(request.map(lisp.encode_request)), data=st.data())
 def test_a_mutilated_map_request_is_refused_or_read_but_never_crashes(
     value: bytes, data: st.DataObject
