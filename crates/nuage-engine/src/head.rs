@@ -18,7 +18,9 @@ use nuage_journal::{
 
 use crate::extents::extents;
 use crate::overlay::{Found, Overlay};
-use crate::replicas::Replicas;
+use nuage_replica::{FrameError, Policy};
+
+use crate::replicas::{CopyStatus, Replicas, Wish};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Requests in flight; two full queues of an initiator.
@@ -55,6 +57,17 @@ pub struct HeadOptions {
     pub head: String,
 }
 
+/// The copies of a replicated volume, as the quorum's record of it says.
+#[derive(Debug, Clone)]
+pub struct CopyOptions {
+    pub policy: Policy,
+    /// Copies in all; `me` is the number of the head's own.
+    pub count: usize,
+    pub me: usize,
+    /// No former head can still be reading (`ReplicaStore::into_store` tells).
+    pub released: bool,
+}
+
 /// Whose read it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reader {
@@ -66,10 +79,21 @@ enum ReadPurpose {
     Data {
         reader: Reader,
         tag: Tag,
+        first: u64,
+        blocks: u64,
         skip: usize,
         length: usize,
     },
     Merge(Merge),
+}
+
+/// A read that met a damaged block and waits for a good copy of it.
+struct Damaged {
+    damaged_lba: u64,
+    lba: u64,
+    blocks: u64,
+    purpose: ReadPurpose,
+    answers_left: usize,
 }
 
 /// A request that reads before it writes.
@@ -125,6 +149,8 @@ pub enum HeadEvent {
         tag: u64,
         outcome: Result<u64, JournalError>,
     },
+    /// A damaged block was replaced by another copy's.
+    Repaired { lba: u64 },
     /// A newer epoch has taken over: this head has stopped for good.
     Fenced {
         epoch: u64,
@@ -159,6 +185,7 @@ pub struct VolumeHead<D: Disk> {
     locks: Vec<Lock>,
     reads: HashMap<u64, ReadPurpose>,
     next_read: u64,
+    damaged: Vec<Damaged>,
     pub(crate) views: HashMap<u64, View>,
     next_view: u64,
     completions: Vec<Completion>,
@@ -183,6 +210,116 @@ impl<D: Disk> VolumeHead<D> {
         head.store.promise(epoch)?;
         head.start_epoch()?;
         Ok(head)
+    }
+
+    /// Take the lead of a volume that has copies elsewhere. It serves once a fence set has promised
+    /// and its log is recovered; requests wait until then.
+    pub fn open_replicated(
+        mut store: Store<D>,
+        options: HeadOptions,
+        copies: CopyOptions,
+        clock: Rc<dyn Clock>,
+    ) -> Result<Self, JournalError> {
+        let epoch = next_epoch(store.superblock().promised, options.term)?;
+        store.promise(epoch)?;
+        let volume = store.superblock().volume;
+        let mut replicas =
+            Replicas::new(copies.policy, copies.count, copies.me, volume, copies.released);
+        replicas.set_epoch(epoch, store.applied_seq());
+        Ok(Self::assemble(store, options, clock, epoch, Some(replicas)))
+    }
+
+    /// A connection to a copy is there. The first frame is already waiting in `peer_output`.
+    pub fn peer_connected(&mut self, copy: usize) {
+        if let Some(replicas) = &mut self.replicas {
+            replicas.connected(copy);
+        }
+    }
+
+    pub fn peer_disconnected(&mut self, copy: usize) {
+        if let Some(replicas) = &mut self.replicas {
+            replicas.disconnected(copy);
+        }
+    }
+
+    /// Bytes from a copy; `poll` works through them.
+    pub fn peer_receive(&mut self, copy: usize, bytes: &[u8]) -> Result<(), FrameError> {
+        self.replicas.as_mut().map_or(Ok(()), |replicas| replicas.receive(copy, bytes))
+    }
+
+    /// Bytes for a copy.
+    pub fn peer_output(&mut self, copy: usize) -> Vec<u8> {
+        self.replicas.as_mut().map(|replicas| replicas.output(copy)).unwrap_or_default()
+    }
+
+    /// How the copies stand; empty for a volume with one.
+    pub fn copies(&self) -> Vec<CopyStatus> {
+        self.replicas.as_ref().map(Replicas::status).unwrap_or_default()
+    }
+
+    /// Reads and writes are answered now.
+    pub fn is_serving(&self) -> bool {
+        let applied_seq = self.store.applied_seq();
+        let may_serve = |replicas: &Replicas| replicas.may_serve(applied_seq);
+        self.stopped.is_none() && self.replicas.as_ref().is_none_or(may_serve)
+    }
+
+    /// Stop answering and tell the copies, so that the next head need not wait for the lease.
+    pub fn release(&mut self) {
+        self.stop(Failure::Fenced);
+        if let Some(replicas) = &mut self.replicas {
+            replicas.release();
+        }
+    }
+
+    fn pump_replicas(&mut self) {
+        let now = self.clock.now();
+        let Some(replicas) = &mut self.replicas else { return };
+        let wishes = match replicas.pump(&mut self.store, now) {
+            Ok(wishes) => wishes,
+            Err(_) => {
+                self.stop(Failure::Medium);
+                return;
+            }
+        };
+        for wish in wishes {
+            match wish {
+                Wish::Stop { promised } => {
+                    self.stop(Failure::Fenced);
+                    self.events.push(HeadEvent::Fenced { epoch: promised });
+                }
+                Wish::RaiseEpoch { above } => self.raise_epoch(above),
+                Wish::StartEpoch => self.begin_recovered(),
+                Wish::Repaired { lba, data } => self.repaired(lba, &data),
+            }
+        }
+    }
+
+    fn raise_epoch(&mut self, above: u64) {
+        let raised = next_epoch(above.max(self.epoch), self.options.term)
+            .and_then(|epoch| self.store.promise(epoch).map(|()| epoch));
+        match raised {
+            Ok(epoch) => {
+                self.epoch = epoch;
+                let known = self.store.applied_seq();
+                if let Some(replicas) = &mut self.replicas {
+                    replicas.set_epoch(epoch, known);
+                }
+            }
+            Err(_) => {
+                self.stop(Failure::Fenced);
+                self.events.push(HeadEvent::Fenced { epoch: above });
+            }
+        }
+    }
+
+    fn begin_recovered(&mut self) {
+        let next = self.store.tail().seq + 1;
+        self.builder = GroupBuilder::new(self.uuid, self.epoch, next, self.store.is_encrypted());
+        self.last_time_ns = self.store.tail().time_ns;
+        if self.start_epoch().is_err() {
+            self.stop(Failure::Medium);
+        }
     }
 
     pub(crate) fn assemble(
@@ -213,6 +350,7 @@ impl<D: Disk> VolumeHead<D> {
             locks: Vec::new(),
             reads: HashMap::new(),
             next_read: 1,
+            damaged: Vec::new(),
             views: HashMap::new(),
             next_view: 1,
             completions: Vec::new(),
@@ -294,7 +432,9 @@ impl<D: Disk> VolumeHead<D> {
             self.fail(request.tag, failure);
             return;
         }
-        if let Operation::Read { offset, length } = request.operation {
+        if !self.is_serving() {
+            self.blocked.push_back(request);
+        } else if let Operation::Read { offset, length } = request.operation {
             self.read(Reader::Front, request.tag, offset, length as usize);
         } else if self.must_wait(&request.operation) {
             self.blocked.push_back(request);
@@ -518,6 +658,8 @@ impl<D: Disk> VolumeHead<D> {
         let purpose = ReadPurpose::Data {
             reader,
             tag,
+            first: lba,
+            blocks,
             skip: skip(offset),
             length,
         };
@@ -575,18 +717,57 @@ impl<D: Disk> VolumeHead<D> {
         self.store.read(number, wanted, buffer);
     }
 
+    /// A copy sent a good version of a block that is damaged here: put it in place and read again.
+    fn repaired(&mut self, lba: u64, data: &[u8]) {
+        let Some(at) = self.damaged.iter().position(|waiting| waiting.damaged_lba == lba) else {
+            return;
+        };
+        if self.store.repair_block(lba, data).unwrap_or(false) {
+            self.events.push(HeadEvent::Repaired { lba });
+            while let Some(at) = self.damaged.iter().position(|w| w.damaged_lba == lba) {
+                let waiting = self.damaged.swap_remove(at);
+                self.read_blocks(waiting.lba, waiting.blocks, waiting.purpose);
+            }
+            return;
+        }
+        self.damaged[at].answers_left = self.damaged[at].answers_left.saturating_sub(1);
+        if self.damaged[at].answers_left == 0 {
+            let waiting = self.damaged.swap_remove(at);
+            let buffer = vec![0; waiting.blocks as usize * BLOCK_BYTES];
+            let error = Some(ReadError::Damaged { lba });
+            self.finish_read(waiting.purpose, ReadOutcome { buffer, error });
+        }
+    }
+
+    /// Ask other copies for a block that is damaged here; gives the purpose back when none can help.
+    fn seek_repair(&mut self, purpose: ReadPurpose, lba: u64) -> Option<ReadPurpose> {
+        let entry = self.store.state().index.get(lba);
+        let (first, blocks) = match &purpose {
+            ReadPurpose::Data { reader: Reader::Front, first, blocks, .. } => (*first, *blocks),
+            _ => return Some(purpose),
+        };
+        let crc = entry.crc_bits();
+        let asked = self.replicas.as_mut().map_or(0, |replicas| replicas.ask_for_block(lba, crc));
+        if asked == 0 || self.damaged.len() >= QUEUE_DEPTH_MAX {
+            return Some(purpose);
+        }
+        self.damaged.push(Damaged {
+            damaged_lba: lba,
+            lba: first,
+            blocks,
+            purpose,
+            answers_left: asked,
+        });
+        None
+    }
+
     fn finish_read(&mut self, purpose: ReadPurpose, outcome: ReadOutcome) {
         let failure = outcome.error.map(|error| match error {
             ReadError::Damaged { .. } => Failure::Checksum,
             ReadError::Disk { .. } => Failure::Medium,
         });
         match purpose {
-            ReadPurpose::Data {
-                reader,
-                tag,
-                skip,
-                length,
-            } => {
+            ReadPurpose::Data { reader, tag, skip, length, .. } => {
                 let mut data = outcome.buffer;
                 if skip > 0 {
                     data.drain(..skip);
@@ -800,6 +981,7 @@ impl<D: Disk> VolumeHead<D> {
     pub fn poll(&mut self, completions: &mut Vec<Completion>) {
         loop {
             self.poll_store();
+            self.pump_replicas();
             self.advance();
             self.start_blocked();
             self.start_administration();
@@ -833,7 +1015,11 @@ impl<D: Disk> VolumeHead<D> {
                     }
                 }
                 StoreEvent::Read { tag, outcome } => {
-                    if let Some(purpose) = self.reads.remove(&tag) {
+                    let mut purpose = self.reads.remove(&tag);
+                    if let Some(ReadError::Damaged { lba }) = outcome.error {
+                        purpose = purpose.and_then(|purpose| self.seek_repair(purpose, lba));
+                    }
+                    if let Some(purpose) = purpose {
                         self.finish_read(purpose, outcome);
                     }
                 }
@@ -867,6 +1053,7 @@ impl<D: Disk> VolumeHead<D> {
             }
         }
         self.overlay.applied(self.store.applied_seq());
+        self.size_bytes = self.size_bytes.max(self.store.state().size_bytes);
         while self
             .visible_waiters
             .front()
@@ -901,7 +1088,7 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     fn start_blocked(&mut self) {
-        while self.administrations.is_empty() && self.stopped.is_none() {
+        while self.administrations.is_empty() && self.is_serving() {
             let Some(request) = self.blocked.front() else {
                 return;
             };
@@ -922,7 +1109,8 @@ impl<D: Disk> VolumeHead<D> {
         let Some((tag, administration)) = self.administrations.front().cloned() else {
             return;
         };
-        let quiet = self.locks.is_empty()
+        let quiet = self.is_serving()
+            && self.locks.is_empty()
             && self.administered.is_empty()
             && self.builder.is_empty()
             && self.store.applied_seq() == self.store.tail().seq;
@@ -980,6 +1168,11 @@ impl<D: Disk> VolumeHead<D> {
             && self.blocked.is_empty()
             && self.reads.is_empty()
             && self.store.durable_seq() == self.store.tail().seq
+    }
+
+    /// Give the copy back as it is: to serve another head after this one was fenced.
+    pub fn into_store(self) -> Store<D> {
+        self.store
     }
 
     /// End in good order: everything durable here, a checkpoint, and the store given back.

@@ -9,10 +9,13 @@ mod head;
 mod local;
 mod overlay;
 mod replicas;
+mod server;
 
 pub use device::{ViewDevice, Volume};
 pub use head::{
-    AckMode, Administration, Clock, EPOCH_RESTART_BITS, HeadEvent, HeadOptions, QUEUE_DEPTH_MAX,
+    AckMode, Administration, Clock, CopyOptions, EPOCH_RESTART_BITS, HeadEvent, HeadOptions, QUEUE_DEPTH_MAX,
     VolumeHead, next_epoch,
 };
+pub use replicas::{CopyState, CopyStatus};
+pub use server::{ReplicaStore, SessionId};
 pub use local::{SystemClock, create_volume, open_volume};

@@ -1,29 +1,574 @@
-//! The other copies of a head's volume.
+//! The other copies of a head's volume: fencing, recovery, sending, counting what they hold.
+//!
+//! A peer is `Down`, then `Fencing` once connected, `Fenced` when it has promised, `CatchingUp` while
+//! groups are read from the log for it, `Live` when it gets each group as it is made, `Lost` when it
+//! must be rebuilt. The decisions are those of `nuage_replica::rules`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use nuage_journal::Group;
+use nuage_journal::{Chain, Disk, Group, JournalError, Now, Store};
+use nuage_replica::{
+    Frame, FrameError, FrameReader, Lease, Policy, Refusal, Tail, rules, takeover_wait_ns,
+};
 
-/// Other copies; see docs/protocols/replication.md.
-pub struct Replicas {
+/// Bytes waiting for one connection before a peer is read for from the log instead.
+const OUT_BYTES_MAX: usize = 8 << 20;
+/// Bytes read from the log for a peer at a time.
+const CATCH_UP_BYTES: usize = 1 << 20;
+/// Groups kept in memory for peers that are a little behind.
+const RECENT_BYTES_MAX: u64 = 32 << 20;
+/// A quarter of the lease: three answers may be lost before it ends.
+const RENEW_NS: u64 = nuage_replica::LEASE_NS / 4;
+
+/// How a copy stands, for reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyState {
+    Down,
+    Fencing,
+    Fenced,
+    CatchingUp,
+    Live,
+    /// Must be rebuilt: its disk failed, or its history cannot be joined to ours.
+    Lost,
+}
+
+/// A copy as its head sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyStatus {
+    pub state: CopyState,
+    pub memory_seq: u64,
+    pub durable_seq: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Fencing,
+    Fetching { from: usize },
+    Serving,
+}
+
+struct Peer {
+    state: CopyState,
+    reader: FrameReader,
+    out: Vec<u8>,
+    tail: Option<Tail>,
+    applied: Tail,
+    released: bool,
+    sent_seq: u64,
     memory_seq: u64,
     durable_seq: u64,
+    last_sent_ns: u64,
+    fence_sent_ns: u64,
+    asked_truncation: bool,
+}
+
+impl Peer {
+    fn new() -> Self {
+        Self {
+            state: CopyState::Down,
+            reader: FrameReader::default(),
+            out: Vec::new(),
+            tail: None,
+            applied: Tail::default(),
+            released: false,
+            sent_seq: 0,
+            memory_seq: 0,
+            durable_seq: 0,
+            last_sent_ns: 0,
+            fence_sent_ns: 0,
+            asked_truncation: false,
+        }
+    }
+
+    fn send(&mut self, frame: &Frame, now_ns: u64) {
+        frame.encode(&mut self.out);
+        self.last_sent_ns = now_ns;
+    }
+}
+
+/// What the other copies make the head do.
+pub(crate) enum Wish {
+    /// A higher term has been promised.
+    Stop { promised: u64 },
+    /// Another incarnation of ours was promised: go above it.
+    RaiseEpoch { above: u64 },
+    /// The log is recovered: begin the epoch.
+    StartEpoch,
+    /// A good copy of a damaged block.
+    Repaired { lba: u64, data: Vec<u8> },
+}
+
+/// All copies of a volume, by number; `me` is the head's own.
+pub struct Replicas {
+    me: usize,
+    policy: Policy,
+    volume: [u8; 16],
+    epoch: u64,
+    peers: Vec<Peer>,
+    pub(crate) phase: Phase,
+    local_memory: u64,
+    local_durable: u64,
+    /// First record of this epoch; none is committed before it.
+    first_seq: u64,
+    known_committed: u64,
+    visible_from_ns: u64,
+    now: Now,
+    lease: Lease,
+    recent: VecDeque<Arc<Group>>,
+    recent_bytes: u64,
+    /// The head's own copy knows that no former head can still read.
+    own_released: bool,
+    wishes: Vec<Wish>,
 }
 
 impl Replicas {
+    pub(crate) fn new(
+        policy: Policy,
+        copies: usize,
+        me: usize,
+        volume: [u8; 16],
+        own_released: bool,
+    ) -> Self {
+        Self {
+            me,
+            policy,
+            volume,
+            epoch: 0,
+            peers: (0..copies).map(|_| Peer::new()).collect(),
+            phase: Phase::Fencing,
+            local_memory: 0,
+            local_durable: 0,
+            first_seq: u64::MAX,
+            known_committed: 0,
+            visible_from_ns: u64::MAX,
+            now: Now::default(),
+            lease: Lease::new(copies),
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            own_released,
+            wishes: Vec::new(),
+        }
+    }
+
+    /// Begin (again) to ask for promises, for `epoch`.
+    pub(crate) fn set_epoch(&mut self, epoch: u64, known_committed: u64) {
+        self.epoch = epoch;
+        self.known_committed = known_committed;
+        self.phase = Phase::Fencing;
+        for copy in 0..self.peers.len() {
+            if !matches!(self.peers[copy].state, CopyState::Down | CopyState::Lost) {
+                self.fence(copy, false);
+            }
+        }
+    }
+
+    fn fence(&mut self, copy: usize, resumes: bool) {
+        let frame = Frame::Fence { volume: self.volume, epoch: self.epoch, resumes };
+        let now_ns = self.now.monotonic_ns;
+        let peer = &mut self.peers[copy];
+        peer.state = CopyState::Fencing;
+        peer.fence_sent_ns = now_ns;
+        peer.asked_truncation = false;
+        peer.send(&frame, now_ns);
+    }
+
+    pub(crate) fn connected(&mut self, copy: usize) {
+        if copy == self.me || copy >= self.peers.len() {
+            return;
+        }
+        let (memory_seq, durable_seq) =
+            (self.peers[copy].memory_seq, self.peers[copy].durable_seq);
+        let promised = self.peers[copy].tail.is_some();
+        self.peers[copy] = Peer { memory_seq, durable_seq, ..Peer::new() };
+        // It may have promised on the connection before: then it knows this very epoch.
+        let resumes = promised || self.phase == Phase::Serving;
+        self.fence(copy, resumes);
+    }
+
+    pub(crate) fn disconnected(&mut self, copy: usize) {
+        if self.phase == (Phase::Fetching { from: copy }) {
+            self.phase = Phase::Fencing;
+        }
+        if let Some(peer) = self.peers.get_mut(copy) {
+            peer.state = CopyState::Down;
+            peer.out.clear();
+            peer.reader = FrameReader::default();
+        }
+    }
+
+    pub(crate) fn output(&mut self, copy: usize) -> Vec<u8> {
+        self.peers.get_mut(copy).map(|peer| std::mem::take(&mut peer.out)).unwrap_or_default()
+    }
+
+    pub(crate) fn status(&self) -> Vec<CopyStatus> {
+        let own = CopyStatus {
+            state: CopyState::Live,
+            memory_seq: self.local_memory,
+            durable_seq: self.local_durable,
+        };
+        let of = |(copy, peer): (usize, &Peer)| {
+            if copy == self.me {
+                return own;
+            }
+            CopyStatus {
+                state: peer.state,
+                memory_seq: peer.memory_seq,
+                durable_seq: peer.durable_seq,
+            }
+        };
+        self.peers.iter().enumerate().map(of).collect()
+    }
+
     pub(crate) fn append(&mut self, group: Arc<Group>) {
-        self.memory_seq = group.head.info.last_seq();
+        self.local_memory = group.head.info.last_seq();
+        self.recent_bytes += group.total_bytes();
+        let now_ns = self.now.monotonic_ns;
+        for copy in 0..self.peers.len() {
+            if copy != self.me && self.peers[copy].state == CopyState::Live {
+                if self.peers[copy].out.len() > OUT_BYTES_MAX {
+                    self.peers[copy].state = CopyState::CatchingUp;
+                } else {
+                    self.send_group(copy, &group, now_ns);
+                }
+            }
+        }
+        self.recent.push_back(group);
+        self.forget_recent();
+    }
+
+    fn forget_recent(&mut self) {
+        while let Some(oldest) = self.recent.front() {
+            let readable = oldest.head.info.last_seq() <= self.local_durable;
+            if !readable || self.recent_bytes <= RECENT_BYTES_MAX {
+                return;
+            }
+            self.recent_bytes -= oldest.total_bytes();
+            self.recent.pop_front();
+        }
+    }
+
+    fn send_group(&mut self, copy: usize, group: &Group, now_ns: u64) {
+        let mut bytes = Vec::with_capacity(group.total_bytes() as usize);
+        bytes.extend_from_slice(group.header.bytes());
+        bytes.extend_from_slice(group.payload.bytes());
+        let committed_seq = self.durable_seq();
+        let peer = &mut self.peers[copy];
+        peer.sent_seq = group.head.info.last_seq();
+        peer.send(&Frame::Append { committed_seq, sent_ns: now_ns, group: bytes }, now_ns);
     }
 
     pub(crate) fn local_durable(&mut self, seq: u64) {
-        self.durable_seq = seq;
+        self.local_durable = seq;
+        self.forget_recent();
     }
 
-    pub(crate) fn memory_seq(&self) -> u64 {
-        self.memory_seq
+    /// The own log was cut or filled during recovery.
+    pub(crate) fn local_log(&mut self, memory: u64, durable: u64) {
+        self.local_memory = memory;
+        self.local_durable = durable;
     }
 
+    fn values(&self, own: u64, of: impl Fn(&Peer) -> u64) -> Vec<u64> {
+        let value = |(copy, peer): (usize, &Peer)| if copy == self.me { own } else { of(peer) };
+        self.peers.iter().enumerate().map(value).collect()
+    }
+
+    /// Committed: on the disks of an ack set, and old heads can no longer read what it replaces.
     pub(crate) fn durable_seq(&self) -> u64 {
-        self.durable_seq
+        self.committed(self.values(self.local_durable, |peer| peer.durable_seq))
     }
+
+    /// In the memory of an ack set.
+    pub(crate) fn memory_seq(&self) -> u64 {
+        self.committed(self.values(self.local_memory, |peer| peer.memory_seq))
+    }
+
+    fn committed(&self, values: Vec<u64>) -> u64 {
+        if self.now.monotonic_ns < self.visible_from_ns {
+            return self.known_committed;
+        }
+        rules::committed(&self.policy, &values, self.first_seq, self.known_committed)
+    }
+
+    /// Requests may be answered: the lease of a full ack set runs, and all that former heads have
+    /// acknowledged is in the index. `applied_seq` is the own store's.
+    pub(crate) fn may_serve(&self, applied_seq: u64) -> bool {
+        let now_ns = self.now.monotonic_ns;
+        self.phase == Phase::Serving
+            && applied_seq >= self.first_seq
+            && now_ns < self.lease.ends_ns(&self.policy, self.me, now_ns)
+    }
+
+    pub(crate) fn receive(&mut self, copy: usize, bytes: &[u8]) -> Result<(), FrameError> {
+        if let Some(peer) = self.peers.get_mut(copy) {
+            peer.reader.receive(bytes);
+        }
+        Ok(())
+    }
+
+    /// Work through what has come, and send what is due.
+    pub(crate) fn pump<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+        now: Now,
+    ) -> Result<Vec<Wish>, JournalError> {
+        self.now = now;
+        for copy in 0..self.peers.len() {
+            while copy != self.me && self.peers[copy].state != CopyState::Down {
+                match self.peers[copy].reader.next_frame() {
+                    Ok(Some(frame)) => self.take(copy, frame, store)?,
+                    Ok(None) => break,
+                    // A peer that speaks nonsense is as good as gone; its connection will be made anew.
+                    Err(_) => self.disconnected(copy),
+                }
+            }
+        }
+        if self.phase == Phase::Fencing {
+            self.try_recover(store)?;
+        }
+        if self.phase == Phase::Serving {
+            for copy in 0..self.peers.len() {
+                if copy != self.me {
+                    self.serve(copy, store)?;
+                }
+            }
+        }
+        Ok(std::mem::take(&mut self.wishes))
+    }
+
+    fn take<D: Disk>(
+        &mut self,
+        copy: usize,
+        frame: Frame,
+        store: &mut Store<D>,
+    ) -> Result<(), JournalError> {
+        let peer = &mut self.peers[copy];
+        match frame {
+            Frame::Fenced { epoch, tail, applied, released } if epoch == self.epoch => {
+                peer.state = CopyState::Fenced;
+                peer.tail = Some(tail);
+                peer.applied = applied;
+                peer.released |= released;
+                peer.asked_truncation = false;
+                let sent_ns = peer.fence_sent_ns;
+                self.lease.renewed(copy, sent_ns);
+            }
+            Frame::Held { memory_seq, durable_seq, sent_ns } => {
+                // Only what this epoch sent counts, and only to one whose log has been joined to ours.
+                if matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
+                    peer.memory_seq = memory_seq.min(peer.sent_seq);
+                    peer.durable_seq = durable_seq.min(peer.sent_seq);
+                    self.lease.renewed(copy, sent_ns);
+                }
+            }
+            Frame::Groups { last, groups } if self.phase == (Phase::Fetching { from: copy }) => {
+                self.take_groups(copy, last, &groups, store)?;
+            }
+            Frame::Refused(refusal) => self.refused(copy, refusal),
+            Frame::Block { lba, data } => self.wishes.push(Wish::Repaired { lba, data }),
+            // Late answers to what an earlier phase asked.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, copy: usize, refusal: Refusal) {
+        match refusal {
+            Refusal::StaleEpoch { promised } if promised > self.epoch => {
+                let term = |epoch: u64| epoch >> crate::head::EPOCH_RESTART_BITS;
+                if term(promised) == term(self.epoch) && self.phase != Phase::Serving {
+                    self.wishes.push(Wish::RaiseEpoch { above: promised });
+                } else {
+                    self.wishes.push(Wish::Stop { promised });
+                }
+            }
+            // Equal: our own promise from a connection whose answer was lost.
+            Refusal::StaleEpoch { promised } if promised == self.epoch => self.fence(copy, true),
+            Refusal::StaleEpoch { .. } => self.fence(copy, false),
+            Refusal::OutOfOrder { .. } => self.fence(copy, true),
+            Refusal::OutOfHistory { .. } if self.phase == (Phase::Fetching { from: copy }) => {
+                self.wishes.push(Wish::Stop { promised: self.epoch });
+            }
+            Refusal::Diverged { .. }
+            | Refusal::NoSpace
+            | Refusal::Failed
+            | Refusal::OutOfHistory { .. }
+            | Refusal::UnknownVolume => self.peers[copy].state = CopyState::Lost,
+        }
+    }
+
+    fn try_recover<D: Disk>(&mut self, store: &mut Store<D>) -> Result<(), JournalError> {
+        let mut tails: Vec<Option<Tail>> = self
+            .peers
+            .iter()
+            .map(|peer| peer.tail.filter(|_| peer.state == CopyState::Fenced))
+            .collect();
+        tails[self.me] = Some(tail_of(store));
+        if !rules::may_recover(&self.policy, &tails) {
+            return Ok(());
+        }
+        let Some(best) = rules::choose(&tails) else { return Ok(()) };
+        let released = self.own_released
+            && tails.iter().zip(&self.peers).enumerate().all(|(copy, (tail, peer))| {
+                copy == self.me || tail.is_none() || peer.released
+            });
+        let wait_ns = if released { 0 } else { takeover_wait_ns() };
+        self.visible_from_ns = self.now.monotonic_ns + wait_ns;
+        if best == self.me || tails[best] == tails[self.me] {
+            self.finish_recovery(store);
+            return Ok(());
+        }
+        let (applied, chain) = (store.applied_seq(), store.state().position.chain);
+        store.truncate_after(applied, &chain)?;
+        self.fetch(best, applied);
+        Ok(())
+    }
+
+    fn fetch(&mut self, copy: usize, after_seq: u64) {
+        self.phase = Phase::Fetching { from: copy };
+        let bytes = CATCH_UP_BYTES as u32;
+        let now_ns = self.now.monotonic_ns;
+        self.peers[copy].send(&Frame::Fetch { after_seq, bytes }, now_ns);
+    }
+
+    fn take_groups<D: Disk>(
+        &mut self,
+        copy: usize,
+        last: bool,
+        groups: &[u8],
+        store: &mut Store<D>,
+    ) -> Result<(), JournalError> {
+        let mut at = 0;
+        while at < groups.len() {
+            let group = Group::decode(&groups[at..])?;
+            at += group.total_bytes() as usize;
+            store.append(self.epoch, Arc::new(group))?;
+        }
+        if !last {
+            self.fetch(copy, store.tail().seq);
+        } else if Some(tail_of(store)) == self.peers[copy].tail {
+            self.finish_recovery(store);
+        } else {
+            self.phase = Phase::Fencing;
+        }
+        Ok(())
+    }
+
+    fn finish_recovery<D: Disk>(&mut self, store: &Store<D>) {
+        self.phase = Phase::Serving;
+        self.first_seq = store.tail().seq + 1;
+        self.local_log(store.tail().seq, store.durable_seq());
+        self.recent.clear();
+        self.recent_bytes = 0;
+        for peer in &mut self.peers {
+            (peer.memory_seq, peer.durable_seq) = (0, 0);
+        }
+        self.wishes.push(Wish::StartEpoch);
+    }
+
+    fn serve<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
+        if self.peers[copy].state == CopyState::Fenced && !self.peers[copy].asked_truncation {
+            self.join(copy, store)?;
+        }
+        if self.peers[copy].state == CopyState::CatchingUp {
+            self.catch_up(copy, store)?;
+        }
+        let now_ns = self.now.monotonic_ns;
+        let committed_seq = self.durable_seq();
+        let peer = &mut self.peers[copy];
+        let quiet = now_ns >= peer.last_sent_ns + RENEW_NS;
+        if quiet && matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
+            peer.send(&Frame::Renew { committed_seq, sent_ns: now_ns }, now_ns);
+        }
+        Ok(())
+    }
+
+    /// Find where a fenced peer's log joins ours.
+    fn join<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
+        let peer = &self.peers[copy];
+        let (Some(tail), applied) = (peer.tail, peer.applied) else { return Ok(()) };
+        let joins = |store: &mut Store<D>, at: &Tail| -> Result<bool, JournalError> {
+            Ok(store.chain_at(at.seq)? == Some(at.chain as Chain))
+        };
+        if joins(store, &tail)? {
+            let peer = &mut self.peers[copy];
+            peer.state = CopyState::CatchingUp;
+            peer.sent_seq = tail.seq;
+        } else if tail.seq > applied.seq && joins(store, &applied)? {
+            let frame = Frame::Truncate { seq: applied.seq, chain: applied.chain };
+            let now_ns = self.now.monotonic_ns;
+            let peer = &mut self.peers[copy];
+            peer.asked_truncation = true;
+            peer.send(&frame, now_ns);
+        } else {
+            self.peers[copy].state = CopyState::Lost;
+        }
+        Ok(())
+    }
+
+    fn catch_up<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
+        let now_ns = self.now.monotonic_ns;
+        while self.peers[copy].out.len() < CATCH_UP_BYTES {
+            let next = self.peers[copy].sent_seq + 1;
+            if next > self.local_memory {
+                self.peers[copy].state = CopyState::Live;
+                return Ok(());
+            }
+            let recent = self.recent.iter().find(|group| group.head.info.first_seq == next);
+            if let Some(group) = recent.cloned() {
+                self.send_group(copy, &group, now_ns);
+                continue;
+            }
+            let bytes = match store.read_groups(next - 1, CATCH_UP_BYTES) {
+                Err(JournalError::OutOfHistory { .. }) => {
+                    self.peers[copy].state = CopyState::Lost;
+                    return Ok(());
+                }
+                other => other?,
+            };
+            if bytes.is_empty() {
+                return Ok(()); // on its way to our own disk
+            }
+            let mut at = 0;
+            while at < bytes.len() {
+                // Damaged here: another copy may still mend it; this peer cannot be served from it.
+                let Ok(group) = Group::decode(&bytes[at..]) else {
+                    self.peers[copy].state = CopyState::Lost;
+                    return Ok(());
+                };
+                at += group.total_bytes() as usize;
+                self.send_group(copy, &group, now_ns);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ask every connected copy for a block that is damaged here.
+    pub(crate) fn ask_for_block(&mut self, lba: u64, crc: u32) -> usize {
+        let now_ns = self.now.monotonic_ns;
+        let mut asked = 0;
+        for (copy, peer) in self.peers.iter_mut().enumerate() {
+            if copy != self.me && matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
+                peer.send(&Frame::FetchBlock { lba, crc }, now_ns);
+                asked += 1;
+            }
+        }
+        asked
+    }
+
+    /// Tell all copies that this head reads and writes no more.
+    pub(crate) fn release(&mut self) {
+        let (epoch, now_ns) = (self.epoch, self.now.monotonic_ns);
+        for peer in &mut self.peers {
+            if peer.state != CopyState::Down {
+                peer.send(&Frame::Release { epoch }, now_ns);
+            }
+        }
+    }
+}
+
+pub(crate) fn tail_of<D: Disk>(store: &Store<D>) -> Tail {
+    let tail = store.tail();
+    Tail { seq: tail.seq, epoch: tail.epoch, chain: tail.chain }
 }

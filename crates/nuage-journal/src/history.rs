@@ -6,7 +6,7 @@ use crate::disk::{BLOCK_BYTES, Disk};
 use crate::error::JournalError;
 use crate::layout::{GroupHead, decode_footer};
 use crate::replay::State;
-use crate::segment::{Seal, SegmentHeader, SegmentKind, footer_heads};
+use crate::segment::{Seal, SegmentHeader, SegmentKind, footer_heads, heads_from_groups};
 use crate::store::{Slot, SlotState, Store};
 
 /// A moment of a volume's history.
@@ -74,7 +74,10 @@ impl<D: Disk> Store<D> {
         };
         let length = (seal.footer_bytes as usize).next_multiple_of(BLOCK_BYTES);
         let bytes = self.disk.read_now(file, seal.footer_offset(), length)?;
-        footer_heads(&header, &seal, &bytes)
+        footer_heads(&header, &seal, &bytes).or_else(|_| {
+            let bytes = self.disk.read_now(file, 0, seal.groups_end as usize)?;
+            heads_from_groups(&header, &seal, &bytes)
+        })
     }
 
     /// Slots of own log segments that hold records after `after`, in order.

@@ -40,6 +40,11 @@ impl Entry {
         (self.0 >> 19) as u32 & 0x1ff
     }
 
+    /// The low bits of the block's checksum.
+    pub fn crc_bits(self) -> u32 {
+        self.0 as u32 & 0x7_ffff
+    }
+
     /// True when `crc` has the low bits that the index remembers.
     pub fn matches_crc(self, crc: u32) -> bool {
         (self.0 as u32 ^ crc) & 0x7_ffff == 0

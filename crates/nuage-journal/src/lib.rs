@@ -42,5 +42,5 @@ pub use layout::{
 pub use reading::{ReadError, ReadOutcome, Wanted};
 pub use recovery::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, TailRule, VolumeSpec, segment_bytes_for};
 pub use replay::State;
-pub use segment::{Scan, Seal, SegmentHeader, SegmentKind, decode_first_block, scan};
+pub use segment::{Scan, Scanned, Seal, SegmentHeader, SegmentKind, decode_first_block, scan};
 pub use store::{Anchor, Receipt, ReceiptAct, Retention, Store, StoreEvent};

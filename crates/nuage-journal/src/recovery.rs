@@ -188,8 +188,8 @@ impl<D: Disk> Store<D> {
                 });
             }
             let mut footer = Footer::default();
-            for (_, group) in &found.groups {
-                footer.add(group.header_bytes(), &group.head);
+            for group in &found.groups {
+                footer.add(&group.header, &group.head);
             }
             if footer.is_empty() {
                 self.make_spare(number)?;
@@ -257,33 +257,28 @@ impl<D: Disk> Store<D> {
         self.quarantine_after(seq)
     }
 
+    /// First the refused groups are kept aside, then the log is cut from its end backwards: a crash at any
+    /// step leaves a log without a gap.
     fn quarantine_after(&mut self, seq: u64) -> Result<(), JournalError> {
         let mut refused = Vec::new();
         let mut kept = self.anchors_position(seq);
+        let mut cuts = Vec::new();
         for (number, header) in self.own_log() {
-            let heads = self.groups_of(number)?;
             let mut footer = Footer::default();
             let mut end = narrow(BLOCK_BYTES);
             let mut has_refused = false;
-            for (head, block) in heads {
+            let Some(file) = self.file_of(number) else {
+                continue;
+            };
+            for (head, block) in self.groups_of(number)? {
                 let offset = crate::segment::block_bytes(block);
                 let length = head.info.total_blocks() as usize * BLOCK_BYTES;
+                let bytes = self.disk.read_now(file, offset, length)?;
                 if head.info.last_seq() > seq {
                     has_refused = true;
-                    let file = self.slots[number as usize]
-                        .as_ref()
-                        .map_or(0, |slot| slot.file);
-                    refused.extend_from_slice(&self.disk.read_now(file, offset, length)?);
+                    refused.extend_from_slice(&bytes);
                     continue;
                 }
-                let file = self.slots[number as usize]
-                    .as_ref()
-                    .map_or(0, |slot| slot.file);
-                let bytes = self.disk.read_now(
-                    file,
-                    offset,
-                    head.info.header_blocks() as usize * BLOCK_BYTES,
-                )?;
                 footer.add(&bytes[..head.info.header_bytes as usize], &head);
                 end += narrow(length);
                 kept = Position {
@@ -295,17 +290,20 @@ impl<D: Disk> Store<D> {
                 };
             }
             if has_refused {
-                self.open = None;
-                if footer.is_empty() {
-                    self.make_spare(number)?;
-                } else {
-                    self.reopen_segment(number, header, footer, end)?;
-                }
-                self.tables.forget_slot(number);
+                cuts.push((number, header, footer, end));
             }
         }
         let name = format!("quarantine.{seq:016x}.{:016x}", self.tail.epoch);
         self.disk.replace_now(&name, &refused)?;
+        self.open = None;
+        for (number, header, footer, end) in cuts.into_iter().rev() {
+            self.tables.forget_slot(number);
+            if footer.is_empty() {
+                self.make_spare(number)?;
+            } else {
+                self.reopen_segment(number, header, footer, end)?;
+            }
+        }
         self.unapplied
             .retain(|waiting| waiting.head.info.last_seq() <= seq);
         self.tail = kept;
@@ -354,6 +352,31 @@ impl<D: Disk> Store<D> {
         Ok(None)
     }
 
+    /// A block as stored, when this copy's applied state has the version with `crc`'s low bits.
+    pub fn stored_block(&mut self, lba: u64, crc: u32) -> Result<Option<Vec<u8>>, JournalError> {
+        let entry = self.state.index.get(lba);
+        let Some(file) = self.file_of(entry.slot()).filter(|_| entry.matches_crc(crc)) else {
+            return Ok(None);
+        };
+        let offset = crate::segment::block_bytes(entry.block());
+        Ok(Some(self.disk.read_now(file, offset, BLOCK_BYTES)?))
+    }
+
+    /// Put a good copy of a damaged block where the index has it. False: `stored` is not that version.
+    pub fn repair_block(&mut self, lba: u64, stored: &[u8]) -> Result<bool, JournalError> {
+        let entry = self.state.index.get(lba);
+        let volume = self.volume_of_slot(entry.slot());
+        let fits = stored.len() == BLOCK_BYTES
+            && entry.is_mapped()
+            && entry.matches_crc(crate::cipher::block_crc(&volume, lba, stored));
+        let Some(file) = self.file_of(entry.slot()).filter(|_| fits) else {
+            return Ok(false);
+        };
+        let offset = crate::segment::block_bytes(entry.block());
+        self.disk.write_now(file, offset, &AlignedBuffer::from_bytes(stored))?;
+        Ok(true)
+    }
+
     /// Whole durable groups after `seq`, about `bytes` of them, back to back; empty at the durable end.
     pub fn read_groups(&mut self, seq: u64, bytes: usize) -> Result<Vec<u8>, JournalError> {
         let mut found: Vec<u8> = Vec::new();
@@ -376,6 +399,7 @@ impl<D: Disk> Store<D> {
                 return Ok(found);
             };
             let mut run: Option<(u64, usize)> = None;
+            let mut is_whole = true;
             for (head, block) in self.groups_of(number)? {
                 if head.info.first_seq < next {
                     continue;
@@ -384,17 +408,17 @@ impl<D: Disk> Store<D> {
                 let so_far = found.len() + run.map_or(0, |(_, length)| length);
                 let full = so_far > 0 && so_far + length > bytes;
                 if head.info.first_seq != next || head.info.last_seq() > self.durable_seq || full {
+                    is_whole = false;
                     break;
                 }
                 next = head.info.last_seq() + 1;
                 let (_, sum) = run.get_or_insert((crate::segment::block_bytes(block), 0));
                 *sum += length;
             }
-            let Some((offset, length)) = run else {
-                return Ok(found);
-            };
-            found.extend_from_slice(&self.disk.read_now(file, offset, length)?);
-            if found.len() >= bytes {
+            if let Some((offset, length)) = run {
+                found.extend_from_slice(&self.disk.read_now(file, offset, length)?);
+            }
+            if !is_whole || found.len() >= bytes {
                 break;
             }
         }

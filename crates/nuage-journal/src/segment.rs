@@ -243,10 +243,19 @@ impl Footer {
     }
 }
 
+/// A group that a scan found.
+#[derive(Debug)]
+pub struct Scanned {
+    /// Where it begins.
+    pub offset: u32,
+    pub head: GroupHead,
+    pub header: Vec<u8>,
+}
+
 /// What a scan of an open segment found.
 #[derive(Debug, Default)]
 pub struct Scan {
-    pub groups: Vec<(u32, Group)>,
+    pub groups: Vec<Scanned>,
     /// Where the valid groups end.
     pub end: u32,
     /// Where damage begins, when what lies there had been durable.
@@ -254,6 +263,9 @@ pub struct Scan {
 }
 
 /// Walk the groups of an open segment (§6 rule 3).
+///
+/// A group whose header is whole and whose payload is not is kept when a later group shows that it had been
+/// durable: its blocks are found damaged one by one when they are read, and mended from other copies.
 pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
     let mut found = Scan {
         end: narrow(BLOCK_BYTES),
@@ -261,44 +273,78 @@ pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
     };
     let mut chain = header.previous_chain;
     let mut next_seq = header.first_seq;
-    while let Some(rest) = bytes
-        .get(found.end as usize..)
-        .filter(|rest| !rest.is_empty())
-    {
-        let Ok(group) = Group::decode(rest) else {
+    while let Some(rest) = bytes.get(found.end as usize..).filter(|rest| !rest.is_empty()) {
+        let Ok(head) = GroupHead::decode(rest) else {
             break;
         };
-        let info = &group.head.info;
+        let info = &head.info;
         let follows = info.volume == header.volume
             && info.segment == header.segment
             && info.epoch == header.epoch
             && info.first_seq == next_seq
-            && info.previous_chain == chain;
+            && info.previous_chain == chain
+            && block_bytes(info.total_blocks()) <= wide(rest.len());
         if !follows {
             break;
         }
-        chain = group.head.chain;
+        let end = found.end + narrow(BLOCK_BYTES) * info.total_blocks();
+        if Group::decode(rest).is_err() && !was_durable(bytes, header, end, info.last_seq()) {
+            break;
+        }
+        chain = head.chain;
         next_seq = info.last_seq() + 1;
-        let at = found.end;
-        found.end += narrow(BLOCK_BYTES) * info.total_blocks();
-        found.groups.push((at, group));
+        let header_bytes = rest[..info.header_bytes as usize].to_vec();
+        let offset = found.end;
+        found.end = end;
+        found.groups.push(Scanned {
+            offset,
+            head,
+            header: header_bytes,
+        });
     }
-    let was_durable = |at: &usize| {
-        bytes
-            .get(*at..)
-            .and_then(|rest| GroupHead::decode(rest).ok())
-            .is_some_and(|head| {
-                head.info.volume == header.volume
-                    && head.info.segment == header.segment
-                    && head.info.first_seq > next_seq
-                    && head.info.stable_seq >= next_seq
-            })
-    };
-    let later = (found.end as usize..bytes.len())
-        .step_by(BLOCK_BYTES)
-        .find(was_durable);
-    found.damaged_at = later.map(|_| found.end);
+    if was_durable(bytes, header, found.end, next_seq) {
+        found.damaged_at = Some(found.end);
+    }
     found
+}
+
+/// Whether a group after `from` says that `seq` had been durable.
+fn was_durable(bytes: &[u8], header: &SegmentHeader, from: u32, seq: u64) -> bool {
+    (from as usize..bytes.len()).step_by(BLOCK_BYTES).any(|at| {
+        GroupHead::decode(&bytes[at..]).is_ok_and(|head| {
+            head.info.volume == header.volume
+                && head.info.segment == header.segment
+                && head.info.first_seq > seq
+                && head.info.stable_seq >= seq
+        })
+    })
+}
+
+/// The heads of a sealed segment from its groups, when its footer is damaged.
+pub fn heads_from_groups(
+    header: &SegmentHeader,
+    seal: &Seal,
+    bytes: &[u8],
+) -> Result<Vec<GroupHead>, JournalError> {
+    let mut heads = Vec::new();
+    let mut at = BLOCK_BYTES;
+    let mut chain = header.previous_chain;
+    while at < seal.groups_end as usize {
+        let head = bytes.get(at..).map(GroupHead::decode);
+        let Some(Ok(head)) = head.filter(|head| {
+            head.as_ref().is_ok_and(|head| head.info.previous_chain == chain)
+        }) else {
+            return Err(JournalError::Corrupt {
+                what: "footer and header",
+                segment: header.segment,
+                offset: wide(at),
+            });
+        };
+        chain = head.chain;
+        at += head.info.total_blocks() as usize * BLOCK_BYTES;
+        heads.push(head);
+    }
+    Ok(heads)
 }
 
 /// Read and check a footer.

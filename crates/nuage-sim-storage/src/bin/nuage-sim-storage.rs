@@ -1,0 +1,49 @@
+//! `nuage-sim-storage --seeds A..B`: play seeds; prints a one-line replay for each that fails.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: nuage-sim-storage --seeds A..B [--replay SEED]";
+
+fn seeds() -> Option<std::ops::Range<u64>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match &arguments[..] {
+        [name, range] if name == "--seeds" => {
+            let (from, to) = range.split_once("..")?;
+            Some(from.parse().ok()?..to.parse().ok()?)
+        }
+        [name, seed] if name == "--replay" => {
+            let seed: u64 = seed.parse().ok()?;
+            Some(seed..seed + 1)
+        }
+        _ => None,
+    }
+}
+
+fn main() -> ExitCode {
+    let Some(range) = seeds() else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let (mut failed, mut writes, mut reads, mut failovers, mut crashes) = (0, 0, 0, 0, 0);
+    let count = range.end.saturating_sub(range.start);
+    for seed in range {
+        match nuage_sim_storage::run(seed) {
+            Ok(outcome) => {
+                writes += outcome.writes_acked;
+                reads += outcome.reads_checked;
+                failovers += outcome.failovers;
+                crashes += outcome.crashes;
+            }
+            Err(error) => {
+                failed += 1;
+                println!("nuage-sim-storage --replay {seed}   # {error}");
+            }
+        }
+    }
+    println!(
+        "{count} seeds, {failed} failed: {writes} writes acknowledged, {reads} reads checked, \
+         {failovers} failovers, {crashes} crashes"
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

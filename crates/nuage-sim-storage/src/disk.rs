@@ -1,0 +1,315 @@
+//! A disk that loses, tears and rots, with the journal's port in front.
+//!
+//! A queued write is not on the medium before it completes; a crash leaves any subset of its 512-byte
+//! sectors. A blocking call reaches the medium at once, unless the fuse burns down in it: then it is torn
+//! like a queued one and the disk answers nothing more, as if power had gone in the middle.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+
+use nuage_journal::{
+    AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId,
+};
+
+use crate::prng::Prng;
+
+const SECTOR_BYTES: usize = 512;
+
+/// The medium: it stays when a node crashes.
+pub struct Medium {
+    files: BTreeMap<String, Vec<u8>>,
+    prng: Prng,
+    /// Mutations until power goes, when set.
+    pub fuse: Option<u64>,
+    /// The next write fails once.
+    pub fail_next_write: bool,
+    /// Bytes that files may take in all.
+    pub capacity_bytes: u64,
+    dead: bool,
+}
+
+impl Medium {
+    pub fn new(seed: u64) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            files: BTreeMap::new(),
+            prng: Prng::new(seed),
+            fuse: None,
+            fail_next_write: false,
+            capacity_bytes: u64::MAX,
+            dead: false,
+        }))
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.files.values().map(|bytes| bytes.len() as u64).sum()
+    }
+
+    /// True when this mutation is the one in which power goes.
+    fn burn(&mut self) -> bool {
+        if let Some(fuse) = &mut self.fuse {
+            *fuse = fuse.saturating_sub(1);
+            if *fuse == 0 {
+                self.fuse = None;
+                self.dead = true;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn write(&mut self, name: &str, offset: u64, data: &[u8], torn: bool) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (at, sector) in data.chunks(SECTOR_BYTES).enumerate() {
+            if torn && self.prng.one_in(2) {
+                continue;
+            }
+            let from = start + at * SECTOR_BYTES;
+            if let Some(target) =
+                self.files.get_mut(name).and_then(|f| f.get_mut(from..from + sector.len()))
+            {
+                target.copy_from_slice(sector);
+            }
+        }
+    }
+
+    /// Flip one bit of a block that holds data of a sealed segment; false when there is none.
+    pub fn rot(&mut self) -> bool {
+        let names: Vec<String> = self
+            .files
+            .iter()
+            .filter(|(name, bytes)| name.starts_with("seg.") && bytes[512..520] == *b"NUAGSEAL")
+            .map(|(name, _)| name.clone())
+            .collect();
+        if names.is_empty() {
+            return false;
+        }
+        let pick = usize::try_from(self.prng.below(names.len() as u64)).unwrap_or(0);
+        let Some(bytes) = self.files.get_mut(&names[pick]) else { return false };
+        let blocks = (bytes.len() / BLOCK_BYTES) as u64;
+        let block = usize::try_from(1 + self.prng.below(blocks - 1)).unwrap_or(1) * BLOCK_BYTES;
+        // Headers are kept twice (footer), so only payload is interesting.
+        if bytes[block..block + 8] == *b"NUAGGRP1" {
+            return false;
+        }
+        bytes[block + 77] ^= 4;
+        true
+    }
+}
+
+struct Queued {
+    token: u64,
+    operation: DiskOperation,
+}
+
+/// One life of a node's disk: handles and queue go with a crash.
+pub struct SimDisk {
+    medium: Rc<RefCell<Medium>>,
+    handles: HashMap<FileId, String>,
+    next: FileId,
+    queue: Vec<Queued>,
+    prng: Prng,
+}
+
+impl SimDisk {
+    pub fn new(medium: &Rc<RefCell<Medium>>, seed: u64) -> Self {
+        Self {
+            medium: Rc::clone(medium),
+            handles: HashMap::new(),
+            next: 1,
+            queue: Vec::new(),
+            prng: Prng::new(seed),
+        }
+    }
+
+    fn name(&self, file: FileId) -> Result<String, DiskError> {
+        let missing = || DiskError::NotFound { name: format!("handle {file}") };
+        self.handles.get(&file).cloned().ok_or_else(missing)
+    }
+
+    fn power(&self) -> Result<(), DiskError> {
+        if self.medium.borrow().dead {
+            return Err(DiskError::Io {
+                operation: "any",
+                name: String::new(),
+                reason: "power is gone".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, operation: DiskOperation) -> Result<AlignedBuffer, DiskError> {
+        self.power()?;
+        match operation {
+            DiskOperation::Read { file, offset, block_count } => {
+                let bytes = self.read_now(file, offset, block_count * BLOCK_BYTES)?;
+                Ok(AlignedBuffer::from_bytes(&bytes))
+            }
+            DiskOperation::Write { file, offset, buffers } => {
+                let failing = std::mem::take(&mut self.medium.borrow_mut().fail_next_write);
+                if failing {
+                    return Err(DiskError::Io {
+                        operation: "write",
+                        name: self.name(file)?,
+                        reason: "EIO".into(),
+                    });
+                }
+                let mut at = offset;
+                for buffer in buffers {
+                    self.write_now(file, at, &buffer)?;
+                    at += buffer.bytes().len() as u64;
+                }
+                Ok(AlignedBuffer::default())
+            }
+            DiskOperation::Prepare { name, size_bytes } => {
+                self.prepare_now(&name, size_bytes).map(|()| AlignedBuffer::default())
+            }
+            DiskOperation::Replace { name, content } => {
+                let mut bytes = Vec::new();
+                content(&mut |part| bytes.extend_from_slice(part));
+                self.replace_now(&name, &bytes).map(|()| AlignedBuffer::default())
+            }
+        }
+    }
+}
+
+impl Drop for SimDisk {
+    /// The node is gone: what was queued may have reached the medium in part, in any order.
+    fn drop(&mut self) {
+        let queue = std::mem::take(&mut self.queue);
+        for queued in queue {
+            if let DiskOperation::Write { file, offset, buffers } = queued.operation
+                && let Ok(name) = self.name(file)
+                && self.prng.one_in(2)
+            {
+                let mut at = offset;
+                for buffer in buffers {
+                    self.medium.borrow_mut().write(&name, at, buffer.bytes(), true);
+                    at += buffer.bytes().len() as u64;
+                }
+            }
+        }
+        let mut medium = self.medium.borrow_mut();
+        medium.dead = false;
+        medium.fuse = None;
+    }
+}
+
+impl Disk for SimDisk {
+    fn submit(&mut self, token: u64, operation: DiskOperation) {
+        self.queue.push(Queued { token, operation });
+    }
+
+    fn poll(&mut self, results: &mut Vec<DiskResult>) {
+        let count = self.queue.len();
+        for _ in 0..count {
+            if self.queue.is_empty() || self.prng.one_in(4) {
+                return;
+            }
+            let pick = self.prng.below(self.queue.len() as u64);
+            let queued = self.queue.swap_remove(usize::try_from(pick).unwrap_or(0));
+            let outcome = self.perform(queued.operation);
+            results.push(DiskResult { token: queued.token, outcome });
+        }
+    }
+
+    fn wake_fd(&self) -> Option<i32> {
+        None
+    }
+
+    fn list_now(&mut self) -> Result<Vec<String>, DiskError> {
+        self.power()?;
+        Ok(self.medium.borrow().files.keys().cloned().collect())
+    }
+
+    fn open_now(&mut self, name: &str) -> Result<FileId, DiskError> {
+        self.power()?;
+        if !self.medium.borrow().files.contains_key(name) {
+            return Err(DiskError::NotFound { name: name.to_owned() });
+        }
+        let id = self.next;
+        self.next += 1;
+        self.handles.insert(id, name.to_owned());
+        Ok(id)
+    }
+
+    fn close(&mut self, file: FileId) {
+        self.handles.remove(&file);
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, length: usize) -> Result<Vec<u8>, DiskError> {
+        self.power()?;
+        let name = self.name(file)?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let medium = self.medium.borrow();
+        let bytes = medium.files.get(&name).and_then(|bytes| bytes.get(start..start + length));
+        bytes.map(<[u8]>::to_vec).ok_or(DiskError::Short { name, wrote: 0, wanted: length })
+    }
+
+    fn write_now(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        data: &AlignedBuffer,
+    ) -> Result<(), DiskError> {
+        self.power()?;
+        let name = self.name(file)?;
+        let torn = self.medium.borrow_mut().burn();
+        self.medium.borrow_mut().write(&name, offset, data.bytes(), torn);
+        self.power()
+    }
+
+    fn load_now(&mut self, name: &str) -> Result<Vec<u8>, DiskError> {
+        self.power()?;
+        let medium = self.medium.borrow();
+        let missing = || DiskError::NotFound { name: name.to_owned() };
+        medium.files.get(name).cloned().ok_or_else(missing)
+    }
+
+    fn replace_now(&mut self, name: &str, data: &[u8]) -> Result<(), DiskError> {
+        self.power()?;
+        let mut medium = self.medium.borrow_mut();
+        if medium.used_bytes() + data.len() as u64 > medium.capacity_bytes {
+            return Err(DiskError::NoSpace);
+        }
+        // The rename is atomic: all or nothing.
+        let lost = medium.burn() && medium.prng.one_in(2);
+        if lost {
+            medium.files.insert(format!("{name}.tmp"), data[..data.len() / 2].to_vec());
+        } else {
+            medium.files.insert(name.to_owned(), data.to_vec());
+        }
+        drop(medium);
+        self.power()
+    }
+
+    fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError> {
+        self.power()?;
+        let mut medium = self.medium.borrow_mut();
+        if medium.used_bytes() + size_bytes > medium.capacity_bytes {
+            return Err(DiskError::NoSpace);
+        }
+        let size = usize::try_from(size_bytes).unwrap_or(usize::MAX);
+        let size = if medium.burn() { size / 2 } else { size };
+        medium.files.insert(name.to_owned(), vec![0; size]);
+        drop(medium);
+        self.power()
+    }
+
+    fn remove_now(&mut self, name: &str) -> Result<(), DiskError> {
+        self.power()?;
+        self.medium.borrow_mut().files.remove(name);
+        Ok(())
+    }
+
+    fn free_bytes(&mut self) -> Result<u64, DiskError> {
+        let medium = self.medium.borrow();
+        Ok(medium.capacity_bytes.saturating_sub(medium.used_bytes()))
+    }
+}
+
