@@ -62,7 +62,9 @@ class FederationIndex:
         fresh = {(record.kind, record.id): record for record in records}
         gone = [key for key, copies in self._copies.items() if home in copies and key not in fresh]
         changes = [self.remove(kind, object_id, home) for kind, object_id in gone]
-        changes.extend(self.put(record) for record in fresh.values())
+        for key, record in fresh.items():  # whatever its revision: the store may be made anew
+            self._copies.setdefault(key, {})[home] = record
+            changes.append(self._show(*key))
         return changes
 
     def _show(self, kind: str, object_id: str) -> Change:
