@@ -246,6 +246,13 @@ class Controller:
     # Nodes ----------------------------------------------------------------------------------------
 
     def _wire_nodes(self) -> None:
+        self._server = ChannelServer(
+            self._store.server_context(),
+            self._handlers,
+            self._clock,
+            admit=self._book.revocations.admit,
+        )
+        self._sessions.serve_on(self._server)
         self._sessions.register(
             self._handlers,
             Reactions(
@@ -356,15 +363,8 @@ class Controller:
 
     async def _listen(self) -> None:
         configuration = self._configuration
-        self._server = ChannelServer(
-            self._store.server_context(),
-            self._handlers,
-            self._clock,
-            admit=self._book.revocations.admit,
-        )
         await self._server.listen(*parse_address(configuration.channel_listen))
         self._closers.append(self._server.close)
-        self._sessions.serve_on(self._server)
         welcoming = Welcoming(self.site, self._store, configuration, self._clock)
         self._closers.append(await welcoming.listen())
         await self._serve_api()

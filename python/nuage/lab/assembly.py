@@ -30,7 +30,7 @@ from nuage.daemon.configuration import (
 )
 from nuage.daemon.hardware import BmcLogin
 from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, join_as_site
-from nuage.errors import Conflict, TimedOut
+from nuage.errors import Conflict, TimedOut, Unavailable
 from nuage.ids import FederationId, NodeId, RackId, SiteId
 from nuage.lab import kernel
 from nuage.lab.control import Service
@@ -175,7 +175,7 @@ class _Assembly:
                     self._controller(site_id),
                     partial(_join_site, configuration, token),
                 )
-            except Conflict:  # the quorum's last newcomer has not started yet
+            except (Conflict, Unavailable):  # the quorum's last newcomer is not up yet
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(POLL_S)  # noqa: TID251 - waits for a process

@@ -139,9 +139,16 @@ def down_command(name: str, state_dir: Path | None, *, everything: bool) -> None
     chosen = Lab.names() if everything else [name or _only_name(state_dir)]
     for each in chosen:
         _lab_to_destroy(each, state_dir).destroy()
+        _disband(each)
         click.echo(f"lab {each} is gone")
     if not chosen:
         click.echo("no lab is up on this machine")
+
+
+def _disband(name: str) -> None:
+    """Let the assembly forget what it left outside the lab's state."""
+    if importlib.util.find_spec(ASSEMBLY) is not None:
+        importlib.import_module(ASSEMBLY).disband(name)
 
 
 def _only_name(state_dir: Path | None) -> str:
