@@ -20,7 +20,7 @@ from nuage.errors import InvalidRequest
 SECTOR_BYTES: Final = 2048
 FIRST_FREE_SECTOR: Final = 20
 VOLUME_LABEL_CHARS_MAX: Final = 32  # ECMA-119 §8.4.7
-RECORD_BYTES_MAX: Final = 255  # ECMA-119 §9.1.1: the length is one byte
+NAMES_BYTES_MAX: Final = 200  # ECMA-119 §9.1.1: a record has 255 bytes, 33 of them its head
 _DATE: Final = bytes((100, 1, 1, 0, 0, 0, 0))  # 2000-01-01, so that images are reproducible
 _DATE_LONG: Final = b"2000010100000000\0"
 _SP: Final = b"SP\x07\x01\xbe\xef\x00"  # SUSP §5.3: system use fields are present
@@ -111,6 +111,8 @@ def _record(  # ECMA-119 §9.1
 ) -> bytes:
     if name:
         encoded = name.encode()
+        if len(encoded) + len(identifier) > NAMES_BYTES_MAX:
+            raise InvalidRequest(f"the name {name!r} is too long for a config drive", field="name")
         use += b"NM" + bytes((5 + len(encoded), 1, 0)) + encoded
     body = (
         b"\0" + _both(sector) + _both(size_bytes) + _DATE + bytes((2 if folder else 0, 0, 0))
@@ -121,8 +123,6 @@ def _record(  # ECMA-119 §9.1
     body += use
     if len(body) % 2 == 0:
         body += b"\0"
-    if len(body) + 1 > RECORD_BYTES_MAX:
-        raise InvalidRequest(f"the name {name!r} is too long for a config drive", field="name")
     return bytes((len(body) + 1,)) + body
 
 

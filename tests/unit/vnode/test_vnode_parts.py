@@ -1,0 +1,132 @@
+"""Config drives, arguments, the probe's judgement, console logs, cgroups, the SeD's arithmetic."""
+
+from pathlib import Path
+
+import pytest
+
+from nuage.errors import InvalidRequest
+from nuage.ids import IaasId, PortId, SegmentId, VmId, VolumeId
+from nuage.model.contract import QosClass
+from nuage.model.desired import PortWish, VmWish
+from nuage.model.vm import PowerWish, VmShape
+from nuage.vnode.arguments import Launch, command_line
+from nuage.vnode.cgroup import CgroupTree
+from nuage.vnode.configdrive import SeedLayout, build_seed, network_config
+from nuage.vnode.console import ConsoleLog
+from nuage.vnode.hypervisor import GuestSpec, IscsiDisk
+from nuage.vnode.iso9660 import build_iso
+from nuage.vnode.ports import bridge_name, tap_name
+from nuage.vnode.probe import Trial, judge
+from nuage.vnode.sed import PowerHistory
+
+PORT = PortWish(
+    port_id=PortId("port-1"), segment_id=SegmentId("s"), label=0xFFFFFF, mac="52:54:00:00:00:01",
+    addresses=("10.0.0.5", "fd00::5/64"), gateway="10.0.0.1", mtu_bytes=1362,
+)  # fmt: skip
+
+
+def wish() -> VmWish:
+    return VmWish(
+        vm_id=VmId("vm-1"), iaas_id=IaasId("i"), name="web-1", shape=VmShape(),
+        wish=PowerWish.RUNNING, epoch=1, disks=(), ports=(PORT,), user_data="#!/bin/sh\n",
+        ssh_keys=("ssh-ed25519 AAAA me",),
+    )  # fmt: skip
+
+
+def test_a_config_drive_carries_its_label_where_guests_look() -> None:
+    for layout in SeedLayout:
+        image = build_seed(wish(), layout)
+        assert image[32808:].startswith(layout.value.encode())
+        assert image[16 * 2048 :].startswith(b"\x01CD001\x01")
+        assert b"ssh-ed25519 AAAA me" in image
+        assert len(image) % 2048 == 0
+
+
+def test_the_same_wish_gives_the_same_drive() -> None:
+    assert build_seed(wish()) == build_seed(wish())
+
+
+def test_a_name_too_long_for_a_drive_is_refused() -> None:
+    with pytest.raises(InvalidRequest):
+        build_iso("cidata", {"x" * 300: b""})
+    with pytest.raises(InvalidRequest):
+        build_iso("y" * 40, {})
+
+
+def test_network_config_gives_a_bare_address_a_prefix() -> None:
+    text = network_config((PORT,))
+    assert '      - "10.0.0.5/24"' in text
+    assert '      - "fd00::5/64"' in text
+    assert '        via: "10.0.0.1"' in text
+
+
+def test_a_secret_is_never_an_argument_or_a_repr() -> None:
+    disk = IscsiDisk(
+        volume_id=VolumeId("v"), portal="10.0.0.9:3260", iqn="iqn.x", chap_user="u",
+        chap_secret="hush",
+    )  # fmt: skip
+    spec = GuestSpec(
+        vm_id=VmId("vm-1"), iaas_id=IaasId("i"), name="web", shape=VmShape(),
+        qos_class=QosClass.GOLD, disks=(disk,), nics=(), seed=b"",
+    )  # fmt: skip
+    launch = Launch(
+        accelerator="tcg", qmp_fd=3, console_fd=4, tap_fds={}, secret_files={0: "secret0"}
+    )
+    told = " ".join(command_line(spec, launch))
+    assert "hush" not in told
+    assert "file=secret0" in told
+    assert "hush" not in repr(spec)
+
+
+@pytest.mark.parametrize(
+    ("kvm_s", "kvm_booted", "tcg_s", "wanted"),
+    [(0.1, True, 0.2, "kvm"), (4.0, True, 0.1, "tcg"), (0.0, False, 0.1, "tcg")],
+)
+def test_kvm_is_taken_only_when_it_boots_a_guest_in_time(
+    kvm_s: float,
+    kvm_booted: bool,  # noqa: FBT001 - a column of the table above
+    tcg_s: float,
+    wanted: str,
+) -> None:
+    kvm = Trial(accelerator="kvm", booted=kvm_booted, seconds=kvm_s)
+    tcg = Trial(accelerator="tcg", booted=True, seconds=tcg_s)
+    assert judge(kvm, tcg).accelerator == wanted
+
+
+def test_a_console_log_is_cut_and_still_counts_every_byte(tmp_path: Path) -> None:
+    log = ConsoleLog(tmp_path / "console.log")
+    log.path.write_bytes(b"a" * 100)
+    assert log.rotate(bytes_max=50)
+    log.path.write_bytes(b"b" * 10)
+    assert log.total_bytes() == 110
+    assert log.read(95, 100) == b"a" * 5 + b"b" * 10
+    log.path.write_bytes(b"c" * 60)
+    log.rotate(bytes_max=50)
+    assert log.total_bytes() == 160
+    assert log.read(0, 5) == b"c" * 5  # the oldest kept
+
+
+def test_shares_follow_the_class_where_a_tree_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").write_text("")
+    (tmp_path / "cgroup.controllers").write_text("cpu memory")
+    took = CgroupTree(tmp_path).place(VmId("vm-1"), 42, QosClass.GOLD, 256)
+    assert took == ("cpu", "memory")
+    assert (tmp_path / "vm-1/cpu.weight").read_text() == "400"
+    assert (tmp_path / "vm-1/cgroup.procs").read_text() == "42"
+    assert CgroupTree(None).place(VmId("vm-1"), 42, QosClass.GOLD, 256) == ()
+
+
+def test_interface_names_fit_the_kernel() -> None:
+    assert len(bridge_name(0xFFFFFF)) <= 15
+    assert len(tap_name(PortId("port-0123456789abcdef"))) <= 15
+
+
+def test_power_is_averaged_over_time_since_the_oldest_request_kept() -> None:
+    history = PowerHistory()
+    assert history.mean_watts(0.0) == 0.0
+    history.request_served(10.0)
+    history.sample(0.0, 500.0)
+    history.sample(10.0, 100.0)
+    history.sample(20.0, 300.0)
+    assert history.mean_watts(40.0) == pytest.approx((10 * 100 + 20 * 300) / 30)
+    assert history.requests_served == 1
