@@ -314,6 +314,36 @@ impl Engine {
             .sum()
     }
 
+    /// Watts of each site, before its overhead.
+    pub fn site_watts(&self) -> Vec<f64> {
+        let mut watts = vec![0.0; self.weights.len()];
+        for container in &self.containers {
+            watts[container.site as usize] += container.power_watts;
+        }
+        watts
+    }
+
+    /// Switch an empty node off: it draws nothing until a VM wakes it. False if it holds one.
+    pub fn switch_off(&mut self, node: NodeId) -> Result<bool, EngineError> {
+        let slot = self
+            .nodes
+            .get_mut(node as usize)
+            .ok_or(EngineError::Unknown {
+                what: "node",
+                number: node,
+            })?;
+        if slot.vm_count > 0 {
+            return Ok(false);
+        }
+        slot.spec.booted = false;
+        let saved_watts = std::mem::take(&mut slot.power_watts);
+        self.branches[slot.spec.branch as usize].power_watts -= saved_watts;
+        let container = &mut self.containers[slot.container as usize];
+        container.power_watts -= saved_watts;
+        container.version += 1;
+        Ok(true)
+    }
+
     /// Choose the best node, take its room, and return it; or count who refused by which rule.
     pub fn place(&mut self, request: Request) -> Result<Result<Placed, Refused>, EngineError> {
         self.check(request)?;
@@ -724,6 +754,26 @@ mod tests {
                 found: 1
             })
         );
+    }
+
+    #[test]
+    fn an_empty_node_switches_off_and_is_woken_by_a_placement() {
+        let (mut engine, _) = world(2);
+        let request = Request {
+            class: 0,
+            contract: 0,
+            group: 0,
+        };
+        let placed = engine.place(request).unwrap().unwrap();
+        assert_eq!(engine.switch_off(placed.node), Ok(false));
+        engine.release(request, placed.node).unwrap();
+        let before: f64 = engine.site_watts().iter().sum();
+        assert!((before - engine.power_watts()).abs() < 1e-6);
+        assert_eq!(engine.switch_off(placed.node), Ok(true));
+        assert!(engine.power_watts() < before);
+        let (.., watts) = engine.node(placed.node).unwrap();
+        assert!(watts.abs() < f64::EPSILON);
+        assert!(engine.place(request).unwrap().is_ok());
     }
 
     #[test]

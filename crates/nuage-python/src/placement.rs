@@ -158,6 +158,15 @@ impl PlacementEngine {
         self.engine.node_count()
     }
 
+    /// Watts of each site.
+    fn site_watts(&self) -> Vec<f64> {
+        self.engine.site_watts()
+    }
+
+    fn switch_off(&mut self, node: u32) -> PyResult<bool> {
+        self.engine.switch_off(node).map_err(refused)
+    }
+
     fn power_watts(&self) -> f64 {
         self.engine.power_watts()
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from nuage.clock import Clock
-from nuage.errors import NuageError, Unavailable
+from nuage.errors import NuageError
 from nuage.ids import NodeId, RequestId, SiteId
 from nuage.model.placement import Bid, Decision, Refusal, VmRequest
 from nuage.placement.master_agent import (
@@ -32,7 +32,7 @@ from nuage.placement.master_agent import (
 
 
 class PlacementTransport(Protocol):
-    """Reaches the Local Agents. Raises Unavailable for a site that cannot be reached."""
+    """Reaches the Local Agents. Any NuageError means: not known to have worked."""
 
     async def ask(
         self, site_id: SiteId, requests: tuple[VmRequest, ...], deadline_s: float
@@ -143,7 +143,7 @@ class Placer:
     async def _ask(self, effect: AskSite) -> None:
         try:
             bids = await self._transport.ask(effect.site_id, effect.requests, effect.deadline_s)
-        except Unavailable:
+        except NuageError:
             self._take(SiteFailed(effect.site_id, effect.round_id))
         else:
             self._take(BidsArrived(effect.site_id, effect.round_id, bids))
@@ -154,7 +154,7 @@ class Placer:
             refusal = await self._transport.commit(
                 effect.site_id, effect.node_id, effect.request, effect.deadline_s
             )
-        except Unavailable as error:
+        except NuageError as error:  # it may have taken effect all the same
             self._take(CommitLost(request_id, effect.site_id, effect.node_id, reason=error.message))
             return
         if refusal is None:
@@ -165,7 +165,7 @@ class Placer:
     async def _release(self, effect: Release) -> None:
         try:
             await self._transport.release(effect.site_id, effect.node_id, effect.request_id)
-        except Unavailable:
+        except NuageError:
             return  # the promise expires on its own
 
     def _set_alarm(self) -> None:

@@ -1,0 +1,254 @@
+"""A federation of containers over days or a year: VMs come and go, weather and prices pass.
+
+The product's own engine places (`nuage._core.PlacementEngine`), with the weight of each site set
+by the hour: PUE of its weather, times its price or carbon, as the policy asks. Idle nodes go off
+once they have been empty for their break-even time. 10 to 100,000 nodes; the same seed gives the
+same table, byte for byte.
+
+Flow: `FleetScenario` in, one `HourRow` per hour and site out (`run` yields them as they come, so
+that a progress bar has something to show); `to_csv` and `to_svg` write them down.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from heapq import heappop, heappush
+from io import BytesIO, StringIO
+from random import Random
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+
+from nuage._core import PlacementEngine
+from nuage.energy.cooling import CoolingControl, CoolingModel
+from nuage.energy.power_curve import ACER_AT350_F2, HUAWEI_RH2288_V2
+from nuage.energy.weather import ZONES, weather_normal
+from nuage.errors import InvalidRequest
+from nuage.units import JOULES_PER_KWH
+
+HOUR_S: Final = 3600.0
+CONTAINER_NODES: Final = 168  # the StarDC, paper §IV-B
+CONTAINER_WATTS: Final = 60_000.0  # of these servers; the StarDC's own 18 kW carries fewer
+NODES_MAX: Final = 100_000
+MONTH_DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+CLASSES: Final = ((1, 1024), (2, 2048), (2, 4096), (4, 8192))
+# Day-ahead prices and carbon of a typical French day by hour (EUR/MWh, gCO2e/kWh): a shape to
+# simulate with, not data; give your own by `prices` and `carbon`.
+PRICE_SHAPE: Final = (
+    62, 55, 50, 47, 48, 55, 72, 95, 98, 82, 68, 58,
+    52, 48, 47, 52, 66, 92, 118, 124, 108, 90, 78, 70,
+)  # fmt: skip
+CARBON_SHAPE: Final = (
+    30, 28, 27, 27, 27, 29, 34, 39, 38, 34, 30, 27,
+    25, 24, 24, 26, 31, 38, 44, 46, 43, 38, 35, 32,
+)  # fmt: skip
+
+
+class Weighting(Enum):
+    """What a watt at a site weighs when VMs are placed."""
+
+    POWER = "power"  # PUE now
+    COST = "cost"  # PUE × price now
+    CARBON = "carbon"  # PUE × carbon now
+    NONE = "none"  # a watt is a watt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetScenario:
+    """What to simulate. Zones are RT2012's; one site each."""
+
+    node_count: int = 1_344
+    zones: tuple[str, ...] = ("H1a", "H1c", "H2a", "H2d")
+    hours: int = 168
+    start_day: int = 181  # of the year: 1 July, when sites differ most
+    seed: int = 1
+    weighting: Weighting = Weighting.POWER
+    set_point_c: float = 20.0
+    target_share: float = 0.4  # of all vCPUs, on average over the day
+    vm_hours_mean: float = 24.0
+    prices: tuple[float, ...] = PRICE_SHAPE
+    carbon: tuple[float, ...] = CARBON_SHAPE
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.node_count <= NODES_MAX:
+            raise InvalidRequest(f"1 to {NODES_MAX} nodes", field="node_count")
+        if not self.zones or any(zone not in ZONES for zone in self.zones):
+            raise InvalidRequest(f"zones are of {', '.join(ZONES)}", field="zones")
+        if not 0.0 < self.target_share < 1.0 or self.vm_hours_mean <= 0:
+            raise InvalidRequest("target_share is within 0 and 1", field="target_share")
+        if len(self.prices) != 24 or len(self.carbon) != 24:
+            raise InvalidRequest("24 prices, 24 carbons: one per hour of the day", field="prices")
+
+
+@dataclass(frozen=True, slots=True)
+class HourRow:
+    """One site over one hour."""
+
+    hour: int
+    site: str
+    vms: int
+    nodes_on: int
+    it_kwh: float
+    pue: float
+    facility_kwh: float
+    cost_eur: float
+    carbon_g: float
+    refused: int
+
+
+class FleetYear:
+    """One run of a scenario."""
+
+    def __init__(self, scenario: FleetScenario) -> None:
+        self.scenario = scenario
+        self.prng = Random(scenario.seed)
+        self.engine = PlacementEngine()
+        self.site_of: list[int] = []
+        curves = [
+            self.engine.add_curve(list(curve.watts), waking_watts=10.0)
+            for curve in (HUAWEI_RH2288_V2, ACER_AT350_F2)
+        ]
+        self.cores = 24
+        for number in range(scenario.node_count):
+            container = number // CONTAINER_NODES
+            site = container % len(scenario.zones)
+            if scenario.node_count < CONTAINER_NODES * len(scenario.zones):
+                site = number * len(scenario.zones) // scenario.node_count
+            is_first = not self.site_of or site != self.site_of[-1]
+            if is_first or number % CONTAINER_NODES == 0:
+                self.engine.add_container(site, CONTAINER_WATTS)
+                branch = self.engine.add_branch(CONTAINER_WATTS)
+            self.engine.add_node(
+                curve=curves[number % 2],
+                branch=branch,
+                cpu_count=self.cores,
+                vcpu_free=self.cores,
+                memory_free_mib=65_536,
+                booted=False,
+            )
+            self.site_of.append(site)
+        for vcpu_count, memory_mib in CLASSES:
+            self.engine.add_class(vcpu_count, memory_mib)
+        self.engine.add_contract(list(range(len(scenario.zones))))
+        self.cooling = CoolingModel(
+            set_point_c=scenario.set_point_c, control=CoolingControl.PROPORTIONAL
+        )
+        self.means = [weather_normal(zone).mean_dry_bulb_c for zone in scenario.zones]
+        self.ends: list[tuple[float, int, int, int]] = []  # (hour, order, class, node)
+        self.vms_on = np.zeros(scenario.node_count, np.int64)
+        self.order = 0
+
+    def run(self) -> Iterator[list[HourRow]]:
+        """Yield the rows of each hour in turn."""
+        for hour in range(self.scenario.hours):
+            pues = [self._pue(site, hour) for site in range(len(self.scenario.zones))]
+            self._weigh(pues, hour)
+            emptied = self._end_vms(hour)
+            refused = self._begin_vms(hour)
+            for node in sorted(emptied):
+                if self.vms_on[node] == 0:
+                    self.engine.switch_off(node)
+            yield self._rows(hour, pues, refused)
+
+    def _pue(self, site: int, hour: int) -> float:
+        """Return a site's PUE from the mean weather of the month and hour."""
+        day = (self.scenario.start_day + hour // 24) % 365
+        month = int(np.searchsorted(np.cumsum(MONTH_DAYS), day, side="right"))
+        return self.cooling.state(self.means[site][month][hour % 24]).pue
+
+    def _weigh(self, pues: Sequence[float], hour: int) -> None:
+        scenario = self.scenario
+        factor = {
+            Weighting.COST: scenario.prices[hour % 24],
+            Weighting.CARBON: scenario.carbon[hour % 24],
+        }.get(scenario.weighting, 1.0)
+        for site, pue in enumerate(pues):
+            self.engine.set_weight(
+                site, 1.0 if scenario.weighting is Weighting.NONE else pue * factor
+            )
+
+    def _end_vms(self, hour: int) -> set[int]:
+        emptied = set()
+        while self.ends and self.ends[0][0] <= hour:
+            _, _, size, node = heappop(self.ends)
+            self.engine.release(size, 0, 0, node)
+            self.vms_on[node] -= 1
+            if self.vms_on[node] == 0:
+                emptied.add(node)
+        return emptied
+
+    def _begin_vms(self, hour: int) -> int:
+        """Place an hour's arrivals: as many as keep the target, more by day than by night."""
+        scenario = self.scenario
+        vcpus = scenario.node_count * self.cores * scenario.target_share
+        steady = vcpus / (sum(v for v, _ in CLASSES) / len(CLASSES)) / scenario.vm_hours_mean
+        by_day = 1.0 + 0.5 * float(np.sin((hour % 24 - 9) / 24 * 2 * np.pi))
+        count = round(steady * by_day) if hour else round(steady * scenario.vm_hours_mean)
+        sizes = [self.prng.randrange(len(CLASSES)) for _ in range(count)]
+        nodes = self.engine.place_many([(size, 0, 0) for size in sizes])
+        for size, node in zip(sizes, nodes, strict=True):
+            lasts = self.prng.expovariate(1.0 / scenario.vm_hours_mean)
+            if node >= 0:
+                self.order += 1
+                self.vms_on[node] += 1
+                heappush(self.ends, (hour + max(lasts, 1.0), self.order, size, node))
+        return sum(node < 0 for node in nodes)
+
+    def _rows(self, hour: int, pues: Sequence[float], refused: int) -> list[HourRow]:
+        sites = np.array(self.site_of)
+        rows = []
+        for site, watts in enumerate(self.engine.site_watts()):
+            here = self.vms_on[sites == site]
+            it_kwh = watts * HOUR_S / JOULES_PER_KWH
+            facility_kwh = it_kwh * pues[site]
+            rows.append(
+                HourRow(
+                    hour,
+                    self.scenario.zones[site],
+                    int(here.sum()),
+                    int((here > 0).sum()),
+                    it_kwh,
+                    pues[site],
+                    facility_kwh,
+                    facility_kwh * self.scenario.prices[hour % 24] / 1000.0,
+                    facility_kwh * self.scenario.carbon[hour % 24],
+                    refused,
+                )
+            )
+        return rows
+
+
+def run(scenario: FleetScenario) -> Iterator[list[HourRow]]:
+    """Yield the rows of each hour of a scenario."""
+    return FleetYear(scenario).run()
+
+
+def to_csv(rows: Iterable[HourRow]) -> str:
+    """Return rows as CSV with a heading; floats to six digits, so bytes do not depend on us."""
+    names = [field.name for field in fields(HourRow)]
+    out = StringIO()
+    out.write(",".join(names) + "\n")
+    for row in rows:
+        values = (getattr(row, name) for name in names)
+        out.write(",".join(f"{v:.6f}" if isinstance(v, float) else str(v) for v in values) + "\n")
+    return out.getvalue()
+
+
+def to_svg(rows: Sequence[HourRow], *, title: str = "") -> bytes:
+    """Return a plot of kW by site over the hours, as SVG; the same rows give the same bytes."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 half a second that a table does not need
+
+    sites = list(dict.fromkeys(row.site for row in rows))
+    with mpl.rc_context({"svg.hashsalt": "nuage", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(9, 4))
+        axes = figure.add_subplot()
+        series = [[row.facility_kwh for row in rows if row.site == site] for site in sites]
+        axes.stackplot(range(len(series[0]) if series else 0), *series, labels=sites)
+        axes.set_xlabel("hour")
+        axes.set_ylabel("kW at the sites' meters")
+        axes.set_title(title)
+        axes.legend(loc="upper left", ncols=4)
+        out = BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": "nuage"})
+    return out.getvalue()
