@@ -6,7 +6,7 @@ by `simulation/` and by the benchmarks. One seed, one run.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from random import Random
@@ -22,6 +22,7 @@ from nuage.network.fabric_event import (
     LabelsChanged,
     RememberNickname,
     SendFrame,
+    TraceAnswered,
     TrunkAdded,
 )
 from nuage.network.forwarding import (
@@ -59,6 +60,7 @@ class CampusNode:
     received: list[tuple[float, PortNumber, bytes]]
     log: list[FabricLog]
     remembered: Nickname | None = None
+    traced: list[TraceAnswered] = field(default_factory=list)
     wake_s: float = float("inf")
     dead: bool = False
 
@@ -185,6 +187,8 @@ class Campus:
                     node.plane.apply(effect.delta)
                 case FabricLog():
                     node.log.append(effect)
+                case TraceAnswered():
+                    node.traced.append(effect)
                 case RememberNickname():
                     node.remembered = effect.nickname
         self._wake(number)

@@ -55,6 +55,15 @@ class OverloadChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceAsked:
+    """Send probes to a nickname; `seed` chooses among equal paths. Answers: `TraceAnswered`."""
+
+    target: Nickname
+    trace_id: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Leaving:
     """We go for good: withdraw what we said. A mere restart does not send this."""
 
@@ -66,6 +75,7 @@ FabricInput: TypeAlias = (
     | CarrierChanged
     | LabelsChanged
     | OverloadChanged
+    | TraceAsked
     | Leaving
 )
 
@@ -94,6 +104,17 @@ class RememberNickname:
     nickname: Nickname
 
 
+@dataclass(frozen=True, slots=True)
+class TraceAnswered:
+    """A probe with hop count `hop` ended at `nickname`, where it came in by `port`."""
+
+    trace_id: int
+    hop: int
+    nickname: Nickname
+    hostname: str
+    port: PortNumber
+
+
 class FabricNews(Enum):
     """What is worth a line in the log, and a counter."""
 
@@ -119,7 +140,7 @@ class FabricLog:
     detail: str
 
 
-FabricEffect: TypeAlias = SendFrame | ApplyForwarding | RememberNickname | FabricLog
+FabricEffect: TypeAlias = SendFrame | ApplyForwarding | RememberNickname | TraceAnswered | FabricLog
 
 
 @dataclass(frozen=True, slots=True)

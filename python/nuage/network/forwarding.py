@@ -12,6 +12,8 @@ Invariants:
     A plane answers echoes by itself (a one-hop channel frame of protocol 3 whose inner source is
     its outer source goes back, `trill_frame.reflect`): that is how a neighbour tells a dead
     daemon, over whose plane frames still flow, from a dead link.
+    Unicast channel frames (inner Ethertype 0x8946 to 01-80-C2-00-00-42 in a VLAN tag) go up to
+    control when they are for our nickname, or when their hop count is 0 here (`fabric_trace`).
 """
 
 from collections.abc import Iterable, Mapping

@@ -39,13 +39,27 @@ from nuage.network.fabric_event import (
     OverloadChanged,
     RememberNickname,
     SendFrame,
+    TraceAnswered,
+    TraceAsked,
     TrunkAdded,
     TrunkRemoved,
+)
+from nuage.network.fabric_trace import (
+    ANSWER,
+    CHANNEL_TRACE,
+    PROBE,
+    TRACE_HOPS_MAX,
+    PathHop,
+    TraceMessage,
+    decode_trace,
+    path_to,
+    trace_frame,
 )
 from nuage.network.forwarding import (
     AdjacencyEntry,
     Entry,
     EntryKey,
+    FibEntry,
     Label,
     Nickname,
     PortEntry,
@@ -55,12 +69,13 @@ from nuage.network.forwarding import (
     fabric_entries,
     table,
 )
+from nuage.network.guest_frame import flow_hash
 from nuage.network.isis_auth import Keyring, encode_signed, verify
 from nuage.network.isis_pdu import Csnp, Hello, Lsp, MtuPdu, Psnp, decode_pdu, isis_frame
 from nuage.network.isis_tlv import Padding, Reach, SystemId
 from nuage.network.lsdb import Lsdb
 from nuage.network.lsp_content import fragments_of, own_tlvs
-from nuage.network.nickname import NicknameChooser, NicknameWish
+from nuage.network.nickname import NicknameChooser, NicknameWish, owners
 from nuage.network.rate_limit import Hush, Rate, TokenBucket
 from nuage.network.routes import LocalAdjacency, Routes, compute_routes
 from nuage.network.topology import NodeFacts, facts_of
@@ -68,12 +83,16 @@ from nuage.network.trill_frame import (
     ALL_ISIS_RBRIDGES,
     CHANNEL_BFD,
     CHANNEL_ECHO,
+    CHANNEL_VLAN,
     ETHERTYPE_CHANNEL,
     ETHERTYPE_L2_ISIS,
     ETHERTYPE_TRILL,
+    HOP_COUNT_MAX,
     ChannelMessage,
+    TrillFrame,
     decode_channel,
     decode_trill,
+    encode_trill,
     one_hop_channel_frame,
 )
 from nuage.network.wire import MalformedFrame
@@ -184,6 +203,8 @@ class RBridge:
             case OverloadChanged():
                 self._overload = event.overload
                 self._lsp_due(now_s)
+            case TraceAsked():
+                self._trace(event)
             case Leaving():
                 self._leaving = True
                 self._lsdb.withdraw(now_s)
@@ -301,12 +322,52 @@ class RBridge:
         if message.protocol == CHANNEL_ECHO:
             circuit.echo(message.payload, now_s)
             return
+        if message.protocol == CHANNEL_TRACE and message.multi_hop:
+            self._traced(circuit.trunk.port, frame, decode_trace(message.payload))
+            return
         if message.protocol != CHANNEL_BFD or message.multi_hop:
             self.counters["channel_protocol"] += 1
             return
         answers, change = circuit.bfd_packet(decode_bfd(message.payload), now_s)
         self._send_bfd(circuit, answers)
         self._adjacency(change, now_s)
+
+    # ---- traces ----
+
+    def _trace(self, event: TraceAsked) -> None:
+        for hop in range(TRACE_HOPS_MAX):
+            probe = TraceMessage(PROBE, hop, event.trace_id)
+            self._send_traced(probe, hop, event.target, event.seed)
+
+    def _traced(self, port: PortNumber, frame: TrillFrame, message: TraceMessage) -> None:
+        if message.kind == PROBE:
+            answer = TraceMessage(ANSWER, message.hop, message.trace_id, self.nickname, port)
+            self._send_traced(answer, HOP_COUNT_MAX, frame.ingress, 0)
+            return
+        known = owners(self._nodes).get(message.nickname)
+        hostname = self._hostname(known[1]) if known else ""
+        self._effects.append(
+            TraceAnswered(message.trace_id, message.hop, message.nickname, hostname, message.port)
+        )
+
+    def _send_traced(
+        self, message: TraceMessage, hop_count: int, egress: Nickname, seed: int
+    ) -> None:
+        entry = self._applied.get((FibEntry, egress))
+        if not isinstance(entry, FibEntry) or not self.nickname:
+            return
+        smac = bytes((2,)) + (seed & (1 << 40) - 1).to_bytes(5, "big")
+        frame = trace_frame(
+            message, hop_count=hop_count, egress=egress, ingress=self.nickname, smac=smac
+        )
+        mark = flow_hash(frame.native(), CHANNEL_VLAN)
+        hop = entry.next_hops[mark % len(entry.next_hops)]
+        frame = replace(frame, outer_dmac=hop.dmac, outer_smac=hop.smac)
+        self._effects.append(SendFrame(hop.port, encode_trill(frame)))
+
+    def path_to(self, target: Nickname) -> tuple[PathHop, ...]:
+        """Return the way to a nickname as the database has it."""
+        return path_to(self._config.system_id, target, self._nodes)
 
     # ---- adjacencies ----
 

@@ -25,6 +25,7 @@ from nuage.network.fabric_event import (
     LabelsChanged,
     RememberNickname,
     SendFrame,
+    TraceAnswered,
 )
 from nuage.network.forwarding import ForwardingPlane, Nickname, PortNumber
 from nuage.network.rbridge import RBridge
@@ -181,6 +182,7 @@ class FabricRunner:
         switch: SegmentSwitch | None = None,
         remember: Callable[[Nickname], None] = lambda _nickname: None,
         tell: Callable[[FabricLog], None] = lambda _log: None,
+        traced: Callable[[TraceAnswered], None] = lambda _answer: None,
     ) -> None:
         self.rbridge = rbridge
         self._plane = plane
@@ -190,6 +192,7 @@ class FabricRunner:
         self._switch = switch
         self._remember = remember
         self._tell = tell
+        self._traced = traced
         self._sockets = {**ports.trunks, **ports.access}
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -272,6 +275,8 @@ class FabricRunner:
                     self._plane.apply(effect.delta)
                 case RememberNickname():
                     self._remember(effect.nickname)
+                case TraceAnswered():
+                    self._traced(effect)
                 case FabricLog():
                     self._tell(effect)
         self._set_timer()

@@ -68,6 +68,7 @@ AGE_MAX_S: Final = 300.0
 LEARNED_MAX: Final = 65_536
 LEARNED_PER_PORT_MAX: Final = 128  # of an unguarded access port: a guest may not fill the table
 BRIDGE_GROUP: Final = bytes.fromhex("0180c20000")
+FABRIC_ETHERTYPES: Final = (ETHERTYPE_TRILL, ETHERTYPE_L2_ISIS, ETHERTYPE_CHANNEL)
 BURST_S: Final = 0.05
 
 
@@ -270,11 +271,11 @@ class SoftwarePlane:
             return self._drop(cause)
         if not frame.multi and frame.egress == NICKNAME_ANY:
             return self._channel(port, frame, data)
-        return self._multi(port, frame, data) if frame.multi else self._unicast(frame, data)
+        return self._multi(port, frame, data) if frame.multi else self._unicast(port, frame, data)
 
     def _channel(self, port: PortEntry, frame: TrillFrame, data: bytes) -> list[Sent]:
         """A message from the neighbour: an echo goes straight back, the rest is control's."""
-        if frame.ethertype != ETHERTYPE_CHANNEL or frame.inner_dmac != ALL_EGRESS_RBRIDGES:
+        if not _is_channel(frame):
             return self._drop(Drop.INNER)
         is_echo = frame.payload[:2] == CHANNEL_ECHO.to_bytes(2, "big")
         if is_echo and frame.inner_smac == frame.outer_smac:
@@ -302,8 +303,12 @@ class SoftwarePlane:
             return Drop.OWN_INGRESS
         return None
 
-    def _unicast(self, frame: TrillFrame, data: bytes) -> list[Sent]:
-        if frame.egress == self._self.nickname:
+    def _unicast(self, port: PortEntry, frame: TrillFrame, data: bytes) -> list[Sent]:
+        ends_here = frame.egress == self._self.nickname
+        if _is_channel(frame) and (ends_here or frame.hop_count == 0):
+            self.punts.append(Sent(port.port, data))
+            return []
+        if ends_here:
             return self._decapsulate(frame)
         if frame.hop_count == 0:
             return self._drop(Drop.HOP_COUNT)
@@ -396,7 +401,7 @@ class SoftwarePlane:
     def _from_access(self, port: PortEntry, data: bytes) -> list[Sent]:
         dmac, smac = data[:6], data[6:12]
         ethertype = int.from_bytes(data[12:14], "big")
-        if dmac[:5] == BRIDGE_GROUP or ethertype in (ETHERTYPE_TRILL, ETHERTYPE_L2_ISIS):
+        if dmac[:5] == BRIDGE_GROUP or ethertype in FABRIC_ETHERTYPES:
             return self._drop(Drop.BRIDGE_CONTROL)
         if smac[0] & 1 or smac == bytes(6):
             return self._drop(Drop.SPOOFED)
@@ -517,3 +522,12 @@ class SoftwarePlane:
                 data = self._wrap(label, native, tree, dmac=ALL_RBRIDGES, smac=smac)
                 out.append(Sent(number, data))
         return out
+
+
+def _is_channel(frame: TrillFrame) -> bool:
+    """Tell whether RBridges talk to each other in this frame; tenants' frames have a label."""
+    return (
+        frame.ethertype == ETHERTYPE_CHANNEL
+        and frame.inner_dmac == ALL_EGRESS_RBRIDGES
+        and frame.label is None
+    )

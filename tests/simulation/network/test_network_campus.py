@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from nuage.network.campus import Campus, random_campus, system_id
-from nuage.network.fabric_event import FabricNews
+from nuage.network.fabric_event import FabricNews, TraceAsked
 from nuage.network.forwarding import Drop, Label, Nickname, PortNumber, RpfEntry, TreeEntry
 from nuage.network.isis_auth import Keyring
 from nuage.network.nickname import NicknameWish
@@ -51,7 +51,7 @@ def databases(campus: Campus) -> set[tuple[tuple[bytes, int, int], ...]]:
 
 
 def trees(campus: Campus) -> set[tuple[int, tuple[tuple[bytes, bytes], ...]]]:
-    found = set()
+    found: set[tuple[int, tuple[tuple[bytes, bytes], ...]]] = set()
     for node in campus.nodes:
         routes = node.rbridge.routes
         assert routes is not None
@@ -381,3 +381,37 @@ def test_a_neighbour_that_never_returns_is_given_up() -> None:
     assert campus.nodes[0].rbridge.view().neighbours[0].state == "report"
     campus.run_for(5.0)
     assert campus.nodes[0].rbridge.view().neighbours[0].state == "down"
+
+
+def test_a_trace_names_each_rbridge_on_the_way() -> None:
+    campus = Campus(16)
+    for number in range(5):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    for number in range(4):
+        campus.connect(number, number + 1)
+    campus.run_until(4.0)
+    target = campus.nodes[4].rbridge.nickname
+    computed = campus.nodes[0].rbridge.path_to(target)
+    assert [hop.hostname for hop in computed] == ["rb0", "rb1", "rb2", "rb3", "rb4"]
+    assert computed[0].choices == ("rb1",)
+    campus.give(0, TraceAsked(target, trace_id=77))
+    campus.run_for(0.5)
+    seen = {answer.hop: answer.hostname for answer in campus.nodes[0].traced}
+    assert {hop: seen[hop] for hop in range(4)} == {0: "rb1", 1: "rb2", 2: "rb3", 3: "rb4"}
+    assert {seen[hop] for hop in range(4, 16)} == {"rb4"}
+
+
+def test_a_guest_cannot_speak_as_a_rbridge() -> None:
+    """A channel frame from an access port goes nowhere."""
+    campus = Campus(17)
+    for number in range(2):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    campus.connect(0, 1)
+    ports = attach_all(campus)
+    campus.run_until(4.0)
+    for dmac in (BROADCAST, bytes.fromhex("0180c2000042"), guest_mac(1)):
+        frame = dmac + guest_mac(0) + b"\x89\x46" + b"<evil>".ljust(46, b".")
+        campus.from_guest(0, ports[0], frame)
+    campus.run_for(0.2)
+    assert deliveries(campus, b"<evil>") == {}
+    assert campus.nodes[0].plane.counters().drops[Drop.BRIDGE_CONTROL] == 3
