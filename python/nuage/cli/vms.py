@@ -217,6 +217,28 @@ def console_vm(session: Session, name: str, lines: int, iaas: str) -> None:
     click.echo("\n".join(text.splitlines()[-lines:]) if lines else text, nl=bool(lines))
 
 
+@vm_group.command("type")
+@click.argument("name")
+@click.argument("text")
+@iaas_option
+@pass_session
+def type_vm(session: Session, name: str, text: str, iaas: str) -> None:
+    """Type TEXT and Enter on a VM's serial console."""
+    path = f"{_vms(session, iaas)}/{name}/console"
+    session.client.call("POST", path, {"text": text + "\n"})
+
+
+@vm_group.command("attach")
+@click.argument("name")
+@iaas_option
+@pass_session
+def attach_vm(session: Session, name: str, iaas: str) -> None:
+    """Use a VM's serial console from this terminal; Ctrl-] leaves it."""
+    from nuage.cli.console import attach
+
+    attach(session.client, f"{_vms(session, iaas)}/{name}/console")
+
+
 def _simple(verb: str, help_text: str, done: str) -> click.Command:
     @vm_group.command(verb, help=help_text)
     @click.argument("name")

@@ -14,7 +14,7 @@ from nuage.daemon.configuration import VnodeConfiguration
 from nuage.daemon.hardware import BmcMeter
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.errors import NotFound
-from nuage.iaas.machines import ConsoleLog, ConsoleRequest
+from nuage.iaas.machines import ConsoleLog, ConsoleRequest, TypedText
 from nuage.model.desired import VmWish, VnodeReport, VnodeWish
 from nuage.model.infrastructure import NodeRole
 from nuage.vnode.agent import AgentOptions, VnodeAgent
@@ -133,9 +133,20 @@ class VnodeProcess:
                 raise NotFound("vm", ask.vm_id, hint="it has no console on this node")
             total_bytes = seen[ask.vm_id].console_bytes
             offset = max(0, total_bytes - ask.bytes_max)
+            if ask.after_bytes >= 0:
+                offset = max(offset, ask.after_bytes)
             data = await self._hypervisor.console_log(ask.vm_id, offset, ask.bytes_max)
             text = data.decode("utf-8", errors="replace")
-            return ConsoleLog(text=text, total_bytes=total_bytes)
+            return ConsoleLog(text=text, total_bytes=max(total_bytes, offset + len(data)))
+
+        @handlers.method("vm.type", TypedText, roles={NodeRole.CONTROLLER})
+        async def type_text(_peer: Peer, typed: TypedText) -> None:
+            path = self._hypervisor.console_socket(typed.vm_id)
+            _, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(typed.text.encode())
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
 
     async def _take_wish(self, wish: VnodeWish) -> None:
         self._last_wish = wish

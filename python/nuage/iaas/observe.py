@@ -179,9 +179,7 @@ def node_status(
         since_s=before.since_s if before.connected == connected and known else now_s,
     )
     if vnode is not None:
-        # What was handed over is an orphan for the moment that its process takes to end.
-        left = (seen.vm_id for seen in vnode.vms if seen.orphan and not seen.migrated)
-        orphans = tuple(sorted(left))
+        orphans = tuple(sorted(seen.vm_id for seen in vnode.vms if _is_orphan(seen)))
         after = replace(after, accelerator=vnode.estimate.accelerator, orphans=orphans)
     if ionode is not None:
         after = replace(after, replica_addresses=ionode.replica_addresses)
@@ -193,6 +191,15 @@ def node_status(
     if after == known:
         return []
     return [Save(after, *_status_line(index, before, after, is_new=known is None))]
+
+
+def _is_orphan(seen: VmReport) -> bool:
+    """Tell whether a VM runs on a node that should not run it.
+
+    What was handed over is in no wish for the moment that its process takes to end.
+    """
+    runs = seen.state in (VmState.RUNNING, VmState.STARTING, VmState.STOPPING, VmState.MIGRATING)
+    return seen.orphan and runs and not seen.migrated
 
 
 def _status_line(
