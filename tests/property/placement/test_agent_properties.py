@@ -1,0 +1,56 @@
+"""Counts add up: every node answers every bid once; promises never exceed a node."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.placement.placement_builders import request, site, vector
+
+from nuage.ids import NodeId, VmId
+from nuage.model.vm import VmShape
+from nuage.placement.local_agent import LocalAgent, Reservation
+
+NODES = tuple(NodeId(f"marne-v{n}") for n in range(5))
+vectors = st.builds(
+    vector,
+    st.sampled_from(NODES),
+    sent_s=st.floats(0, 40),
+    vcpu_free=st.integers(0, 12),
+    memory_free_mib=st.integers(0, 8192),
+    in_service=st.booleans(),
+    maintenance=st.booleans(),
+    booted=st.booleans(),
+    running=st.sets(st.sampled_from([VmId("vm-1"), VmId("vm-2")])).map(tuple),
+)
+requests = st.builds(
+    request,
+    st.integers(1, 12),
+    shape=st.builds(VmShape, vcpu_count=st.integers(1, 4), memory_mib=st.integers(64, 4096)),
+    nodes_excluded=st.sets(st.sampled_from(NODES)).map(tuple),
+    vms_apart=st.sets(st.sampled_from([VmId("vm-1"), VmId("vm-3")])).map(tuple),
+)
+steps = st.lists(st.one_of(vectors, st.tuples(requests, st.sampled_from(NODES))), max_size=40)
+
+
+@given(steps, st.floats(0, 60))
+def test_every_node_answers_once_and_no_promise_exceeds_it(
+    steps: list[object], later_s: float
+) -> None:
+    agent = LocalAgent(site(), reservation_s=1e9)
+    for step in steps:
+        if isinstance(step, tuple):
+            wanted, node = step
+            bid = agent.bid(wanted, 40.0)
+            named = [e.node_id for e in bid.estimates] + [r.node_id for r in bid.refusals]
+            if agent.nodes:
+                assert sorted(named, key=str) == sorted((v.node_id for v in agent.nodes), key=str)
+            able = {estimate.node_id for estimate in bid.estimates}
+            new = all(hold.request_id != wanted.request_id for hold in agent.reservations)
+            outcome = agent.reserve(wanted, node, 40.0)
+            if new:
+                assert isinstance(outcome, Reservation) == (node in able)
+        else:
+            agent.update(step)  # type: ignore[arg-type]
+    bid = agent.bid(request(99, shape=VmShape(vcpu_count=1, memory_mib=64)), later_s)
+    for estimate in bid.estimates:
+        assert estimate.costs["vcpu_free"] >= 1
+        assert estimate.costs["memory_free_mib"] >= 64
+        assert estimate.costs["marginal_watts"] >= 0
