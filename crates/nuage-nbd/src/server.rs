@@ -51,7 +51,6 @@ pub enum Event {
 pub(crate) enum Phase {
     Handshake(Handshake),
     Transmission(Session),
-    Over,
 }
 
 #[derive(Debug)]
@@ -261,7 +260,7 @@ impl Server {
         self.connections.get(id).is_none_or(|connection| {
             let idle = match &connection.phase {
                 Phase::Transmission(session) => session.in_flight == 0,
-                Phase::Handshake(_) | Phase::Over => true,
+                Phase::Handshake(_) => true,
             };
             connection.closing && connection.output.is_empty() && idle
         })
@@ -272,7 +271,7 @@ impl Server {
         self.connections.get(id).is_some_and(|connection| {
             let room = match &connection.phase {
                 Phase::Transmission(session) => session.has_room(),
-                Phase::Handshake(_) | Phase::Over => true,
+                Phase::Handshake(_) => true,
             };
             !connection.closing && room && connection.output.len() <= OUTPUT_BYTES_MAX
         })

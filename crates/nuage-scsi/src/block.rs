@@ -396,7 +396,9 @@ fn write_same(unit: &LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Result<Step,
     if length == 0 {
         return Ok(Step::Finished(Reply::good()));
     }
-    if no_data || data.iter().all(|byte| *byte == 0) {
+    // UNMAP=1 asks for deallocation whatever the block of data holds: so do LIO and tgt, and the
+    // conformance suite wants it. Initiators send zeros there.
+    if unmap || no_data || data.iter().all(|byte| *byte == 0) {
         let operation = if unmap {
             Operation::Unmap { offset, length }
         } else {

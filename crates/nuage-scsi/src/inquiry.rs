@@ -3,8 +3,8 @@
 use crate::unit::{Alua, Identity};
 use nuage_block::Geometry;
 
-/// Blocks one READ or WRITE may move: what a session must hold for it at once.
-pub const TRANSFER_BYTES_MAX: u32 = 8 * 1024 * 1024;
+/// Bytes one READ or WRITE may move: what a session must hold for it at once. As many as NBD's.
+pub const TRANSFER_BYTES_MAX: u32 = 32 * 1024 * 1024;
 /// Blocks of COMPARE AND WRITE: its NUMBER OF LOGICAL BLOCKS is one byte.
 pub const COMPARE_BLOCKS_MAX: u8 = 255;
 /// Longest WRITE SAME: it stays one command and must end within an initiator's patience.
@@ -146,7 +146,7 @@ fn limits(geometry: &Geometry) -> Vec<u8> {
     };
     word(8, TRANSFER_BYTES_MAX / block);
     word(12, 1024 * 1024 / block); // optimal transfer length
-    word(16, TRANSFER_BYTES_MAX / block); // prefetch
+    word(16, 1024 * 1024 / block); // prefetch
     word(20, u32::MAX); // maximum unmap LBA count: no limit
     word(24, UNMAP_DESCRIPTORS_MAX);
     word(28, per_page); // optimal unmap granularity

@@ -58,9 +58,8 @@ impl Server {
                 victims
             }
             function::LUN_RESET | function::WARM_RESET | function::COLD_RESET => {
-                let by = (wanted == function::LUN_RESET).then_some(nexus);
                 if let Some(target) = self.targets.get_mut(&target) {
-                    target.unit.reset(by);
+                    target.unit.reset();
                 }
                 self.tasks_of(target, None)
             }

@@ -225,15 +225,11 @@ impl LogicalUnit {
         }
     }
 
-    /// LOGICAL UNIT RESET (SAM-5 §6.3.3) by a nexus, or by none for a target reset.
-    pub fn reset(&mut self, by: Option<Nexus>) {
+    /// LOGICAL UNIT RESET (SAM-5 §6.3.3): every nexus hears of it, also the one that asked.
+    pub fn reset(&mut self) {
         self.reserved = None;
         self.modes = Modes::default();
-        for (nexus, state) in &mut self.nexuses {
-            if by != Some(*nexus) {
-                push_attention(&mut state.attentions, Sense::UA_DEVICE_RESET);
-            }
-        }
+        self.tell_all(Sense::UA_DEVICE_RESET);
     }
 
     /// Tell a nexus that somebody else ended its tasks.

@@ -257,7 +257,11 @@ impl Storaged {
                 nbd,
             } => self.at(&volume, moment, iqn, nbd, context).map(Some),
             Request::CloseAt { view } => self.close_at(&view, context).map(Some),
-            Request::Clone { volume, .. } => {
+            Request::Clone {
+                volume,
+                moment: _,
+                clone: _,
+            } => {
                 self.engine(&volume)?;
                 Err(Refusal::new(
                     Code::NotSupported,
@@ -921,7 +925,15 @@ impl Storaged {
                         ],
                     );
                 }
+                // Facts for people: what was repaired, what was read or became durable.
                 HeadEvent::Store(_) => {}
+                other => log::info(
+                    "head_event",
+                    &[
+                        ("volume", volume.into()),
+                        ("event", format!("{other:?}").into()),
+                    ],
+                ),
             }
         }
     }
