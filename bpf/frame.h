@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Frames: their layouts, the flow inside, counters. Only looks; nothing here forwards. */
+#ifndef NUAGE_FRAME_H
+#define NUAGE_FRAME_H
+
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include "maps.h"
+
+#define ETH_P_TRILL 0x22F3
+#define ETH_P_L2_ISIS 0x22F4
+#define ETH_P_FGL 0x893B
+#define ETH_P_CHANNEL 0x8946
+#define NICKNAME_MAX 0xFFBF
+#define NICKNAME_ANY 0xFFC0
+#define CHANNEL_ECHO 3
+#ifndef IPPROTO_ICMPV6
+#define IPPROTO_ICMPV6 58
+#endif
+#define HOP_COUNT_MAX 63
+#define TRILL_VERSION(first) ((first) >> 14)
+#define TRILL_MULTI 0x0800
+#define TRILL_OPTION_BYTES(first) ((((first) >> 6) & 0x1F) * 4)
+#define TRILL_HOPS(first) ((first) & 0x3F)
+#define OPTIONS_CRITICAL 0xE0000000	/* RFC 7179 section 2 */
+#define FGL_OVERHEAD 28
+#define VLAN_TAG_BYTES 4
+
+struct ethernet {
+	__u8 dmac[MAC_BYTES];
+	__u8 smac[MAC_BYTES];
+	__be16 type;
+} __attribute__((packed));
+
+/* RFC 6325 section 3.1: V:2 R:2 M:1 OpLen:5 HopCount:6 | egress or root | ingress */
+struct trill_head {
+	struct ethernet outer;
+	__be16 first;
+	__be16 egress;
+	__be16 ingress;
+} __attribute__((packed));
+
+/* After the options. In a VLAN frame `second` is the Ethertype and there is no more. */
+struct trill_inner {
+	__u8 dmac[MAC_BYTES];
+	__u8 smac[MAC_BYTES];
+	__be16 tag;
+	__be16 control;
+	__be16 second;
+	__be16 low;
+	__be16 type;
+} __attribute__((packed));
+
+/* What ingress puts before the guest's Ethertype; `vlan` only when the guest sent a tag. */
+struct trill_encap {
+	struct trill_head head;
+	__u8 dmac[MAC_BYTES];
+	__u8 smac[MAC_BYTES];
+	__be16 fgl_high;
+	__be16 high;
+	__be16 fgl_low;
+	__be16 low;
+	__be16 vlan;
+	__be16 tci;
+} __attribute__((packed));
+_Static_assert(sizeof(struct trill_encap) == 44, "trill_encap");
+
+struct hop_head {	/* what a transit RBridge rewrites */
+	struct ethernet outer;
+	__be16 first;
+} __attribute__((packed));
+
+enum flow_form { FLOW_FOUND, FLOW_NONE, FLOW_BAD };
+
+/* One direction of a flow; for ICMP `source_port` is the type and `destination_port` the id. */
+struct flow {
+	__u32 source[4];
+	__u32 destination[4];
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 protocol;
+	__u8 family;
+	__u8 fragment;
+	__u8 form;
+};
+
+static __always_inline void count(__u32 index)
+{
+	__u64 *cell = bpf_map_lookup_elem(&counters, &index);
+
+	if (cell)
+		*cell += 1;
+}
+
+static __always_inline int drop(__u32 cause)
+{
+	count(cause);
+	return TC_ACT_SHOT;
+}
+
+/* Hand a frame to the daemon's packet sockets, and to nothing else of the host: its own ARP and
+ * IP ignore what is for another host. */
+static __always_inline int punt(struct __sk_buff *skb)
+{
+	bpf_skb_change_type(skb, PACKET_OTHERHOST);
+	count(SUM_PUNTED);
+	return TC_ACT_OK;
+}
+
+static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
+{
+	return *(const __u16 *)a == *(const __u16 *)b &&
+	       *(const __u16 *)(a + 2) == *(const __u16 *)(b + 2) &&
+	       *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+}
+
+static __always_inline void mac_copy(__u8 *to, const __u8 *from)
+{
+	__builtin_memcpy(to, from, MAC_BYTES);
+}
+
+/* 01-80-C2-00-00-xx: bridges' own group addresses and TRILL's */
+static __always_inline int is_bridge_group(const __u8 *mac)
+{
+	return mac[0] == 0x01 && mac[1] == 0x80 && mac[2] == 0xC2 && !mac[3] && !mac[4];
+}
+
+static __always_inline struct port_value *port_here(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+
+	return bpf_map_lookup_elem(&ports, &ifindex);
+}
+
+static __always_inline struct port_value *place_of(__u32 number)
+{
+	struct port_value *place = bpf_map_lookup_elem(&places, &number);
+
+	return place && place->ifindex ? place : NULL;
+}
+
+static __always_inline struct self_value *self(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&self_entry, &zero);
+}
+
+struct ipv4 {
+	__u8 version_ihl, tos;
+	__be16 bytes, id, fragment;
+	__u8 ttl, protocol;
+	__be16 checksum;
+	__u32 source, destination;
+} __attribute__((packed));
+
+struct ipv6 {
+	__be32 version_class_label;
+	__be16 bytes;
+	__u8 following, hop_limit;
+	__u32 source[4], destination[4];
+} __attribute__((packed));
+
+static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow, __u32 offset)
+{
+	__u8 bytes[4];
+	__be16 id = 0;
+
+	if (flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP) {
+		if (bpf_skb_load_bytes(skb, offset, bytes, 4))
+			return FLOW_BAD;
+		flow->source_port = bytes[0] << 8 | bytes[1];
+		flow->destination_port = bytes[2] << 8 | bytes[3];
+	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
+		if (bpf_skb_load_bytes(skb, offset, bytes, 4))
+			return FLOW_BAD;
+		flow->source_port = bytes[0];
+		bpf_skb_load_bytes(skb, offset + 4, &id, 2);
+		flow->destination_port = bpf_ntohs(id);
+	}
+	return FLOW_FOUND;
+}
+
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow, __u32 offset)
+{
+	struct ipv4 ip;
+	__u32 header_bytes;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return FLOW_BAD;
+	header_bytes = (ip.version_ihl & 0xF) * 4;
+	if (ip.version_ihl >> 4 != 4 || header_bytes < sizeof(ip) ||
+	    offset + header_bytes > skb->len)
+		return FLOW_BAD;
+	flow->family = 4;
+	flow->source[0] = ip.source;
+	flow->destination[0] = ip.destination;
+	flow->protocol = ip.protocol;
+	if (bpf_ntohs(ip.fragment) & 0x1FFF) {
+		flow->fragment = 1;
+		return FLOW_FOUND;
+	}
+	return parse_ports(skb, flow, offset + header_bytes);
+}
+
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, __u32 offset)
+{
+	struct ipv6 ip;
+	__u8 extension[4];
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return FLOW_BAD;
+	if (bpf_ntohl(ip.version_class_label) >> 28 != 6)
+		return FLOW_BAD;
+	flow->family = 6;
+	__builtin_memcpy(flow->source, ip.source, 16);
+	__builtin_memcpy(flow->destination, ip.destination, 16);
+	flow->protocol = ip.following;
+	offset += sizeof(ip);
+	for (int i = 0; i < 6; i++) {	/* guest_frame._EXTENSIONS_MAX */
+		__u8 kind = flow->protocol;
+
+		if (kind != 0 && kind != 43 && kind != 60 && kind != 44)
+			return parse_ports(skb, flow, offset);
+		if (bpf_skb_load_bytes(skb, offset, extension, 4))
+			return FLOW_BAD;
+		flow->protocol = extension[0];
+		offset += kind == 44 ? 8 : extension[1] * 8 + 8;
+		if (offset > skb->len)
+			return FLOW_BAD;
+		if (kind == 44 && (extension[2] << 8 | extension[3]) >> 3) {
+			flow->fragment = 1;
+			return FLOW_FOUND;
+		}
+	}
+	return FLOW_BAD;
+}
+
+/* Fill `flow` from the packet at `offset` of the frame. */
+static __noinline int parse_flow(struct __sk_buff *skb, struct flow *flow, __u32 offset, __u16 type)
+{
+	if (!flow)
+		return FLOW_BAD;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	if (type == ETH_P_IP)
+		flow->form = parse_ipv4(skb, flow, offset);
+	else if (type == ETH_P_IPV6)
+		flow->form = parse_ipv6(skb, flow, offset);
+	else
+		flow->form = FLOW_NONE;
+	return flow->form;
+}
+
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	hash = (hash ^ word) * 0x9E3779B1;	/* Fibonacci hashing, Knuth 6.4 */
+	return hash ^ hash >> 15;
+}
+
+/* What spreads flows over equal paths: the same for every frame of one flow. */
+static __noinline __u32 flow_hash(struct __sk_buff *skb, __u32 offset, __u16 type, __u32 seed)
+{
+	struct flow flow;
+	__u32 hash = mix(0, seed);
+
+	if (parse_flow(skb, &flow, offset, type) != FLOW_FOUND)
+		return hash;
+	for (int i = 0; i < 4; i++)
+		hash = mix(mix(hash, flow.source[i]), flow.destination[i]);
+	if (flow.protocol == IPPROTO_TCP || flow.protocol == IPPROTO_UDP)
+		hash = mix(hash, flow.source_port << 16 | flow.destination_port);
+	return hash;
+}
+
+static __always_inline __u32 mac_seed(const __u8 *dmac, const __u8 *smac, __u32 label)
+{
+	__u32 low = dmac[2] << 24 | dmac[3] << 16 | dmac[4] << 8 | dmac[5];
+	__u32 high = smac[2] << 24 | smac[3] << 16 | smac[4] << 8 | smac[5];
+
+	return mix(mix(label, low), high);
+}
+
+#endif

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * The kernel's part of the fabric: TRILL and LISP forwarding on tc, TRILL on XDP besides.
+ *
+ *   guest -> access_in -> lisp_in           tc ingress of a tap or veth
+ *   guest <- access_out                     tc egress of it
+ *   neighbour -> [xdp_trunk] -> trunk_in    XDP and tc ingress of a trunk
+ *   other RLOCs -> lisp_under               tc ingress of the underlay interface
+ *
+ * One object, so that all programs share one set of maps. Programs use the user-space API of the
+ * kernel only (no kernel structure is read), so nothing needs relocation from kernel to kernel.
+ */
+#include "access.h"
+#include "lisp.h"
+#include "trunk.h"
+
+char _license[] SEC("license") = "GPL";

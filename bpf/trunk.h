@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Trunks: TRILL frames of the neighbour, checked as RFC 6325 section 4.6.2 and RFC 7780 say, in
+ * the order of software_plane.SoftwarePlane. */
+#ifndef NUAGE_TRUNK_H
+#define NUAGE_TRUNK_H
+
+#include "deliver.h"
+
+/* A TRILL frame taken apart. `label` 0: it is in a VLAN. */
+struct arrival {
+	struct trill_head head;
+	struct trill_inner inner;
+	__u16 first;
+	__u16 egress;
+	__u16 ingress;
+	__u16 type;
+	__u32 label;
+	__u32 option_bytes;
+	__u32 payload;		/* offset of what follows the inner Ethertype */
+	__u32 options;		/* the first word, or 0 */
+};
+
+static __always_inline int take_apart(struct __sk_buff *skb, struct arrival *in)
+{
+	struct trill_inner *inner = &in->inner;
+	__u32 offset = sizeof(in->head);
+	__be32 word;
+
+	if (bpf_skb_load_bytes(skb, 0, &in->head, sizeof(in->head)))
+		return -1;
+	in->first = bpf_ntohs(in->head.first);
+	in->egress = bpf_ntohs(in->head.egress);
+	in->ingress = bpf_ntohs(in->head.ingress);
+	in->option_bytes = TRILL_OPTION_BYTES(in->first);
+	in->options = 0;
+	if (in->option_bytes) {
+		if (bpf_skb_load_bytes(skb, offset, &word, 4))
+			return -1;
+		in->options = bpf_ntohl(word);
+		offset += in->option_bytes;
+	}
+	if (bpf_skb_load_bytes(skb, offset, inner, 18))
+		return -1;
+	if (inner->tag == bpf_htons(ETH_P_8021Q)) {
+		in->label = 0;
+		in->type = bpf_ntohs(inner->second);
+		in->payload = offset + 18;
+		return 0;
+	}
+	if (inner->tag != bpf_htons(ETH_P_FGL) || inner->second != inner->tag ||
+	    bpf_skb_load_bytes(skb, offset + 18, &inner->low, 4))
+		return -1;
+	in->label = (bpf_ntohs(inner->control) & 0xFFF) << 12 | (bpf_ntohs(inner->low) & 0xFFF);
+	in->type = bpf_ntohs(inner->type);
+	in->payload = offset + sizeof(*inner);
+	return 0;
+}
+
+/* Shrink a TRILL frame from the front. bpf_skb_adjust_room takes only frames whose skb->protocol
+ * is IP, so it becomes that first: of two VLAN tags pushed the inner one is written into the
+ * frame, and popping it sets skb->protocol from what stands behind it. */
+static __always_inline long strip(struct __sk_buff *skb, __u32 bytes, __u16 type)
+{
+	__be16 disguise = bpf_htons(type);
+	long failed;
+
+	failed = bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), 1);
+	if (failed)
+		return failed;
+	failed = bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), 1);
+	if (failed)
+		return failed;
+	failed = bpf_skb_store_bytes(skb, 16, &disguise, 2, BPF_F_RECOMPUTE_CSUM);
+	if (failed)
+		return failed;
+	failed = bpf_skb_vlan_pop(skb);
+	if (failed)
+		return failed;
+	failed = bpf_skb_vlan_pop(skb);
+	if (failed)
+		return failed;
+	return bpf_skb_adjust_room(skb, -(__s32)bytes, BPF_ADJ_ROOM_MAC,
+				   BPF_F_ADJ_ROOM_FIXED_GSO);
+}
+
+/* Hand the inner frame, bare now, to its ports here. */
+static __always_inline int deliver(struct __sk_buff *skb, __u32 label, const __u8 *dmac)
+{
+	struct station_value *found = NULL;
+
+	count(SUM_EGRESS);
+	if (!(dmac[0] & 1))
+		found = station_alive(label, dmac);
+	if (found)
+		return found->port ? to_access(skb, found->port, label) : TC_ACT_SHOT;
+	flood_local(skb, label, 0);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int decapsulate(struct __sk_buff *skb, struct arrival *in)
+{
+	struct station_key key = {.label = in->label};
+	__u32 bytes = FGL_OVERHEAD + in->option_bytes, label = in->label;
+	struct ethernet eth;
+	__u32 left;
+
+	if (!label || !bpf_map_lookup_elem(&floods, &label))
+		return drop(DROP_LABEL);
+	if (in->inner.smac[0] & 1)
+		return drop(DROP_INNER);
+	mac_copy(key.mac, in->inner.smac);
+	learn(&key, in->ingress, 0);
+	mac_copy(eth.dmac, in->inner.dmac);
+	mac_copy(eth.smac, in->inner.smac);
+	eth.type = in->inner.type;
+	left = skb->len - in->payload;
+	if (left < sizeof(struct ipv4) + 1) {	/* Ethernet would have padded it to 46 */
+		bpf_skb_change_tail(skb, in->payload + sizeof(struct ipv4) + 1, 0);
+		left = sizeof(struct ipv4) + 1;
+	}
+	if (strip(skb, bytes, in->type == ETH_P_IPV6 && left > 40 ? ETH_P_IPV6 : ETH_P_IP))
+		return drop(SUM_KERNEL_REFUSED);
+	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), BPF_F_RECOMPUTE_CSUM))
+		return drop(SUM_KERNEL_REFUSED);
+	return deliver(skb, label, eth.dmac);
+}
+
+/* From the neighbour, one hop: an echo goes straight back, the rest is control's. */
+static __always_inline int channel(struct __sk_buff *skb, struct port_value *port,
+				   struct arrival *in)
+{
+	const __u8 all_egress[MAC_BYTES] = {0x01, 0x80, 0xC2, 0, 0, 0x42};
+	struct ethernet back;
+	__be16 protocol = 0;
+
+	if (in->type != ETH_P_CHANNEL || !mac_equal(in->inner.dmac, all_egress))
+		return drop(DROP_INNER);
+	if (bpf_skb_load_bytes(skb, in->payload, &protocol, 2) ||
+	    protocol != bpf_htons(CHANNEL_ECHO) ||
+	    !mac_equal(in->inner.smac, in->head.outer.smac))
+		return punt(skb);
+	mac_copy(back.dmac, in->head.outer.smac);
+	mac_copy(back.smac, port->mac);
+	back.type = bpf_htons(ETH_P_TRILL);
+	bpf_skb_store_bytes(skb, 0, &back, sizeof(back), 0);
+	count(SUM_ANSWERED);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+static __always_inline int forward_unicast(struct __sk_buff *skb, struct arrival *in)
+{
+	struct slot_value *trunk;
+	struct hop_head head;
+	struct fib_value *path;
+	__u32 egress = in->egress, index = 0, slot;
+
+	if (!TRILL_HOPS(in->first))
+		return drop(DROP_HOP_COUNT);
+	path = bpf_map_lookup_elem(&fib, &egress);
+	if (!path || !path->count)
+		return drop(DROP_NO_ROUTE);
+	if (path->count > 1)
+		index = flow_hash(skb, in->payload, in->type,
+				  mac_seed(in->inner.dmac, in->inner.smac, in->label)) %
+			path->count;
+	if (index >= ECMP_MAX)
+		return drop(DROP_NO_ROUTE);
+	slot = path->hops[index].slot;
+	trunk = bpf_map_lookup_elem(&slots, &slot);
+	if (!trunk || !trunk->ifindex)
+		return drop(DROP_NO_ROUTE);
+	mac_copy(head.outer.dmac, path->hops[index].dmac);
+	mac_copy(head.outer.smac, path->hops[index].smac);
+	head.outer.type = bpf_htons(ETH_P_TRILL);
+	head.first = bpf_htons(in->first - 1);
+	bpf_skb_store_bytes(skb, 0, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM);
+	count(SUM_TRANSIT);
+	return bpf_redirect(trunk->ifindex, 0);
+}
+
+static __always_inline int forward_multi(struct __sk_buff *skb, struct port_value *port,
+					 struct arrival *in)
+{
+	struct rpf_key key = {.tree = in->egress, .ingress = in->ingress};
+	__u32 tree = in->egress, label = in->label, *slot;
+	__u64 *trunks, bit = 1ULL << (port->slot & 63), others;
+
+	trunks = bpf_map_lookup_elem(&trees, &tree);
+	if (!trunks)
+		return drop(DROP_UNKNOWN_TREE);
+	if (!(*trunks & bit))
+		return drop(DROP_NOT_TREE_PORT);
+	slot = bpf_map_lookup_elem(&rpf, &key);
+	if (!slot || *slot != port->slot)
+		return drop(DROP_RPF);
+	if (!TRILL_HOPS(in->first)) {
+		count(DROP_HOP_COUNT);
+	} else {
+		others = branches(tree, label, *trunks) & ~bit;
+		if (others && copy_to_trunks(skb, others, in->first - 1))
+			count(SUM_TRANSIT);
+	}
+	if (!label || !bpf_map_lookup_elem(&floods, &label))
+		return TC_ACT_SHOT;
+	return decapsulate(skb, in);
+}
+
+/* Say why a frame may not be looked at further; negative: it may. Channel frames come first: BFD
+ * runs before the adjacency is reported. */
+static __always_inline int trunk_refusal(struct port_value *port, struct arrival *in,
+					 struct self_value *me)
+{
+	const __u8 all_rbridges[MAC_BYTES] = {0x01, 0x80, 0xC2, 0, 0, 0x40};
+	int is_multi = in->first & TRILL_MULTI;
+
+	if (TRILL_VERSION(in->first))
+		return DROP_VERSION;
+	if (!mac_equal(in->head.outer.dmac, is_multi ? all_rbridges : port->mac))
+		return DROP_OUTER_DESTINATION;
+	if (!is_multi && in->egress == NICKNAME_ANY)
+		return -1;
+	if (!(port->flags & PORT_ADJACENT) || !mac_equal(in->head.outer.smac, port->neighbour))
+		return DROP_NO_ADJACENCY;
+	if (in->options & OPTIONS_CRITICAL)
+		return DROP_OPTIONS;
+	if (!in->ingress || in->ingress > NICKNAME_MAX)
+		return DROP_INGRESS;
+	if (!me->nickname)
+		return DROP_NO_NICKNAME;
+	if (in->ingress == me->nickname)
+		return DROP_OWN_INGRESS;
+	return -1;
+}
+
+static __always_inline int not_trill(struct __sk_buff *skb)
+{
+	__u8 dmac[MAC_BYTES];
+
+	if (bpf_skb_load_bytes(skb, 0, dmac, sizeof(dmac)))
+		return drop(DROP_SHORT);
+	return drop(is_bridge_group(dmac) && dmac[5] < 0x10 ? DROP_BRIDGE_CONTROL : DROP_NATIVE);
+}
+
+SEC("tc")
+int trunk_in(struct __sk_buff *skb)
+{
+	struct port_value *port = port_here(skb);
+	struct self_value *me = self();
+	struct arrival in;
+	int cause;
+
+	if (!port || !me)
+		return drop(DROP_NO_PORT);
+	if (skb->vlan_present)
+		return not_trill(skb);
+	if (skb->protocol == bpf_htons(ETH_P_L2_ISIS))
+		return punt(skb);
+	if (skb->protocol != bpf_htons(ETH_P_TRILL))
+		return not_trill(skb);
+	if (take_apart(skb, &in))
+		return drop(DROP_SHORT);
+	cause = trunk_refusal(port, &in, me);
+	if (cause >= 0)
+		return drop(cause);
+	if (in.first & TRILL_MULTI)
+		return forward_multi(skb, port, &in);
+	if (in.egress == NICKNAME_ANY)
+		return channel(skb, port, &in);
+	if (in.egress == me->nickname)
+		return decapsulate(skb, &in);
+	return forward_unicast(skb, &in);
+}
+
+#endif
