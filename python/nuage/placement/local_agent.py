@@ -16,8 +16,6 @@ memory, and for the watts of each power limit as measured and promised.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
-from math import isnan
 from typing import Final
 
 import numpy as np
@@ -84,6 +82,7 @@ class _Known:
     block: FloatArray
     refusals: tuple[Refusal, ...]
     estimates: tuple[Estimate, ...] | None
+    columns: Columns | None = None
 
 
 class LocalAgent:
@@ -346,11 +345,11 @@ class LocalAgent:
         node_ids = self._table.node_ids
         vectors = self._table.vectors
         with_extra = self._table.extra_count > 0
-        values = known.block.T.tolist()
+        indices = list(chosen)
         estimates = []
-        for index in chosen:
+        for index, values in zip(indices, known.block[:, indices].T.tolist(), strict=True):
             row = known.rows[index]
-            costs = dict(zip(COLUMN_NAMES, values[index], strict=True))
+            costs = dict(zip(COLUMN_NAMES, values, strict=True))
             if with_extra and vectors[row].extra:
                 costs |= vectors[row].extra
             estimates.append(Estimate(node_id=node_ids[row], site_id=site_id, costs=costs))
@@ -371,22 +370,24 @@ class LocalAgent:
         block[_FIRST_DERIVED + 6] = watts * (here.pue * here.carbon_g_per_kwh / 1000.0)
         return block
 
-    def _best(self, request: VmRequest, known: "_Known") -> list[int]:
-        """Return the `estimates_max` best by the request's policy: DIET's partial ranking."""
+    def _columns(self, known: "_Known") -> Columns:
         node_ids = tuple(self._table.node_ids[row] for row in known.rows)
         values = dict(zip(COLUMN_NAMES, known.block, strict=True))
         if self._table.extra_count:
             extras = [self._table.vectors[row].extra for row in known.rows]
             for name in dict.fromkeys(name for extra in extras for name in extra):
                 values[name] = np.array([extra.get(name, np.nan) for extra in extras])
-        columns = Columns(node_ids, (self.site.site_id,) * len(node_ids), values)
+        return Columns(node_ids, (self.site.site_id,) * len(node_ids), values)
+
+    def _best(self, request: VmRequest, known: "_Known") -> list[int]:
+        """Return the `estimates_max` best by the request's policy: DIET's partial ranking."""
+        if known.columns is None:
+            known.columns = self._columns(known)
         name = request.policy if request.policy in self._policies else ""
-        scores = scored(self._policies.require(name), columns, request)
-        return nsmallest(
-            self._estimates_max,
-            (index for index, score in enumerate(scores) if not isnan(score)),
-            key=lambda index: (scores[index], node_ids[index]),
-        )
+        scores = np.array(scored(self._policies.require(name), known.columns, request))
+        order = np.lexsort((self._table.rank[known.rows], scores))  # NaN sorts last
+        best: list[int] = order[~np.isnan(scores[order])][: self._estimates_max].tolist()
+        return best
 
     # -- step 5: commitment -----------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class NodeTable:
         self._curves: dict[NodeId, FloatArray] = {}
         self._marginal_watts: dict[int, FloatArray] = {}
         self._power_now: FloatArray | None = None
+        self._rank: IndexArray | None = None
         self.oldest_sent_s = np.inf
         self.extra_count = 0
 
@@ -98,6 +99,7 @@ class NodeTable:
             self.row_of[self.node_ids[row]] = row
         self.vectors.pop()
         self.node_ids.pop()
+        self._rank = None
         self.oldest_sent_s = float(self._sent_s[: len(self)].min()) if self.node_ids else np.inf
         self._touch()
 
@@ -117,6 +119,15 @@ class NodeTable:
         self._held_count[row] += sign
         self._settle(row)
         self._touch()
+
+    @property
+    def rank(self) -> IndexArray:
+        """Each row's place by node id: what decides between equal scores."""
+        if self._rank is None:
+            order = sorted(range(len(self)), key=self.node_ids.__getitem__)
+            self._rank = np.empty(len(self), np.intp)
+            self._rank[order] = np.arange(len(self))
+        return self._rank
 
     @property
     def usable(self) -> BoolArray:
@@ -175,6 +186,7 @@ class NodeTable:
 
     def _add(self, vector: EstimationVector) -> int:
         row = len(self.node_ids)
+        self._rank = None
         if row == self._capacity:
             self._grow()
         self.node_ids.append(vector.node_id)
