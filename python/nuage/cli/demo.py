@@ -83,8 +83,8 @@ class Demo:
         self.say("Four datacenters start, and join into a federation")
         begin = time.monotonic()
         with out.status("hardware") as status:
-            self._lab.create_hardware(lambda what: status.update(what))
-            assemble(self._lab, lambda what: status.update(what))
+            self._lab.create_hardware(status.update)
+            assemble(self._lab, status.update)
         self.figure("federation up", f"{time.monotonic() - begin:.1f} s")
         self._admin = self.client(self._sites[0])
         admin = admin_of(self._lab)
@@ -173,9 +173,8 @@ class Demo:
         places = rows_of(self._user.get(f"{self._volumes}/web1-boot/where"))
         for place in places:
             word = "head" if place["is_head"] else "copy"
-            self.note(
-                f"web1's disk, {word}: {place['node']} in {place['place']}, {place['country']}"
-            )
+            where = f"{place['node']} in {place['place']}, {place['country']}"
+            self.note(f"web1's disk, {word}: {where}")
 
     def _tell_choice(self, name: str, decision: dict[str, object]) -> None:
         ranked = rows_of(decision["ranked"])
