@@ -20,7 +20,7 @@ use crate::extents::extents;
 use crate::overlay::{Found, Overlay};
 use nuage_replica::{FrameError, Policy};
 
-use crate::replicas::{CopyStatus, Replicas, Wish};
+use crate::replicas::{CopyStatus, OwnCopy, Replicas, Wish};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Requests in flight; two full queues of an initiator.
@@ -64,8 +64,10 @@ pub struct CopyOptions {
     /// Copies in all; `me` is the number of the head's own.
     pub count: usize,
     pub me: usize,
-    /// No former head can still be reading (`ReplicaStore::into_store` tells).
+    /// No former head can still be reading (`ReplicaStore::hand_over` tells).
     pub released: bool,
+    /// The own copy has lost nothing that it held in memory.
+    pub steady: bool,
 }
 
 /// Whose read it is.
@@ -223,8 +225,12 @@ impl<D: Disk> VolumeHead<D> {
         let epoch = next_epoch(store.superblock().promised, options.term)?;
         store.promise(epoch)?;
         let volume = store.superblock().volume;
-        let mut replicas =
-            Replicas::new(copies.policy, copies.count, copies.me, volume, copies.released);
+        let own = OwnCopy {
+            released: copies.released,
+            steady: copies.steady,
+            from_memory: options.mode != AckMode::Durable,
+        };
+        let mut replicas = Replicas::new(copies.policy, copies.count, copies.me, volume, own);
         replicas.set_epoch(epoch, store.applied_seq());
         Ok(Self::assemble(store, options, clock, epoch, Some(replicas)))
     }

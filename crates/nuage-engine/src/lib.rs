@@ -17,5 +17,5 @@ pub use head::{
     VolumeHead, next_epoch,
 };
 pub use replicas::{CopyState, CopyStatus};
-pub use server::{ReplicaStore, SessionId};
+pub use server::{Handover, ReplicaStore, SessionId};
 pub use local::{SystemClock, create_volume, open_volume};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nuage_journal::{Chain, Disk, Group, JournalError, Now, Store};
 use nuage_replica::{
-    Frame, FrameError, FrameReader, Lease, Policy, Refusal, Tail, rules, takeover_wait_ns,
+    Copies, Marks, Frame, FrameError, FrameReader, Lease, Policy, Refusal, Tail, rules, takeover_wait_ns,
 };
 
 /// Bytes waiting for one connection before a peer is read for from the log instead.
@@ -55,6 +55,7 @@ struct Peer {
     tail: Option<Tail>,
     applied: Tail,
     released: bool,
+    steady: bool,
     sent_seq: u64,
     memory_seq: u64,
     durable_seq: u64,
@@ -72,6 +73,7 @@ impl Peer {
             tail: None,
             applied: Tail::default(),
             released: false,
+            steady: false,
             sent_seq: 0,
             memory_seq: 0,
             durable_seq: 0,
@@ -85,6 +87,14 @@ impl Peer {
         frame.encode(&mut self.out);
         self.last_sent_ns = now_ns;
     }
+}
+
+/// What the head knows of its own copy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnCopy {
+    pub released: bool,
+    pub steady: bool,
+    pub from_memory: bool,
 }
 
 /// What the other copies make the head do.
@@ -112,6 +122,8 @@ pub struct Replicas {
     /// First record of this epoch; none is committed before it.
     first_seq: u64,
     known_committed: u64,
+    /// Answered from memory at most.
+    known_acked: u64,
     visible_from_ns: u64,
     now: Now,
     lease: Lease,
@@ -119,6 +131,9 @@ pub struct Replicas {
     recent_bytes: u64,
     /// The head's own copy knows that no former head can still read.
     own_released: bool,
+    own_steady: bool,
+    /// Writes are acknowledged from memory.
+    from_memory: bool,
     wishes: Vec<Wish>,
 }
 
@@ -128,7 +143,7 @@ impl Replicas {
         copies: usize,
         me: usize,
         volume: [u8; 16],
-        own_released: bool,
+        own: OwnCopy,
     ) -> Self {
         Self {
             me,
@@ -141,12 +156,15 @@ impl Replicas {
             local_durable: 0,
             first_seq: u64::MAX,
             known_committed: 0,
+            known_acked: 0,
             visible_from_ns: u64::MAX,
             now: Now::default(),
             lease: Lease::new(copies),
             recent: VecDeque::new(),
             recent_bytes: 0,
-            own_released,
+            own_released: own.released,
+            own_steady: own.steady,
+            from_memory: own.from_memory,
             wishes: Vec::new(),
         }
     }
@@ -252,10 +270,10 @@ impl Replicas {
         let mut bytes = Vec::with_capacity(group.total_bytes() as usize);
         bytes.extend_from_slice(group.header.bytes());
         bytes.extend_from_slice(group.payload.bytes());
-        let committed_seq = self.durable_seq();
+        let marks = self.marks(now_ns);
         let peer = &mut self.peers[copy];
         peer.sent_seq = group.head.info.last_seq();
-        peer.send(&Frame::Append { committed_seq, sent_ns: now_ns, group: bytes }, now_ns);
+        peer.send(&Frame::Append { marks, group: bytes }, now_ns);
     }
 
     pub(crate) fn local_durable(&mut self, seq: u64) {
@@ -267,6 +285,12 @@ impl Replicas {
     pub(crate) fn local_log(&mut self, memory: u64, durable: u64) {
         self.local_memory = memory;
         self.local_durable = durable;
+    }
+
+    fn marks(&self, sent_ns: u64) -> Marks {
+        let committed_seq = self.durable_seq();
+        let acked_seq = if self.from_memory { self.memory_seq() } else { committed_seq };
+        Marks { committed_seq, acked_seq, sent_ns }
     }
 
     fn values(&self, own: u64, of: impl Fn(&Peer) -> u64) -> Vec<u64> {
@@ -281,7 +305,8 @@ impl Replicas {
 
     /// In the memory of an ack set.
     pub(crate) fn memory_seq(&self) -> u64 {
-        self.committed(self.values(self.local_memory, |peer| peer.memory_seq))
+        let reached = self.committed(self.values(self.local_memory, |peer| peer.memory_seq));
+        reached.max(self.known_acked)
     }
 
     fn committed(&self, values: Vec<u64>) -> u64 {
@@ -334,6 +359,9 @@ impl Replicas {
                 }
             }
         }
+        // What was committed stays so, even if a copy comes back with less.
+        self.known_committed = self.durable_seq();
+        self.known_acked = self.memory_seq();
         Ok(std::mem::take(&mut self.wishes))
     }
 
@@ -345,7 +373,11 @@ impl Replicas {
     ) -> Result<(), JournalError> {
         let peer = &mut self.peers[copy];
         match frame {
-            Frame::Fenced { epoch, tail, applied, released } if epoch == self.epoch => {
+            Frame::Fenced { epoch, tail, applied, released, steady } if epoch == self.epoch => {
+                peer.steady = steady;
+                // A copy that restarted has less than it said before.
+                peer.memory_seq = peer.memory_seq.min(tail.seq);
+                peer.durable_seq = peer.durable_seq.min(tail.seq);
                 peer.state = CopyState::Fenced;
                 peer.tail = Some(tail);
                 peer.applied = applied;
@@ -405,7 +437,11 @@ impl Replicas {
             .map(|peer| peer.tail.filter(|_| peer.state == CopyState::Fenced))
             .collect();
         tails[self.me] = Some(tail_of(store));
-        if !rules::may_recover(&self.policy, &tails) {
+        let mut steady = Copies::from(self.own_steady) << self.me;
+        for (copy, peer) in self.peers.iter().enumerate() {
+            steady |= Copies::from(peer.steady && copy != self.me) << copy;
+        }
+        if !rules::may_recover(&self.policy, &tails, steady, self.from_memory) {
             return Ok(());
         }
         let Some(best) = rules::choose(&tails) else { return Ok(()) };
@@ -475,11 +511,11 @@ impl Replicas {
             self.catch_up(copy, store)?;
         }
         let now_ns = self.now.monotonic_ns;
-        let committed_seq = self.durable_seq();
+        let marks = self.marks(now_ns);
         let peer = &mut self.peers[copy];
         let quiet = now_ns >= peer.last_sent_ns + RENEW_NS;
         if quiet && matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
-            peer.send(&Frame::Renew { committed_seq, sent_ns: now_ns }, now_ns);
+            peer.send(&Frame::Renew { marks }, now_ns);
         }
         Ok(())
     }

@@ -213,13 +213,19 @@ impl<D: Disk> Store<D> {
         let Some(slot) = self.slots[number as usize].as_mut() else {
             return Ok(());
         };
-        if end < self.superblock.segment_bytes {
-            let zero = AlignedBuffer::zeroed(1);
-            self.disk.write_now(slot.file, u64::from(end), &zero)?;
-        }
+        // The seal goes first: a footer must never describe a group that is gone.
         if matches!(slot.state, SlotState::Sealed(..)) {
             let block = encode_first_block(&header, None);
             self.disk.write_now(slot.file, 0, &block)?;
+        }
+        // From the back, so that what is left at any moment is a log without a hole.
+        let segment_bytes = self.superblock.segment_bytes as usize;
+        let rest = self.disk.read_now(slot.file, 0, segment_bytes)?;
+        for at in (end as usize..segment_bytes).step_by(BLOCK_BYTES).rev() {
+            if rest[at..].starts_with(crate::layout::GROUP_MAGIC.as_slice()) {
+                let zero = AlignedBuffer::zeroed(1);
+                self.disk.write_now(slot.file, wide(at), &zero)?;
+            }
         }
         slot.state = SlotState::Open(header.clone());
         self.open = Some(OpenSegment {

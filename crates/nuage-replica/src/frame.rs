@@ -13,6 +13,17 @@ pub struct Tail {
     pub chain: [u8; 32],
 }
 
+/// What a head tells with everything it sends while it leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// On the disks of an ack set: may be applied.
+    pub committed_seq: u64,
+    /// Answered to the initiator at most: with it in memory a copy has forgotten nothing.
+    pub acked_seq: u64,
+    /// The head's monotonic clock; comes back in the answer.
+    pub sent_ns: u64,
+}
+
 /// Why a replica did not do what it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -46,24 +57,17 @@ pub enum Frame {
         epoch: u64,
         resumes: bool,
     },
-    /// Replica: promised. `released`: no former head can still be answering reads.
+    /// Replica: promised. `released`: no former head can still be answering reads. `steady`: it has lost
+    /// nothing that it held in memory for a head.
     Fenced {
         epoch: u64,
         tail: Tail,
         applied: Tail,
-        released: bool,
-    },
+        released: bool, steady: bool },
     /// Head: a group, and how far all are committed. `sent_ns` comes back in the answer.
-    Append {
-        committed_seq: u64,
-        sent_ns: u64,
-        group: Vec<u8>,
-    },
+    Append { marks: Marks, group: Vec<u8> },
     /// Head: nothing new; renews the lease.
-    Renew {
-        committed_seq: u64,
-        sent_ns: u64,
-    },
+    Renew { marks: Marks },
     /// Replica: what it holds in memory and on stable storage.
     Held {
         memory_seq: u64,
@@ -126,6 +130,10 @@ impl Writer {
         self
     }
 
+    fn marks(self, marks: &Marks) -> Self {
+        self.u64(marks.committed_seq).u64(marks.acked_seq).u64(marks.sent_ns)
+    }
+
     fn tail(self, tail: &Tail) -> Self {
         self.u64(tail.seq).u64(tail.epoch).bytes(&tail.chain)
     }
@@ -170,6 +178,10 @@ impl<'a> Body<'a> {
         })
     }
 
+    fn marks(&mut self) -> Result<Marks, FrameError> {
+        Ok(Marks { committed_seq: self.u64()?, acked_seq: self.u64()?, sent_ns: self.u64()? })
+    }
+
     fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.bytes)
     }
@@ -211,28 +223,17 @@ impl Frame {
                 epoch,
                 resumes,
             } => (1, empty.bytes(volume).u64(*epoch).u64(u64::from(*resumes))),
-            Self::Fenced {
-                epoch,
-                tail,
-                applied,
-                released,
-            } => (
+            Self::Fenced { epoch, tail, applied, released, steady } => (
                 2,
                 empty
                     .u64(*epoch)
                     .tail(tail)
                     .tail(applied)
-                    .u64(u64::from(*released)),
+                    .u64(u64::from(*released))
+                    .u64(u64::from(*steady)),
             ),
-            Self::Append {
-                committed_seq,
-                sent_ns,
-                group,
-            } => (3, empty.u64(*committed_seq).u64(*sent_ns).bytes(group)),
-            Self::Renew {
-                committed_seq,
-                sent_ns,
-            } => (4, empty.u64(*committed_seq).u64(*sent_ns)),
+            Self::Append { marks, group } => (3, empty.marks(marks).bytes(group)),
+            Self::Renew { marks } => (4, empty.marks(marks)),
             Self::Held {
                 memory_seq,
                 durable_seq,
@@ -277,16 +278,10 @@ impl Frame {
                 tail: body.tail()?,
                 applied: body.tail()?,
                 released: body.flag()?,
+                steady: body.flag()?,
             },
-            3 => Self::Append {
-                committed_seq: body.u64()?,
-                sent_ns: body.u64()?,
-                group: body.rest().to_vec(),
-            },
-            4 => Self::Renew {
-                committed_seq: body.u64()?,
-                sent_ns: body.u64()?,
-            },
+            3 => Self::Append { marks: body.marks()?, group: body.rest().to_vec() },
+            4 => Self::Renew { marks: body.marks()? },
             5 => Self::Held {
                 memory_seq: body.u64()?,
                 durable_seq: body.u64()?,

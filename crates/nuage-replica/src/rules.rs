@@ -52,12 +52,22 @@ pub fn choose(tails: &[Option<Tail>]) -> Option<usize> {
 }
 
 /// Whether a new head may go on: a fence set has promised to it.
-pub fn may_recover(policy: &Policy, tails: &[Option<Tail>]) -> bool {
+///
+/// `steady` are the copies that have lost nothing they held in memory. Where writes are acknowledged from
+/// memory (`from_memory`), only these count: one that restarted may miss what it told the former head. When
+/// every copy has answered there is no more to learn, and the head goes on with what there is.
+pub fn may_recover(
+    policy: &Policy,
+    tails: &[Option<Tail>],
+    steady: Copies,
+    from_memory: bool,
+) -> bool {
     let mut fenced: Copies = 0;
     for (copy, tail) in tails.iter().enumerate() {
         fenced |= Copies::from(tail.is_some()) << copy;
     }
-    policy.is_fenced(fenced)
+    let counted = if from_memory { fenced & steady } else { fenced };
+    policy.is_fenced(counted) || (policy.is_fenced(fenced) && tails.iter().all(Option::is_some))
 }
 
 /// What is committed, once `durable` is what each copy holds under this epoch.

@@ -1,7 +1,7 @@
 //! Three nodes, a volume, a client, and everything that can go wrong.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ struct World {
     prng: Prng,
     clock: Rc<SimClock>,
     nodes: Vec<Node>,
-    links: HashMap<(usize, usize), Link>,
+    links: BTreeMap<(usize, usize), Link>,
     cut: [[bool; NODES]; NODES],
     name: PolicyName,
     policy: Policy,
@@ -81,7 +81,7 @@ struct World {
     rots: bool,
     term: u64,
     checker: Checker,
-    in_flight: HashMap<(usize, u64), Wish>,
+    in_flight: BTreeMap<(usize, u64), Wish>,
     next_tag: u64,
     next_value: u64,
     next_session: u64,
@@ -132,7 +132,7 @@ impl World {
             prng,
             clock,
             nodes,
-            links: HashMap::new(),
+            links: BTreeMap::new(),
             cut: [[false; NODES]; NODES],
             name,
             policy,
@@ -141,7 +141,7 @@ impl World {
             rots: seed % 8 == 0,
             term: 0,
             checker: Checker::default(),
-            in_flight: HashMap::new(),
+            in_flight: BTreeMap::new(),
             next_tag: 1,
             next_value: 1,
             next_session: 1,
@@ -174,8 +174,8 @@ impl World {
     /// The quorum makes `node` the head of a new term.
     fn lead(&mut self, node: usize) {
         let role = std::mem::replace(&mut self.nodes[node].role, Role::Down);
-        let (store, released) = match role {
-            Role::Replica(replica) => replica.into_store(),
+        let handover = match role {
+            Role::Replica(replica) => replica.hand_over(),
             other => {
                 self.nodes[node].role = other;
                 return;
@@ -189,10 +189,15 @@ impl World {
             term: self.term,
             head: format!("node {node}"),
         };
-        let copies =
-            CopyOptions { policy: self.policy.clone(), count: NODES, me: node, released };
+        let copies = CopyOptions {
+            policy: self.policy.clone(),
+            count: NODES,
+            me: node,
+            released: handover.released,
+            steady: handover.steady,
+        };
         let clock: Rc<dyn Clock> = self.clock.clone();
-        match VolumeHead::open_replicated(store, options, copies, clock) {
+        match VolumeHead::open_replicated(handover.store, options, copies, clock) {
             Ok(head) => self.nodes[node].role = Role::Head(Box::new(head)),
             Err(_) => self.crash(node),
         }
@@ -252,7 +257,7 @@ impl World {
         let may_fail = self.mode == AckMode::Durable || self.down_count() == 0;
         match self.prng.below(400) {
             0..3 if may_fail => self.crash(node),
-            3..6 if may_fail => {
+            3..6 if self.mode == AckMode::Durable => {
                 let fuse = 1 + self.prng.below(12);
                 self.nodes[node].medium.borrow_mut().fuse = Some(fuse);
             }
@@ -361,7 +366,7 @@ impl World {
             self.drop_links(|head, _| head == node);
             let role = std::mem::replace(&mut self.nodes[node].role, Role::Down);
             if let Role::Head(head) = role {
-                let replica = ReplicaStore::new(head.into_store());
+                let replica = ReplicaStore::after_lead(head.into_store());
                 self.nodes[node].role = Role::Replica(Box::new(replica));
             }
         }
@@ -479,6 +484,9 @@ impl World {
     /// Heal everything, let one head lead, and check all that must hold.
     fn settle(&mut self) -> Result<(), String> {
         self.cut = [[false; NODES]; NODES];
+        for _ in 0..200 {
+            self.quiet_step()?;
+        }
         for node in 0..NODES {
             self.nodes[node].medium.borrow_mut().fuse = None;
             if matches!(self.nodes[node].role, Role::Head(_)) {
