@@ -92,11 +92,10 @@ class Demo:
         for row in rows_of(self._admin.get("/v1/sites")):
             datacenter = inner(row, "datacenter")
             operator = inner(datacenter, "operator")
-            self.note(
-                f"{datacenter['site_id']!s:<9} {datacenter['place']!s:<16} tier {datacenter['tier']}"
-                f"  {row['node_connected_count']}/{row['node_count']} nodes"
-                f"  {operator['name']} ({operator['country']})"
-            )
+            place = f"{datacenter['site_id']!s:<9} {datacenter['place']!s:<16}"
+            nodes = f"{row['node_connected_count']}/{row['node_count']} nodes"
+            who = f"{operator['name']} ({operator['country']})"
+            self.note(f"{place} tier {datacenter['tier']}  {nodes}  {who}")
 
     def build_iaas(self) -> None:
         """Build an IaaS under a contract, with a user of its own."""

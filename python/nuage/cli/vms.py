@@ -337,6 +337,110 @@ def where_volume(session: Session, name: str, iaas: str) -> None:
     )
 
 
+def _moment(text: str) -> dict[str, object]:
+    """Read ``#123`` as a write's number, ``14:05:10``, ``90s ago`` or epoch seconds as a time."""
+    stripped = text.strip()
+    if stripped.startswith("#"):
+        return {"sequence": int(stripped[1:])}
+    if stripped.endswith("s ago"):
+        return {"time_s": time.time() - float(stripped[:-5])}
+    if ":" in stripped:
+        today = time.strftime("%Y-%m-%d ")
+        form = "%Y-%m-%d %H:%M:%S"
+        return {"time_s": time.mktime(time.strptime(today + stripped, form))}
+    return {"time_s": float(stripped)}
+
+
+def read_moment(text: str) -> dict[str, object]:
+    """Return the fields of a moment."""
+    try:
+        return _moment(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{text!r} is not a moment",
+            field="moment",
+            hint="write #NUMBER of a write, HH:MM:SS of today, '90s ago', or epoch seconds",
+        ) from None
+
+
+@volume_group.command("history")
+@click.argument("name")
+@click.option("--after", default=0, help="Only what came after this write.")
+@click.option("--count", default=20, show_default=True)
+@iaas_option
+@pass_session
+def history_volume(session: Session, name: str, after: int, count: int, iaas: str) -> None:
+    """Show what a volume's journal keeps: any write from the horizon on can be gone back to."""
+    path = f"{_volumes(session, iaas)}/{name}/history"
+    answer = row_of(session.client.get(path, after=after, count=count))
+    if session.as_json:
+        print_json(answer)
+        return
+    kept = format_size(int(str(answer["history_bytes"])))
+    click.echo(f"writes #{answer['horizon_sequence']} to #{answer['sequence']} are kept, {kept}")
+    rows = [
+        (_clock(m["time_s"]), f"#{m['sequence']}", f"mark {m['name']}", "")
+        for m in rows_of(answer["marks"])
+    ]
+    rows += [
+        (
+            _clock(g["time_s"]), f"#{g['first_sequence']}–{g['last_sequence']}",
+            f"{g['blocks']} blocks", f"epoch {g['epoch']}, segment {g['segment']}",
+        )
+        for g in rows_of(answer["groups"])
+    ]  # fmt: skip
+    print_table(("TIME", "WRITES", "WHAT", "WHERE"), rows, empty="nothing was written yet")
+
+
+def _clock(seconds: object) -> str:
+    moment = float(str(seconds))
+    return time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03d}"
+
+
+@volume_group.command("mark")
+@click.argument("name")
+@click.argument("mark")
+@click.option(
+    "--with", "together_with", multiple=True, metavar="VOLUME", help="At the same instant; repeat."
+)
+@iaas_option
+@pass_session
+def mark_volume(
+    session: Session, name: str, mark: str, together_with: tuple[str, ...], iaas: str
+) -> None:
+    """Name this instant MARK in the journal of a volume, or of several at once."""
+    body = {"name": mark, "together_with": together_with}
+    answer = row_of(session.client.call("POST", f"{_volumes(session, iaas)}/{name}/marks", body))
+    for volume, sequence in inner(answer, "sequences").items():
+        click.echo(f"{volume}  #{sequence}  {mark}")
+
+
+@volume_group.command("clone")
+@click.argument("name")
+@click.argument("new_name")
+@click.option("--at", "moment", default="", help="#NUMBER, HH:MM:SS, '90s ago'.  [default: now]")
+@iaas_option
+@pass_session
+def clone_volume(session: Session, name: str, new_name: str, moment: str, iaas: str) -> None:
+    """Make NEW_NAME from any moment of NAME's past, at once."""
+    body = {"name": new_name, **(read_moment(moment) if moment else {})}
+    answer = row_of(session.client.call("POST", f"{_volumes(session, iaas)}/{name}/clone", body))
+    click.echo(f"{answer['id']}  {new_name}")
+
+
+@volume_group.command("rollback")
+@click.argument("name")
+@click.argument("moment")
+@click.option("--force", is_flag=True, help="Even while a VM uses it.")
+@iaas_option
+@pass_session
+def rollback_volume(session: Session, name: str, moment: str, force: bool, iaas: str) -> None:
+    """Take a volume back to MOMENT (#NUMBER, HH:MM:SS, '90s ago'); what came since is kept."""
+    body = {**read_moment(moment), "force": force}
+    session.client.call("POST", f"{_volumes(session, iaas)}/{name}/rollback", body)
+    click.echo(f"{name} is back at {moment}")
+
+
 @volume_group.command("attach")
 @click.argument("name")
 @click.argument("vm")

@@ -6,16 +6,18 @@ from pathlib import Path
 import structlog
 from prometheus_client import Gauge
 
-from nuage.channel import Handlers
+from nuage.channel import Handlers, Peer
 from nuage.clock import Clock, SystemClock
 from nuage.daemon.agent import AgentChannel
 from nuage.daemon.configuration import IonodeConfiguration
 from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
+from nuage.iaas.past import HISTORY_METHOD, MARK_METHOD, ROLLBACK_METHOD
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
 from nuage.ionode.port import StorageDaemon
 from nuage.ionode.storaged import StoragedDaemon, StoragedOptions, choose_ports, taken_ports
 from nuage.model.desired import DaemonWish, IonodeReport, IonodeWish
+from nuage.model.history import AskHistory, AskMark, AskRollback, Marked, VolumeHistory
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT
 
@@ -47,8 +49,10 @@ class IonodeProcess:
             fetch_image=self._fetch_image,
             clock=self._clock,
         )
+        handlers = Handlers()
+        self._register(handlers)
         self._channel: AgentChannel[IonodeWish, IonodeReport] = AgentChannel(
-            configuration, NodeRole.IONODE, Handlers(), self._tasks, self._clock
+            configuration, NodeRole.IONODE, handlers, self._tasks, self._clock
         )
         self._channel.start(
             wish_type=IonodeWish, take_wish=self._agent.take_wish, reports=self._agent.reports
@@ -65,6 +69,21 @@ class IonodeProcess:
         """Stop the agent; the storage daemons go on serving."""
         await self._tasks.close()
         await self._channel.close()
+
+    def _register(self, handlers: Handlers) -> None:
+        controllers = {NodeRole.CONTROLLER}
+
+        @handlers.method(HISTORY_METHOD, AskHistory, roles=controllers)
+        async def history(_peer: Peer, ask: AskHistory) -> VolumeHistory:
+            return await self._agent.daemon_of(ask.iaas_id).history(ask)
+
+        @handlers.method(MARK_METHOD, AskMark, roles=controllers)
+        async def mark(_peer: Peer, ask: AskMark) -> Marked:
+            return await self._agent.daemon_of(ask.iaas_id).mark(ask)
+
+        @handlers.method(ROLLBACK_METHOD, AskRollback, roles=controllers)
+        async def rollback(_peer: Peer, ask: AskRollback) -> None:
+            await self._agent.daemon_of(ask.iaas_id).rollback(ask)
 
     async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
         configuration = self._configuration

@@ -184,6 +184,7 @@ def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeW
                     iaas_id=volume.iaas_id,
                     size_bytes=volume.size_bytes,
                     journal=volume.journal,
+                    origin=volume.origin if _is_fresh_head(volume, node_id) else None,
                 )
             )
         if volume.head == node_id:
@@ -203,6 +204,11 @@ def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeW
                 )
             )
     return IonodeWish(revision=revision, daemons=tuple(daemons))
+
+
+def _is_fresh_head(volume: Volume, node_id: NodeId) -> bool:
+    """Tell whether this node makes the volume's first copy; the others catch up from it."""
+    return volume.head == node_id and volume.state is VolumeState.CREATING
 
 
 def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from nuage.clock import Clock
-from nuage.errors import Conflict, CorruptData, NuageError
+from nuage.errors import Conflict, CorruptData, NotFound, NuageError
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.plan import (
     Act,
@@ -142,6 +142,9 @@ class IonodeAgent:
             return False
         done = self._filled | set(hosted.filling)
         acts = plan(wish, hosted.seen, filled=done, told=hosted.told)
+        due = {_volume_of(act) for act in acts} | set(hosted.filling)
+        for volume_id in set(hosted.failures) - due:  # what failed is no longer wanted
+            del hosted.failures[volume_id]
         for act in acts:
             await self._perform(hosted, act)
         if acts:
@@ -149,11 +152,7 @@ class IonodeAgent:
         return bool(acts) or any(not head.is_ready for head in hosted.seen.heads)
 
     async def _perform(self, hosted: _Hosted, act: Act) -> None:
-        volume_id = (
-            act.wish.volume_id
-            if isinstance(act, Create | OpenHead | SetInitiators)
-            else (act.volume_id)
-        )
+        volume_id = _volume_of(act)
         try:
             await self._act(hosted, act)
         except NuageError as error:
@@ -166,6 +165,8 @@ class IonodeAgent:
     async def _act(self, hosted: _Hosted, act: Act) -> None:
         daemon = hosted.daemon
         match act:
+            case Create(wish=wish) if wish.origin is not None:
+                await daemon.clone(wish)
             case Create(wish=wish):
                 await daemon.create(wish)
             case Resize(volume_id=volume_id, size_bytes=size_bytes):
@@ -202,6 +203,19 @@ class IonodeAgent:
         self._filled.add(volume_id)
         data = msgspec.json.encode(sorted(self._filled))
         write_atomically(self._options.state_dir / FILLED_FILE, data)
+
+    # Asked by the controller ----------------------------------------------------------------------
+
+    def daemon_of(self, iaas_id: IaasId) -> StorageDaemon:
+        """Return the daemon of an IaaS.
+
+        Raises:
+            NotFound: none runs here, now.
+        """
+        hosted = self._hosted.get(iaas_id)
+        if hosted is None:
+            raise NotFound("storage daemon", iaas_id)
+        return hosted.daemon
 
     # Reports ------------------------------------------------------------------------------------
 
@@ -292,6 +306,12 @@ class IonodeAgent:
             sequence=head.sequence,
             failure=failure,
         )
+
+
+def _volume_of(act: Act) -> VolumeId:
+    if isinstance(act, Create | OpenHead | SetInitiators):
+        return act.wish.volume_id
+    return act.volume_id
 
 
 def _facts(report: IonodeReport) -> tuple[object, ...]:

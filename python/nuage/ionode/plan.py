@@ -1,8 +1,8 @@
 """Wish and what is seen → the next acts on one daemon. Pure.
 
-One act a volume and turn, in the order: copies before heads, a lower epoch closed before a higher
-one is opened, initiators once the head is there. A failure of the daemon is a fact to report,
-never a reason to delete.
+In the order: copies before heads, a lower epoch closed before a higher one is opened, the image
+before the initiators. A volume grows through its head, which tells its replicas. A failure of the
+daemon is a fact to report, never a reason to delete.
 """
 
 from collections.abc import Collection, Mapping
@@ -91,13 +91,20 @@ def plan(
         size_bytes = sizes.get(replica.volume_id)
         if size_bytes is None:
             acts.append(Create(replica))
-        elif size_bytes < replica.size_bytes:
+        elif size_bytes < replica.size_bytes and _is_served(replica.volume_id, heads, wanted):
             acts.append(Resize(replica.volume_id, replica.size_bytes))
     for volume_id, head_wish in wanted.items():
         if volume_id in sizes:
             acts += _head_acts(head_wish, heads.get(volume_id), filled, told)
     acts += [Erase(v) for v in wish.erased if v in sizes and v not in wanted]
     return acts
+
+
+def _is_served(
+    volume_id: VolumeId, heads: Mapping[VolumeId, HeadSeen], wanted: Mapping[VolumeId, HeadWish]
+) -> bool:
+    head, wish = heads.get(volume_id), wanted.get(volume_id)
+    return head is not None and wish is not None and head.is_ready and head.epoch == wish.epoch
 
 
 def _head_acts(
@@ -110,7 +117,7 @@ def _head_acts(
         return [OpenHead(wish)]
     if head.epoch != wish.epoch or not head.is_ready:
         return []
-    if wish.image_sha256 and head.mapped_bytes == 0 and wish.volume_id not in filled:
+    if wish.image_sha256 and wish.volume_id not in filled:  # also what was begun and broke off
         return [Fill(wish.volume_id, wish.image_sha256)]
     if told.get(wish.volume_id) != wish.chap:
         return [SetInitiators(wish)]

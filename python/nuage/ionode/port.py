@@ -10,6 +10,7 @@ from typing import Protocol
 
 from nuage.ids import VolumeId
 from nuage.model.desired import HeadWish, ReplicaWish
+from nuage.model.history import AskHistory, AskMark, AskRollback, Marked, VolumeHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,28 @@ class StorageDaemon(Protocol):
         """Make an empty copy; it is durable on return."""
         ...
 
+    async def clone(self, wish: ReplicaWish) -> None:
+        """Make a copy that starts from another volume's past (`wish.origin`), at once."""
+        ...
+
+    async def history(self, ask: AskHistory) -> VolumeHistory:
+        """Return what a head's journal keeps."""
+        ...
+
+    async def mark(self, ask: AskMark) -> Marked:
+        """Write one mark into several journals at one instant."""
+        ...
+
+    async def rollback(self, ask: AskRollback) -> None:
+        """Take a volume back to a moment; what came since stays in its journal.
+
+        Raises:
+            Conflict: initiators are logged in, and `force` is not set.
+        """
+        ...
+
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
-        """Make a copy larger."""
+        """Make a volume larger, through its head here."""
         ...
 
     async def open_head(self, wish: HeadWish) -> None:

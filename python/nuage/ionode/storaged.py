@@ -15,16 +15,35 @@ from typing import Final
 import msgspec
 import structlog
 
-from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, StaleEpoch, Unavailable
+from nuage.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NuageError,
+    StaleEpoch,
+    TimedOut,
+    Unavailable,
+)
 from nuage.ids import IaasId, VolumeId
 from nuage.ionode.port import DaemonSeen, HeadSeen, VolumeSeen
 from nuage.model.desired import HeadWish, ReplicaWish
+from nuage.model.history import (
+    AskHistory,
+    AskMark,
+    AskRollback,
+    JournalGroup,
+    JournalMark,
+    Marked,
+    Moment,
+    VolumeHistory,
+)
 from nuage.trust.files import write_atomically
 
 PORT_MIN: Final = 21_000
 PORT_MAX: Final = 28_999
 START_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.02
+ASK_TIMEOUT_S: Final = 20.0  # a flush of a slow disk; beyond it the daemon is asked anew
 HEAD_OPEN: Final = "open"
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
@@ -140,15 +159,20 @@ class StoragedDaemon:
             assert self._reader is not None
             number, self._next_id = self._next_id, self._next_id + 1
             line = json.dumps({"id": number, "op": op, **fields}).encode() + b"\n"
+            answer = b""
             try:
-                self._writer.write(line)
-                await self._writer.drain()
-                answer = await self._reader.readline()
+                async with asyncio.timeout(ASK_TIMEOUT_S):
+                    self._writer.write(line)
+                    await self._writer.drain()
+                    answer = await self._reader.readline()
+            except TimeoutError:
+                raise TimedOut(f"the storage daemon: {op}", after_s=ASK_TIMEOUT_S) from None
             except (OSError, ValueError) as error:
-                self._drop()
                 raise Unavailable(f"the storage daemon broke off: {error}") from error
+            finally:
+                if not answer:
+                    self._drop()  # also when cancelled: a late answer would be taken for the next
             if not answer:
-                self._drop()
                 raise Unavailable(f"the storage daemon of {self._iaas_id} ended")
         document: Json = json.loads(answer)
         if "error" in document:
@@ -207,6 +231,59 @@ class StoragedDaemon:
             },
         )
 
+    async def clone(self, wish: ReplicaWish) -> None:
+        """Make a copy that starts from another volume's past."""
+        assert wish.origin is not None, "plan() clones only what has an origin"
+        await self._ask(
+            "clone",
+            volume=wish.origin.volume_id,
+            moment=_moment(wish.origin.moment),
+            clone=wish.volume_id,
+        )
+
+    async def history(self, ask: AskHistory) -> VolumeHistory:
+        """Return what a head's journal keeps."""
+        answer = await self._ask(
+            "history", volume=ask.volume_id, after=ask.after_sequence, count=ask.count
+        )
+        told = msgspec.convert(answer, _History)
+        return VolumeHistory(
+            horizon_sequence=told.horizon_sequence,
+            sequence=told.sequence,
+            history_bytes=told.history_bytes,
+            marks=tuple(
+                JournalMark(
+                    sequence=mark.sequence,
+                    time_s=mark.time_us / 1e6,
+                    name=mark.name,
+                    kind=mark.kind,
+                )
+                for mark in told.marks
+            ),
+            groups=tuple(
+                JournalGroup(
+                    first_sequence=group.first_sequence,
+                    last_sequence=group.last_sequence,
+                    time_s=group.time_us / 1e6,
+                    epoch=group.epoch,
+                    segment=group.segment,
+                    blocks=group.blocks,
+                )
+                for group in told.groups
+            ),
+        )
+
+    async def mark(self, ask: AskMark) -> Marked:
+        """Write one mark into several journals at one instant."""
+        answer = await self._ask("mark", volumes=list(ask.volume_ids), name=ask.name)
+        return msgspec.convert(answer, Marked)
+
+    async def rollback(self, ask: AskRollback) -> None:
+        """Take a volume back to a moment."""
+        await self._ask(
+            "rollback", volume=ask.volume_id, moment=_moment(ask.moment), force=ask.force
+        )
+
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
         """Make a copy larger."""
         await self._ask("resize", volume=volume_id, size_bytes=size_bytes)
@@ -259,6 +336,30 @@ class StoragedDaemon:
         await self._ask("delete_volume", volume=volume_id)
 
 
+class _Mark(msgspec.Struct):
+    sequence: int
+    time_us: int
+    name: str
+    kind: str
+
+
+class _Group(msgspec.Struct):
+    first_sequence: int
+    last_sequence: int
+    time_us: int
+    epoch: int
+    segment: int
+    blocks: int
+
+
+class _History(msgspec.Struct):
+    horizon_sequence: int
+    sequence: int
+    history_bytes: int
+    marks: list[_Mark]
+    groups: list[_Group]
+
+
 class _Head(msgspec.Struct):
     epoch: int
     state: str
@@ -278,6 +379,13 @@ class _Volume(msgspec.Struct):
 
 class _Listed(msgspec.Struct):
     volumes: list[_Volume] = []
+
+
+def _moment(moment: Moment) -> Json:
+    if moment.sequence is not None:
+        return {"sequence": moment.sequence}
+    assert moment.time_s is not None, "a Moment has one of the two"
+    return {"time_us": int(moment.time_s * 1e6)}
 
 
 def _chap(wish: HeadWish) -> list[dict[str, str]]:

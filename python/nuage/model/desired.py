@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import AckPolicy, JournalRule, QosClass
+from nuage.model.history import CloneOrigin
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import PowerWish, VmShape, VmState
 
@@ -134,6 +135,7 @@ class ReplicaWish:
     iaas_id: IaasId
     size_bytes: int
     journal: JournalRule
+    origin: CloneOrigin | None = None  # make it from that volume's past, which is here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

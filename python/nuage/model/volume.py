@@ -6,6 +6,7 @@ from enum import Enum
 from nuage.errors import InvalidRequest
 from nuage.ids import IaasId, ImageId, NodeId, SiteId, VmId, VolumeId
 from nuage.model.contract import AckPolicy, JournalRule
+from nuage.model.history import CloneOrigin
 from nuage.units import MIB, TIB
 
 VOLUME_BYTES_MAX = 64 * TIB
@@ -45,6 +46,7 @@ class Volume:
     journal: JournalRule
     state: VolumeState
     image_id: ImageId | None = None
+    origin: CloneOrigin | None = None
     vm_id: VmId | None = None
     replicas: tuple[ReplicaPlace, ...] = ()
     head: NodeId | None = None

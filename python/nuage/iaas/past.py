@@ -1,0 +1,242 @@
+"""Use cases on a volume's past: what its journal keeps, marks, clones, rollback (paper §III-D)."""
+
+from dataclasses import dataclass, replace
+
+from nuage.errors import Conflict, InvalidRequest
+from nuage.iaas.building import require_quota
+from nuage.iaas.epochs import FIRST_EPOCH
+from nuage.iaas.operations import Operation, OperationTable, Shown
+from nuage.iaas.showing import show
+from nuage.iaas.site import Site
+from nuage.iaas.volumes import new_volume, volume_of
+from nuage.ids import NodeId, SiteId
+from nuage.model.history import (
+    MARK_CHARS_MAX,
+    AskHistory,
+    AskMark,
+    AskRollback,
+    CloneOrigin,
+    Marked,
+    Moment,
+    VolumeHistory,
+)
+from nuage.model.iaas import Iaas
+from nuage.model.vm import Vm, VmState
+from nuage.model.volume import Volume, VolumeState
+from nuage.trust.permissions import Principal, Scope
+
+HISTORY_METHOD = "volume.history"
+MARK_METHOD = "volume.mark"
+ROLLBACK_METHOD = "volume.rollback"
+ASK_TIMEOUT_S = 10.0
+GROUPS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadHistory:
+    """Ask what a volume's journal keeps, from after a sequence number on."""
+
+    iaas: str
+    volume: str
+    after: int = 0
+    count: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkVolumes:
+    """Name this instant in the journals of a volume, and of others with the same head."""
+
+    iaas: str
+    volume: str
+    name: str
+    together_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneVolume:
+    """Make a volume that starts from another's past; None for both means: from now."""
+
+    iaas: str
+    volume: str
+    name: str
+    sequence: int | None = None
+    time_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackVolume:
+    """Take a volume back; its VM must be stopped, or `force` be set."""
+
+    iaas: str
+    volume: str
+    sequence: int | None = None
+    time_s: float | None = None
+    force: bool = False
+
+
+def _head(volume: Volume) -> NodeId:
+    if volume.head is None or volume.state is not VolumeState.READY:
+        raise Conflict(f"volume {volume.name} is {volume.state.value}; it has no head to ask")
+    return volume.head
+
+
+async def read_history(site: Site, _principal: Principal, body: ReadHistory) -> VolumeHistory:
+    """Ask the head what its journal keeps."""
+    volume = volume_of(site, body.iaas, body.volume)
+    if not 0 < body.count <= GROUPS_MAX:
+        raise InvalidRequest(f"1 to {GROUPS_MAX} groups at a time", field="count")
+    ask = AskHistory(
+        iaas_id=volume.iaas_id,
+        volume_id=volume.volume_id,
+        after_sequence=body.after,
+        count=body.count,
+    )
+    return await site.nodes.ask(
+        _head(volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
+    )
+
+
+async def mark_volumes(site: Site, _principal: Principal, body: MarkVolumes) -> Marked:
+    """Write one mark into the journals of a group of volumes at one instant."""
+    if not 0 < len(body.name) <= MARK_CHARS_MAX:
+        raise InvalidRequest(f"a mark's name has 1 to {MARK_CHARS_MAX} characters", field="name")
+    names = (body.volume, *body.together_with)
+    volumes = [volume_of(site, body.iaas, name) for name in names]
+    heads = {_head(volume) for volume in volumes}
+    if len(heads) > 1:
+        raise Conflict(
+            f"the volumes have heads on {', '.join(sorted(heads))}",
+            hint="a mark at one instant needs one head; move the volumes together first",
+        )
+    ask = AskMark(
+        iaas_id=volumes[0].iaas_id,
+        volume_ids=tuple(volume.volume_id for volume in volumes),
+        name=body.name,
+    )
+    return await site.nodes.ask(heads.pop(), MARK_METHOD, ask, Marked, timeout_s=ASK_TIMEOUT_S)
+
+
+async def clone_volume(site: Site, _principal: Principal, body: CloneVolume) -> Shown[Volume]:
+    """Make a volume from another's past: at once, sharing what both have in common."""
+    source = volume_of(site, body.iaas, body.volume)
+    head = _head(source)
+    moment = await _moment_of(site, source, body.sequence, body.time_s)
+    iaas = site.index.value(Iaas, source.iaas_id)
+    require_quota(site, iaas, asked=(0, 0, 0, source.size_bytes))
+    fresh = new_volume(site, iaas, name=body.name, size_bytes=source.size_bytes)
+    clone = replace(
+        fresh,
+        origin=CloneOrigin(volume_id=source.volume_id, moment=moment),
+        replicas=source.replicas,  # the past lies there, and so within the contract
+        head=head,
+        epoch=FIRST_EPOCH,
+    )
+    await site.save(clone, unique_name=True)
+    site.announce("volume", clone.volume_id, "cloned", f"{clone.name} starts from {source.name}")
+    return show(site, clone)
+
+
+async def _moment_of(
+    site: Site, volume: Volume, sequence: int | None, time_s: float | None
+) -> Moment:
+    if sequence is not None or time_s is not None:
+        return Moment(sequence=sequence, time_s=time_s)
+    ask = AskHistory(iaas_id=volume.iaas_id, volume_id=volume.volume_id, count=1)
+    history = await site.nodes.ask(
+        _head(volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
+    )
+    return Moment(sequence=history.sequence)
+
+
+async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolume) -> Shown[Volume]:
+    """Take a volume back to a moment; what came since stays in its journal."""
+    volume = volume_of(site, body.iaas, body.volume)
+    vm = None if volume.vm_id is None else site.index.find_value(Vm, volume.vm_id)
+    if vm is not None and vm.state is not VmState.STOPPED and not body.force:
+        raise Conflict(
+            f"{vm.name} is {vm.state.value} and uses {volume.name}",
+            hint=f"nuage vm stop {vm.name}, roll back, then start it again",
+        )
+    ask = AskRollback(
+        iaas_id=volume.iaas_id,
+        volume_id=volume.volume_id,
+        moment=Moment(sequence=body.sequence, time_s=body.time_s),
+        force=body.force,
+    )
+    await site.nodes.ask(_head(volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S)
+    where = f"write {body.sequence}" if body.sequence is not None else f"time {body.time_s}"
+    site.announce("volume", volume.volume_id, "rolled-back", f"{volume.name} is back at {where}")
+    return show(site, volume)
+
+
+def _scope(
+    site: Site, body: ReadHistory | MarkVolumes | CloneVolume | RollbackVolume
+) -> Scope | None:
+    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
+
+
+def _home(site: Site, body: ReadHistory | MarkVolumes | CloneVolume | RollbackVolume) -> SiteId:
+    return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    path = "/v1/iaas/{iaas}/volumes/{volume}"
+    table.add(
+        Operation(
+            name="volume.history",
+            verb="GET",
+            path=path + "/history",
+            body=ReadHistory,
+            result=VolumeHistory,
+            action="volume.read",
+            summary="Tell what a volume's journal keeps",
+            run=read_history,
+            scope=_scope,
+            home=_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.mark",
+            verb="POST",
+            path=path + "/marks",
+            body=MarkVolumes,
+            result=Marked,
+            action="volume.write",
+            summary="Name this instant in the journals of one or several volumes",
+            run=mark_volumes,
+            scope=_scope,
+            home=_home,
+            status=201,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.clone",
+            verb="POST",
+            path=path + "/clone",
+            body=CloneVolume,
+            result=Shown[Volume],
+            action="volume.create",
+            summary="Make a volume from any moment of another's past",
+            run=clone_volume,
+            scope=_scope,
+            home=_home,
+            status=202,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.rollback",
+            verb="POST",
+            path=path + "/rollback",
+            body=RollbackVolume,
+            result=Shown[Volume],
+            action="volume.rollback",
+            summary="Take a volume back to any moment of its past",
+            run=rollback_volume,
+            scope=_scope,
+            home=_home,
+        )
+    )
