@@ -24,7 +24,7 @@ from nuage.model.vm import VmShape
 from nuage.vnode import machine
 from nuage.vnode.configdrive import SeedLayout, build_seed
 from nuage.vnode.hypervisor import GuestSeen, GuestSpec, Hypervisor, Nic, RunState
-from nuage.vnode.memory import AgentMemory, GuestMemory, forget, remember, take_wish
+from nuage.vnode.memory import AgentMemory, GuestMemory, forget, lasting, remember, take_wish
 from nuage.vnode.ports import PortPlug
 from nuage.vnode.reporting import is_news, orphan_report, vm_report
 from nuage.vnode.sed import Sed
@@ -182,7 +182,7 @@ class VnodeAgent:
                 acts.append((vm_id, planned.act))
             if planned.look_again_s:
                 look_s = min(look_s, planned.look_again_s)
-        if self._memory != stored:
+        if lasting(self._memory) != lasting(stored):
             _store(self._options.state_dir / "agent.json", self._memory)
         for vm_id, act in acts:
             self._busy[vm_id] = asyncio.create_task(self._perform(vm_id, act))

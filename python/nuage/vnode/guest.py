@@ -5,6 +5,7 @@ monitor's and the console's sockets, the console's log and QEMU's own complaints
 a restarted agent finds the guest again.
 """
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,8 @@ class Guest:
     changed: Callable[[VmId], None]
     client: QmpClient | None = None
     console: ConsoleLog = field(init=False)
+    launching: bool = False  # QEMU was started and has not greeted: nothing can be asked yet
+    link: asyncio.Lock = field(default_factory=asyncio.Lock)  # a monitor serves one client
     failure: str = ""
     last_migration: MigrationSeen = field(default_factory=MigrationSeen)
     unplugged: Callable[[str], None] = field(default=lambda _device: None)
@@ -169,11 +172,12 @@ class Guest:
 
     async def execute(self, name: str, arguments: Mapping[str, Json] | None = None) -> Json:
         """Run a monitor command, connecting again when the connection was lost."""
-        client = self.client
-        if client is None or client.closed.is_set():
-            if not self.alive:
-                raise Unavailable(f"{self.record.vm_id} does not run", hint="start it first")
-            client = await self.connect(ADOPT_TIMEOUT_S)
+        async with self.link:
+            client = self.client
+            if client is None or client.closed.is_set():
+                if self.launching or not self.alive:
+                    raise Unavailable(f"{self.record.vm_id} does not run", hint="start it first")
+                client = await self.connect(ADOPT_TIMEOUT_S)
         return await client.execute(name, arguments)
 
     def complaint(self) -> str:

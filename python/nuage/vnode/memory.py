@@ -113,3 +113,20 @@ def forget(memory: AgentMemory, vm_id: VmId) -> AgentMemory:
 def remember(memory: AgentMemory, guest: GuestMemory) -> AgentMemory:
     """Return the memory with one VM's part replaced."""
     return replace(memory, guests={**memory.guests, guest.wish.vm_id: guest})
+
+
+def lasting(memory: AgentMemory) -> AgentMemory:
+    """Return what must be on disk: without what the next look shows anyway.
+
+    SENDING and READY recover alike, and a write to disk at READY would lengthen the guest's pause.
+    """
+    guests = {
+        vm_id: replace(
+            guest,
+            progress_bytes=0,
+            progress_s=0.0,
+            hand_over=HandOver.SENDING if guest.hand_over is HandOver.READY else guest.hand_over,
+        )
+        for vm_id, guest in memory.guests.items()
+    }
+    return replace(memory, guests=guests)

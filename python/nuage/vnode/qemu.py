@@ -122,7 +122,9 @@ class QemuHypervisor:
         """Return every guest this node has, running or not, by id."""
         result = []
         for vm_id in sorted(self._guests):
-            guest = self._guests[vm_id]
+            guest = self._guests.get(vm_id)
+            if guest is None or guest.launching:
+                continue
             seen = await guest.observe()
             if seen.state is RunState.SHUT_DOWN and guest.alive:
                 await self._end(guest, politely=True)
@@ -182,10 +184,12 @@ class QemuHypervisor:
             ),
             self._changed,
         )
+        guest.launching = True
         self._take(guest)
         try:
             await self._launch(guest, spec, secret_files, incoming=incoming)
         finally:
+            guest.launching = False
             for name in secret_files.values():
                 (folder / name).unlink(missing_ok=True)
         return guest
