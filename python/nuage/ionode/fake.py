@@ -5,13 +5,21 @@ log in. What happens to it from outside (a full disk, a daemon that does not ans
 the test. `FakeDaemon` outlives its agent, as the real process does.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nuage.errors import Conflict, InvalidRequest, NotFound, StaleEpoch, Unavailable
 from nuage.ids import VolumeId
 from nuage.ionode.port import DaemonSeen, HeadSeen, VolumeSeen
 from nuage.model.desired import HeadWish, ReplicaWish
+from nuage.model.history import (
+    AskHistory,
+    AskMark,
+    AskRollback,
+    JournalMark,
+    Marked,
+    VolumeHistory,
+)
 
 
 @dataclass(slots=True)
@@ -19,6 +27,8 @@ class _Copy:
     size_bytes: int
     epoch: int = 0
     mapped_bytes: int = 0
+    sequence: int = 0
+    marks: list[JournalMark] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -85,6 +95,47 @@ class FakeDaemon:
         """Make an empty copy; one that is there already stays as it is."""
         self._begin("create", wish.volume_id)
         self._copies.setdefault(wish.volume_id, _Copy(wish.size_bytes))
+
+    async def clone(self, wish: ReplicaWish) -> None:
+        """Make a copy that starts from another volume's past."""
+        self._begin("clone", wish.volume_id)
+        assert wish.origin is not None
+        origin = self._require(wish.origin.volume_id)
+        copy = _Copy(origin.size_bytes, mapped_bytes=origin.mapped_bytes)
+        self._copies.setdefault(wish.volume_id, copy)
+
+    async def history(self, ask: AskHistory) -> VolumeHistory:
+        """Return what a head's journal keeps: here, its marks."""
+        copy = self._served("history", ask.volume_id)
+        return VolumeHistory(
+            horizon_sequence=0,
+            sequence=copy.sequence,
+            history_bytes=0,
+            marks=tuple(m for m in copy.marks if m.sequence > ask.after_sequence)[: ask.count],
+            groups=(),
+        )
+
+    async def mark(self, ask: AskMark) -> Marked:
+        """Write one mark into several journals at one instant."""
+        copies = {volume_id: self._served("mark", volume_id) for volume_id in ask.volume_ids}
+        for copy in copies.values():
+            copy.sequence += 1
+            mark = JournalMark(sequence=copy.sequence, time_s=0.0, name=ask.name, kind="user")
+            copy.marks.append(mark)
+        return Marked(sequences={volume_id: copy.sequence for volume_id, copy in copies.items()})
+
+    async def rollback(self, ask: AskRollback) -> None:
+        """Take a volume back to a moment; refused while somebody may be logged in."""
+        copy = self._served("rollback", ask.volume_id)
+        if self._heads[ask.volume_id].initiators and not ask.force:
+            raise Conflict(f"initiators are logged in to {ask.volume_id}")
+        copy.sequence += 1
+
+    def _served(self, act: str, volume_id: VolumeId) -> _Copy:
+        self._begin(act, volume_id)
+        if volume_id not in self._heads:
+            raise NotFound("head", volume_id)
+        return self._require(volume_id)
 
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
         """Make a volume larger, through its head here."""
