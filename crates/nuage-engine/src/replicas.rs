@@ -61,7 +61,9 @@ struct Peer {
     durable_seq: u64,
     last_sent_ns: u64,
     fence_sent_ns: u64,
-    asked_truncation: bool,
+    /// Its tail is being compared with ours, and is the same up to `common`.
+    comparing: bool,
+    common: Tail,
 }
 
 impl Peer {
@@ -79,7 +81,8 @@ impl Peer {
             durable_seq: 0,
             last_sent_ns: 0,
             fence_sent_ns: 0,
-            asked_truncation: false,
+            comparing: false,
+            common: Tail::default(),
         }
     }
 
@@ -130,6 +133,8 @@ pub struct Replicas {
     recent: VecDeque<Arc<Group>>,
     recent_bytes: u64,
     /// The head's own copy knows that no former head can still read.
+    /// How far a fetched log has been compared with ours.
+    fetched_to: Tail,
     own_released: bool,
     own_steady: bool,
     /// Writes are acknowledged from memory.
@@ -162,6 +167,7 @@ impl Replicas {
             lease: Lease::new(copies),
             recent: VecDeque::new(),
             recent_bytes: 0,
+            fetched_to: Tail::default(),
             own_released: own.released,
             own_steady: own.steady,
             from_memory: own.from_memory,
@@ -187,7 +193,7 @@ impl Replicas {
         let peer = &mut self.peers[copy];
         peer.state = CopyState::Fencing;
         peer.fence_sent_ns = now_ns;
-        peer.asked_truncation = false;
+        peer.comparing = false;
         peer.send(&frame, now_ns);
     }
 
@@ -382,7 +388,7 @@ impl Replicas {
                 peer.tail = Some(tail);
                 peer.applied = applied;
                 peer.released |= released;
-                peer.asked_truncation = false;
+                peer.comparing = false;
                 let sent_ns = peer.fence_sent_ns;
                 self.lease.renewed(copy, sent_ns);
             }
@@ -396,6 +402,9 @@ impl Replicas {
             }
             Frame::Groups { last, groups } if self.phase == (Phase::Fetching { from: copy }) => {
                 self.take_groups(copy, last, &groups, store)?;
+            }
+            Frame::Groups { last, groups } if peer.comparing => {
+                self.compare(copy, last, &groups, store)?;
             }
             Frame::Refused(refusal) => self.refused(copy, refusal),
             Frame::Block { lba, data } => self.wishes.push(Wish::Repaired { lba, data }),
@@ -418,6 +427,8 @@ impl Replicas {
             // Equal: our own promise from a connection whose answer was lost.
             Refusal::StaleEpoch { promised } if promised == self.epoch => self.fence(copy, true),
             Refusal::StaleEpoch { .. } => self.fence(copy, false),
+            // One answer to many frames that were under way: the first makes us ask again.
+            Refusal::OutOfOrder { .. } if self.peers[copy].state == CopyState::Fencing => {}
             Refusal::OutOfOrder { .. } => self.fence(copy, true),
             Refusal::OutOfHistory { .. } if self.phase == (Phase::Fetching { from: copy }) => {
                 self.wishes.push(Wish::Stop { promised: self.epoch });
@@ -455,14 +466,15 @@ impl Replicas {
             self.finish_recovery(store);
             return Ok(());
         }
-        let (applied, chain) = (store.applied_seq(), store.state().position.chain);
-        store.truncate_after(applied, &chain)?;
-        self.fetch(best, applied);
+        let applied = store.state().position;
+        self.fetched_to =
+            Tail { seq: applied.seq, epoch: applied.epoch, chain: applied.chain };
+        self.phase = Phase::Fetching { from: best };
+        self.ask_for_groups(best, applied.seq);
         Ok(())
     }
 
-    fn fetch(&mut self, copy: usize, after_seq: u64) {
-        self.phase = Phase::Fetching { from: copy };
+    fn ask_for_groups(&mut self, copy: usize, after_seq: u64) {
         let bytes = CATCH_UP_BYTES as u32;
         let now_ns = self.now.monotonic_ns;
         self.peers[copy].send(&Frame::Fetch { after_seq, bytes }, now_ns);
@@ -475,15 +487,31 @@ impl Replicas {
         groups: &[u8],
         store: &mut Store<D>,
     ) -> Result<(), JournalError> {
+        // Only what conflicts is given up: what both have may have been acknowledged, and must not be missing
+        // here for a moment.
+        let mut common = self.fetched_to;
         let mut at = 0;
         while at < groups.len() {
             let group = Group::decode(&groups[at..])?;
             at += group.total_bytes() as usize;
-            store.append(self.epoch, Arc::new(group))?;
+            let here = Tail {
+                seq: group.head.info.last_seq(),
+                epoch: group.head.info.epoch,
+                chain: group.head.chain,
+            };
+            if here.seq > store.tail().seq || store.chain_at(here.seq)? != Some(here.chain) {
+                store.truncate_after(common.seq, &common.chain)?;
+                store.append(self.epoch, Arc::new(group))?;
+            }
+            common = here;
         }
+        self.fetched_to = common;
         if !last {
-            self.fetch(copy, store.tail().seq);
-        } else if Some(tail_of(store)) == self.peers[copy].tail {
+            self.ask_for_groups(copy, common.seq);
+            return Ok(());
+        }
+        store.truncate_after(common.seq, &common.chain)?;
+        if Some(tail_of(store)) == self.peers[copy].tail {
             self.finish_recovery(store);
         } else {
             self.phase = Phase::Fencing;
@@ -504,7 +532,7 @@ impl Replicas {
     }
 
     fn serve<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
-        if self.peers[copy].state == CopyState::Fenced && !self.peers[copy].asked_truncation {
+        if self.peers[copy].state == CopyState::Fenced && !self.peers[copy].comparing {
             self.join(copy, store)?;
         }
         if self.peers[copy].state == CopyState::CatchingUp {
@@ -532,13 +560,50 @@ impl Replicas {
             peer.state = CopyState::CatchingUp;
             peer.sent_seq = tail.seq;
         } else if tail.seq > applied.seq && joins(store, &applied)? {
-            let frame = Frame::Truncate { seq: applied.seq, chain: applied.chain };
-            let now_ns = self.now.monotonic_ns;
             let peer = &mut self.peers[copy];
-            peer.asked_truncation = true;
-            peer.send(&frame, now_ns);
+            peer.comparing = true;
+            peer.common = applied;
+            self.ask_for_groups(copy, applied.seq);
         } else {
             self.peers[copy].state = CopyState::Lost;
+        }
+        Ok(())
+    }
+
+    /// Find where a peer's tail parts from our log and have it give up the rest, and no more than that.
+    fn compare<D: Disk>(
+        &mut self,
+        copy: usize,
+        last: bool,
+        groups: &[u8],
+        store: &mut Store<D>,
+    ) -> Result<(), JournalError> {
+        let mut common = self.peers[copy].common;
+        let mut parts = last;
+        let mut at = 0;
+        while at < groups.len() && !parts {
+            let Ok(head) = nuage_journal::GroupHead::decode(&groups[at..]) else {
+                self.disconnected(copy);
+                return Ok(());
+            };
+            at += head.info.total_blocks() as usize * nuage_journal::BLOCK_BYTES;
+            if store.chain_at(head.info.last_seq())? == Some(head.chain) {
+                common = Tail {
+                    seq: head.info.last_seq(),
+                    epoch: head.info.epoch,
+                    chain: head.chain,
+                };
+            } else {
+                parts = true;
+            }
+        }
+        self.peers[copy].common = common;
+        if parts {
+            let now_ns = self.now.monotonic_ns;
+            let frame = Frame::Truncate { seq: common.seq, chain: common.chain };
+            self.peers[copy].send(&frame, now_ns);
+        } else {
+            self.ask_for_groups(copy, common.seq);
         }
         Ok(())
     }

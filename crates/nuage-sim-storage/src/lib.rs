@@ -13,4 +13,4 @@ mod world;
 pub use checker::Checker;
 pub use disk::{Medium, SimDisk};
 pub use prng::Prng;
-pub use world::{Outcome, run};
+pub use world::{Outcome, replay, run};

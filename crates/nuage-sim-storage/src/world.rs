@@ -87,11 +87,23 @@ struct World {
     next_session: u64,
     highest_acked_epoch: u64,
     outcome: Outcome,
+    told: Vec<String>,
+    serving: [bool; NODES],
 }
 
 /// Play one seed.
 pub fn run(seed: u64) -> Result<Outcome, String> {
+    play(&mut World::new(seed))
+}
+
+/// Play one seed and tell what happened.
+pub fn replay(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
     let mut world = World::new(seed);
+    let result = play(&mut world);
+    (result, world.told)
+}
+
+fn play(world: &mut World) -> Result<Outcome, String> {
     let told = format!("{:?} {:?}", world.name, world.mode);
     for step in 0..STEPS {
         world.step().map_err(|error| format!("{told} step {step}: {error}"))?;
@@ -147,12 +159,26 @@ impl World {
             next_session: 1,
             highest_acked_epoch: 0,
             outcome: Outcome::default(),
+            told: Vec::new(),
+            serving: [false; NODES],
         };
         for node in 0..NODES {
             world.start_replica(node);
         }
         world.lead(0);
         world
+    }
+
+    fn tell(&mut self, node: usize, what: &str) {
+        let (tail, applied, promised) = match &self.nodes[node].role {
+            Role::Head(head) => told_of(head.store()),
+            Role::Replica(replica) => told_of(replica.store()),
+            Role::Down => (0, 0, 0),
+        };
+        let ms = self.clock.0.get() / 1_000_000;
+        self.told.push(format!(
+            "{ms} ms: node {node} {what}: tail {tail}, applied {applied}, promised {promised:x}"
+        ));
     }
 
     fn open_store(&mut self, node: usize) -> Option<Store<SimDisk>> {
@@ -169,6 +195,7 @@ impl World {
             Some(store) => Role::Replica(Box::new(ReplicaStore::new(store))),
             None => Role::Down,
         };
+        self.tell(node, "starts");
     }
 
     /// The quorum makes `node` the head of a new term.
@@ -198,7 +225,10 @@ impl World {
         };
         let clock: Rc<dyn Clock> = self.clock.clone();
         match VolumeHead::open_replicated(handover.store, options, copies, clock) {
-            Ok(head) => self.nodes[node].role = Role::Head(Box::new(head)),
+            Ok(head) => {
+                self.nodes[node].role = Role::Head(Box::new(head));
+                self.tell(node, "is to lead");
+            }
             Err(_) => self.crash(node),
         }
     }
@@ -219,6 +249,7 @@ impl World {
 
     fn crash(&mut self, node: usize) {
         self.outcome.crashes += 1;
+        self.tell(node, "crashes");
         self.abandon(node);
         self.nodes[node].role = Role::Down;
         self.drop_links(|head, copy| head == node || copy == node);
@@ -324,6 +355,19 @@ impl World {
         }
     }
 
+    fn tell_changes(&mut self) {
+        for node in 0..NODES {
+            let serving = match &self.nodes[node].role {
+                Role::Head(head) => head.is_serving(),
+                _ => false,
+            };
+            if serving != self.serving[node] {
+                self.serving[node] = serving;
+                self.tell(node, if serving { "serves" } else { "serves no more" });
+            }
+        }
+    }
+
     /// Every process takes a turn, and bytes move.
     fn turn(&mut self) -> Result<(), String> {
         for node in 0..NODES {
@@ -350,6 +394,7 @@ impl World {
             self.collect(node);
             self.after_turn(node, fenced);
         }
+        self.tell_changes();
         Ok(())
     }
 
@@ -362,6 +407,7 @@ impl World {
         if failed || self.nodes[node].medium.borrow().is_dead() {
             self.crash(node);
         } else if fenced {
+            self.tell(node, "is fenced");
             self.abandon(node);
             self.drop_links(|head, _| head == node);
             let role = std::mem::replace(&mut self.nodes[node].role, Role::Down);
@@ -539,6 +585,15 @@ impl World {
             found.submit(Request { tag, operation: Operation::Read { offset, length: 4096 } });
         }
         let before = self.outcome.reads_checked;
+        let give_up = |world: &mut Self| {
+            for node in 0..NODES {
+                world.tell(node, "is stuck");
+            }
+            if let Role::Head(found) = &world.nodes[head].role {
+                let copies = format!("{:?}", found.copies());
+                world.told.push(copies);
+            }
+        };
         for _ in 0..QUIET_STEPS {
             self.quiet_step()?;
             if !self.in_flight.contains_key(&(head, tag)) {
@@ -546,6 +601,7 @@ impl World {
             }
         }
         if self.outcome.reads_checked == before {
+            give_up(self);
             return Err(format!("block {lba} cannot be read at the end"));
         }
         Ok(())
@@ -618,6 +674,10 @@ impl World {
         let odd = (0..NODES).find(|node| chains[*node] != chains[head]);
         odd.map_or(Ok(()), |node| Err(format!("copy {node} differs from the head's")))
     }
+}
+
+fn told_of(store: &Store<SimDisk>) -> (u64, u64, u64) {
+    (store.tail().seq, store.applied_seq(), store.superblock().promised)
 }
 
 fn block_of(value: u64) -> Vec<u8> {

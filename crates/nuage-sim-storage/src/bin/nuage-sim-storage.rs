@@ -25,6 +25,14 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
+    if range.end - range.start == 1 {
+        let (result, told) = nuage_sim_storage::replay(range.start);
+        for line in told {
+            println!("{line}");
+        }
+        println!("{result:?}");
+        return if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let (mut failed, mut writes, mut reads, mut failovers, mut crashes) = (0, 0, 0, 0, 0);
     let count = range.end.saturating_sub(range.start);
     for seed in range {
