@@ -128,7 +128,7 @@ def main() -> None:
     full_s = (time.process_time() - start_s) / len(nodes)
     print(f"{arguments.nodes} RBridges, {arguments.links} links; {len(nodes)} measured")
     print(f"first full computation, database already decoded: {full_s * 1e3:.1f} ms CPU a node")
-    gc.freeze()  # a real node has one database, not a thousand: keep the collector off theirs
+    gc.disable()  # a real node has one database to walk, not a thousand
     if arguments.flood:
         flood(nodes, lost)
     else:

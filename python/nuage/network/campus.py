@@ -11,7 +11,8 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 
-from nuage.network.circuit import Trunk
+from nuage.network.bfd import BfdTimers
+from nuage.network.circuit import BFD_TIMERS, Trunk
 from nuage.network.fabric_event import (
     ApplyForwarding,
     CarrierChanged,
@@ -38,6 +39,7 @@ from nuage.network.rbridge import RBridge, RBridgeConfig
 from nuage.network.software_plane import Sent, SoftwarePlane
 
 ACCESS_PORTS_FROM = 1000
+METRICS = (1000, 2000, 4000)
 
 
 @dataclass(slots=True)
@@ -105,7 +107,15 @@ class Campus:
                 self.give(number, CarrierChanged(port, up=not cable.cut))
         self.give(number, LabelsChanged(frozenset(node.plane.labels())))
 
-    def connect(self, a: int, b: int, *, delay_s: float = 0.001, metric: int = 2000) -> Cable:
+    def connect(
+        self,
+        a: int,
+        b: int,
+        *,
+        delay_s: float = 0.001,
+        metric: int = 2000,
+        bfd: BfdTimers | None = BFD_TIMERS,
+    ) -> Cable:
         """Lay a cable between two RBridges."""
         ends = []
         for number in (a, b):
@@ -116,11 +126,18 @@ class Campus:
         self.cables.append(cable)
         for end in ends:
             self._ends[end] = cable
-            self.give(end[0], TrunkAdded(self._trunk(*end, metric=metric)))
+            self.give(end[0], TrunkAdded(self._trunk(*end, metric=metric, bfd=bfd)))
         return cable
 
-    def _trunk(self, number: int, port: PortNumber, *, metric: int = 2000) -> Trunk:
-        return Trunk(port, self.mac(number, port), metric=metric)
+    def _trunk(
+        self,
+        number: int,
+        port: PortNumber,
+        *,
+        metric: int = 2000,
+        bfd: BfdTimers | None = BFD_TIMERS,
+    ) -> Trunk:
+        return Trunk(port, self.mac(number, port), metric=metric, bfd=bfd)
 
     @staticmethod
     def mac(number: int, port: int) -> bytes:
@@ -242,15 +259,17 @@ def system_id(number: int) -> bytes:
     return bytes((0x02, 0x20, 0, 0, number >> 8, number & 0xFF))
 
 
-def random_campus(seed: int, node_count: int, extra_links: int) -> Campus:
+def random_campus(
+    seed: int, node_count: int, extra_links: int, *, bfd: BfdTimers | None = BFD_TIMERS
+) -> Campus:
     """Return a connected random campus: a random tree and some more links, metrics mixed."""
     campus = Campus(seed)
     for number in range(node_count):
         campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
     prng = campus.prng
     for number in range(1, node_count):
-        campus.connect(number, prng.randrange(number), metric=prng.choice((1000, 2000, 4000)))
+        campus.connect(number, prng.randrange(number), metric=prng.choice(METRICS), bfd=bfd)
     for _ in range(extra_links):
         a, b = prng.sample(range(node_count), 2)
-        campus.connect(a, b, metric=prng.choice((1000, 2000, 4000)))
+        campus.connect(a, b, metric=prng.choice(METRICS), bfd=bfd)
     return campus

@@ -428,3 +428,37 @@ class ForwardingPlane(Protocol):
     def learned(self) -> tuple[LearnedMac, ...]:
         """Return what was learned and has not aged out; directory entries are not listed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class LispMiss:
+    """A packet that found no mapping: somebody must ask."""
+
+    instance_id: int
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class LispHeard:
+    """`rloc` sent packets for a local EID prefix: it has it in its map-cache."""
+
+    instance_id: int
+    prefix: IPv4Network | IPv6Network
+    rloc: IPv4Address | IPv6Address
+
+
+class LispPlane(ForwardingPlane, Protocol):
+    """A forwarding plane that also carries LISP and tells what its tunnel router must know."""
+
+    def take_misses(self) -> tuple[LispMiss, ...]:
+        """Return, once, the misses since the last call; bounded, equal ones told once."""
+        ...
+
+    def take_heard(self) -> tuple[LispHeard, ...]:
+        """Return, once, who was heard since the last call; bounded, equal ones told once."""
+        ...
+
+    def events_fileno(self) -> int | None:
+        """Return a descriptor that is readable when there is something to take; None: poll."""
+        ...

@@ -7,24 +7,23 @@ a move away needs.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, NamedTuple, TypeVar
 from zlib import crc32
 
-from nuage.network.forwarding import Drop, EidEntry, MapAction, MapCacheEntry
+from nuage.network.forwarding import (
+    Drop,
+    EidEntry,
+    LispHeard,
+    LispMiss,
+    MapAction,
+    MapCacheEntry,
+)
 from nuage.network.lisp_message import data_header, decode_data
 from nuage.network.wire import MalformedFrame
 
 MISSES_MAX: Final = 1024
 HEARD_MAX: Final = 4096
-
-
-class Miss(NamedTuple):
-    """A packet that found no mapping."""
-
-    instance_id: int
-    source: IPv4Address | IPv6Address
-    destination: IPv4Address | IPv6Address
 
 
 class Tunnelled(NamedTuple):
@@ -62,8 +61,8 @@ class LispTables:
         self._drop = drop
         self._cache: dict[tuple[int, IPv4Network | IPv6Network], MapCacheEntry] = {}
         self._eids: dict[tuple[int, IPv4Network | IPv6Network], EidEntry] = {}
-        self.misses: OrderedDict[Miss, None] = OrderedDict()
-        self.heard: OrderedDict[tuple[int, str, str], None] = OrderedDict()
+        self.misses: OrderedDict[LispMiss, None] = OrderedDict()
+        self.heard: OrderedDict[LispHeard, None] = OrderedDict()
 
     def set(self, entry: MapCacheEntry | EidEntry) -> None:
         """Add or replace an entry."""
@@ -88,7 +87,7 @@ class LispTables:
             return None
         entry = _longest(self._cache, instance_id, destination)
         if entry is None or (not entry.rlocs and entry.action is MapAction.SEND_MAP_REQUEST):
-            self.misses[Miss(instance_id, source, destination)] = None
+            self.misses[LispMiss(instance_id, source, destination)] = None
             if len(self.misses) > MISSES_MAX:
                 self.misses.popitem(last=False)
             self._drop(Drop.NO_MAPPING)
@@ -112,7 +111,7 @@ class LispTables:
         if entry is None:
             self._drop(Drop.NO_MAPPING)
             return None
-        key = (instance_id, str(entry.prefix), rloc)
+        key = LispHeard(instance_id, entry.prefix, ip_address(rloc))
         self.heard[key] = None
         self.heard.move_to_end(key)
         if len(self.heard) > HEARD_MAX:

@@ -7,24 +7,28 @@ encapsulated requests are for the server (when there is one here), the rest for 
 import asyncio
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
+from typing import cast
 
 from nuage.clock import Clock
-from nuage.network.forwarding import ForwardingPlane
+from nuage.network.forwarding import LispPlane
 from nuage.network.lisp_event import (
     ApplyLisp,
     DatagramReceived,
+    HeardFrom,
     LispEffect,
     LispLog,
+    MappingMissed,
     SendDatagram,
     XtrInput,
 )
-from nuage.network.lisp_message import LISP_CONTROL_PORT
+from nuage.network.lisp_message import LISP_CONTROL_PORT, Eid
 from nuage.network.map_server import MapServer
 from nuage.network.xtr import Xtr
 
 FOR_SERVER = (3, 5, 8)  # Map-Register, Map-Notify-Ack, Encapsulated Control Message
 TICK_MIN_S = 0.001
 TICK_MAX_S = 3600.0
+POLL_S = 0.02  # of a plane that cannot wake us
 
 
 class LispRunner(asyncio.DatagramProtocol):
@@ -34,7 +38,7 @@ class LispRunner(asyncio.DatagramProtocol):
         self,
         *,
         clock: Clock,
-        plane: ForwardingPlane,
+        plane: LispPlane,
         xtr: Xtr | None = None,
         server: MapServer | None = None,
         tell: Callable[[LispLog], None] = lambda _log: None,
@@ -46,15 +50,37 @@ class LispRunner(asyncio.DatagramProtocol):
         self._tell = tell
         self._transport: asyncio.DatagramTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._polling: asyncio.TimerHandle | None = None
 
     async def start(self, address: str) -> None:
         """Listen on `address`, port 4342."""
         loop = asyncio.get_running_loop()
         await loop.create_datagram_endpoint(lambda: self, local_addr=(address, LISP_CONTROL_PORT))
+        descriptor = self._plane.events_fileno()
+        if descriptor is not None:
+            loop.add_reader(descriptor, self.take_from_plane)
+        elif self._xtr is not None:
+            self._poll()
         self._set_timer()
+
+    def _poll(self) -> None:
+        self.take_from_plane()
+        self._polling = asyncio.get_running_loop().call_later(POLL_S, self._poll)
+
+    def take_from_plane(self) -> None:
+        """Let the tunnel router know what the plane missed, and whom it heard."""
+        for heard in self._plane.take_heard():
+            self.give(HeardFrom(Eid(heard.instance_id, heard.prefix), heard.rloc))
+        for miss in self._plane.take_misses():
+            self.give(MappingMissed(miss.instance_id, miss.source, miss.destination))
 
     def stop(self) -> None:
         """Stop; the plane keeps what it has."""
+        descriptor = self._plane.events_fileno()
+        if descriptor is not None:
+            asyncio.get_running_loop().remove_reader(descriptor)
+        if self._polling is not None:
+            self._polling.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
@@ -62,8 +88,8 @@ class LispRunner(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport (asyncio's protocol)."""
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # Not all loops' datagram transports derive from asyncio's class.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Hand a datagram to the machine it is for (asyncio's protocol)."""

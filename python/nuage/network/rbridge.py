@@ -102,6 +102,7 @@ ROUTE_DELAYS: Final = ((6, ROUTE_DELAY_S), (15, 0.05))  # runs in the last secon
 ROUTE_DELAY_MAX_S: Final = 0.2
 LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
+GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more come with it
 CONTROL_RATE: Final = Rate(per_s=12_000, burst=20_000)  # frames a neighbour may make us parse
 RESTART_WAIT_S: Final = 10.0  # a neighbour that does not come back must not freeze us
 LOG_INTERVAL_S: Final = 30.0
@@ -395,7 +396,8 @@ class RBridge:
             self._say(FabricNews.ADJACENCY_DOWN, change.port, f"{who}: {change.reason}")
         else:
             return
-        self._lsp_due(now_s)
+        good_news = change.after is AdjacencyState.REPORT
+        self._lsp_due(now_s, wait_s=GOOD_NEWS_S if good_news else 0.0)
         self._schedule_routes(now_s)
         if change.before is AdjacencyState.REPORT and self._routes_at_s is not None:
             # What we lost ourselves does not wait for the spacing: our frames fall into it now.
@@ -450,9 +452,9 @@ class RBridge:
 
     # ---- database and routes ----
 
-    def _lsp_due(self, now_s: float) -> None:
+    def _lsp_due(self, now_s: float, *, wait_s: float = 0.0) -> None:
         full = len(self._lsp_runs) == LSP_RUNS_MAX and now_s - self._lsp_runs[0] < 1.0
-        due_s = now_s + LSP_DELAY_S if full else now_s
+        due_s = now_s + max(LSP_DELAY_S if full else 0.0, wait_s)
         self._lsp_at_s = due_s if self._lsp_at_s is None else min(self._lsp_at_s, due_s)
 
     def _end_restart(self, now_s: float) -> None:

@@ -29,6 +29,8 @@ from nuage.network.forwarding import (
     GuardEntry,
     Label,
     LearnedMac,
+    LispHeard,
+    LispMiss,
     MacEntry,
     MapCacheEntry,
     NextHop,
@@ -227,6 +229,22 @@ class SoftwarePlane:
             for (label, mac), found in self._learned.items()
             if self._now_s - found.seen_s < AGE_MAX_S
         )
+
+    def take_misses(self) -> tuple[LispMiss, ...]:
+        """Return the misses since the last call."""
+        found = tuple(self.lisp.misses)
+        self.lisp.misses.clear()
+        return found
+
+    def take_heard(self) -> tuple[LispHeard, ...]:
+        """Return who was heard since the last call."""
+        found = tuple(self.lisp.heard)
+        self.lisp.heard.clear()
+        return found
+
+    def events_fileno(self) -> int | None:
+        """There is none: poll."""
+        return None
 
     def labels(self) -> tuple[Label, ...]:
         """Return the segments that have a port here."""

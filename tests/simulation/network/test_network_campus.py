@@ -415,3 +415,19 @@ def test_a_guest_cannot_speak_as_a_rbridge() -> None:
     campus.run_for(0.2)
     assert deliveries(campus, b"<evil>") == {}
     assert campus.nodes[0].plane.counters().drops[Drop.BRIDGE_CONTROL] == 3
+
+
+def test_a_campus_of_sixty_four_agrees_before_and_after_losses() -> None:
+    campus = random_campus(64, 64, 40, bfd=None)
+    ports = attach_all(campus)
+    campus.run_until(4.0)
+    for cable in campus.prng.sample(campus.cables[63:], 8):
+        campus.cut(cable)
+    campus.run_for(1.0)
+    assert len(databases(campus)) == 1
+    assert len(trees(campus)) == 1
+    for number in (0, 21, 63):
+        mark = f"<{number}>".encode()
+        campus.from_guest(number, ports[number], frame_of(number, BROADCAST, mark))
+        campus.run_for(0.1)
+        assert deliveries(campus, mark) == {n: 1 for n in range(64) if n != number}
