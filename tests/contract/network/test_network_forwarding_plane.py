@@ -36,6 +36,7 @@ from nuage.network.forwarding import (
 )
 from nuage.network.software_plane import SoftwarePlane
 from nuage.network.trill_frame import (
+    ALL_EGRESS_RBRIDGES,
     ALL_RBRIDGES,
     CHANNEL_BFD,
     CHANNEL_ECHO,
@@ -348,6 +349,41 @@ def test_control_frames_are_handed_up_and_echoes_sent_back(driver: Driver) -> No
     back = reflect(mine, smac=PEER[LEFT])
     assert driver.send(LEFT, back) == []
     assert driver.punts() == [(LEFT, back)]
+
+
+def channel_frame(**more: object) -> TrillFrame:
+    fields: dict[str, object] = {
+        "inner_dmac": ALL_EGRESS_RBRIDGES, "label": None, "vlan": 1, "ethertype": 0x8946,
+        "payload": b"\x0f\xf8\x40\x00" + bytes(12),
+    }  # fmt: skip
+    return trill(**{**fields, **more})
+
+
+def test_a_channel_message_for_us_or_at_its_last_hop_is_handed_up(driver: Driver) -> None:
+    for frame in (channel_frame(), channel_frame(egress=FAR, hop_count=0)):
+        data = encode_trill(frame)
+        assert driver.send(LEFT, data) == []
+        assert driver.punts() == [(LEFT, data)]
+    ((port, _),) = driver.send(LEFT, encode_trill(channel_frame(egress=FAR, hop_count=5)))
+    assert port == RIGHT
+    assert driver.punts() == []
+    assert drops(driver) == {}
+
+
+def test_a_tenants_frame_is_never_taken_for_a_channel_message(driver: Driver) -> None:
+    frame = channel_frame(label=RED, vlan=0)
+    assert {port for port, _ in driver.send(LEFT, encode_trill(frame))} <= {GUEST, SECOND}
+    assert driver.punts() == []
+
+
+@pytest.mark.parametrize("ethertype", [0x22F3, 0x22F4, 0x8946])
+def test_a_guest_cannot_send_what_rbridges_send(driver: Driver, ethertype: int) -> None:
+    frame = REMOTE + STATION + ethertype.to_bytes(2, "big") + bytes(60)
+    assert driver.send(GUEST, frame) == []
+    group = bytes.fromhex("0180c2000042") + STATION + b"\x88\xb5" + bytes(60)
+    assert driver.send(GUEST, group) == []
+    assert driver.punts() == []
+    assert drops(driver) == {"bridge_control": 2}
 
 
 def test_a_guarded_guest_speaks_as_itself_or_not_at_all(driver: Driver) -> None:
