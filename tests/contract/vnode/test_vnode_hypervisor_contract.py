@@ -1,0 +1,275 @@
+"""One suite for the hypervisor port, run on the fake and on QEMU (the test guest under TCG)."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nuage.errors import Conflict, NotFound, NuageError
+from nuage.ids import IaasId, PortId, SegmentId, VmId, VolumeId
+from nuage.model.contract import QosClass
+from nuage.model.desired import PortWish, VmWish
+from nuage.model.vm import PowerWish, VmShape
+from nuage.vnode.configdrive import build_seed
+from nuage.vnode.fake import FakeFabric, FakeHypervisor
+from nuage.vnode.hypervisor import (
+    FileDisk,
+    GuestSeen,
+    GuestSpec,
+    Hypervisor,
+    MigrationLimits,
+    MigrationStatus,
+    Nic,
+    RunState,
+)
+from nuage.vnode.qemu import QemuHypervisor, QemuOptions
+
+VM = VmId("vm-0000000000000001")
+REPOSITORY = Path(__file__).resolve().parents[3]
+WAIT_S = 60.0
+LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two nodes between which guests can move, and a spec of a guest."""
+
+    left: Hypervisor
+    right: Hypervisor
+    spec: GuestSpec
+    spare: Path
+    reopen: Callable[[], Awaitable[Hypervisor]] | None
+
+
+def wish() -> VmWish:
+    port = PortWish(
+        port_id=PortId("port-1"), segment_id=SegmentId("segment-1"), label=7,
+        mac="52:54:00:00:00:01", addresses=("10.0.0.5/24",), gateway="10.0.0.1", mtu_bytes=1362,
+    )  # fmt: skip
+    return VmWish(
+        vm_id=VM, iaas_id=IaasId("iaas-1"), name="web-1", shape=VmShape(memory_mib=128),
+        wish=PowerWish.RUNNING, epoch=1, disks=(), ports=(port,),
+        user_data="#!/bin/sh\nheartbeat &\n", ssh_keys=("ssh-ed25519 AAAA someone",),
+    )  # fmt: skip
+
+
+def guest_spec(disk: Path) -> GuestSpec:
+    asked = wish()
+    return GuestSpec(
+        vm_id=VM, iaas_id=asked.iaas_id, name=asked.name, shape=asked.shape,
+        qos_class=QosClass.SILVER,
+        disks=(FileDisk(volume_id=VolumeId("volume-1"), path=str(disk)),),
+        nics=(Nic(port_id="port-1", mac="52:54:00:00:00:01"),), seed=build_seed(asked),
+    )  # fmt: skip
+
+
+async def until(hypervisor: Hypervisor, wanted: Callable[[GuestSeen], bool]) -> GuestSeen:
+    """Look until the guest is as wanted; the time-out is generous, the machine is shared."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            for seen in await hypervisor.seen():
+                if seen.vm_id == VM and wanted(seen):
+                    return seen
+            await asyncio.sleep(LOOK_S)
+
+
+async def until_console(hypervisor: Hypervisor, text: bytes) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while text not in await hypervisor.console_log(VM, 0, 1 << 20):  # noqa: ASYNC110 - a file
+            await asyncio.sleep(LOOK_S)
+
+
+async def press_until_off(hypervisor: Hypervisor) -> None:
+    """Press as the agent does: a guest that still boots does not hear the first time."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            await hypervisor.press_power(VM)
+            for _ in range(40):
+                (seen,) = await hypervisor.seen()
+                if seen.state is RunState.SHUT_DOWN:
+                    return
+                await asyncio.sleep(LOOK_S)
+
+
+def in_state(state: RunState) -> Callable[[GuestSeen], bool]:
+    return lambda seen: seen.state is state
+
+
+@pytest.fixture(scope="module")
+def guest_image() -> Path:
+    if shutil.which("qemu-system-x86_64") is None or os.geteuid() != 0:
+        pytest.skip("needs root and qemu-system-x86_64")
+    build = [sys.executable, str(REPOSITORY / "tools/guest/build.py")]
+    return Path(subprocess.run(build, check=True, capture_output=True, text=True).stdout.strip())
+
+
+@pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.system)])
+async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    spare = tmp_path / "spare.raw"
+    spare.write_bytes(bytes(1 << 20))
+    if request.param == "fake":
+        fabric = FakeFabric()
+        yield Pair(
+            FakeHypervisor(fabric), FakeHypervisor(fabric), guest_spec(tmp_path / "disk"), spare,
+            None,
+        )  # fmt: skip
+        return
+    image: Path = request.getfixturevalue("guest_image")
+    disk = tmp_path / "disk.raw"
+    shutil.copyfile(image, disk)
+    nodes = [
+        QemuHypervisor(QemuOptions(root=tmp_path / name, accelerator="tcg"))
+        for name in ("left", "right")
+    ]
+    for node in nodes:
+        await node.open()
+
+    async def reopen() -> Hypervisor:
+        await nodes[0].close()
+        again = QemuHypervisor(QemuOptions(root=tmp_path / "left", accelerator="tcg"))
+        nodes.append(again)
+        await again.open()
+        return again
+
+    yield Pair(nodes[0], nodes[1], guest_spec(disk), spare, reopen)
+    for node in nodes:
+        for seen in await node.seen():
+            await node.kill(seen.vm_id)
+        await node.close()
+
+
+async def test_a_guest_lives_from_start_to_forget(pair: Pair) -> None:
+    node = pair.left
+    await node.start(pair.spec)
+    seen = await until(node, in_state(RunState.RUNNING))
+    assert seen.volumes == (VolumeId("volume-1"),)
+    assert seen.shape == pair.spec.shape
+    await until_console(node, b"nuage-guest web-1 ready")
+    with pytest.raises(Conflict):
+        await node.start(pair.spec)
+    with pytest.raises(Conflict):
+        await node.forget(VM)
+    await node.pause(VM)
+    await until(node, in_state(RunState.PAUSED))
+    await node.resume(VM)
+    await until(node, in_state(RunState.RUNNING))
+    await press_until_off(node)
+    assert b"web-1 ready" in await node.console_log(VM, 0, 1 << 20)  # kept after the end
+    await node.forget(VM)
+    assert await node.seen() == ()
+
+
+async def test_a_killed_guest_is_shut_down_and_starts_again(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    await pair.left.kill(VM)
+    await until(pair.left, in_state(RunState.SHUT_DOWN))
+    await pair.left.kill(VM)  # again, without harm
+    await pair.left.start(pair.spec)
+    await until(pair.left, in_state(RunState.RUNNING))
+
+
+async def test_what_is_not_there_is_not_found(pair: Pair) -> None:
+    for act in (pair.left.kill, pair.left.press_power, pair.left.forget, pair.left.resume):
+        with pytest.raises(NotFound):
+            await act(VmId("vm-none"))
+
+
+async def test_disks_come_and_go_while_the_guest_runs(pair: Pair) -> None:
+    node = pair.left
+    await node.start(pair.spec)
+    await until_console(node, b"ready")
+    more = FileDisk(volume_id=VolumeId("volume-2"), path=str(pair.spare))
+    await node.attach_disk(VM, 1, more)
+    await until(node, lambda seen: seen.volumes == (VolumeId("volume-1"), VolumeId("volume-2")))
+    with pytest.raises(Conflict):
+        await node.attach_disk(VM, 1, more)
+    other = pair.spare.with_name("moved.raw")
+    other.write_bytes(bytes(1 << 20))
+    await node.repoint_disk(VM, 1, FileDisk(volume_id=VolumeId("volume-2"), path=str(other)))
+    await node.detach_disk(VM, 1)
+    await until(node, lambda seen: seen.volumes == (VolumeId("volume-1"), VolumeId("")))
+    with pytest.raises(NotFound):
+        await node.detach_disk(VM, 1)
+    await node.attach_disk(VM, 1, more)  # the slot can be used again
+    await until(node, lambda seen: seen.volumes[1] == VolumeId("volume-2"))
+
+
+async def test_a_guest_moves_with_its_disk_and_halts_for_leave(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    await until_console(pair.left, b"ready")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    assert waiting.incoming_address.startswith("127.0.0.1:")
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits())
+    await until(pair.left, lambda seen: seen.migration.status is MigrationStatus.SWITCHING)
+    await until(pair.left, in_state(RunState.SWITCHING))
+    assert (await until(pair.right, lambda _: True)).state is RunState.INCOMING
+    await pair.left.migrate_continue(VM)
+    await until(pair.right, in_state(RunState.RUNNING))
+    gone = await until(pair.left, in_state(RunState.HANDED_OVER))
+    assert gone.migration.status is MigrationStatus.COMPLETED
+    assert gone.migration.downtime_ms > 0
+
+
+async def test_a_cancelled_migration_leaves_the_guest_where_it_was(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    await until_console(pair.left, b"ready")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits())
+    await until(pair.left, in_state(RunState.SWITCHING))
+    await pair.left.migrate_cancel(VM)
+    await until(pair.left, in_state(RunState.RUNNING))
+    await until(pair.right, in_state(RunState.GONE))
+
+
+async def test_a_migration_to_nowhere_fails_and_harms_nothing(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    await pair.left.migrate(VM, "127.0.0.1:1", MigrationLimits())
+    seen = await until(pair.left, lambda seen: seen.migration.status is MigrationStatus.FAILED)
+    assert seen.state is RunState.RUNNING
+
+
+async def test_a_handed_over_guest_can_be_taken_back(pair: Pair) -> None:
+    """Should the target be lost right after the switch, the source's copy still is whole."""
+    await pair.left.start(pair.spec)
+    await until_console(pair.left, b"ready")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits())
+    await until(pair.left, in_state(RunState.SWITCHING))
+    await pair.left.migrate_continue(VM)
+    await until(pair.left, in_state(RunState.HANDED_OVER))
+    await pair.right.kill(VM)
+    await pair.left.resume(VM)
+    await until(pair.left, in_state(RunState.RUNNING))
+
+
+async def test_guests_outlive_the_agent_and_are_found_again(pair: Pair) -> None:
+    if pair.reopen is None:
+        pytest.skip("the fake's guests live in the test's process")
+    await pair.left.start(pair.spec)
+    before = await until(pair.left, in_state(RunState.RUNNING))
+    again = await pair.reopen()
+    after = await until(again, in_state(RunState.RUNNING))
+    assert after.volumes == before.volumes
+    await until_console(again, b"web-1 ready")
+    await again.kill(VM)
+    await until(again, in_state(RunState.SHUT_DOWN))
+
+
+async def test_a_guest_that_cannot_start_says_why(pair: Pair) -> None:
+    if pair.reopen is None:
+        pytest.skip("the fake refuses what it is told to refuse")
+    broken = guest_spec(Path("/nonexistent/disk"))
+    with pytest.raises(NuageError, match="nonexistent"):
+        await pair.left.start(broken)
+    seen = await until(pair.left, in_state(RunState.GONE))
+    assert "nonexistent" in seen.failure
+    assert seen.console_bytes == 0
