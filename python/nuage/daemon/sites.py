@@ -2,11 +2,14 @@
 
 A site is known from its `Datacenter` record, or first from the answer to joining; the list is
 kept in ``peers.json`` so that a cold start needs nobody. When a channel opens the site says who it
-is (`site.hello`), so that a new site is followed by those that never heard of it.
+is (`site.hello`), so that a new site is followed by those that never heard of it. It also says
+whom it knows, again whenever it learns of one more: two sites that join at the same time hear of
+each other through the site that let them in. Hearsay only adds addresses; who answers there is
+proved by its certificate.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from ssl import SSLContext
@@ -38,9 +41,10 @@ log = structlog.get_logger("sites")
 
 @dataclass(frozen=True, slots=True)
 class SiteHello:
-    """A site says who it is and where its controllers listen."""
+    """A site says who it is, where its controllers listen, and where it finds the others."""
 
     datacenter: Datacenter
+    known: dict[SiteId, str] = field(default_factory=dict)
 
 
 class IndexedReplicas:
@@ -154,6 +158,9 @@ class SiteLinks:
             follower = self._follower
             self._tasks.keep(f"feed {site_id}", lambda: follower.follow(site_id))
             self._on_known(site_id)
+            for other, reached in self._links.items():
+                if other != site_id and reached.client.is_ready:
+                    self._tasks.start(f"hello {other}", self._say_hello(other))
 
     def _state_of(self, site_id: SiteId) -> Callable[[ChannelState, str], None]:
         def changed(state: ChannelState, reason: str) -> None:
@@ -167,7 +174,7 @@ class SiteLinks:
         await self.ask(
             site_id,
             HELLO_METHOD,
-            SiteHello(self._datacenter),
+            SiteHello(self._datacenter, dict(self._addresses)),
             type(None),
             timeout_s=HELLO_TIMEOUT_S,
         )
@@ -185,6 +192,9 @@ class SiteLinks:
         async def hello(peer: Peer, body: SiteHello) -> None:
             if body.datacenter.site_id == peer.identity.site_id:
                 self.know(body.datacenter.site_id, body.datacenter.addresses)
+                for site_id, address in body.known.items():
+                    if site_id not in self._links:
+                        self.know(site_id, (address,))
 
     async def ask(
         self, site_id: SiteId, method: str, body: object, result: type[R], *, timeout_s: float
