@@ -10,7 +10,7 @@ The ledger is a value that is saved and loaded (`state`, `EnergyLedger(state)`),
 survive restarts; its rows are the report: kWh, EUR and gCO2e per IaaS, site and month.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from typing import Final
@@ -114,10 +114,16 @@ class LedgerRow:
 class EnergyLedger:
     """Accounts per (month, site, IaaS) and joules per VM."""
 
-    def __init__(self, state: Iterable[Account] = (), *, zone: tzinfo = PARIS) -> None:
+    def __init__(
+        self,
+        state: Iterable[Account] = (),
+        *,
+        vm_millijoules: Mapping[VmId, int] | None = None,
+        zone: tzinfo = PARIS,
+    ) -> None:
         self._accounts = {(a.month, a.site_id, a.iaas_id): a for a in state}
         self._zone = zone
-        self._vm_millijoules: dict[VmId, int] = {}
+        self._vm_millijoules: dict[VmId, int] = dict(vm_millijoules or {})
 
     def add(
         self,
@@ -152,9 +158,18 @@ class EnergyLedger:
         """Return what to save, sorted."""
         return tuple(self._accounts[key] for key in sorted(self._accounts))
 
+    @property
+    def vm_millijoules(self) -> dict[VmId, int]:
+        """Return what each VM used, to save beside `state`."""
+        return dict(self._vm_millijoules)
+
     def vm_joules(self, vm_id: VmId) -> float:
-        """Return what a VM used since this ledger was loaded."""
+        """Return what a VM used here."""
         return self._vm_millijoules.get(vm_id, 0) / 1000.0
+
+    def keep_vms(self, vm_ids: Container[VmId]) -> None:
+        """Forget VMs that are gone; the accounts of their IaaSes keep what they used."""
+        self._vm_millijoules = {v: j for v, j in self._vm_millijoules.items() if v in vm_ids}
 
     def site_joules(self, site_id: SiteId) -> float:
         """Return all IT energy of a site: what its meters counted."""

@@ -14,45 +14,11 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final
 
-from nuage.errors import InvalidRequest
 from nuage.ids import NodeId
+from nuage.model.energy import SharePlan, ShareRule
 
 RAMP_PER_MIN: Final = 0.05  # the whole site in twenty minutes, as plans are known ahead
 _TINY: Final = 1e-9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """Above `above` of `figure`, at most `share` of the nodes are in service."""
-
-    name: str
-    figure: str
-    above: float
-    share: float
-    hysteresis: float = 0.0
-    urgent: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.share <= 1.0:
-            raise InvalidRequest("share is 0 to 1", field=f"rules.{self.name}.share")
-        if self.hysteresis < 0:
-            raise InvalidRequest("hysteresis is not negative", field=f"rules.{self.name}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A dated share: a price peak announced, a maintenance, a test of the generator."""
-
-    name: str
-    begin_s: float
-    end_s: float
-    share: float
-
-    def __post_init__(self) -> None:
-        if self.end_s <= self.begin_s:
-            raise InvalidRequest("a plan ends after it begins", field=f"plans.{self.name}.end_s")
-        if not 0.0 <= self.share <= 1.0:
-            raise InvalidRequest("share is 0 to 1", field=f"plans.{self.name}.share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +35,11 @@ class ShareDecision:
 # GreenDIET's thresholds: heat above 25 °C leaves 20 % of the nodes; a price index (1.0 is the
 # dearest) above 0.8 leaves 40 %, above 0.5 leaves 70 %.
 GREENDIET_RULES: Final = (
-    Rule(name="heat", figure="temperature_c", above=25.0, share=0.2, hysteresis=1.0, urgent=True),
-    Rule(name="dear", figure="price_index", above=0.8, share=0.4, hysteresis=0.05),
-    Rule(name="rather dear", figure="price_index", above=0.5, share=0.7, hysteresis=0.05),
+    ShareRule(
+        name="heat", figure="temperature_c", above=25.0, share=0.2, hysteresis=1.0, urgent=True
+    ),
+    ShareRule(name="dear", figure="price_index", above=0.8, share=0.4, hysteresis=0.05),
+    ShareRule(name="rather dear", figure="price_index", above=0.5, share=0.7, hysteresis=0.05),
 )
 
 
@@ -79,8 +47,8 @@ GREENDIET_RULES: Final = (
 class ShareController:
     """Decides the share of one site's nodes in service."""
 
-    rules: Sequence[Rule]
-    plans: Sequence[Plan] = ()
+    rules: Sequence[ShareRule]
+    plans: Sequence[SharePlan] = ()
     ramp_per_min: float = RAMP_PER_MIN
     share: float = 1.0
     _active: set[str] = field(default_factory=set)

@@ -34,6 +34,13 @@ class NodeRole(Enum):
     EDGE = "edge"
 
 
+class NodePower(Enum):
+    """What a site wants of a node's power: a node that is off on purpose is not lost."""
+
+    ON = "on"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """Who runs a datacenter; `country` is where the company answers to the law."""
@@ -103,6 +110,7 @@ class Node:
     bmc_url: str = ""
     outlets: tuple[str, ...] = ()
     maintenance: bool = False
+    power: NodePower = NodePower.ON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

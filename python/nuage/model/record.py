@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from nuage.ids import SiteId
+from nuage.model.energy import EnergyRules, SiteEnergy
 from nuage.model.iaas import Iaas
 from nuage.model.identity import User
 from nuage.model.image import Image
@@ -31,6 +32,8 @@ Noun: TypeAlias = (
     | NodeStatus
     | Migration
     | SiteTrust
+    | SiteEnergy
+    | EnergyRules
 )
 
 # The one list of what a catalogue stores: kind as written in it, its class, the id's field.
@@ -50,6 +53,8 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "node-status": (NodeStatus, "node_id"),
     "migration": (Migration, "vm_id"),
     "trust": (SiteTrust, "site_id"),
+    "site-energy": (SiteEnergy, "site_id"),
+    "energy-rules": (EnergyRules, "site_id"),
 }
 KIND_OF: Final[dict[type[object], str]] = {cls: kind for kind, (cls, _) in KINDS.items()}
 

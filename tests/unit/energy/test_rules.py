@@ -2,14 +2,13 @@ import pytest
 
 from nuage.energy.rules import (
     GREENDIET_RULES,
-    Plan,
-    Rule,
     ShareController,
     nodes_in_service,
     rehearse,
 )
 from nuage.errors import InvalidRequest
 from nuage.ids import NodeId
+from nuage.model.energy import SharePlan, ShareRule
 
 CALM = {"temperature_c": 20.0, "price_index": 0.4}
 
@@ -36,7 +35,7 @@ def test_a_dear_hour_ramps_down() -> None:
 
 
 def test_a_plan_holds_between_its_dates_and_the_lowest_share_wins() -> None:
-    plan = Plan(name="generator test", begin_s=100.0, end_s=200.0, share=0.5)
+    plan = SharePlan(name="generator test", begin_s=100.0, end_s=200.0, share=0.5)
     controller = ShareController(GREENDIET_RULES, [plan], ramp_per_min=60.0)
     assert controller.decide(CALM, 99.0).wanted == 1.0
     assert controller.decide(CALM, 100.0).because == ("generator test",)
@@ -72,10 +71,10 @@ def test_the_most_efficient_nodes_stay() -> None:
 
 def test_impossible_rules_are_refused() -> None:
     with pytest.raises(InvalidRequest):
-        Rule(name="x", figure="t", above=1.0, share=1.1)
+        ShareRule(name="x", figure="t", above=1.0, share=1.1)
     with pytest.raises(InvalidRequest):
-        Rule(name="x", figure="t", above=1.0, share=1.0, hysteresis=-1.0)
+        ShareRule(name="x", figure="t", above=1.0, share=1.0, hysteresis=-1.0)
     with pytest.raises(InvalidRequest):
-        Plan(name="x", begin_s=1.0, end_s=1.0, share=0.5)
+        SharePlan(name="x", begin_s=1.0, end_s=1.0, share=0.5)
     with pytest.raises(InvalidRequest):
-        Plan(name="x", begin_s=1.0, end_s=2.0, share=-0.5)
+        SharePlan(name="x", begin_s=1.0, end_s=2.0, share=-0.5)
