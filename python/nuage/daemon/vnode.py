@@ -18,10 +18,11 @@ from nuage.iaas.machines import ConsoleLog, ConsoleRequest, TypedText
 from nuage.model.desired import VmWish, VnodeReport, VnodeWish
 from nuage.model.infrastructure import NodeRole
 from nuage.vnode.agent import AgentOptions, VnodeAgent
+from nuage.vnode.console import type_on
 from nuage.vnode.ports import BridgePlug
 from nuage.vnode.probe import probe_accelerator
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
-from nuage.vnode.sed import NodeFacts, PowerReading, Sed
+from nuage.vnode.sed import NodeFacts, PowerReading, Sed, SliceGauge
 
 LEASE_CHECK_S = 1.0
 log = structlog.get_logger("vnode")
@@ -121,9 +122,16 @@ class VnodeProcess:
             clock=self._clock,
             meter=meter,
             cache=configuration.calibration_file or configuration.state_dir / "flops.json",
+            gauge=self._gauge(),
         )
         await sed.calibrate()
         return sed
+
+    def _gauge(self) -> SliceGauge | None:
+        configuration = self._configuration
+        if configuration.cpu_stat_file is None:
+            return None
+        return SliceGauge(configuration.cpu_stat_file, configuration.node.cpu_count, self._clock)
 
     def _register(self, handlers: Handlers) -> None:
         @handlers.method("vm.console", ConsoleRequest, roles={NodeRole.CONTROLLER})
@@ -142,11 +150,7 @@ class VnodeProcess:
         @handlers.method("vm.type", TypedText, roles={NodeRole.CONTROLLER})
         async def type_text(_peer: Peer, typed: TypedText) -> None:
             path = self._hypervisor.console_socket(typed.vm_id)
-            _, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(typed.text.encode())
-            await writer.drain()
-            writer.close()
-            await writer.wait_closed()
+            await type_on(path, typed.text.encode(), self._clock)
 
     async def _take_wish(self, wish: VnodeWish) -> None:
         self._last_wish = wish

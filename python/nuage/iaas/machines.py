@@ -20,6 +20,7 @@ from nuage.trust.permissions import Principal, Scope
 
 CONSOLE_BYTES_MAX = 256 * 1024
 TYPED_CHARS_MAX = 4096
+TYPE_TIMEOUT_S = 9.0  # below what carries an operation; a guest that boots does not read yet
 NODE_ASK_TIMEOUT_S = 5.0
 
 
@@ -340,7 +341,7 @@ async def type_console(site: Site, _principal: Principal, body: TypeConsole) -> 
     if not 0 < len(body.text) <= TYPED_CHARS_MAX:
         raise InvalidRequest(f"1 to {TYPED_CHARS_MAX} characters at a time", field="text")
     typed = TypedText(vm_id=vm.vm_id, text=body.text)
-    await site.nodes.ask(vm.node_id, "vm.type", typed, type(None), timeout_s=NODE_ASK_TIMEOUT_S)
+    await site.nodes.ask(vm.node_id, "vm.type", typed, type(None), timeout_s=TYPE_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ Its ports are chosen once and kept beside its data, so that portals stay the sam
 """
 
 import asyncio
-import contextlib
 import json
 import socket
 from dataclasses import dataclass
@@ -43,8 +42,10 @@ PORT_MIN: Final = 21_000
 PORT_MAX: Final = 28_999
 START_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.02
+ASK_TIMEOUT_S: Final = 10.0  # a daemon answers at once; opening a head waits for its copies
 ASK_TIMEOUT_S: Final = 20.0  # a flush of a slow disk; beyond it the daemon is asked anew
 HEAD_OPEN: Final = "open"
+RESTART_BITS: Final = 16  # the journal's epoch counts a head's restarts below ours
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
 
@@ -78,9 +79,9 @@ class StoragedDaemon:
         self._options = options
         self._iaas_id = iaas_id
         self._ports = ports
-        self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._lock = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self._waiting: dict[int, asyncio.Future[Json]] = {}
         self._next_id = 1
 
     @property
@@ -144,47 +145,54 @@ class StoragedDaemon:
 
     async def _connect(self) -> bool:
         try:
-            self._reader, self._writer = await asyncio.open_unix_connection(
+            reader, writer = await asyncio.open_unix_connection(
                 str(self._socket_path), limit=ANSWER_BYTES_MAX
             )
         except OSError:
             return False
+        self._writer = writer
+        self._reading = asyncio.create_task(self._read(reader, writer))
         return True
 
-    async def _ask(self, op: str, **fields: object) -> Json:
-        async with self._lock:
-            if self._writer is None and not await self._connect():
-                raise Unavailable(f"the storage daemon of {self._iaas_id} does not answer")
-            assert self._writer is not None
-            assert self._reader is not None
-            number, self._next_id = self._next_id, self._next_id + 1
-            line = json.dumps({"id": number, "op": op, **fields}).encode() + b"\n"
-            answer = b""
-            try:
-                async with asyncio.timeout(ASK_TIMEOUT_S):
-                    self._writer.write(line)
-                    await self._writer.drain()
-                    answer = await self._reader.readline()
-            except TimeoutError:
-                raise TimedOut(f"the storage daemon: {op}", after_s=ASK_TIMEOUT_S) from None
-            except (OSError, ValueError) as error:
-                raise Unavailable(f"the storage daemon broke off: {error}") from error
-            finally:
-                if not answer:
-                    self._drop()  # also when cancelled: a late answer would be taken for the next
-            if not answer:
-                raise Unavailable(f"the storage daemon of {self._iaas_id} ended")
-        document: Json = json.loads(answer)
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Give each answer to whoever asked; requests do not wait for one another."""
+        try:
+            while line := await reader.readline():
+                document: Json = json.loads(line)
+                waiting = self._waiting.get(int(str(document.get("id", 0))))
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(document)
+        except (OSError, ValueError) as error:
+            log.warning("control connection broke off", iaas=self._iaas_id, error=str(error))
+        finally:
+            writer.close()
+            if self._writer is writer:
+                self._writer = None
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(
+                        Unavailable(f"the storage daemon of {self._iaas_id} ended")
+                    )
+
+    async def _ask(self, op: str, timeout_s: float = ASK_TIMEOUT_S, **fields: object) -> Json:
+        if self._writer is None and not await self._connect():
+            raise Unavailable(f"the storage daemon of {self._iaas_id} does not answer")
+        assert self._writer is not None
+        number, self._next_id = self._next_id, self._next_id + 1
+        waiting: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
+        try:
+            self._writer.write(json.dumps({"id": number, "op": op, **fields}).encode() + b"\n")
+            async with asyncio.timeout(timeout_s):
+                document = await waiting
+        except TimeoutError:
+            raise TimedOut(f"{op} at the storage daemon", after_s=timeout_s) from None
+        finally:
+            del self._waiting[number]
         if "error" in document:
             raise _error(document["error"])
         result = document.get("ok", {})
         return result if isinstance(result, dict) else {"items": result}
-
-    def _drop(self) -> None:
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
-        self._reader = self._writer = None
 
     async def seen(self) -> DaemonSeen:
         """Return what the daemon keeps and serves."""
@@ -265,7 +273,7 @@ class StoragedDaemon:
                     first_sequence=group.first_sequence,
                     last_sequence=group.last_sequence,
                     time_s=group.time_us / 1e6,
-                    epoch=group.epoch,
+                    epoch=group.epoch >> RESTART_BITS,
                     segment=group.segment,
                     blocks=group.blocks,
                 )
