@@ -1,0 +1,391 @@
+"""V-nodes and IO-nodes: the agents' machines on fake hypervisors and storage daemons."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from tests.simulation.federation.whole_sites import SimSite, Sites, stand_in
+
+from nuage.daemon.vnode import VnodeProcess
+from nuage.errors import NuageError, Unavailable
+from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId, VolumeId
+from nuage.ionode.fake import FakeDaemon
+from nuage.ionode.plan import (
+    CloseHead,
+    Create,
+    Erase,
+    Fill,
+    OpenHead,
+    Resize,
+    SetInitiators,
+    plan,
+)
+from nuage.model.desired import (
+    ChapWish,
+    HeadReport,
+    IonodeReport,
+    IonodeWish,
+    ReplicaReport,
+    VnodeReport,
+    VnodeWish,
+)
+from nuage.model.infrastructure import Node, NodeRole
+from nuage.model.placement import EstimationVector
+from nuage.simulation.virtual_time import SkewedClock
+from nuage.units import GIB
+from nuage.vnode import machine
+from nuage.vnode.fake import FakeFabric, FakeHypervisor
+from nuage.vnode.hypervisor import GuestSeen, GuestSpec, IscsiDisk, MigrationLimits, RunState
+from nuage.vnode.memory import AgentMemory, GuestMemory, forget, remember, take_wish
+from nuage.vnode.reporting import orphan_report, vm_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POLL_S = 0.8
+VCPUS = 16
+MEMORY_MIB = 16_384
+
+
+@dataclass
+class SimVnode:
+    """A V-node: its agent's memory is its disk, its guests are its power's."""
+
+    world: Sites
+    site: SimSite
+    node: Node
+    clock: SkewedClock
+    fabric: FakeFabric
+    memory: AgentMemory = field(default_factory=AgentMemory)
+    is_powered: bool = True
+    bmc_answers: bool = True
+    last_wish: VnodeWish | None = None
+
+    def __post_init__(self) -> None:
+        self._channel = stand_in(lease_until_s=0.0)
+        self._clock = self.clock
+        self._new_hypervisor()
+
+    def _new_hypervisor(self) -> None:
+        self.hypervisor = FakeHypervisor(self.fabric)
+        self.hypervisor.subscribe(self._changed)
+
+    def _changed(self, vm_id: VmId) -> None:
+        guest = self.hypervisor._guests.get(vm_id)
+        runs = guest is not None and guest.seen.state is RunState.RUNNING
+        cast("Watching", self.world).guest_changed(self, vm_id, runs=runs)
+
+    def running(self) -> set[VmId]:
+        return {
+            vm_id
+            for vm_id, guest in self.hypervisor._guests.items()
+            if guest.seen.state is RunState.RUNNING
+        }
+
+    # Power ----------------------------------------------------------------------------------------
+
+    def power_off(self) -> None:
+        """Lose all guests at once; the disk keeps the agent's memory."""
+        if not self.is_powered:
+            return
+        self.is_powered = False
+        for vm_id in list(self.hypervisor._guests):
+            self.hypervisor.crash(vm_id)
+        for address, (owner, _) in list(self.fabric.listeners.items()):
+            if owner is self.hypervisor:
+                del self.fabric.listeners[address]
+        self._new_hypervisor()
+        self._channel.lease_until_s = 0.0
+        self.last_wish = None
+
+    def power_on(self) -> None:
+        self.is_powered = True
+
+    # The agent ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S * self.world.prng.uniform(0.9, 1.1))
+            if self.is_powered:
+                await self.step()
+                await self._talk()
+
+    async def _talk(self) -> None:
+        node_id, site = self.node.node_id, self.site
+        sent_s, report = self.clock.monotonic_s(), self.report()
+
+        async def tell() -> float:
+            await site.greet(self.node)
+            return site.take_vnode(report)
+
+        async def fetch() -> VnodeWish | None:
+            return cast(VnodeWish | None, site.sessions.slot(node_id)._wish)
+
+        try:
+            lease_s = await self.world.wires.call(
+                node_id, site.machine, tell, timeout_s=3.0, doing="report"
+            )
+            if not self.is_powered:
+                return
+            if lease_s > 0:
+                until_s = sent_s + lease_s
+                self._channel.lease_until_s = max(self._channel.lease_until_s, until_s)
+            await self._take(self.last_wish)
+            wish = await self.world.wires.call(
+                node_id, site.machine, fetch, timeout_s=3.0, doing="wishes"
+            )
+            if self.is_powered:
+                await self._take(wish)
+        except NuageError:
+            if self.is_powered:
+                await self._take(self.last_wish)
+
+    async def _take(self, wish: VnodeWish | None) -> None:
+        if wish is not None and wish.revision >= self.memory.revision:
+            self.last_wish = wish
+            leased = VnodeProcess._with_lease(cast(VnodeProcess, self), wish)
+            self.memory = take_wish(self.memory, leased)
+        await self.step()
+
+    async def step(self) -> None:
+        """Plan and act until nothing is due."""
+        for _ in range(12):
+            if not await self._step_once():
+                return
+
+    async def _step_once(self) -> bool:
+        acted = False
+        for vm_id in list(self.memory.guests):
+            seen = {guest.vm_id: guest for guest in await self.hypervisor.seen()}
+            guest = self.memory.guests[vm_id]
+            self._lose_disks(seen.get(vm_id))
+            if not guest.in_wish and vm_id not in seen:
+                self.memory = forget(self.memory, vm_id)
+                continue
+            planned = machine.plan(guest, seen.get(vm_id), self.clock.now_s())
+            self.memory = remember(self.memory, planned.memory)
+            if planned.act is None:
+                continue
+            acted = True
+            fault = ""
+            try:
+                await self._act(planned.memory, planned.act)
+            except NuageError as error:
+                fault = error.message
+            after = machine.after_act(
+                self.memory.guests[vm_id], planned.act, fault, self.clock.now_s()
+            )
+            self.memory = remember(self.memory, after)
+        return acted
+
+    def _lose_disks(self, seen: GuestSeen | None) -> None:
+        """A guest whose session was ended finds its disk gone."""
+        if seen is not None and seen.state is RunState.RUNNING and not self._reaches(seen):
+            self.hypervisor.lose_disk(seen.vm_id)
+
+    def _reaches(self, seen: GuestSeen) -> bool:
+        watching = cast("Watching", self.world)
+        return all(
+            watching.may_log_in(self.site.site_id, disk)
+            for disk in seen.disks
+            if isinstance(disk, IscsiDisk)
+        )
+
+    async def _act(self, guest: GuestMemory, act: machine.Act) -> None:
+        hypervisor, vm_id = self.hypervisor, guest.wish.vm_id
+        match act:
+            case machine.Start():
+                spec = self._spec(guest)
+                for disk in spec.disks:
+                    if isinstance(disk, IscsiDisk) and not cast("Watching", self.world).may_log_in(
+                        self.site.site_id, disk
+                    ):
+                        raise Unavailable(f"no session to {disk.volume_id}")
+                await hypervisor.start(spec)
+            case machine.StartIncoming():
+                await hypervisor.start_incoming(self._spec(guest), self.node.node_id)
+            case machine.PressPower():
+                await hypervisor.press_power(vm_id)
+            case machine.Kill():
+                await hypervisor.kill(vm_id)
+            case machine.Forget():
+                await hypervisor.forget(vm_id)
+            case machine.Pause():
+                await hypervisor.pause(vm_id)
+            case machine.Resume():
+                await hypervisor.resume(vm_id)
+            case machine.Attach(slot=slot, disk=disk_wish):
+                await hypervisor.attach_disk(vm_id, slot, machine.iscsi_disk(disk_wish))
+            case machine.Detach(slot=slot):
+                await hypervisor.detach_disk(vm_id, slot)
+            case machine.Repoint(slot=slot, disk=disk_wish):
+                await hypervisor.repoint_disk(vm_id, slot, machine.iscsi_disk(disk_wish))
+            case machine.Balloon(memory_mib=memory_mib):
+                await hypervisor.set_balloon(vm_id, memory_mib)
+            case machine.Migrate(address=address, limits=limits):
+                await self._migrate(vm_id, address, limits)
+            case machine.MigrateContinue():
+                self.fabric.is_cut = not self._line_to(hypervisor._guests[vm_id].target)
+                await hypervisor.migrate_continue(vm_id)
+            case machine.MigrateCancel():
+                await hypervisor.migrate_cancel(vm_id)
+
+    async def _migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
+        self.fabric.is_cut = not self._line_to(address)
+        await self.hypervisor.migrate(vm_id, address, limits)
+
+    def _line_to(self, address: str) -> bool:
+        site_id = address.partition("-")[0]
+        return self.world.wires.is_up(self.site.site_id, site_id)
+
+    def _spec(self, guest: GuestMemory) -> GuestSpec:
+        wish = guest.wish
+        return GuestSpec(
+            vm_id=wish.vm_id, iaas_id=wish.iaas_id, name=wish.name, shape=wish.shape,
+            qos_class=wish.qos_class, nics=(), seed=b"",
+            disks=tuple(machine.iscsi_disk(disk) for disk in wish.disks),
+        )  # fmt: skip
+
+    def report(self) -> VnodeReport:
+        seen = {vm_id: guest.seen for vm_id, guest in self.hypervisor._guests.items()}
+        reports = [vm_report(g, seen.get(vm_id)) for vm_id, g in self.memory.guests.items()]
+        reports += [
+            orphan_report(s) for vm_id, s in seen.items() if vm_id not in self.memory.guests
+        ]
+        running = tuple(sorted(self.running()))
+        vcpus = sum(seen[vm_id].shape.vcpu_count for vm_id in running)
+        memory_mib = sum(seen[vm_id].shape.memory_mib for vm_id in running)
+        estimate = EstimationVector(
+            node_id=self.node.node_id, site_id=self.site.site_id, sent_s=self.clock.now_s(),
+            cpu_count=VCPUS, vcpu_free=VCPUS - vcpus, memory_free_mib=MEMORY_MIB - memory_mib,
+            flops=1e11, power_watts=100.0 + 10 * vcpus, power_source="model",
+            power_read_s=self.clock.now_s(), idle_watts=100.0, peak_watts=300.0,
+            cpu_utilisation=vcpus / VCPUS, vm_count=len(running), running=running,
+        )  # fmt: skip
+        return VnodeReport(
+            node_id=self.node.node_id, site_id=self.site.site_id,
+            wish_revision=self.memory.revision, vms=tuple(reports), estimate=estimate,
+        )  # fmt: skip
+
+
+class Watching(Sites):
+    """What nodes ask of the world."""
+
+    def guest_changed(self, node: SimVnode, vm_id: VmId, *, runs: bool) -> None:
+        """Hear that a guest started or stopped."""
+
+    def may_log_in(self, from_site: SiteId, disk: IscsiDisk) -> bool:
+        """Tell whether an initiator at a site has a session to a disk now."""
+        for site in self.sites.values():
+            for ionode in site.ionodes:
+                if disk.portal == f"{ionode.node.node_id}:21000":
+                    linked = self.wires.is_up(from_site, site.site_id)
+                    return linked and ionode.may_log_in(disk.volume_id, disk.chap_user)
+        return False
+
+
+@dataclass
+class SimIonode:
+    """An IO-node with a fake daemon per IaaS; the daemons outlive agent and controller."""
+
+    world: Sites
+    site: SimSite
+    node: Node
+    clock: SkewedClock
+    daemons: dict[IaasId, FakeDaemon] = field(default_factory=dict)
+    told: dict[VolumeId, tuple[ChapWish, ...]] = field(default_factory=dict)
+    filled: set[VolumeId] = field(default_factory=set)
+    wish: IonodeWish = field(default_factory=lambda: IonodeWish(revision=0, daemons=()))
+
+    def may_log_in(self, volume_id: VolumeId, user: str) -> bool:
+        return any(daemon.may_log_in(volume_id, user) for daemon in self.daemons.values())
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S * self.world.prng.uniform(0.9, 1.1))
+            await self._talk()
+
+    async def _talk(self) -> None:
+        node_id, site, report = self.node.node_id, self.site, await self.report()
+
+        async def exchange() -> IonodeWish | None:
+            await site.greet(self.node)
+            site.reconciler.take_ionode_report(report)
+            return cast(IonodeWish | None, site.sessions.slot(node_id)._wish)
+
+        try:
+            wish = await self.world.wires.call(
+                node_id, site.machine, exchange, timeout_s=3.0, doing="report"
+            )
+        except NuageError:
+            return
+        if wish is not None and wish.revision >= self.wish.revision:
+            self.wish = wish
+        await self.step()
+
+    async def step(self) -> None:
+        for wish in self.wish.daemons:
+            daemon = self.daemons.setdefault(wish.iaas_id, FakeDaemon(address=self.node.node_id))
+            for _ in range(4):
+                for act in plan(wish, await daemon.seen(), filled=self.filled, told=self.told):
+                    await self._act(daemon, act)
+
+    async def _act(
+        self,
+        daemon: FakeDaemon,
+        act: Create | Resize | OpenHead | SetInitiators | Fill | CloseHead | Erase,
+    ) -> None:
+        try:
+            match act:
+                case Create(wish=replica):
+                    await daemon.create(replica)
+                case Resize(volume_id=volume_id, size_bytes=size_bytes):
+                    await daemon.resize(volume_id, size_bytes)
+                case OpenHead(wish=head):
+                    await daemon.open_head(head)
+                    self.told[head.volume_id] = head.chap
+                case SetInitiators(wish=head):
+                    await daemon.set_initiators(head)
+                    self.told[head.volume_id] = head.chap
+                case Fill(volume_id=volume_id):
+                    await daemon.fill(volume_id, cast("Path", stand_in(exists=lambda: False)))
+                    self.filled.add(volume_id)
+                case CloseHead(volume_id=volume_id):
+                    await daemon.close_head(volume_id)
+                    self.told.pop(volume_id, None)
+                case Erase(volume_id=volume_id):
+                    await daemon.erase(volume_id)
+        except NuageError:
+            return  # told by the next report, tried again with the next step
+
+    async def report(self) -> IonodeReport:
+        replicas, heads = [], []
+        for iaas_id, daemon in self.daemons.items():
+            seen = await daemon.seen()
+            replicas += [
+                ReplicaReport(volume_id=v.volume_id, iaas_id=iaas_id, state="ready")
+                for v in seen.volumes
+            ]
+            heads += [
+                HeadReport(
+                    volume_id=h.volume_id, iaas_id=iaas_id, state="ready", epoch=h.epoch,
+                    portal=h.portal,
+                )
+                for h in seen.heads
+            ]  # fmt: skip
+        return IonodeReport(
+            node_id=self.node.node_id, site_id=self.site.site_id,
+            wish_revision=self.wish.revision, replicas=tuple(replicas), heads=tuple(heads),
+            replica_addresses={
+                daemon.iaas_id: f"{self.node.node_id}:21001" for daemon in self.wish.daemons
+            },
+            free_bytes=900 * GIB, total_bytes=1000 * GIB,
+        )  # fmt: skip
+
+
+def make_node(site_id: SiteId, role: NodeRole, number: int) -> Node:
+    return Node(
+        node_id=NodeId(f"{site_id}-{role.value}-{number}"), site_id=site_id,
+        rack_id=RackId(f"{site_id}-rack"), name=f"{site_id}-{role.value}-{number}", roles=(role,),
+        cpu_count=VCPUS, memory_mib=MEMORY_MIB,
+    )  # fmt: skip
