@@ -43,7 +43,6 @@ PORT_MAX: Final = 28_999
 START_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.02
 ASK_TIMEOUT_S: Final = 10.0  # a daemon answers at once; opening a head waits for its copies
-ASK_TIMEOUT_S: Final = 20.0  # a flush of a slow disk; beyond it the daemon is asked anew
 HEAD_OPEN: Final = "open"
 RESTART_BITS: Final = 16  # the journal's epoch counts a head's restarts below ours
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
