@@ -125,19 +125,17 @@ impl MemoryDevice {
                 ..
             } => {
                 let found = self.read(offset, expected.len() as u64);
-                match found
+                let differs = found
                     .iter()
                     .zip(&expected)
-                    .position(|(left, right)| left != right)
-                {
-                    Some(at) => Outcome::Miscompare {
+                    .position(|(left, right)| left != right);
+                if let Some(at) = differs {
+                    return Outcome::Miscompare {
                         at: u32::try_from(at).unwrap_or(u32::MAX),
-                    },
-                    None => {
-                        self.write(offset, &data);
-                        Outcome::Done
-                    }
+                    };
                 }
+                self.write(offset, &data);
+                Outcome::Done
             }
             Operation::StoreReservations { state } => {
                 self.reservations = state;

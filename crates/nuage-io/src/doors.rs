@@ -50,6 +50,8 @@ pub struct Doors {
     volumes: BTreeMap<VolumeId, Volume>,
     counters: BTreeMap<VolumeId, Counters>,
     answers: Vec<Answer>,
+    /// Something was asked since the last pump.
+    asked: bool,
     requests: Vec<(VolumeId, Request)>,
     completions: Vec<Completion>,
 }
@@ -62,6 +64,7 @@ impl Doors {
             volumes: BTreeMap::new(),
             counters: BTreeMap::new(),
             answers: Vec::new(),
+            asked: false,
             requests: Vec::new(),
             completions: Vec::new(),
         }
@@ -115,6 +118,7 @@ impl Doors {
 
     /// Ask a volume for something on the daemon's own behalf; the answer carries `token`.
     pub fn ask(&mut self, id: VolumeId, token: u64, operation: Operation) {
+        self.asked = true;
         match self.volumes.get_mut(&id) {
             Some(volume) => volume.take(Request {
                 tag: OWN << DOOR_SHIFT | token,
@@ -128,6 +132,10 @@ impl Doors {
         }
     }
 
+    pub(crate) fn was_asked(&self) -> bool {
+        self.asked
+    }
+
     pub fn take_answers(&mut self) -> Vec<Answer> {
         std::mem::take(&mut self.answers)
     }
@@ -136,7 +144,7 @@ impl Doors {
     ///
     /// True when anything moved.
     pub fn pump(&mut self) -> bool {
-        let mut moved = false;
+        let mut moved = std::mem::take(&mut self.asked);
         loop {
             let asked = self.submit();
             let answered = self.collect();

@@ -183,7 +183,6 @@ impl EventLoop {
             for ready in ready.drain(..) {
                 self.handle(ready, daemon);
             }
-            daemon.turn(context!(self));
             self.settle(daemon);
             self.expire_logins();
         }
@@ -424,6 +423,8 @@ impl EventLoop {
                 moved = true;
                 daemon.answer(answer, context!(self));
             }
+            daemon.turn(context!(self));
+            moved |= self.doors.was_asked();
             self.doors.iscsi.take_touched(&mut touched);
             let keys: BTreeSet<usize> = touched
                 .drain(..)
@@ -636,7 +637,7 @@ impl EventLoop {
             use nuage_nbd::Event;
             match event {
                 Event::Opened { export, .. } => {
-                    log::info("nbd_opened", &[("export", export.into())])
+                    log::info("nbd_opened", &[("export", export.into())]);
                 }
                 Event::ProtocolError { reason, .. } => {
                     log::warn("nbd_protocol_error", &[("reason", reason.into())]);

@@ -161,19 +161,18 @@ impl Catalogue {
             }
             return self.get(&spec.volume);
         }
-        let uuid = match &spec.uuid {
-            Some(text) => parse_uuid(text)
-                .ok_or_else(|| Refusal::new(Code::InvalidRequest, "uuid: 32 hexadecimal digits"))?,
-            None => {
-                let mut uuid = [0; 16];
-                if !nuage_io::serve::random(&mut uuid) {
-                    return Err(Refusal::new(Code::Io, "no random bytes"));
-                }
-                // Version 4, variant 1 (RFC 9562 §5.4).
-                uuid[6] = 0x40 | uuid[6] & 0x0f;
-                uuid[8] = 0x80 | uuid[8] & 0x3f;
-                uuid
+        let uuid = if let Some(text) = &spec.uuid {
+            parse_uuid(text)
+                .ok_or_else(|| Refusal::new(Code::InvalidRequest, "uuid: 32 hexadecimal digits"))?
+        } else {
+            let mut uuid = [0; 16];
+            if !nuage_io::serve::random(&mut uuid) {
+                return Err(Refusal::new(Code::Io, "no random bytes"));
             }
+            // Version 4, variant 1 (RFC 9562 §5.4).
+            uuid[6] = 0x40 | uuid[6] & 0x0f;
+            uuid[8] = 0x80 | uuid[8] & 0x3f;
+            uuid
         };
         spec.uuid = Some(hex(&uuid));
         let folder = self.folder(&spec.volume);

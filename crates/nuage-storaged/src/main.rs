@@ -1,4 +1,4 @@
-//! The storage daemon of one IaaS on one IO-node (docs/protocols/storaged.md).
+//! The storage daemon of one `IaaS` on one IO-node (docs/protocols/storaged.md).
 //!
 //! It is started by the IO-node agent, holds the volumes' journals, and serves them over iSCSI and
 //! NBD on one thread. It decides nothing about where data lies: epochs, policies and replicas come
@@ -8,9 +8,13 @@ mod catalogue;
 mod control;
 mod daemon;
 mod fill;
+mod filling;
+mod heads;
 mod metrics;
 mod options;
+mod past;
 mod receipts;
+mod report;
 mod views;
 
 use nuage_io::doors::Doors;

@@ -68,13 +68,12 @@ impl Receipts {
     pub fn after(&self, after: u64) -> io::Result<Vec<Value>> {
         let mut found = Vec::new();
         for line in BufReader::new(File::open(&self.path)?).lines() {
-            if let Ok(value) = serde_json::from_str::<Value>(&line?) {
-                if value["number"]
+            if let Ok(value) = serde_json::from_str::<Value>(&line?)
+                && value["number"]
                     .as_u64()
                     .is_some_and(|number| number > after)
-                {
-                    found.push(value);
-                }
+            {
+                found.push(value);
             }
         }
         Ok(found)

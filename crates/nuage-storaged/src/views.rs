@@ -54,14 +54,13 @@ pub fn open(
             format!("the name {name:?} is in use"),
         )
     };
-    if let Some(iqn) = &names.iqn {
-        if !context
+    if let Some(iqn) = &names.iqn
+        && !context
             .doors
             .iscsi
             .add_target(id, iqn, geometry.clone(), names.access)
-        {
-            return Err(taken(iqn));
-        }
+    {
+        return Err(taken(iqn));
     }
     if let Some(name) = &names.nbd {
         let export = nuage_nbd::Export {

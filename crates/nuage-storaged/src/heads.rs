@@ -1,0 +1,288 @@
+//! Opening, closing and changing the heads of this daemon.
+
+use crate::catalogue::journal_refusal;
+use crate::control::{self, Ack, Code, OpenHead, Refusal, SetChap};
+use crate::daemon::{Asker, Handled, Head, Pending, Storaged, access, failure_refusal, reply};
+use nuage_block::{Operation, Outcome};
+use nuage_engine::AckMode;
+use nuage_io::log;
+use nuage_io::serve::Context;
+use nuage_scsi::{AccessState, Alua, PortGroup};
+use serde_json::{Value, json};
+
+impl Storaged {
+    pub(crate) fn open_head(
+        &mut self,
+        open: OpenHead,
+        asker: &Asker,
+        context: &mut Context<'_>,
+    ) -> Handled {
+        self.catalogue.get(&open.volume)?;
+        if let Some(head) = self.heads.get(&open.volume) {
+            if head.epoch > open.epoch {
+                let message = format!("epoch {} is open, {} is older", head.epoch, open.epoch);
+                return Err(Refusal::new(Code::StaleEpoch, message));
+            }
+            if head.ready
+                && !head.closing
+                && head.epoch == open.epoch
+                && head.iqn == open.iqn
+                && head.nbd == open.nbd
+            {
+                return self.status(&open.volume, context).map(Some);
+            }
+            return Err(Refusal::new(
+                Code::Conflict,
+                "the head is open with other words: close_head first",
+            ));
+        }
+        if !open.replicas.is_empty() || open.policy != "local" {
+            return Err(Refusal::new(
+                Code::NotSupported,
+                "only the policy local without replicas is built in this version",
+            ));
+        }
+        // Refuse bad secrets before anything is opened.
+        access(&open.chap, open.chap_own.as_ref(), &open.initiators)?;
+        let mode = match open.ack {
+            Ack::Durable => AckMode::Durable,
+            Ack::Memory => AckMode::Memory,
+            Ack::WriteBack => AckMode::WriteBack,
+        };
+        let opened = self
+            .catalogue
+            .open_head(&open.volume, open.epoch, mode, open.read_only)?;
+        let id = self.new_id();
+        context.doors.add_volume(id, opened.device);
+        self.heads.insert(
+            open.volume.clone(),
+            Head {
+                id,
+                engine: opened.engine,
+                epoch: open.epoch,
+                policy: open.policy.clone(),
+                iqn: open.iqn.clone(),
+                nbd: open.nbd.clone(),
+                ready: false,
+                closing: false,
+                close_askers: Vec::new(),
+                fenced: false,
+                failure: None,
+            },
+        );
+        let volume = open.volume.clone();
+        let token = self.remember(Pending::Open {
+            volume,
+            open: Box::new(open),
+            asker: asker.clone(),
+        });
+        context.doors.ask(id, token, Operation::LoadReservations);
+        Ok(None)
+    }
+
+    /// The reservations are here: show the volume at its doors.
+    pub(crate) fn opened(
+        &mut self,
+        volume: &str,
+        open: &OpenHead,
+        outcome: Outcome,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Refusal> {
+        let Some(head) = self.heads.get_mut(volume) else {
+            return Err(Refusal::new(
+                Code::Conflict,
+                "the head was closed meanwhile",
+            ));
+        };
+        let id = head.id;
+        let state = match outcome {
+            Outcome::Reservations(state) => state,
+            Outcome::Failed(failure) => return Err(failure_refusal(failure)),
+            _ => return Err(Refusal::new(Code::Io, "the volume gave no reservations")),
+        };
+        let geometry = context
+            .doors
+            .device(id)
+            .map(nuage_block::BlockDevice::geometry);
+        let geometry = geometry.ok_or_else(|| Refusal::new(Code::Io, "the volume is gone"))?;
+        if let Some(iqn) = &open.iqn {
+            let access = access(&open.chap, open.chap_own.as_ref(), &open.initiators)?;
+            if !context
+                .doors
+                .iscsi
+                .add_target(id, iqn, geometry.clone(), access)
+            {
+                return Err(Refusal::new(
+                    Code::Conflict,
+                    format!("the target {iqn:?} is in use"),
+                ));
+            }
+            // A head that opens follows a stop or a crash: SPC-4's power loss.
+            let whole = context
+                .doors
+                .iscsi
+                .unit_mut(id)
+                .is_some_and(|unit| unit.load_reservations(&state, true));
+            if !whole {
+                log::error("reservations_damaged", &[("volume", volume.into())]);
+            }
+        }
+        if let Some(name) = &open.nbd {
+            // One head orders everything: a flush covers what any connection completed.
+            let export = nuage_nbd::Export {
+                name: name.clone(),
+                geometry,
+                multi_conn: true,
+            };
+            if !context.doors.nbd.add_export(id, export) {
+                return Err(Refusal::new(
+                    Code::Conflict,
+                    format!("the export {name:?} is in use"),
+                ));
+            }
+        }
+        head.ready = true;
+        log::info(
+            "head_opened",
+            &[("volume", volume.into()), ("epoch", head.epoch.into())],
+        );
+        self.status(volume, context)
+    }
+
+    pub(crate) fn close_head(
+        &mut self,
+        volume: &str,
+        asker: &Asker,
+        context: &mut Context<'_>,
+    ) -> Option<Value> {
+        if !self.heads.contains_key(volume) {
+            return Some(json!({"volume": volume})); // a retry after a lost answer
+        }
+        if let Some(head) = self.heads.get_mut(volume) {
+            head.close_askers.push(asker.clone());
+        }
+        self.begin_close(volume, context);
+        None
+    }
+
+    pub(crate) fn begin_close(&mut self, volume: &str, context: &mut Context<'_>) {
+        let views: Vec<String> = self
+            .views
+            .iter()
+            .filter(|(_, view)| view.volume == volume)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for view in views {
+            self.close_at(&view, context);
+        }
+        let Some(head) = self.heads.get_mut(volume) else {
+            return;
+        };
+        if head.closing {
+            return;
+        }
+        head.closing = true;
+        let id = head.id;
+        context.doors.iscsi.remove_target(id);
+        context.doors.nbd.remove_export(id);
+        let token = self.remember(Pending::CloseFlush {
+            volume: volume.to_owned(),
+        });
+        context.doors.ask(id, token, Operation::Flush);
+    }
+
+    /// The last flush is done and nothing is in flight: let go of the volume.
+    pub(crate) fn finish_close(
+        &mut self,
+        volume: &str,
+        flushed: Result<(), Refusal>,
+        context: &mut Context<'_>,
+    ) {
+        let Some(head) = self.heads.remove(volume) else {
+            return;
+        };
+        drop(context.doors.remove_volume(head.id));
+        let mut result = flushed;
+        if let Some(engine) = head.engine {
+            match engine.into_head().map(nuage_engine::VolumeHead::close) {
+                Some(Err(error)) if result.is_ok() => result = Err(journal_refusal(&error)),
+                _ => {}
+            }
+        }
+        log::info(
+            "head_closed",
+            &[("volume", volume.into()), ("clean", result.is_ok().into())],
+        );
+        let answer = result.map(|()| json!({"volume": volume}));
+        for asker in &head.close_askers {
+            reply(context, asker, answer.clone());
+        }
+    }
+
+    pub(crate) fn set_chap(
+        &mut self,
+        set: &SetChap,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Refusal> {
+        let id = self.head(&set.volume)?.id;
+        let access = access(&set.chap, set.chap_own.as_ref(), &set.initiators)?;
+        if !context.doors.iscsi.set_access(id, access) {
+            return Err(Refusal::new(
+                Code::Conflict,
+                "this head has no iSCSI target",
+            ));
+        }
+        Ok(json!({"volume": set.volume}))
+    }
+
+    pub(crate) fn set_groups(
+        &self,
+        volume: &str,
+        own: u16,
+        groups: &[control::PortGroup],
+        context: &mut Context<'_>,
+    ) -> Result<Value, Refusal> {
+        let id = self.head(volume)?.id;
+        let mut parsed = Vec::new();
+        for group in groups {
+            let state = match group.state.as_str() {
+                "optimized" => AccessState::Optimized,
+                "non_optimized" => AccessState::NonOptimized,
+                "standby" => AccessState::Standby,
+                "unavailable" => AccessState::Unavailable,
+                "transitioning" => AccessState::Transitioning,
+                other => {
+                    return Err(Refusal::new(
+                        Code::InvalidRequest,
+                        format!("{other:?} is no access state"),
+                    ));
+                }
+            };
+            parsed.push(PortGroup {
+                id: group.id,
+                state,
+                ports: vec![group.id],
+            });
+        }
+        context.doors.iscsi.set_alua(
+            id,
+            Alua {
+                own_group: own,
+                groups: parsed,
+            },
+        );
+        Ok(json!({"volume": volume}))
+    }
+
+    /// Stop taking new things, close every head, then end.
+    pub(crate) fn drain(&mut self, context: &mut Context<'_>) {
+        if !self.draining {
+            log::info("draining", &[("heads", self.heads.len().into())]);
+        }
+        self.draining = true;
+        let names: Vec<String> = self.heads.keys().cloned().collect();
+        for volume in names {
+            self.begin_close(&volume, context);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What the daemon tells about itself: status, metrics, receipts, events of the engine.
+
+use crate::catalogue::{hex, journal_refusal};
+use crate::control::{Code, Refusal};
+use crate::daemon::{Asker, Head, Storaged};
+use crate::metrics::VolumeFigures;
+use nuage_engine::HeadEvent;
+use nuage_io::log;
+use nuage_io::serve::Context;
+use nuage_journal::StoreEvent;
+use serde_json::{Value, json};
+
+impl Storaged {
+    pub(crate) fn list(&self, context: &Context<'_>) -> Value {
+        let names: Vec<Value> = self
+            .catalogue
+            .volumes
+            .keys()
+            .filter_map(|name| self.status(name, context).ok())
+            .collect();
+        json!({"volumes": names})
+    }
+
+    pub(crate) fn status(&self, volume: &str, context: &Context<'_>) -> Result<Value, Refusal> {
+        let spec = self.catalogue.get(volume)?;
+        let mut value = json!({
+            "volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes,
+            "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend, "head": Value::Null,
+        });
+        let Some(head) = self.heads.get(volume) else {
+            return Ok(value);
+        };
+        let sessions: Vec<Value> = context
+            .doors
+            .iscsi
+            .sessions(head.id)
+            .into_iter()
+            .map(|session| {
+                json!({
+                    "initiator": session.initiator, "isid": hex(&session.isid),
+                    "portal": session.portal, "tasks": session.task_count,
+                })
+            })
+            .collect();
+        let state = match (head.ready, head.closing, head.fenced) {
+            (_, _, true) => "fenced",
+            (_, true, _) => "closing",
+            (true, false, false) => "open",
+            (false, false, false) => "opening",
+        };
+        let figures = self.figures_of(volume, head, context);
+        value["head"] = json!({
+            "state": state, "epoch": head.epoch, "policy": head.policy, "iqn": head.iqn, "nbd": head.nbd,
+            "sessions": sessions, "nbd_connections": context.doors.nbd.connections_of(head.id).len(),
+            "sequence": figures.sequence, "durable_sequence": figures.durable_sequence,
+            "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure,
+        });
+        Ok(value)
+    }
+
+    pub(crate) fn figures_of(
+        &self,
+        volume: &str,
+        head: &Head,
+        context: &Context<'_>,
+    ) -> VolumeFigures {
+        let mut figures = VolumeFigures {
+            volume: volume.to_owned(),
+            counters: context.doors.counters(head.id),
+            size_bytes: self
+                .catalogue
+                .volumes
+                .get(volume)
+                .map_or(0, |spec| spec.size_bytes),
+            mapped_bytes: 0,
+            journal_bytes: 0,
+            sequence: 0,
+            durable_sequence: 0,
+            sessions: context.doors.iscsi.sessions(head.id).len(),
+        };
+        if let Some(engine) = &head.engine {
+            engine.with(|engine| {
+                let store = engine.store();
+                figures.mapped_bytes = store.state().index.mapped() * 4096;
+                figures.journal_bytes = store.segment_bytes_used();
+                figures.sequence = engine.last_seq();
+                figures.durable_sequence = store.durable_seq();
+            });
+        }
+        figures
+    }
+
+    pub(crate) fn figures(&self, context: &Context<'_>) -> Vec<VolumeFigures> {
+        self.heads
+            .iter()
+            .map(|(volume, head)| self.figures_of(volume, head, context))
+            .collect()
+    }
+
+    pub(crate) fn follow(
+        &mut self,
+        after: u64,
+        asker: &Asker,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Refusal> {
+        let old = self
+            .receipts
+            .after(after)
+            .map_err(|error| Refusal::new(Code::Io, error.to_string()))?;
+        for receipt in &old {
+            context.replies.push((
+                asker.0,
+                json!({"event": "receipt", "receipt": receipt})
+                    .to_string()
+                    .into_bytes(),
+            ));
+        }
+        if !self.receipts.followers.contains(&asker.0) {
+            self.receipts.followers.push(asker.0);
+        }
+        Ok(json!({"count": old.len()}))
+    }
+
+    pub(crate) fn engine_events(&mut self, context: &mut Context<'_>) {
+        let mut events = Vec::new();
+        for (volume, head) in &self.heads {
+            if let Some(engine) = &head.engine {
+                events.extend(
+                    engine
+                        .with(nuage_engine::VolumeHead::take_events)
+                        .into_iter()
+                        .map(|event| (volume.clone(), event)),
+                );
+            }
+        }
+        for (volume, event) in events {
+            match event {
+                HeadEvent::Administered { tag, outcome } => self.administered(
+                    tag,
+                    outcome.map_err(|error| journal_refusal(&error)),
+                    context,
+                ),
+                HeadEvent::Fenced { epoch } => {
+                    log::warn(
+                        "head_fenced",
+                        &[("volume", volume.as_str().into()), ("epoch", epoch.into())],
+                    );
+                    if let Some(head) = self.heads.get_mut(&volume) {
+                        head.fenced = true;
+                    }
+                }
+                HeadEvent::Store(StoreEvent::Receipt(receipt)) => {
+                    match self.receipts.keep(&volume, &receipt) {
+                        Ok(value) => {
+                            let line = json!({"event": "receipt", "receipt": value})
+                                .to_string()
+                                .into_bytes();
+                            context.replies.extend(
+                                self.receipts
+                                    .followers
+                                    .iter()
+                                    .map(|client| (*client, line.clone())),
+                            );
+                        }
+                        Err(error) => {
+                            log::error("receipt_not_kept", &[("error", error.to_string().into())]);
+                        }
+                    }
+                }
+                HeadEvent::Store(StoreEvent::HorizonMoved { seq, .. }) => {
+                    log::info(
+                        "horizon_moved",
+                        &[("volume", volume.into()), ("sequence", seq.into())],
+                    );
+                }
+                HeadEvent::Store(StoreEvent::Failed(error)) => {
+                    if let Some(head) = self.heads.get_mut(&volume) {
+                        head.failure = Some(error.to_string());
+                    }
+                    log::error(
+                        "volume_failed",
+                        &[
+                            ("volume", volume.into()),
+                            ("error", error.to_string().into()),
+                        ],
+                    );
+                }
+                // Facts for people: what was repaired, what was read or became durable.
+                HeadEvent::Store(_) => {}
+                other @ HeadEvent::Repaired { .. } => log::info(
+                    "head_event",
+                    &[
+                        ("volume", volume.into()),
+                        ("event", format!("{other:?}").into()),
+                    ],
+                ),
+            }
+        }
+    }
+}
