@@ -649,8 +649,11 @@ impl Replicas {
     pub(crate) fn ask_for_block(&mut self, lba: u64, crc: u32) -> usize {
         let now_ns = self.now.monotonic_ns;
         let mut asked = 0;
+        let marks = self.marks(now_ns);
         for (copy, peer) in self.peers.iter_mut().enumerate() {
             if copy != self.me && matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
+                // What is committed first: a copy looks in what it has applied.
+                peer.send(&Frame::Renew { marks }, now_ns);
                 peer.send(&Frame::FetchBlock { lba, crc }, now_ns);
                 asked += 1;
             }

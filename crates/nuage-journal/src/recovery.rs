@@ -173,7 +173,8 @@ impl<D: Disk> Store<D> {
             let Some(slot) = self.slots[number as usize].clone() else {
                 continue;
             };
-            if !matches!(slot.state, SlotState::Open(_)) {
+            let goes_on = tail == TailRule::OneOfSeveral && last == Some(number);
+            if !goes_on && !matches!(slot.state, SlotState::Open(_)) {
                 continue;
             }
             let bytes = self
@@ -193,7 +194,7 @@ impl<D: Disk> Store<D> {
             }
             if footer.is_empty() {
                 self.make_spare(number)?;
-            } else if tail == TailRule::OneOfSeveral && last == Some(number) {
+            } else if goes_on {
                 self.reopen_segment(number, header, footer, found.end)?;
             } else {
                 self.write_seal(number, header, &footer, found.end)?;
@@ -295,14 +296,18 @@ impl<D: Disk> Store<D> {
                     chain: head.chain,
                 };
             }
-            if has_refused {
-                cuts.push((number, header, footer, end));
+            // Where the log then ends is open again: the head may go on in that segment.
+            if has_refused || kept.segment == header.segment {
+                cuts.push((number, header, footer, end, has_refused));
             }
         }
+        cuts.retain(|(_, header, _, _, has_refused)| {
+            *has_refused || header.segment == kept.segment
+        });
         let name = format!("quarantine.{seq:016x}.{:016x}", self.tail.epoch);
         self.disk.replace_now(&name, &refused)?;
         self.open = None;
-        for (number, header, footer, end) in cuts.into_iter().rev() {
+        for (number, header, footer, end, _) in cuts.into_iter().rev() {
             self.tables.forget_slot(number);
             if footer.is_empty() {
                 self.make_spare(number)?;
