@@ -26,6 +26,31 @@ class QuorumConfiguration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyConfiguration:
+    """Where a site learns what a watt costs. Every source may be left out.
+
+    `pdus` maps a rack's name to its PDU's Redfish URL; outlets are ``rack/number`` in `Node`.
+    The outside temperature is the PDU's probe, else `outside_file` (a number, not older than two
+    hours), else the normal of `climate_zone` (RT2012; empty: the nearest). `carbon_g_per_kwh`
+    holds unless `eco2mix` asks RTE every quarter of an hour.
+    """
+
+    pdus: dict[str, str] = field(default_factory=dict)
+    feed_amps: float = 32.0
+    climate_zone: str = ""
+    outside_file: Path | None = None
+    tariff_file: Path | None = None
+    carbon_g_per_kwh: float | None = None
+    eco2mix: bool = False
+    set_point_c: float = 20.0
+    cooling: str = "bang-bang"
+    pue_free: float = 1.16
+    pue_conditioned: float = 1.55
+    boundary: str = "servers, switches and PDUs at their outlets; air and its cooling by model"
+    migration_bits_per_s: float = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerConfiguration:
     """A site's controller.
 
@@ -44,6 +69,7 @@ class ControllerConfiguration:
     policy: str = "power"
     log_level: str = "info"
     bmc_login_file: Path | None = None
+    energy: EnergyConfiguration = field(default_factory=EnergyConfiguration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +87,17 @@ class AgentConfiguration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VnodeConfiguration(AgentConfiguration):
-    """A V-node. `idle_watts` and `peak_watts` are the node's own, for the model meter."""
+    """A V-node. `idle_watts` and `peak_watts` are the node's own, for the model meter.
+
+    `cpu_stat_file` is a cgroup's ``cpu.stat`` where the node is a slice of a machine.
+    """
 
     idle_watts: float = 100.0
     peak_watts: float = 250.0
     boot_time_s: float = 60.0
     accelerator: str = "auto"
     calibration_file: Path | None = None
+    cpu_stat_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,33 @@ class CpuGauge:
         return self._value
 
 
+class SliceGauge:
+    """Utilisation of a node that is a slice of a machine: a cgroup with so many cores."""
+
+    def __init__(self, path: Path, cpu_count: int, clock: Clock) -> None:
+        self._path = path
+        self._cpu_count = max(cpu_count, 1)
+        self._clock = clock
+        self._last = (self._read_s(), clock.monotonic_s())
+        self._value = 0.0
+
+    def _read_s(self) -> float:
+        for line in self._path.read_text().splitlines():
+            if line.startswith("usage_usec "):
+                return int(line.split()[1]) / 1e6
+        return 0.0
+
+    def utilisation(self) -> float:
+        """Return the busy share since the last call, 0 to 1."""
+        used_s, now_s = self._read_s(), self._clock.monotonic_s()
+        passed_s = now_s - self._last[1]
+        if passed_s > 0:
+            busy = (used_s - self._last[0]) / (passed_s * self._cpu_count)
+            self._value = min(max(busy, 0.0), 1.0)
+            self._last = (used_s, now_s)
+        return self._value
+
+
 def available_mib(path: Path = Path("/proc/meminfo")) -> int:
     """Return the memory that can be had without swapping."""
     for line in path.read_text().splitlines():
@@ -148,7 +175,7 @@ class Sed:
 
     def __init__(
         self, facts: NodeFacts, *, clock: Clock, meter: Meter, cache: Path,
-        gauge: CpuGauge | None = None,
+        gauge: CpuGauge | SliceGauge | None = None,
     ) -> None:  # fmt: skip
         cores = facts.cpu_count or os.cpu_count() or 1
         memory_mib = facts.memory_mib or _total_mib()

@@ -11,7 +11,7 @@ from typing import Final
 from nuage.energy.electrical import PowerLimit
 from nuage.energy.power_curve import PowerCurve, line
 from nuage.errors import LocalProtocolError
-from nuage.ids import IaasId, NodeId
+from nuage.ids import IaasId, NodeId, VmId
 from nuage.model.contract import Contract as ContractTerms
 from nuage.model.contract import refusal_of_site
 from nuage.model.infrastructure import Datacenter
@@ -39,11 +39,12 @@ def fleet_of(
     *,
     curves: Mapping[NodeId, PowerCurve] | None = None,
     drain: Collection[NodeId] = (),
+    cores_of: Mapping[VmId, float] | None = None,
 ) -> Fleet:
     """Return the fleet that the last vectors and the VMs wanted running describe.
 
-    Nodes to `drain`, under maintenance or out of service are to be empty. A VM's load is its
-    share of what its node is busy with.
+    Nodes to `drain`, under maintenance or out of service are to be empty. A VM's load is what it
+    was seen to keep busy (`cores_of`), else its share of what its node is busy with.
     """
     nodes = list(vectors)
     known = {vector.node_id for vector in nodes}
@@ -71,7 +72,7 @@ def fleet_of(
                 site_id=vector.site_id,
                 vcpu_count=vector.vcpu_free + used,
                 memory_mib=vector.memory_free_mib + memory_used.get(node_id, 0),
-                curve=(curves or {}).get(node_id) or _curve(vector),
+                curve=(curves or {}).get(node_id) or curve_of(vector),
                 is_on=vector.booted,
                 drain=node_id in drain or vector.maintenance or not vector.in_service,
             )
@@ -85,11 +86,17 @@ def fleet_of(
                 vcpu_count=vm.shape.vcpu_count,
                 memory_mib=vm.shape.memory_mib,
                 node_id=vm.node_id,
-                load=1.0 if vm.node_id is None else load_of[vm.node_id],
+                load=_load(vm, load_of, cores_of or {}),
             )
             for vm in wanted
         ],
     )
+
+
+def _load(vm: Vm, load_of: Mapping[NodeId, float], cores_of: Mapping[VmId, float]) -> float:
+    if vm.vm_id in cores_of:
+        return min(cores_of[vm.vm_id] / vm.shape.vcpu_count, 1.0)
+    return 1.0 if vm.node_id is None else load_of[vm.node_id]
 
 
 def constraints_of(
@@ -151,7 +158,8 @@ def make_plan(
     return plan
 
 
-def _curve(vector: EstimationVector) -> PowerCurve:
+def curve_of(vector: EstimationVector) -> PowerCurve:
+    """Return the straight curve of a node that tells its idle and peak watts."""
     straight = line(vector.idle_watts, max(vector.peak_watts, vector.idle_watts))
     return replace(
         straight,

@@ -304,7 +304,7 @@ class Scheduler:
         left = (held == 0) & (was > 0)
         if self.idle_off_s is not None:  # and what idles already, where staying off pays
             pays = np.array([n.curve.break_even_s() < self.idle_off_s for n in fleet.nodes])
-            left |= (held == 0) & fleet.is_on & fleet.may_host & pays
+            left |= (held == 0) & fleet.is_on & pays
         self.off = np.flatnonzero(left).tolist()
         last_s: dict[str, float] = {}
         for step in self.steps:

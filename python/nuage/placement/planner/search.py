@@ -187,7 +187,12 @@ def consolidate(
     """Return a placement with as few nodes on as pays within `hold_s`; it breaks nothing new."""
     searcher = Searcher(fleet, constraints)
     trial = searcher.trial
-    closed = ~(trial.awake & fleet.may_host)  # nodes that take no VM: asleep, or emptied
+    # Nodes that take no VM: asleep, emptied, or idle and better switched off than filled.
+    closed = ~(trial.awake & fleet.may_host)
+    for number, node in enumerate(fleet.nodes):
+        if not trial.members[number] and node.curve.break_even_s() < hold_s:
+            closed[number] = True
+            trial.awake[number] = False
     memory_used = fleet.memory - trial.memory_left
     idle = fleet.curves[:, 0]
     order = np.lexsort((np.arange(len(fleet.nodes)), memory_used / np.maximum(idle, 1.0)))
