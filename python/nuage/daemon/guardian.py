@@ -185,7 +185,7 @@ class Guardian:
             await site.save(replace(vm, state=VmState.FAILED, failure=told))
             site.announce("vm", vm.vm_id, "failed", f"{vm.name} {told}")
             return
-        await site.save(decision)
+        await site.save_decision(decision, epoch=epoch)
         text = f"{vm.name} starts again on {decision.elected} under epoch {epoch}"
         site.announce("vm", vm.vm_id, "restarted", text)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
+from nuage.iaas.epochs import next_local
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
@@ -313,7 +314,7 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
         await site.save(replace(site.index.value(Vm, vm.vm_id), state=VmState.RUNNING))
         raise
     leaving = replace(site.index.value(Vm, vm.vm_id), migrating_to=decision.elected)
-    await site.save(leaving, decision)
+    await site.save_decision(decision, leaving, epoch=next_local(vm.epoch))
     site.announce("vm", vm.vm_id, "migrating", f"{vm.name} goes to {decision.elected}")
     return CreatedVm(vm=show(site, leaving), decision=decision)
 

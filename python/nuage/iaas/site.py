@@ -16,7 +16,7 @@ from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
 from nuage.clock import Clock
 from nuage.errors import Conflict
 from nuage.iaas.index import Change, FederationIndex
-from nuage.ids import EntropySource, NodeId, PortId, SiteId, VmId
+from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.vm import Vm
@@ -111,7 +111,8 @@ class Site:
 
     `announce(kind, id, what, text)` puts a line on the live event stream. `on_change` hears every
     change of the index that this site's own writes make. `age_of` tells how many seconds ago a
-    site was last heard: 0.0 for this one, infinity for one never heard.
+    site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
+    given to ports whose write is on its way to the disk.
     """
 
     site_id: SiteId
@@ -126,6 +127,7 @@ class Site:
     on_change: Callable[[Change], None]
     age_of: Callable[[SiteId], float]
     entropy: EntropySource = field(default=os.urandom)
+    addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.
@@ -157,6 +159,17 @@ class Site:
             expected = record.revision if record is not None and mine else None
             puts.append(Put(value=value, expected=expected, epoch=epoch))
         return await self.commit(puts)
+
+    async def save_decision(self, decision: Decision, *values: Noun, epoch: int) -> None:
+        """Keep the last decision on a VM, whichever site took the one before, with `values`.
+
+        `epoch` is the VM's once the decision has come true: the highest counts everywhere.
+        """
+        record = self.index.find("decision", decision.vm_id)
+        mine = record is not None and record.home == self.site_id
+        expected = record.revision if record is not None and mine else None
+        kept = Put(value=decision, expected=expected, epoch=epoch)
+        await self.commit([*(self._put(value, unique_name=False) for value in values), kept])
 
     async def delete(self, *values: Noun) -> None:
         """Delete this site's own records of `values` as one unit."""
