@@ -114,14 +114,12 @@ static __always_inline void flood_local(struct __sk_buff *skb, __u32 label, __u3
 	skb->mark = 0;
 }
 
-/* Return the tree's trunks that want `label`; 0 stands for a frame in a VLAN: all of them. */
+/* Return the tree's trunks that want `label`. */
 static __always_inline __u64 branches(__u32 tree, __u32 label, __u64 trunks)
 {
 	struct prune_key key = {.tree = tree, .label = label};
 	__u64 *some, *every, wanted = 0;
 
-	if (!label)
-		return trunks;
 	some = bpf_map_lookup_elem(&prunes, &key);
 	if (some)
 		wanted = *some;

@@ -63,10 +63,10 @@ static __noinline int within_rate(struct port_value *port, __u32 bytes, __u32 di
 	__u64 rate;
 	int within = 0;
 
-	if (!port || !port->rate_bytes_per_s)
+	if (!port || !port->rate_bits_per_s)
 		return 1;
 	number = port->number;
-	rate = port->rate_bytes_per_s;
+	rate = port->rate_bits_per_s >> 3;
 	burst = port->burst_bytes;
 	state = bpf_map_lookup_elem(&states, &number);
 	if (!state)
@@ -75,9 +75,13 @@ static __noinline int within_rate(struct port_value *port, __u32 bytes, __u32 di
 	now_ns = bpf_ktime_get_ns();
 	bpf_spin_lock(&state->lock);
 	passed_ns = now_ns - state->stamp_ns[direction];
-	if (passed_ns > SECOND_NS)	/* a bucket fills in less; keep the product in 64 bits */
-		passed_ns = SECOND_NS;
-	gained = state->tokens[direction] + (rate >> 3) * passed_ns / (SECOND_NS >> 3);
+	if (passed_ns > 100 * SECOND_NS)
+		passed_ns = 100 * SECOND_NS;
+	gained = state->tokens[direction];
+	if (passed_ns < SECOND_NS)	/* products stay within 64 bits up to 100 Gb/s */
+		gained += rate * passed_ns / SECOND_NS;
+	else
+		gained += rate * (passed_ns / 1000) / 1000000;
 	if (gained > burst)
 		gained = burst;
 	if (gained >= bytes || gained == burst) {

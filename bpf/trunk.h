@@ -6,7 +6,7 @@
 
 #include "deliver.h"
 
-/* A TRILL frame taken apart. `label` 0: it is in a VLAN. */
+/* A TRILL frame taken apart. `is_vlan`: it has no fine-grained label. */
 struct arrival {
 	struct trill_head head;
 	struct trill_inner inner;
@@ -15,6 +15,7 @@ struct arrival {
 	__u16 ingress;
 	__u16 type;
 	__u32 label;
+	__u32 is_vlan;
 	__u32 option_bytes;
 	__u32 payload;		/* offset of what follows the inner Ethertype */
 	__u32 options;		/* the first word, or 0 */
@@ -43,6 +44,7 @@ static __always_inline int take_apart(struct __sk_buff *skb, struct arrival *in)
 		return -1;
 	if (inner->tag == bpf_htons(ETH_P_8021Q)) {
 		in->label = 0;
+		in->is_vlan = 1;
 		in->type = bpf_ntohs(inner->second);
 		in->payload = offset + 18;
 		return 0;
@@ -50,6 +52,7 @@ static __always_inline int take_apart(struct __sk_buff *skb, struct arrival *in)
 	if (inner->tag != bpf_htons(ETH_P_FGL) || inner->second != inner->tag ||
 	    bpf_skb_load_bytes(skb, offset + 18, &inner->low, 4))
 		return -1;
+	in->is_vlan = 0;
 	in->label = (bpf_ntohs(inner->control) & 0xFFF) << 12 | (bpf_ntohs(inner->low) & 0xFFF);
 	in->type = bpf_ntohs(inner->type);
 	in->payload = offset + sizeof(*inner);
@@ -104,7 +107,7 @@ static __always_inline int decapsulate(struct __sk_buff *skb, struct arrival *in
 	struct ethernet eth;
 	__u32 left;
 
-	if (!label || !bpf_map_lookup_elem(&floods, &label))
+	if (in->is_vlan || !bpf_map_lookup_elem(&floods, &label))
 		return drop(DROP_LABEL);
 	if (in->inner.smac[0] & 1)
 		return drop(DROP_INNER);
@@ -125,15 +128,22 @@ static __always_inline int decapsulate(struct __sk_buff *skb, struct arrival *in
 	return deliver(skb, label, eth.dmac);
 }
 
+/* RBridges talk to each other in this frame (RFC 7178); tenants' frames have a label. */
+static __always_inline int is_channel(const struct arrival *in)
+{
+	const __u8 all_egress[MAC_BYTES] = {0x01, 0x80, 0xC2, 0, 0, 0x42};
+
+	return in->is_vlan && in->type == ETH_P_CHANNEL && mac_equal(in->inner.dmac, all_egress);
+}
+
 /* From the neighbour, one hop: an echo goes straight back, the rest is control's. */
 static __always_inline int channel(struct __sk_buff *skb, struct port_value *port,
 				   struct arrival *in)
 {
-	const __u8 all_egress[MAC_BYTES] = {0x01, 0x80, 0xC2, 0, 0, 0x42};
 	struct ethernet back;
 	__be16 protocol = 0;
 
-	if (in->type != ETH_P_CHANNEL || !mac_equal(in->inner.dmac, all_egress))
+	if (!is_channel(in))
 		return drop(DROP_INNER);
 	if (bpf_skb_load_bytes(skb, in->payload, &protocol, 2) ||
 	    protocol != bpf_htons(CHANNEL_ECHO) ||
@@ -196,11 +206,12 @@ static __always_inline int forward_multi(struct __sk_buff *skb, struct port_valu
 	if (!TRILL_HOPS(in->first)) {
 		count(DROP_HOP_COUNT);
 	} else {
-		others = branches(tree, label, *trunks) & ~bit;
+		others = in->is_vlan ? *trunks : branches(tree, label, *trunks);
+		others &= ~bit;
 		if (others && copy_to_trunks(skb, others, in->first - 1))
 			count(SUM_TRANSIT);
 	}
-	if (!label || !bpf_map_lookup_elem(&floods, &label))
+	if (in->is_vlan || !bpf_map_lookup_elem(&floods, &label))
 		return TC_ACT_SHOT;
 	return decapsulate(skb, in);
 }
@@ -247,7 +258,7 @@ int trunk_in(struct __sk_buff *skb)
 	struct port_value *port = port_here(skb);
 	struct self_value *me = self();
 	struct arrival in;
-	int cause;
+	int cause, ends_here;
 
 	if (!port || !me)
 		return drop(DROP_NO_PORT);
@@ -266,9 +277,10 @@ int trunk_in(struct __sk_buff *skb)
 		return forward_multi(skb, port, &in);
 	if (in.egress == NICKNAME_ANY)
 		return channel(skb, port, &in);
-	if (in.egress == me->nickname)
-		return decapsulate(skb, &in);
-	return forward_unicast(skb, &in);
+	ends_here = in.egress == me->nickname;
+	if (is_channel(&in) && (ends_here || !TRILL_HOPS(in.first)))
+		return punt(skb);	/* traces, by the daemon */
+	return ends_here ? decapsulate(skb, &in) : forward_unicast(skb, &in);
 }
 
 #endif

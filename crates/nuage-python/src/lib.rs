@@ -3,6 +3,7 @@
 
 use pyo3::prelude::*;
 
+mod bpf;
 mod placement;
 
 #[pymodule]
@@ -10,6 +11,8 @@ mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+    #[pymodule_export]
+    use super::bpf::{BpfPlane, bpf_refusal};
     #[pymodule_export]
     use super::placement::PlacementEngine;
 }

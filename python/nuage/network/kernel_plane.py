@@ -1,0 +1,609 @@
+"""The forwarding plane in the kernel: tables into eBPF maps, ports bound to interfaces.
+
+Acts; decides nothing. `apply` writes what the control machines decided, `bind` says which
+interface a numbered port is. Programs and maps are pinned below a directory on a BPF file
+system, so frames go on while no daemon runs, and a later `KernelPlane` on the same directory
+begins with the entries that stand there. Interfaces are looked up in the network namespace of
+the calling thread.
+
+Invariants:
+    `entries()` is what the maps hold. An entry's map value is replaced whole. Nothing is
+    attached to an interface but by `bind`, and `unbind` takes it off.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Final, NamedTuple, assert_never
+
+from nuage._core import BpfPlane, bpf_refusal
+from nuage.errors import Unavailable
+from nuage.network import kernel_tables as tables
+from nuage.network.forwarding import (
+    NICKNAME_UNKNOWN,
+    AdjacencyEntry,
+    Drop,
+    EidEntry,
+    Entry,
+    EntryKey,
+    FibEntry,
+    FloodEntry,
+    ForwardingDelta,
+    GuardEntry,
+    Label,
+    LearnedMac,
+    LispHeard,
+    LispMiss,
+    MacEntry,
+    MapCacheEntry,
+    Nickname,
+    PlaneCounters,
+    PolicyEntry,
+    PortEntry,
+    PortNumber,
+    PortRole,
+    PruneEntry,
+    RpfEntry,
+    SelfEntry,
+    TreeEntry,
+    key_of,
+)
+from nuage.network.kernel_tables import U32, U64, Place, Slots, pieces
+from nuage.network.offload import disable_segmentation
+
+AGE_MAX_S: Final = 300.0
+SUMS: Final = (
+    "ingress", "transit", "egress", "flooded", "punted", "encapsulated", "decapsulated",
+    "strays", "answered", "kernel_refused",
+)  # fmt: skip
+SUM_FIRST: Final = 32
+LISP_PRIORITY: Final = 2  # of the tc filter behind access_in
+XDP_NONE: Final = -1
+EVENT_MISS: Final = 1
+_DROP_ORDER: Final = tuple(Drop)
+# Tables in the order they are filled: what is pointed to before what points there.
+_ORDER: Final = (
+    "slots", "states", "self_entry", "fib", "trees", "rpf", "prunes", "directory", "guards",
+    "rules", "floods", "eids", "map_cache", "places", "ports",
+)  # fmt: skip
+
+
+class Neighbour(NamedTuple):
+    """Who has an address in a segment: the kernel answers ARP from these."""
+
+    label: Label
+    address: IPv4Address | IPv6Address
+    mac: bytes
+
+
+def why_not() -> str | None:
+    """Return why this machine's kernel cannot carry the plane, None when it can."""
+    return bpf_refusal()
+
+
+class _Batch:
+    """Writes gathered per map."""
+
+    def __init__(self) -> None:
+        self.sets: dict[str, dict[bytes, bytes]] = {}
+        self.deletes: dict[str, dict[bytes, None]] = {}
+
+    def set(self, name: str, key: bytes, value: bytes) -> None:
+        self.sets.setdefault(name, {})[key] = value
+        self.deletes.get(name, {}).pop(key, None)
+
+    def delete(self, name: str, key: bytes) -> None:
+        self.deletes.setdefault(name, {})[key] = None
+
+
+class KernelPlane:
+    """The tables in the kernel's maps, and the programs on the interfaces."""
+
+    def __init__(self, directory: Path | str, *, keep_offload: bool = False) -> None:
+        """Load the programs and take up what is pinned below `directory` ("": nothing is).
+
+        `keep_offload` leaves TSO on at trunks: only for trunks that never leave this machine.
+
+        Raises:
+            Unavailable: the kernel refuses, with its reason; `why_not` asks beforehand.
+        """
+        try:
+            self._bpf = BpfPlane(str(directory))
+        except OSError as error:
+            raise Unavailable(f"the kernel plane cannot be loaded: {error}") from error
+        sizes = {name: (key, value) for name, key, value in self._bpf.map_sizes()}
+        assert all(sizes[name] == size for name, size in tables.SIZES.items())
+        self._keep_offload = keep_offload
+        self._slots = Slots()
+        self._entries: dict[EntryKey, Entry] = {}
+        self._bound: dict[PortNumber, int] = {}
+        self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
+        self._neighbours: dict[bytes, bytes] = {}
+        self._batch = _Batch()
+        self._touched: set[PortNumber] = set()
+        self._emptied: set[PortNumber] = set()
+        self._misses: dict[LispMiss, None] = {}
+        self._heard: dict[LispHeard, None] = {}
+        self._take_up()
+
+    # ---- tables ----
+
+    def apply(self, delta: ForwardingDelta) -> None:
+        """Change the tables.
+
+        Raises:
+            Unavailable: a map is full, or a value does not fit; applying again is safe.
+        """
+        self._batch, self._touched, self._emptied = _Batch(), set(), set()
+        for entry in delta.removed:
+            self._entries.pop(key_of(entry), None)
+            self._remove(entry)
+        for entry in delta.set:
+            self._entries[key_of(entry)] = entry
+            self._set(entry)
+        self._render_ports()
+        self._flush()
+        self._forget_gone(delta)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all entries held."""
+        return tuple(self._entries.values())
+
+    def _set(self, entry: Entry) -> None:
+        put = self._batch.set
+        match entry:
+            case SelfEntry():
+                put("self_entry", U32.pack(0), tables.encode_self(entry))
+            case PortEntry() | AdjacencyEntry():
+                self._touched.add(entry.port)
+            case FibEntry():
+                put("fib", U32.pack(entry.nickname), self._with_slots(entry, tables.encode_fib))
+            case TreeEntry():
+                put("trees", U32.pack(entry.tree), self._slot_bits(entry.ports))
+            case RpfEntry():
+                key = tables.RPF_KEY.pack(entry.tree, entry.ingress)
+                put("rpf", key, U32.pack(self._slot(entry.port)))
+            case PruneEntry():
+                key = tables.PRUNE_KEY.pack(entry.tree, entry.label)
+                put("prunes", key, self._slot_bits(entry.ports))
+            case FloodEntry():
+                put("floods", U32.pack(entry.label), tables.encode_flood(entry))
+            case MacEntry():
+                key = tables.STATION_KEY.pack(entry.label, entry.mac)
+                put("directory", key, tables.encode_station(entry))
+            case GuardEntry():
+                put("guards", tables.guard_key(entry), U32.pack(1))
+            case PolicyEntry():
+                self._rules.setdefault(entry.port, {})[entry.index] = entry
+                self._touched.add(entry.port)
+            case MapCacheEntry():
+                key = tables.eid_key(entry.instance_id, entry.prefix)
+                put("map_cache", key, tables.encode_map_cache(entry))
+            case EidEntry():
+                key = tables.eid_key(entry.instance_id, entry.prefix)
+                put("eids", key, tables.encode_eid(entry))
+            case _:
+                assert_never(entry)
+
+    def _remove(self, entry: Entry) -> None:
+        gone = self._batch.delete
+        match entry:
+            case SelfEntry():
+                unknown = SelfEntry(NICKNAME_UNKNOWN, NICKNAME_UNKNOWN)
+                self._batch.set("self_entry", U32.pack(0), tables.encode_self(unknown))
+            case PortEntry() | AdjacencyEntry():
+                self._touched.add(entry.port)
+            case FibEntry():
+                gone("fib", U32.pack(entry.nickname))
+            case TreeEntry():
+                gone("trees", U32.pack(entry.tree))
+            case RpfEntry():
+                gone("rpf", tables.RPF_KEY.pack(entry.tree, entry.ingress))
+            case PruneEntry():
+                gone("prunes", tables.PRUNE_KEY.pack(entry.tree, entry.label))
+            case FloodEntry():
+                gone("floods", U32.pack(entry.label))
+            case MacEntry():
+                gone("directory", tables.STATION_KEY.pack(entry.label, entry.mac))
+            case GuardEntry():
+                gone("guards", tables.guard_key(entry))
+            case PolicyEntry():
+                self._rules.get(entry.port, {}).pop(entry.index, None)
+                self._touched.add(entry.port)
+                self._emptied.add(entry.port)
+            case MapCacheEntry():
+                gone("map_cache", tables.eid_key(entry.instance_id, entry.prefix))
+            case EidEntry():
+                gone("eids", tables.eid_key(entry.instance_id, entry.prefix))
+            case _:
+                assert_never(entry)
+
+    # ---- trunks as bits ----
+
+    def _slot(self, number: PortNumber) -> int:
+        known = number in self._slots.slots
+        if not known and len(self._slots.slots) >= tables.TRUNKS_MAX:
+            self._slots.free(self._mentioned())
+        slot = self._slots.of(number)
+        if not known:
+            self._batch.set("slots", U32.pack(slot), tables.SLOT.pack(0, number, bytes(6)))
+        return slot
+
+    def _slot_bits(self, ports: Iterable[PortNumber]) -> bytes:
+        for number in ports:
+            self._slot(number)
+        return self._slots.bits(ports)
+
+    def _with_slots(self, entry: FibEntry, encode: Callable[[FibEntry, Slots], bytes]) -> bytes:
+        for hop in entry.next_hops:
+            self._slot(hop.port)
+        return encode(entry, self._slots)
+
+    def _mentioned(self) -> set[PortNumber]:
+        """Return the trunks that some entry needs."""
+        found: set[PortNumber] = set()
+        for entry in self._entries.values():
+            match entry:
+                case PortEntry(role=PortRole.TRUNK) | AdjacencyEntry() | RpfEntry():
+                    found.add(entry.port)
+                case FibEntry():
+                    found.update(hop.port for hop in entry.next_hops)
+                case TreeEntry() | PruneEntry():
+                    found.update(entry.ports)
+                case _:
+                    pass
+        return found
+
+    # ---- ports ----
+
+    def bind(self, number: PortNumber, interface: str, *, xdp_flags: int = XDP_NONE) -> None:
+        """Say which interface a port is. Its programs go on as soon as its entry is set.
+
+        `xdp_flags` ≥ 0 puts the XDP program on a trunk besides (0: the driver's way when it
+        has one, 2: generic, 4: the driver's or an error).
+
+        Raises:
+            Unavailable: no such interface here, or the kernel refuses the programs.
+        """
+        try:
+            ifindex = socket.if_nametoindex(interface)
+        except OSError as error:
+            raise Unavailable(f"port {number}: no interface {interface!r} here") from error
+        if self._bound.get(number, ifindex) != ifindex:
+            self.unbind(number)
+        self._bound[number] = ifindex
+        self._render(number)
+        if xdp_flags != XDP_NONE:
+            self._try(lambda: self._bpf.attach_xdp("xdp_trunk", ifindex, flags=xdp_flags))
+
+    def unbind(self, number: PortNumber) -> None:
+        """Take the programs off a port's interface; the entry stays, without a way out."""
+        ifindex = self._bound.pop(number, 0)
+        if not ifindex:
+            return
+        self._detach(ifindex)
+        self._render(number)
+        self._try(lambda: self._bpf.delete("ports", U32.pack(ifindex)))
+
+    def bound(self) -> dict[PortNumber, int]:
+        """Return the interface index of each port that has one."""
+        return dict(self._bound)
+
+    def _render(self, number: PortNumber) -> None:
+        self._batch, self._touched, self._emptied = _Batch(), {number}, set()
+        self._render_ports()
+        self._flush()
+
+    def _render_ports(self) -> None:
+        for number in self._touched:
+            port = self._entries.get((PortEntry, number))
+            if isinstance(port, PortEntry):
+                self._render_port(port)
+            else:
+                self._clear_port(number)
+
+    def _render_port(self, port: PortEntry) -> None:
+        number, key = port.port, U32.pack(port.port)
+        ifindex = self._bound.get(number, 0)
+        neighbour = self._entries.get((AdjacencyEntry, number))
+        place = Place(port, ifindex)
+        if port.role is PortRole.TRUNK:
+            mac = neighbour.mac if isinstance(neighbour, AdjacencyEntry) else None
+            place = replace(place, neighbour=mac, slot=self._slot(number))
+            value = tables.SLOT.pack(ifindex, number, port.mac)
+            self._batch.set("slots", U32.pack(place.slot), value)
+        else:
+            self._render_guest(port)
+        value = tables.encode_place(place)
+        self._batch.set("places", key, value)
+        if ifindex:
+            self._batch.set("ports", U32.pack(ifindex), value)
+
+    def _render_guest(self, port: PortEntry) -> None:
+        key = U32.pack(port.port)
+        self._batch.set("rules", key, tables.encode_rules(self._rules.get(port.port, {})))
+        state = self._bpf.lookup("states", key)
+        learned, has_flows = (tables.STATE.unpack(state)[1:3]) if state else (0, 0)
+        fresh = port.filtered and self._bpf.lookup("flows", key) is None
+        if fresh or (port.filtered and port.port in self._emptied):
+            self._try(lambda: self._bpf.renew_flows(port.port))
+            has_flows = 0
+        full, now_ns = tables.burst_bytes(port), time.monotonic_ns()
+        value = tables.STATE.pack(0, learned, has_flows, 0, full, full, now_ns, now_ns)
+        self._batch.set("states", key, value)
+
+    def _clear_port(self, number: PortNumber) -> None:
+        key = U32.pack(number)
+        place = self._bpf.lookup("places", key)
+        if place is None:
+            return
+        for name in ("places", "states", "rules", "flows"):
+            self._batch.delete(name, key)
+        guards, _ = self._bpf.items("guards")
+        for guard in pieces(guards, tables.GUARD_KEY.size):
+            if tables.decode_guard(guard).port == number:
+                self._batch.delete("guards", guard)
+        if number in self._slots.slots:
+            slot = U32.pack(self._slots.slots[number])
+            self._batch.set("slots", slot, tables.SLOT.pack(0, number, bytes(6)))
+        ifindex = self._bound.pop(number, 0) or tables.decode_place(place).ifindex
+        if ifindex:
+            self._batch.delete("ports", U32.pack(ifindex))
+            self._detach(ifindex)
+        self._rules.pop(number, None)
+        self._forget(lambda found: found.port == number)
+
+    def _attach(self, port: PortEntry, ifindex: int) -> None:
+        if port.role is PortRole.TRUNK:
+            if not self._keep_offload:
+                disable_segmentation(socket.if_indextoname(ifindex))
+            self._bpf.attach("trunk_in", ifindex)
+            return
+        self._bpf.attach("access_in", ifindex)
+        self._bpf.attach("lisp_in", ifindex, priority=LISP_PRIORITY)
+        self._bpf.attach("access_out", ifindex, egress=True)
+
+    def _detach(self, ifindex: int) -> None:
+        with suppress(OSError):  # the interface may be gone, and its programs with it
+            self._bpf.detach_xdp(ifindex)
+        with suppress(OSError):
+            self._bpf.detach(ifindex)
+            self._bpf.detach(ifindex, priority=LISP_PRIORITY)
+            self._bpf.detach(ifindex, egress=True)
+
+    # ---- writing ----
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            raise Unavailable(f"the kernel plane: {error.strerror or error}") from error
+
+    def _flush(self) -> None:
+        for name, keys in self._batch.deletes.items():
+            self._try(lambda name=name, keys=keys: self._bpf.delete(name, b"".join(keys)))  # type: ignore[misc]
+        for name in _ORDER:
+            values = self._batch.sets.get(name)
+            if values:
+                self._try(
+                    lambda name=name, values=values: self._bpf.update(  # type: ignore[misc]
+                        name, b"".join(values), b"".join(values.values())
+                    )
+                )
+        for number in self._touched:
+            port, ifindex = self._entries.get((PortEntry, number)), self._bound.get(number, 0)
+            if isinstance(port, PortEntry) and ifindex:
+                self._try(lambda port=port, ifindex=ifindex: self._attach(port, ifindex))  # type: ignore[misc]
+
+    def _forget_gone(self, delta: ForwardingDelta) -> None:
+        """Unlearn what was behind nicknames that nothing leads to any more."""
+        gone = {
+            entry.nickname
+            for entry in delta.removed
+            if isinstance(entry, FibEntry) and (FibEntry, entry.nickname) not in self._entries
+        }
+        if gone:
+            self._forget(lambda found: found.nickname in gone)
+
+    # ---- what the programs learned ----
+
+    def _learned(self) -> Iterable[tuple[bytes, LearnedMac]]:
+        keys, values = self._bpf.items("learned")
+        now_ns = time.monotonic_ns()
+        for key, value in zip(
+            pieces(keys, tables.STATION_KEY.size), pieces(values, tables.STATION.size), strict=True
+        ):
+            label, mac = tables.STATION_KEY.unpack(key)
+            nickname, port, _, seen_ns = tables.STATION.unpack(value)
+            age_s = max(0, now_ns - seen_ns) / 1e9
+            found = LearnedMac(Label(label), mac, Nickname(nickname), PortNumber(port), age_s)
+            yield key, found
+
+    def _forget(self, is_gone: Callable[[LearnedMac], bool]) -> int:
+        """Unlearn; a port may then learn as many again."""
+        keys, freed = [], dict[PortNumber, int]()
+        for key, found in self._learned():
+            if is_gone(found):
+                keys.append(key)
+                freed[found.port] = freed.get(found.port, 0) + bool(found.port)
+        if keys:
+            self._try(lambda: self._bpf.delete("learned", b"".join(keys)))
+        for number, count in freed.items():
+            state = self._bpf.lookup("states", U32.pack(number)) if number else None
+            if state is not None:
+                fields = list(tables.STATE.unpack(state))
+                fields[1] = max(0, fields[1] - count)
+                value = tables.STATE.pack(*fields)
+                self._try(lambda number=number, value=value: self._bpf.update(  # type: ignore[misc]
+                    "states", U32.pack(number), value
+                ))  # fmt: skip
+        return len(keys)
+
+    def learned(self) -> tuple[LearnedMac, ...]:
+        """Return what was learned and has not aged out; directory entries are not listed."""
+        return tuple(found for _, found in self._learned() if found.age_s < AGE_MAX_S)
+
+    def age(self, *, age_max_s: float = AGE_MAX_S) -> int:
+        """Delete what is too old to be used, once a minute or so; return how much it was."""
+        return self._forget(lambda found: found.age_s >= age_max_s)
+
+    def _cell(self, index: int) -> int:
+        value = self._bpf.lookup("counters", U32.pack(index))
+        return int(U64.unpack(value)[0]) if value else 0
+
+    def counters(self) -> PlaneCounters:
+        """Return the sums since the maps were made."""
+        sums = self.sums()
+        return PlaneCounters(
+            ingress_frames=sums["ingress"],
+            transit_frames=sums["transit"],
+            egress_frames=sums["egress"],
+            flooded_frames=sums["flooded"],
+            drops={cause: self._cell(index) for index, cause in enumerate(_DROP_ORDER)},
+        )
+
+    def sums(self) -> dict[str, int]:
+        """Return all sums by name, those beyond `PlaneCounters` included."""
+        return {name: self._cell(SUM_FIRST + index) for index, name in enumerate(SUMS)}
+
+    # ---- ARP, LISP ----
+
+    def set_neighbours(self, neighbours: Iterable[Neighbour]) -> None:
+        """Say who has which address: ARP for these is answered in the kernel, daemon or not."""
+        new = {
+            tables.NEIGHBOUR_KEY.pack(
+                label, address.version, tables.address_bytes(address)
+            ): tables.NEIGHBOUR.pack(mac)
+            for label, address, mac in neighbours
+        }
+        changed = {key: value for key, value in new.items() if self._neighbours.get(key) != value}
+        gone = [key for key in self._neighbours if key not in new]
+        self._try(lambda: self._bpf.delete("neighbours", b"".join(gone)))
+        keys, values = b"".join(changed), b"".join(changed.values())
+        self._try(lambda: self._bpf.update("neighbours", keys, values))
+        self._neighbours = new
+
+    def set_router(self, interface: str, rloc: IPv4Address, mac: bytes) -> None:
+        """Make this node a LISP tunnel router: guests' packets to `mac` are looked up.
+
+        `interface` leads to the other RLOCs, by the kernel's own routes and neighbours.
+        """
+        ifindex = socket.if_nametoindex(interface)
+        value = tables.LISP_SELF.pack(ifindex, rloc.packed, mac)
+        self._try(lambda: self._bpf.update("lisp_self", U32.pack(0), value))
+        self._try(lambda: self._bpf.attach("lisp_under", ifindex))
+
+    def clear_router(self) -> None:
+        """Stop being a tunnel router."""
+        value = self._bpf.lookup("lisp_self", U32.pack(0))
+        ifindex = tables.LISP_SELF.unpack(value)[0] if value else 0
+        empty = tables.LISP_SELF.pack(0, bytes(4), bytes(6))
+        self._try(lambda: self._bpf.update("lisp_self", U32.pack(0), empty))
+        if ifindex:
+            with suppress(OSError):
+                self._bpf.detach(ifindex)
+
+    def events_fileno(self) -> int | None:
+        """Return a descriptor that is readable when there is something to take."""
+        return self._bpf.event_descriptor()
+
+    def _drain(self) -> None:
+        for record in self._bpf.events():
+            found = _event_of(record)
+            if isinstance(found, LispMiss):
+                self._misses[found] = None
+            else:
+                self._heard[found] = None
+
+    def take_misses(self) -> tuple[LispMiss, ...]:
+        """Return, once, the misses since the last call; each is told ten times a second."""
+        self._drain()
+        found = tuple(self._misses)
+        self._misses.clear()
+        return found
+
+    def take_heard(self) -> tuple[LispHeard, ...]:
+        """Return, once, who was heard since the last call; the first call: since the maps began."""
+        self._drain()
+        found = tuple(self._heard)
+        self._heard.clear()
+        return found
+
+    # ---- a life before ----
+
+    def _pairs(self, name: str) -> Iterable[tuple[bytes, bytes]]:
+        keys, values = self._bpf.items(name)
+        key_size, value_size = tables.SIZES[name]
+        return zip(pieces(keys, key_size), pieces(values, value_size), strict=True)
+
+    def _keep(self, entry: Entry) -> None:
+        self._entries[key_of(entry)] = entry
+
+    def _take_up(self) -> None:
+        """Begin from what the maps hold, and put these programs where others stand."""
+        for key, value in self._pairs("slots"):
+            _, number, _ = tables.SLOT.unpack(value)
+            if number:
+                self._slots.put(PortNumber(number), U32.unpack(key)[0])
+        nickname, tree = tables.SELF.unpack(self._bpf.lookup("self_entry", U32.pack(0)) or b"")
+        if nickname or tree:
+            self._keep(SelfEntry(Nickname(nickname), Nickname(tree)))
+        self._take_up_ports()
+        self._take_up_fabric()
+        for key, value in self._pairs("directory"):
+            self._keep(tables.decode_station(key, value))
+        for key, value in self._pairs("eids"):
+            self._keep(tables.decode_eid(key, value))
+        for key, value in self._pairs("map_cache"):
+            self._keep(tables.decode_map_cache(key, value))
+        self._neighbours = dict(self._pairs("neighbours"))
+        for key, _ in self._pairs("heard"):
+            eid, rloc = tables.HEARD_KEY.unpack(key)
+            self._heard[LispHeard(*tables.decode_eid_key(eid), IPv4Address(rloc))] = None
+
+    def _take_up_ports(self) -> None:
+        for _, value in self._pairs("places"):
+            place = tables.decode_place(value)
+            self._keep(place.port)
+            adjacency = tables.adjacency_of(place)
+            if adjacency is not None:
+                self._keep(adjacency)
+            if place.ifindex:
+                with suppress(OSError):  # gone meanwhile: the port waits for `bind`
+                    socket.if_indextoname(place.ifindex)
+                    self._attach(place.port, place.ifindex)
+                    self._bound[place.port.port] = place.ifindex
+        for key, _ in self._pairs("guards"):
+            self._keep(tables.decode_guard(key))
+        for key, value in self._pairs("rules"):
+            for rule in tables.decode_rules(U32.unpack(key)[0], value):
+                self._keep(rule)
+                self._rules.setdefault(rule.port, {})[rule.index] = rule
+
+    def _take_up_fabric(self) -> None:
+        for key, value in self._pairs("fib"):
+            self._keep(tables.decode_fib(U32.unpack(key)[0], value, self._slots))
+        for key, value in self._pairs("trees"):
+            self._keep(TreeEntry(Nickname(U32.unpack(key)[0]), self._slots.ports(value)))
+        for key, value in self._pairs("rpf"):
+            tree, ingress = tables.RPF_KEY.unpack(key)
+            port = self._slots.numbers[U32.unpack(value)[0]]
+            self._keep(RpfEntry(Nickname(tree), Nickname(ingress), port))
+        for key, value in self._pairs("prunes"):
+            tree, label = tables.PRUNE_KEY.unpack(key)
+            self._keep(PruneEntry(Nickname(tree), Label(label), self._slots.ports(value)))
+        for key, value in self._pairs("floods"):
+            self._keep(tables.decode_flood(U32.unpack(key)[0], value))
+
+
+def _event_of(record: bytes) -> LispMiss | LispHeard:
+    kind, rloc, eid, source = tables.EVENT.unpack(record)
+    instance_id, prefix = tables.decode_eid_key(eid)
+    if kind == EVENT_MISS:
+        came_from = tables.address_of(prefix.version, source)
+        return LispMiss(instance_id, came_from, prefix.network_address)
+    return LispHeard(instance_id, prefix, IPv4Address(rloc))
