@@ -383,6 +383,7 @@ class Controller:
         self._tasks.keep("nodes", self._sessions.watch)
         self._tasks.keep("lease", self._holder.hold)
         self._tasks.keep("guardian", self._guardian.watch)
+        self._tasks.keep("movement", self._movement.watch)
         self._tasks.keep("lease refresh", self._refresh_leases)
         renewer = Renewer(
             self._store, own_authority(self._store, self._clock), self._clock, Random()

@@ -26,8 +26,9 @@ from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.placement import VmRequest
+from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm, VmState
-from nuage.model.volume import Volume, VolumeState
+from nuage.model.volume import Volume
 from nuage.quorum.lease import LeaseView
 from nuage.quorum.model import Ownership, Quorum
 
@@ -60,6 +61,8 @@ class Guardian:
         self._is_connected = is_connected
         self._on_owned = on_owned
         self._owned: set[VmId] = set()
+        self._barred: set[VmId] = set()
+        self._fenced: set[NodeId] = set()
         self._was_held = False
 
     # Leases of fail-over VMs ------------------------------------------------------------------
@@ -69,12 +72,23 @@ class Guardian:
         return self._view.remaining_s(self._clock.monotonic_s()) if self._was_held else 0.0
 
     def may_run(self, vm_id: VmId) -> bool:
-        """Tell whether the quorum has confirmed that a fail-over VM is this site's."""
-        return vm_id in self._owned
+        """Tell whether a fail-over VM is this site's, or on its way here.
+
+        The quorum gives a VM to a site that holds its lease, and to no other while it does: what
+        is expected here may run under the lease as soon as it has come. What was expected before
+        a gap in the lease may have been taken over from us meanwhile, and is barred.
+        """
+        return vm_id in self._owned or (vm_id not in self._barred and vm_id in self._expected())
+
+    def _expected(self) -> set[VmId]:
+        site = self._site
+        records = site.index.records("migration")
+        return {VmId(record.id) for record in records if record.home == site.site_id}
 
     def acquired(self, owned: Sequence[Ownership]) -> None:
         """Hear what this site still owns, before its lease counts again (`LeaseHolder`)."""
         self._owned = {VmId(o.id) for o in owned if o.kind == "vm"}
+        self._barred = self._expected() - self._owned
         self._was_held = True
         self._report_difference()
         self._on_owned()
@@ -82,6 +96,8 @@ class Guardian:
     async def watch(self) -> None:
         """Keep what is owned claimed, and take over from sites that are gone; runs for ever."""
         while True:
+            self._barred &= self._expected()
+            await self._try_again()
             if self._is_held():
                 await self._claim_new()
                 await self._take_over()
@@ -139,9 +155,41 @@ class Guardian:
             await self._mark_unknown(node_id)
             return
         self._site.announce("node", node_id, "fenced", f"node {node.name} is confirmed off")
+        self._fenced.add(node_id)
+        await self._restart_all(node_id)
+
+    async def _restart_all(self, node_id: NodeId) -> None:
         for vm in self._site.index.on_node(Vm, node_id):
-            if self._site.index.home("vm", vm.vm_id) == self._site.site_id:
-                await self._restart(vm, next_local(vm.epoch))
+            if self._site.index.home("vm", vm.vm_id) != self._site.site_id:
+                continue
+            try:
+                if await self._is_still_ours(vm):
+                    await self._restart(vm, next_local(vm.epoch))
+            except NuageError as error:  # the next VM does not wait for this one
+                log.warning("not started again", vm=vm.vm_id, error=error.message)
+
+    async def _try_again(self) -> None:
+        """Start again what found no place when its node was fenced."""
+        for node_id in sorted(self._fenced):
+            if self._is_connected(node_id):
+                self._fenced.discard(node_id)  # it is back, and has its wish
+            else:
+                await self._restart_all(node_id)
+
+    async def _is_still_ours(self, vm: Vm) -> bool:
+        """Ask the quorum about a VM that may have been given away just before its node died.
+
+        Raises:
+            Unavailable: no majority answers; nobody knows, so nothing is started.
+        """
+        if vm.migrating_to is None and vm.state is not VmState.MIGRATING:
+            return True
+        migration = self._site.index.find_value(Migration, vm.vm_id)
+        is_open = migration is not None and not migration.failure
+        if is_open and self._site.index.home("migration", vm.vm_id) == self._site.site_id:
+            return False  # it may run at its target, which will tell
+        held = await self._site.quorum.owner("vm", vm.vm_id)
+        return held is None or held.owner == self._site.site_id
 
     async def _is_fenced(self, node: Node) -> bool:
         for _ in range(FENCE_TRIES_MAX):
@@ -223,9 +271,7 @@ class Guardian:
         owned = await _taken(site.quorum, "volume", volume.volume_id, from_site, site.site_id)
         head = next(p.node_id for p in volume.replicas if p.site_id == site.site_id)
         epoch = owned.epoch * EPOCH_STEP
-        taken = replace(
-            volume, head=head, epoch=epoch, portal="", state=VolumeState.READY, failure=""
-        )
+        taken = replace(volume, head=head, epoch=epoch, portal="", failure="")
         await site.save_moving(taken, epoch=epoch)
 
 

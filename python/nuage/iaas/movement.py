@@ -14,6 +14,9 @@ Fault model. Before `grant` succeeds any failure gives the migration up: the sou
 target drops what waits. After it the VM belongs to the target whatever happens: if the last bytes
 never arrive the target starts it from its disk, and the source, whose initiators the head no
 longer lets in, stays paused and is reported as an orphan. So it never runs twice.
+
+Either site may restart in the middle, or hear the other too late: `watch` gives up what does not
+get ready, and drops arrivals that will not happen any more.
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +30,9 @@ from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
 from nuage.quorum.model import Ownership
 
+WATCH_EVERY_S = 3.0
+READY_WITHIN_S = 30.0  # QEMU listens within one; beyond, the target's node is gone or full
+STALE_AFTER_S = 10.0  # of silence by the source's feed that the VM still comes
 GIVE_UP_METHOD = "migration.give-up"
 ASK_TIMEOUT_S = 5.0
 
@@ -139,6 +145,51 @@ class Movement:
         )
         if migration is not None and mine and migration.source_epoch == given_up.source_epoch:
             await self._site.delete(migration)
+
+    async def watch(self) -> None:
+        """End migrations that neither succeed nor fail; runs for ever."""
+        while True:
+            await self._site.clock.sleep(WATCH_EVERY_S)
+            await self.tidy_up()
+
+    async def tidy_up(self) -> None:
+        """Give up what waits too long here, and drop what does not come here any more."""
+        site = self._site
+        now_s = site.clock.now_s()
+        for record in [r for r in site.index.records("vm") if r.home == site.site_id]:
+            vm = record.value
+            if isinstance(vm, Vm) and now_s - record.changed_s > READY_WITHIN_S:
+                await self._end_waiting(vm)
+        for record in [r for r in site.index.records("migration") if r.home == site.site_id]:
+            arrival = record.value
+            is_old = now_s - record.changed_s > STALE_AFTER_S
+            if isinstance(arrival, Migration) and is_old and await self._is_stale(arrival):
+                await site.delete(arrival)
+                text = f"{arrival.vm_id} does not come to {arrival.target_node} any more"
+                site.announce("vm", arrival.vm_id, "arrival-dropped", text)
+
+    async def _end_waiting(self, vm: Vm) -> None:
+        """A VM on its way whose record has not changed for long."""
+        if vm.migrating_to is None:
+            if vm.state is VmState.MIGRATING:  # its placement was interrupted
+                told = "its migration was interrupted"
+                await self._site.save(replace(vm, state=VmState.RUNNING, failure=told))
+            return
+        migration = self._site.index.find_value(Migration, vm.vm_id)
+        if migration is None or not migration.address:
+            await self.give_up(vm.vm_id, "the target did not get ready")
+
+    async def _is_stale(self, arrival: Migration) -> bool:
+        site = self._site
+        vm = site.index.find_value(Vm, arrival.vm_id)
+        if vm is None:
+            return True
+        if vm.epoch == arrival.source_epoch and vm.state is VmState.MIGRATING:
+            return False
+        if arrival.source_site == site.site_id:
+            return True
+        held = await site.quorum.owner("vm", arrival.vm_id)
+        return not _is_ours(held, site.site_id, quorum_part(arrival.target_epoch))
 
     async def departed(self, vm_id: VmId, downtime_ms: float) -> None:
         """Tell once how long the guest paused, by QEMU's own figure."""

@@ -371,6 +371,7 @@ class SimSite:
                 )
         self.tasks.keep("lease", self.holder.hold)
         self.tasks.keep("guardian", self.guardian.watch)
+        self.tasks.keep("movement", self.movement.watch)
         self.tasks.keep("sessions", self.sessions.watch)
         self.tasks.keep("lease refresh", self._refresh_leases)
         self.tasks.start("publish", self._publish())
