@@ -208,6 +208,8 @@ class Table:
 
     def _require_name_free(self, change: PreparedPut) -> None:
         name, iaas_id = codec.name_of(change.put.value), codec.iaas_of(change.put.value)
+        if not name:
+            return  # a port, say: it is known by its id alone
         for holder_id in self._by_name.get((change.kind, name), ()):
             holder = self._records[change.kind][holder_id]
             if holder_id != change.id and codec.iaas_of(holder.value) == iaas_id:

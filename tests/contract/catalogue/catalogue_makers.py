@@ -1,10 +1,10 @@
 """Small values for catalogue tests."""
 
 from nuage.clock import SystemClock
-from nuage.ids import IaasId, RackId, RequestId, SegmentId, SiteId, UserId, VmId
+from nuage.ids import IaasId, PortId, RackId, RequestId, SegmentId, SiteId, UserId, VmId
 from nuage.model.identity import User
 from nuage.model.infrastructure import Rack
-from nuage.model.network import Segment
+from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
 from nuage.model.vm import Vm, VmShape
 
@@ -42,6 +42,17 @@ def segment(number: int, *, name: str = "", iaas: str = "iaas-1") -> Segment:
         segment_id=SegmentId(f"seg-{number}"), iaas_id=IaasId(iaas),
         name=name or f"net-{number}", label=number, cidr="10.0.0.0/24",
     )  # fmt: skip
+
+
+def port(number: int, *, iaas: str = "iaas-1") -> Port:
+    return Port(
+        port_id=PortId(f"port-{number}"),
+        iaas_id=IaasId(iaas),
+        segment_id=SegmentId("seg-1"),
+        vm_id=None,
+        mac="02:00:00:00:00:01",
+        addresses=(),
+    )
 
 
 def user(number: int, *, name: str = "") -> User:

@@ -10,6 +10,7 @@ from tests.contract.catalogue.catalogue_makers import (
     MARNE,
     HandClock,
     decision,
+    port,
     rack,
     segment,
     user,
@@ -206,6 +207,13 @@ async def test_a_name_is_unique_in_its_iaas_when_the_write_says_so(catalogue: Ca
     await catalogue.write([Put(value=vm(1, name="db", epoch=1), unique_name=True)])
     await catalogue.write([Delete(kind="vm", id="vm-1")])
     await catalogue.write([Put(value=vm(3, name="db"), unique_name=True)])
+
+
+async def test_what_has_no_name_takes_none(catalogue: Catalogue) -> None:
+    """Ports go by their id: any number of them fits into one IaaS."""
+    await catalogue.write([Put(value=port(1), unique_name=True)])
+    await catalogue.write([Put(value=port(2), unique_name=True)])
+    assert [record.id for record in await catalogue.list("port")] == ["port-1", "port-2"]
 
 
 async def test_an_older_epoch_is_refused(catalogue: Catalogue) -> None:
