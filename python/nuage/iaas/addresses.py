@@ -6,15 +6,14 @@ address: the slice says who gave it, not where it is.
 """
 
 import hashlib
-from collections.abc import Iterable
-from ipaddress import IPv4Network
+from collections.abc import Collection, Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from nuage.errors import InvalidRequest, QuotaExceeded
 from nuage.model.infrastructure import SITES_MAX
 from nuage.model.network import Segment
 
 PREFIX_LENGTH_MAX = 26  # leaves four addresses a slice
-RESERVED_AT_START = 2  # network and gateway
 
 
 def parse_network(cidr: str) -> IPv4Network:
@@ -44,17 +43,26 @@ def free_address(segment: Segment, site_number: int, used: Iterable[str]) -> str
     Raises:
         QuotaExceeded: the site's slice of the segment is full.
     """
+    taken = {int(IPv4Interface(address).ip) for address in used}
+    number = free_number(segment, site_number, taken)
+    return f"{IPv4Address(number)}/{IPv4Network(segment.cidr).prefixlen}"
+
+
+def free_number(segment: Segment, site_number: int, *taken: Collection[int]) -> int:
+    """Return the lowest address of a site's slice that is in none of `taken`, as a number.
+
+    Raises:
+        QuotaExceeded: the site's slice of the segment is full.
+    """
     network = IPv4Network(segment.cidr)
+    base = int(network.network_address)
     slice_count = network.num_addresses // SITES_MAX
-    first = site_number * slice_count
-    taken = {address.partition("/")[0] for address in used}
-    taken.add(segment.gateway)
-    for offset in range(first, first + slice_count):
-        if offset < RESERVED_AT_START or offset == network.num_addresses - 1:
-            continue
-        address = str(network[offset])
-        if address not in taken:
-            return f"{address}/{network.prefixlen}"
+    first = base + site_number * slice_count
+    last = min(first + slice_count, base + network.num_addresses - 1)  # never the broadcast
+    kept = {base, base + 1, int(IPv4Address(segment.gateway)) if segment.gateway else base}
+    for number in range(first, last):
+        if number not in kept and not any(number in numbers for numbers in taken):
+            return number
     raise QuotaExceeded(
         f"addresses of segment {segment.name}", limit=slice_count, used=slice_count, asked=1
     )

@@ -4,10 +4,10 @@ All of it runs at the site that was elected, after its Local Agent has kept the 
 """
 
 from dataclasses import replace
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 
 from nuage.errors import Conflict
-from nuage.iaas.addresses import free_address, mac_of
+from nuage.iaas.addresses import free_number, mac_of
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.site import ArrivalDraft, Draft, RestartDraft, Site, VmDraft
 from nuage.iaas.volumes import placed
@@ -48,30 +48,34 @@ async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
         ports=() if port is None else (port.port_id,),
     )
     values: list[Noun] = [vm, *volumes]
-    if port is not None:
-        values.append(port)
-    await site.save(*values, unique_name=True)
+    if port is None:
+        await site.save(*values, unique_name=True)
+        return
+    promised = site.addresses_promised.setdefault(port.segment_id, set())
+    numbers = {int(IPv4Interface(address).ip) for address in port.addresses}
+    promised |= numbers
+    try:
+        await site.save(*values, port, unique_name=True)
+    finally:
+        promised -= numbers
 
 
 def _port(site: Site, draft: VmDraft) -> Port | None:
     if draft.port_id is None or draft.vm.segment_id is None:
         return None
     segment = site.index.value(Segment, draft.vm.segment_id)
-    used = [
-        address
-        for port in site.index.of_iaas(Port, draft.vm.iaas_id)
-        if port.segment_id == segment.segment_id
-        for address in port.addresses
-    ]
-    number = site.index.value(Datacenter, site.site_id).number
-    address = IPv4Interface(free_address(segment, number, used))
+    used = site.index.addresses(segment.segment_id)
+    promised = site.addresses_promised.get(segment.segment_id, set())
+    site_number = site.index.value(Datacenter, site.site_id).number
+    number = free_number(segment, site_number, used, promised)
+    address = f"{IPv4Address(number)}/{segment.cidr.partition('/')[2]}"
     return Port(
         port_id=draft.port_id,
         iaas_id=draft.vm.iaas_id,
         segment_id=segment.segment_id,
         vm_id=draft.vm.vm_id,
         mac=mac_of(draft.port_id),
-        addresses=(str(address),),
+        addresses=(address,),
     )
 
 

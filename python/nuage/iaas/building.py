@@ -220,24 +220,13 @@ class QuotaUse:
 
 def quota_use(site: Site, iaas: Iaas) -> list[QuotaUse]:
     """Count what an IaaS uses over the federation, as far as this site knows."""
-    vms = site.index.of_iaas(Vm, iaas.iaas_id)
-    volumes = site.index.of_iaas(Volume, iaas.iaas_id)
+    usage = site.index.usage(iaas.iaas_id)
     quota = iaas.contract.quota
     return [
-        QuotaUse(resource="VMs", limit=quota.vm_count, used=len(vms)),
-        QuotaUse(
-            resource="vCPUs", limit=quota.vcpu_count, used=sum(v.shape.vcpu_count for v in vms)
-        ),
-        QuotaUse(
-            resource="MiB of memory",
-            limit=quota.memory_mib,
-            used=sum(v.shape.memory_mib for v in vms),
-        ),
-        QuotaUse(
-            resource="bytes of volumes",
-            limit=quota.volume_bytes,
-            used=sum(v.size_bytes for v in volumes),
-        ),
+        QuotaUse(resource="VMs", limit=quota.vm_count, used=usage.vm_count),
+        QuotaUse(resource="vCPUs", limit=quota.vcpu_count, used=usage.vcpu_count),
+        QuotaUse(resource="MiB of memory", limit=quota.memory_mib, used=usage.memory_mib),
+        QuotaUse(resource="bytes of volumes", limit=quota.volume_bytes, used=usage.volume_bytes),
     ]
 
 

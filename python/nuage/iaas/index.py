@@ -6,19 +6,43 @@ truth and hides the rest until they are gone.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Interface
 from typing import TypeVar, cast
 
 from nuage.errors import InvalidRequest, NotFound, NuageError
-from nuage.ids import IaasId, NodeId, SiteId
+from nuage.ids import IaasId, NodeId, SegmentId, SiteId
 from nuage.model.iaas import Iaas
+from nuage.model.network import Port
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.status import Migration
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 
 N = TypeVar("N", bound=Noun)
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an IaaS uses over the federation: counted as records come and go."""
+
+    vm_count: int = 0
+    vcpu_count: int = 0
+    memory_mib: int = 0
+    volume_bytes: int = 0
+
+    def add(self, value: Noun, sign: int) -> None:
+        """Count a record in (1) or out (-1)."""
+        match value:
+            case Vm():
+                self.vm_count += sign
+                self.vcpu_count += sign * value.shape.vcpu_count
+                self.memory_mib += sign * value.shape.memory_mib
+            case Volume():
+                self.volume_bytes += sign * value.size_bytes
+            case _:
+                pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +65,8 @@ class FederationIndex:
         self._names: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._by_node: dict[NodeId, set[tuple[str, str]]] = defaultdict(set)
         self._by_iaas: dict[tuple[str, IaasId], set[str]] = defaultdict(set)
+        self._usage: dict[IaasId, Usage] = defaultdict(Usage)
+        self._addresses: dict[SegmentId, dict[int, int]] = defaultdict(dict)
 
     # Feeding ---------------------------------------------------------------------------------
 
@@ -85,6 +111,7 @@ class FederationIndex:
         return Change(kind, object_id, before, after)
 
     def _link(self, record: Record) -> None:
+        self._count(record.value, 1)
         for node_id in nodes_of(record.value):
             self._by_node[node_id].add((record.kind, record.id))
         iaas_id = iaas_of(record.value)
@@ -95,6 +122,7 @@ class FederationIndex:
             self._names[record.kind, iaas_id or "", name].add(record.id)
 
     def _unlink(self, record: Record) -> None:
+        self._count(record.value, -1)
         for node_id in nodes_of(record.value):
             self._by_node[node_id].discard((record.kind, record.id))
         iaas_id = iaas_of(record.value)
@@ -103,6 +131,20 @@ class FederationIndex:
         name = name_of(record.value)
         if name:
             self._names[record.kind, iaas_id or "", name].discard(record.id)
+
+    def _count(self, value: Noun, sign: int) -> None:
+        match value:
+            case Vm() | Volume():
+                self._usage[value.iaas_id].add(value, sign)
+            case Port():
+                holders = self._addresses[value.segment_id]
+                for address in value.addresses:
+                    number = int(IPv4Interface(address).ip)
+                    holders[number] = holders.get(number, 0) + sign
+                    if not holders[number]:
+                        del holders[number]
+            case _:
+                pass
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -146,6 +188,14 @@ class FederationIndex:
         shown = self._visible[kind]
         keys = sorted(key for key in self._by_node[node_id] if key[0] == kind)
         return [cast(N, shown[object_id].value) for _, object_id in keys]
+
+    def usage(self, iaas_id: IaasId) -> Usage:
+        """Return what an IaaS uses over the federation, as far as this site knows."""
+        return self._usage[iaas_id]
+
+    def addresses(self, segment_id: SegmentId) -> Collection[int]:
+        """Return the addresses that ports of a segment hold, as numbers."""
+        return self._addresses[segment_id].keys()
 
     def home(self, kind: str, object_id: str) -> SiteId:
         """Return the site that answers for an object.
