@@ -34,6 +34,7 @@ BID_TIMEOUT_S: Final = 0.5  # several WAN round trips; a site answers from memor
 COMMIT_TIMEOUT_S: Final = 5.0  # a catalogue write and a quorum claim over a WAN
 ROUNDS_MAX: Final = 3  # fresh bids after conflicts, before giving up
 COMMITS_MAX: Final = 32  # candidates asked for one request, over all rounds
+TERMS_KEPT: Final = 4  # best candidates told with their terms; the rest by score: 17 KB become 4
 REMEMBERED_MAX: Final = 10_000  # decisions kept to answer late commitments, a minute's worth
 
 
@@ -409,12 +410,25 @@ class MasterAgent:
                 decided_s=now_s,
                 asked_sites=placement.sites,
                 silent_sites=tuple(sorted(placement.silent)),
-                ranked=placement.ranked,
+                ranked=_told(placement.ranked, elected),
                 refusals=tuple(dict.fromkeys(placement.refusals)),
                 elected=None if elected is None else elected.node_id,
                 elected_site=None if elected is None else elected.site_id,
             )
         )
+
+
+def _told(
+    ranked: tuple[RankedCandidate, ...], elected: RankedCandidate | None
+) -> tuple[RankedCandidate, ...]:
+    """Return the ranking as it is kept: every score, but only the leaders' terms and the winner's.
+
+    A decision lies in the catalogue of every site for as long as its VM.
+    """
+    return ranked[:TERMS_KEPT] + tuple(
+        candidate if candidate is elected else replace(candidate, terms={})
+        for candidate in ranked[TERMS_KEPT:]
+    )
 
 
 @dataclass(slots=True)
