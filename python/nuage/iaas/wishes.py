@@ -5,7 +5,6 @@ told of the copies and heads that volumes of any site name it for; a site comman
 only, so a copy in another site appears there as soon as the feed has brought the volume's record.
 """
 
-import hashlib
 import hmac
 from collections import defaultdict
 from collections.abc import Callable
@@ -61,8 +60,8 @@ def chap_user(volume_id: VolumeId, epoch: int) -> str:
 
 def chap_secret(storage_key: bytes, user: str) -> str:
     """Derive the CHAP secret of an initiator name (HMAC-SHA-256, cut to 128 bits)."""
-    digest = hmac.new(storage_key, f"chap:{user}".encode(), hashlib.sha256)
-    return digest.hexdigest()[:CHAP_SECRET_CHARS]
+    digest = hmac.digest(storage_key, f"chap:{user}".encode(), "sha256")
+    return digest.hex()[:CHAP_SECRET_CHARS]
 
 
 def vnode_wish(context: WishContext, node_id: NodeId, revision: int) -> VnodeWish:

@@ -31,6 +31,7 @@ from nuage.trust.secrets import b64, unb64, verify_secret
 PREFIX: Final = "nuage1"
 CONTEXT: Final = b"nuage/token/1\0"  # a signature of this kind is of no use for another
 TOKEN_LIFE_S: Final = 3600.0
+VERIFIED_MAX: Final = 1024  # tokens whose signature need not be checked again; 1 MiB
 TOKEN_CHARS_MAX: Final = 16 * 1024
 DECOY_HASH: Final = (
     "scrypt$14$8$1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
@@ -141,6 +142,7 @@ class TokenChecker:
         self._keys = keys
         self._find_user = find_user
         self._staleness_s_max = staleness_s_max
+        self._verified: dict[str, Claims] = {}  # oldest first
 
     def check(self, token: str, *, now_s: float) -> Principal:
         """Return who `token` stands for, with what they may do now.
@@ -180,7 +182,11 @@ class TokenChecker:
         Raises:
             Unauthenticated: they do not.
         """
-        claims, payload, signature = _parse(token)
+        verified = self._verified.get(token)
+        if verified is None:
+            claims, payload, signature = _parse(token)
+        else:
+            claims = verified
         published = self._keys.key(claims.key_id)
         if published is None or published.site_id != claims.site_id:
             raise Unauthenticated(
@@ -190,10 +196,12 @@ class TokenChecker:
             )
         if claims.federation_id != self._keys.federation_id:
             raise Unauthenticated("the token is of another federation")
-        try:
-            published.public_key.verify(signature, CONTEXT + payload)
-        except InvalidSignature:
-            raise Unauthenticated("the token's signature does not hold") from None
+        if verified is None:
+            try:
+                published.public_key.verify(signature, CONTEXT + payload)
+            except InvalidSignature:
+                raise Unauthenticated("the token's signature does not hold") from None
+            self._remember(token, claims)
         if claims.expires_s - claims.issued_s > TOKEN_LIFE_S:
             raise Unauthenticated("the token would live longer than a token may")
         if now_s > claims.expires_s:
@@ -204,6 +212,12 @@ class TokenChecker:
         if not not_before_s(certificate) <= claims.issued_s <= not_after_s(certificate):
             raise Unauthenticated(f"the signing key of site {claims.site_id!r} is out of date")
         return claims
+
+    def _remember(self, token: str, claims: Claims) -> None:
+        """Spare the arithmetic next time: a key's id is its hash, so the verdict stands."""
+        self._verified[token] = claims
+        if len(self._verified) > VERIFIED_MAX:
+            del self._verified[next(iter(self._verified))]
 
 
 def require_log_in(user: User | None, secret: str) -> User:
