@@ -99,6 +99,13 @@ impl Directory {
             .map_or_else(|| format!("handle {file}"), |file| file.name.clone())
     }
 
+    /// True when the file has another name elsewhere.
+    pub(crate) fn is_shared(&self, file: FileId) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let found = self.files.get(&file).map(|file| file.direct.metadata());
+        !matches!(found, Some(Ok(metadata)) if metadata.nlink() == 1)
+    }
+
     pub(crate) fn list(&self) -> Result<Vec<String>, DiskError> {
         let entries =
             std::fs::read_dir(&self.path).map_err(|error| io_error("list", ".", &error))?;

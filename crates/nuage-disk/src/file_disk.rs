@@ -193,6 +193,10 @@ impl Disk for FileDisk {
         self.directory.remove(name)
     }
 
+    fn is_shared(&mut self, file: FileId) -> bool {
+        self.directory.is_shared(file)
+    }
+
     fn free_bytes(&mut self) -> Result<u64, DiskError> {
         self.directory.free_bytes()
     }

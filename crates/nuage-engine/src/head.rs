@@ -377,6 +377,11 @@ impl<D: Disk> VolumeHead<D> {
         self.close_group()
     }
 
+    /// The time by the head's clock.
+    pub fn now(&self) -> Now {
+        self.clock.now()
+    }
+
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -843,7 +848,7 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     fn append_write(&mut self, tag: Tag, kind: Kind, lba: u64, data: Vec<u8>, fua: bool) {
-        if !self.store.has_space() {
+        if !self.store.has_space() || self.store.is_history_full() {
             self.fail(tag, Failure::NoSpace);
             return;
         }
@@ -873,7 +878,7 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     fn append_zero(&mut self, tag: Tag, kind: Kind, lba: u64, blocks: u64, fua: bool) {
-        if !self.store.has_space() {
+        if !self.store.has_space() || self.store.is_history_full() {
             self.fail(tag, Failure::NoSpace);
             return;
         }
@@ -1165,6 +1170,18 @@ impl<D: Disk> VolumeHead<D> {
         };
         self.close_group()?;
         Ok(seq)
+    }
+
+    /// Work for quiet moments: retention, and another look for space. The daemon calls it each second.
+    pub fn tidy(&mut self) {
+        if !self.views.is_empty() || self.stopped.is_some() {
+            return; // an open view may use what would leave
+        }
+        self.store.retry_space();
+        let now_ns = self.clock.now().unix_ns;
+        if self.store.enforce_retention(now_ns).is_err() {
+            self.stop(Failure::Medium);
+        }
     }
 
     /// Nothing is in flight.

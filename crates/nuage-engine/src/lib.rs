@@ -18,4 +18,4 @@ pub use head::{
 };
 pub use replicas::{CopyState, CopyStatus};
 pub use server::{Handover, ReplicaStore, SessionId};
-pub use local::{SystemClock, create_volume, open_volume};
+pub use local::{SystemClock, clone_volume, create_volume, open_volume};

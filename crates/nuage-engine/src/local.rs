@@ -4,8 +4,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use nuage_disk::{FileDisk, Method};
-use nuage_journal::{Cipher, JournalError, Now, Store, TailRule, VolumeSpec};
+use nuage_disk::{FileDisk, Method, link_file};
+use nuage_journal::{Cipher, Disk, JournalError, Now, Point, Store, TailRule, VolumeSpec, VolumeUuid};
 
 use crate::device::Volume;
 use crate::head::{Clock, HeadOptions, VolumeHead};
@@ -51,4 +51,32 @@ pub fn open_volume(
     let disk = FileDisk::open(directory, Method::Best)?;
     let store = Store::open(disk, data_key.map(Cipher::new), TailRule::Only)?;
     Ok(Volume::new(VolumeHead::open(store, options, clock)?))
+}
+
+/// Make `target` a new volume that begins as `volume` was at `point`: at once, sharing its segments (both
+/// directories on one file system). The clone has the same data key.
+pub fn clone_volume(
+    volume: &Volume<FileDisk>,
+    point: Point,
+    target: &Path,
+    uuid: VolumeUuid,
+) -> Result<(), JournalError> {
+    volume.with(|head| {
+        let now = head.now();
+        let store = head.store_mut();
+        let seq = store.resolve(point)?;
+        let parts = store.clone_parts(seq, uuid, now.unix_ns)?;
+        let mut disk = FileDisk::open(target, Method::Threads)?;
+        if !disk.list_now()?.is_empty() {
+            return Err(JournalError::NotThisVolume("the directory is not empty".into()));
+        }
+        let source = store.disk_mut().path().to_owned();
+        for name in &parts.shared {
+            link_file(&source, name, target)?;
+        }
+        for (name, bytes) in &parts.files {
+            disk.replace_now(name, bytes)?;
+        }
+        Ok(())
+    })
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
 use nuage_disk::FileDisk;
 use nuage_engine::{
-    AckMode, Administration, HeadEvent, HeadOptions, SystemClock, Volume, create_volume,
+    AckMode, Administration, HeadEvent, HeadOptions, SystemClock, Volume, clone_volume, create_volume,
     open_volume,
 };
-use nuage_journal::{Point, VolumeSpec};
+use nuage_journal::{JournalError, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec};
 
 const SIZE: u64 = 8 << 20;
 const KEY: [u8; 32] = [7; 32];
@@ -252,4 +252,72 @@ fn reservations_outlive_a_restart() {
     let mut volume = open(directory.path(), false, AckMode::WriteBack);
     let found = run(&mut volume, Operation::LoadReservations);
     assert_eq!(found, Outcome::Reservations(b"keys".to_vec()));
+}
+
+#[test]
+fn history_that_is_full_makes_room_and_the_present_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    create_volume(directory.path(), &spec(true)).unwrap();
+    let mut prng = Prng(11);
+    let mut model = vec![0; SIZE as usize];
+    let mut volume = open(directory.path(), true, AckMode::WriteBack);
+    let retention = Retention { window_bytes: 4 << 20, ..Retention::default() };
+    volume.with(|head| head.store_mut().set_retention(retention));
+    let mut expired = 0;
+    for _ in 0..1200 {
+        change(&mut prng, &mut volume, &mut model);
+        volume.with(nuage_engine::VolumeHead::tidy);
+        for event in volume.with(nuage_engine::VolumeHead::take_events) {
+            if let HeadEvent::Store(StoreEvent::Receipt(receipt)) = event {
+                expired += u32::from(receipt.act == ReceiptAct::Expired);
+            }
+        }
+    }
+    assert!(read_all(&mut volume) == model);
+    assert!(expired > 0, "nothing has left");
+    assert!(volume.with(|head| head.store().horizon_seq()) > 0);
+    let gone = volume.view(Point::Seq(0));
+    assert!(matches!(gone, Err(JournalError::OutOfHistory { .. })));
+    run(&mut volume, Operation::Flush);
+    drop(volume);
+    let mut volume = open(directory.path(), true, AckMode::WriteBack);
+    assert!(read_all(&mut volume) == model);
+}
+
+#[test]
+fn a_clone_of_the_past_lives_beside_its_parent() {
+    for encrypted in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, second) = (directory.path().join("a"), directory.path().join("b"));
+        create_volume(&first, &spec(encrypted)).unwrap();
+        let mut prng = Prng(21);
+        let mut model = vec![0; SIZE as usize];
+        let mut parent = open(&first, encrypted, AckMode::WriteBack);
+        let retention = Retention { window_bytes: 4 << 20, ..Retention::default() };
+        parent.with(|head| head.store_mut().set_retention(retention));
+        for _ in 0..100 {
+            change(&mut prng, &mut parent, &mut model);
+        }
+        let seq = administer(&mut parent, Administration::Snapshot { id: 1, name: "s".into() });
+        let then = model.clone();
+        for _ in 0..50 {
+            change(&mut prng, &mut parent, &mut model);
+        }
+        clone_volume(&parent, Point::Seq(seq), &second, [8; 16]).unwrap();
+        let mut child = open(&second, encrypted, AckMode::WriteBack);
+        assert!(read_all(&mut child) == then);
+        let mut child_model = then.clone();
+        for _ in 0..300 {
+            change(&mut prng, &mut parent, &mut model);
+            change(&mut prng, &mut child, &mut child_model);
+            parent.with(nuage_engine::VolumeHead::tidy);
+            child.with(nuage_engine::VolumeHead::tidy);
+        }
+        assert!(read_all(&mut parent) == model);
+        assert!(read_all(&mut child) == child_model);
+        run(&mut child, Operation::Flush);
+        drop(child);
+        let mut child = open(&second, encrypted, AckMode::WriteBack);
+        assert!(read_all(&mut child) == child_model);
+    }
 }

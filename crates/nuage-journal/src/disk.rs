@@ -173,6 +173,10 @@ pub trait Disk {
     /// As `Prepare`, at once.
     fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError>;
     fn remove_now(&mut self, name: &str) -> Result<(), DiskError>;
+    /// True when another volume uses the same file (a clone): it must not be overwritten.
+    fn is_shared(&mut self, _file: FileId) -> bool {
+        false
+    }
     /// Bytes that can still be written.
     fn free_bytes(&mut self) -> Result<u64, DiskError>;
 }

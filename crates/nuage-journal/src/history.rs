@@ -1,13 +1,17 @@
 //! Any past moment: resolving a point, and the index as it was there (docs/protocols/journal.md §7).
 
 use crate::bytes::narrow;
-use crate::checkpoint::{Checkpoint, Mark, checkpoint_name};
+use crate::checkpoint::{
+    Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name,
+};
+use crate::cipher::VolumeUuid;
 use crate::disk::{BLOCK_BYTES, Disk};
 use crate::error::JournalError;
 use crate::layout::{GroupHead, decode_footer};
 use crate::replay::State;
+use crate::retention::live_blocks;
 use crate::segment::{Seal, SegmentHeader, SegmentKind, footer_heads, heads_from_groups};
-use crate::store::{Slot, SlotState, Store};
+use crate::store::{Slot, SlotState, Store, segment_name};
 
 /// A moment of a volume's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +20,15 @@ pub enum Point {
     Seq(u64),
     /// After the last group not later than this (ns since 1970).
     Time(u64),
+}
+
+/// The files of a clone: those it shares with its parent, and those of its own.
+#[derive(Debug)]
+pub struct CloneParts {
+    /// Names to hard-link from the parent's directory.
+    pub shared: Vec<String>,
+    /// Written last, in this order: the superblock makes it a volume.
+    pub files: Vec<(String, Vec<u8>)>,
 }
 
 /// One group of the history, for people and for the verifier.
@@ -184,6 +197,46 @@ impl<D: Disk> Store<D> {
             }
         }
         Ok(state)
+    }
+
+    /// What a new volume needs to begin as this one was after `seq`.
+    pub fn clone_parts(
+        &mut self,
+        seq: u64,
+        volume: VolumeUuid,
+        created_ns: u64,
+    ) -> Result<CloneParts, JournalError> {
+        self.seal_open()?;
+        let state = self.view(seq)?;
+        let live = live_blocks(&state.index);
+        let mut shared: Vec<String> = live.keys().map(|slot| segment_name(*slot)).collect();
+        shared.sort_unstable();
+        let position = Position { time_ns: created_ns, ..Position::default() };
+        let checkpoint = Checkpoint {
+            volume,
+            size_bytes: state.size_bytes,
+            position,
+            pinned: false,
+            side: SideState::default(),
+            index: state.index,
+        };
+        let superblock = Superblock {
+            generation: 0,
+            volume,
+            size_bytes: state.size_bytes,
+            promised: 0,
+            created_ns,
+            parent: self.superblock.volume,
+            previous: [0; 32],
+            ..self.superblock.clone()
+        };
+        Ok(CloneParts {
+            shared,
+            files: vec![
+                (checkpoint_name(0), checkpoint.to_bytes()),
+                ("super.a".to_owned(), superblock.encode().bytes().to_vec()),
+            ],
+        })
     }
 
     /// Groups from `after` on, at most `count`.

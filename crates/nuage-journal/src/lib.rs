@@ -16,6 +16,7 @@
 mod bytes;
 mod checkpoint;
 mod cipher;
+mod compaction;
 mod disk;
 mod error;
 mod history;
@@ -24,6 +25,7 @@ mod layout;
 mod reading;
 mod recovery;
 mod replay;
+mod retention;
 mod segment;
 mod store;
 
@@ -33,7 +35,7 @@ pub use disk::{
     AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Now,
 };
 pub use error::JournalError;
-pub use history::{HistoryItem, Point};
+pub use history::{CloneParts, HistoryItem, Point};
 pub use index::{Entry, Index, PAGE_ENTRIES};
 pub use layout::{
     BlockFacts, Chain, Closing, Descriptor, FLAG_ATOMIC, FLAG_FUA, Group, GroupBuilder, GroupHead,

@@ -314,6 +314,7 @@ fn was_durable(bytes: &[u8], header: &SegmentHeader, from: u32, seq: u64) -> boo
         GroupHead::decode(&bytes[at..]).is_ok_and(|head| {
             head.info.volume == header.volume
                 && head.info.segment == header.segment
+                && head.info.epoch == header.epoch
                 && head.info.first_seq > seq
                 && head.info.stable_seq >= seq
         })

@@ -190,7 +190,7 @@ pub struct Store<D: Disk> {
     pub(crate) events: Vec<StoreEvent>,
     /// Positions of the checkpoints on disk, oldest first; the first is the horizon.
     pub(crate) anchors: Vec<Anchor>,
-    checkpoint_running: bool,
+    pub(crate) checkpoint_running: bool,
     /// A slot that the log waits for and that the disk had no room for.
     starved: Option<u32>,
     pub(crate) log_bytes_since_checkpoint: u64,
@@ -412,6 +412,29 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
+    /// Seal the open segment, so that others may share it; the next group starts a new one.
+    pub fn seal_open(&mut self) -> Result<(), JournalError> {
+        if let Some(open) = self.open.take() {
+            self.queue_seal(open);
+        }
+        let mut events = Vec::new();
+        while !self.is_idle() && self.failed.is_none() {
+            self.poll(&mut events);
+        }
+        self.events.append(&mut events);
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    fn queue_seal(&mut self, open: OpenSegment) {
+        let seal = open.footer.seal(&open.header, open.end);
+        self.footers.insert(open.slot, Arc::new(open.footer.bytes));
+        if let Some(found) = &mut self.slots[open.slot as usize] {
+            found.state = SlotState::Sealed(open.header, seal);
+        }
+        self.steps.push_back(Step::Footer(open.slot));
+        self.steps.push_back(Step::Seal(open.slot));
+    }
+
     fn check_follows(&self, group: &Group) -> Result<(), JournalError> {
         if let Some(failure) = &self.failed {
             return Err(failure.clone());
@@ -482,13 +505,7 @@ impl<D: Disk> Store<D> {
     ) -> Result<(), JournalError> {
         let slot = self.take_slot()?;
         if let Some(open) = self.open.take() {
-            let seal = open.footer.seal(&open.header, open.end);
-            self.footers.insert(open.slot, Arc::new(open.footer.bytes));
-            if let Some(found) = &mut self.slots[open.slot as usize] {
-                found.state = SlotState::Sealed(open.header, seal);
-            }
-            self.steps.push_back(Step::Footer(open.slot));
-            self.steps.push_back(Step::Seal(open.slot));
+            self.queue_seal(open);
         }
         let header = SegmentHeader {
             slot,

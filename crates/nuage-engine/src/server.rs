@@ -1,0 +1,243 @@
+//! A copy of a volume that serves a head elsewhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nuage_journal::{Disk, Group, JournalError, Store, StoreEvent};
+use nuage_replica::{Frame, FrameError, FrameReader, Marks, Refusal, Tail, rules};
+
+use crate::replicas::tail_of;
+
+/// A connection of a head, by a number that the reactor chose.
+pub type SessionId = u64;
+
+#[derive(Default)]
+struct Session {
+    reader: FrameReader,
+    out: Vec<u8>,
+    epoch: Option<u64>,
+    sent_ns: u64,
+    owes_answer: bool,
+}
+
+/// One copy of a volume behind the frames of docs/protocols/replication.md.
+pub struct ReplicaStore<D: Disk> {
+    store: Store<D>,
+    sessions: BTreeMap<SessionId, Session>,
+    released: bool,
+    /// Holds all that it ever told a head to hold in memory: false after a restart, until it has caught up.
+    steady: bool,
+    events: Vec<StoreEvent>,
+}
+
+/// A copy on its way to lead.
+pub struct Handover<D: Disk> {
+    pub store: Store<D>,
+    /// No former head can still be reading.
+    pub released: bool,
+    pub steady: bool,
+}
+
+impl<D: Disk> ReplicaStore<D> {
+    pub fn new(store: Store<D>) -> Self {
+        let steady = store.tail().seq == 0;
+        Self { store, sessions: BTreeMap::new(), released: false, steady, events: Vec::new() }
+    }
+
+    pub fn store(&self) -> &Store<D> {
+        &self.store
+    }
+
+    pub fn store_mut(&mut self) -> &mut Store<D> {
+        &mut self.store
+    }
+
+    /// A copy that was a head's own until now: it has forgotten nothing.
+    pub fn after_lead(store: Store<D>) -> Self {
+        Self { steady: true, ..Self::new(store) }
+    }
+
+    /// The copy, to lead it from here.
+    pub fn hand_over(self) -> Handover<D> {
+        let released = self.released || self.store.tail().seq == 0;
+        Handover { store: self.store, released, steady: self.steady }
+    }
+
+    pub fn wake_fd(&self) -> Option<i32> {
+        self.store.wake_fd()
+    }
+
+    pub fn session_opened(&mut self, session: SessionId) {
+        self.sessions.insert(session, Session::default());
+    }
+
+    pub fn session_closed(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+    }
+
+    /// Bytes from a head. After an error its connection is of no more use.
+    pub fn receive(&mut self, session: SessionId, bytes: &[u8]) -> Result<(), FrameError> {
+        let Some(found) = self.sessions.get_mut(&session) else { return Ok(()) };
+        found.reader.receive(bytes);
+        while let Some(found) = self.sessions.get_mut(&session) {
+            let Some(frame) = found.reader.next_frame()? else { break };
+            if let Some(answer) = self.answer(session, frame) {
+                self.send(session, &answer);
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, session: SessionId, frame: &Frame) {
+        if let Some(found) = self.sessions.get_mut(&session) {
+            frame.encode(&mut found.out);
+        }
+    }
+
+    /// Bytes for a head.
+    pub fn output(&mut self, session: SessionId) -> Vec<u8> {
+        self.sessions
+            .get_mut(&session)
+            .map(|session| std::mem::take(&mut session.out))
+            .unwrap_or_default()
+    }
+
+    fn answer(&mut self, session: SessionId, frame: Frame) -> Option<Frame> {
+        let promised = self.store.superblock().promised;
+        if let Frame::Fence { volume, epoch, resumes } = frame {
+            return Some(self.fence(session, volume, epoch, resumes));
+        }
+        let epoch = self.sessions.get(&session).and_then(|session| session.epoch);
+        if epoch != Some(promised) {
+            return Some(Frame::Refused(Refusal::StaleEpoch { promised }));
+        }
+        match frame {
+            Frame::Append { marks, group } => self.note(session, marks, Some(&group), promised),
+            Frame::Renew { marks } => self.note(session, marks, None, promised),
+            Frame::Truncate { seq, chain } => Some(match self.store.truncate_after(seq, &chain) {
+                Ok(()) => self.fenced(promised, false),
+                Err(error) => refusal(&error),
+            }),
+            Frame::Fetch { after_seq, bytes } => {
+                Some(match self.store.read_groups(after_seq, bytes as usize) {
+                    Ok(groups) => Frame::Groups { last: groups.is_empty(), groups },
+                    Err(error) => refusal(&error),
+                })
+            }
+            Frame::Release { epoch } => {
+                self.released |= epoch == promised;
+                None
+            }
+            Frame::FetchBlock { lba, crc } => {
+                let data = self.store.stored_block(lba, crc).ok().flatten().unwrap_or_default();
+                Some(Frame::Block { lba, data })
+            }
+            // What only a replica says.
+            _ => None,
+        }
+    }
+
+    fn fence(&mut self, session: SessionId, volume: [u8; 16], epoch: u64, resumes: bool) -> Frame {
+        if volume != self.store.superblock().volume {
+            return Frame::Refused(Refusal::UnknownVolume);
+        }
+        let promised = self.store.superblock().promised;
+        let fresh = match rules::fence(promised, epoch, resumes) {
+            Ok(fresh) => fresh,
+            Err(refused) => return Frame::Refused(refused),
+        };
+        // All that was received counts in the tail, so it must be durable before it is told.
+        let mut events = Vec::new();
+        while !self.store.is_idle() && self.store.failure().is_none() {
+            self.store.poll(&mut events);
+        }
+        self.events.append(&mut events);
+        if let Err(error) = self.store.promise(epoch) {
+            return refusal(&error);
+        }
+        let released = self.released || self.store.tail().seq == 0;
+        if fresh {
+            self.released = false;
+        }
+        if let Some(found) = self.sessions.get_mut(&session) {
+            found.epoch = Some(epoch);
+        }
+        self.fenced(epoch, released)
+    }
+
+    fn fenced(&self, epoch: u64, released: bool) -> Frame {
+        let applied = self.store.state().position;
+        let applied = Tail { seq: applied.seq, epoch: applied.epoch, chain: applied.chain };
+        Frame::Fenced { epoch, tail: tail_of(&self.store), applied, released, steady: self.steady }
+    }
+
+    fn note(
+        &mut self,
+        session: SessionId,
+        marks: Marks,
+        group: Option<&[u8]>,
+        epoch: u64,
+    ) -> Option<Frame> {
+        if let Some(bytes) = group {
+            let Ok(group) = Group::decode(bytes) else {
+                return Some(Frame::Refused(Refusal::OutOfOrder { tail_seq: self.store.tail().seq }));
+            };
+            let info = &group.head.info;
+            let offer = rules::Offer {
+                session_epoch: epoch,
+                group_epoch: info.epoch,
+                first_seq: info.first_seq,
+                previous_chain: info.previous_chain,
+            };
+            let promised = self.store.superblock().promised;
+            if let Err(refused) = rules::accept(promised, &tail_of(&self.store), &offer) {
+                return Some(Frame::Refused(refused));
+            }
+            if let Err(error) = self.store.append(epoch, Arc::new(group)) {
+                return Some(refusal(&error));
+            }
+        }
+        let tail = self.store.tail();
+        self.store.set_committed(marks.committed_seq.min(tail.seq));
+        self.steady |= tail.epoch == epoch && tail.seq >= marks.acked_seq;
+        if let Some(found) = self.sessions.get_mut(&session) {
+            found.sent_ns = marks.sent_ns;
+            found.owes_answer = true;
+        }
+        None
+    }
+
+    /// Drive the disk; returns what the daemon wants to know.
+    pub fn poll(&mut self) -> Vec<StoreEvent> {
+        let mut events = std::mem::take(&mut self.events);
+        self.store.poll(&mut events);
+        let grown = events.iter().any(|event| matches!(event, StoreEvent::Durable { .. }));
+        let failed = self.store.failure().is_some();
+        let promised = self.store.superblock().promised;
+        let (memory_seq, durable_seq) = (self.store.tail().seq, self.store.durable_seq());
+        for session in self.sessions.values_mut() {
+            if session.epoch != Some(promised) || !(grown || session.owes_answer || failed) {
+                continue;
+            }
+            session.owes_answer = false;
+            let frame = if failed {
+                Frame::Refused(Refusal::Failed)
+            } else {
+                Frame::Held { memory_seq, durable_seq, sent_ns: session.sent_ns }
+            };
+            frame.encode(&mut session.out);
+        }
+        events
+    }
+}
+
+fn refusal(error: &JournalError) -> Frame {
+    Frame::Refused(match error {
+        JournalError::StaleEpoch { promised, .. } => Refusal::StaleEpoch { promised: *promised },
+        JournalError::OutOfOrder { tail, .. } => Refusal::OutOfOrder { tail_seq: *tail },
+        JournalError::Diverged { seq } => Refusal::Diverged { seq: *seq },
+        JournalError::NoSpace => Refusal::NoSpace,
+        JournalError::OutOfHistory { horizon, .. } => Refusal::OutOfHistory { horizon: *horizon },
+        _ => Refusal::Failed,
+    })
+}

@@ -1,0 +1,182 @@
+//! Live blocks of mostly dead segments before the horizon move together (docs/protocols/journal.md §7).
+//!
+//! Blocks move as they are stored: no key is needed. Order of steps: the new segment is whole and sealed,
+//! then every checkpoint refers to it, then the index, then the old segments are given back. A crash between
+//! leaves old segments that nothing refers to; the next round finds them dead.
+
+use std::collections::HashMap;
+
+use crate::bytes::{narrow, wide};
+use crate::checkpoint::{Checkpoint, checkpoint_name};
+use crate::cipher::block_crc;
+use crate::disk::{BLOCK_BYTES, Disk};
+use crate::error::JournalError;
+use crate::index::{Entry, Index};
+use crate::layout::{BlockFacts, Closing, GroupBuilder};
+use crate::segment::{Footer, SegmentHeader, SegmentKind, block_bytes};
+use crate::store::{Slot, SlotState, Store};
+
+/// Segments taken in one round: bounds the pause.
+const SEGMENTS_A_ROUND: usize = 8;
+/// Ids of base segments are apart from the log's.
+const BASE_SEGMENT: u64 = 1 << 63;
+
+struct Moving {
+    entry: Entry,
+    facts: BlockFacts,
+    stored: Vec<u8>,
+}
+
+type Moves = HashMap<Entry, Entry>;
+
+impl<D: Disk> Store<D> {
+    /// Move the live blocks of some mostly dead segments into one new segment. False: nothing to gain.
+    pub(crate) fn compact(&mut self, live: &HashMap<u32, usize>) -> Result<bool, JournalError> {
+        let capacity = self.superblock.segment_bytes as usize / BLOCK_BYTES * 3 / 4;
+        let horizon = self.horizon_seq();
+        let mut victims: Vec<(usize, u32)> = Vec::new();
+        for (slot, number) in self.slots.iter().zip(0u32..) {
+            let Some(Slot { state: SlotState::Sealed(header, seal), .. }) = slot else { continue };
+            let own_log =
+                header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
+            let used = live.get(&number).copied().unwrap_or(0);
+            let is_past = !(own_log && seal.last_seq > horizon);
+            if is_past && used > 0 && used * 2 < capacity && !self.footers.contains_key(&number) {
+                victims.push((used, number));
+            }
+        }
+        victims.sort_unstable();
+        victims.truncate(SEGMENTS_A_ROUND);
+        while victims.iter().map(|(used, _)| used).sum::<usize>() > capacity {
+            victims.pop();
+        }
+        if victims.len() < 2 || self.spare_count() == 0 {
+            return Ok(false);
+        }
+        let numbers: Vec<u32> = victims.into_iter().map(|(_, number)| number).collect();
+        let index = self.view(horizon)?.index;
+        let mut moving = Vec::new();
+        for number in &numbers {
+            match self.collect_live(*number, &index)? {
+                Some(mut found) => moving.append(&mut found),
+                // Damaged: it waits for the scrub to mend it.
+                None => return Ok(false),
+            }
+        }
+        let moves = self.write_base(&moving)?;
+        self.relocate(&moves)?;
+        Ok(true)
+    }
+
+    fn collect_live(
+        &mut self,
+        number: u32,
+        index: &Index,
+    ) -> Result<Option<Vec<Moving>>, JournalError> {
+        let mut entries: Vec<(u64, Entry)> = Vec::new();
+        for (page, found) in index.pages() {
+            for (entry, at) in found.iter().zip(0u64..) {
+                if entry.is_mapped() && entry.slot() == number {
+                    entries.push((page * wide(found.len()) + at, *entry));
+                }
+            }
+        }
+        let mut facts: HashMap<u32, BlockFacts> = HashMap::new();
+        for (head, block) in self.groups_of(number)? {
+            let first = block + head.info.header_blocks();
+            facts.extend((first..).zip(head.block_facts()));
+        }
+        let Some(file) = self.file_of(number) else { return Ok(None) };
+        let mut moving = Vec::with_capacity(entries.len());
+        for (lba, entry) in entries {
+            let stored = self.disk.read_now(file, block_bytes(entry.block()), BLOCK_BYTES)?;
+            let Some(facts) = facts.get(&entry.block()).filter(|facts| {
+                facts.lba == lba && block_crc(&facts.origin.volume, lba, &stored) == facts.crc
+            }) else {
+                return Ok(None);
+            };
+            moving.push(Moving { entry, facts: *facts, stored });
+        }
+        Ok(Some(moving))
+    }
+
+    fn write_base(&mut self, moving: &[Moving]) -> Result<Moves, JournalError> {
+        // A number that no earlier life of the slot's file can hold.
+        self.write_superblock()?;
+        let segment = BASE_SEGMENT | self.superblock.generation;
+        let is_spare = |slot: &Option<Slot>| {
+            matches!(slot, Some(Slot { state: SlotState::Spare, .. }))
+        };
+        let slot = self.slots.iter().position(is_spare).ok_or(JournalError::NoSpace)?;
+        let slot = narrow(slot);
+        let file = self.file_of(slot).ok_or(JournalError::NoSpace)?;
+        let horizon = self.anchors.first().map(|anchor| anchor.position).unwrap_or_default();
+        let header = SegmentHeader {
+            slot,
+            volume: self.superblock.volume,
+            segment,
+            epoch: horizon.epoch,
+            first_seq: 1,
+            size_bytes: self.superblock.segment_bytes,
+            kind: SegmentKind::Base,
+            created_ns: horizon.time_ns,
+            previous_chain: horizon.chain,
+        };
+        let mut moves = Moves::new();
+        let (mut block, mut seq, mut chain) = (1, 1, horizon.chain);
+        let mut footer = Footer::default();
+        for part in moving.chunks(self.payload_blocks_max() as usize) {
+            let mut builder =
+                GroupBuilder::new(header.volume, header.epoch, seq, self.superblock.encrypted);
+            for moved in part {
+                seq = builder.push_base(&moved.facts, &moved.stored) + 1;
+            }
+            let group = builder.finish(&Closing {
+                segment,
+                time_ns: horizon.time_ns,
+                stable_seq: 0,
+                previous_chain: chain,
+            })?;
+            chain = group.head.chain;
+            let header_blocks = group.head.info.header_blocks();
+            self.disk.write_now(file, block_bytes(block), &group.header)?;
+            self.disk.write_now(file, block_bytes(block + header_blocks), &group.payload)?;
+            footer.add(group.header_bytes(), &group.head);
+            for (moved, at) in part.iter().zip(header_blocks..) {
+                let entry = Entry::new(slot, block + at, at, moved.facts.crc);
+                moves.insert(moved.entry, entry);
+            }
+            block += group.head.info.total_blocks();
+        }
+        let end = block * narrow(BLOCK_BYTES);
+        self.write_seal(slot, header, &footer, end)?;
+        Ok(moves)
+    }
+
+    fn relocate(&mut self, moves: &Moves) -> Result<(), JournalError> {
+        for anchor in self.anchors.clone() {
+            let name = checkpoint_name(anchor.position.seq);
+            let mut checkpoint = Checkpoint::decode(&self.disk.load_now(&name)?)?;
+            if move_entries(&mut checkpoint.index, moves) {
+                self.disk.replace_now(&name, &checkpoint.to_bytes())?;
+            }
+        }
+        move_entries(&mut self.state.index, moves);
+        Ok(())
+    }
+}
+
+fn move_entries(index: &mut Index, moves: &Moves) -> bool {
+    let mut found: Vec<(u64, Entry)> = Vec::new();
+    for (page, entries) in index.pages() {
+        for (entry, at) in entries.iter().zip(0u64..) {
+            if let Some(target) = moves.get(entry) {
+                found.push((page * wide(entries.len()) + at, *target));
+            }
+        }
+    }
+    for (lba, entry) in &found {
+        index.set(*lba, *entry);
+    }
+    !found.is_empty()
+}

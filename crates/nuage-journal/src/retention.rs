@@ -1,0 +1,134 @@
+//! What leaves when history is full: the horizon moves, dead segments go back to the spares (§7).
+
+use std::collections::HashMap;
+
+use crate::bytes::wide;
+use crate::checkpoint::checkpoint_name;
+use crate::disk::{Disk, DiskError};
+use crate::error::JournalError;
+use crate::index::Index;
+use crate::segment::SegmentKind;
+use crate::store::{ReceiptAct, Slot, SlotState, Store, StoreEvent, receipt};
+
+/// Spares kept of what leaves; more go back to the file system.
+const SPARES_MAX: usize = 8;
+
+impl<D: Disk> Store<D> {
+    /// Move the horizon to what the retention rule allows at `now_ns` (UTC) and give back what nothing
+    /// refers to any more. Cheap when nothing is due; the owner calls it now and then.
+    pub fn enforce_retention(&mut self, now_ns: u64) -> Result<(), JournalError> {
+        // A read under way (or a checkpoint) may still want a block of what would leave.
+        if self.failed.is_some() || !self.jobs.is_empty() || self.checkpoint_running || self.retention.strict && self.is_within_window(now_ns) {
+            return Ok(());
+        }
+        let mut moved = false;
+        while self.anchors.len() > 1 {
+            let next = self.anchors[1].position;
+            let too_old = next.time_ns.saturating_add(self.retention.window_ns) < now_ns;
+            let too_much = self.history_bytes() > self.retention.window_bytes;
+            if !too_old && !too_much {
+                break;
+            }
+            let gone = self.anchors.remove(0);
+            match self.disk.remove_now(&checkpoint_name(gone.position.seq)) {
+                Ok(()) | Err(DiskError::NotFound { .. }) => {}
+                Err(error) => return Err(self.fail(error.into())),
+            }
+            moved = true;
+        }
+        if moved {
+            let horizon = self.anchors[0].position;
+            self.state.side.marks.retain(|mark| mark.seq >= horizon.seq);
+            self.free_dead_segments()?;
+            if !self.checkpoint_running {
+                let live = live_blocks(&self.view(horizon.seq)?.index);
+                if self.compact(&live)? {
+                    self.free_dead_segments()?;
+                }
+            }
+            let (seq, time_ns) = (horizon.seq, horizon.time_ns);
+            self.events.push(StoreEvent::HorizonMoved { seq, time_ns });
+        }
+        Ok(())
+    }
+
+    fn is_within_window(&self, now_ns: u64) -> bool {
+        let oldest = self.anchors.get(1).map_or(u64::MAX, |anchor| anchor.position.time_ns);
+        oldest.saturating_add(self.retention.window_ns) >= now_ns
+    }
+
+    /// True when a strict rule holds writers up: history is full and may not be dropped.
+    pub fn is_history_full(&self) -> bool {
+        self.retention.strict && self.history_bytes() > self.retention.window_bytes
+    }
+
+    /// Segments before the horizon that its index does not use. Later views use no others of them.
+    fn free_dead_segments(&mut self) -> Result<(), JournalError> {
+        let horizon = self.horizon_seq();
+        let index = self.view(horizon)?.index;
+        let live = live_blocks(&index);
+        let mut dead = Vec::new();
+        for (slot, number) in self.slots.iter().zip(0u32..) {
+            let Some(Slot { state: SlotState::Sealed(header, seal), .. }) = slot else { continue };
+            let own_log = header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
+            if live.contains_key(&number)
+                || own_log && seal.last_seq > horizon
+                || self.footers.contains_key(&number)
+            {
+                continue;
+            }
+            dead.push((number, receipt(ReceiptAct::Expired, header, seal)));
+        }
+        let mut spares = self.spare_count();
+        for (number, receipt) in dead {
+            self.events.push(StoreEvent::Receipt(receipt));
+            let shared = match self.file_of(number) {
+                Some(file) => self.disk.is_shared(file),
+                None => true,
+            };
+            if spares < SPARES_MAX && !shared {
+                self.make_spare(number)?;
+                spares += 1;
+            } else {
+                self.drop_slot(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_slot(&mut self, number: u32) -> Result<(), JournalError> {
+        self.tables.forget_slot(number);
+        if let Some(slot) = self.slots[number as usize].take() {
+            self.disk.close(slot.file);
+            self.disk.remove_now(&crate::store::segment_name(number))?;
+        }
+        Ok(())
+    }
+
+    /// Live share of the sealed segments before the horizon, in blocks: `(live, written)`.
+    pub fn base_use(&mut self) -> Result<(u64, u64), JournalError> {
+        let horizon = self.horizon_seq();
+        let live = live_blocks(&self.view(horizon)?.index);
+        let mut sum = (0, 0);
+        for (slot, number) in self.slots.iter().zip(0u32..) {
+            if let Some(Slot { state: SlotState::Sealed(_, seal), .. }) = slot
+                && seal.last_seq <= horizon
+            {
+                sum.0 += wide(live.get(&number).copied().unwrap_or(0));
+                sum.1 += u64::from(seal.block_count);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Blocks that an index uses, by slot.
+pub(crate) fn live_blocks(index: &Index) -> HashMap<u32, usize> {
+    let mut live = HashMap::new();
+    for (_, page) in index.pages() {
+        for entry in page.iter().filter(|entry| entry.is_mapped()) {
+            *live.entry(entry.slot()).or_insert(0) += 1;
+        }
+    }
+    live
+}
