@@ -5,7 +5,7 @@ Answers are ``{"site": …, "request_id": …, "result": …}``; errors ``{"site
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -82,6 +82,10 @@ class LogIn:
     secret: str
 
 
+# Hears of every answer: the operation's name, "ok" or the error's code, the seconds it took.
+Answered = Callable[[str, str, float], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doors:
     """What the routes act through."""
@@ -93,25 +97,28 @@ class Doors:
     events: EventRing
     audit: AuditFiles
     metrics: Callable[[], bytes]
+    answered: Answered = field(default=lambda _operation, _outcome, _took_s: None)
 
 
 def build_application(doors_: Doors) -> web.Application:
     """Return the aiohttp application of one controller."""
     application = web.Application(
-        middlewares=[_Answering(doors_.site).middleware], client_max_size=BODY_BYTES_MAX
+        middlewares=[_Answering(doors_.site, doors_.answered).middleware],
+        client_max_size=BODY_BYTES_MAX,
     )
     routes = _Routes(doors_)
+    router = application.router
     for operation in TABLE.all():
-        application.router.add_route(operation.verb, operation.path, routes.of(operation))
-    application.router.add_post("/v1/tokens", routes.log_in)
-    application.router.add_put("/v1/images/{image}/data", routes.upload)
-    application.router.add_get("/v1/events", routes.follow_events)
-    application.router.add_get("/v1/audit", routes.list_audit)
-    application.router.add_get("/v1/audit/keys", routes.audit_keys)
-    application.router.add_get("/v1/audit/files/{name}", routes.audit_file)
-    application.router.add_get("/v1/openapi.json", routes.describe)
-    application.router.add_get("/healthz", routes.health)
-    application.router.add_get("/metrics", routes.show_metrics)
+        router.add_route(operation.verb, operation.path, routes.of(operation), name=operation.name)
+    router.add_post("/v1/tokens", routes.log_in, name="token.create")
+    router.add_put("/v1/images/{image}/data", routes.upload, name="image.upload")
+    router.add_get("/v1/events", routes.follow_events, name="event.follow")
+    router.add_get("/v1/audit", routes.list_audit, name="audit.list")
+    router.add_get("/v1/audit/keys", routes.audit_keys, name="audit.keys")
+    router.add_get("/v1/audit/files/{name}", routes.audit_file, name="audit.file")
+    router.add_get("/v1/openapi.json", routes.describe, name="openapi")
+    router.add_get("/healthz", routes.health, name="health")
+    router.add_get("/metrics", routes.show_metrics, name="metrics")
     return application
 
 
@@ -119,24 +126,30 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Answering:
-    """Gives every request an id, and every error its document."""
+    """Gives every request an id, and every error its document; counts both."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, answered: Answered) -> None:
         self._site = site
+        self._answered = answered
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         asked = request.headers.get("X-Request-Id", "")
         request_id = asked if is_request_id(asked) else new_id("req", self._site.entropy)
         request["request_id"] = request_id
+        begun_s = self._site.clock.monotonic_s()
+        outcome = "bug"
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 response = await handler(request)
+                outcome = "ok"
             except NuageError as error:
+                outcome = error.code
                 response = self._error(request_id, status_of(error), dict(document_of(error)))
                 if isinstance(error, Unauthenticated):
                     response.headers["WWW-Authenticate"] = "Bearer"
             except web.HTTPException as error:
+                outcome = str(error.status)
                 if error.status < 400:
                     raise
                 message = f"{request.method} {request.path}: {error.reason}"
@@ -144,6 +157,9 @@ class _Answering:
                 if error.status == 404:
                     document["hint"] = "/v1/openapi.json lists what there is"
                 response = self._error(request_id, error.status, document)
+            finally:
+                name = request.match_info.route.name or "unknown"
+                self._answered(name, outcome, self._site.clock.monotonic_s() - begun_s)
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
         return response

@@ -1,6 +1,7 @@
 """Tokens and the audit log of a controller, behind the ports of `api`."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,6 @@ from nuage.trust.tokens import KnownUser, TokenChecker, TokenIssuer, require_log
 from nuage.trust.verify import audit_segments, keys_document
 
 SYNC_DELAY_S: Final = 0.02  # entries of a burst share one flush to disk
-CHECKED_MAX: Final = 4096
 
 
 class Access:
@@ -66,12 +66,20 @@ def known_user(
 
 
 class Audit:
-    """Appends at once, makes durable in groups (`api.dispatch.AuditTrail`)."""
+    """Appends at once, makes durable in groups (`api.dispatch.AuditTrail`).
+
+    The flush to disk runs on a thread, for it takes milliseconds; what is noted meanwhile waits
+    for its end, so that the log has one writer at a time.
+    """
 
     def __init__(self, log: AuditLog, tasks: Tasks) -> None:
         self._log = log
         self._tasks = tasks
         self._is_due = False
+        self._flushing = False
+        self._turn = asyncio.Lock()
+        self._writing = threading.Lock()
+        self._waiting: list[AuditEntry] = []
 
     def note(
         self,
@@ -85,42 +93,77 @@ class Audit:
         detail: str = "",
     ) -> None:
         """Append an entry."""
-        self._log.append(
-            AuditEntry(
-                who=who,
-                action=what,
-                target=on,
-                source=from_address,
-                request_id=request_id,
-                outcome=outcome,
-                detail=detail,
-            )
+        entry = AuditEntry(
+            who=who,
+            action=what,
+            target=on,
+            source=from_address,
+            request_id=request_id,
+            outcome=outcome,
+            detail=detail,
         )
+        if self._flushing:
+            self._waiting.append(entry)
+        else:
+            self._log.append(entry)
         if not self._is_due:
             self._is_due = True
-            self._tasks.start("audit sync", self._sync())
+            self._tasks.start("audit sync", self._sync_soon())
 
-    async def _sync(self) -> None:
+    async def _sync_soon(self) -> None:
         await asyncio.sleep(SYNC_DELAY_S)
         self._is_due = False
-        self._log.sync()  # on the loop: the log has one writer, and one flush serves many entries
+        await self.sync()
+
+    async def sync(self) -> None:
+        """Make what was noted durable, and seal when it is time."""
+        async with self._turn:
+            self._flushing = True
+            try:
+                await asyncio.to_thread(self._flush)
+            finally:
+                self._flushing = False
+                self._append_waiting()
+
+    def _flush(self) -> None:
+        with self._writing:
+            self._log.sync()
+
+    def _append_waiting(self) -> None:
+        with self._writing:  # held only when this task was cancelled and the thread goes on
+            waiting, self._waiting = self._waiting, []
+            for entry in waiting:
+                self._log.append(entry)
+
+    @property
+    def seal_line(self) -> str:
+        """Return the last seal, which other sites keep."""
+        return self._log.head.seal
+
+    def seal(self) -> None:
+        """Sign all that was noted, now."""
+        self._append_waiting()
+        with self._writing:
+            self._log.seal()
 
     def close(self) -> None:
         """Seal and close the log."""
-        self._log.close()
+        self._append_waiting()
+        with self._writing:
+            self._log.close()
 
 
 class AuditExport:
     """A site's audit log as files (`api.http.AuditFiles`)."""
 
-    def __init__(self, directory: Path, log: AuditLog, book: TrustBook) -> None:
+    def __init__(self, directory: Path, audit: Audit, book: TrustBook) -> None:
         self._directory = directory
-        self._log = log
+        self._audit = audit
         self._book = book
 
     def names(self) -> list[str]:
         """Seal what is open, and return the files in order."""
-        self._log.seal()
+        self._audit.seal()
         return [path.name for path in audit_segments(self._directory)]
 
     def path(self, name: str) -> Path:

@@ -77,6 +77,7 @@ class Controller:
         self._tasks = Tasks()
         self._store = TrustStore(configuration.trust_dir)
         self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._metrics = ControllerMetrics(new_registry())
 
     async def start(self) -> Callable[[], Awaitable[None]]:
         """Start everything, in order of dependence; return what stops it."""
@@ -121,15 +122,20 @@ class Controller:
             table = replicas.table(site_id)
             if table is not None:
                 self.index.replace_site(site_id, table.all_records())
-        self._replicas = IndexedReplicas(replicas, self.index, self._on_change)
+        self._replicas = IndexedReplicas(
+            replicas,
+            self.index,
+            self._on_change,
+            lambda site, changed_s: self._metrics.fed(site, self._clock.now_s() - changed_s),
+        )
         self.events = EventRing(self.site_id, self._clock)
-        self._audit_log = AuditLog(
+        audit_log = AuditLog(
             state_dir / "audit",
             site_id=self.site_id,
             key=self._store.signer_key(),
             now_s=self._clock.now_s,
         )
-        self._audit = Audit(self._audit_log, self._tasks)
+        self._audit = Audit(audit_log, self._tasks)
         self._closers.append(self._close_audit)
 
     async def _close_audit(self) -> None:
@@ -344,7 +350,7 @@ class Controller:
 
     async def _publish_trust(self) -> None:
         """Tell the other sites our keys, revocations and the last seal of our audit log."""
-        trust = self._store.site_trust(audit_seal=self._audit_log.head.seal)
+        trust = self._store.site_trust(audit_seal=self._audit.seal_line)
         if self.index.find_value(SiteTrust, self.site_id) != trust:
             await self.site.save(trust)
 
@@ -414,7 +420,7 @@ class Controller:
     async def _seal_audit(self) -> None:
         while True:
             await self._clock.sleep(AUDIT_SEAL_S)
-            self._audit_log.sync()
+            await self._audit.sync()
             await self._publish_trust()
 
     async def _serve_api(self) -> None:
@@ -441,12 +447,10 @@ class Controller:
         async def operation(_peer: Peer, carried: Carried) -> bytes:
             return await dispatcher.perform_carried(carried)
 
-        metrics = ControllerMetrics(new_registry())
-
         def render() -> bytes:
             ages = {str(site): self.links.age_of(site) for site in self.links.site_ids()}
-            metrics.refresh(self.index, ages, self._guardian.lease_s())
-            return generate_latest(metrics.registry)
+            self._metrics.refresh(self.index, ages, self._guardian.lease_s())
+            return generate_latest(self._metrics.registry)
 
         application = build_application(
             Doors(
@@ -455,10 +459,9 @@ class Controller:
                 issuer=access,
                 images=images,
                 events=self.events,
-                audit=AuditExport(
-                    self._configuration.state_dir / "audit", self._audit_log, self._book
-                ),
+                audit=AuditExport(self._configuration.state_dir / "audit", self._audit, self._book),
                 metrics=render,
+                answered=self._metrics.answered,
             )
         )
         runner = web.AppRunner(application, access_log=None)

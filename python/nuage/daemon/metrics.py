@@ -26,6 +26,13 @@ class ControllerMetrics:
             buckets=REQUEST_BUCKETS,
             registry=registry,
         )
+        self.feed_lag_seconds = Histogram(
+            "nuage_feed_lag_seconds",
+            "From a change at its home, by the home's clock, until it shows here",
+            ["site"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
         self._vms = Gauge("nuage_vms", "VMs of this site by state", ["state"], registry=registry)
         self._age = Gauge(
             "nuage_feed_age_seconds",
@@ -36,6 +43,15 @@ class ControllerMetrics:
         self._lease = Gauge(
             "nuage_site_lease_seconds", "Seconds this site may act as owner", registry=registry
         )
+
+    def answered(self, operation: str, outcome: str, took_s: float) -> None:
+        """Count an API request (`api.http.Doors.answered`)."""
+        self.requests.labels(operation, outcome).inc()
+        self.request_seconds.labels(operation).observe(took_s)
+
+    def fed(self, site: str, lag_s: float) -> None:
+        """Note how late another site's change arrived; clocks that differ count as lag or none."""
+        self.feed_lag_seconds.labels(site).observe(max(lag_s, 0.0))
 
     def refresh(self, index: FederationIndex, ages: dict[str, float], lease_s: float) -> None:
         """Read the figures that are looked at only when somebody asks."""

@@ -2,14 +2,16 @@
 
 Theory of operation. A change of the index names the nodes whose wish may differ; they are marked
 dirty and rendered together at the end of the loop's turn, so a burst of changes costs each node
-one wish. A report becomes acts (`iaas.observe`); acts on one VM run one after another, acts on
-different VMs side by side. Every act is idempotent: what fails is logged and comes again with
-the next report, which a node sends at least every two seconds.
+one wish. Rendering takes at most a tenth of the process: after a turn that took long the next one
+waits, and gathers what changes meanwhile. A report becomes acts (`iaas.observe`); acts on one VM
+run one after another, acts on different VMs side by side. Every act is idempotent: what fails is
+logged and comes again with the next report, which a node sends at least every two seconds.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
 
 import structlog
 
@@ -38,11 +40,14 @@ from nuage.model.desired import IonodeReport, VnodeReport
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import Port
+from nuage.model.placement import Decision
 from nuage.model.record import KIND_OF, KINDS, Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 
+RENDER_REST: Final = 10.0  # wait ten times what rendering took
+RENDER_REST_S_MAX: Final = 0.5  # a node hears of a change within this, however large its wish
 log = structlog.get_logger("reconciler")
 
 
@@ -63,6 +68,7 @@ class Reconciler:
         self._movement = movement
         self._tasks = tasks
         self._dirty: set[NodeId] = set()
+        self._rest_until_s = 0.0
         self._revision = 0
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._listeners: list[Callable[[Change], None]] = []
@@ -84,14 +90,30 @@ class Reconciler:
                 self.touch(concerned_nodes(self._site.index, record.value))
 
     def touch(self, node_ids: Iterable[NodeId]) -> None:
-        """Have the wishes of these nodes rendered again at the end of this turn."""
+        """Have the wishes of these nodes rendered again at the end of this turn, or soon."""
         was_clean = not self._dirty
         self._dirty.update(node_ids)
-        if was_clean and self._dirty:
+        if not was_clean or not self._dirty:
+            return
+        wait_s = self._rest_until_s - self._site.clock.monotonic_s()
+        if wait_s <= 0:
             asyncio.get_running_loop().call_soon(self._flush)
+        else:
+            self._tasks.start("wishes", self._flush_after(wait_s))
+
+    async def _flush_after(self, wait_s: float) -> None:
+        await self._site.clock.sleep(wait_s)
+        self._flush()
 
     def _flush(self) -> None:
+        begun_s = self._site.clock.monotonic_s()
         dirty, self._dirty = self._dirty, set()
+        self._render(dirty)
+        ended_s = self._site.clock.monotonic_s()
+        rest_s = (ended_s - begun_s) * RENDER_REST
+        self._rest_until_s = ended_s + min(rest_s, RENDER_REST_S_MAX)
+
+    def _render(self, dirty: Collection[NodeId]) -> None:
         for node_id in sorted(dirty):
             node = self._site.index.find_value(Node, node_id)
             if node is None or node.site_id != self._site.site_id:
@@ -200,6 +222,9 @@ def concerned_nodes(index: FederationIndex, value: Noun) -> set[NodeId]:
         case NodeStatus():
             for volume in index.on_node(Volume, value.node_id):
                 concerned |= set() if volume.head is None else {volume.head}
+        case Decision():
+            vm = index.find_value(Vm, value.vm_id)
+            concerned |= set() if vm is None else set(nodes_of(vm))
         case Port():
             vm = None if value.vm_id is None else index.find_value(Vm, value.vm_id)
             concerned |= set() if vm is None else set(nodes_of(vm))

@@ -48,14 +48,22 @@ class SiteHello:
 
 
 class IndexedReplicas:
-    """Replicas that show in the index what they take in (`catalogue.replica.Replicas`)."""
+    """Replicas that show in the index what they take in (`catalogue.replica.Replicas`).
+
+    `on_fed` hears of each batch: whose, and when its oldest change was made there.
+    """
 
     def __init__(
-        self, inner: Replicas, index: FederationIndex, on_change: Callable[[Change], None]
+        self,
+        inner: Replicas,
+        index: FederationIndex,
+        on_change: Callable[[Change], None],
+        on_fed: Callable[[SiteId, float], None] = lambda _site_id, _changed_s: None,
     ) -> None:
         self._inner = inner
         self._index = index
         self._on_change = on_change
+        self._on_fed = on_fed
 
     def sites(self) -> tuple[SiteId, ...]:
         """Return the sites that have a replica."""
@@ -78,6 +86,8 @@ class IndexedReplicas:
             return
         for record in effect.records:
             self._on_change(self._index.put(record))
+        if effect.records:
+            self._on_fed(effect.site, min(record.changed_s for record in effect.records))
         for kind, object_id in effect.deleted:
             self._on_change(self._index.remove(kind, object_id, effect.site))
 
