@@ -173,6 +173,13 @@ class StoragedDaemon:
                         Unavailable(f"the storage daemon of {self._iaas_id} ended")
                     )
 
+    async def disconnect(self) -> None:
+        """Let go of the daemon; it goes on serving."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+            self._reading = None
+
     async def _ask(self, op: str, timeout_s: float = ASK_TIMEOUT_S, **fields: object) -> Json:
         if self._writer is None and not await self._connect():
             raise Unavailable(f"the storage daemon of {self._iaas_id} does not answer")

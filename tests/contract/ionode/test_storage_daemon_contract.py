@@ -93,7 +93,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield Bench(daemon, daemon)
     finally:
         await end_storaged(tmp_path)
-        daemon._drop()
+        await daemon.disconnect()
         await asyncio.sleep(0)
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
 
@@ -219,11 +219,11 @@ async def test_a_killed_daemon_comes_back_with_its_copies_and_epochs(tmp_path: P
         await daemon.create(REPLICA)
         await opened(daemon, replace(HEAD, epoch=HEAD.epoch + 3))
         await end_storaged(tmp_path)
-        daemon._drop()
+        await daemon.disconnect()
         await daemon.start()
         assert [v.volume_id for v in (await daemon.seen()).volumes] == [VOLUME]
         with pytest.raises(StaleEpoch):
             await opened(daemon)
     finally:
         await end_storaged(tmp_path)
-        daemon._drop()
+        await daemon.disconnect()
