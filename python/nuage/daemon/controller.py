@@ -20,6 +20,8 @@ from nuage.channel import ChannelServer, Handlers, Peer, current_request_id, par
 from nuage.clock import Clock, SystemClock
 from nuage.daemon.access import Access, Audit, AuditExport, known_user
 from nuage.daemon.configuration import ControllerConfiguration
+from nuage.daemon.energy import EnergyKeeper, Surroundings
+from nuage.daemon.energy_metrics import EnergyMetrics
 from nuage.daemon.guardian import Guardian, lease_until_s
 from nuage.daemon.hardware import redfish_fence
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
@@ -228,7 +230,24 @@ class Controller:
         self._reconciler = Reconciler(
             self.site, context, self._sessions, self._movement, self._tasks
         )
+        self._wire_energy()
         self._serve_other_sites()
+
+    def _wire_energy(self) -> None:
+        around = Surroundings(
+            site=self.site,
+            agent=self._local.agent,
+            datacenter=self._datacenter,
+            clock=self._clock,
+            tasks=self._tasks,
+            is_connected=self._sessions.is_connected,
+            on_lost=self._node_gone,
+            reachable_sites=self._reachable_sites,
+        )
+        self._energy = EnergyKeeper(self._configuration, around)
+        self._energy_metrics = EnergyMetrics(self._metrics.registry)
+        self.site.steering = self._energy
+        self._closers.append(self._energy.close)
 
     def _lease_acquired(self, owned: Sequence[Ownership]) -> None:
         self._guardian.acquired(owned)
@@ -278,7 +297,7 @@ class Controller:
     async def _node_hello(self, node: Node) -> None:
         known = self.index.find_value(Node, node.node_id)
         if known is not None:
-            node = replace(node, maintenance=known.maintenance)
+            node = replace(node, maintenance=known.maintenance, power=known.power)
         if self.index.find_value(Rack, node.rack_id) is None:
             rack = Rack(rack_id=node.rack_id, site_id=self.site_id, name=node.rack_id)
             await self.site.save(rack)
@@ -292,12 +311,18 @@ class Controller:
             sent_s=self._clock.now_s(),
             maintenance=node is not None and node.maintenance,
         )
-        self._local.agent.update(vector)
+        believed = self._energy.take_report(report, vector)
+        if believed is not None:
+            self._local.agent.update(believed)
         self._reconciler.take_vnode_report(report)
 
     def _node_lost(self, node_id: NodeId) -> None:
-        self._local.agent.forget(node_id)
         self._reconciler.node_lost(node_id)
+        if not self._energy.is_asleep(node_id):
+            self._node_gone(node_id)
+
+    def _node_gone(self, node_id: NodeId) -> None:
+        self._local.agent.forget(node_id)
         self._tasks.start(f"lost {node_id}", self._guardian.node_lost(node_id))
 
     def _touch_all(self) -> None:
@@ -309,6 +334,7 @@ class Controller:
 
     def _on_change(self, change: Change) -> None:
         self._reconciler.on_change(change)
+        self._energy.on_change(change)
         value = None if change.after is None else change.after.value
         if isinstance(value, SiteTrust) and value.site_id != self.site_id:
             self._take_trust(value)
@@ -387,6 +413,7 @@ class Controller:
 
     def _keep_tasks(self) -> None:
         self._tasks.keep("nodes", self._sessions.watch)
+        self._energy.start(self._handlers)
         self._tasks.keep("lease", self._holder.hold)
         self._tasks.keep("guardian", self._guardian.watch)
         self._tasks.keep("movement", self._movement.watch)
@@ -450,6 +477,7 @@ class Controller:
         def render() -> bytes:
             ages = {str(site): self.links.age_of(site) for site in self.links.site_ids()}
             self._metrics.refresh(self.index, ages, self._guardian.lease_s())
+            self._energy_metrics.refresh(self.index, self._energy.books.ledger.rows())
             return generate_latest(self._metrics.registry)
 
         application = build_application(

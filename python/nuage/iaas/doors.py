@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from nuage.iaas import building, images, infrastructure, machines, past, people, volumes
+from nuage.iaas import building, energy, images, infrastructure, machines, past, people, volumes
 from nuage.iaas.operations import Operation, OperationTable, Run, Shown, any_scope, anywhere
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
@@ -22,7 +22,7 @@ VMS = "/v1/iaas/{iaas}/vms"
 VOLUMES = "/v1/iaas/{iaas}/volumes"
 
 
-for _module in (building, infrastructure, past, people):
+for _module in (building, energy, infrastructure, past, people):
     _module.enter(TABLE)
 
 

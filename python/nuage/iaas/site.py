@@ -17,6 +17,7 @@ from nuage.clock import Clock
 from nuage.errors import Conflict
 from nuage.iaas.index import Change, FederationIndex
 from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId
+from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.vm import Vm
@@ -102,6 +103,38 @@ class Placer(Protocol):
         ...
 
 
+class Steering(Protocol):
+    """The energy of this site: accounts, plans, figures posted."""
+
+    async def what_if(self, ask: PlanAsk) -> EnergyPlan:
+        """Return the plan that `ask` would give; nothing is done."""
+        ...
+
+    async def apply(self, ask: PlanAsk) -> EnergyPlan:
+        """Begin the plan that `ask` gives now.
+
+        Raises:
+            Conflict: a plan is under way.
+        """
+        ...
+
+    def progress(self) -> EnergyPlan | None:
+        """Return the plan under way, or the last one."""
+        ...
+
+    def post(self, figure: str, value: float | None, for_s: float) -> None:
+        """Take a figure that somebody knows, until then; None takes it back."""
+        ...
+
+    def report(self, month: str) -> tuple[EnergyRow, ...]:
+        """Return the accounts of a month (``2026-11``), or of all."""
+        ...
+
+    def vm_energy(self, vm_id: VmId) -> VmEnergy:
+        """Return what a VM has used here."""
+        ...
+
+
 Announce = Callable[[str, str, str, str], None]
 
 
@@ -127,6 +160,7 @@ class Site:
     on_change: Callable[[Change], None]
     age_of: Callable[[SiteId], float]
     entropy: EntropySource = field(default=os.urandom)
+    steering: Steering | None = None
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:

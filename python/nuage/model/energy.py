@@ -4,7 +4,8 @@ Facts travel to the other sites as `SiteEnergy`, the operator's wish as `EnergyR
 their home at the site. Plans and reports are answers, never stored in a catalogue.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import Enum
 
 from nuage.errors import InvalidRequest
@@ -77,12 +78,7 @@ class EnergyRules:
             raise InvalidRequest("ramp, hold and look-every are above zero", field="rules")
         if self.nodes_kept_on < 0:
             raise InvalidRequest("nodes_kept_on is not negative", field="nodes_kept_on")
-        for rule in self.rules:
-            if rule.figure not in FIGURES:
-                raise InvalidRequest(
-                    f"no figure {rule.figure!r}; there are {', '.join(FIGURES)}",
-                    field=f"rules.{rule.name}.figure",
-                )
+        require_figures(rule.figure for rule in self.rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,3 +188,31 @@ class VmEnergy:
     vm_id: VmId
     site_id: SiteId
     it_joules: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanAsk:
+    """What a plan is to do: empty these nodes, and (or) switch off what need not be on.
+
+    `figures` are taken in place of those of now (`nuage energy plan --what-if`); nodes that the
+    rules would then take out of service are to be emptied too.
+    """
+
+    drain: tuple[NodeId, ...] = ()
+    consolidate: bool = True
+    figures: dict[str, float] = field(default_factory=dict)
+    hours: int = 24
+
+    def __post_init__(self) -> None:
+        require_figures(self.figures)
+        if not 0 <= self.hours <= 168:
+            raise InvalidRequest("hours is 0 to 168", field="hours")
+
+
+def require_figures(names: Iterable[str]) -> None:
+    """Raise InvalidRequest unless all are figures that rules look at."""
+    for name in names:
+        if name not in FIGURES:
+            raise InvalidRequest(
+                f"no figure {name!r}; there are {', '.join(FIGURES)}", field="figures"
+            )

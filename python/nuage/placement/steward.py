@@ -105,6 +105,10 @@ class Steward:
             to_drain=to_drain,
         )
 
+    def by_efficiency(self) -> tuple[NodeId, ...]:
+        """Return the site's nodes, those first that stay in service longest."""
+        return tuple(v.node_id for v in sorted(self._agent.nodes, key=_by_efficiency))
+
 
 def _by_efficiency(vector: EstimationVector) -> tuple[float, NodeId]:
     """Sort most flops per watt first; by name among equals, so the set does not flutter."""
