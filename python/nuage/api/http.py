@@ -4,7 +4,7 @@ Answers are ``{"site": …, "request_id": …, "result": …}``; errors ``{"site
 "error": {…}}``. Every answer names the site that gave it and carries ``X-Request-Id``.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -82,6 +82,8 @@ class LogIn:
     secret: str
 
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 # Hears of every answer: the operation's name, "ok" or the error's code, the seconds it took.
 Answered = Callable[[str, str, float], None]
 
@@ -102,35 +104,41 @@ class Doors:
 
 def build_application(doors_: Doors) -> web.Application:
     """Return the aiohttp application of one controller."""
-    application = web.Application(
-        middlewares=[_Answering(doors_.site, doors_.answered).middleware],
-        client_max_size=BODY_BYTES_MAX,
-    )
     routes = _Routes(doors_)
-    router = application.router
-    for operation in TABLE.all():
-        router.add_route(operation.verb, operation.path, routes.of(operation), name=operation.name)
-    router.add_post("/v1/tokens", routes.log_in, name="token.create")
-    router.add_put("/v1/images/{image}/data", routes.upload, name="image.upload")
-    router.add_get("/v1/events", routes.follow_events, name="event.follow")
-    router.add_get("/v1/audit", routes.list_audit, name="audit.list")
-    router.add_get("/v1/audit/keys", routes.audit_keys, name="audit.keys")
-    router.add_get("/v1/audit/files/{name}", routes.audit_file, name="audit.file")
-    router.add_get("/v1/openapi.json", routes.describe, name="openapi")
-    router.add_get("/healthz", routes.health, name="health")
-    router.add_get("/metrics", routes.show_metrics, name="metrics")
+    table: list[tuple[str, str, str, Handler]] = [
+        (operation.name, operation.verb, operation.path, routes.of(operation))
+        for operation in TABLE.all()
+    ]
+    table += [
+        ("token.create", "POST", "/v1/tokens", routes.log_in),
+        ("image.upload", "PUT", "/v1/images/{image}/data", routes.upload),
+        ("event.follow", "GET", "/v1/events", routes.follow_events),
+        ("audit.list", "GET", "/v1/audit", routes.list_audit),
+        ("audit.keys", "GET", "/v1/audit/keys", routes.audit_keys),
+        ("audit.file", "GET", "/v1/audit/files/{name}", routes.audit_file),
+        ("openapi", "GET", "/v1/openapi.json", routes.describe),
+        ("health", "GET", "/healthz", routes.health),
+        ("metrics", "GET", "/metrics", routes.show_metrics),
+    ]
+    names = {(verb, path): name for name, verb, path, _ in table}
+    answering = _Answering(doors_.site, doors_.answered, names)
+    application = web.Application(
+        middlewares=[answering.middleware], client_max_size=BODY_BYTES_MAX
+    )
+    for _, verb, path, handler in table:
+        application.router.add_route(verb, path, handler)
     return application
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Answering:
     """Gives every request an id, and every error its document; counts both."""
 
-    def __init__(self, site: Site, answered: Answered) -> None:
+    def __init__(
+        self, site: Site, answered: Answered, names: Mapping[tuple[str, str], str]
+    ) -> None:
         self._site = site
         self._answered = answered
+        self._names = names
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -158,11 +166,16 @@ class _Answering:
                     document["hint"] = "/v1/openapi.json lists what there is"
                 response = self._error(request_id, error.status, document)
             finally:
-                name = request.match_info.route.name or "unknown"
-                self._answered(name, outcome, self._site.clock.monotonic_s() - begun_s)
+                took_s = self._site.clock.monotonic_s() - begun_s
+                self._answered(self._name_of(request), outcome, took_s)
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
         return response
+
+    def _name_of(self, request: web.Request) -> str:
+        resource = request.match_info.route.resource
+        path = "" if resource is None else resource.canonical
+        return self._names.get((request.method, path), "unknown")
 
     def _error(self, request_id: str, status: int, document: dict[str, object]) -> web.Response:
         body = {"site": self._site.site_id, "request_id": request_id, "error": document}
