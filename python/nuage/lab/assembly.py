@@ -23,6 +23,7 @@ from nuage.clock import SystemClock
 from nuage.daemon.configuration import (
     AgentConfiguration,
     ControllerConfiguration,
+    EnergyConfiguration,
     IonodeConfiguration,
     QuorumConfiguration,
     VnodeConfiguration,
@@ -33,6 +34,7 @@ from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, 
 from nuage.errors import Conflict, TimedOut, Unavailable
 from nuage.ids import FederationId, NodeId, RackId, SiteId
 from nuage.lab import kernel
+from nuage.lab.cgroup import Cgroup
 from nuage.lab.control import Service
 from nuage.lab.description import NodeDescription, SiteDescription
 from nuage.lab.lab import Lab
@@ -49,8 +51,10 @@ ETCD_PEER_PORT: Final = 2380
 METRICS_PORT: Final = 9400
 START_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.05
+JOIN_RETRY_S: Final = 0.3
 AT_ONCE: Final = 4
 ADMIN_FILE: Final = "admin.json"
+TARIFFS: Final = Path(__file__).with_name("tariffs")
 
 R = TypeVar("R")
 Report = Callable[[str], None]
@@ -150,6 +154,19 @@ class _Assembly:
                 peer_url=f"https://{address}:{ETCD_PEER_PORT}",
             ),
             bmc_login_file=self._login_file,
+            energy=self._energy(site),
+        )
+
+    def _energy(self, site: SiteDescription) -> EnergyConfiguration:
+        return EnergyConfiguration(
+            pdus={
+                pdu.rack: self._lab.pdu_url(pdu.name)
+                for pdu in self._lab.description.pdus()
+                if pdu.site == site.id
+            },
+            climate_zone=site.climate_zone,
+            tariff_file=TARIFFS / f"{site.tariff}.toml",
+            carbon_g_per_kwh=site.carbon_g_per_kwh,
         )
 
     def _found(self, configuration: ControllerConfiguration) -> None:
@@ -178,7 +195,7 @@ class _Assembly:
             except (Conflict, Unavailable):  # the quorum's last newcomer is not up yet
                 if time.monotonic() > deadline_s:
                     raise
-                time.sleep(POLL_S)  # noqa: TID251 - waits for a process
+                time.sleep(JOIN_RETRY_S)  # noqa: TID251 - waits for a process
             else:
                 return
 
@@ -264,6 +281,8 @@ class _Assembly:
             peak_watts=node.hardware.peak_watts,
             boot_time_s=node.hardware.boot_seconds,
             accelerator=accelerator,
+            cpu_stat_file=Cgroup.of_lab(self._lab.description.name).child(node.name).path
+            / "cpu.stat",
             calibration_file=self._lab.state.path / f"flops-{node.hardware.cpu_count}.json",
         )
 

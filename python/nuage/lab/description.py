@@ -99,7 +99,10 @@ class RackDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class SiteDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A datacenter of the lab. `outside_celsius` holds until `nuage lab weather` says other."""
+    """A datacenter of the lab. `outside_celsius` holds until `nuage lab weather` says other.
+
+    `tariff` is a file of `lab/tariffs/` without its ending; `carbon_g_per_kwh` is the grid's.
+    """
 
     id: str
     place: str
@@ -111,6 +114,8 @@ class SiteDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     tier: int
     power_capacity_watts: float
     outside_celsius: float = 15.0
+    tariff: str = "two-rates"
+    carbon_g_per_kwh: float = 32.0
     racks: tuple[RackDescription, ...]
 
 
