@@ -189,7 +189,11 @@ class Guardian:
         if is_open and self._site.index.home("migration", vm.vm_id) == self._site.site_id:
             return False  # it may run at its target, which will tell
         held = await self._site.quorum.owner("vm", vm.vm_id)
-        return held is None or held.owner == self._site.site_id
+        is_ours = held is None or held.owner == self._site.site_id
+        if not is_ours and vm.migrating_to is not None and vm.state is not VmState.STOPPED:
+            told = "its node died during its hand-over; it starts at its target"
+            await self._site.save(replace(vm, state=VmState.STOPPED, failure=told))
+        return is_ours
 
     async def _is_fenced(self, node: Node) -> bool:
         for _ in range(FENCE_TRIES_MAX):

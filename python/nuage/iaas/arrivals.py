@@ -1,6 +1,10 @@
 """Step 5 of placement at the elected site: what a commitment enters in its catalogue.
 
 All of it runs at the site that was elected, after its Local Agent has kept the room.
+
+An answer may be lost, and the Master Agent then elects another site: a new VM may stand in two
+catalogues. Hence it starts only where the decision says (`wishes`), its volumes and ports have ids
+of the site that enters them, and the site that was not elected drops its record (`Movement`).
 """
 
 from dataclasses import replace
@@ -10,14 +14,15 @@ from nuage.errors import Conflict
 from nuage.iaas.addresses import free_number, mac_of
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.site import ArrivalDraft, Draft, RestartDraft, Site, VmDraft
-from nuage.iaas.volumes import placed
-from nuage.ids import NodeId
+from nuage.iaas.volumes import placed, with_own_id
+from nuage.ids import NodeId, PortId, VmId, VolumeId, new_id
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
 from nuage.model.network import Port, Segment
 from nuage.model.record import Noun
 from nuage.model.status import Migration
 from nuage.model.vm import VmState
+from nuage.model.volume import Volume
 
 
 async def enter(site: Site, node_id: NodeId, draft: Draft) -> None:
@@ -37,7 +42,9 @@ async def enter(site: Site, node_id: NodeId, draft: Draft) -> None:
 
 async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
     iaas = site.index.value(Iaas, draft.vm.iaas_id)
-    volumes = [placed(site, iaas, volume) for volume in draft.volumes]
+    volumes = [placed(site, iaas, with_own_id(site, volume)) for volume in draft.volumes]
+    if not draft.volumes:
+        volumes = [_attached(site, volume_id, draft.vm.vm_id) for volume_id in draft.vm.volumes]
     port = _port(site, draft)
     vm = replace(
         draft.vm,
@@ -45,6 +52,7 @@ async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
         site_id=site.site_id,
         state=VmState.STARTING,
         epoch=FIRST_EPOCH,
+        volumes=tuple(volume.volume_id for volume in volumes),
         ports=() if port is None else (port.port_id,),
     )
     values: list[Noun] = [vm, *volumes]
@@ -60,6 +68,16 @@ async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
         promised -= numbers
 
 
+def _attached(site: Site, volume_id: VolumeId, vm_id: VmId) -> Volume:
+    """Return a volume that exists, given to a VM that is entered along with it."""
+    volume = site.index.value(Volume, volume_id)
+    if site.index.home("volume", volume_id) != site.site_id:
+        raise Conflict(f"volume {volume.name} has its head at another site")
+    if volume.vm_id is not None:
+        raise Conflict(f"volume {volume.name} is attached to {volume.vm_id}")
+    return replace(volume, vm_id=vm_id)
+
+
 def _port(site: Site, draft: VmDraft) -> Port | None:
     if draft.port_id is None or draft.vm.segment_id is None:
         return None
@@ -69,12 +87,13 @@ def _port(site: Site, draft: VmDraft) -> Port | None:
     site_number = site.index.value(Datacenter, site.site_id).number
     number = free_number(segment, site_number, used, promised)
     address = f"{IPv4Address(number)}/{segment.cidr.partition('/')[2]}"
+    port_id = PortId(new_id("port", site.entropy))
     return Port(
-        port_id=draft.port_id,
+        port_id=port_id,
         iaas_id=draft.vm.iaas_id,
         segment_id=segment.segment_id,
         vm_id=draft.vm.vm_id,
-        mac=mac_of(draft.port_id),
+        mac=mac_of(port_id),
         addresses=(address,),
     )
 

@@ -208,6 +208,14 @@ class FederationIndex:
             raise NotFound(kind, object_id)
         return record.home
 
+    def own_copies(self, kind: str) -> list[Record]:
+        """Return this site's own records of a kind, hidden ones too."""
+        return [
+            copies[self.site_id]
+            for (of_kind, _), copies in self._copies.items()
+            if of_kind == kind and self.site_id in copies
+        ]
+
     def shadowed(self) -> list[Record]:
         """Return the records of this site that a higher epoch elsewhere hides."""
         return [

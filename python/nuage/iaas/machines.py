@@ -154,7 +154,8 @@ async def create_vm(site: Site, _principal: Principal, body: CreateVm) -> Create
         apart=tuple(vm_of(site, body.iaas, name).vm_id for name in body.apart),
         preference=body.preference,
     )
-    request = _request(site, iaas, vm, site_name=body.site, node_name=body.node, policy=body.policy)
+    at_site = body.site or (site.index.home("volume", vm.volumes[0]) if body.volume else "")
+    request = _request(site, iaas, vm, site_name=at_site, node_name=body.node, policy=body.policy)
     draft = VmDraft(
         vm=vm,
         volumes=() if body.volume else tuple(volumes),
@@ -246,7 +247,14 @@ async def explain_vm(site: Site, _principal: Principal, body: NameVm) -> Decisio
     return site.index.value(Decision, vm.vm_id)
 
 
+def _require_settled(vm: Vm) -> None:
+    """Refuse to change a VM whose next home may already have taken its record as it was."""
+    if vm.migrating_to is not None or vm.state is VmState.MIGRATING:
+        raise Conflict(f"{vm.name} is migrating", hint="wait for its end, then ask again")
+
+
 async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
+    _require_settled(vm)
     changed = replace(vm, **fields)  # type: ignore[arg-type]
     await site.save(changed)
     site.announce("vm", vm.vm_id, what, f"{vm.name}: {what}")
@@ -286,8 +294,6 @@ async def resize_vm(site: Site, _principal: Principal, body: ResizeVm) -> Shown[
 async def delete_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
     """Want a VM gone; its boot volume goes with it, other volumes are detached."""
     vm = vm_of(site, body.iaas, body.vm)
-    if vm.migrating_to is not None:
-        raise Conflict(f"{vm.name} is migrating", hint="wait for its end, then delete")
     return await _set(site, vm, "delete", wish=PowerWish.DELETED)
 
 

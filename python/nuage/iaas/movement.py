@@ -12,8 +12,8 @@
 
 Fault model. Before `grant` succeeds any failure gives the migration up: the source goes on, the
 target drops what waits. After it the VM belongs to the target whatever happens: if the last bytes
-never arrive the target starts it from its disk, and the source, whose initiators the head no
-longer lets in, stays paused and is reported as an orphan. So it never runs twice.
+never arrive the source stops what it has, says so in its record, and then the target starts the
+VM from its disks. So it never runs twice.
 
 Either site may restart in the middle, or hear the other too late: `watch` gives up what does not
 get ready, and drops arrivals that will not happen any more.
@@ -22,10 +22,12 @@ get ready, and drops arrivals that will not happen any more.
 from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, NuageError
-from nuage.iaas.epochs import quorum_part
+from nuage.iaas.epochs import FIRST_EPOCH, quorum_part
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, VmId
 from nuage.model.network import Port
+from nuage.model.placement import Decision
+from nuage.model.record import Noun
 from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
 from nuage.quorum.model import Ownership
@@ -92,11 +94,15 @@ class Movement:
             held = await site.quorum.owner("vm", vm_id)
             if not _is_ours(held, site.site_id, quorum_part(migration.target_epoch)):
                 raise Conflict(f"the quorum has not given {vm_id} to {site.site_id}")
+        await self._enter_here(migration, vm, VmState.RUNNING)
+
+    async def _enter_here(self, migration: Migration, vm: Vm, state: VmState) -> None:
+        site = self._site
         arrived = replace(
             vm,
             node_id=migration.target_node,
             site_id=site.site_id,
-            state=VmState.RUNNING,
+            state=state,
             epoch=migration.target_epoch,
             migrating_to=None,
             failure="",
@@ -104,19 +110,25 @@ class Movement:
         ports = [p for p in (site.index.find_value(Port, i) for i in vm.ports) if p is not None]
         await site.save_moving(arrived, *ports, epoch=migration.target_epoch)
         await site.delete(migration)
-        site.announce("vm", vm_id, "arrived", f"{vm.name} runs on {migration.target_node}")
+        text = f"{vm.name} is {state.value} on {migration.target_node}"
+        site.announce("vm", vm.vm_id, "arrived", text)
 
     async def give_up(self, vm_id: VmId, reason: str) -> None:
         """End a migration that the quorum has not decided: the VM stays at its source."""
         site = self._site
         vm = site.index.value(Vm, vm_id)
-        if vm_id in self._granted or vm.migrating_to is None:
+        if vm.migrating_to is None or vm.is_let_go:
             return
         migration = site.index.find_value(Migration, vm_id)
+        if vm_id in self._granted and migration is not None and not migration.failure:
+            return  # it may run at its target, which will tell
+        if vm_id in self._granted and migration is not None:
+            await self.let_go(vm)
+            return
         if migration is not None:
             held = await site.quorum.owner("vm", vm_id)
             if held is not None and held.owner != site.site_id:
-                self._granted.add(vm_id)
+                await self.let_go(vm)
                 return
         told = f"migration to {vm.migrating_to} failed: {reason}"
         await site.save(replace(vm, state=VmState.RUNNING, migrating_to=None, failure=told))
@@ -124,6 +136,18 @@ class Movement:
         if migration is not None:
             given_up = MigrationGivenUp(vm_id=vm_id, source_epoch=vm.epoch, reason=reason)
             await self._tell_target(site.index.home("migration", vm_id), given_up)
+
+    async def let_go(self, vm: Vm, *, is_off: bool = False) -> None:
+        """Stop a VM that the quorum gave to its target and that did not get there.
+
+        Its target starts it from its disks once this record says that it is stopped.
+        """
+        self._granted.add(vm.vm_id)
+        state = VmState.STOPPED if is_off else VmState.STOPPING
+        if vm.state is not VmState.STOPPED and vm.state is not state:
+            told = "its hand-over broke after the quorum had decided; it starts at its target"
+            await self._site.save(replace(vm, state=state, failure=told))
+            self._site.announce("vm", vm.vm_id, "let-go", f"{vm.name}: {told}")
 
     async def _tell_target(self, target: SiteId, given_up: MigrationGivenUp) -> None:
         if target == self._site.site_id:
@@ -163,10 +187,41 @@ class Movement:
         for record in [r for r in site.index.records("migration") if r.home == site.site_id]:
             arrival = record.value
             is_old = now_s - record.changed_s > STALE_AFTER_S
-            if isinstance(arrival, Migration) and is_old and await self._is_stale(arrival):
-                await site.delete(arrival)
-                text = f"{arrival.vm_id} does not come to {arrival.target_node} any more"
-                site.announce("vm", arrival.vm_id, "arrival-dropped", text)
+            if isinstance(arrival, Migration) and is_old:
+                await self._end_arrival(arrival)
+        for record in site.index.own_copies("vm"):
+            if isinstance(record.value, Vm) and record.epoch == FIRST_EPOCH:
+                await self._drop_unelected(record.value)
+
+    async def _end_arrival(self, arrival: Migration) -> None:
+        site = self._site
+        vm = site.index.find_value(Vm, arrival.vm_id)
+        if vm is not None and vm.state is VmState.STOPPED and vm.is_let_go:
+            here = arrival.source_site == site.site_id
+            held = None if here else await site.quorum.owner("vm", arrival.vm_id)
+            if here or _is_ours(held, site.site_id, quorum_part(arrival.target_epoch)):
+                await self._enter_here(arrival, vm, VmState.STARTING)
+                return
+        if await self._is_stale(arrival):
+            await site.delete(arrival)
+            text = f"{arrival.vm_id} does not come to {arrival.target_node} any more"
+            site.announce("vm", arrival.vm_id, "arrival-dropped", text)
+
+    async def _drop_unelected(self, vm: Vm) -> None:
+        """Drop a new VM that was entered here and then elected elsewhere; it never ran here."""
+        site = self._site
+        record = site.index.find("decision", vm.vm_id)
+        decision = None if record is None else record.value
+        if not isinstance(decision, Decision) or record is None or record.epoch:
+            return  # undecided, or decided again since
+        if decision.elected_site in (None, site.site_id):
+            return
+        gone: list[Noun] = [vm]
+        for kind, ids in (("port", vm.ports), ("volume", vm.volumes)):
+            own = {r.id: r.value for r in site.index.own_copies(kind)}
+            gone += [own[object_id] for object_id in ids if object_id in own]
+        await site.delete(*gone)
+        site.announce("vm", vm.vm_id, "unelected", f"{vm.name} went to {decision.elected_site}")
 
     async def _end_waiting(self, vm: Vm) -> None:
         """A VM on its way whose record has not changed for long."""

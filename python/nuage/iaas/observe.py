@@ -116,6 +116,13 @@ def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
 
 
 def _departure_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
+    if vm.is_let_go:
+        # Stopped, or paused for good after leave was given: it runs here no more.
+        ended = seen.state in (VmState.STOPPED, VmState.FAILED) or (
+            seen.state is VmState.MIGRATING and bool(seen.failure)
+        )
+        changed = replace(vm, state=VmState.STOPPED) if ended else vm
+        return [] if changed == vm else [Save(changed)]
     if seen.ready_to_switch:
         return [Grant(vm.vm_id)]
     if seen.failure:

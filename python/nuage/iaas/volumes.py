@@ -8,7 +8,7 @@ from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.ids import ImageId, SiteId, VmId, VolumeId, new_id
+from nuage.ids import IaasId, ImageId, SiteId, VmId, VolumeId, new_id
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, Node, NodeRole
 from nuage.model.status import NodeStatus
@@ -118,8 +118,18 @@ def new_volume(
         state=VolumeState.CREATING,
         image_id=image_id,
         vm_id=vm_id,
-        iqn=f"{IQN_PREFIX}:{iaas.iaas_id}:{volume_id}",
+        iqn=_iqn(iaas.iaas_id, volume_id),
     )
+
+
+def _iqn(iaas_id: IaasId, volume_id: VolumeId) -> str:
+    return f"{IQN_PREFIX}:{iaas_id}:{volume_id}"
+
+
+def with_own_id(site: Site, volume: Volume) -> Volume:
+    """Return `volume` under an id made here: what two sites enter is never one volume."""
+    volume_id = VolumeId(new_id("vol", site.entropy))
+    return replace(volume, volume_id=volume_id, iqn=_iqn(volume.iaas_id, volume_id))
 
 
 def placed(site: Site, iaas: Iaas, volume: Volume) -> Volume:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nuage.iaas.epochs import next_local, next_owner
+from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.index import FederationIndex
 from nuage.ids import IaasId, NodeId, VmId, VolumeId
 from nuage.model.contract import CutOffRule, QosClass
@@ -31,6 +31,7 @@ from nuage.model.desired import (
 from nuage.model.iaas import Iaas
 from nuage.model.image import Image
 from nuage.model.network import Port, Segment
+from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
@@ -108,7 +109,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
     """Return the wish for `vm`, or None while one of its volumes is not ready."""
     index = context.index
     iaas = index.find_value(Iaas, vm.iaas_id)
-    if iaas is None:
+    if iaas is None or not _is_decided(index, vm):
         return None
     disks = []
     for volume_id in vm.volumes:
@@ -135,7 +136,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
         iaas_id=vm.iaas_id,
         name=vm.name,
         shape=vm.shape,
-        wish=vm.wish,
+        wish=PowerWish.STOPPED if vm.is_let_go else vm.wish,
         epoch=vm.epoch,
         disks=tuple(disks),
         ports=_port_wishes(index, vm),
@@ -145,6 +146,14 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
         qos_class=iaas.contract.qos_class,
         lease_until_s=context.lease_until_s(vm.vm_id) if fails_over else 0.0,
     )
+
+
+def _is_decided(index: FederationIndex, vm: Vm) -> bool:
+    """Tell whether a new VM is where the decision says: another site may have entered it too."""
+    if vm.epoch != FIRST_EPOCH or vm.wish is PowerWish.DELETED:
+        return True
+    decision = index.find_value(Decision, vm.vm_id)
+    return decision is not None and decision.elected_site == vm.site_id
 
 
 def _port_wishes(index: FederationIndex, vm: Vm) -> tuple[PortWish, ...]:

@@ -75,6 +75,11 @@ class Vm:
     downtime_ms: float = 0.0  # the guest's pause in its last live migration
     failure: str = ""
 
+    @property
+    def is_let_go(self) -> bool:
+        """Tell whether its home is stopping it because the quorum has given it to its target."""
+        return self.migrating_to is not None and self.state in (VmState.STOPPING, VmState.STOPPED)
+
     def __post_init__(self) -> None:
         require_slug(self.name, "name")
         if not -1.0 <= self.preference <= 1.0:
