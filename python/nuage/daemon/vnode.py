@@ -131,6 +131,11 @@ class VnodeProcess:
         configuration = self._configuration
         if configuration.cpu_stat_file is None:
             return None
+        if not configuration.cpu_stat_file.exists():
+            log.warning(
+                "no such counter; the machine's load serves", path=str(configuration.cpu_stat_file)
+            )
+            return None
         return SliceGauge(configuration.cpu_stat_file, configuration.node.cpu_count, self._clock)
 
     def _register(self, handlers: Handlers) -> None:

@@ -34,7 +34,6 @@ from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, 
 from nuage.errors import Conflict, TimedOut, Unavailable
 from nuage.ids import FederationId, NodeId, RackId, SiteId
 from nuage.lab import kernel
-from nuage.lab.cgroup import Cgroup
 from nuage.lab.control import Service
 from nuage.lab.description import NodeDescription, SiteDescription
 from nuage.lab.lab import Lab
@@ -54,6 +53,7 @@ POLL_S: Final = 0.05
 JOIN_RETRY_S: Final = 0.3
 AT_ONCE: Final = 4
 ADMIN_FILE: Final = "admin.json"
+NODE_CPU_STAT: Final = Path("/sys/fs/cgroup/cpu.stat")  # as a node's processes see it
 TARIFFS: Final = Path(__file__).with_name("tariffs")
 
 R = TypeVar("R")
@@ -281,8 +281,7 @@ class _Assembly:
             peak_watts=node.hardware.peak_watts,
             boot_time_s=node.hardware.boot_seconds,
             accelerator=accelerator,
-            cpu_stat_file=Cgroup.of_lab(self._lab.description.name).child(node.name).path
-            / "cpu.stat",
+            cpu_stat_file=NODE_CPU_STAT,
             calibration_file=self._lab.state.path / f"flops-{node.hardware.cpu_count}.json",
         )
 

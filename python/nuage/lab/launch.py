@@ -3,6 +3,7 @@
 The chain of `exec` keeps the process id: what is started is, in the end, the service itself,
 within the node's cgroup, network namespace, host name and `/sys`. `/sys/fs/bpf` is the
 node's own, shared by its services and kept over their restarts, gone when the power goes.
+`/sys/fs/cgroup` is the node's own cgroup, as in a container.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from nuage.lab.kernel import NETNS_DIR
 
 _JOIN: Final = 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"'
 _SETTLE: Final = (
-    'hostname "$1" 2>/dev/null; mount -t sysfs sysfs /sys 2>/dev/null'
-    ' && { [ -d "$2" ] && mount --bind "$2" /sys/fs/bpf 2>/dev/null; }; shift 2; exec "$@"'
+    'hostname "$1" 2>/dev/null;'
+    ' (cd "$3" && mount -t sysfs sysfs /sys && mount --bind . /sys/fs/cgroup) 2>/dev/null'
+    ' && { [ -d "$2" ] && mount --bind "$2" /sys/fs/bpf 2>/dev/null; }; shift 3; exec "$@"'
 )
 
 
@@ -34,6 +36,6 @@ class Place:
             "/bin/sh", "-c", _JOIN, "sh", str(self.cgroup),
             "nsenter", f"--net={NETNS_DIR / self.namespace}",
             "unshare", "--mount", "--uts", "--propagation", "slave",
-            "/bin/sh", "-c", _SETTLE, "sh", self.node, str(self.bpf),
+            "/bin/sh", "-c", _SETTLE, "sh", self.node, str(self.bpf), str(self.cgroup),
             *argv,
         ]  # fmt: skip
