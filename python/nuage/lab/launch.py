@@ -16,7 +16,7 @@ from nuage.lab.kernel import NETNS_DIR
 _JOIN: Final = 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"'
 _SETTLE: Final = (
     'hostname "$1" 2>/dev/null;'
-    ' (cd "$3" && mount -t sysfs sysfs /sys && mount --bind . /sys/fs/cgroup) 2>/dev/null'
+    ' (cd "$3" && mount -t sysfs sysfs /sys && mount -c --bind . /sys/fs/cgroup) 2>/dev/null'
     ' && { [ -d "$2" ] && mount --bind "$2" /sys/fs/bpf 2>/dev/null; }; shift 3; exec "$@"'
 )
 
