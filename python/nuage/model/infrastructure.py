@@ -95,9 +95,23 @@ class Rack:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class ProviderLine:
+    """An edge's line to a provider: its public address there, and what the line promises."""
+
+    provider: str
+    address: str
+    mtu_bytes: int = 1500
+    mbit: int = 1000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine of a rack. `bmc_url` is its Redfish service; `outlets` are PDU outlet names."""
+    """A machine of a rack. `bmc_url` is its Redfish service; `outlets` are PDU outlet names.
+
+    An edge has `lines`, the public half of its trunk key, and says when its trunks need no
+    encryption: only both ends' word makes a bare trunk.
+    """
 
     node_id: NodeId
     site_id: SiteId
@@ -111,6 +125,9 @@ class Node:
     outlets: tuple[str, ...] = ()
     maintenance: bool = False
     power: NodePower = NodePower.ON
+    lines: tuple[ProviderLine, ...] = ()
+    trunk_key: str = ""
+    bare_trunks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

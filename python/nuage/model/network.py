@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nuage.ids import IaasId, PortId, SegmentId, VmId
+from nuage.ids import IaasId, PortId, SecurityGroupId, SegmentId, VmId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """A VM's plug in a segment. `mac` and `addresses` are what anti-spoofing lets through."""
+    """A VM's plug in a segment. `mac` and `addresses` are what anti-spoofing lets through.
+
+    Without `security_groups` the segment's own stations reach it and nobody else does.
+    `rate_mbit` 0 is what the contract's class gives; `public_addresses` follow it where it goes.
+    """
 
     port_id: PortId
     iaas_id: IaasId
@@ -28,3 +32,28 @@ class Port:
     vm_id: VmId | None
     mac: str
     addresses: tuple[str, ...]
+    security_groups: tuple[SecurityGroupId, ...] = ()
+    rate_mbit: int = 0
+    public_addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRule:
+    """One allowance: of a prefix (`remote`), of a group's ports, or (neither) of anybody."""
+
+    ingress: bool = True
+    protocol: str = "any"
+    remote: str = ""
+    remote_group: SecurityGroupId | None = None
+    port_first: int = 0
+    port_last: int = 65535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityGroup:
+    """What ports of an IaaS that are in the group let in (and out, which is all by default)."""
+
+    group_id: SecurityGroupId
+    iaas_id: IaasId
+    name: str
+    rules: tuple[GroupRule, ...] = ()

@@ -9,7 +9,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.identity import User
 from nuage.model.image import Image
 from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
-from nuage.model.network import Port, Segment
+from nuage.model.network import Port, SecurityGroup, Segment
 from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.trust import SiteTrust
@@ -27,6 +27,7 @@ Noun: TypeAlias = (
     | Vm
     | Segment
     | Port
+    | SecurityGroup
     | User
     | Decision
     | NodeStatus
@@ -48,6 +49,7 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "vm": (Vm, "vm_id"),
     "segment": (Segment, "segment_id"),
     "port": (Port, "port_id"),
+    "security-group": (SecurityGroup, "group_id"),
     "user": (User, "user_id"),
     "decision": (Decision, "vm_id"),
     "node-status": (NodeStatus, "node_id"),

@@ -183,16 +183,22 @@ class FabricRunner:
         remember: Callable[[Nickname], None] = lambda _nickname: None,
         tell: Callable[[FabricLog], None] = lambda _log: None,
         traced: Callable[[TraceAnswered], None] = lambda _answer: None,
+        routed: Callable[[], None] = lambda: None,
     ) -> None:
         self.rbridge = rbridge
         self._plane = plane
         self._software = plane if isinstance(plane, SoftwarePlane) else None
         self._clock = clock
-        self._ports = ports
+        self._links = ports.links
+        self._followers: dict[int, set[PortNumber]] = {}
+        for index, number in (ports.indexes or {}).items():
+            self._followers.setdefault(index, set()).add(number)
+        self._trunks = set(ports.trunks)
         self._switch = switch
         self._remember = remember
         self._tell = tell
         self._traced = traced
+        self._routed = routed
         self._sockets = {**ports.trunks, **ports.access}
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -203,8 +209,8 @@ class FabricRunner:
         for port, sockets in self._sockets.items():
             for one in sockets:
                 loop.add_reader(one.fileno(), self._readable, port, one)
-        if self._ports.links is not None:
-            loop.add_reader(self._ports.links.fileno(), self._links_changed)
+        if self._links is not None:
+            loop.add_reader(self._links.fileno(), self._links_changed)
         if self._switch is not None:
             self.give(LabelsChanged(self._switch.labels))
         self._perform(self.rbridge.tick(self._clock.monotonic_s()))
@@ -219,10 +225,43 @@ class FabricRunner:
             for one in sockets:
                 self._loop.remove_reader(one.fileno())
                 one.close()
-        if self._ports.links is not None:
-            self._loop.remove_reader(self._ports.links.fileno())
-            self._ports.links.close()
+        if self._links is not None:
+            self._loop.remove_reader(self._links.fileno())
+            self._links.close()
         self._loop = None
+
+    def add_port(
+        self,
+        port: PortNumber,
+        sockets: tuple[FrameSocket, ...],
+        *,
+        is_trunk: bool,
+        follows: Iterable[int] = (),
+    ) -> None:
+        """Serve one more port. `follows`: the interfaces whose carrier a trunk depends on."""
+        self.remove_port(port)
+        self._sockets[port] = sockets
+        if is_trunk:
+            self._trunks.add(port)
+        for index in follows:
+            self._followers.setdefault(index, set()).add(port)
+        if self._loop is not None:
+            for one in sockets:
+                self._loop.add_reader(one.fileno(), self._readable, port, one)
+
+    def remove_port(self, port: PortNumber) -> None:
+        """Serve a port no more and close its sockets; the machine hears of it by its own event."""
+        for one in self._sockets.pop(port, ()):
+            if self._loop is not None:
+                self._loop.remove_reader(one.fileno())
+            one.close()
+        self._trunks.discard(port)
+        for followers in self._followers.values():
+            followers.discard(port)
+
+    def send(self, port: PortNumber, frame: bytes) -> None:
+        """Send a frame on a port."""
+        self._send(port, frame)
 
     def give(self, event: FabricInput) -> None:
         """Give the machine an event now."""
@@ -247,7 +286,7 @@ class FabricRunner:
                 self._control(punt.port, punt.frame)
 
     def _control(self, port: PortNumber, frame: bytes) -> None:
-        if port in self._ports.trunks:
+        if port in self._trunks:
             self.give(FrameReceived(port, frame))
         elif self._switch is not None:
             reply = self._switch.answer(port, frame, self._clock.monotonic_s())
@@ -260,10 +299,9 @@ class FabricRunner:
             sockets[0].send(frame)
 
     def _links_changed(self) -> None:
-        assert self._ports.links is not None
-        for state in self._ports.links.receive():
-            port = (self._ports.indexes or {}).get(state.index)
-            if port is not None:
+        assert self._links is not None
+        for state in self._links.receive():
+            for port in sorted(self._followers.get(state.index, ())):
                 self.give(CarrierChanged(port, state.up))
 
     def _perform(self, effects: Iterable[FabricEffect]) -> None:
@@ -273,6 +311,7 @@ class FabricRunner:
                     self._send(effect.port, effect.frame)
                 case ApplyForwarding():
                     self._plane.apply(effect.delta)
+                    self._routed()
                 case RememberNickname():
                     self._remember(effect.nickname)
                 case TraceAnswered():
@@ -292,4 +331,8 @@ class FabricRunner:
 
     def _tick(self) -> None:
         self._timer = None
+        # A loop that was held up must not take frames that wait for silence.
+        for port in tuple(self._trunks):
+            for one in self._sockets[port]:
+                self._readable(port, one)
         self._perform(self.rbridge.tick(self._clock.monotonic_s()))

@@ -47,7 +47,11 @@ QUESTION_RATE: Final = Rate(per_s=200, burst=400)  # ARP, ND and DHCP of one gue
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessPort:
-    """A VM's or gateway's plug on this node. `rules` None: no filter (gateways, storage)."""
+    """A VM's or gateway's plug on this node. `rules` None: no filter (gateways, storage).
+
+    `present` is false while the VM is still, or already, elsewhere (live migration): it may
+    send, and nobody's frames are delivered to it.
+    """
 
     port: PortNumber
     port_id: PortId
@@ -62,6 +66,7 @@ class AccessPort:
     qos_class: QosClass = QosClass.SILVER
     guarded: bool = True
     rules: tuple[SecurityRule, ...] | None = (ALL_OUT,)
+    present: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +130,11 @@ class SegmentSwitch:
         local: set[tuple[Label, bytes]] = set()
         for port in self._ports.values():
             mac = mac_bytes(port.mac)
-            here.setdefault(port.label, []).append(port.port)
-            local.add((port.label, mac))
+            here.setdefault(port.label, [])
+            if port.present:
+                here[port.label].append(port.port)
+                local.add((port.label, mac))
+                entries.append(MacEntry(port.label, mac, port=port.port))
             entries.append(
                 PortEntry(
                     port=port.port,
@@ -139,7 +147,6 @@ class SegmentSwitch:
                     rate_bits_per_s=RATE_BITS_PER_S[port.qos_class],
                 )
             )
-            entries.append(MacEntry(port.label, mac, port=port.port))
             addresses = {ip_address(address) for address in port.addresses}
             entries.extend(
                 GuardEntry(port.port, address)

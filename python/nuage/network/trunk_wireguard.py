@@ -42,10 +42,9 @@ class DriverProbe:
 
 @dataclass(frozen=True, slots=True)
 class TrunkUp:
-    """A trunk that is set up; `process` is wireguard-go's, None with the kernel's driver."""
+    """A trunk that is set up. A wireguard-go outlives us: it ends when its interface goes."""
 
     plan: TrunkPlan
-    process: asyncio.subprocess.Process | None
 
 
 def new_private_key() -> str:
@@ -128,25 +127,17 @@ async def set_up(wish: TrunkWish, private_key: str, clock: Clock) -> TrunkUp:
 
 
 async def _set_up(plan: TrunkPlan, private_key: str, clock: Clock) -> TrunkUp:
-    process: asyncio.subprocess.Process | None = None
     if plan.driver is TrunkDriver.WIREGUARD_KERNEL:
         await run(("ip", "link", "add", plan.tunnel, "type", "wireguard"))
     elif plan.driver is TrunkDriver.WIREGUARD_GO:
-        process = await asyncio.create_subprocess_exec(
-            "wireguard-go",
-            "-f",
-            plan.tunnel,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        await run(("wireguard-go", plan.tunnel))  # goes to the background by itself
         await _wait_for(plan.tunnel, clock)
     if plan.tunnel:
         config = wireguard_config(plan, private_key)
         await run(("wg", "setconf", plan.tunnel, "/dev/stdin"), stdin=config)
     for command in link_commands(plan):
         await run(command)
-    return TrunkUp(plan, process)
+    return TrunkUp(plan)
 
 
 async def _wait_for(tunnel: str, clock: Clock) -> None:
@@ -167,9 +158,6 @@ async def _wait_for(tunnel: str, clock: Clock) -> None:
 async def tear_down(trunk: TrunkUp) -> None:
     """Take a trunk away."""
     await _delete(trunk.plan)
-    if trunk.process is not None and trunk.process.returncode is None:
-        trunk.process.terminate()
-        await trunk.process.wait()
 
 
 async def _delete(plan: TrunkPlan) -> None:
