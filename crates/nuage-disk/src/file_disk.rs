@@ -133,19 +133,16 @@ impl Disk for FileDisk {
 
     fn poll(&mut self, results: &mut Vec<DiskResult>) {
         results.append(&mut self.failed);
-        match &mut self.ring {
-            Some(ring) => {
-                if ring.poll(results) {
-                    self.bell.clear();
-                    ring.rearm();
-                    self.threads.poll(results);
-                }
+        if let Some(ring) = &mut self.ring {
+            if !ring.poll(results) {
+                return;
             }
-            None => {
-                self.bell.clear();
-                self.threads.poll(results);
-            }
+            self.bell.clear();
+            ring.rearm();
+        } else {
+            self.bell.clear();
         }
+        self.threads.poll(results);
     }
 
     fn wake_fd(&self) -> Option<i32> {

@@ -4,6 +4,8 @@
 //! data path go through it, so that the host's free memory is the read cache. Reads and writes run on
 //! an io_uring; where that is forbidden (many containers) a few threads do them. Preparing
 //! segments and writing checkpoints is a thread's work in both cases. `FileDisk::open` chooses.
+// io_uring is a name, not code.
+#![allow(clippy::doc_markdown, clippy::struct_field_names)]
 
 mod directory;
 mod file_disk;

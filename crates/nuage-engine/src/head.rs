@@ -152,7 +152,9 @@ pub enum HeadEvent {
         outcome: Result<u64, JournalError>,
     },
     /// A damaged block was replaced by another copy's.
-    Repaired { lba: u64 },
+    Repaired {
+        lba: u64,
+    },
     /// A newer epoch has taken over: this head has stopped for good.
     Fenced {
         epoch: u64,
@@ -250,17 +252,25 @@ impl<D: Disk> VolumeHead<D> {
 
     /// Bytes from a copy; `poll` works through them.
     pub fn peer_receive(&mut self, copy: usize, bytes: &[u8]) -> Result<(), FrameError> {
-        self.replicas.as_mut().map_or(Ok(()), |replicas| replicas.receive(copy, bytes))
+        self.replicas
+            .as_mut()
+            .map_or(Ok(()), |replicas| replicas.receive(copy, bytes))
     }
 
     /// Bytes for a copy.
     pub fn peer_output(&mut self, copy: usize) -> Vec<u8> {
-        self.replicas.as_mut().map(|replicas| replicas.output(copy)).unwrap_or_default()
+        self.replicas
+            .as_mut()
+            .map(|replicas| replicas.output(copy))
+            .unwrap_or_default()
     }
 
     /// How the copies stand; empty for a volume with one.
     pub fn copies(&self) -> Vec<CopyStatus> {
-        self.replicas.as_ref().map(Replicas::status).unwrap_or_default()
+        self.replicas
+            .as_ref()
+            .map(Replicas::status)
+            .unwrap_or_default()
     }
 
     /// Reads and writes are answered now.
@@ -280,7 +290,9 @@ impl<D: Disk> VolumeHead<D> {
 
     fn pump_replicas(&mut self) {
         let now = self.clock.now();
-        let Some(replicas) = &mut self.replicas else { return };
+        let Some(replicas) = &mut self.replicas else {
+            return;
+        };
         let wishes = match replicas.pump(&mut self.store, now) {
             Ok(wishes) => wishes,
             Err(_) => {
@@ -730,7 +742,11 @@ impl<D: Disk> VolumeHead<D> {
 
     /// A copy sent a good version of a block that is damaged here: put it in place and read again.
     fn repaired(&mut self, lba: u64, data: &[u8]) {
-        let Some(at) = self.damaged.iter().position(|waiting| waiting.damaged_lba == lba) else {
+        let Some(at) = self
+            .damaged
+            .iter()
+            .position(|waiting| waiting.damaged_lba == lba)
+        else {
             return;
         };
         if self.store.repair_block(lba, data).unwrap_or(false) {
@@ -754,11 +770,19 @@ impl<D: Disk> VolumeHead<D> {
     fn seek_repair(&mut self, purpose: ReadPurpose, lba: u64) -> Option<ReadPurpose> {
         let entry = self.store.state().index.get(lba);
         let (first, blocks) = match &purpose {
-            ReadPurpose::Data { reader: Reader::Front, first, blocks, .. } => (*first, *blocks),
+            ReadPurpose::Data {
+                reader: Reader::Front,
+                first,
+                blocks,
+                ..
+            } => (*first, *blocks),
             _ => return Some(purpose),
         };
         let crc = entry.crc_bits();
-        let asked = self.replicas.as_mut().map_or(0, |replicas| replicas.ask_for_block(lba, crc));
+        let asked = self
+            .replicas
+            .as_mut()
+            .map_or(0, |replicas| replicas.ask_for_block(lba, crc));
         if asked == 0 || self.damaged.len() >= QUEUE_DEPTH_MAX {
             return Some(purpose);
         }
@@ -778,7 +802,13 @@ impl<D: Disk> VolumeHead<D> {
             ReadError::Disk { .. } => Failure::Medium,
         });
         match purpose {
-            ReadPurpose::Data { reader, tag, skip, length, .. } => {
+            ReadPurpose::Data {
+                reader,
+                tag,
+                skip,
+                length,
+                ..
+            } => {
                 let mut data = outcome.buffer;
                 if skip > 0 {
                     data.drain(..skip);

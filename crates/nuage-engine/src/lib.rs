@@ -13,9 +13,9 @@ mod server;
 
 pub use device::{ViewDevice, Volume};
 pub use head::{
-    AckMode, Administration, Clock, CopyOptions, EPOCH_RESTART_BITS, HeadEvent, HeadOptions, QUEUE_DEPTH_MAX,
-    VolumeHead, next_epoch,
+    AckMode, Administration, Clock, CopyOptions, EPOCH_RESTART_BITS, HeadEvent, HeadOptions,
+    QUEUE_DEPTH_MAX, VolumeHead, next_epoch,
 };
+pub use local::{SystemClock, clone_volume, create_volume, open_volume};
 pub use replicas::{CopyState, CopyStatus};
 pub use server::{Handover, ReplicaStore, SessionId};
-pub use local::{SystemClock, clone_volume, create_volume, open_volume};

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nuage_disk::{FileDisk, Method, link_file};
-use nuage_journal::{Cipher, Disk, JournalError, Now, Point, Store, TailRule, VolumeSpec, VolumeUuid};
+use nuage_journal::{
+    Cipher, Disk, JournalError, Now, Point, Store, TailRule, VolumeSpec, VolumeUuid,
+};
 
 use crate::device::Volume;
 use crate::head::{Clock, HeadOptions, VolumeHead};
@@ -68,7 +70,9 @@ pub fn clone_volume(
         let parts = store.clone_parts(seq, uuid, now.unix_ns)?;
         let mut disk = FileDisk::open(target, Method::Threads)?;
         if !disk.list_now()?.is_empty() {
-            return Err(JournalError::NotThisVolume("the directory is not empty".into()));
+            return Err(JournalError::NotThisVolume(
+                "the directory is not empty".into(),
+            ));
         }
         let source = store.disk_mut().path().to_owned();
         for name in &parts.shared {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use nuage_journal::{Chain, Disk, Group, JournalError, Now, Store};
 use nuage_replica::{
-    Copies, Marks, Frame, FrameError, FrameReader, Lease, Policy, Refusal, Tail, rules, takeover_wait_ns,
+    Copies, Frame, FrameError, FrameReader, Lease, Marks, Policy, Refusal, Tail, rules,
+    takeover_wait_ns,
 };
 
 /// Bytes waiting for one connection before a peer is read for from the log instead.
@@ -55,7 +56,7 @@ struct Peer {
     tail: Option<Tail>,
     applied: Tail,
     released: bool,
-    steady: bool,
+    trusted: bool,
     sent_seq: u64,
     memory_seq: u64,
     durable_seq: u64,
@@ -75,7 +76,7 @@ impl Peer {
             tail: None,
             applied: Tail::default(),
             released: false,
-            steady: false,
+            trusted: false,
             sent_seq: 0,
             memory_seq: 0,
             durable_seq: 0,
@@ -188,7 +189,11 @@ impl Replicas {
     }
 
     fn fence(&mut self, copy: usize, resumes: bool) {
-        let frame = Frame::Fence { volume: self.volume, epoch: self.epoch, resumes };
+        let frame = Frame::Fence {
+            volume: self.volume,
+            epoch: self.epoch,
+            resumes,
+        };
         let now_ns = self.now.monotonic_ns;
         let peer = &mut self.peers[copy];
         peer.state = CopyState::Fencing;
@@ -201,10 +206,13 @@ impl Replicas {
         if copy == self.me || copy >= self.peers.len() {
             return;
         }
-        let (memory_seq, durable_seq) =
-            (self.peers[copy].memory_seq, self.peers[copy].durable_seq);
+        let (memory_seq, durable_seq) = (self.peers[copy].memory_seq, self.peers[copy].durable_seq);
         let promised = self.peers[copy].tail.is_some();
-        self.peers[copy] = Peer { memory_seq, durable_seq, ..Peer::new() };
+        self.peers[copy] = Peer {
+            memory_seq,
+            durable_seq,
+            ..Peer::new()
+        };
         // It may have promised on the connection before: then it knows this very epoch.
         let resumes = promised || self.phase == Phase::Serving;
         self.fence(copy, resumes);
@@ -222,7 +230,10 @@ impl Replicas {
     }
 
     pub(crate) fn output(&mut self, copy: usize) -> Vec<u8> {
-        self.peers.get_mut(copy).map(|peer| std::mem::take(&mut peer.out)).unwrap_or_default()
+        self.peers
+            .get_mut(copy)
+            .map(|peer| std::mem::take(&mut peer.out))
+            .unwrap_or_default()
     }
 
     pub(crate) fn status(&self) -> Vec<CopyStatus> {
@@ -279,7 +290,13 @@ impl Replicas {
         let marks = self.marks(now_ns);
         let peer = &mut self.peers[copy];
         peer.sent_seq = group.head.info.last_seq();
-        peer.send(&Frame::Append { marks, group: bytes }, now_ns);
+        peer.send(
+            &Frame::Append {
+                marks,
+                group: bytes,
+            },
+            now_ns,
+        );
     }
 
     pub(crate) fn local_durable(&mut self, seq: u64) {
@@ -295,8 +312,16 @@ impl Replicas {
 
     fn marks(&self, sent_ns: u64) -> Marks {
         let committed_seq = self.durable_seq();
-        let acked_seq = if self.from_memory { self.memory_seq() } else { committed_seq };
-        Marks { committed_seq, acked_seq, sent_ns }
+        let acked_seq = if self.from_memory {
+            self.memory_seq()
+        } else {
+            committed_seq
+        };
+        Marks {
+            committed_seq,
+            acked_seq,
+            sent_ns,
+        }
     }
 
     fn values(&self, own: u64, of: impl Fn(&Peer) -> u64) -> Vec<u64> {
@@ -379,8 +404,15 @@ impl Replicas {
     ) -> Result<(), JournalError> {
         let peer = &mut self.peers[copy];
         match frame {
-            Frame::Fenced { epoch, tail, applied, released, steady } if epoch == self.epoch => {
-                peer.steady = steady;
+            Frame::Fenced {
+                epoch,
+                tail,
+                applied,
+                released,
+                steady,
+                whole,
+            } if epoch == self.epoch => {
+                peer.trusted = whole && (steady || !self.from_memory);
                 // A copy that restarted has less than it said before.
                 peer.memory_seq = peer.memory_seq.min(tail.seq);
                 peer.durable_seq = peer.durable_seq.min(tail.seq);
@@ -392,7 +424,11 @@ impl Replicas {
                 let sent_ns = peer.fence_sent_ns;
                 self.lease.renewed(copy, sent_ns);
             }
-            Frame::Held { memory_seq, durable_seq, sent_ns } => {
+            Frame::Held {
+                memory_seq,
+                durable_seq,
+                sent_ns,
+            } => {
                 // Only what this epoch sent counts, and only to one whose log has been joined to ours.
                 if matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
                     peer.memory_seq = memory_seq.min(peer.sent_seq);
@@ -431,7 +467,9 @@ impl Replicas {
             Refusal::OutOfOrder { .. } if self.peers[copy].state == CopyState::Fencing => {}
             Refusal::OutOfOrder { .. } => self.fence(copy, true),
             Refusal::OutOfHistory { .. } if self.phase == (Phase::Fetching { from: copy }) => {
-                self.wishes.push(Wish::Stop { promised: self.epoch });
+                self.wishes.push(Wish::Stop {
+                    promised: self.epoch,
+                });
             }
             Refusal::Diverged { .. }
             | Refusal::NoSpace
@@ -448,18 +486,23 @@ impl Replicas {
             .map(|peer| peer.tail.filter(|_| peer.state == CopyState::Fenced))
             .collect();
         tails[self.me] = Some(tail_of(store));
-        let mut steady = Copies::from(self.own_steady) << self.me;
+        let own = store.is_whole() && (self.own_steady || !self.from_memory);
+        let mut trusted = Copies::from(own) << self.me;
         for (copy, peer) in self.peers.iter().enumerate() {
-            steady |= Copies::from(peer.steady && copy != self.me) << copy;
+            trusted |= Copies::from(peer.trusted && copy != self.me) << copy;
         }
-        if !rules::may_recover(&self.policy, &tails, steady, self.from_memory) {
+        if !rules::may_recover(&self.policy, &tails, trusted) {
             return Ok(());
         }
-        let Some(best) = rules::choose(&tails) else { return Ok(()) };
+        let Some(best) = rules::choose(&tails) else {
+            return Ok(());
+        };
         let released = self.own_released
-            && tails.iter().zip(&self.peers).enumerate().all(|(copy, (tail, peer))| {
-                copy == self.me || tail.is_none() || peer.released
-            });
+            && tails
+                .iter()
+                .zip(&self.peers)
+                .enumerate()
+                .all(|(copy, (tail, peer))| copy == self.me || tail.is_none() || peer.released);
         let wait_ns = if released { 0 } else { takeover_wait_ns() };
         self.visible_from_ns = self.now.monotonic_ns + wait_ns;
         if best == self.me || tails[best] == tails[self.me] {
@@ -467,8 +510,11 @@ impl Replicas {
             return Ok(());
         }
         let applied = store.state().position;
-        self.fetched_to =
-            Tail { seq: applied.seq, epoch: applied.epoch, chain: applied.chain };
+        self.fetched_to = Tail {
+            seq: applied.seq,
+            epoch: applied.epoch,
+            chain: applied.chain,
+        };
         self.phase = Phase::Fetching { from: best };
         self.ask_for_groups(best, applied.seq);
         Ok(())
@@ -551,7 +597,9 @@ impl Replicas {
     /// Find where a fenced peer's log joins ours.
     fn join<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
         let peer = &self.peers[copy];
-        let (Some(tail), applied) = (peer.tail, peer.applied) else { return Ok(()) };
+        let (Some(tail), applied) = (peer.tail, peer.applied) else {
+            return Ok(());
+        };
         let joins = |store: &mut Store<D>, at: &Tail| -> Result<bool, JournalError> {
             Ok(store.chain_at(at.seq)? == Some(at.chain as Chain))
         };
@@ -600,7 +648,10 @@ impl Replicas {
         self.peers[copy].common = common;
         if parts {
             let now_ns = self.now.monotonic_ns;
-            let frame = Frame::Truncate { seq: common.seq, chain: common.chain };
+            let frame = Frame::Truncate {
+                seq: common.seq,
+                chain: common.chain,
+            };
             self.peers[copy].send(&frame, now_ns);
         } else {
             self.ask_for_groups(copy, common.seq);
@@ -616,7 +667,10 @@ impl Replicas {
                 self.peers[copy].state = CopyState::Live;
                 return Ok(());
             }
-            let recent = self.recent.iter().find(|group| group.head.info.first_seq == next);
+            let recent = self
+                .recent
+                .iter()
+                .find(|group| group.head.info.first_seq == next);
             if let Some(group) = recent.cloned() {
                 self.send_group(copy, &group, now_ns);
                 continue;
@@ -674,5 +728,9 @@ impl Replicas {
 
 pub(crate) fn tail_of<D: Disk>(store: &Store<D>) -> Tail {
     let tail = store.tail();
-    Tail { seq: tail.seq, epoch: tail.epoch, chain: tail.chain }
+    Tail {
+        seq: tail.seq,
+        epoch: tail.epoch,
+        chain: tail.chain,
+    }
 }

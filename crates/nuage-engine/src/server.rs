@@ -41,7 +41,13 @@ pub struct Handover<D: Disk> {
 impl<D: Disk> ReplicaStore<D> {
     pub fn new(store: Store<D>) -> Self {
         let steady = store.tail().seq == 0;
-        Self { store, sessions: BTreeMap::new(), released: false, steady, events: Vec::new() }
+        Self {
+            store,
+            sessions: BTreeMap::new(),
+            released: false,
+            steady,
+            events: Vec::new(),
+        }
     }
 
     pub fn store(&self) -> &Store<D> {
@@ -54,13 +60,20 @@ impl<D: Disk> ReplicaStore<D> {
 
     /// A copy that was a head's own until now: it has forgotten nothing.
     pub fn after_lead(store: Store<D>) -> Self {
-        Self { steady: true, ..Self::new(store) }
+        Self {
+            steady: true,
+            ..Self::new(store)
+        }
     }
 
     /// The copy, to lead it from here.
     pub fn hand_over(self) -> Handover<D> {
         let released = self.released || self.store.tail().seq == 0;
-        Handover { store: self.store, released, steady: self.steady }
+        Handover {
+            store: self.store,
+            released,
+            steady: self.steady,
+        }
     }
 
     pub fn wake_fd(&self) -> Option<i32> {
@@ -77,10 +90,14 @@ impl<D: Disk> ReplicaStore<D> {
 
     /// Bytes from a head. After an error its connection is of no more use.
     pub fn receive(&mut self, session: SessionId, bytes: &[u8]) -> Result<(), FrameError> {
-        let Some(found) = self.sessions.get_mut(&session) else { return Ok(()) };
+        let Some(found) = self.sessions.get_mut(&session) else {
+            return Ok(());
+        };
         found.reader.receive(bytes);
         while let Some(found) = self.sessions.get_mut(&session) {
-            let Some(frame) = found.reader.next_frame()? else { break };
+            let Some(frame) = found.reader.next_frame()? else {
+                break;
+            };
             if let Some(answer) = self.answer(session, frame) {
                 self.send(session, &answer);
             }
@@ -104,10 +121,18 @@ impl<D: Disk> ReplicaStore<D> {
 
     fn answer(&mut self, session: SessionId, frame: Frame) -> Option<Frame> {
         let promised = self.store.superblock().promised;
-        if let Frame::Fence { volume, epoch, resumes } = frame {
+        if let Frame::Fence {
+            volume,
+            epoch,
+            resumes,
+        } = frame
+        {
             return Some(self.fence(session, volume, epoch, resumes));
         }
-        let epoch = self.sessions.get(&session).and_then(|session| session.epoch);
+        let epoch = self
+            .sessions
+            .get(&session)
+            .and_then(|session| session.epoch);
         if epoch != Some(promised) {
             return Some(Frame::Refused(Refusal::StaleEpoch { promised }));
         }
@@ -120,7 +145,10 @@ impl<D: Disk> ReplicaStore<D> {
             }),
             Frame::Fetch { after_seq, bytes } => {
                 Some(match self.store.read_groups(after_seq, bytes as usize) {
-                    Ok(groups) => Frame::Groups { last: groups.is_empty(), groups },
+                    Ok(groups) => Frame::Groups {
+                        last: groups.is_empty(),
+                        groups,
+                    },
                     Err(error) => refusal(&error),
                 })
             }
@@ -129,7 +157,12 @@ impl<D: Disk> ReplicaStore<D> {
                 None
             }
             Frame::FetchBlock { lba, crc } => {
-                let data = self.store.stored_block(lba, crc).ok().flatten().unwrap_or_default();
+                let data = self
+                    .store
+                    .stored_block(lba, crc)
+                    .ok()
+                    .flatten()
+                    .unwrap_or_default();
                 Some(Frame::Block { lba, data })
             }
             // What only a replica says.
@@ -167,8 +200,19 @@ impl<D: Disk> ReplicaStore<D> {
 
     fn fenced(&self, epoch: u64, released: bool) -> Frame {
         let applied = self.store.state().position;
-        let applied = Tail { seq: applied.seq, epoch: applied.epoch, chain: applied.chain };
-        Frame::Fenced { epoch, tail: tail_of(&self.store), applied, released, steady: self.steady }
+        let applied = Tail {
+            seq: applied.seq,
+            epoch: applied.epoch,
+            chain: applied.chain,
+        };
+        Frame::Fenced {
+            epoch,
+            tail: tail_of(&self.store),
+            applied,
+            released,
+            steady: self.steady,
+            whole: self.store.is_whole(),
+        }
     }
 
     fn note(
@@ -180,7 +224,9 @@ impl<D: Disk> ReplicaStore<D> {
     ) -> Option<Frame> {
         if let Some(bytes) = group {
             let Ok(group) = Group::decode(bytes) else {
-                return Some(Frame::Refused(Refusal::OutOfOrder { tail_seq: self.store.tail().seq }));
+                return Some(Frame::Refused(Refusal::OutOfOrder {
+                    tail_seq: self.store.tail().seq,
+                }));
             };
             let info = &group.head.info;
             let offer = rules::Offer {
@@ -211,7 +257,9 @@ impl<D: Disk> ReplicaStore<D> {
     pub fn poll(&mut self) -> Vec<StoreEvent> {
         let mut events = std::mem::take(&mut self.events);
         self.store.poll(&mut events);
-        let grown = events.iter().any(|event| matches!(event, StoreEvent::Durable { .. }));
+        let grown = events
+            .iter()
+            .any(|event| matches!(event, StoreEvent::Durable { .. }));
         let failed = self.store.failure().is_some();
         let promised = self.store.superblock().promised;
         let (memory_seq, durable_seq) = (self.store.tail().seq, self.store.durable_seq());
@@ -223,7 +271,11 @@ impl<D: Disk> ReplicaStore<D> {
             let frame = if failed {
                 Frame::Refused(Refusal::Failed)
             } else {
-                Frame::Held { memory_seq, durable_seq, sent_ns: session.sent_ns }
+                Frame::Held {
+                    memory_seq,
+                    durable_seq,
+                    sent_ns: session.sent_ns,
+                }
             };
             frame.encode(&mut session.out);
         }
@@ -233,7 +285,9 @@ impl<D: Disk> ReplicaStore<D> {
 
 fn refusal(error: &JournalError) -> Frame {
     Frame::Refused(match error {
-        JournalError::StaleEpoch { promised, .. } => Refusal::StaleEpoch { promised: *promised },
+        JournalError::StaleEpoch { promised, .. } => Refusal::StaleEpoch {
+            promised: *promised,
+        },
         JournalError::OutOfOrder { tail, .. } => Refusal::OutOfOrder { tail_seq: *tail },
         JournalError::Diverged { seq } => Refusal::Diverged { seq: *seq },
         JournalError::NoSpace => Refusal::NoSpace,

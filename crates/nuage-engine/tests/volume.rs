@@ -8,8 +8,8 @@ use std::sync::Arc;
 use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
 use nuage_disk::FileDisk;
 use nuage_engine::{
-    AckMode, Administration, HeadEvent, HeadOptions, SystemClock, Volume, clone_volume, create_volume,
-    open_volume,
+    AckMode, Administration, HeadEvent, HeadOptions, SystemClock, Volume, clone_volume,
+    create_volume, open_volume,
 };
 use nuage_journal::{JournalError, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec};
 
@@ -261,7 +261,10 @@ fn history_that_is_full_makes_room_and_the_present_stays() {
     let mut prng = Prng(11);
     let mut model = vec![0; SIZE as usize];
     let mut volume = open(directory.path(), true, AckMode::WriteBack);
-    let retention = Retention { window_bytes: 4 << 20, ..Retention::default() };
+    let retention = Retention {
+        window_bytes: 4 << 20,
+        ..Retention::default()
+    };
     volume.with(|head| head.store_mut().set_retention(retention));
     let mut expired = 0;
     for _ in 0..1200 {
@@ -293,12 +296,21 @@ fn a_clone_of_the_past_lives_beside_its_parent() {
         let mut prng = Prng(21);
         let mut model = vec![0; SIZE as usize];
         let mut parent = open(&first, encrypted, AckMode::WriteBack);
-        let retention = Retention { window_bytes: 4 << 20, ..Retention::default() };
+        let retention = Retention {
+            window_bytes: 4 << 20,
+            ..Retention::default()
+        };
         parent.with(|head| head.store_mut().set_retention(retention));
         for _ in 0..100 {
             change(&mut prng, &mut parent, &mut model);
         }
-        let seq = administer(&mut parent, Administration::Snapshot { id: 1, name: "s".into() });
+        let seq = administer(
+            &mut parent,
+            Administration::Snapshot {
+                id: 1,
+                name: "s".into(),
+            },
+        );
         let then = model.clone();
         for _ in 0..50 {
             change(&mut prng, &mut parent, &mut model);

@@ -29,6 +29,9 @@ pub struct Superblock {
     pub created_ns: u64,
     /// Where a volume that was cloned got its first blocks.
     pub parent: VolumeUuid,
+    /// Groups up to here had been durable and are damaged: until the log reaches it again, this copy
+    /// cannot vouch for what was acknowledged.
+    pub incomplete_seq: u64,
     /// Digest of the superblock before this one.
     pub previous: [u8; 32],
 }
@@ -48,8 +51,9 @@ impl Superblock {
         put(block, 64, self.created_ns.to_le_bytes());
         put(block, 72, self.parent);
         put(block, 88, self.previous);
-        let digest = *blake3::hash(&block[..120]).as_bytes();
-        put(block, 120, digest);
+        put(block, 120, self.incomplete_seq.to_le_bytes());
+        let digest = *blake3::hash(&block[..128]).as_bytes();
+        put(block, 128, digest);
         buffer
     }
 
@@ -67,8 +71,9 @@ impl Superblock {
             created_ns: reader.u64()?,
             parent: reader.array()?,
             previous: reader.array()?,
+            incomplete_seq: reader.u64()?,
         };
-        if blake3::hash(&block[..120]).as_bytes() != &reader.array::<32>()? {
+        if blake3::hash(&block[..128]).as_bytes() != &reader.array::<32>()? {
             return Err(malformed("superblock", "digest"));
         }
         Ok(found)

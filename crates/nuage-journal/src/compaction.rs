@@ -36,7 +36,13 @@ impl<D: Disk> Store<D> {
         let horizon = self.horizon_seq();
         let mut victims: Vec<(usize, u32)> = Vec::new();
         for (slot, number) in self.slots.iter().zip(0u32..) {
-            let Some(Slot { state: SlotState::Sealed(header, seal), .. }) = slot else { continue };
+            let Some(Slot {
+                state: SlotState::Sealed(header, seal),
+                ..
+            }) = slot
+            else {
+                continue;
+            };
             let own_log =
                 header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
             let used = live.get(&number).copied().unwrap_or(0);
@@ -86,16 +92,24 @@ impl<D: Disk> Store<D> {
             let first = block + head.info.header_blocks();
             facts.extend((first..).zip(head.block_facts()));
         }
-        let Some(file) = self.file_of(number) else { return Ok(None) };
+        let Some(file) = self.file_of(number) else {
+            return Ok(None);
+        };
         let mut moving = Vec::with_capacity(entries.len());
         for (lba, entry) in entries {
-            let stored = self.disk.read_now(file, block_bytes(entry.block()), BLOCK_BYTES)?;
+            let stored = self
+                .disk
+                .read_now(file, block_bytes(entry.block()), BLOCK_BYTES)?;
             let Some(facts) = facts.get(&entry.block()).filter(|facts| {
                 facts.lba == lba && block_crc(&facts.origin.volume, lba, &stored) == facts.crc
             }) else {
                 return Ok(None);
             };
-            moving.push(Moving { entry, facts: *facts, stored });
+            moving.push(Moving {
+                entry,
+                facts: *facts,
+                stored,
+            });
         }
         Ok(Some(moving))
     }
@@ -105,12 +119,26 @@ impl<D: Disk> Store<D> {
         self.write_superblock()?;
         let segment = BASE_SEGMENT | self.superblock.generation;
         let is_spare = |slot: &Option<Slot>| {
-            matches!(slot, Some(Slot { state: SlotState::Spare, .. }))
+            matches!(
+                slot,
+                Some(Slot {
+                    state: SlotState::Spare,
+                    ..
+                })
+            )
         };
-        let slot = self.slots.iter().position(is_spare).ok_or(JournalError::NoSpace)?;
+        let slot = self
+            .slots
+            .iter()
+            .position(is_spare)
+            .ok_or(JournalError::NoSpace)?;
         let slot = narrow(slot);
         let file = self.file_of(slot).ok_or(JournalError::NoSpace)?;
-        let horizon = self.anchors.first().map(|anchor| anchor.position).unwrap_or_default();
+        let horizon = self
+            .anchors
+            .first()
+            .map(|anchor| anchor.position)
+            .unwrap_or_default();
         let header = SegmentHeader {
             slot,
             volume: self.superblock.volume,
@@ -139,8 +167,10 @@ impl<D: Disk> Store<D> {
             })?;
             chain = group.head.chain;
             let header_blocks = group.head.info.header_blocks();
-            self.disk.write_now(file, block_bytes(block), &group.header)?;
-            self.disk.write_now(file, block_bytes(block + header_blocks), &group.payload)?;
+            self.disk
+                .write_now(file, block_bytes(block), &group.header)?;
+            self.disk
+                .write_now(file, block_bytes(block + header_blocks), &group.payload)?;
             footer.add(group.header_bytes(), &group.head);
             for (moved, at) in part.iter().zip(header_blocks..) {
                 let entry = Entry::new(slot, block + at, at, moved.facts.crc);

@@ -1,9 +1,7 @@
 //! Any past moment: resolving a point, and the index as it was there (docs/protocols/journal.md §7).
 
 use crate::bytes::narrow;
-use crate::checkpoint::{
-    Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name,
-};
+use crate::checkpoint::{Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name};
 use crate::cipher::VolumeUuid;
 use crate::disk::{BLOCK_BYTES, Disk};
 use crate::error::JournalError;
@@ -211,7 +209,10 @@ impl<D: Disk> Store<D> {
         let live = live_blocks(&state.index);
         let mut shared: Vec<String> = live.keys().map(|slot| segment_name(*slot)).collect();
         shared.sort_unstable();
-        let position = Position { time_ns: created_ns, ..Position::default() };
+        let position = Position {
+            time_ns: created_ns,
+            ..Position::default()
+        };
         let checkpoint = Checkpoint {
             volume,
             size_bytes: state.size_bytes,
@@ -227,6 +228,7 @@ impl<D: Disk> Store<D> {
             promised: 0,
             created_ns,
             parent: self.superblock.volume,
+            incomplete_seq: 0,
             previous: [0; 32],
             ..self.superblock.clone()
         };

@@ -77,6 +77,7 @@ impl VolumeSpec {
             promised: 0,
             created_ns: self.created_ns,
             parent,
+            incomplete_seq: 0,
             previous: [0; 32],
         }
     }
@@ -167,13 +168,13 @@ impl<D: Disk> Store<D> {
     /// Scan segments without a seal and cut torn tails off. The only copy seals them; one of several leaves
     /// its last one open, because the head goes on in it.
     fn close_what_is_open(&mut self, tail: TailRule) -> Result<(), JournalError> {
-        let log = self.own_log();
-        let last = log.last().map(|(number, _)| *number);
-        for (number, header) in log {
+        // From the end: the last segment that holds anything is the one to go on in.
+        let mut may_go_on = tail == TailRule::OneOfSeveral;
+        for (number, header) in self.own_log().into_iter().rev() {
             let Some(slot) = self.slots[number as usize].clone() else {
                 continue;
             };
-            let goes_on = tail == TailRule::OneOfSeveral && last == Some(number);
+            let goes_on = may_go_on;
             if !goes_on && !matches!(slot.state, SlotState::Open(_)) {
                 continue;
             }
@@ -181,7 +182,12 @@ impl<D: Disk> Store<D> {
                 .disk
                 .read_now(slot.file, 0, self.superblock.segment_bytes as usize)?;
             let found = scan(&bytes, &header);
-            if let Some(offset) = found.damaged_at {
+            if goes_on && found.damaged_at.is_some() {
+                // Other copies have it. Known before the evidence is wiped out with the rest.
+                self.superblock.incomplete_seq =
+                    self.superblock.incomplete_seq.max(found.evidence_seq);
+                self.write_superblock()?;
+            } else if let Some(offset) = found.damaged_at {
                 return Err(JournalError::Corrupt {
                     what: "group",
                     segment: header.segment,
@@ -195,6 +201,7 @@ impl<D: Disk> Store<D> {
             if footer.is_empty() {
                 self.make_spare(number)?;
             } else if goes_on {
+                may_go_on = false;
                 self.reopen_segment(number, header, footer, found.end)?;
             } else {
                 self.write_seal(number, header, &footer, found.end)?;
@@ -366,7 +373,10 @@ impl<D: Disk> Store<D> {
     /// A block as stored, when this copy's applied state has the version with `crc`'s low bits.
     pub fn stored_block(&mut self, lba: u64, crc: u32) -> Result<Option<Vec<u8>>, JournalError> {
         let entry = self.state.index.get(lba);
-        let Some(file) = self.file_of(entry.slot()).filter(|_| entry.matches_crc(crc)) else {
+        let Some(file) = self
+            .file_of(entry.slot())
+            .filter(|_| entry.matches_crc(crc))
+        else {
             return Ok(None);
         };
         let offset = crate::segment::block_bytes(entry.block());
@@ -384,7 +394,8 @@ impl<D: Disk> Store<D> {
             return Ok(false);
         };
         let offset = crate::segment::block_bytes(entry.block());
-        self.disk.write_now(file, offset, &AlignedBuffer::from_bytes(stored))?;
+        self.disk
+            .write_now(file, offset, &AlignedBuffer::from_bytes(stored))?;
         Ok(true)
     }
 

@@ -18,7 +18,11 @@ impl<D: Disk> Store<D> {
     /// refers to any more. Cheap when nothing is due; the owner calls it now and then.
     pub fn enforce_retention(&mut self, now_ns: u64) -> Result<(), JournalError> {
         // A read under way (or a checkpoint) may still want a block of what would leave.
-        if self.failed.is_some() || !self.jobs.is_empty() || self.checkpoint_running || self.retention.strict && self.is_within_window(now_ns) {
+        if self.failed.is_some()
+            || !self.jobs.is_empty()
+            || self.checkpoint_running
+            || self.retention.strict && self.is_within_window(now_ns)
+        {
             return Ok(());
         }
         let mut moved = false;
@@ -53,7 +57,10 @@ impl<D: Disk> Store<D> {
     }
 
     fn is_within_window(&self, now_ns: u64) -> bool {
-        let oldest = self.anchors.get(1).map_or(u64::MAX, |anchor| anchor.position.time_ns);
+        let oldest = self
+            .anchors
+            .get(1)
+            .map_or(u64::MAX, |anchor| anchor.position.time_ns);
         oldest.saturating_add(self.retention.window_ns) >= now_ns
     }
 
@@ -69,8 +76,15 @@ impl<D: Disk> Store<D> {
         let live = live_blocks(&index);
         let mut dead = Vec::new();
         for (slot, number) in self.slots.iter().zip(0u32..) {
-            let Some(Slot { state: SlotState::Sealed(header, seal), .. }) = slot else { continue };
-            let own_log = header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
+            let Some(Slot {
+                state: SlotState::Sealed(header, seal),
+                ..
+            }) = slot
+            else {
+                continue;
+            };
+            let own_log =
+                header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
             if live.contains_key(&number)
                 || own_log && seal.last_seq > horizon
                 || self.footers.contains_key(&number)
@@ -111,7 +125,10 @@ impl<D: Disk> Store<D> {
         let live = live_blocks(&self.view(horizon)?.index);
         let mut sum = (0, 0);
         for (slot, number) in self.slots.iter().zip(0u32..) {
-            if let Some(Slot { state: SlotState::Sealed(_, seal), .. }) = slot
+            if let Some(Slot {
+                state: SlotState::Sealed(_, seal),
+                ..
+            }) = slot
                 && seal.last_seq <= horizon
             {
                 sum.0 += wide(live.get(&number).copied().unwrap_or(0));

@@ -260,6 +260,8 @@ pub struct Scan {
     pub end: u32,
     /// Where damage begins, when what lies there had been durable.
     pub damaged_at: Option<u32>,
+    /// The seq that later groups say had been durable.
+    pub evidence_seq: u64,
 }
 
 /// Walk the groups of an open segment (§6 rule 3).
@@ -273,7 +275,10 @@ pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
     };
     let mut chain = header.previous_chain;
     let mut next_seq = header.first_seq;
-    while let Some(rest) = bytes.get(found.end as usize..).filter(|rest| !rest.is_empty()) {
+    while let Some(rest) = bytes
+        .get(found.end as usize..)
+        .filter(|rest| !rest.is_empty())
+    {
         let Ok(head) = GroupHead::decode(rest) else {
             break;
         };
@@ -288,7 +293,7 @@ pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
             break;
         }
         let end = found.end + narrow(BLOCK_BYTES) * info.total_blocks();
-        if Group::decode(rest).is_err() && !was_durable(bytes, header, end, info.last_seq()) {
+        if Group::decode(rest).is_err() && evidence(bytes, header, end, info.last_seq()).is_none() {
             break;
         }
         chain = head.chain;
@@ -302,23 +307,25 @@ pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
             header: header_bytes,
         });
     }
-    if was_durable(bytes, header, found.end, next_seq) {
+    if let Some(seq) = evidence(bytes, header, found.end, next_seq) {
         found.damaged_at = Some(found.end);
+        found.evidence_seq = seq;
     }
     found
 }
 
-/// Whether a group after `from` says that `seq` had been durable.
-fn was_durable(bytes: &[u8], header: &SegmentHeader, from: u32, seq: u64) -> bool {
-    (from as usize..bytes.len()).step_by(BLOCK_BYTES).any(|at| {
-        GroupHead::decode(&bytes[at..]).is_ok_and(|head| {
-            head.info.volume == header.volume
-                && head.info.segment == header.segment
-                && head.info.epoch == header.epoch
-                && head.info.first_seq > seq
-                && head.info.stable_seq >= seq
-        })
-    })
+/// What the groups after `from` say had been durable, when that includes `seq`.
+fn evidence(bytes: &[u8], header: &SegmentHeader, from: u32, seq: u64) -> Option<u64> {
+    let places = (from as usize..bytes.len()).step_by(BLOCK_BYTES);
+    let heads = places.filter_map(|at| GroupHead::decode(&bytes[at..]).ok());
+    let told = heads.filter(|head| {
+        head.info.volume == header.volume
+            && head.info.segment == header.segment
+            && head.info.epoch == header.epoch
+            && head.info.first_seq > seq
+            && head.info.stable_seq >= seq
+    });
+    told.map(|head| head.info.stable_seq).max()
 }
 
 /// The heads of a sealed segment from its groups, when its footer is damaged.
@@ -333,7 +340,8 @@ pub fn heads_from_groups(
     while at < seal.groups_end as usize {
         let head = bytes.get(at..).map(GroupHead::decode);
         let Some(Ok(head)) = head.filter(|head| {
-            head.as_ref().is_ok_and(|head| head.info.previous_chain == chain)
+            head.as_ref()
+                .is_ok_and(|head| head.info.previous_chain == chain)
         }) else {
             return Err(JournalError::Corrupt {
                 what: "footer and header",

@@ -259,6 +259,11 @@ impl<D: Disk> Store<D> {
         self.tail
     }
 
+    /// False while groups that had been durable here are missing.
+    pub fn is_whole(&self) -> bool {
+        self.durable_seq >= self.superblock.incomplete_seq
+    }
+
     pub fn durable_seq(&self) -> u64 {
         self.durable_seq
     }

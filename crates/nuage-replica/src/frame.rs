@@ -58,16 +58,24 @@ pub enum Frame {
         resumes: bool,
     },
     /// Replica: promised. `released`: no former head can still be answering reads. `steady`: it has lost
-    /// nothing that it held in memory for a head.
+    /// nothing that it held in memory for a head. `whole`: nor of what was durable.
     Fenced {
         epoch: u64,
         tail: Tail,
         applied: Tail,
-        released: bool, steady: bool },
+        released: bool,
+        steady: bool,
+        whole: bool,
+    },
     /// Head: a group, and how far all are committed. `sent_ns` comes back in the answer.
-    Append { marks: Marks, group: Vec<u8> },
+    Append {
+        marks: Marks,
+        group: Vec<u8>,
+    },
     /// Head: nothing new; renews the lease.
-    Renew { marks: Marks },
+    Renew {
+        marks: Marks,
+    },
     /// Replica: what it holds in memory and on stable storage.
     Held {
         memory_seq: u64,
@@ -131,7 +139,9 @@ impl Writer {
     }
 
     fn marks(self, marks: &Marks) -> Self {
-        self.u64(marks.committed_seq).u64(marks.acked_seq).u64(marks.sent_ns)
+        self.u64(marks.committed_seq)
+            .u64(marks.acked_seq)
+            .u64(marks.sent_ns)
     }
 
     fn tail(self, tail: &Tail) -> Self {
@@ -179,7 +189,11 @@ impl<'a> Body<'a> {
     }
 
     fn marks(&mut self) -> Result<Marks, FrameError> {
-        Ok(Marks { committed_seq: self.u64()?, acked_seq: self.u64()?, sent_ns: self.u64()? })
+        Ok(Marks {
+            committed_seq: self.u64()?,
+            acked_seq: self.u64()?,
+            sent_ns: self.u64()?,
+        })
     }
 
     fn rest(&mut self) -> &'a [u8] {
@@ -223,14 +237,22 @@ impl Frame {
                 epoch,
                 resumes,
             } => (1, empty.bytes(volume).u64(*epoch).u64(u64::from(*resumes))),
-            Self::Fenced { epoch, tail, applied, released, steady } => (
+            Self::Fenced {
+                epoch,
+                tail,
+                applied,
+                released,
+                steady,
+                whole,
+            } => (
                 2,
                 empty
                     .u64(*epoch)
                     .tail(tail)
                     .tail(applied)
                     .u64(u64::from(*released))
-                    .u64(u64::from(*steady)),
+                    .u64(u64::from(*steady))
+                    .u64(u64::from(*whole)),
             ),
             Self::Append { marks, group } => (3, empty.marks(marks).bytes(group)),
             Self::Renew { marks } => (4, empty.marks(marks)),
@@ -279,9 +301,15 @@ impl Frame {
                 applied: body.tail()?,
                 released: body.flag()?,
                 steady: body.flag()?,
+                whole: body.flag()?,
             },
-            3 => Self::Append { marks: body.marks()?, group: body.rest().to_vec() },
-            4 => Self::Renew { marks: body.marks()? },
+            3 => Self::Append {
+                marks: body.marks()?,
+                group: body.rest().to_vec(),
+            },
+            4 => Self::Renew {
+                marks: body.marks()?,
+            },
             5 => Self::Held {
                 memory_seq: body.u64()?,
                 durable_seq: body.u64()?,

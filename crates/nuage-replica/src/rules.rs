@@ -53,21 +53,15 @@ pub fn choose(tails: &[Option<Tail>]) -> Option<usize> {
 
 /// Whether a new head may go on: a fence set has promised to it.
 ///
-/// `steady` are the copies that have lost nothing they held in memory. Where writes are acknowledged from
-/// memory (`from_memory`), only these count: one that restarted may miss what it told the former head. When
-/// every copy has answered there is no more to learn, and the head goes on with what there is.
-pub fn may_recover(
-    policy: &Policy,
-    tails: &[Option<Tail>],
-    steady: Copies,
-    from_memory: bool,
-) -> bool {
+/// `trusted` are the copies that can vouch for all that they told a head: not one that has lost durable
+/// groups, nor, where writes are acknowledged from memory, one that restarted. When every copy has answered there is
+/// no more to learn, and the head goes on with what there is.
+pub fn may_recover(policy: &Policy, tails: &[Option<Tail>], trusted: Copies) -> bool {
     let mut fenced: Copies = 0;
     for (copy, tail) in tails.iter().enumerate() {
         fenced |= Copies::from(tail.is_some()) << copy;
     }
-    let counted = if from_memory { fenced & steady } else { fenced };
-    policy.is_fenced(counted) || (policy.is_fenced(fenced) && tails.iter().all(Option::is_some))
+    policy.is_fenced(fenced & trusted) || tails.iter().all(Option::is_some)
 }
 
 /// What is committed, once `durable` is what each copy holds under this epoch.

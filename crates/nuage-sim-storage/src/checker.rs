@@ -14,7 +14,12 @@ struct Register {
 
 impl Default for Register {
     fn default() -> Self {
-        Self { candidates: vec![0], writing: None, version: 0, reads: HashMap::new() }
+        Self {
+            candidates: vec![0],
+            writing: None,
+            version: 0,
+            reads: HashMap::new(),
+        }
     }
 }
 
@@ -30,7 +35,9 @@ impl Checker {
     }
 
     pub fn is_writing(&self, lba: u64) -> bool {
-        self.registers.get(&lba).is_some_and(|register| register.writing.is_some())
+        self.registers
+            .get(&lba)
+            .is_some_and(|register| register.writing.is_some())
     }
 
     pub fn write_begins(&mut self, lba: u64, value: u64) {
@@ -70,7 +77,9 @@ impl Checker {
     /// A read returned `value`; the allowed ones when no order of events explains it.
     pub fn read_ends(&mut self, lba: u64, tag: u64, value: u64) -> Result<(), Vec<u64>> {
         let register = self.register(lba);
-        let Some((allowed, version)) = register.reads.remove(&tag) else { return Ok(()) };
+        let Some((allowed, version)) = register.reads.remove(&tag) else {
+            return Ok(());
+        };
         if !allowed.contains(&value) {
             return Err(allowed);
         }
@@ -101,7 +110,11 @@ mod tests {
         checker.write_begins(1, 10);
         checker.read_begins(1, 7);
         checker.write_acked(1);
-        assert_eq!(checker.read_ends(1, 7, 0), Ok(()), "it began before the acknowledgement");
+        assert_eq!(
+            checker.read_ends(1, 7, 0),
+            Ok(()),
+            "it began before the acknowledgement"
+        );
         checker.read_begins(1, 8);
         assert!(checker.read_ends(1, 8, 0).is_err());
     }

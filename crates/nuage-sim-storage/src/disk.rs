@@ -8,7 +8,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-
 use nuage_journal::{
     AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId,
 };
@@ -70,8 +69,10 @@ impl Medium {
                 continue;
             }
             let from = start + at * SECTOR_BYTES;
-            if let Some(target) =
-                self.files.get_mut(name).and_then(|f| f.get_mut(from..from + sector.len()))
+            if let Some(target) = self
+                .files
+                .get_mut(name)
+                .and_then(|f| f.get_mut(from..from + sector.len()))
             {
                 target.copy_from_slice(sector);
             }
@@ -90,7 +91,9 @@ impl Medium {
             return false;
         }
         let pick = usize::try_from(self.prng.below(names.len() as u64)).unwrap_or(0);
-        let Some(bytes) = self.files.get_mut(&names[pick]) else { return false };
+        let Some(bytes) = self.files.get_mut(&names[pick]) else {
+            return false;
+        };
         let blocks = (bytes.len() / BLOCK_BYTES) as u64;
         let block = usize::try_from(1 + self.prng.below(blocks - 1)).unwrap_or(1) * BLOCK_BYTES;
         // Headers are kept twice (footer), so only payload is interesting.
@@ -128,7 +131,9 @@ impl SimDisk {
     }
 
     fn name(&self, file: FileId) -> Result<String, DiskError> {
-        let missing = || DiskError::NotFound { name: format!("handle {file}") };
+        let missing = || DiskError::NotFound {
+            name: format!("handle {file}"),
+        };
         self.handles.get(&file).cloned().ok_or_else(missing)
     }
 
@@ -146,11 +151,19 @@ impl SimDisk {
     fn perform(&mut self, operation: DiskOperation) -> Result<AlignedBuffer, DiskError> {
         self.power()?;
         match operation {
-            DiskOperation::Read { file, offset, block_count } => {
+            DiskOperation::Read {
+                file,
+                offset,
+                block_count,
+            } => {
                 let bytes = self.read_now(file, offset, block_count * BLOCK_BYTES)?;
                 Ok(AlignedBuffer::from_bytes(&bytes))
             }
-            DiskOperation::Write { file, offset, buffers } => {
+            DiskOperation::Write {
+                file,
+                offset,
+                buffers,
+            } => {
                 let failing = std::mem::take(&mut self.medium.borrow_mut().fail_next_write);
                 if failing {
                     return Err(DiskError::Io {
@@ -166,13 +179,14 @@ impl SimDisk {
                 }
                 Ok(AlignedBuffer::default())
             }
-            DiskOperation::Prepare { name, size_bytes } => {
-                self.prepare_now(&name, size_bytes).map(|()| AlignedBuffer::default())
-            }
+            DiskOperation::Prepare { name, size_bytes } => self
+                .prepare_now(&name, size_bytes)
+                .map(|()| AlignedBuffer::default()),
             DiskOperation::Replace { name, content } => {
                 let mut bytes = Vec::new();
                 content(&mut |part| bytes.extend_from_slice(part));
-                self.replace_now(&name, &bytes).map(|()| AlignedBuffer::default())
+                self.replace_now(&name, &bytes)
+                    .map(|()| AlignedBuffer::default())
             }
         }
     }
@@ -183,13 +197,19 @@ impl Drop for SimDisk {
     fn drop(&mut self) {
         let queue = std::mem::take(&mut self.queue);
         for queued in queue {
-            if let DiskOperation::Write { file, offset, buffers } = queued.operation
+            if let DiskOperation::Write {
+                file,
+                offset,
+                buffers,
+            } = queued.operation
                 && let Ok(name) = self.name(file)
                 && self.prng.one_in(2)
             {
                 let mut at = offset;
                 for buffer in buffers {
-                    self.medium.borrow_mut().write(&name, at, buffer.bytes(), true);
+                    self.medium
+                        .borrow_mut()
+                        .write(&name, at, buffer.bytes(), true);
                     at += buffer.bytes().len() as u64;
                 }
             }
@@ -214,7 +234,10 @@ impl Disk for SimDisk {
             let pick = self.prng.below(self.queue.len() as u64);
             let queued = self.queue.swap_remove(usize::try_from(pick).unwrap_or(0));
             let outcome = self.perform(queued.operation);
-            results.push(DiskResult { token: queued.token, outcome });
+            results.push(DiskResult {
+                token: queued.token,
+                outcome,
+            });
         }
     }
 
@@ -230,7 +253,9 @@ impl Disk for SimDisk {
     fn open_now(&mut self, name: &str) -> Result<FileId, DiskError> {
         self.power()?;
         if !self.medium.borrow().files.contains_key(name) {
-            return Err(DiskError::NotFound { name: name.to_owned() });
+            return Err(DiskError::NotFound {
+                name: name.to_owned(),
+            });
         }
         let id = self.next;
         self.next += 1;
@@ -247,8 +272,15 @@ impl Disk for SimDisk {
         let name = self.name(file)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let medium = self.medium.borrow();
-        let bytes = medium.files.get(&name).and_then(|bytes| bytes.get(start..start + length));
-        bytes.map(<[u8]>::to_vec).ok_or(DiskError::Short { name, wrote: 0, wanted: length })
+        let bytes = medium
+            .files
+            .get(&name)
+            .and_then(|bytes| bytes.get(start..start + length));
+        bytes.map(<[u8]>::to_vec).ok_or(DiskError::Short {
+            name,
+            wrote: 0,
+            wanted: length,
+        })
     }
 
     fn write_now(
@@ -260,14 +292,18 @@ impl Disk for SimDisk {
         self.power()?;
         let name = self.name(file)?;
         let torn = self.medium.borrow_mut().burn();
-        self.medium.borrow_mut().write(&name, offset, data.bytes(), torn);
+        self.medium
+            .borrow_mut()
+            .write(&name, offset, data.bytes(), torn);
         self.power()
     }
 
     fn load_now(&mut self, name: &str) -> Result<Vec<u8>, DiskError> {
         self.power()?;
         let medium = self.medium.borrow();
-        let missing = || DiskError::NotFound { name: name.to_owned() };
+        let missing = || DiskError::NotFound {
+            name: name.to_owned(),
+        };
         medium.files.get(name).cloned().ok_or_else(missing)
     }
 
@@ -280,7 +316,9 @@ impl Disk for SimDisk {
         // The rename is atomic: all or nothing.
         let lost = medium.burn() && medium.prng.one_in(2);
         if lost {
-            medium.files.insert(format!("{name}.tmp"), data[..data.len() / 2].to_vec());
+            medium
+                .files
+                .insert(format!("{name}.tmp"), data[..data.len() / 2].to_vec());
         } else {
             medium.files.insert(name.to_owned(), data.to_vec());
         }
@@ -312,4 +350,3 @@ impl Disk for SimDisk {
         Ok(medium.capacity_bytes.saturating_sub(medium.used_bytes()))
     }
 }
-

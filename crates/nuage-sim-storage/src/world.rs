@@ -6,9 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nuage_block::{Completion, Operation, Outcome as Answer, Request};
-use nuage_engine::{
-    AckMode, Clock, CopyOptions, HeadEvent, HeadOptions, ReplicaStore, VolumeHead,
-};
+use nuage_engine::{AckMode, Clock, CopyOptions, HeadEvent, HeadOptions, ReplicaStore, VolumeHead};
 use nuage_journal::{Cipher, Now, Store, TailRule, VolumeSpec};
 use nuage_replica::{Policy, PolicyName};
 
@@ -26,7 +24,10 @@ struct SimClock(Cell<u64>);
 
 impl Clock for SimClock {
     fn now(&self) -> Now {
-        Now { monotonic_ns: self.0.get(), unix_ns: 1_700_000_000_000_000_000 + self.0.get() }
+        Now {
+            monotonic_ns: self.0.get(),
+            unix_ns: 1_700_000_000_000_000_000 + self.0.get(),
+        }
     }
 }
 
@@ -106,7 +107,9 @@ pub fn replay(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
 fn play(world: &mut World) -> Result<Outcome, String> {
     let told = format!("{:?} {:?}", world.name, world.mode);
     for step in 0..STEPS {
-        world.step().map_err(|error| format!("{told} step {step}: {error}"))?;
+        world
+            .step()
+            .map_err(|error| format!("{told} step {step}: {error}"))?;
     }
     world.settle().map_err(|error| format!("{told}: {error}"))?;
     Ok(world.outcome)
@@ -121,7 +124,11 @@ impl World {
             _ => PolicyName::All,
         };
         // Memory acknowledgements survive the loss of one node at a time only: no crash of two.
-        let mode = if prng.one_in(4) { AckMode::Memory } else { AckMode::Durable };
+        let mode = if prng.one_in(4) {
+            AckMode::Memory
+        } else {
+            AckMode::Durable
+        };
         let encrypted = prng.one_in(2);
         let policy = Policy::named(name, NODES as u32).expect("three copies suit every policy");
         let clock = Rc::new(SimClock(Cell::new(10_000_000_000)));
@@ -138,7 +145,11 @@ impl World {
                 created_ns: 1,
             };
             Store::create(&mut disk, &spec).expect("a fresh disk takes a volume");
-            nodes.push(Node { medium, role: Role::Down, lost: false });
+            nodes.push(Node {
+                medium,
+                role: Role::Down,
+                lost: false,
+            });
         }
         let mut world = Self {
             prng,
@@ -234,10 +245,16 @@ impl World {
     }
 
     fn drop_links(&mut self, which: impl Fn(usize, usize) -> bool) {
-        let gone: Vec<(usize, usize)> =
-            self.links.keys().copied().filter(|(head, copy)| which(*head, *copy)).collect();
+        let gone: Vec<(usize, usize)> = self
+            .links
+            .keys()
+            .copied()
+            .filter(|(head, copy)| which(*head, *copy))
+            .collect();
         for (head, copy) in gone {
-            let Some(link) = self.links.remove(&(head, copy)) else { continue };
+            let Some(link) = self.links.remove(&(head, copy)) else {
+                continue;
+            };
             if let Role::Head(found) = &mut self.nodes[head].role {
                 found.peer_disconnected(copy);
             }
@@ -257,8 +274,12 @@ impl World {
 
     /// Requests to a head that will never answer them.
     fn abandon(&mut self, node: usize) {
-        let tags: Vec<(usize, u64)> =
-            self.in_flight.keys().copied().filter(|(head, _)| *head == node).collect();
+        let tags: Vec<(usize, u64)> = self
+            .in_flight
+            .keys()
+            .copied()
+            .filter(|(head, _)| *head == node)
+            .collect();
         for key in tags {
             match self.in_flight.remove(&key) {
                 Some(Wish::Write { lba }) => self.checker.write_lost(lba),
@@ -269,11 +290,16 @@ impl World {
     }
 
     fn down_count(&self) -> usize {
-        self.nodes.iter().filter(|node| matches!(node.role, Role::Down)).count()
+        self.nodes
+            .iter()
+            .filter(|node| matches!(node.role, Role::Down))
+            .count()
     }
 
     fn step(&mut self) -> Result<(), String> {
-        self.clock.0.set(self.clock.0.get() + 1_000_000 * (1 + self.prng.below(20)));
+        self.clock
+            .0
+            .set(self.clock.0.get() + 1_000_000 * (1 + self.prng.below(20)));
         self.misfortune();
         for _ in 0..self.prng.below(4) {
             self.ask();
@@ -321,8 +347,9 @@ impl World {
 
     /// The client asks some head, maybe an old one.
     fn ask(&mut self) {
-        let heads: Vec<usize> =
-            (0..NODES).filter(|node| matches!(self.nodes[*node].role, Role::Head(_))).collect();
+        let heads: Vec<usize> = (0..NODES)
+            .filter(|node| matches!(self.nodes[*node].role, Role::Head(_)))
+            .collect();
         if heads.is_empty() {
             return;
         }
@@ -341,11 +368,18 @@ impl World {
                 let value = self.next_value;
                 self.next_value += 1;
                 self.checker.write_begins(lba, value);
-                Operation::Write { offset, data: block_of(value), fua: self.prng.one_in(4) }
+                Operation::Write {
+                    offset,
+                    data: block_of(value),
+                    fua: self.prng.one_in(4),
+                }
             }
             Wish::Read { .. } => {
                 self.checker.read_begins(lba, tag);
-                Operation::Read { offset, length: BLOCK as u32 }
+                Operation::Read {
+                    offset,
+                    length: BLOCK as u32,
+                }
             }
             Wish::Flush => Operation::Flush,
         };
@@ -424,7 +458,9 @@ impl World {
                 && !self.cut[node][copy]
                 && !self.links.contains_key(&(node, copy))
                 && matches!(self.nodes[copy].role, Role::Replica(_));
-            let Role::Head(head) = &mut self.nodes[node].role else { return };
+            let Role::Head(head) = &mut self.nodes[node].role else {
+                return;
+            };
             if !possible {
                 continue;
             }
@@ -434,7 +470,13 @@ impl World {
             if let Role::Replica(replica) = &mut self.nodes[copy].role {
                 replica.session_opened(session);
             }
-            self.links.insert((node, copy), Link { session, ..Link::default() });
+            self.links.insert(
+                (node, copy),
+                Link {
+                    session,
+                    ..Link::default()
+                },
+            );
         }
     }
 
@@ -477,7 +519,9 @@ impl World {
             };
             if *copy == node {
                 while due(&link.to_copy) {
-                    let Some((_, bytes)) = link.to_copy.pop_front() else { break };
+                    let Some((_, bytes)) = link.to_copy.pop_front() else {
+                        break;
+                    };
                     if let Role::Replica(found) = &mut self.nodes[node].role
                         && found.receive(link.session, &bytes).is_err()
                     {
@@ -487,7 +531,9 @@ impl World {
             }
             if *head == node {
                 while due(&link.to_head) {
-                    let Some((_, bytes)) = link.to_head.pop_front() else { break };
+                    let Some((_, bytes)) = link.to_head.pop_front() else {
+                        break;
+                    };
                     if let Role::Head(found) = &mut self.nodes[node].role
                         && found.peer_receive(*copy, &bytes).is_err()
                     {
@@ -500,12 +546,16 @@ impl World {
     }
 
     fn complete(&mut self, node: usize, epoch: u64, done: Completion) -> Result<(), String> {
-        let Some(wish) = self.in_flight.remove(&(node, done.tag)) else { return Ok(()) };
+        let Some(wish) = self.in_flight.remove(&(node, done.tag)) else {
+            return Ok(());
+        };
         match (wish, done.outcome) {
             (Wish::Write { lba }, Answer::Done) => {
                 if epoch < self.highest_acked_epoch {
                     let highest = self.highest_acked_epoch;
-                    return Err(format!("epoch {epoch} acknowledged a write after {highest} did"));
+                    return Err(format!(
+                        "epoch {epoch} acknowledged a write after {highest} did"
+                    ));
                 }
                 self.highest_acked_epoch = epoch;
                 self.outcome.writes_acked += 1;
@@ -582,7 +632,13 @@ impl World {
         self.checker.read_begins(lba, tag);
         let offset = lba * BLOCK as u64;
         if let Role::Head(found) = &mut self.nodes[head].role {
-            found.submit(Request { tag, operation: Operation::Read { offset, length: 4096 } });
+            found.submit(Request {
+                tag,
+                operation: Operation::Read {
+                    offset,
+                    length: 4096,
+                },
+            });
         }
         let before = self.outcome.reads_checked;
         let give_up = |world: &mut Self| {
@@ -609,18 +665,26 @@ impl World {
 
     /// History: the present view equals what was just read, and views at any seq can be made.
     fn check_past(&mut self, head: usize) -> Result<(), String> {
-        let Role::Head(found) = &mut self.nodes[head].role else { return Ok(()) };
+        let Role::Head(found) = &mut self.nodes[head].role else {
+            return Ok(());
+        };
         let store = found.store_mut();
         let (horizon, applied) = (store.horizon_seq(), store.applied_seq());
-        let view = store.view(applied).map_err(|error| format!("view of {applied}: {error}"))?;
+        let view = store
+            .view(applied)
+            .map_err(|error| format!("view of {applied}: {error}"))?;
         for lba in 0..BLOCKS {
             if view.index.get(lba) != store.state().index.get(lba) {
-                return Err(format!("block {lba}: the view of now differs from the index"));
+                return Err(format!(
+                    "block {lba}: the view of now differs from the index"
+                ));
             }
         }
         for _ in 0..4 {
             let seq = horizon + self.prng.below(applied - horizon + 1);
-            store.view(seq).map_err(|error| format!("view of {seq}: {error}"))?;
+            store
+                .view(seq)
+                .map_err(|error| format!("view of {seq}: {error}"))?;
             self.outcome.views_checked += 1;
         }
         Ok(())
@@ -629,14 +693,22 @@ impl World {
     fn wait_for_copies(&mut self, head: usize) -> Result<(), String> {
         for _ in 0..QUIET_STEPS {
             self.quiet_step()?;
-            let Role::Head(found) = &self.nodes[head].role else { return Err("head gone".into()) };
+            let Role::Head(found) = &self.nodes[head].role else {
+                return Err("head gone".into());
+            };
             let tail = found.store().tail().seq;
             if found.copies().iter().all(|copy| copy.durable_seq == tail) {
                 return Ok(());
             }
         }
-        let Role::Head(found) = &self.nodes[head].role else { return Err("head gone".into()) };
-        Err(format!("copies do not catch up with {}: {:?}", found.store().tail().seq, found.copies()))
+        let Role::Head(found) = &self.nodes[head].role else {
+            return Err("head gone".into());
+        };
+        Err(format!(
+            "copies do not catch up with {}: {:?}",
+            found.store().tail().seq,
+            found.copies()
+        ))
     }
 
     /// Every copy holds one unbroken chain, the same everywhere.
@@ -651,7 +723,9 @@ impl World {
             let mut chain = Vec::new();
             let (mut seq, mut previous) = (0, [0; 32]);
             loop {
-                let bytes = store.read_groups(seq, 1 << 20).map_err(|error| error.to_string())?;
+                let bytes = store
+                    .read_groups(seq, 1 << 20)
+                    .map_err(|error| error.to_string())?;
                 if bytes.is_empty() {
                     break;
                 }
@@ -672,12 +746,18 @@ impl World {
             chains.push(chain);
         }
         let odd = (0..NODES).find(|node| chains[*node] != chains[head]);
-        odd.map_or(Ok(()), |node| Err(format!("copy {node} differs from the head's")))
+        odd.map_or(Ok(()), |node| {
+            Err(format!("copy {node} differs from the head's"))
+        })
     }
 }
 
 fn told_of(store: &Store<SimDisk>) -> (u64, u64, u64) {
-    (store.tail().seq, store.applied_seq(), store.superblock().promised)
+    (
+        store.tail().seq,
+        store.applied_seq(),
+        store.superblock().promised,
+    )
 }
 
 fn block_of(value: u64) -> Vec<u8> {

@@ -31,7 +31,11 @@ fn main() -> ExitCode {
             println!("{line}");
         }
         println!("{result:?}");
-        return if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if result.is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
     }
     let (mut failed, mut writes, mut reads, mut failovers, mut crashes) = (0, 0, 0, 0, 0);
     let count = range.end.saturating_sub(range.start);
@@ -53,5 +57,9 @@ fn main() -> ExitCode {
         "{count} seeds, {failed} failed: {writes} writes acknowledged, {reads} reads checked, \
          {failovers} failovers, {crashes} crashes"
     );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -1,0 +1,97 @@
+//! Frames survive the wire, and nothing that is no frame gets through or panics.
+
+use nuage_replica::{Frame, FrameReader, Marks, Refusal, Tail};
+use proptest::prelude::*;
+
+fn tails() -> impl Strategy<Value = Tail> {
+    (any::<u64>(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(seq, epoch, chain)| Tail {
+        seq,
+        epoch,
+        chain,
+    })
+}
+
+fn marks() -> impl Strategy<Value = Marks> {
+    (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(committed_seq, acked_seq, sent_ns)| {
+        Marks {
+            committed_seq,
+            acked_seq,
+            sent_ns,
+        }
+    })
+}
+
+fn frames() -> impl Strategy<Value = Frame> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..300);
+    prop_oneof![
+        (any::<[u8; 16]>(), any::<u64>(), any::<bool>()).prop_map(|(volume, epoch, resumes)| {
+            Frame::Fence {
+                volume,
+                epoch,
+                resumes,
+            }
+        }),
+        (
+            any::<u64>(),
+            tails(),
+            tails(),
+            any::<bool>(),
+            any::<[bool; 2]>()
+        )
+            .prop_map(
+                |(epoch, tail, applied, released, [steady, whole])| Frame::Fenced {
+                    epoch,
+                    tail,
+                    applied,
+                    released,
+                    steady,
+                    whole
+                }
+            ),
+        (marks(), bytes()).prop_map(|(marks, group)| Frame::Append { marks, group }),
+        marks().prop_map(|marks| Frame::Renew { marks }),
+        (any::<bool>(), bytes()).prop_map(|(last, groups)| Frame::Groups { last, groups }),
+        any::<u64>().prop_map(|promised| Frame::Refused(Refusal::StaleEpoch { promised })),
+        (any::<u64>(), bytes()).prop_map(|(lba, data)| Frame::Block { lba, data }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn frames_arrive_as_sent_however_the_stream_is_cut(
+        sent in proptest::collection::vec(frames(), 1..6),
+        step in 1usize..50,
+    ) {
+        let mut bytes = Vec::new();
+        for frame in &sent {
+            frame.encode(&mut bytes);
+        }
+        let mut reader = FrameReader::default();
+        let mut arrived = Vec::new();
+        for piece in bytes.chunks(step) {
+            reader.receive(piece);
+            while let Some(frame) = reader.next_frame()? {
+                arrived.push(frame);
+            }
+        }
+        prop_assert_eq!(arrived, sent);
+    }
+
+    #[test]
+    fn a_flipped_bit_never_becomes_another_frame(frame in frames(), at in any::<usize>(), bit in 0u8..8) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        let at = at % bytes.len();
+        bytes[at] ^= 1u8 << bit;
+        let mut reader = FrameReader::default();
+        reader.receive(&bytes);
+        prop_assert!(!matches!(reader.next_frame(), Ok(Some(_))));
+    }
+
+    #[test]
+    fn noise_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let mut reader = FrameReader::default();
+        reader.receive(&bytes);
+        while let Ok(Some(_)) = reader.next_frame() {}
+    }
+}
