@@ -63,6 +63,7 @@ class Guardian:
         self._owned: set[VmId] = set()
         self._barred: set[VmId] = set()
         self._fenced: set[NodeId] = set()
+        site.holds_lease = lambda: self.lease_s() > 0
         self._was_held = False
 
     # Leases of fail-over VMs ------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError
+from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
 from nuage.iaas.epochs import next_local
 from nuage.iaas.operations import Shown
@@ -10,6 +10,7 @@ from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
 from nuage.iaas.volumes import new_volume, volume_of
 from nuage.ids import IaasId, PortId, RequestId, SiteId, VmId, VolumeId, new_id
+from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.image import Image, ImageState
 from nuage.model.infrastructure import Node
@@ -247,14 +248,23 @@ async def explain_vm(site: Site, _principal: Principal, body: NameVm) -> Decisio
     return site.index.value(Decision, vm.vm_id)
 
 
-def _require_settled(vm: Vm) -> None:
+def _require_settled(site: Site, vm: Vm) -> None:
     """Refuse to change a VM whose next home may already have taken its record as it was."""
+    iaas = site.index.find_value(Iaas, vm.iaas_id)
+    fails_over = iaas is not None and iaas.contract.cut_off is CutOffRule.FAIL_OVER
+    if fails_over and not site.holds_lease():
+        raise Unavailable(
+            f"{vm.name} fails over, and site {site.site_id} is cut off from the majority:"
+            " another site may have started it",
+            retry_after_s=5.0,
+            hint="ask a site that is not cut off, or wait until this one is back",
+        )
     if vm.migrating_to is not None or vm.state is VmState.MIGRATING:
         raise Conflict(f"{vm.name} is migrating", hint="wait for its end, then ask again")
 
 
 async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
-    _require_settled(vm)
+    _require_settled(site, vm)
     changed = replace(vm, **fields)  # type: ignore[arg-type]
     await site.save(changed)
     site.announce("vm", vm.vm_id, what, f"{vm.name}: {what}")

@@ -53,23 +53,27 @@ class Movement:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._granted: set[VmId] = set()
+        self._granted: dict[VmId, int] = {}  # to the target epoch that the quorum has given
         self._told: set[tuple[VmId, float]] = set()
 
     def may_switch(self, vm_id: VmId) -> bool:
         """Tell whether the source may hand the VM over now."""
-        return vm_id in self._granted
+        migration = self._site.index.find_value(Migration, vm_id)
+        return migration is not None and self._is_granted(migration)
+
+    def _is_granted(self, migration: Migration) -> bool:
+        return self._granted.get(migration.vm_id) == migration.target_epoch
 
     async def grant(self, vm_id: VmId) -> None:
         """Have the quorum give a VM to its target, then let the source switch."""
-        if vm_id in self._granted:
-            return
         site = self._site
         migration = site.index.value(Migration, vm_id)
+        if self._is_granted(migration):
+            return
         target = site.index.home("migration", vm_id)
         if target != site.site_id:
             await self._hand_over(vm_id, target, quorum_part(migration.target_epoch))
-        self._granted.add(vm_id)
+        self._granted[vm_id] = migration.target_epoch
         vm = site.index.value(Vm, vm_id)
         await site.save(replace(vm, failure=""))  # a change, so that the node's wish goes out
 
@@ -120,15 +124,14 @@ class Movement:
         if vm.migrating_to is None or vm.is_let_go:
             return
         migration = site.index.find_value(Migration, vm_id)
-        if vm_id in self._granted and migration is not None and not migration.failure:
-            return  # it may run at its target, which will tell
-        if vm_id in self._granted and migration is not None:
-            await self.let_go(vm)
+        if migration is not None and self._is_granted(migration):
+            if migration.failure:  # else it may run at its target, which will tell
+                await self._let_go(vm, migration)
             return
         if migration is not None:
             held = await site.quorum.owner("vm", vm_id)
             if held is not None and held.owner != site.site_id:
-                await self.let_go(vm)
+                await self._let_go(vm, migration)
                 return
         told = f"migration to {vm.migrating_to} failed: {reason}"
         await site.save(replace(vm, state=VmState.RUNNING, migrating_to=None, failure=told))
@@ -137,17 +140,15 @@ class Movement:
             given_up = MigrationGivenUp(vm_id=vm_id, source_epoch=vm.epoch, reason=reason)
             await self._tell_target(site.index.home("migration", vm_id), given_up)
 
-    async def let_go(self, vm: Vm, *, is_off: bool = False) -> None:
+    async def _let_go(self, vm: Vm, migration: Migration) -> None:
         """Stop a VM that the quorum gave to its target and that did not get there.
 
         Its target starts it from its disks once this record says that it is stopped.
         """
-        self._granted.add(vm.vm_id)
-        state = VmState.STOPPED if is_off else VmState.STOPPING
-        if vm.state is not VmState.STOPPED and vm.state is not state:
-            told = "its hand-over broke after the quorum had decided; it starts at its target"
-            await self._site.save(replace(vm, state=state, failure=told))
-            self._site.announce("vm", vm.vm_id, "let-go", f"{vm.name}: {told}")
+        self._granted[vm.vm_id] = migration.target_epoch
+        told = "its hand-over broke after the quorum had decided; it starts at its target"
+        await self._site.save(replace(vm, state=VmState.STOPPING, failure=told))
+        self._site.announce("vm", vm.vm_id, "let-go", f"{vm.name}: {told}")
 
     async def _tell_target(self, target: SiteId, given_up: MigrationGivenUp) -> None:
         if target == self._site.site_id:
@@ -267,7 +268,7 @@ class Movement:
         record = site.index.find("vm", vm_id)
         if record is None or record.home == site.site_id:
             return
-        self._granted.discard(vm_id)
+        del self._granted[vm_id]
         old = [r for r in site.index.shadowed() if r.id == vm_id or _port_of(r.value, vm_id)]
         await site.delete(*(record.value for record in old))
 

@@ -160,6 +160,7 @@ class Site:
     on_change: Callable[[Change], None]
     age_of: Callable[[SiteId], float]
     entropy: EntropySource = field(default=os.urandom)
+    holds_lease: Callable[[], bool] = field(default=lambda: True)  # others leave ours alone
     steering: Steering | None = None
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
 

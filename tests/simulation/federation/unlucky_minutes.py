@@ -352,9 +352,18 @@ class World(Watching):
         ]
         return left
 
+    def _was_taken_over(self, vm: Vm) -> bool:
+        return any(
+            object_id == vm.vm_id and what == "taken-over"
+            for site in self.sites.values()
+            for _, object_id, what, _ in site.said
+        )
+
     def _vm_difference(self, name: str, wish: PowerWish | None, vm: Vm | None) -> list[str]:
         if wish is None:
             return []
+        if vm is not None and self._was_taken_over(vm):
+            return []  # what its old home had just accepted may not have been heard by the new one
         if wish is PowerWish.DELETED:
             return [f"{name} was deleted and is there"] if vm is not None else []
         if vm is None:
