@@ -39,7 +39,7 @@ unit: setup-test  ## run the quick Python tests
 	@$(PYTEST) -q -m "not system"
 
 sim: setup-test  ## run the simulations with many seeds (SEEDS=10000)
-	@NUAGE_SEEDS=$(or $(SEEDS),10000) $(PYTEST) -q tests/simulation
+	@NUAGE_SEEDS=$(or $(SEEDS),10000) NUAGE_SIM_SEEDS=$(or $(SEEDS),10000) $(PYTEST) -q --timeout 0 tests/simulation
 
 system: setup-test  ## run the tests on namespaces, QEMU and etcd (root)
 	@$(PYTEST) -q -m system
