@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import inner, listed, print_json, print_table, row_of, rows_of, show
+from nuage.cli.showing import Row, inner, listed, print_json, print_table, row_of, rows_of, show
 from nuage.errors import InvalidRequest, TimedOut
 from nuage.units import format_size, parse_size
 
@@ -155,16 +155,32 @@ def explain_vm(session: Session, name: str, iaas: str) -> None:
     )
     rows: list[tuple[object, ...]] = []
     for rank, candidate in enumerate(rows_of(answer["ranked"]), start=1):
-        terms = ", ".join(f"{k} {float(str(v)):.4g}" for k, v in inner(candidate, "terms").items())
         mark = "elected" if candidate["node_id"] == answer["elected"] else ""
         score = f"{float(str(candidate['score'])):.4g}"
-        rows.append((rank, candidate["node_id"], candidate["site_id"], score, mark, terms))
+        terms = inner(candidate, "terms")
+        costs = (_term(terms, name, digits) for name, digits in EXPLAINED)
+        rows.append((rank, candidate["node_id"], candidate["site_id"], score, *costs, mark))
     for refusal in rows_of(answer["refusals"]):
         where = refusal["node_id"] or "(whole site)"
-        rows.append(
-            ("", where, refusal["site_id"], "", f"refused: {refusal['rule']}", refusal["reason"])
-        )
-    print_table(("#", "NODE", "SITE", "SCORE", "RESULT", "TERMS"), rows, empty="no candidate")
+        told = f"refused: {refusal['rule']}: {refusal['reason']}"
+        rows.append(("", where, refusal["site_id"], "", *("" for _ in EXPLAINED), told))
+    headers = ("#", "NODE", "SITE", "SCORE", "+W", "× PUE", "× EUR/MWh", "= EUR/h", "gCO2e/h",
+               "GFLOPS", "RESULT")  # fmt: skip
+    print_table(headers, rows, empty="no candidate")
+
+
+# The cost of a placement, as it is multiplied out; `--json` has every term that was seen.
+EXPLAINED = (
+    ("marginal_watts", 1), ("pue", 2), ("price_eur_per_mwh", 1), ("cost_eur_per_h", 5),
+    ("carbon_g_per_h", 2), ("flops", 1),
+)  # fmt: skip
+
+
+def _term(terms: Row, name: str, digits: int) -> str:
+    if name not in terms:
+        return ""
+    value = float(str(terms[name]))
+    return f"{value / 1e9 if name == 'flops' else value:.{digits}f}"
 
 
 @vm_group.command("migrate")

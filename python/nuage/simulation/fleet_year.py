@@ -236,7 +236,12 @@ def to_csv(rows: Iterable[HourRow]) -> str:
 
 
 def to_svg(rows: Sequence[HourRow], *, title: str = "") -> bytes:
-    """Return a plot of kW by site over the hours, as SVG; the same rows give the same bytes."""
+    """Return the plot as SVG."""
+    return to_plot(rows, kind="svg", title=title)
+
+
+def to_plot(rows: Sequence[HourRow], *, kind: str, title: str = "") -> bytes:
+    """Return a plot of kW by site over the hours, `kind` svg or png; same rows, same bytes."""
     from matplotlib.figure import Figure  # noqa: PLC0415 half a second that a table does not need
 
     sites = list(dict.fromkeys(row.site for row in rows))
@@ -250,5 +255,6 @@ def to_svg(rows: Sequence[HourRow], *, title: str = "") -> bytes:
         axes.set_title(title)
         axes.legend(loc="upper left", ncols=4)
         out = BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": "nuage"})
+        told = {"Date": None, "Creator": "nuage"} if kind == "svg" else {"Software": "nuage"}
+        figure.savefig(out, format=kind, metadata=told)
     return out.getvalue()

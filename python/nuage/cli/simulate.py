@@ -1,0 +1,196 @@
+"""`nuage simulate …`: the product's own engine and planner under a virtual clock.
+
+The simulation is imported when it is asked for: solvers and plots take a second to load.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nuage.cli.energy_plot import require_plot
+from nuage.cli.session import Session, pass_session
+from nuage.cli.showing import print_json, print_table
+
+if TYPE_CHECKING:
+    from nuage.simulation.fleet_year import FleetScenario, HourRow
+
+HOURS_OF_YEAR: Final = 8760
+WEIGHTINGS: Final = ("power", "cost", "carbon", "none")
+
+
+@click.group("simulate")
+def simulate_group() -> None:
+    """Try placement and energy out on recorded or made-up load; the same seed, the same bytes."""
+
+
+@simulate_group.command("fleet")
+@click.option("--nodes", default=1344, show_default=True, help="10 to 100,000.")
+@click.option("--zones", default="H1a,H1c,H2a,H2d", show_default=True, help="RT2012, one a site.")
+@click.option("--hours", default=168, show_default=True, help=f"A year is {HOURS_OF_YEAR}.")
+@click.option("--start-day", default=181, show_default=True, help="Of the year.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--weigh", type=click.Choice(WEIGHTINGS), default="power", show_default=True)
+@click.option("--set-point", default=20.0, show_default=True, help="°C")
+@click.option("--load", default=0.4, show_default=True, help="Share of all vCPUs, on average.")
+@click.option("--against", type=click.Choice(WEIGHTINGS), default=None,
+              help="Run this weighting too, and compare.")  # fmt: skip
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), default=None)
+@click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
+@pass_session
+def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
+                  **options: object) -> None:  # fmt: skip
+    """A federation of containers over hours or a year: VMs, weather, prices, carbon."""
+    from nuage.simulation.fleet_year import to_csv, to_plot
+
+    if plot is not None:
+        require_plot(plot)
+    names = [str(options["weigh"])] + ([str(options["against"])] if options["against"] else [])
+    found = {name: _run(_scenario(options, name)) for name in names}
+    first = found[names[0]]
+    if csv_file is not None:
+        csv_file.write_text(to_csv(first))
+    if plot is not None:
+        title = f"{options['nodes']} nodes, {options['weigh']}, seed {options['seed']}"
+        plot.write_bytes(to_plot(first, kind=plot.suffix.removeprefix("."), title=title))
+    tables = {name: _by_site(rows) for name, rows in found.items()}
+    if session.as_json:
+        print_json({name: [dict(zip(COLUMNS, row, strict=True)) for row in table]
+                    for name, table in tables.items()})  # fmt: skip
+        return
+    shown = [(name, *row) for name, table in tables.items() for row in table]
+    print_table(("WEIGHING", *COLUMNS), shown, empty="nothing ran")
+    if len(names) == 2:
+        _compare(names, found)
+    for path in (csv_file, plot):
+        if path is not None:
+            click.echo(f"wrote {path}")
+
+
+def _scenario(options: dict[str, object], weighting: str) -> "FleetScenario":
+    from nuage.simulation.fleet_year import FleetScenario, Weighting
+
+    return FleetScenario(
+        node_count=int(str(options["nodes"])),
+        zones=tuple(str(options["zones"]).split(",")),
+        hours=int(str(options["hours"])),
+        start_day=int(str(options["start_day"])),
+        seed=int(str(options["seed"])),
+        weighting=Weighting(weighting),
+        set_point_c=float(str(options["set_point"])),
+        target_share=float(str(options["load"])),
+    )
+
+
+def _run(scenario: "FleetScenario") -> "list[HourRow]":
+    from nuage.simulation.fleet_year import run
+
+    rows: "list[HourRow]" = []
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(scenario.weighting.value, total=scenario.hours)
+        for hour in run(scenario):
+            rows += hour
+            progress.advance(task)
+    return rows
+
+
+COLUMNS: Final = (
+    "SITE", "VMS", "NODES ON", "IT kWh", "PUE", "METER kWh", "EUR", "kgCO2e", "REFUSED",
+)  # fmt: skip
+
+
+def _by_site(rows: "Sequence[HourRow]") -> list[tuple[object, ...]]:
+    sites = list(dict.fromkeys(row.site for row in rows))
+    table: list[tuple[object, ...]] = [
+        (site, *_sums([row for row in rows if row.site == site])) for site in sites
+    ]
+    hours = len(rows) // max(len(sites), 1)
+    refused = sum(row.refused for row in rows[:: max(len(sites), 1)])
+    return [*table, ("total", *_sums(rows, hours)[:-1], refused)]
+
+
+def _sums(rows: "Sequence[HourRow]", hours: int = 0) -> tuple[object, ...]:
+    count = max(hours or len(rows), 1)
+    it_kwh = sum(row.it_kwh for row in rows)
+    meter_kwh = sum(row.facility_kwh for row in rows)
+    return (
+        f"{sum(row.vms for row in rows) / count:.0f}",
+        f"{sum(row.nodes_on for row in rows) / count:.1f}",
+        f"{it_kwh:.1f}",
+        f"{meter_kwh / it_kwh:.3f}" if it_kwh else "-",
+        f"{meter_kwh:.1f}",
+        f"{sum(row.cost_eur for row in rows):.2f}",
+        f"{sum(row.carbon_g for row in rows) / 1000.0:.2f}",
+        "",
+    )
+
+
+def _compare(names: Sequence[str], found: "dict[str, list[HourRow]]") -> None:
+    def change(of: str) -> str:
+        one, two = (sum(getattr(row, of) for row in found[name]) for name in names)
+        return f"{(one / two - 1.0) * 100.0:+.2f} %" if two else "-"
+
+    click.echo(
+        f"{names[0]} against {names[1]}: meter {change('facility_kwh')}, "
+        f"EUR {change('cost_eur')}, gCO2e {change('carbon_g')}"
+    )
+
+
+@simulate_group.command("planetlab")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--honest/--compat", default=True, show_default=True,
+              help="Memory enforced and switching paid for, or CloudSim's rules.")  # fmt: skip
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), default=None)
+@click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
+@pass_session
+def planetlab_command(
+    session: Session, folder: Path, csv_file: Path | None, plot: Path | None, *, honest: bool
+) -> None:
+    """A day of PlanetLab traces in FOLDER (one file a VM, 288 per cents) on 800 hosts."""
+    from nuage.simulation import planetlab
+    from nuage.simulation.consolidation import PackedByMemory, Steady, Threshold
+
+    if plot is not None:
+        require_plot(plot)
+    day = planetlab.load_day(folder)
+    policies: list[planetlab.Policy] = [PackedByMemory()] if honest else [Threshold(), Steady()]
+    results = planetlab.compare(day, policies, honest=honest)
+    rows = [
+        (
+            r.policy, f"{r.energy_kwh:.2f}", r.migration_count, f"{r.slav:.3e}",
+            f"{r.overload_share:.4%}", f"{r.degraded_share:.4%}", f"{r.host_count_mean:.1f}",
+            r.boot_count,
+        )
+        for r in results
+    ]  # fmt: skip
+    headers = ("POLICY", "kWh", "MIGRATIONS", "SLAV", "SLATAH", "PDM", "HOSTS", "BOOTS")
+    if csv_file is not None:
+        lines = [",".join(headers), *(",".join(map(str, row)) for row in rows)]
+        csv_file.write_text("\n".join(lines) + "\n")
+    if plot is not None:
+        _plot_day([(r.policy, r.energy_kwh) for r in results], plot)
+    if session.as_json:
+        print_json([dict(zip(headers, row, strict=True)) for row in rows])
+        return
+    print_table(headers, rows, empty="no policy")
+    if honest:
+        click.echo(f"memory bound (fluid): {planetlab.memory_bound_kwh(day):.2f} kWh")
+
+
+def _plot_day(bars: Sequence[tuple[str, float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh([name for name, _ in bars], [kwh for _, kwh in bars])
+    axes.set_xlabel("kWh over the day")
+    figure.savefig(path)
+
+
+COMMANDS = (simulate_group,)
