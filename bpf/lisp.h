@@ -25,7 +25,6 @@
 #define BPF_F_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
 #define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 #endif
-#define ADDRESS_FAMILY_IPV4 2
 
 struct tunnel {
 	struct ethernet eth;
@@ -85,30 +84,17 @@ static __always_inline void close_ip(struct ipv4 *ip)
 	ip->checksum = ~sum;
 }
 
-/* Send the frame, whose outer header is to be `tunnel`, to its RLOC by the kernel's routes. */
+/* Send the frame, whose outer header is to be `tunnel`, to its RLOC. The kernel's routes and
+ * neighbours fill in the Ethernet addresses; unlike bpf_fib_lookup this asks for no forwarding to
+ * be switched on, so a node can be a tunnel router without being an IP router. */
 static __noinline int send_tunnel(struct __sk_buff *skb, struct tunnel *tunnel, __u32 ifindex)
 {
-	struct bpf_fib_lookup route = {.family = ADDRESS_FAMILY_IPV4, .ifindex = ifindex};
-	struct bpf_redir_neigh next = {.nh_family = ADDRESS_FAMILY_IPV4};
-	long found;
-
 	if (!tunnel)
 		return TC_ACT_SHOT;
 	close_ip(&tunnel->ip);
-	route.l4_protocol = IPPROTO_UDP;
-	route.ipv4_src = tunnel->ip.source;
-	route.ipv4_dst = tunnel->ip.destination;
-	found = bpf_fib_lookup(skb, &route, sizeof(route), BPF_FIB_LOOKUP_OUTPUT);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return drop(DROP_NO_ROUTE);
-	mac_copy(tunnel->eth.dmac, route.dmac);
-	mac_copy(tunnel->eth.smac, route.smac);
 	if (bpf_skb_store_bytes(skb, 0, tunnel, sizeof(*tunnel), 0))
 		return drop(SUM_KERNEL_REFUSED);
-	if (found == BPF_FIB_LKUP_RET_SUCCESS)
-		return bpf_redirect(route.ifindex, 0);
-	next.ipv4_nh = route.ipv4_dst;	/* the gateway, or the RLOC itself: ask for its MAC */
-	return bpf_redirect_neigh(route.ifindex, &next, sizeof(next), 0);
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 
 struct to_rloc {

@@ -348,8 +348,10 @@ def eid_key(instance_id: int, prefix: IPv4Network | IPv6Network) -> bytes:
 
 def decode_eid_key(key: bytes) -> tuple[int, IPv4Network | IPv6Network]:
     """Return (instance, prefix); host bits beyond the prefix do not count."""
-    bits, instance, family, address = EID_KEY.unpack(key)
-    network = ip_network((address_of(family, address), bits - EID_PREFIX_BITS), strict=False)
+    bits, instance, family, packed = EID_KEY.unpack(key)
+    address = address_of(family, packed)
+    prefix_bits = min(bits - EID_PREFIX_BITS, address.max_prefixlen)  # a miss says 128 for both
+    network = ip_network((address, prefix_bits), strict=False)
     return int.from_bytes(instance, "big"), network
 
 

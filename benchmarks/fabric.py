@@ -1,0 +1,256 @@
+"""TRILL and LISP on eBPF beside the kernel's own VXLAN and a plain bridge, in one run.
+
+    python benchmarks/fabric.py [--rounds 5] [--seconds 1] [--kinds bridge,vxlan,trill,lisp]
+
+host – node – transit – node – host in network namespaces, all kinds side by side. Each round
+measures every kind in every mode once, so that load from elsewhere hits all alike:
+
+    super   segments of 64 KiB pass whole (virtual links: TSO on everywhere)
+    nic     trunks without TSO, as a NIC that does not know the encapsulation
+    pp      hosts send frames of 1500 bytes
+
+Prints medians, their ratio to VXLAN, and the round-trip time of `ping`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from ipaddress import IPv4Address, ip_network
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.system.bpf.bpf_netns import Bridge, Chain, Namespaces, inside, run, within
+
+from nuage.network.forwarding import (
+    EidEntry,
+    Label,
+    MapCacheEntry,
+    PortEntry,
+    PortNumber,
+    PortRole,
+    Rloc,
+)
+
+MODES = ("super", "nic", "pp")
+PREFIX = "nqbench"
+ROUTER_MAC = bytes.fromhex("02feed000001")
+INSTANCE = Label(7)
+
+
+class Fabric(NamedTuple):
+    """Two hosts, how the second is called, and the (namespace, interface) of every trunk end."""
+
+    hosts: tuple[str, str]
+    target: str
+    trunks: tuple[tuple[str, str], ...]
+    remove: Callable[[], None]
+
+
+def chain_of(kind: str) -> tuple[Namespaces, list[str], list[str]]:
+    """Return namespaces with cables: hosts and nodes, addresses not yet set."""
+    net = Namespaces(f"{PREFIX}{kind[0]}")
+    hosts = [net.add("h0"), net.add("h1")]
+    nodes = [net.add(f"r{n}") for n in range(3)]
+    net.cable(nodes[0], "east", nodes[1], "west")
+    net.cable(nodes[1], "east", nodes[2], "west")
+    net.cable(nodes[0], "guest", hosts[0], "eth0")
+    net.cable(nodes[2], "guest", hosts[1], "eth0")
+    for host in hosts:
+        run("ip", "-n", host, "link", "set", "eth0", "mtu", "1500")
+    return net, hosts, nodes
+
+
+def trunks_of(nodes: list[str]) -> tuple[tuple[str, str], ...]:
+    """Return the ends of the two cables between nodes."""
+    return ((nodes[0], "east"), (nodes[1], "west"), (nodes[1], "east"), (nodes[2], "west"))
+
+
+def same_subnet(hosts: list[str]) -> None:
+    """Give the hosts addresses on one segment."""
+    for number, host in enumerate(hosts):
+        run("ip", "-n", host, "addr", "add", f"10.9.0.{number + 1}/24", "dev", "eth0")
+
+
+def underlay(nodes: list[str]) -> None:
+    """Make IP work between the outer nodes, through the middle one."""
+    run("ip", "-n", nodes[0], "addr", "add", "172.16.0.1/24", "dev", "east")
+    run("ip", "-n", nodes[1], "addr", "add", "172.16.0.2/24", "dev", "west")
+    run("ip", "-n", nodes[1], "addr", "add", "172.16.1.2/24", "dev", "east")
+    run("ip", "-n", nodes[2], "addr", "add", "172.16.1.3/24", "dev", "west")
+    inside(nodes[1], "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    run("ip", "-n", nodes[0], "route", "add", "172.16.1.0/24", "via", "172.16.0.2")
+    run("ip", "-n", nodes[2], "route", "add", "172.16.0.0/24", "via", "172.16.1.2")
+    assert inside(nodes[0], "ping", "-c", "1", "-W", "2", "172.16.1.3").returncode == 0
+
+
+def add_bridge(node: str, *ports: str) -> None:
+    """Join ports of a node in a kernel bridge."""
+    run("ip", "-n", node, "link", "add", "br0", "type", "bridge")
+    for port in ports:
+        run("ip", "-n", node, "link", "set", port, "master", "br0")
+    run("ip", "-n", node, "link", "set", "br0", "mtu", "1500")
+    run("ip", "-n", node, "link", "set", "br0", "up")
+
+
+def plain_bridge(_pins: Path) -> Fabric:
+    """Three kernel bridges."""
+    net, hosts, nodes = chain_of("bridge")
+    same_subnet(hosts)
+    add_bridge(nodes[0], "east", "guest")
+    add_bridge(nodes[1], "west", "east")
+    add_bridge(nodes[2], "west", "guest")
+    return Fabric((hosts[0], hosts[1]), "10.9.0.2", trunks_of(nodes), net.remove)
+
+
+def vxlan(_pins: Path) -> Fabric:
+    """VXLAN between kernel bridges, over an IP router."""
+    net, hosts, nodes = chain_of("vxlan")
+    same_subnet(hosts)
+    underlay(nodes)
+    for node, local, remote in (
+        (nodes[0], "172.16.0.1", "172.16.1.3"),
+        (nodes[2], "172.16.1.3", "172.16.0.1"),
+    ):
+        run("ip", "-n", node, "link", "add", "vx0", "type", "vxlan", "id", "7", "dstport", "4789",
+            "local", local, "remote", remote)  # fmt: skip
+        run("ip", "-n", node, "link", "set", "vx0", "mtu", "1500", "up")
+        add_bridge(node, "vx0", "guest")
+    return Fabric((hosts[0], hosts[1]), "10.9.0.2", trunks_of(nodes), net.remove)
+
+
+def trill(pins: Path) -> Fabric:
+    """Three RBridges of ours; the two hosts are in the directory."""
+    chain = Chain(f"{PREFIX}t", pins)
+    chain.list_hosts()
+    nodes = [bridge.namespace for bridge in chain.bridges]
+    return Fabric((chain.hosts[0], chain.hosts[1]), "10.9.0.2", trunks_of(nodes), chain.remove)
+
+
+def lisp(pins: Path) -> Fabric:
+    """Two tunnel routers of ours, over an IP router."""
+    net, hosts, nodes = chain_of("lisp")
+    underlay(nodes)
+    ends = ((nodes[0], "east", "172.16.0.1", "172.16.1.3"),
+            (nodes[2], "west", "172.16.1.3", "172.16.0.1"))  # fmt: skip
+    for number, (node, trunk, mine, other) in enumerate(ends):
+        host, port = hosts[number], PortNumber(9)
+        mac = bytes.fromhex(
+            inside(host, "cat", "/sys/class/net/eth0/address").stdout.strip().replace(":", "")
+        )
+        run("ip", "-n", host, "addr", "add", f"10.{number}.0.1/32", "dev", "eth0")
+        run("ip", "-n", host, "route", "add", "default", "dev", "eth0")
+        run("ip", "-n", host, "neigh", "add", f"10.{1 - number}.0.1", "lladdr",
+            "02:fe:ed:00:00:01", "dev", "eth0")  # fmt: skip
+        bridge = Bridge(node, number + 1, pins / node)
+        bridge.set(
+            PortEntry(port, PortRole.ACCESS, mac, INSTANCE, mtu_bytes=1500),
+            EidEntry(INSTANCE, ip_network(f"10.{number}.0.1/32"), port, mac),
+            MapCacheEntry(INSTANCE, ip_network(f"10.{1 - number}.0.0/16"), (Rloc(other),)),
+        )
+        bridge.bind(9, "guest")
+        address = IPv4Address(mine)
+        within(node, lambda b=bridge, t=trunk, a=address: b.plane.set_router(t, a, ROUTER_MAC))  # type: ignore[misc]
+    return Fabric((hosts[0], hosts[1]), "10.1.0.1", trunks_of(nodes), net.remove)
+
+
+BUILD: dict[str, Callable[[Path], Fabric]] = {
+    "bridge": plain_bridge,
+    "vxlan": vxlan,
+    "trill": trill,
+    "lisp": lisp,
+}
+
+
+def set_mode(fabric: Fabric, mode: str) -> None:
+    """Switch segmentation at trunks and hosts as `mode` says."""
+    at_trunks = "on" if mode == "super" else "off"
+    for namespace, interface in fabric.trunks:
+        inside(namespace, "ethtool", "-K", interface, "tso", at_trunks, "gso", at_trunks)
+    at_hosts = "off" if mode == "pp" else "on"
+    for host in fabric.hosts:
+        inside(host, "ethtool", "-K", "eth0", "tso", at_hosts, "gso", at_hosts)
+
+
+def throughput_gbit_per_s(fabric: Fabric, seconds: int) -> float:
+    """Return what one TCP stream gets through."""
+    done = inside(
+        fabric.hosts[0], "timeout", str(seconds + 5), "iperf3", "-c", fabric.target,
+        "-t", str(seconds), "-J", "--connect-timeout", "2000",
+    )  # fmt: skip
+    try:
+        return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
+    except (KeyError, ValueError):  # it did not get through at all
+        return 0.0
+
+
+def round_trip_us(fabric: Fabric) -> float:
+    """Return the mean round trip of 200 echoes."""
+    done = inside(fabric.hosts[0], "ping", "-q", "-i", "0.002", "-c", "200", fabric.target)
+    line = next(line for line in done.stdout.splitlines() if "min/avg/max" in line)
+    return float(line.split("=")[1].split("/")[1]) * 1000
+
+
+def measure(fabrics: dict[str, Fabric], rounds: int, seconds: int) -> dict[str, list[float]]:
+    """Return all values by "kind mode"."""
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for mode in MODES:
+            for kind, fabric in fabrics.items():
+                set_mode(fabric, mode)
+                value = throughput_gbit_per_s(fabric, seconds)
+                found.setdefault(f"{kind} {mode}", []).append(value)
+        for kind, fabric in fabrics.items():
+            found.setdefault(f"{kind} rtt", []).append(round_trip_us(fabric))
+    return found
+
+
+def report(kinds: list[str], found: dict[str, list[float]]) -> None:
+    """Print a line per kind."""
+    print(f"{'':8}" + "".join(f"{mode + ' Gb/s':>28}" for mode in MODES) + f"{'rtt us':>24}")
+    for kind in kinds:
+        cells = []
+        for column in (*MODES, "rtt"):
+            values = found[f"{kind} {column}"]
+            middle = median(values)
+            peer = median(found.get(f"vxlan {column}", [middle]))
+            ratio = middle / peer if peer else 0.0
+            cells.append(f"{middle:.2f} [{min(values):.1f}..{max(values):.1f}] x{ratio:.2f}")
+        print(f"{kind:8}" + "".join(f"{cell:>27} " for cell in cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=1)
+    parser.add_argument("--kinds", default=",".join(BUILD))
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
+    fabrics: dict[str, Fabric] = {}
+    servers = []
+    with tempfile.TemporaryDirectory() as pins:
+        run("mount", "-t", "bpf", "bpf", pins)
+        try:
+            for kind in kinds:
+                fabrics[kind] = BUILD[kind](Path(pins))
+            for fabric in fabrics.values():
+                command = ["ip", "netns", "exec", fabric.hosts[1], "iperf3", "-s"]
+                servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            measure(fabrics, 1, 1)
+            report(kinds, measure(fabrics, options.rounds, options.seconds))
+        finally:
+            for server in servers:
+                server.terminate()
+                server.wait()
+            for fabric in fabrics.values():
+                fabric.remove()
+            run("umount", "-l", pins)
+
+
+if __name__ == "__main__":
+    main()
