@@ -28,9 +28,11 @@ from nuage.ionode.plan import (
     SetInitiators,
     plan,
 )
-from nuage.ionode.port import DaemonSeen, HeadSeen, StorageDaemon
+from nuage.ionode.port import DaemonReceipt, DaemonSeen, HeadSeen, StorageDaemon
+from nuage.ionode.receipts import BATCH_MAX, Outbox, ReceiptBatch, Signer
 from nuage.model.desired import (
     ChapWish,
+    CopyReport,
     DaemonWish,
     HeadReport,
     HeadWish,
@@ -42,13 +44,16 @@ from nuage.trust.files import write_atomically
 
 LOOK_EVERY_S: Final = 2.0
 BUSY_LOOK_S: Final = 0.05  # while a head opens or an image is copied in
-REPORT_EVERY_S: Final = 2.0
+REPORT_EVERY_S: Final = 1.0  # a silent node is looked into after one that did not come
+RECEIPTS_RETRY_S: Final = 2.0
+RECEIPTS_FOLDER: Final = "receipts"
 WISH_FILE: Final = "ionode-wish.json"
 FILLED_FILE: Final = "filled.json"
 log = structlog.get_logger("ionode")
 
 OpenDaemon = Callable[[DaemonWish], Awaitable[StorageDaemon]]
 FetchImage = Callable[[str], Awaitable[Path]]
+HandReceipts = Callable[[ReceiptBatch], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -60,6 +65,7 @@ class _Hosted:
     told: dict[VolumeId, tuple[ChapWish, ...]] = field(default_factory=dict)
     failures: dict[VolumeId, str] = field(default_factory=dict)
     filling: dict[VolumeId, asyncio.Task[None]] = field(default_factory=dict)
+    telling: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +89,14 @@ class IonodeAgent:
         open_daemon: OpenDaemon,
         fetch_image: FetchImage,
         clock: Clock,
+        signer: Signer | None = None,
+        hand_receipts: HandReceipts | None = None,
     ) -> None:
         self._options = options
+        self._signer = signer
+        self._hand_receipts = hand_receipts
+        self._outboxes: dict[IaasId, Outbox] = {}
+        self._released: set[tuple[VolumeId, int]] = set()
         self._open_daemon = open_daemon
         self._fetch_image = fetch_image
         self._clock = clock
@@ -138,17 +150,28 @@ class IonodeAgent:
             hosted.seen = await hosted.daemon.seen()
         except NuageError as error:
             log.warning("daemon does not answer", iaas=wish.iaas_id, error=error.message)
-            self._hosted.pop(wish.iaas_id, None)
+            self._drop(wish.iaas_id)
             return False
+        outbox = self._outbox(wish.iaas_id)
+        outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
+        self._keep_telling(wish.iaas_id, hosted, outbox)
         done = self._filled | set(hosted.filling)
-        acts = plan(wish, hosted.seen, filled=done, told=hosted.told)
+        acts = plan(
+            wish, hosted.seen, filled=done, told=hosted.told, released=frozenset(self._released)
+        )
         due = {_volume_of(act) for act in acts} | set(hosted.filling)
         for volume_id in set(hosted.failures) - due:  # what failed is no longer wanted
             del hosted.failures[volume_id]
         for act in acts:
             await self._perform(hosted, act)
         if acts:
-            hosted.seen = await hosted.daemon.seen()
+            try:
+                hosted.seen = await hosted.daemon.seen()
+            except NuageError as error:
+                log.warning("daemon ended", iaas=wish.iaas_id, error=error.message)
+                self._drop(wish.iaas_id)
+                return True
+            outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
         return bool(acts) or any(not head.is_ready for head in hosted.seen.heads)
 
     async def _perform(self, hosted: _Hosted, act: Act) -> None:
@@ -184,7 +207,77 @@ class IonodeAgent:
                 await daemon.close_head(volume_id)
                 hosted.told.pop(volume_id, None)
             case Erase(volume_id=volume_id):
+                await self._note_erasure(hosted, volume_id)
                 await daemon.erase(volume_id)
+
+    async def _note_erasure(self, hosted: _Hosted, volume_id: VolumeId) -> None:
+        iaas_id = next(i for i, other in self._hosted.items() if other is hosted)
+        past = await hosted.daemon.past_receipts()
+        now_ms = int(self._clock.now_s() * 1000)
+        self._outbox(iaas_id).erase_begins(volume_id, past, now_ms=now_ms)
+
+    # Receipts -------------------------------------------------------------------------------------
+
+    def _outbox(self, iaas_id: IaasId) -> Outbox:
+        known = self._outboxes.get(iaas_id)
+        if known is None:
+            known = Outbox(self._options.state_dir / RECEIPTS_FOLDER / f"{iaas_id}.json")
+            self._outboxes[iaas_id] = known
+        return known
+
+    def _drop(self, iaas_id: IaasId) -> None:
+        """Forget a daemon that does not answer; the next step finds or starts it."""
+        hosted = self._hosted.pop(iaas_id, None)
+        if hosted is not None and hosted.telling is not None:
+            hosted.telling.cancel()
+
+    def _keep_telling(self, iaas_id: IaasId, hosted: _Hosted, outbox: Outbox) -> None:
+        if self._signer is None or self._hand_receipts is None or hosted.telling is not None:
+            return
+        hosted.telling = asyncio.create_task(self._tell_receipts(iaas_id, hosted, outbox))
+
+    async def _tell_receipts(self, iaas_id: IaasId, hosted: _Hosted, outbox: Outbox) -> None:
+        """Hand receipts to the site as they are noted, for as long as the daemon runs."""
+        queue: asyncio.Queue[DaemonReceipt] = asyncio.Queue(maxsize=BATCH_MAX)
+        following = asyncio.create_task(self._follow_receipts(hosted, outbox.cursor, queue))
+        try:
+            while not following.done():
+                batch = await _next_batch(queue)
+                batch += outbox.erased[:BATCH_MAX]
+                if batch:
+                    await self._hand_over(iaas_id, outbox, batch)
+        finally:
+            following.cancel()
+            hosted.telling = None
+
+    async def _follow_receipts(
+        self, hosted: _Hosted, after: int, queue: asyncio.Queue[DaemonReceipt]
+    ) -> None:
+        try:
+            async for receipt in hosted.daemon.follow_receipts(after):
+                await queue.put(receipt)
+        except NuageError as error:
+            log.info("receipts interrupted", error=error.message)
+
+    async def _hand_over(self, iaas_id: IaasId, outbox: Outbox, batch: list[DaemonReceipt]) -> None:
+        """Sign and send until the site has taken the batch in."""
+        assert self._signer is not None
+        assert self._hand_receipts is not None
+        while True:
+            signed = tuple(self._signer.sign(noted) for noted in batch)
+            chain_pem = self._signer.chain_pem()
+            try:
+                await self._hand_receipts(
+                    ReceiptBatch(iaas_id=iaas_id, chain_pem=chain_pem, receipts=signed)
+                )
+            except NuageError as error:
+                log.info("receipts wait", iaas=iaas_id, count=len(batch), error=error.message)
+                await self._clock.sleep(RECEIPTS_RETRY_S)
+                continue
+            outbox.taken(batch)
+            return
+
+    # Images ---------------------------------------------------------------------------------------
 
     async def _fill(self, hosted: _Hosted, volume_id: VolumeId, sha256: str) -> None:
         try:
@@ -216,6 +309,24 @@ class IonodeAgent:
         if hosted is None:
             raise NotFound("storage daemon", iaas_id)
         return hosted.daemon
+
+    async def release(self, iaas_id: IaasId, volume_id: VolumeId, epoch: int) -> None:
+        """Close a head for another node to open the next; it stays closed under this epoch.
+
+        Raises:
+            Conflict: the head here has another epoch.
+        """
+        daemon = self.daemon_of(iaas_id)
+        for head in (await daemon.seen()).heads:
+            if head.volume_id == volume_id and head.epoch != epoch:
+                raise Conflict(f"the head of {volume_id} has epoch {head.epoch}, not {epoch}")
+        self._released.add((volume_id, epoch))
+        await daemon.close_head(volume_id)
+
+    def reopen(self, volume_id: VolumeId, epoch: int) -> None:
+        """Take a release back: nobody else has opened the volume."""
+        self._released.discard((volume_id, epoch))
+        self._wake.set()
 
     # Reports ------------------------------------------------------------------------------------
 
@@ -272,7 +383,18 @@ class IonodeAgent:
             },
             free_bytes=free_bytes,
             total_bytes=total_bytes,
+            erased=self._erased(),
         )
+
+    def _erased(self) -> tuple[VolumeId, ...]:
+        """Return what the wish said to erase and a daemon that answers no longer has."""
+        gone = []
+        for wish in self._wish.daemons:
+            hosted = self._hosted.get(wish.iaas_id)
+            if hosted is not None:
+                present = {volume.volume_id for volume in hosted.seen.volumes}
+                gone += [volume_id for volume_id in wish.erased if volume_id not in present]
+        return tuple(gone)
 
     def _unopened(self, wanted: dict[VolumeId, HeadWish]) -> tuple[HeadReport, ...]:
         """Return a failed report for each head that could not be opened."""
@@ -297,6 +419,8 @@ class IonodeAgent:
         is_filled = not needs_image or head.volume_id in self._filled
         ready = head.is_ready and is_filled and head.volume_id not in hosted.filling
         failure = head.failure or hosted.failures.get(head.volume_id, "")
+        if head.is_fenced:
+            failure = failure or "another head was opened under a later epoch"
         return HeadReport(
             volume_id=head.volume_id,
             iaas_id=iaas_id,
@@ -305,7 +429,28 @@ class IonodeAgent:
             portal=head.portal,
             sequence=head.sequence,
             failure=failure,
+            copies=tuple(
+                CopyReport(
+                    node_id=copy.node_id,
+                    is_connected=copy.is_connected,
+                    is_live=copy.is_live,
+                    durable_sequence=copy.durable_sequence,
+                )
+                for copy in head.copies
+            ),
         )
+
+
+async def _next_batch(queue: asyncio.Queue[DaemonReceipt]) -> list[DaemonReceipt]:
+    """Return what waits, after at most `RECEIPTS_RETRY_S`."""
+    batch: list[DaemonReceipt] = []
+    try:
+        batch.append(await asyncio.wait_for(queue.get(), timeout=RECEIPTS_RETRY_S))
+    except TimeoutError:
+        return batch
+    while len(batch) < BATCH_MAX and not queue.empty():
+        batch.append(queue.get_nowait())
+    return batch
 
 
 def _volume_of(act: Act) -> VolumeId:
@@ -318,6 +463,8 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
     """Return what is news when it changes: not counters, not the wish's number."""
     return (
         tuple((h.volume_id, h.state, h.epoch, h.portal, h.failure) for h in report.heads),
+        tuple((c.node_id, c.is_connected, c.is_live) for h in report.heads for c in h.copies),
+        report.erased,
         tuple((r.volume_id, r.state) for r in report.replicas),
         tuple(sorted(report.replica_addresses.items())),
     )

@@ -5,12 +5,14 @@ log in. What happens to it from outside (a full disk, a daemon that does not ans
 the test. `FakeDaemon` outlives its agent, as the real process does.
 """
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nuage.errors import Conflict, InvalidRequest, NotFound, StaleEpoch, Unavailable
 from nuage.ids import VolumeId
-from nuage.ionode.port import DaemonSeen, HeadSeen, VolumeSeen
+from nuage.ionode.port import CopySeen, DaemonReceipt, DaemonSeen, HeadSeen, VolumeSeen
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import (
     AskHistory,
@@ -47,6 +49,9 @@ class FakeDaemon:
         self.acts: list[tuple[str, VolumeId]] = []
         self.unavailable = ""
         self.refusals: dict[str, str] = {}  # act to why it fails
+        self.receipts: list[DaemonReceipt] = []
+        self.silent_copies: set[str] = set()  # nodes whose copies do not answer a head here
+        self._noted = asyncio.Event()
 
     @property
     def replica_address(self) -> str:
@@ -86,6 +91,14 @@ class FakeDaemon:
                     epoch=head.wish.epoch,
                     portal=self.portal,
                     mapped_bytes=self._copies[volume_id].mapped_bytes,
+                    copies=tuple(
+                        CopySeen(
+                            node_id=peer.node_id,
+                            is_connected=peer.node_id not in self.silent_copies,
+                            is_live=peer.node_id not in self.silent_copies,
+                        )
+                        for peer in head.wish.replicas
+                    ),
                 )
                 for volume_id, head in sorted(self._heads.items())
             ),
@@ -189,7 +202,36 @@ class FakeDaemon:
         self._heads.pop(volume_id, None)
         self._copies.pop(volume_id, None)
 
+    async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
+        """Return every receipt noted so far."""
+        return tuple(self.receipts)
+
+    async def follow_receipts(self, after: int) -> AsyncIterator[DaemonReceipt]:
+        """Yield the receipts numbered above `after`, and each new one."""
+        while True:
+            for receipt in [r for r in self.receipts if r.number > after]:
+                after = receipt.number
+                yield receipt
+            self._noted.clear()
+            await self._noted.wait()
+
     # What the world asks of it.
+
+    def note(self, volume_id: VolumeId, act: str, segment: int, *, time_ms: int = 0) -> None:
+        """Note that something became of a segment of ten writes."""
+        self.receipts.append(
+            DaemonReceipt(
+                number=len(self.receipts) + 1,
+                act=act,
+                volume_id=volume_id,
+                segment=segment,
+                first_sequence=segment * 10,
+                last_sequence=segment * 10 + 9,
+                chain=f"{segment:064x}",
+                time_ms=time_ms,
+            )
+        )
+        self._noted.set()
 
     def may_log_in(self, volume_id: VolumeId, user: str) -> bool:
         """Tell whether an initiator of this name is let in now."""

@@ -74,11 +74,13 @@ def plan(
     *,
     filled: Collection[VolumeId],
     told: Mapping[VolumeId, tuple[ChapWish, ...]],
+    released: Collection[tuple[VolumeId, int]] = (),
 ) -> list[Act]:
     """Return the acts that bring a daemon nearer to its wish.
 
     `filled` are the volumes whose first image this node has copied in or is copying now,
-    `told` the initiators that each head was given last.
+    `told` the initiators that each head was given last, `released` the epochs under which a head
+    was given up for another node to open the next: it is not opened again.
     """
     sizes = {volume.volume_id: volume.size_bytes for volume in seen.volumes}
     heads = {head.volume_id: head for head in seen.heads}
@@ -94,9 +96,12 @@ def plan(
         elif size_bytes < replica.size_bytes and _is_served(replica.volume_id, heads, wanted):
             acts.append(Resize(replica.volume_id, replica.size_bytes))
     for volume_id, head_wish in wanted.items():
-        if volume_id in sizes:
+        if volume_id in sizes and (volume_id, head_wish.epoch) not in released:
             acts += _head_acts(head_wish, heads.get(volume_id), filled, told)
-    acts += [Erase(v) for v in wish.erased if v in sizes and v not in wanted]
+    kept = {replica.volume_id for replica in wish.replicas}
+    for volume_id in wish.erased:
+        if volume_id in sizes and volume_id not in wanted and volume_id not in kept:
+            acts.append(Erase(volume_id))
     return acts
 
 

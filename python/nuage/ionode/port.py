@@ -4,11 +4,12 @@ Two drivers: `storaged.StoragedDaemon` (the real process) and `fake.FakeDaemon` 
 contract suite runs on both.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nuage.ids import VolumeId
+from nuage.ids import NodeId, VolumeId
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import AskHistory, AskMark, AskRollback, Marked, VolumeHistory
 
@@ -26,8 +27,21 @@ class VolumeSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopySeen:
+    """How another copy stands with a head: `is_live` once it gets each write as it is made."""
+
+    node_id: NodeId
+    is_connected: bool
+    is_live: bool
+    durable_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSeen:
-    """A head that the daemon runs. `mapped_bytes` 0: nothing was ever written."""
+    """A head that the daemon runs. `mapped_bytes` 0: nothing was ever written.
+
+    `is_fenced`: a copy has promised a later epoch; this head will never write again.
+    """
 
     volume_id: VolumeId
     epoch: int
@@ -35,7 +49,26 @@ class HeadSeen:
     sequence: int = 0
     mapped_bytes: int = 0
     is_ready: bool = True
+    is_fenced: bool = False
+    copies: tuple[CopySeen, ...] = ()
     failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonReceipt:
+    """What became of a segment, as the daemon noted it: `act` is sealed, moved or expired.
+
+    Numbers are dense and never used twice; `chain` is the journal's hash chain in hexadecimal.
+    """
+
+    number: int
+    act: str
+    volume_id: VolumeId
+    segment: int
+    first_sequence: int
+    last_sequence: int
+    chain: str
+    time_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,4 +137,12 @@ class StorageDaemon(Protocol):
 
     async def erase(self, volume_id: VolumeId) -> None:
         """Delete a copy for good."""
+        ...
+
+    async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
+        """Return every receipt noted so far, oldest first."""
+        ...
+
+    def follow_receipts(self, after: int) -> AsyncIterator[DaemonReceipt]:
+        """Yield the receipts numbered above `after`, and each new one as it is noted."""
         ...

@@ -7,6 +7,7 @@ Its ports are chosen once and kept beside its data, so that portals stay the sam
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,8 +24,8 @@ from nuage.errors import (
     TimedOut,
     Unavailable,
 )
-from nuage.ids import IaasId, VolumeId
-from nuage.ionode.port import DaemonSeen, HeadSeen, VolumeSeen
+from nuage.ids import IaasId, NodeId, VolumeId
+from nuage.ionode.port import CopySeen, DaemonReceipt, DaemonSeen, HeadSeen, VolumeSeen
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import (
     AskHistory,
@@ -44,6 +45,8 @@ START_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.02
 ASK_TIMEOUT_S: Final = 10.0  # a daemon answers at once; opening a head waits for its copies
 HEAD_OPEN: Final = "open"
+HEAD_FENCED: Final = "fenced"
+COPY_LIVE: Final = "live"
 RESTART_BITS: Final = 16  # the journal's epoch counts a head's restarts below ours
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
@@ -208,7 +211,7 @@ class StoragedDaemon:
                 VolumeSeen(
                     volume_id=VolumeId(v.volume),
                     size_bytes=v.size_bytes,
-                    durable_sequence=0 if v.head is None else v.head.durable_sequence,
+                    durable_sequence=_durable_sequence(v),
                     mapped_bytes=0 if v.head is None else v.head.mapped_bytes,
                     journal_bytes=0 if v.head is None else v.head.journal_bytes,
                     failure=v.failure or "",
@@ -223,6 +226,16 @@ class StoragedDaemon:
                     sequence=v.head.sequence,
                     mapped_bytes=v.head.mapped_bytes,
                     is_ready=v.head.state == HEAD_OPEN,
+                    is_fenced=v.head.state == HEAD_FENCED,
+                    copies=tuple(
+                        CopySeen(
+                            node_id=NodeId(copy.node),
+                            is_connected=copy.connected,
+                            is_live=copy.state == COPY_LIVE,
+                            durable_sequence=copy.durable_sequence,
+                        )
+                        for copy in v.head.copies
+                    ),
                     failure=v.head.failure or "",
                 )
                 for v in answer.volumes
@@ -313,6 +326,7 @@ class StoragedDaemon:
                 {"name": peer.node_id, "site": peer.site_id, "address": peer.address}
                 for peer in wish.replicas
             ],
+            **({"position": wish.position} if wish.replicas else {}),
             iqn=wish.iqn,
             chap=_chap(wish),
             ack="memory",
@@ -349,6 +363,51 @@ class StoragedDaemon:
         """Delete a copy for good."""
         await self._ask("delete_volume", volume=volume_id)
 
+    async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
+        """Return every receipt noted so far, oldest first."""
+        receipts: list[DaemonReceipt] = []
+        async for receipt in self._receipts(0, follow=False):
+            receipts.append(receipt)  # noqa: PERF401 - an async generator is no sync iterable
+        return tuple(receipts)
+
+    def follow_receipts(self, after: int) -> AsyncIterator[DaemonReceipt]:
+        """Yield the receipts numbered above `after`, and each new one as it is noted."""
+        return self._receipts(after, follow=True)
+
+    async def _receipts(self, after: int, *, follow: bool) -> AsyncIterator[DaemonReceipt]:
+        # On a connection of its own: what comes unasked is not an answer to anybody.
+        try:
+            reader, writer = await asyncio.open_unix_connection(
+                str(self._socket_path), limit=ANSWER_BYTES_MAX
+            )
+        except OSError:
+            raise Unavailable(f"the storage daemon of {self._iaas_id} does not answer") from None
+        try:
+            ask = {"id": 1, "op": "receipts", "after": after}
+            writer.write(json.dumps(ask).encode() + b"\n")
+            while line := await reader.readline():
+                document: Json = json.loads(line)
+                if "error" in document:
+                    raise _error(document["error"])
+                if "receipt" in document:
+                    yield _receipt(msgspec.convert(document["receipt"], _Receipt))
+                elif not follow:
+                    return
+        finally:
+            writer.close()
+        raise Unavailable(f"the storage daemon of {self._iaas_id} ended")
+
+
+class _Receipt(msgspec.Struct):
+    number: int
+    act: str
+    volume: str
+    segment: int
+    first_sequence: int
+    last_sequence: int
+    chain: str
+    time_ns: int
+
 
 class _Mark(msgspec.Struct):
     sequence: int
@@ -374,9 +433,17 @@ class _History(msgspec.Struct):
     groups: list[_Group]
 
 
+class _Copy(msgspec.Struct):
+    node: str
+    connected: bool = False
+    state: str = ""
+    durable_sequence: int = 0
+
+
 class _Head(msgspec.Struct):
     epoch: int
     state: str
+    copies: list[_Copy] = []
     sequence: int = 0
     durable_sequence: int = 0
     mapped_bytes: int = 0
@@ -384,15 +451,40 @@ class _Head(msgspec.Struct):
     failure: str | None = None
 
 
+class _OwnCopy(msgspec.Struct):
+    sequence: int = 0
+    durable_sequence: int = 0
+
+
 class _Volume(msgspec.Struct):
     volume: str
     size_bytes: int
     failure: str | None = None
     head: _Head | None = None
+    copy: _OwnCopy | None = None
 
 
 class _Listed(msgspec.Struct):
     volumes: list[_Volume] = []
+
+
+def _durable_sequence(volume: _Volume) -> int:
+    if volume.head is not None:
+        return volume.head.durable_sequence
+    return 0 if volume.copy is None else volume.copy.durable_sequence
+
+
+def _receipt(noted: _Receipt) -> DaemonReceipt:
+    return DaemonReceipt(
+        number=noted.number,
+        act=noted.act,
+        volume_id=VolumeId(noted.volume),
+        segment=noted.segment,
+        first_sequence=noted.first_sequence,
+        last_sequence=noted.last_sequence,
+        chain=noted.chain,
+        time_ms=noted.time_ns // 1_000_000,
+    )
 
 
 def _moment(moment: Moment) -> Json:

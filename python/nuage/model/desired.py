@@ -157,7 +157,10 @@ class ChapWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadWish:
-    """A volume whose writes this IO-node shall order, under `epoch` from the quorum."""
+    """A volume whose writes this IO-node shall order, under `epoch` from the quorum.
+
+    `position` is the place of the node's own copy among all; `replicas` are the others in order.
+    """
 
     volume_id: VolumeId
     iaas_id: IaasId
@@ -168,6 +171,7 @@ class HeadWish:
     chap: tuple[ChapWish, ...]
     image_sha256: str = ""  # fill a fresh volume from this image first
     qos_class: QosClass = QosClass.SILVER
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +211,16 @@ class ReplicaReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyReport:
+    """How a head sees another copy: `is_live` once it gets each write as it is made."""
+
+    node_id: NodeId
+    is_connected: bool
+    is_live: bool
+    durable_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadReport:
     """What an IO-node sees of one head. `portal` is where initiators log in."""
 
@@ -218,11 +232,15 @@ class HeadReport:
     sequence: int = 0
     fill_bytes: int = 0
     failure: str = ""
+    copies: tuple[CopyReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IonodeReport:
-    """An IO-node's facts. `replica_addresses` maps an IaaS to its daemon's ``host:port``."""
+    """An IO-node's facts. `replica_addresses` maps an IaaS to its daemon's ``host:port``.
+
+    `erased` are the copies that the wish said to erase and that are gone.
+    """
 
     node_id: NodeId
     site_id: SiteId
@@ -232,3 +250,4 @@ class IonodeReport:
     replica_addresses: dict[IaasId, str]
     free_bytes: int
     total_bytes: int
+    erased: tuple[VolumeId, ...] = ()
