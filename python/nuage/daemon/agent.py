@@ -22,6 +22,7 @@ from nuage.trust.store import TrustStore
 
 WishT = TypeVar("WishT")
 ReportT = TypeVar("ReportT")
+AnyWish = TypeVar("AnyWish")
 REPORT_EVERY_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 5.0
 RETRY_S: Final = 0.5
@@ -69,13 +70,21 @@ class AgentChannel(Generic[WishT, ReportT]):
         wish_type: type[WishT],
         take_wish: Callable[[WishT], Awaitable[None]],
         reports: Callable[[], AsyncIterator[ReportT]],
+        wishes: str = "",
     ) -> None:
-        """Begin to talk."""
+        """Begin to talk. `wishes` names the stream of wishes: the role's own when left out."""
         self.client.start()
-        self._tasks.keep("wishes", lambda: self._follow(wish_type, take_wish))
+        stream = wishes or f"{self._role.value}.wishes"
+        self.follow(stream, wish_type, take_wish)
         self._tasks.keep("reports", lambda: self._report(reports))
         renewer = Renewer(self._store, self._renew, self._clock, Random())
         self._tasks.keep("renewal", renewer.run)
+
+    def follow(
+        self, stream: str, wish_type: type[AnyWish], take_wish: Callable[[AnyWish], Awaitable[None]]
+    ) -> None:
+        """Follow one more stream of wishes."""
+        self._tasks.keep(stream, lambda: self._follow(stream, wish_type, take_wish))
 
     async def _renew(self, request: RenewRequest) -> RenewAnswer:
         return await self.client.call(RENEW_METHOD, request, RenewAnswer)
@@ -86,7 +95,7 @@ class AgentChannel(Generic[WishT, ReportT]):
             await self._opened.wait()
 
     async def _follow(
-        self, wish_type: type[WishT], take_wish: Callable[[WishT], Awaitable[None]]
+        self, name: str, wish_type: type[AnyWish], take_wish: Callable[[AnyWish], Awaitable[None]]
     ) -> None:
         while True:
             await self._wait_open()
@@ -94,9 +103,7 @@ class AgentChannel(Generic[WishT, ReportT]):
                 await self.client.call(
                     "node.hello", self._configuration.node, ReportTaken, CALL_TIMEOUT_S
                 )
-                stream = self.client.subscribe(
-                    f"{self._role.value}.wishes", FollowWishes(), wish_type
-                )
+                stream = self.client.subscribe(name, FollowWishes(), wish_type)
                 async for wish in stream:
                     try:
                         await take_wish(wish)

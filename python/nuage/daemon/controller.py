@@ -22,6 +22,7 @@ from nuage.daemon.access import Access, Audit, AuditExport, known_user
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy import EnergyKeeper, Surroundings
 from nuage.daemon.energy_metrics import EnergyMetrics
+from nuage.daemon.fabric_desk import FabricDesk
 from nuage.daemon.guardian import Guardian, lease_until_s
 from nuage.daemon.hardware import redfish_fence
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
@@ -34,6 +35,7 @@ from nuage.daemon.quorum import open_quorum
 from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
 from nuage.errors import NuageError, Unavailable
+from nuage.iaas.fabric_wishes import FabricContext, fabric_key
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
@@ -231,7 +233,19 @@ class Controller:
             self.site, context, self._sessions, self._movement, self._tasks
         )
         self._wire_energy()
+        self._wire_fabric(context.storage_key)
         self._serve_other_sites()
+
+    def _wire_fabric(self, storage_key: bytes) -> None:
+        self._fabric = FabricDesk(
+            FabricContext(self.index, self.site_id, fabric_key(storage_key)),
+            self._sessions,
+            self._tasks,
+            self._clock,
+            edge_lives=self._reconciler.take_edge_report,
+        )
+        self._reconciler.listen(self._fabric.on_change)
+        self._fabric.register(self._handlers)
 
     def _wire_energy(self) -> None:
         around = Surroundings(

@@ -7,7 +7,7 @@ backlog. A node whose channel is closed for `NODE_LOST_AFTER_S` is announced as 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -35,20 +35,32 @@ class ReportTaken:
     lease_s: float = 0.0
 
 
-class WishSlot:
+class Numbered(Protocol):
+    """A wish: newer ones have higher numbers."""
+
+    @property
+    def revision(self) -> int:
+        """Return its number."""
+        ...
+
+
+W = TypeVar("W", bound=Numbered)
+
+
+class WishSlot(Generic[W]):
     """The newest wish of a node; readers wait for a newer one."""
 
     def __init__(self) -> None:
-        self._wish: VnodeWish | IonodeWish | None = None
+        self._wish: W | None = None
         self._changed = asyncio.Event()
 
-    def put(self, wish: VnodeWish | IonodeWish) -> None:
+    def put(self, wish: W) -> None:
         """Replace the wish."""
         self._wish = wish
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def follow(self) -> AsyncIterator[VnodeWish | IonodeWish]:
+    async def follow(self) -> AsyncIterator[W]:
         """Yield the wish, and then each newer one, skipping those that were replaced."""
         sent = -1
         while True:
@@ -78,7 +90,7 @@ class NodeSessions:
     def __init__(self, site_id: SiteId, clock: Clock) -> None:
         self._site_id = site_id
         self._clock = clock
-        self._slots: dict[NodeId, WishSlot] = {}
+        self._slots: dict[NodeId, WishSlot[VnodeWish | IonodeWish]] = {}
         self._seen_s: dict[NodeId, float] = {}
         self._lost: set[NodeId] = set()
         self._server: ChannelServer | None = None
@@ -127,7 +139,7 @@ class NodeSessions:
 
         self._on_lost = reactions.lost
 
-    def slot(self, node_id: NodeId) -> WishSlot:
+    def slot(self, node_id: NodeId) -> WishSlot[VnodeWish | IonodeWish]:
         """Return the wish slot of a node."""
         return self._slots.setdefault(node_id, WishSlot())
 
@@ -135,6 +147,15 @@ class NodeSessions:
         """Tell whether a node was heard within `NODE_LOST_AFTER_S`."""
         seen_s = self._seen_s.get(node_id)
         return seen_s is not None and self._clock.monotonic_s() - seen_s < NODE_LOST_AFTER_S
+
+    def hear(self, peer: Peer, node_id: NodeId) -> None:
+        """Note that a node spoke for itself.
+
+        Raises:
+            Forbidden: it spoke for another.
+        """
+        self._require_self(peer, node_id)
+        self._heard(node_id)
 
     def expect(self, node_id: NodeId) -> None:
         """Begin to wait for a node that the catalogue knows: it is lost if it stays silent."""

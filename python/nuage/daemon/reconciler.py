@@ -143,6 +143,10 @@ class Reconciler:
         acts += self._status_acts(report.node_id, ionode=report)
         self._begin(acts)
 
+    def take_edge_report(self, node_id: NodeId) -> None:
+        """Write down that an edge lives."""
+        self._begin(self._status_acts(node_id))
+
     def node_lost(self, node_id: NodeId) -> None:
         """Write down that a node is silent."""
         self._begin(
