@@ -246,13 +246,17 @@ class Guardian:
 
     async def _take_over(self) -> None:
         held = {lease.site for lease in await self._site.quorum.site_leases()}
-        index = self._site.index
+        index, own, expected = self._site.index, self._site.site_id, self._expected()
         for record in list(index.records("vm")):
             vm = record.value
-            if record.home in held or not isinstance(vm, Vm) or not self._fails_over(vm):
+            if record.home == own or not isinstance(vm, Vm) or not self._fails_over(vm):
                 continue
-            order = successors(index, vm, alive=held)
-            if order and order[0] == self._site.site_id:
+            if vm.wish is not PowerWish.RUNNING:
+                continue  # it does not run; its home keeps it
+            # What the quorum gave us and found no place then is finished, even if its home is back.
+            begun = vm.vm_id in self._owned - expected
+            order = [] if record.home in held else successors(index, vm, alive=held)
+            if begun or (order and order[0] == own):
                 try:
                     await self._take_over_vm(vm, record.home)
                 except Conflict as error:
