@@ -5,7 +5,8 @@ the site (docs/protocols/ledger.md). An IO-node signs a receipt when it seals, m
 segment of a journal. A head proves every receipt before it; consistency between two heads proves
 that nothing was rewritten in between; both are checked offline by `nuage.trust.verify`.
 
-One ledger is of one IaaS at one site. What is kept in memory is the hashes: 64 bytes a receipt.
+One ledger is of one IaaS at one site. What is kept in memory is the hashes: some 200 bytes a
+receipt.
 """
 
 import base64
@@ -303,6 +304,7 @@ class LocationLedger:
         self._offsets: list[int] = []
         self._heads: list[TreeHead] = []
         self._by_volume: dict[VolumeId, list[int]] = {}
+        self._leaves: set[bytes] = set()
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
         self._end = 0
@@ -318,6 +320,10 @@ class LocationLedger:
     def head(self) -> TreeHead | None:
         """Return the last signed head; publish it to the other sites."""
         return self._heads[-1] if self._heads else None
+
+    def has(self, receipt: Receipt) -> bool:
+        """Tell whether exactly this receipt is in it: a node hands over again what it must."""
+        return leaf_hash(receipt.leaf()) in self._leaves
 
     def append(self, receipt: Receipt, node_key: SiteKey) -> int:
         """Add a receipt and return its index; durable after `sync`.
@@ -423,7 +429,9 @@ class LocationLedger:
         self._end += len(line)
 
     def _added(self, volume_id: VolumeId, leaf: bytes) -> int:
-        index = self._tree.append(leaf_hash(leaf))
+        digest = leaf_hash(leaf)
+        self._leaves.add(digest)
+        index = self._tree.append(digest)
         self._by_volume.setdefault(volume_id, []).append(index)
         return index
 

@@ -4,10 +4,12 @@
 
     python verify.py audit  DIRECTORY --keys keys.json [--head SEQUENCE:HASH]
     python verify.py ledger FILE      --keys keys.json [--node-keys nodes.json]
+    python verify.py proof  FILE      [--keys keys.json] [--root root.pem]
 
 It imports nothing of Nuage, so that an auditor can read all that it trusts. `keys.json` is
 ``{"keys": [{"key_id": …, "site_id": …, "public_key": <base64>}]}``, taken from the
-federation once, on another way than the log. Formats: docs/protocols/audit.md, ledger.md.
+federation once, on another way than the log; a proof carries its certificates up to the
+federation's root. Formats: docs/protocols/audit.md, ledger.md.
 """
 
 import argparse
@@ -18,15 +20,19 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 AUDIT_CONTEXT: Final = b"nuage/audit/1\0"
 RECEIPT_CONTEXT: Final = b"nuage/receipt/1\0"
 HEAD_CONTEXT: Final = b"nuage/ledger-head/1\0"
+PROOF_CONTEXT: Final = b"nuage/proof/1\0"
 GENESIS: Final = "0" * 64  # the hash before the first record
 LINE_BYTES_MAX: Final = 64 * 1024
 PROBLEMS_MAX: Final = 100  # a log with more is lost anyway
@@ -103,6 +109,11 @@ def receipt_message(receipt: Json) -> bytes:
 def head_message(head: Json) -> bytes:
     """Return what a site signs in a tree head."""
     return HEAD_CONTEXT + canonical({k: v for k, v in head.items() if k != "signature"})
+
+
+def proof_message(body: Json) -> bytes:
+    """Return what the site that was asked signs in a volume's proof: its whole body."""
+    return PROOF_CONTEXT + canonical(body)
 
 
 # Audit log --------------------------------------------------------------------------------
@@ -455,6 +466,255 @@ def split_ledger_line(line: bytes) -> tuple[str, Json, bytes]:
     return kind.decode(), record, body
 
 
+# Proof of a volume's places -------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class ProofReport:
+    """What a volume's proof says. Any entry in `problems`: do not believe it.
+
+    `outside`: places that its contract does not allow; `silent`: sites of which it says nothing.
+    """
+
+    volume: str = ""
+    asked_site: str = ""
+    root_fingerprint: str = ""
+    is_anchored: bool = False
+    receipt_count: int = 0
+    head_count: int = 0
+    places: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether all of it is as it was signed."""
+        return not self.problems
+
+
+def verify_proof(
+    data: bytes, *, keys: Mapping[str, SiteKey] | None = None, root_pem: str = ""
+) -> ProofReport:
+    """Verify a volume's proof with public keys alone.
+
+    `keys` and `root_pem` were got on another way; without either it is only true in itself.
+    """
+    report = ProofReport()
+    try:
+        _check_proof(report, data, keys, root_pem)
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidSignature) as error:
+        report.problems.append(f"this is not a volume's proof: {error!r}")
+    return report
+
+
+def _check_proof(
+    report: ProofReport, data: bytes, keys: Mapping[str, SiteKey] | None, root_pem: str
+) -> None:
+    document = _parsed(data)
+    if not isinstance(document, dict) or canonical(document) + b"\n" != data:
+        raise ValueError("not in canonical form")
+    body = document["body"]
+    if len(document) != 4 or body["format"] != "nuage-proof/1":
+        raise ValueError("of another format")
+    report.volume = f"{body['volume']['name']} ({body['volume']['volume_id']})"
+    report.asked_site = str(document["site_id"])
+    root = x509.load_pem_x509_certificate(body["root"].encode())
+    root.verify_directly_issued_by(root)
+    report.root_fingerprint = root.fingerprint(hashes.SHA256()).hex()
+    if root_pem and x509.load_pem_x509_certificate(root_pem.encode()) != root:
+        report.problems.append("it stands on another root than the one that you trust")
+    report.is_anchored = bool(root_pem) or keys is not None
+    signers: dict[str, SiteKey] = {}
+    for site in body["sites"]:
+        signers |= _signers_of(site, root)
+    for key_id, key in signers.items():
+        if keys is not None and keys.get(key_id) != key:
+            report.problems.append(f"{key.site_id} signs with a key that you do not know: {key_id}")
+    asked = signers.get(document["key_id"])
+    if (
+        asked is None
+        or asked.site_id != document["site_id"]
+        or not signature_holds(asked.public_key, document["signature"], proof_message(body))
+    ):
+        report.problems.append("the signature of the site that was asked does not hold")
+    for site in body["sites"]:
+        _check_site(report, site, signers, body)
+    report.silent += [str(site) for site in body["silent"]]
+
+
+def _signers_of(site: Json, root: x509.Certificate) -> dict[str, SiteKey]:
+    """Return a site's signing keys; raises ValueError unless they come from the root."""
+    authority = _authority_of(site, root)
+    domain = _domain_of(site, root)
+    found: dict[str, SiteKey] = {}
+    for signer in x509.load_pem_x509_certificates(str(site["signers"]).encode()):
+        signer.verify_directly_issued_by(authority)
+        names = _alternative_names(signer)
+        if names.get_values_for_type(x509.DNSName) != [f"signer.{domain}"]:
+            raise ValueError(f"not a signer of {site['site_id']}")
+        key_id, raw = _key_of(signer)
+        found[key_id] = SiteKey(str(site["site_id"]), raw)
+    return found
+
+
+def _authority_of(site: Json, root: x509.Certificate) -> x509.Certificate:
+    authority = x509.load_pem_x509_certificate(str(site["authority"]).encode())
+    authority.verify_directly_issued_by(root)
+    constraints = authority.extensions.get_extension_for_class(x509.NameConstraints).value
+    domains = [n.value for n in constraints.permitted_subtrees or () if isinstance(n, x509.DNSName)]
+    basic = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+    if not basic.ca or domains != [_domain_of(site, root)]:
+        raise ValueError(f"not the authority of {site['site_id']}")
+    return authority
+
+
+def _domain_of(site: Json, root: x509.Certificate) -> str:
+    (federation,) = root.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATION_NAME)
+    return f"{site['site_id']}.{federation.value!s}.nuage.internal"
+
+
+def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
+    return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+def _key_of(certificate: x509.Certificate) -> tuple[str, bytes]:
+    key = certificate.public_key()
+    if not isinstance(key, Ed25519PublicKey):
+        raise TypeError("not an Ed25519 key")
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return hashlib.sha1(raw, usedforsecurity=False).hexdigest(), raw
+
+
+def _nodes_of(site: Json, root: x509.Certificate) -> dict[str, tuple[str, SiteKey]]:
+    """Return the IO-nodes whose certificates are there, by key id."""
+    authority = _authority_of(site, root)
+    found: dict[str, tuple[str, SiteKey]] = {}
+    certificates = site["certificates"]
+    if not isinstance(certificates, dict):
+        raise TypeError("certificates")
+    for key_id, pem in certificates.items():
+        certificate = x509.load_pem_x509_certificate(str(pem).encode())
+        certificate.verify_directly_issued_by(authority)
+        uris = _alternative_names(certificate).get_values_for_type(x509.UniformResourceIdentifier)
+        (site_id, role, node_id) = uris[0].rsplit("/", 3)[1:]
+        found_id, raw = _key_of(certificate)
+        if site_id != site["site_id"] or role != "ionode" or found_id != key_id:
+            raise ValueError(f"not the certificate of an IO-node of {site['site_id']}")
+        found[key_id] = (node_id, SiteKey(site_id, raw))
+    return found
+
+
+def _check_site(
+    report: ProofReport, site: Json, signers: Mapping[str, SiteKey], body: Json
+) -> None:
+    site_id, head = str(site["site_id"]), site["head"]
+    receipts = site["receipts"]
+    if not isinstance(receipts, list) or (head is None and receipts):
+        raise ValueError(f"receipts of {site_id} without a head")
+    if head is None:
+        return
+    if not isinstance(head, dict):
+        raise TypeError("head")
+    key = signers.get(str(head["key_id"]))
+    if (
+        key is None
+        or key.site_id != site_id
+        or head["site_id"] != site_id
+        or head["ledger"] != _inner(body, "volume")["iaas_id"]
+        or not signature_holds(key.public_key, head["signature"], head_message(head))
+    ):
+        report.problems.append(f"the head of {site_id}'s ledger does not hold")
+        return
+    report.head_count += 1
+    nodes = _nodes_of(site, x509.load_pem_x509_certificate(str(body["root"]).encode()))
+    for entry in receipts:
+        _check_proven(report, entry, head, nodes, body)
+    report.places += _told_places(site, [entry["receipt"] for entry in receipts])
+    refusal = _refusal_of(_inner(body, "contract"), site)
+    if refusal and receipts:
+        report.outside.append(f"{site_id}: {refusal}")
+
+
+def _inner(document: Json, name: str) -> Json:
+    value = document[name]
+    if not isinstance(value, dict):
+        raise TypeError(name)
+    return value
+
+
+def _check_proven(
+    report: ProofReport,
+    entry: Json,
+    head: Json,
+    nodes: Mapping[str, tuple[str, SiteKey]],
+    body: Json,
+) -> None:
+    receipt, index, path = _inner(entry, "receipt"), entry["index"], entry["path"]
+    if not isinstance(path, list) or not isinstance(index, int) or isinstance(index, bool):
+        raise TypeError("path")
+    where = f"receipt {index} of {head['site_id']}"
+    node_id, key = nodes[str(receipt["key_id"])]
+    if receipt["volume_id"] != _inner(body, "volume")["volume_id"]:
+        report.problems.append(f"{where}: of another volume")
+    if node_id != receipt["node_id"] or not check_receipt(receipt, key):
+        report.problems.append(f"{where}: the IO-node's signature does not hold")
+    steps = [bytes.fromhex(str(step)) for step in path]
+    size, root = int(str(head["size"])), bytes.fromhex(str(head["root"]))
+    if not verify_inclusion(leaf_hash(canonical(receipt)), index, size, steps, root):
+        report.problems.append(f"{where}: it is not under the signed head")
+    report.receipt_count += 1
+
+
+def _refusal_of(contract: Json, site: Json) -> str:
+    """Return which rule of the contract a site breaks, "" when none."""
+    for rule, found in (
+        ("sites", site["site_id"]),
+        ("data_countries", site["country"]),
+        ("operator_countries", site["operator_country"]),
+    ):
+        allowed = contract[rule]
+        if isinstance(allowed, list) and allowed and found not in allowed:
+            return f"{found} is not among the contract's {rule} {', '.join(map(str, allowed))}"
+    if int(str(site["tier"])) < int(str(contract["tier_min"])):
+        return f"tier {site['tier']} is below {contract['tier_min']}"
+    return ""
+
+
+def _told_places(site: Json, receipts: Sequence[Json]) -> list[str]:
+    """Return a line for each IO-node: which segments it held, from when to when."""
+    law = f"{site['place']}, {site['country']}, {site['operator']} ({site['operator_country']})"
+    lines = []
+    for node_id in sorted({str(receipt["node_id"]) for receipt in receipts}):
+        own = [receipt for receipt in receipts if receipt["node_id"] == node_id]
+        held = {str(r["segment"]) for r in own if r["event"] != "expire"}
+        gone = {str(r["segment"]) for r in own if r["event"] == "expire"}
+        first, *_, last = sorted(int(str(r["time_ms"])) for r in (*own, *own))
+        until = f"until {_told_time(last)}" if gone >= held else "to this day"
+        lines.append(f"{node_id} in {law}: {len(held)} segments since {_told_time(first)}, {until}")
+    return lines
+
+
+def _told_time(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def told_proof(report: ProofReport) -> Iterator[str]:
+    """Return a proof's report in words, line by line."""
+    yield "SOUND" if report.is_sound else "NOT SOUND: do not believe this file"
+    yield f"  volume          {report.volume or '?'}"
+    yield f"  asked at        {report.asked_site or '?'}"
+    yield f"  receipts        {report.receipt_count}, under {report.head_count} signed heads"
+    anchor = "the one that you trust" if report.is_anchored else "compare it with the operators'"
+    yield f"  root            SHA-256 {report.root_fingerprint} ({anchor})"
+    yield from (f"  place           {place}" for place in report.places)
+    yield from (
+        f"  NOT ANSWERED    {site}: this proof says nothing of it" for site in report.silent
+    )
+    yield from (f"  OUTSIDE         {place}" for place in report.outside)
+    yield from (f"  problem         {problem}" for problem in report.problems)
+
+
 # Command line -------------------------------------------------------------------------------
 
 
@@ -483,12 +743,23 @@ def keys_document(keys: Mapping[str, SiteKey]) -> bytes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Verify what the command line names; return 0 when it is sound, 1 when it is not."""
     parser = argparse.ArgumentParser(description="Verify a Nuage audit log or location ledger.")
-    parser.add_argument("kind", choices=("audit", "ledger"))
+    parser.add_argument("kind", choices=("audit", "ledger", "proof"))
     parser.add_argument("path", type=Path)
-    parser.add_argument("--keys", type=Path, required=True, help="the sites' public keys")
+    parser.add_argument("--keys", type=Path, help="the sites' public keys")
+    parser.add_argument("--root", type=Path, help="the federation's root certificate (proof)")
     parser.add_argument("--node-keys", type=Path, help="the IO-nodes' public keys (ledger)")
     parser.add_argument("--head", help="SEQUENCE:HASH that somebody else kept")
     options = parser.parse_args(arguments)
+    if options.kind == "proof":
+        proof = verify_proof(
+            options.path.read_bytes(),
+            keys=load_keys(options.keys) if options.keys else None,
+            root_pem=options.root.read_text() if options.root else "",
+        )
+        sys.stdout.write("\n".join(told_proof(proof)) + "\n")
+        return 0 if proof.is_sound and not proof.outside else 1
+    if options.keys is None:
+        parser.error("--keys is missing")
     keys = load_keys(options.keys)
     head: tuple[int, str] | None = None
     if options.head:

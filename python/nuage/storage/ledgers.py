@@ -1,0 +1,193 @@
+"""A site's location ledgers: one per IaaS, fed by its IO-nodes, and what is proven from them.
+
+In flow batches of receipts that IO-nodes signed, each with the certificate of its signer. It is
+checked up to the federation's root before anything is entered, and kept beside the ledgers, so
+that an auditor can check the receipts long after the node is gone. Out flow receipts, and proofs
+that they are under a head of the Merkle tree that the site signed (docs/protocols/ledger.md).
+
+Layout: ``ledger/<iaas id>.log`` and ``ledger/certificates/<key id>.pem``.
+"""
+
+import base64
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from nuage.channel.identity import Identity
+from nuage.errors import Forbidden, InvalidRequest, NuageError, Unauthenticated
+from nuage.ids import FederationId, IaasId, SiteId, VolumeId
+from nuage.ionode.receipts import BATCH_MAX, ReceiptBatch
+from nuage.model.infrastructure import NodeRole
+from nuage.trust.book import key_id_of, raw_key
+from nuage.trust.files import write_atomically
+from nuage.trust.ledger import LocationLedger, Receipt, TreeHead
+from nuage.trust.pki import (
+    federation_of_root,
+    identity_of_certificate,
+    load_certificate,
+    load_chain,
+    pem_of,
+    public_key_of,
+    require_issued,
+    require_site_authority,
+)
+from nuage.trust.verify import SiteKey, proof_message
+
+CERTIFICATES: Final = "certificates"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvenReceipt:
+    """A receipt, and the path from it to the head (hexadecimal, leaf upwards)."""
+
+    index: int
+    receipt: Receipt
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerProof:
+    """All receipts of a volume in one site's ledger, under one signed head.
+
+    `certificates` holds the signers' certificates (PEM) by key id; `head` is None where nothing
+    was ever entered.
+    """
+
+    site_id: SiteId
+    head: TreeHead | None
+    receipts: tuple[ProvenReceipt, ...]
+    certificates: dict[str, str]
+
+
+class LedgerShelf:
+    """The ledgers of one site. One writer: its controller."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        site_id: SiteId,
+        root_pem: str,
+        key: Callable[[], Ed25519PrivateKey],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._site_id = site_id
+        self.root_pem = root_pem
+        self._root = load_certificate(root_pem)
+        self._key = key
+        self._now_s = now_s
+        self._ledgers: dict[IaasId, LocationLedger] = {}
+        (directory / CERTIFICATES).mkdir(mode=0o750, parents=True, exist_ok=True)
+
+    def take(self, sender: Identity, batch: ReceiptBatch) -> int:
+        """Enter what an IO-node vouches for; durable on return. Return how many were new.
+
+        Raises:
+            Forbidden: it vouches for another node.
+            Unauthenticated: its certificate does not come from the root.
+            InvalidRequest: a signature does not hold; nothing was entered.
+        """
+        if len(batch.receipts) > BATCH_MAX * 2:
+            raise InvalidRequest(f"at most {BATCH_MAX * 2} receipts at a time", field="receipts")
+        signer, certificate_pem = self._signer_of(sender, batch.chain_pem)
+        key_id = _key_id(certificate_pem)
+        for receipt in batch.receipts:
+            if (receipt.site_id, receipt.node_id) != (sender.site_id, sender.node_id):
+                raise Forbidden(f"{sender} may not vouch for {receipt.node_id}")
+            if receipt.key_id != key_id:
+                raise InvalidRequest("signed with another key than the one shown", field="key_id")
+        kept = self._directory / CERTIFICATES / f"{key_id}.pem"
+        if not kept.exists():
+            write_atomically(kept, certificate_pem.encode())
+        ledger = self.ledger(batch.iaas_id)
+        fresh = [receipt for receipt in batch.receipts if not ledger.has(receipt)]
+        for receipt in fresh:
+            ledger.append(receipt, signer)
+        ledger.sync()
+        return len(fresh)
+
+    def _signer_of(self, sender: Identity, chain_pem: str) -> tuple[SiteKey, str]:
+        leaf, *above = load_chain(chain_pem)
+        if not above:
+            raise Unauthenticated("the chain lacks the authority of the site")
+        federation: FederationId = federation_of_root(self._root)
+        require_site_authority(
+            above[0], self._root, federation_id=federation, site_id=self._site_id, now_s=None
+        )
+        require_issued(leaf, above[0], now_s=self._now_s())
+        identity = identity_of_certificate(leaf)
+        if identity != sender or identity.role is not NodeRole.IONODE:
+            raise Unauthenticated(f"{sender} shows the certificate of {identity}")
+        return SiteKey(self._site_id, raw_key(public_key_of(leaf))), pem_of(leaf)
+
+    def ledger(self, iaas_id: IaasId) -> LocationLedger:
+        """Return the ledger of an IaaS, opened or begun."""
+        known = self._ledgers.get(iaas_id)
+        if known is None:
+            known = LocationLedger(
+                self._directory / f"{iaas_id}.log",
+                name=iaas_id,
+                site_id=self._site_id,
+                key=self._key(),
+                now_s=self._now_s,
+            )
+            self._ledgers[iaas_id] = known
+        return known
+
+    def prove(self, iaas_id: IaasId, volume_id: VolumeId) -> LedgerProof:
+        """Return every receipt of a volume, under a head that covers all of them."""
+        if iaas_id not in self._ledgers and not (self._directory / f"{iaas_id}.log").exists():
+            return LedgerProof(site_id=self._site_id, head=None, receipts=(), certificates={})
+        ledger = self.ledger(iaas_id)
+        if ledger.size and (ledger.head is None or ledger.head.size < ledger.size):
+            ledger.sign_head()
+        proofs = [ledger.prove(index) for index, _ in ledger.receipts_of(volume_id)]
+        return LedgerProof(
+            site_id=self._site_id,
+            head=ledger.head,
+            receipts=tuple(
+                ProvenReceipt(index=proof.index, receipt=proof.receipt, path=proof.path)
+                for proof in proofs
+            ),
+            certificates=self._certificates(proof.receipt for proof in proofs),
+        )
+
+    def receipts(self, iaas_id: IaasId) -> tuple[Receipt, ...]:
+        """Return every receipt of an IaaS here, oldest first."""
+        if iaas_id not in self._ledgers and not (self._directory / f"{iaas_id}.log").exists():
+            return ()
+        ledger = self.ledger(iaas_id)
+        return tuple(ledger.receipt(index) for index in range(ledger.size))
+
+    def _certificates(self, receipts: Iterable[Receipt]) -> dict[str, str]:
+        key_ids = sorted({receipt.key_id for receipt in receipts})
+        folder = self._directory / CERTIFICATES
+        return {key_id: (folder / f"{key_id}.pem").read_text() for key_id in key_ids}
+
+    def sign(self, body: dict[str, object]) -> tuple[str, str]:
+        """Return key id and signature (base64) of this site over a proof's body."""
+        key = self._key()
+        signature = base64.b64encode(key.sign(proof_message(body))).decode()
+        return key_id_of(key.public_key()), signature
+
+    def sync(self) -> None:
+        """Sign what has waited long enough; called from time to time."""
+        for ledger in self._ledgers.values():
+            ledger.sync()
+
+    def close(self) -> None:
+        """Sign what is left and close the files."""
+        for ledger in self._ledgers.values():
+            ledger.close()
+        self._ledgers.clear()
+
+
+def _key_id(certificate_pem: str) -> str:
+    try:
+        return key_id_of(public_key_of(load_certificate(certificate_pem)))
+    except NuageError as error:
+        raise Unauthenticated(f"the certificate cannot be read: {error.message}") from error
