@@ -48,8 +48,10 @@ def free_address(segment: Segment, site_number: int, used: Iterable[str]) -> str
     return f"{IPv4Address(number)}/{IPv4Network(segment.cidr).prefixlen}"
 
 
-def free_number(segment: Segment, site_number: int, *taken: Collection[int]) -> int:
-    """Return the lowest address of a site's slice that is in none of `taken`, as a number.
+def free_number(
+    segment: Segment, site_number: int, used: Collection[int], promised: Collection[int] = ()
+) -> int:
+    """Return the lowest address of a site's slice that nobody has or was promised, as a number.
 
     Raises:
         QuotaExceeded: the site's slice of the segment is full.
@@ -61,8 +63,9 @@ def free_number(segment: Segment, site_number: int, *taken: Collection[int]) -> 
     last = min(first + slice_count, base + network.num_addresses - 1)  # never the broadcast
     kept = {base, base + 1, int(IPv4Address(segment.gateway)) if segment.gateway else base}
     for number in range(first, last):
-        if number not in kept and not any(number in numbers for numbers in taken):
-            return number
+        if number in used or number in promised or number in kept:
+            continue
+        return number
     raise QuotaExceeded(
         f"addresses of segment {segment.name}", limit=slice_count, used=slice_count, asked=1
     )

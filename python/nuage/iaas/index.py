@@ -21,6 +21,7 @@ from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 
 N = TypeVar("N", bound=Noun)
+PLACE_KINDS = frozenset({"datacenter", "node", "node-status"})
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class FederationIndex:
 
     def __init__(self, site_id: SiteId) -> None:
         self.site_id = site_id
+        self.places_version = 0  # grows whenever a datacenter, a node or a node's status changes
         self._copies: dict[tuple[str, str], dict[SiteId, Record]] = {}
         self._visible: dict[str, dict[str, Record]] = {kind: {} for kind in KINDS}
         self._names: dict[tuple[str, str, str], set[str]] = defaultdict(set)
@@ -95,13 +97,17 @@ class FederationIndex:
 
     def _show(self, kind: str, object_id: str) -> Change:
         copies = self._copies.get((kind, object_id), {})
-        after = max(
-            copies.values(), key=lambda r: (r.epoch, r.home == self.site_id, r.home), default=None
-        )
+        after: Record | None
+        if len(copies) == 1:
+            (after,) = copies.values()
+        else:
+            after = max(copies.values(), key=self._authority, default=None)
         if not copies:
             self._copies.pop((kind, object_id), None)
         before = self._visible[kind].get(object_id)
         if before is not after:
+            if kind in PLACE_KINDS:
+                self.places_version += 1
             if before is not None:
                 self._unlink(before)
                 del self._visible[kind][object_id]
@@ -109,6 +115,9 @@ class FederationIndex:
                 self._visible[kind][object_id] = after
                 self._link(after)
         return Change(kind, object_id, before, after)
+
+    def _authority(self, record: Record) -> tuple[int, bool, SiteId]:
+        return record.epoch, record.home == self.site_id, record.home
 
     def _link(self, record: Record) -> None:
         self._count(record.value, 1)

@@ -17,12 +17,14 @@ from nuage.clock import Clock
 from nuage.errors import Conflict
 from nuage.iaas.index import Change, FederationIndex
 from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId
+from nuage.model.contract import Contract
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.vm import Vm
-from nuage.model.volume import Volume
+from nuage.model.volume import ReplicaPlace, Volume
 from nuage.quorum.model import Quorum
+from nuage.storage.ledgers import LedgerShelf
 
 R = TypeVar("R")
 
@@ -139,13 +141,22 @@ Announce = Callable[[str, str, str, str], None]
 
 
 @dataclass(slots=True)
+class VolumePlaces:
+    """Where a new volume goes by contract, as worked out at `version` of the index's places."""
+
+    version: int = -1
+    by_contract: dict[Contract, tuple[ReplicaPlace, ...]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Site:
     """What the use cases of one controller act through.
 
     `announce(kind, id, what, text)` puts a line on the live event stream. `on_change` hears every
     change of the index that this site's own writes make. `age_of` tells how many seconds ago a
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
-    given to ports whose write is on its way to the disk.
+    given to ports whose write is on its way to the disk. `ledgers` are where this site notes what its
+    IO-nodes vouch for.
     """
 
     site_id: SiteId
@@ -162,7 +173,9 @@ class Site:
     entropy: EntropySource = field(default=os.urandom)
     holds_lease: Callable[[], bool] = field(default=lambda: True)  # others leave ours alone
     steering: Steering | None = None
+    volume_places: VolumePlaces = field(default_factory=VolumePlaces)
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
+    ledgers: LedgerShelf | None = None
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.

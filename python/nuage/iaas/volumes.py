@@ -87,14 +87,21 @@ def ionode_spaces(site: Site) -> list[IonodeSpace]:
 
 
 def place_volume(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
-    """Choose where the copies of a volume near this site rest."""
-    return choose_places(
-        iaas.contract,
-        size_bytes=0,  # thin: space is taken as it is written; quotas bound what may be
-        near=site.site_id,
-        sites=site.index.values(Datacenter),
-        nodes=ionode_spaces(site),
-    )
+    """Choose where the copies of a volume near this site rest; the same until a node changes."""
+    kept = site.volume_places
+    if kept.version != site.index.places_version:
+        kept.version = site.index.places_version
+        kept.by_contract.clear()
+    places = kept.by_contract.get(iaas.contract)
+    if places is None:
+        places = kept.by_contract[iaas.contract] = choose_places(
+            iaas.contract,
+            size_bytes=0,  # thin: space is taken as it is written; quotas bound what may be
+            near=site.site_id,
+            sites=site.index.values(Datacenter),
+            nodes=ionode_spaces(site),
+        )
+    return places
 
 
 def new_volume(
