@@ -5,7 +5,7 @@ The names and their units are fixed here; a SeD may add its own (`EstimationVect
 which policies see under the name the SeD gave, with NaN where a candidate has none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -66,22 +66,42 @@ class Columns:
         return np.full(len(self.node_ids), np.nan) if column is None else column
 
 
+class _CostColumns(Mapping[str, FloatArray]):
+    """The costs of some estimates, each column built when a policy first reads it."""
+
+    def __init__(self, costs: Sequence[Mapping[str, float]]) -> None:
+        self._costs = costs
+        self._built: dict[str, FloatArray] = {}
+        self._names: dict[str, None] | None = None
+
+    def _all_names(self) -> dict[str, None]:
+        if self._names is None:
+            self._names = dict.fromkeys(name for costs in self._costs for name in costs)
+        return self._names
+
+    def __getitem__(self, name: str) -> FloatArray:
+        column = self._built.get(name)
+        if column is None:
+            values = [costs.get(name) for costs in self._costs]
+            if all(value is None for value in values):
+                raise KeyError(name)
+            column = np.array(
+                [np.nan if value is None else value for value in values], dtype=np.float64
+            )
+            self._built[name] = column
+        return column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all_names())
+
+    def __len__(self) -> int:
+        return len(self._all_names())
+
+
 def columns_of(estimates: Sequence[Estimate]) -> Columns:
     """Return the estimates' costs as columns, in the estimates' order."""
-    node_ids = tuple(estimate.node_id for estimate in estimates)
-    site_ids = tuple(estimate.site_id for estimate in estimates)
-    if all(tuple(estimate.costs) == COLUMN_NAMES for estimate in estimates):
-        block = np.array(
-            [list(estimate.costs.values()) for estimate in estimates], dtype=np.float64
-        )
-        rows = block.reshape(len(estimates), len(COLUMN_NAMES)).T
-        return Columns(node_ids, site_ids, dict(zip(COLUMN_NAMES, rows, strict=True)))
-    names = dict.fromkeys(name for estimate in estimates for name in estimate.costs)
     return Columns(
-        node_ids,
-        site_ids,
-        {
-            name: np.array([e.costs.get(name, np.nan) for e in estimates], dtype=np.float64)
-            for name in names
-        },
+        tuple(estimate.node_id for estimate in estimates),
+        tuple(estimate.site_id for estimate in estimates),
+        _CostColumns([estimate.costs for estimate in estimates]),
     )

@@ -144,6 +144,7 @@ class _Placement:
     commit_count: int = 0
     had_conflict: bool = False
     ranked: tuple[RankedCandidate, ...] = ()
+    terms: dict[NodeId, dict[str, float]] = field(default_factory=dict)
     left: Iterator[RankedCandidate] = field(default_factory=lambda: iter(()))
     asked: RankedCandidate | None = None
     commit_deadline_s: float = 0.0
@@ -326,10 +327,11 @@ class MasterAgent:
                 node_id=node_id,
                 site_id=estimates[index].site_id,
                 score=score,
-                terms=estimates[index].costs,
+                terms=estimates[index].costs if place < TERMS_KEPT else {},
             )
-            for score, node_id, index in order
+            for place, (score, node_id, index) in enumerate(order)
         )
+        placement.terms = {estimate.node_id: estimate.costs for estimate in estimates}
         return ranked, barred
 
     def _advance(self, placements: list[_Placement], now_s: float) -> list[Effect]:
@@ -410,7 +412,7 @@ class MasterAgent:
                 decided_s=now_s,
                 asked_sites=placement.sites,
                 silent_sites=tuple(sorted(placement.silent)),
-                ranked=_told(placement.ranked, elected),
+                ranked=_told(placement, elected),
                 refusals=tuple(dict.fromkeys(placement.refusals)),
                 elected=None if elected is None else elected.node_id,
                 elected_site=None if elected is None else elected.site_id,
@@ -418,17 +420,16 @@ class MasterAgent:
         )
 
 
-def _told(
-    ranked: tuple[RankedCandidate, ...], elected: RankedCandidate | None
-) -> tuple[RankedCandidate, ...]:
-    """Return the ranking as it is kept: every score, but only the leaders' terms and the winner's.
+def _told(placement: _Placement, elected: RankedCandidate | None) -> tuple[RankedCandidate, ...]:
+    """Return the ranking as it is kept: every score, the leaders' terms and the winner's.
 
     A decision lies in the catalogue of every site for as long as its VM.
     """
-    return ranked[:TERMS_KEPT] + tuple(
-        candidate if candidate is elected else replace(candidate, terms={})
-        for candidate in ranked[TERMS_KEPT:]
-    )
+    ranked = placement.ranked
+    if elected is None or elected.terms:
+        return ranked
+    terms = placement.terms.get(elected.node_id, {})
+    return tuple(replace(c, terms=terms) if c is elected else c for c in ranked)
 
 
 @dataclass(slots=True)
