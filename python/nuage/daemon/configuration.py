@@ -98,22 +98,35 @@ class VnodeConfiguration(AgentConfiguration):
     accelerator: str = "auto"
     calibration_file: Path | None = None
     cpu_stat_file: Path | None = None
+    plane: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IonodeConfiguration(AgentConfiguration):
-    """An IO-node: where its disks are mounted and which program stores."""
+    """An IO-node: where its disks are mounted and which program stores.
+
+    `disk_serial` goes into the receipts of what lies there; empty: node and mount point.
+    """
 
     data_dir: Path
     capacity_bytes: int = 0
+    disk_serial: str = ""
     storaged: str = "nuage-storaged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeConfiguration(AgentConfiguration):
-    """An edge: its addresses towards the providers."""
+    """An edge: its lines, each ``provider=address``, and how its trunks are kept.
+
+    Trunks are encrypted unless both ends say `bare_trunks`: fibre of the operator's own.
+    `plane` is auto, kernel or software, on V-nodes too.
+    """
 
     providers: tuple[str, ...] = ()
+    line_mbit: int = 1000
+    line_mtu_bytes: int = 1500
+    bare_trunks: bool = False
+    plane: str = "auto"
 
 
 def load(path: Path, cls: type[T]) -> T:

@@ -27,6 +27,7 @@ from nuage.daemon.guardian import Guardian, lease_until_s
 from nuage.daemon.hardware import redfish_fence
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.joining import STORAGE_KEY_FILE, Welcoming, first_user, own_number, service_hosts
+from nuage.daemon.ledgers import keep_ledgers, open_ledgers, serve_ledgers
 from nuage.daemon.metrics import ControllerMetrics
 from nuage.daemon.nodes import NodeSessions, Reactions
 from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChannels
@@ -141,6 +142,11 @@ class Controller:
         )
         self._audit = Audit(audit_log, self._tasks)
         self._closers.append(self._close_audit)
+        self._ledgers = open_ledgers(state_dir, self._store, self._clock)
+        self._closers.append(self._close_ledgers)
+
+    async def _close_ledgers(self) -> None:
+        self._ledgers.close()
 
     async def _close_audit(self) -> None:
         self._audit.close()
@@ -212,6 +218,7 @@ class Controller:
             announce=self._announce,
             on_change=self._on_change,
             age_of=self.links.age_of,
+            ledgers=self._ledgers,
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)
@@ -268,6 +275,7 @@ class Controller:
 
     def _serve_other_sites(self) -> None:
         controllers = {NodeRole.CONTROLLER}
+        serve_ledgers(self._handlers, self.site, self._ledgers)
 
         @self._handlers.method(VOLUME_LEFT_METHOD, VolumeLeft, roles=controllers)
         async def left(_peer: Peer, body: VolumeLeft) -> None:
@@ -437,6 +445,7 @@ class Controller:
         )
         self._tasks.keep("renewal", renewer.run)
         self._tasks.keep("audit seal", self._seal_audit)
+        keep_ledgers(self._tasks, self._ledgers, self._clock)
         self._tasks.keep("service certificate", self._renew_service)
 
     async def _refresh_leases(self) -> None:

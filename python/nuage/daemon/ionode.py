@@ -15,11 +15,13 @@ from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.iaas.past import HISTORY_METHOD, MARK_METHOD, ROLLBACK_METHOD
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
 from nuage.ionode.port import StorageDaemon
+from nuage.ionode.receipts import RECEIPTS_METHOD, ReceiptBatch, Signer
 from nuage.ionode.storaged import StoragedDaemon, StoragedOptions, choose_ports, taken_ports
 from nuage.model.desired import DaemonWish, IonodeReport, IonodeWish
 from nuage.model.history import AskHistory, AskMark, AskRollback, Marked, VolumeHistory
 from nuage.model.infrastructure import NodeRole
-from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT
+from nuage.trust.pki import pem_of
+from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
 
 log = structlog.get_logger("ionode")
 
@@ -48,6 +50,8 @@ class IonodeProcess:
             open_daemon=self._open_daemon,
             fetch_image=self._fetch_image,
             clock=self._clock,
+            signer=self._signer(),
+            hand_receipts=self._hand_receipts,
         )
         handlers = Handlers()
         self._register(handlers)
@@ -84,6 +88,21 @@ class IonodeProcess:
         @handlers.method(ROLLBACK_METHOD, AskRollback, roles=controllers)
         async def rollback(_peer: Peer, ask: AskRollback) -> None:
             await self._agent.daemon_of(ask.iaas_id).rollback(ask)
+
+    def _signer(self) -> Signer:
+        configuration = self._configuration
+        store = TrustStore(configuration.trust_dir)
+        node = configuration.node
+        return Signer(
+            site_id=node.site_id,
+            node_id=node.node_id,
+            disk_serial=configuration.disk_serial or f"{node.node_id}:{configuration.data_dir}",
+            key=store.key,
+            chain_pem=lambda: pem_of(*store.chain()),
+        )
+
+    async def _hand_receipts(self, batch: ReceiptBatch) -> None:
+        await self._channel.client.call(RECEIPTS_METHOD, batch, type(None))
 
     async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
         configuration = self._configuration

@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from nuage.iaas import building, energy, images, infrastructure, machines, past, people, volumes
+from nuage.iaas import (
+    building,
+    energy,
+    images,
+    infrastructure,
+    machines,
+    past,
+    people,
+    provenance,
+    volumes,
+)
 from nuage.iaas.operations import Operation, OperationTable, Run, Shown, any_scope, anywhere
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
@@ -22,7 +32,7 @@ VMS = "/v1/iaas/{iaas}/vms"
 VOLUMES = "/v1/iaas/{iaas}/volumes"
 
 
-for _module in (building, energy, infrastructure, past, people):
+for _module in (building, energy, infrastructure, past, people, provenance):
     _module.enter(TABLE)
 
 

@@ -155,8 +155,8 @@ class Site:
     `announce(kind, id, what, text)` puts a line on the live event stream. `on_change` hears every
     change of the index that this site's own writes make. `age_of` tells how many seconds ago a
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
-    given to ports whose write is on its way to the disk. `ledgers` are where this site notes what its
-    IO-nodes vouch for.
+    given to ports whose write is on its way to the disk. `ledgers` are where this site notes
+    what its IO-nodes vouch for.
     """
 
     site_id: SiteId

@@ -1,0 +1,394 @@
+"""Where the data of an IaaS has been, and whether that was within its contract.
+
+Every site keeps a location ledger of each IaaS (`storage.ledgers`). Asked here, a question goes to
+every site over the channels; a site that does not answer is named in the answer, never left out in
+silence. A proof is a document that stands alone: receipts, their paths to heads that the sites
+signed, keys and certificates up to the federation's root, and the contract as it is now
+(docs/protocols/ledger.md §4). `nuage verify FILE` checks it with public keys alone.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from nuage.errors import NuageError, Unavailable
+from nuage.iaas.building import NameIaas, iaas_scope
+from nuage.iaas.operations import Operation, OperationTable, anywhere
+from nuage.iaas.site import Site
+from nuage.iaas.volumes import NameVolume, volume_of, volume_scope
+from nuage.ids import IaasId, NodeId, SiteId, VolumeId
+from nuage.model.contract import Contract, refusal_of_site
+from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Datacenter
+from nuage.model.trust import SiteTrust
+from nuage.model.vm import Vm
+from nuage.model.volume import Volume
+from nuage.storage.ledgers import LedgerProof, LedgerShelf
+from nuage.trust.permissions import Principal
+from nuage.trust.verify import canonical
+
+PROVE_METHOD = "ledger.prove"
+COUNT_METHOD = "ledger.count"
+ASK_TIMEOUT_S = 10.0
+PROOF_FORMAT = "nuage-proof/1"
+
+
+@dataclass(frozen=True, slots=True)
+class AskProof:
+    """A site asks another for all that its ledger has of a volume."""
+
+    iaas_id: IaasId
+    volume_id: VolumeId
+
+
+@dataclass(frozen=True, slots=True)
+class AskCount:
+    """A site asks another which of its nodes hold or held parts of an IaaS's volumes."""
+
+    iaas_id: IaasId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldCount:
+    """How many receipts a node has signed for one volume."""
+
+    node_id: NodeId
+    volume_id: VolumeId
+    receipt_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stay:
+    """A segment of a volume on one disk, from when to when; `until_s` None: it is there now."""
+
+    site: SiteId
+    node: NodeId
+    disk: str
+    segment: int
+    first_sequence: int
+    last_sequence: int
+    since_s: float
+    until_s: float | None
+    country: str
+    operator: str
+    operator_country: str
+    chain: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """Where all segments of a volume have been. `silent` sites did not answer."""
+
+    volume: VolumeId
+    stays: tuple[Stay, ...]
+    silent: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """A volume's proof as text, to be kept in a file byte for byte."""
+
+    document: str
+    receipt_count: int
+    silent: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that lies or runs where the contract does not allow it."""
+
+    kind: str
+    id: str
+    site: SiteId
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContractCheck:
+    """What was looked at, and what was found outside the contract: nothing, it is to be hoped."""
+
+    vm_count: int
+    copy_count: int
+    receipt_count: int
+    findings: tuple[Finding, ...]
+    silent: tuple[SiteId, ...]
+
+
+# Asked by other sites -------------------------------------------------------------------------
+
+
+def shelf_of(site: Site) -> LedgerShelf:
+    """Return this site's ledgers."""
+    if site.ledgers is None:
+        raise Unavailable(f"site {site.site_id} keeps no location ledger")
+    return site.ledgers
+
+
+def prove_here(site: Site, ask: AskProof) -> LedgerProof:
+    """Return what this site's ledger has of a volume."""
+    return shelf_of(site).prove(ask.iaas_id, ask.volume_id)
+
+
+def count_here(site: Site, ask: AskCount) -> list[HeldCount]:
+    """Return which nodes of this site have signed for an IaaS's volumes."""
+    counts: dict[tuple[NodeId, VolumeId], int] = defaultdict(int)
+    for receipt in shelf_of(site).receipts(ask.iaas_id):
+        counts[receipt.node_id, receipt.volume_id] += 1
+    return [
+        HeldCount(node_id=node_id, volume_id=volume_id, receipt_count=count)
+        for (node_id, volume_id), count in sorted(counts.items())
+    ]
+
+
+# Use cases ------------------------------------------------------------------------------------
+
+
+async def _proofs(site: Site, volume: Volume) -> tuple[list[LedgerProof], tuple[SiteId, ...]]:
+    """Ask every site; return the answers in order of site, and who gave none."""
+    ask = AskProof(volume.iaas_id, volume.volume_id)
+
+    async def one(site_id: SiteId) -> LedgerProof | None:
+        if site_id == site.site_id:
+            return prove_here(site, ask)
+        try:
+            return await site.others.ask(
+                site_id, PROVE_METHOD, ask, LedgerProof, timeout_s=ASK_TIMEOUT_S
+            )
+        except NuageError:
+            return None
+
+    site_ids = sorted(d.site_id for d in site.index.values(Datacenter))
+    answers = await asyncio.gather(*(one(site_id) for site_id in site_ids))
+    silent = tuple(s for s, answer in zip(site_ids, answers, strict=True) if answer is None)
+    return [answer for answer in answers if answer is not None], silent
+
+
+async def trace_volume(site: Site, _principal: Principal, body: NameVolume) -> Trace:
+    """Tell where each segment of a volume has been, from when to when, and under whose law."""
+    volume = volume_of(site, body.iaas, body.volume)
+    proofs, silent = await _proofs(site, volume)
+    stays = [stay for proof in proofs for stay in _stays(site, proof)]
+    return Trace(
+        volume=volume.volume_id,
+        stays=tuple(sorted(stays, key=lambda s: (s.since_s, s.site, s.node, s.segment))),
+        silent=silent,
+    )
+
+
+def _stays(site: Site, proof: LedgerProof) -> Iterable[Stay]:
+    datacenter = site.index.value(Datacenter, proof.site_id)
+    open_stays: dict[tuple[NodeId, int], Stay] = {}
+    closed: list[Stay] = []
+    for entry in proof.receipts:
+        receipt = entry.receipt
+        key = (receipt.node_id, receipt.segment)
+        moment_s = receipt.time_ms / 1000
+        known = open_stays.pop(key, None)
+        if receipt.event.value == "expire":
+            if known is not None:
+                closed.append(replace(known, until_s=moment_s))
+            continue
+        open_stays[key] = Stay(
+            site=receipt.site_id,
+            node=receipt.node_id,
+            disk=receipt.disk_serial,
+            segment=receipt.segment,
+            first_sequence=receipt.sequence_first,
+            last_sequence=receipt.sequence_last,
+            since_s=moment_s if known is None else known.since_s,
+            until_s=None,
+            country=datacenter.country,
+            operator=datacenter.operator.name,
+            operator_country=datacenter.operator.country,
+            chain=receipt.chain_hash,
+        )
+    return [*closed, *open_stays.values()]
+
+
+async def prove_volume(site: Site, _principal: Principal, body: NameVolume) -> Proof:
+    """Put together what proves where a volume has been, signed by the site that was asked."""
+    volume = volume_of(site, body.iaas, body.volume)
+    proofs, silent = await _proofs(site, volume)
+    shelf = shelf_of(site)
+    iaas = site.index.value(Iaas, volume.iaas_id)
+    content: dict[str, object] = {
+        "format": PROOF_FORMAT,
+        "time_ms": int(site.clock.now_s() * 1000),
+        "volume": {
+            "volume_id": volume.volume_id,
+            "iaas_id": volume.iaas_id,
+            "name": volume.name,
+            "size_bytes": volume.size_bytes,
+            "epoch": volume.epoch,
+        },
+        "iaas": {"name": iaas.name, "owner": iaas.owner},
+        "contract": _contract_document(iaas.contract),
+        "copies": [
+            {
+                "node_id": copy.node_id,
+                "site_id": copy.site_id,
+                "is_head": copy.node_id == volume.head,
+            }
+            for copy in volume.replicas
+        ],
+        "root": shelf.root_pem,
+        "sites": [_site_document(site, proof) for proof in proofs],
+        "silent": list(silent),
+    }
+    key_id, signature = shelf.sign(content)
+    document: dict[str, object] = {
+        "body": content,
+        "site_id": site.site_id,
+        "key_id": key_id,
+        "signature": signature,
+    }
+    return Proof(
+        document=canonical(document).decode() + "\n",
+        receipt_count=sum(len(proof.receipts) for proof in proofs),
+        silent=silent,
+    )
+
+
+def _contract_document(contract: Contract) -> dict[str, object]:
+    document: dict[str, object] = msgspec.to_builtins(contract)
+    return document
+
+
+def _site_document(site: Site, proof: LedgerProof) -> dict[str, object]:
+    datacenter = site.index.value(Datacenter, proof.site_id)
+    trust = site.index.value(SiteTrust, proof.site_id)
+    return {
+        "site_id": proof.site_id,
+        "place": datacenter.place,
+        "country": datacenter.country,
+        "operator": datacenter.operator.name,
+        "operator_country": datacenter.operator.country,
+        "tier": datacenter.tier,
+        "authority": trust.authority_pem,
+        "signers": trust.signers_pem,
+        "head": None if proof.head is None else proof.head.document(),
+        "receipts": [
+            {
+                "index": entry.index,
+                "path": list(entry.path),
+                "receipt": entry.receipt.document(),
+            }
+            for entry in proof.receipts
+        ],
+        "certificates": proof.certificates,
+    }
+
+
+async def check_iaas(site: Site, _principal: Principal, body: NameIaas) -> ContractCheck:
+    """Look at every VM, every copy and every receipt of an IaaS against its contract."""
+    iaas = site.index.iaas_named(body.iaas)
+    refusals = {
+        d.site_id: refusal
+        for d in site.index.values(Datacenter)
+        if (refusal := refusal_of_site(iaas.contract, d)) is not None
+    }
+    places: list[tuple[str, str, SiteId]] = [
+        ("vm", vm.vm_id, vm.site_id)
+        for vm in site.index.of_iaas(Vm, iaas.iaas_id)
+        if vm.site_id is not None
+    ]
+    vm_count = len(places)
+    places += [
+        ("copy", f"{volume.volume_id} on {place.node_id}", place.site_id)
+        for volume in site.index.of_iaas(Volume, iaas.iaas_id)
+        for place in volume.replicas
+    ]
+    copy_count = len(places) - vm_count
+    counts, silent = await _counts(site, iaas.iaas_id)
+    places += [
+        ("receipt", f"{held.volume_id} on {held.node_id}", site_id)
+        for site_id, found in counts.items()
+        for held in found
+    ]
+    return ContractCheck(
+        vm_count=vm_count,
+        copy_count=copy_count,
+        receipt_count=sum(held.receipt_count for found in counts.values() for held in found),
+        findings=tuple(
+            Finding(
+                kind=kind,
+                id=object_id,
+                site=site_id,
+                rule=refusals[site_id].rule,
+                reason=refusals[site_id].reason,
+            )
+            for kind, object_id, site_id in places
+            if site_id in refusals
+        ),
+        silent=silent,
+    )
+
+
+async def _counts(
+    site: Site, iaas_id: IaasId
+) -> tuple[dict[SiteId, list[HeldCount]], tuple[SiteId, ...]]:
+    counts: dict[SiteId, list[HeldCount]] = {}
+    silent: list[SiteId] = []
+    ask = AskCount(iaas_id)
+    for site_id in sorted(d.site_id for d in site.index.values(Datacenter)):
+        if site_id == site.site_id:
+            counts[site_id] = count_here(site, ask)
+            continue
+        try:
+            counts[site_id] = await site.others.ask(
+                site_id, COUNT_METHOD, ask, list[HeldCount], timeout_s=ASK_TIMEOUT_S
+            )
+        except NuageError:
+            silent.append(site_id)
+    return counts, tuple(silent)
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    path = "/v1/iaas/{iaas}/volumes/{volume}"
+    table.add(
+        Operation(
+            name="volume.trace",
+            verb="GET",
+            path=path + "/trace",
+            body=NameVolume,
+            result=Trace,
+            action="volume.trace",
+            summary="Tell where each part of a volume has been, from when to when",
+            run=trace_volume,
+            scope=volume_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.prove",
+            verb="GET",
+            path=path + "/proof",
+            body=NameVolume,
+            result=Proof,
+            action="volume.trace",
+            summary="Prove where a volume has been, in a document that stands alone",
+            run=prove_volume,
+            scope=volume_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="iaas.check",
+            verb="GET",
+            path="/v1/iaas/{iaas}/check",
+            body=NameIaas,
+            result=ContractCheck,
+            action="iaas.read",
+            summary="Look for anything of an IaaS that lies or runs outside its contract",
+            run=check_iaas,
+            scope=iaas_scope,
+            home=anywhere,
+        )
+    )
