@@ -53,6 +53,19 @@ def ionode_command(config: Path) -> None:
     sys.exit(run_process(lambda: IonodeProcess(configuration).start()))
 
 
+@click.command("edge")
+@CONFIG
+def edge_command(config: Path) -> None:
+    """Run an edge: the RBridge that joins its site to the others."""
+    from nuage.daemon.configuration import EdgeConfiguration, load
+    from nuage.daemon.edge import EdgeProcess
+    from nuage.daemon.process import configure_logs, run_process
+
+    configuration = load(config, EdgeConfiguration)
+    configure_logs("edge", configuration.node.node_id, configuration.log_level)
+    sys.exit(run_process(lambda: EdgeProcess(configuration).start()))
+
+
 @click.command("quorum-member")
 @CONFIG
 def quorum_member_command(config: Path) -> None:
@@ -64,4 +77,10 @@ def quorum_member_command(config: Path) -> None:
     os.execvp(argv[0], argv)
 
 
-DAEMON_COMMANDS = (controller_command, vnode_command, ionode_command, quorum_member_command)
+DAEMON_COMMANDS = (
+    controller_command,
+    vnode_command,
+    ionode_command,
+    edge_command,
+    quorum_member_command,
+)

@@ -9,23 +9,43 @@ from prometheus_client import Gauge
 
 from nuage.channel import Handlers, Peer
 from nuage.clock import Clock, SystemClock
+from nuage.daemon import fabric_report
 from nuage.daemon.agent import REPORT_EVERY_S, AgentChannel
 from nuage.daemon.configuration import VnodeConfiguration
+from nuage.daemon.fabric import Fabric, FabricOptions
 from nuage.daemon.hardware import BmcMeter
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.errors import NotFound
 from nuage.iaas.machines import ConsoleLog, ConsoleRequest, TypedText
-from nuage.model.desired import VmWish, VnodeReport, VnodeWish
+from nuage.ids import PortId, VmId
+from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
+from nuage.model.fabric import FabricWish
 from nuage.model.infrastructure import NodeRole
+from nuage.model.vm import VmState
 from nuage.vnode.agent import AgentOptions, VnodeAgent
 from nuage.vnode.console import type_on
-from nuage.vnode.ports import BridgePlug
 from nuage.vnode.probe import probe_accelerator
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 from nuage.vnode.sed import NodeFacts, PowerReading, Sed, SliceGauge
 
 LEASE_CHECK_S = 1.0
 log = structlog.get_logger("vnode")
+
+
+class FabricPlug:
+    """Plugs guests into the fabric's segments (`vnode.ports.PortPlug`)."""
+
+    def __init__(self, fabric: Fabric, is_arriving: Callable[[VmId], bool]) -> None:
+        self._fabric = fabric
+        self._is_arriving = is_arriving
+
+    async def plug(self, vm_id: VmId, port: PortWish) -> str:
+        """Return a tap that reaches the port's segment."""
+        return await self._fabric.plug(vm_id, port, arriving=self._is_arriving(vm_id))
+
+    async def unplug(self, vm_id: VmId, port_id: PortId) -> None:  # noqa: ARG002 - the port's shape
+        """Remove the port's tap."""
+        await self._fabric.unplug(port_id)
 
 
 class VnodeProcess:
@@ -41,6 +61,18 @@ class VnodeProcess:
         """Find the accelerator, adopt what runs, talk to the controller."""
         configuration = self._configuration
         configuration.state_dir.mkdir(parents=True, exist_ok=True)
+        self._fabric = Fabric(
+            FabricOptions(
+                node_id=configuration.node.node_id,
+                site_id=configuration.node.site_id,
+                address=configuration.node.address,
+                state_dir=configuration.state_dir,
+                plane=configuration.plane,
+            ),
+            self._tasks,
+            self._clock,
+        )
+        self._fabric.start()  # first: neighbours wait for its word
         accelerator = await self._accelerator()
         self._hypervisor = QemuHypervisor(
             QemuOptions(root=configuration.state_dir / "guests", accelerator=accelerator)
@@ -55,13 +87,14 @@ class VnodeProcess:
                 listen_host=configuration.node.address,
             ),
             hypervisor=self._hypervisor,
-            plug=BridgePlug(),
+            plug=FabricPlug(self._fabric, self._is_arriving),
             sed=sed,
             clock=self._clock,
         )
         await self._agent.open()
         handlers = Handlers()
         self._register(handlers)
+        fabric_report.register(handlers, self._fabric)
         self._channel: AgentChannel[VnodeWish, VnodeReport] = AgentChannel(
             configuration, NodeRole.VNODE, handlers, self._tasks, self._clock
         )
@@ -70,6 +103,8 @@ class VnodeProcess:
             take_wish=self._take_wish,
             reports=lambda: self._agent.reports(REPORT_EVERY_S),
         )
+        self._channel.follow("fabric.wishes", FabricWish, self._fabric.take_wish)
+        self._tasks.keep("movers", self._watch_movers)
         self._tasks.keep("lease", self._keep_lease)
         if configuration.metrics_listen:
             registry = new_registry()
@@ -83,8 +118,23 @@ class VnodeProcess:
         """Stop the agent; guests run on."""
         await self._tasks.close()
         await self._channel.close()
+        self._fabric.stop()
         await self._agent.close()
         await self._hypervisor.close()
+
+    def _is_arriving(self, vm_id: VmId) -> bool:
+        wish = self._last_wish
+        vms = () if wish is None else wish.vms
+        return any(vm.vm_id == vm_id and vm.incoming is not None for vm in vms)
+
+    async def _watch_movers(self) -> None:
+        """Tell the fabric which guests run here and which were handed over."""
+        async for report in self._agent.reports(REPORT_EVERY_S):
+            for vm in report.vms:
+                if vm.state is VmState.RUNNING:
+                    self._fabric.vm_runs(vm.vm_id)
+                elif vm.migrated:
+                    self._fabric.vm_left(vm.vm_id)
 
     async def _accelerator(self) -> str:
         if self._configuration.accelerator != "auto":

@@ -23,6 +23,7 @@ from nuage.clock import SystemClock
 from nuage.daemon.configuration import (
     AgentConfiguration,
     ControllerConfiguration,
+    EdgeConfiguration,
     EnergyConfiguration,
     IonodeConfiguration,
     QuorumConfiguration,
@@ -53,6 +54,7 @@ POLL_S: Final = 0.05
 JOIN_RETRY_S: Final = 0.3
 AT_ONCE: Final = 4
 ADMIN_FILE: Final = "admin.json"
+UNSHAPED_MBIT: Final = 1000
 NODE_CPU_STAT: Final = Path("/sys/fs/cgroup/cpu.stat")  # as a node's processes see it
 TARIFFS: Final = Path(__file__).with_name("tariffs")
 
@@ -226,6 +228,8 @@ class _Assembly:
                     work.append((node, role, self._vnode(node, common, verdict.accelerator)))
                 elif role is NodeRole.IONODE:
                     work.append((node, role, self._ionode(node, common)))
+                elif role is NodeRole.EDGE:
+                    work.append((node, role, self._edge(node, common)))
 
         def join(item: tuple[NodeDescription, NodeRole, AgentConfiguration]) -> None:
             node, role, configuration = item
@@ -294,6 +298,16 @@ class _Assembly:
             storaged=str(Path(sys.executable).with_name("nuage-storaged")),
         )
 
+    def _edge(self, node: NodeDescription, common: dict[str, object]) -> EdgeConfiguration:
+        lab = self._lab.description
+        addresses = self._lab.wan_addresses(node.site)
+        lines = zip(lab.providers, addresses, strict=True)
+        return EdgeConfiguration(
+            **common,  # type: ignore[arg-type]
+            providers=tuple(f"{provider}={address}" for provider, address in lines),
+            line_mbit=lab.links.wan_mbit or UNSHAPED_MBIT,
+        )
+
     # Small things ---------------------------------------------------------------------------------
 
     def _service(self, name: str, command: str, config: Path) -> Service:
@@ -332,7 +346,7 @@ class _Assembly:
         wanted = sum(
             len(nodes)
             for (_, role), nodes in self._by_role.items()
-            if role in (NodeRole.VNODE, NodeRole.IONODE)
+            if role in (NodeRole.VNODE, NodeRole.IONODE, NodeRole.EDGE)
         )
 
         def connected() -> bool:

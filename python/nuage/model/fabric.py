@@ -123,6 +123,11 @@ class FabricStation:
     learned: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class AskFabric:
+    """Asks a node how it sees the fabric."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FabricReport:
     """The fabric as one node sees it, on demand (`nuage fabric show`)."""

@@ -177,6 +177,10 @@ class RBridge:
         """Tell whether the plane still runs on what the last life left."""
         return self._restart_until_s is not None
 
+    def nicknames(self) -> dict[SystemId, Nickname]:
+        """Return the nickname that each RBridge of the campus rightly holds."""
+        return {system_id: nickname for nickname, (_, system_id) in owners(self._nodes).items()}
+
     # ---- the door ----
 
     def handle(self, event: FabricInput, now_s: float) -> tuple[FabricEffect, ...]:

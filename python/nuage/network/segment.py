@@ -67,6 +67,7 @@ class AccessPort:
     guarded: bool = True
     rules: tuple[SecurityRule, ...] | None = (ALL_OUT,)
     present: bool = True
+    rate_bits_per_s: int = 0  # 0: what the class gives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,7 @@ class SegmentSwitch:
                     mtu_bytes=port.mtu_bytes,
                     guarded=port.guarded,
                     filtered=port.rules is not None,
-                    rate_bits_per_s=RATE_BITS_PER_S[port.qos_class],
+                    rate_bits_per_s=port.rate_bits_per_s or RATE_BITS_PER_S[port.qos_class],
                 )
             )
             addresses = {ip_address(address) for address in port.addresses}

@@ -1,0 +1,545 @@
+"""One node's RBridge as a part of its process: plane, control machine, trunks, guests' taps.
+
+Wiring around `network.runner`: what the wish says becomes trunks and table entries, taps become
+access ports. Everything happens on the event loop but the making of interfaces, which waits for
+`ip`. The plane is the kernel's where it can carry it, else the one in Python (then guests get no
+offloads); it outlives this process, and so do trunks and taps.
+
+A VM on the move. Its line leaves the directory when its migration begins; from then on frames
+themselves tell where it is. Its port at the target is not `present`: it takes nothing, until the
+first frame from the guest shows that it runs here; then the port opens, and an announcement
+under the guest's MAC goes over the tree so that every RBridge learns the new place at once. At
+the source the port closes when the hypervisor has handed the guest over.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import structlog
+
+from nuage.clock import Clock
+from nuage.daemon.fabric_memory import FabricNotebook, TapMemory
+from nuage.daemon.fabric_trunks import Standing, TrunkMaker, interface_exists, lines_of, quieten
+from nuage.daemon.process import Tasks
+from nuage.errors import Conflict, NuageError, Unavailable
+from nuage.ids import NodeId, PortId, SiteId, VmId
+from nuage.model.contract import QosClass
+from nuage.model.desired import PortWish
+from nuage.model.fabric import FabricWish, LinkWish, PortRulesWish, RuleWish, StationWish
+from nuage.network.circuit import Trunk, metric_of
+from nuage.network.fabric_event import (
+    FabricLog,
+    LabelsChanged,
+    TraceAnswered,
+    TrunkAdded,
+    TrunkRemoved,
+)
+from nuage.network.forwarding import (
+    NICKNAME_MAX,
+    NICKNAME_UNKNOWN,
+    Direction,
+    ForwardingPlane,
+    Label,
+    Nickname,
+    PortNumber,
+)
+from nuage.network.gratuitous import announcement
+from nuage.network.isis_auth import Keyring
+from nuage.network.isis_tlv import SystemId
+from nuage.network.kernel_plane import KernelPlane, Neighbour, why_not
+from nuage.network.neighbour_answer import link_local
+from nuage.network.nickname import NicknameWish
+from nuage.network.rbridge import RBridge, RBridgeConfig
+from nuage.network.runner import (
+    CONTROL_ETHERTYPES,
+    FabricRunner,
+    FrameSocket,
+    LinkWatch,
+    PacketSocket,
+    RunnerPorts,
+)
+from nuage.network.security_group import SecurityRule
+from nuage.network.segment import AccessPort, SegmentSwitch, Station
+from nuage.network.software_plane import SoftwarePlane
+from nuage.network.trunk_wireguard import run
+from nuage.network.wire import mac_bytes
+from nuage.vnode.ports import tap_name
+
+KEY_ID: Final = 1
+SITE_LINK_BITS_PER_S: Final = 10_000_000_000
+UPDATE_AFTER_S: Final = 0.005  # what comes together is applied together
+AGE_EVERY_S: Final = 60.0
+RETRY_S: Final = 5.0  # of trunks that could not be made
+NEWS_KEPT: Final = 64
+TRUNK_SOCKETS: Final = CONTROL_ETHERTYPES[:2]
+ACCESS_SOCKETS: Final = CONTROL_ETHERTYPES[2:]
+BPF_ROOT: Final = Path("/sys/fs/bpf")
+log = structlog.get_logger("fabric")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FabricOptions:
+    """Which RBridge this is and where it keeps its memory. `plane`: auto, kernel or software."""
+
+    node_id: NodeId
+    site_id: SiteId
+    address: str
+    state_dir: Path
+    private_key: str = ""
+    plane: str = "auto"
+
+
+def system_id_of(node_id: str) -> SystemId:
+    """Return a node's IS-IS system ID: six bytes of its name's hash, locally administered."""
+    digest = bytearray(hashlib.sha256(f"system {node_id}".encode()).digest()[:6])
+    digest[0] = digest[0] & 0xFC | 0x02
+    return bytes(digest)
+
+
+def first_nickname(node_id: str) -> Nickname:
+    """Return the nickname that a node tries first: others may hold it, then it draws."""
+    digest = hashlib.sha256(f"nickname {node_id}".encode()).digest()
+    return Nickname(1 + int.from_bytes(digest[:4], "big") % (NICKNAME_MAX - 1))
+
+
+class Fabric:
+    """The RBridge of this process."""
+
+    def __init__(self, options: FabricOptions, tasks: Tasks, clock: Clock) -> None:
+        self.options = options
+        self._tasks = tasks
+        self.clock = clock
+        self.notebook = FabricNotebook(options.state_dir / "fabric.json")
+        self.news: deque[str] = deque(maxlen=NEWS_KEPT)
+        self._untold: deque[str] = deque(maxlen=NEWS_KEPT)
+        self.standing: tuple[Standing, ...] = ()
+        self.runner: FabricRunner | None = None
+        self.plane: ForwardingPlane = SoftwarePlane()
+        self.switch = SegmentSwitch()
+        self._served: dict[PortNumber, str] = {}
+        self._arriving: dict[PortId, PacketSocket] = {}
+        self._trunk_macs: dict[PortNumber, bytes] = {}
+        self._update_due: asyncio.TimerHandle | None = None
+        self._wished = asyncio.Event()
+        self.tracers: set[Callable[[TraceAnswered], None]] = set()
+        self._maker = TrunkMaker(options.address, options.site_id, options.private_key, clock)
+
+    # Life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what stands, and go on by the last wish."""
+        self.notebook.load()
+        self.plane = self._open_plane()
+        self.switch = SegmentSwitch(self.plane.entries())
+        memory = self.notebook.memory
+        gone = [i for i, tap in memory.taps.items() if not interface_exists(tap.tap)]
+        for port_id in gone:  # the node was off: the guest is plugged anew when it starts
+            del memory.taps[port_id]
+        if memory.wish is not None:
+            self._begin(memory.wish)
+        self._tasks.keep("trunks", self._keep_trunks)
+        self._tasks.keep("fabric age", self._keep_age)
+
+    def stop(self) -> None:
+        """Stop the control machine; the plane goes on."""
+        if self._update_due is not None:
+            self._update_due.cancel()
+        for socket in self._arriving.values():
+            self._close_watch(socket)
+        self._arriving.clear()
+        if self.runner is not None:
+            self.runner.stop()
+
+    @property
+    def plane_name(self) -> str:
+        """Return which plane forwards."""
+        return "kernel" if isinstance(self.plane, KernelPlane) else "software"
+
+    def _open_plane(self) -> ForwardingPlane:
+        wanted = self.options.plane
+        reason = None if wanted == "software" else why_not()
+        if wanted != "software" and reason is None:
+            try:
+                return KernelPlane(self._pins())
+            except Unavailable as error:
+                reason = error.message
+        if wanted == "kernel":
+            raise Unavailable(f"the kernel cannot carry the fabric: {reason}")
+        log.info("plane", chosen="software", reason=reason or "as configured")
+        return SoftwarePlane()
+
+    def _pins(self) -> str:
+        """Return where the programs are pinned, by node: nodes of one machine share its kernel."""
+        directory = BPF_ROOT / f"nuage-{self.options.node_id}"
+        return str(directory)
+
+    def _begin(self, wish: FabricWish) -> None:
+        """Start the control machine: the first wish brought the key."""
+        memory = self.notebook.memory
+        nickname = Nickname(memory.nickname) or first_nickname(self.options.node_id)
+        config = RBridgeConfig(
+            system_id_of(self.options.node_id),
+            self.options.node_id,
+            nickname=NicknameWish(remembered=nickname),
+            ring=Keyring(KEY_ID, {KEY_ID: bytes.fromhex(wish.key)}),
+        )
+        now_s = self.clock.monotonic_s()
+        rbridge = RBridge(config, Random(), now_s, known=self.plane.entries())
+        self.runner = FabricRunner(
+            rbridge,
+            self.plane,
+            clock=self.clock,
+            ports=RunnerPorts({}, {}, LinkWatch()),
+            switch=self.switch,
+            remember=self._remember,
+            tell=self._tell,
+            traced=self._traced,
+            routed=self.update_soon,
+        )
+        self.runner.start()
+        self._wished.set()
+        self.update()
+
+    def _remember(self, nickname: Nickname) -> None:
+        self.notebook.memory.nickname = nickname
+        self.notebook.save()
+
+    def _traced(self, answer: TraceAnswered) -> None:
+        for take in tuple(self.tracers):
+            take(answer)
+
+    def _tell(self, entry: FabricLog) -> None:
+        line = f"{entry.news.value}: {entry.detail}"
+        name = self._served.get(entry.port, "")
+        log.info("fabric", news=entry.news.value, port=name, detail=entry.detail)
+        self.news.append(f"{time.strftime('%H:%M:%S')} {name} {line}")
+        self._untold.append(f"{name} {line}")
+
+    def take_news(self) -> tuple[str, ...]:
+        """Return, once, what happened since the last call."""
+        found = tuple(self._untold)
+        self._untold.clear()
+        return found
+
+    # Wishes -----------------------------------------------------------------------------------
+
+    async def take_wish(self, wish: FabricWish) -> None:
+        """Take desired state; it is on disk when this returns.
+
+        Raises:
+            Conflict: it is older than the last, or of another federation's key.
+        """
+        memory = self.notebook.memory
+        before = memory.wish
+        if before is not None and wish.revision < before.revision:
+            raise Conflict(f"fabric wish {wish.revision} is older than {before.revision}")
+        memory.wish = wish
+        self.notebook.save()
+        if self.runner is None:
+            self._begin(wish)
+        elif before is not None and before.key != wish.key:
+            raise Conflict("the fabric's key changed: restart this process to use it")
+        if before is None or (before.links, before.trunks) != (wish.links, wish.trunks):
+            self._wished.set()
+        self.update()
+
+    # Trunks -----------------------------------------------------------------------------------
+
+    async def _keep_trunks(self) -> None:
+        while True:
+            await self._wished.wait()
+            self._wished.clear()
+            wish = self.notebook.memory.wish
+            if wish is None:
+                continue
+            memory = self.notebook.memory
+            self.standing = await self._maker.bring(wish, dict(memory.trunks))
+            stands = {s.key: s.memory for s in self.standing if s.memory is not None}
+            names = {m.interface for m in stands.values()}
+            for key, old in memory.trunks.items():
+                if key not in stands and old.interface not in names:
+                    self._drop_trunk(old.interface)
+            if memory.trunks != stands:
+                memory.trunks = stands
+            for standing in self.standing:
+                await self._serve_trunk(standing)
+            self.notebook.save()
+            if any(standing.failure for standing in self.standing):
+                self._tasks.start("trunks again", self._again())
+
+    async def _again(self) -> None:
+        await self.clock.sleep(RETRY_S)
+        self._wished.set()
+
+    async def _serve_trunk(self, standing: Standing) -> None:
+        runner, memory = self.runner, standing.memory
+        if runner is None or memory is None:
+            return
+        number = PortNumber(self.notebook.number_of(memory.interface))
+        try:
+            sockets = self._sockets(memory.interface, TRUNK_SOCKETS)
+        except OSError as error:
+            log.warning("trunk vanished", interface=memory.interface, error=str(error))
+            return
+        mac, index = sockets[0].mac, sockets[0].index
+        if self._trunk_macs.get(number) == mac and number in self._served:
+            for one in sockets:
+                one.close()
+            return
+        bits_per_s = SITE_LINK_BITS_PER_S
+        follows: tuple[int, ...] = (index,)
+        if not isinstance(standing.wish, LinkWish):
+            wish = standing.wish
+            bits_per_s = min(wish.here.mbit, wish.there.mbit) * 1_000_000
+            follows = (index, *await lines_of(wish.here.address))
+        if isinstance(self.plane, KernelPlane):
+            self.plane.bind(number, memory.interface)
+        runner.add_port(number, sockets, is_trunk=True, follows=follows)
+        self._served[number] = memory.interface
+        self._trunk_macs[number] = mac
+        trunk = Trunk(number, mac, metric=metric_of(bits_per_s), mtu_bytes=memory.mtu_bytes)
+        runner.give(TrunkAdded(trunk))
+
+    def _drop_trunk(self, interface: str) -> None:
+        number = PortNumber(self.notebook.number_of(interface))
+        self.notebook.forget_number(interface)
+        self._served.pop(number, None)
+        self._trunk_macs.pop(number, None)
+        if self.runner is not None:
+            self.runner.remove_port(number)
+            self.runner.give(TrunkRemoved(number))
+        if isinstance(self.plane, KernelPlane):
+            self.plane.unbind(number)
+
+    def _sockets(self, interface: str, ethertypes: tuple[int, ...]) -> tuple[PacketSocket, ...]:
+        if isinstance(self.plane, SoftwarePlane):
+            return (PacketSocket(interface),)
+        return tuple(PacketSocket(interface, ethertype) for ethertype in ethertypes)
+
+    async def _keep_age(self) -> None:
+        while True:
+            await self.clock.sleep(AGE_EVERY_S)
+            if isinstance(self.plane, KernelPlane):
+                self.plane.age()
+
+    # Guests -----------------------------------------------------------------------------------
+
+    async def plug(self, vm_id: VmId, port: PortWish, *, arriving: bool) -> str:
+        """Return the port's tap, which reaches its segment from now on."""
+        tap = tap_name(port.port_id)
+        if not interface_exists(tap):
+            await run(("ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"))
+        quieten(tap)
+        await run(("ip", "link", "set", tap, "mtu", str(port.mtu_bytes), "up"))
+        memory = self.notebook.memory
+        memory.taps[port.port_id] = TapMemory(vm_id=vm_id, port=port, tap=tap, present=not arriving)
+        self.notebook.number_of(tap)
+        self.notebook.save()
+        self.update()
+        return tap
+
+    async def unplug(self, port_id: PortId) -> None:
+        """Remove the port's tap."""
+        tap = self.notebook.memory.taps.pop(port_id, None)
+        watch = self._arriving.pop(port_id, None)
+        if watch is not None:
+            self._close_watch(watch)
+        self.update()
+        name = tap_name(port_id) if tap is None else tap.tap
+        if tap is not None:
+            self.notebook.forget_number(name)
+            self.notebook.save()
+        if interface_exists(name):
+            await run(("ip", "link", "del", name))
+
+    def vm_runs(self, vm_id: VmId) -> None:
+        """Open the ports of a VM that is seen to run here."""
+        for port_id, tap in list(self.notebook.memory.taps.items()):
+            if tap.vm_id == vm_id and not tap.present:
+                self._arrived(port_id)
+
+    def vm_left(self, vm_id: VmId) -> None:
+        """Close the ports of a VM that was handed over to another node."""
+        taps = self.notebook.memory.taps
+        left = [i for i, tap in taps.items() if tap.vm_id == vm_id and tap.present]
+        for port_id in left:
+            taps[port_id] = _present(taps[port_id], present=False)
+        if left:
+            self.update()
+            self.notebook.save()
+
+    def _watch_arrivals(self) -> None:
+        for port_id, tap in self.notebook.memory.taps.items():
+            if tap.present or port_id in self._arriving:
+                continue
+            watch = PacketSocket(tap.tap)
+            self._arriving[port_id] = watch
+            asyncio.get_running_loop().add_reader(watch.fileno(), self._first_frame, port_id, watch)
+
+    def _first_frame(self, port_id: PortId, watch: FrameSocket) -> None:
+        frame = watch.receive()
+        tap = self.notebook.memory.taps.get(port_id)
+        if frame is not None and tap is not None and frame[6:12] == mac_bytes(tap.port.mac):
+            self._arrived(port_id)
+
+    def _close_watch(self, watch: PacketSocket) -> None:
+        asyncio.get_running_loop().remove_reader(watch.fileno())
+        watch.close()
+
+    def _arrived(self, port_id: PortId) -> None:
+        """The guest runs here: let frames in, and tell all RBridges of its segment."""
+        watch = self._arriving.pop(port_id, None)
+        if watch is not None:
+            self._close_watch(watch)
+        taps = self.notebook.memory.taps
+        taps[port_id] = tap = _present(taps[port_id], present=True)
+        self.update()
+        self._announce(tap)
+        log.info("guest arrived", vm=tap.vm_id, port=port_id)
+        self.notebook.save()
+
+    def _announce(self, tap: TapMemory) -> None:
+        runner = self.runner
+        if runner is None:
+            return
+        entries = runner.rbridge.table
+        label, mac = Label(tap.port.label), mac_bytes(tap.port.mac)
+        for port, frame in announcement(entries, label, mac, self._trunk_macs):
+            runner.send(port, frame)
+
+    # Tables -----------------------------------------------------------------------------------
+
+    def update_soon(self) -> None:
+        """Work the segments' entries out again in a moment."""
+        if self._update_due is None:
+            loop = asyncio.get_running_loop()
+            self._update_due = loop.call_later(UPDATE_AFTER_S, self.update)
+
+    def update(self) -> None:
+        """Work the segments' entries out from taps, wish and nicknames; tell plane and campus."""
+        if self._update_due is not None:
+            self._update_due.cancel()
+            self._update_due = None
+        runner, wish = self.runner, self.notebook.memory.wish
+        if runner is None or wish is None:
+            return
+        self._serve_taps(runner)
+        stations = [
+            _station(station, nickname)
+            for station, nickname in self._located(runner.rbridge, wish.stations)
+        ]
+        ports = self._access_ports(wish)
+        labels = self.switch.labels
+        self.plane.apply(self.switch.update(ports, stations))
+        if isinstance(self.plane, KernelPlane):
+            self.plane.set_neighbours(_neighbours(ports, stations))
+        if self.switch.labels != labels:
+            runner.give(LabelsChanged(self.switch.labels))
+        self._watch_arrivals()
+
+    def _serve_taps(self, runner: FabricRunner) -> None:
+        """Open sockets of new taps and close those of taps that went."""
+        wanted: dict[PortNumber, str] = {}
+        for tap in self.notebook.memory.taps.values():
+            wanted[PortNumber(self.notebook.number_of(tap.tap))] = tap.tap
+        for number in [n for n in self._served if n not in wanted and n not in self._trunk_macs]:
+            del self._served[number]
+            runner.remove_port(number)
+        for number, name in wanted.items():
+            if self._served.get(number) == name:
+                continue
+            try:
+                sockets = self._sockets(name, ACCESS_SOCKETS)
+                if isinstance(self.plane, KernelPlane):
+                    self.plane.bind(number, name)
+            except (OSError, NuageError) as error:
+                log.warning("tap vanished", tap=name, error=str(error))
+                continue
+            runner.add_port(number, sockets, is_trunk=False)
+            self._served[number] = name
+
+    def _located(
+        self, rbridge: RBridge, stations: tuple[StationWish, ...]
+    ) -> list[tuple[StationWish, Nickname]]:
+        nicknames = rbridge.nicknames()
+        found = []
+        for station in stations:
+            where = NICKNAME_UNKNOWN
+            if station.node_id is not None and not station.moving:
+                where = nicknames.get(system_id_of(station.node_id), NICKNAME_UNKNOWN)
+            found.append((station, where))
+        return found
+
+    def _access_ports(self, wish: FabricWish) -> list[AccessPort]:
+        rules = {each.port_id: each for each in wish.ports}
+        ports = []
+        for tap in self.notebook.memory.taps.values():
+            number = PortNumber(self.notebook.number_of(tap.tap))
+            if self._served.get(number) == tap.tap:
+                ports.append(_access_port(number, tap, rules.get(tap.port.port_id)))
+        return ports
+
+
+def _present(tap: TapMemory, *, present: bool) -> TapMemory:
+    return TapMemory(vm_id=tap.vm_id, port=tap.port, tap=tap.tap, present=present)
+
+
+def _station(wish: StationWish, nickname: Nickname) -> Station:
+    return Station(
+        label=Label(wish.label), mac=wish.mac, addresses=wish.addresses, nickname=nickname
+    )
+
+
+def _access_port(number: PortNumber, tap: TapMemory, wish: PortRulesWish | None) -> AccessPort:
+    """Return a tap as the switch takes it; without a word on it nothing comes in."""
+    port = tap.port
+    addresses = tuple(str(ip_interface(address).ip) for address in port.addresses)
+    plain = AccessPort(
+        port=number,
+        port_id=port.port_id,
+        label=Label(port.label),
+        mac=port.mac,
+        addresses=addresses,
+        gateway=port.gateway,
+        mtu_bytes=port.mtu_bytes,
+        present=tap.present,
+    )
+    if wish is None:
+        return plain
+    return replace(
+        plain,
+        cidr=wish.cidr,
+        hostname=wish.hostname,
+        qos_class=QosClass(wish.qos_class),
+        rules=None if wish.rules is None else tuple(_rule(rule) for rule in wish.rules),
+        rate_bits_per_s=wish.rate_mbit * 1_000_000,
+    )
+
+
+def _rule(wish: RuleWish) -> SecurityRule:
+    return SecurityRule(
+        direction=Direction.INGRESS if wish.ingress else Direction.EGRESS,
+        protocol=wish.protocol,
+        remote=wish.remote,
+        port_first=wish.port_first,
+        port_last=wish.port_last,
+    )
+
+
+def _neighbours(ports: list[AccessPort], stations: list[Station]) -> list[Neighbour]:
+    """Return who has which address, for the kernel's ARP."""
+    found: dict[tuple[int, str], Neighbour] = {}
+    every: list[Station | AccessPort] = [*stations, *ports]
+    for each in every:
+        mac = mac_bytes(each.mac)
+        for address in (*map(ip_address, each.addresses), link_local(mac)):
+            found[each.label, str(address)] = Neighbour(each.label, address, mac)
+    return list(found.values())

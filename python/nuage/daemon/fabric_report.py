@@ -1,0 +1,194 @@
+"""What a node tells of its fabric when asked: `nuage fabric show`, `path` and `trace`."""
+
+import secrets
+from typing import Final
+
+from nuage.channel import Handlers, Peer
+from nuage.daemon.fabric import Fabric
+from nuage.daemon.fabric_trunks import Standing
+from nuage.errors import Unavailable
+from nuage.model.fabric import (
+    AskFabric,
+    FabricReport,
+    FabricStation,
+    LinkWish,
+    PathAnswer,
+    PathQuestion,
+    PathStep,
+    RBridgeReport,
+    TrunkReport,
+)
+from nuage.model.infrastructure import NodeRole
+from nuage.network.fabric_event import NeighbourView, TraceAnswered, TraceAsked
+from nuage.network.forwarding import MacEntry, Nickname, PortNumber
+from nuage.network.rbridge import RBridge
+from nuage.network.wire import mac_bytes
+
+TRACE_WAIT_S: Final = 1.0
+STATIONS_TOLD_MAX: Final = 1000
+
+
+def register(handlers: Handlers, fabric: Fabric) -> None:
+    """Enter the methods that a controller calls."""
+    controllers = {NodeRole.CONTROLLER}
+
+    @handlers.method("fabric.view", AskFabric, roles=controllers)
+    async def view(_peer: Peer, _body: AskFabric) -> FabricReport:
+        return report(fabric)
+
+    @handlers.method("fabric.path", PathQuestion, roles=controllers)
+    async def path(_peer: Peer, question: PathQuestion) -> PathAnswer:
+        return await find_path(fabric, question)
+
+
+def report(fabric: Fabric) -> FabricReport:
+    """Return the fabric as this node sees it.
+
+    Raises:
+        Unavailable: it has no wish yet.
+    """
+    rbridge = _rbridge(fabric)
+    view = rbridge.view()
+    neighbours = {neighbour.port: neighbour for neighbour in view.neighbours}
+    wish = fabric.notebook.memory.wish
+    counters = fabric.plane.counters()
+    return FabricReport(
+        node_id=fabric.options.node_id,
+        site_id=fabric.options.site_id,
+        wish_revision=0 if wish is None else wish.revision,
+        nickname=view.nickname,
+        plane=fabric.plane_name,
+        tree_root=view.tree_root,
+        trunks=tuple(_trunk(fabric, standing, neighbours) for standing in fabric.standing),
+        rbridges=tuple(
+            RBridgeReport(
+                node_id=node.hostname,
+                nickname=node.nicknames[0] if node.nicknames else 0,
+                reachable=node.reachable,
+                distance=node.distance,
+                tree_parent=node.tree_parent,
+                label_count=node.label_count,
+            )
+            for node in view.nodes
+        ),
+        stations=_stations(fabric),
+        counters={
+            "ingress": counters.ingress_frames,
+            "transit": counters.transit_frames,
+            "egress": counters.egress_frames,
+            "flooded": counters.flooded_frames,
+            **view.counters,
+        },
+        drops={cause.value: count for cause, count in counters.drops.items() if count},
+        news=tuple(fabric.news),
+    )
+
+
+def _rbridge(fabric: Fabric) -> RBridge:
+    if fabric.runner is None:
+        raise Unavailable(f"the RBridge of {fabric.options.node_id} has not begun: no wish yet")
+    return fabric.runner.rbridge
+
+
+def _trunk(
+    fabric: Fabric, standing: Standing, neighbours: dict[PortNumber, NeighbourView]
+) -> TrunkReport:
+    wish, memory = standing.wish, standing.memory
+    number = PortNumber(0 if memory is None else fabric.notebook.number_of(memory.interface))
+    seen = neighbours.get(number)
+    return TrunkReport(
+        port=number,
+        interface="" if memory is None else memory.interface,
+        to_node=wish.node_id if isinstance(wish, LinkWish) else wish.there_node,
+        to_site=fabric.options.site_id if isinstance(wish, LinkWish) else wish.there_site,
+        provider="" if isinstance(wish, LinkWish) else wish.here.provider,
+        driver="" if memory is None else memory.driver,
+        state="" if seen is None else seen.state,
+        bfd="" if seen is None else seen.bfd,
+        metric=0 if seen is None else seen.metric,
+        mtu_bytes=0 if memory is None else memory.mtu_bytes,
+        failure=standing.failure,
+    )
+
+
+def _stations(fabric: Fabric) -> tuple[FabricStation, ...]:
+    listed = [
+        FabricStation(
+            label=entry.label, mac=entry.mac.hex(":"), nickname=entry.nickname, port=entry.port
+        )
+        for entry in fabric.plane.entries()
+        if isinstance(entry, MacEntry)
+    ]
+    learned = [
+        FabricStation(
+            label=found.label,
+            mac=found.mac.hex(":"),
+            nickname=found.nickname,
+            port=found.port,
+            learned=True,
+        )
+        for found in fabric.plane.learned()
+    ]
+    return tuple((listed + learned)[:STATIONS_TOLD_MAX])
+
+
+async def find_path(fabric: Fabric, question: PathQuestion) -> PathAnswer:
+    """Tell where a frame from here would go and why; traced, where probes went too."""
+    rbridge = _rbridge(fabric)
+    mac = mac_bytes(question.mac)
+    found = next(
+        (
+            station
+            for station in _stations(fabric)
+            if station.label == question.label and station.mac == mac.hex(":")
+        ),
+        None,
+    )
+    if found is None:
+        return PathAnswer(reason="no directory line, nothing learned: flooded over the tree")
+    source = "learned from its frames" if found.learned else "the directory's line"
+    if found.port:
+        name = fabric.options.node_id
+        return PathAnswer(reason=f"here, by {source}", steps=(PathStep(node_id=name, distance=0),))
+    nickname = Nickname(found.nickname)
+    hops = rbridge.path_to(nickname)
+    if not hops:
+        return PathAnswer(
+            reason=f"{source} names nickname {nickname:#06x}: nobody reachable has it"
+        )
+    answers = await _trace(fabric, nickname) if question.traced else {}
+    steps = []
+    for position, hop in enumerate(hops):
+        answer = answers.get(position - 1)
+        steps.append(
+            PathStep(
+                node_id=hop.hostname,
+                distance=hop.distance,
+                choices=hop.choices,
+                answer_ms=None if answer is None else round(answer[1], 3),
+                by_port="" if answer is None else f"{answer[0].hostname}:{answer[0].port}",
+            )
+        )
+    return PathAnswer(reason=f"nickname {nickname:#06x}, by {source}", steps=tuple(steps))
+
+
+async def _trace(fabric: Fabric, target: Nickname) -> dict[int, tuple[TraceAnswered, float]]:
+    """Send probes; return the first answer by hop, with its milliseconds."""
+    runner = fabric.runner
+    assert runner is not None, "asked through _rbridge first"
+    clock = fabric.clock
+    trace_id = secrets.randbits(32)
+    answers: dict[int, tuple[TraceAnswered, float]] = {}
+    begun_s = clock.monotonic_s()
+
+    def take(answer: TraceAnswered) -> None:
+        if answer.trace_id == trace_id and answer.hop not in answers:
+            answers[answer.hop] = (answer, (clock.monotonic_s() - begun_s) * 1000)
+
+    fabric.tracers.add(take)
+    try:
+        runner.give(TraceAsked(target, trace_id))
+        await clock.sleep(TRACE_WAIT_S)
+    finally:
+        fabric.tracers.discard(take)
+    return answers

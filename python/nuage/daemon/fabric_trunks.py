@@ -1,0 +1,170 @@
+"""Making a node's trunks: VXLAN ports inside the site, encrypted tunnels between sites.
+
+What stands already and was made by the same wish is taken as it is: frames go on. Interfaces are
+made in the network namespace of this process. A failure is told, and tried again with the next
+round.
+"""
+
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from nuage.clock import Clock
+from nuage.daemon.fabric_memory import TrunkMemory
+from nuage.errors import NuageError, TimedOut, Unavailable
+from nuage.model.fabric import FabricWish, LinkWish, SiteTrunkWish
+from nuage.network.mtu import Wrapping, trunk_mtu
+from nuage.network.trunk import VXLAN_PORT, TrunkDriver, TrunkEnd, TrunkWish, plan_trunk
+from nuage.network.trunk_wireguard import run, set_up
+
+RACK_PATH_BYTES: Final = 1500
+log = structlog.get_logger("fabric")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A trunk that is there, and why the wish has it. `failure`: it is not."""
+
+    key: str
+    wish: LinkWish | SiteTrunkWish
+    memory: TrunkMemory | None
+    failure: str = ""
+
+
+def key_of(wish: LinkWish | SiteTrunkWish) -> str:
+    """Return the name under which a trunk is remembered."""
+    if isinstance(wish, LinkWish):
+        return f"site {wish.node_id}"
+    return f"trunk {wish.number}"
+
+
+def interface_exists(name: str) -> bool:
+    """Tell whether this namespace has an interface."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+class TrunkMaker:
+    """Brings the interfaces of trunks to what is wished."""
+
+    def __init__(self, address: str, site_id: str, private_key: str, clock: Clock) -> None:
+        self._address = address
+        self._site_id = site_id
+        self._private_key = private_key
+        self._clock = clock
+
+    async def bring(
+        self, wish: FabricWish, known: Mapping[str, TrunkMemory]
+    ) -> tuple[Standing, ...]:
+        """Make what is missing, remove what is not wished; return what stands and what fails."""
+        every: list[LinkWish | SiteTrunkWish] = [*wish.links, *wish.trunks]
+        wished = {key_of(each): each for each in every}
+        for key, memory in known.items():
+            if key not in wished:
+                await self._remove(memory)
+        return tuple(
+            [await self._one(key, each, known.get(key)) for key, each in sorted(wished.items())]
+        )
+
+    async def _one(
+        self, key: str, wish: LinkWish | SiteTrunkWish, memory: TrunkMemory | None
+    ) -> Standing:
+        made_of = msgspec.json.encode(wish).decode()
+        if memory is not None and interface_exists(memory.interface):
+            if memory.made_of == made_of:
+                return Standing(key, wish, memory)
+            await self._remove(memory)
+        try:
+            if isinstance(wish, LinkWish):
+                made = await self._make_link(wish, made_of)
+            else:
+                made = await self._make_trunk(wish, made_of)
+        except NuageError as error:
+            log.warning("trunk failed", trunk=key, error=error.message)
+            return Standing(key, wish, None, error.message)
+        quieten(made.interface)
+        log.info("trunk made", trunk=key, interface=made.interface, driver=made.driver)
+        return Standing(key, wish, made)
+
+    async def _make_link(self, wish: LinkWish, made_of: str) -> TrunkMemory:
+        name = f"nln{wish.vni:x}"
+        bytes_max = trunk_mtu(RACK_PATH_BYTES, Wrapping(encrypted=False))
+        await self._delete(name)
+        await run(
+            (
+                "ip", "link", "add", name, "type", "vxlan", "id", str(wish.vni),
+                "local", self._address, "remote", wish.address,
+                "dstport", str(VXLAN_PORT), "nolearning",
+            )
+        )  # fmt: skip
+        await run(("ip", "link", "set", name, "mtu", str(bytes_max), "up"))
+        await run(("ethtool", "-K", name, "tso", "off", "gso", "off"))
+        return TrunkMemory(interface=name, made_of=made_of, mtu_bytes=bytes_max, driver="vxlan")
+
+    async def _make_trunk(self, wish: SiteTrunkWish, made_of: str) -> TrunkMemory:
+        encrypted = (TrunkDriver.WIREGUARD_KERNEL, TrunkDriver.WIREGUARD_GO)
+        here = TrunkEnd(site_id=self._site_id, address=wish.here.address)
+        there = TrunkEnd(
+            site_id=wish.there_site, address=wish.there.address, public_key=wish.public_key
+        )
+        asked = TrunkWish(
+            number=wish.number,
+            provider=wish.here.provider,
+            here=here,
+            there=there,
+            drivers=encrypted if wish.encrypted else (TrunkDriver.NONE,),
+            path_mtu_bytes=min(wish.here.mtu_bytes, wish.there.mtu_bytes),
+        )
+        plan = plan_trunk(asked, asked.drivers[0])
+        await self._delete(plan.port, plan.tunnel)  # what a life that forgot them may have left
+        up = await set_up(asked, self._private_key, self._clock)
+        return TrunkMemory(
+            interface=up.plan.port,
+            made_of=made_of,
+            mtu_bytes=up.plan.trunk_mtu_bytes,
+            driver=up.plan.driver.value,
+            tunnel=up.plan.tunnel,
+        )
+
+    async def _remove(self, memory: TrunkMemory) -> None:
+        await self._delete(memory.interface, memory.tunnel)
+        log.info("trunk removed", interface=memory.interface)
+
+    async def _delete(self, *names: str) -> None:
+        for name in names:
+            if name and interface_exists(name):
+                with suppress(Unavailable, TimedOut):  # it may be gone meanwhile
+                    await run(("ip", "link", "del", name))
+
+
+def quieten(interface: str) -> None:
+    """Keep this host's own IP stack off a port: it neither speaks there nor answers for itself."""
+    for family, setting, value in (
+        ("ipv6", "disable_ipv6", "1"),
+        ("ipv4", "arp_ignore", "8"),
+        ("ipv4", "forwarding", "0"),
+    ):
+        with suppress(OSError):  # no IPv6 here at all
+            Path(f"/proc/sys/net/{family}/conf/{interface}/{setting}").write_text(value)
+
+
+async def lines_of(address: str) -> tuple[int, ...]:
+    """Return the interfaces of this namespace that have `address`: a trunk's fate hangs on them."""
+    answer = await run(("ip", "-json", "address", "show", "to", address))
+    shown = msgspec.json.decode(answer or "[]", type=list[_Shown])
+    return tuple(each.ifindex for each in shown if each.ifindex)
+
+
+class _Shown(msgspec.Struct):
+    """An interface as `ip -json` tells it; it prints empty ones for those that do not match."""
+
+    ifindex: int = 0
