@@ -53,7 +53,7 @@ def main(context: click.Context, profile: str, site: str, as_json: bool) -> None
 
 
 def _mount() -> None:
-    from nuage.cli import audit, energy, iaas, simulate, sites, vms
+    from nuage.cli import audit, energy, iaas, simulate, sites, storage, vms
     from nuage.cli.daemons import DAEMON_COMMANDS
     from nuage.cli.demo import demo_command
     from nuage.cli.joining import JOINING_COMMANDS
@@ -61,8 +61,8 @@ def _mount() -> None:
 
     lab_group.add_command(demo_command)
     commands = (
-        *sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS, *audit.COMMANDS, *energy.COMMANDS,
-        *simulate.COMMANDS,
+        *sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS, *storage.COMMANDS, *audit.COMMANDS,
+        *energy.COMMANDS, *simulate.COMMANDS,
     )  # fmt: skip
     for command in (*commands, *DAEMON_COMMANDS, *JOINING_COMMANDS, lab_group):
         main.add_command(command)

@@ -1,0 +1,363 @@
+"""`nuage volume …`, `nuage iaas check`, `nuage verify`: disks, their past, where they have been."""
+
+import time
+from pathlib import Path
+
+import click
+
+from nuage.cli.iaas import iaas_group
+from nuage.cli.session import Session, iaas_option, pass_session
+from nuage.cli.showing import inner, listed, print_json, print_table, row_of, rows_of, show
+from nuage.cli.vms import size
+from nuage.errors import CorruptData, InvalidRequest, SovereigntyViolation
+from nuage.trust.verify import (
+    load_keys,
+    told,
+    told_proof,
+    verify_audit,
+    verify_ledger,
+    verify_proof,
+)
+from nuage.units import format_size
+
+
+@click.group("volume")
+def volume_group() -> None:
+    """Disks of an IaaS, each a replicated journal."""
+
+
+def _volumes(session: Session, iaas: str) -> str:
+    return f"/v1/iaas/{session.require_iaas(iaas)}/volumes"
+
+
+@volume_group.command("create")
+@click.argument("name")
+@click.argument("volume_size", metavar="SIZE")
+@iaas_option
+@pass_session
+def create_volume(session: Session, name: str, volume_size: str, iaas: str) -> None:
+    """Make an empty volume NAME of SIZE (10G)."""
+    body = {"name": name, "size_bytes": size(volume_size)}
+    answer = row_of(session.client.call("POST", _volumes(session, iaas), body))
+    click.echo(f"{answer['id']}  {name}")
+
+
+@volume_group.command("list")
+@iaas_option
+@pass_session
+def list_volumes(session: Session, iaas: str) -> None:
+    """Show an IaaS's volumes."""
+    answer = session.client.get(_volumes(session, iaas))
+    rows = [
+        (
+            (v := inner(row, "value"))["name"], row["id"], v["state"],
+            format_size(int(str(v["size_bytes"]))), v["vm_id"] or "", v["head"],
+            ", ".join(str(r["node_id"]) for r in rows_of(v["replicas"])), v["failure"],
+        )
+        for row in rows_of(answer)
+    ]  # fmt: skip
+    headers = ("NAME", "ID", "STATE", "SIZE", "VM", "HEAD", "COPIES", "FAILURE")
+    show(session, answer, headers, rows, empty="no volume yet")
+
+
+@volume_group.command("show")
+@click.argument("name")
+@iaas_option
+@pass_session
+def show_volume(session: Session, name: str, iaas: str) -> None:
+    """Show one volume, whole."""
+    print_json(session.client.get(f"{_volumes(session, iaas)}/{name}"))
+
+
+@volume_group.command("where")
+@click.argument("name")
+@iaas_option
+@pass_session
+def where_volume(session: Session, name: str, iaas: str) -> None:
+    """Say where each copy of a volume rests now, and under whose law."""
+    answer = session.client.get(f"{_volumes(session, iaas)}/{name}/where")
+    rows = [
+        (
+            row["node"], row["site"], row["place"], row["country"],
+            f"{row['operator']} ({row['operator_country']})", "head" if row["is_head"] else "copy",
+        )
+        for row in rows_of(answer)
+    ]  # fmt: skip
+    show(
+        session,
+        answer,
+        ("NODE", "SITE", "PLACE", "COUNTRY", "OPERATOR", "ROLE"),
+        rows,
+        empty="nowhere yet",
+    )
+
+
+def _moment(text: str) -> dict[str, object]:
+    """Read ``#123`` as a write's number, ``14:05:10``, ``90s ago`` or epoch seconds as a time."""
+    stripped = text.strip()
+    if stripped.startswith("#"):
+        return {"sequence": int(stripped[1:])}
+    if stripped.endswith("s ago"):
+        return {"time_s": time.time() - float(stripped[:-5])}
+    if ":" in stripped:
+        today = time.strftime("%Y-%m-%d ")
+        form = "%Y-%m-%d %H:%M:%S"
+        return {"time_s": time.mktime(time.strptime(today + stripped, form))}
+    return {"time_s": float(stripped)}
+
+
+def read_moment(text: str) -> dict[str, object]:
+    """Return the fields of a moment."""
+    try:
+        return _moment(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{text!r} is not a moment",
+            field="moment",
+            hint="write #NUMBER of a write, HH:MM:SS of today, '90s ago', or epoch seconds",
+        ) from None
+
+
+@volume_group.command("history")
+@click.argument("name")
+@click.option("--after", default=0, help="Only what came after this write.")
+@click.option("--count", default=20, show_default=True)
+@iaas_option
+@pass_session
+def history_volume(session: Session, name: str, after: int, count: int, iaas: str) -> None:
+    """Show what a volume's journal keeps: any write from the horizon on can be gone back to."""
+    path = f"{_volumes(session, iaas)}/{name}/history"
+    answer = row_of(session.client.get(path, after=after, count=count))
+    if session.as_json:
+        print_json(answer)
+        return
+    kept = format_size(int(str(answer["history_bytes"])))
+    click.echo(f"writes #{answer['horizon_sequence']} to #{answer['sequence']} are kept, {kept}")
+    rows = [
+        (_clock(m["time_s"]), f"#{m['sequence']}", f"mark {m['name']}", "")
+        for m in rows_of(answer["marks"])
+    ]
+    rows += [
+        (
+            _clock(g["time_s"]), f"#{g['first_sequence']}–{g['last_sequence']}",
+            f"{g['blocks']} blocks", f"epoch {g['epoch']}, segment {g['segment']}",
+        )
+        for g in rows_of(answer["groups"])
+    ]  # fmt: skip
+    print_table(("TIME", "WRITES", "WHAT", "WHERE"), rows, empty="nothing was written yet")
+
+
+def _clock(seconds: object) -> str:
+    moment = float(str(seconds))
+    return time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03d}"
+
+
+@volume_group.command("mark")
+@click.argument("name")
+@click.argument("mark")
+@click.option(
+    "--with", "together_with", multiple=True, metavar="VOLUME", help="At the same instant; repeat."
+)
+@iaas_option
+@pass_session
+def mark_volume(
+    session: Session, name: str, mark: str, together_with: tuple[str, ...], iaas: str
+) -> None:
+    """Name this instant MARK in the journal of a volume, or of several at once."""
+    body = {"name": mark, "together_with": together_with}
+    answer = row_of(session.client.call("POST", f"{_volumes(session, iaas)}/{name}/marks", body))
+    for volume, sequence in inner(answer, "sequences").items():
+        click.echo(f"{volume}  #{sequence}  {mark}")
+
+
+@volume_group.command("clone")
+@click.argument("name")
+@click.argument("new_name")
+@click.option("--at", "moment", default="", help="#NUMBER, HH:MM:SS, '90s ago'.  [default: now]")
+@iaas_option
+@pass_session
+def clone_volume(session: Session, name: str, new_name: str, moment: str, iaas: str) -> None:
+    """Make NEW_NAME from any moment of NAME's past, at once."""
+    body = {"name": new_name, **(read_moment(moment) if moment else {})}
+    answer = row_of(session.client.call("POST", f"{_volumes(session, iaas)}/{name}/clone", body))
+    click.echo(f"{answer['id']}  {new_name}")
+
+
+@volume_group.command("rollback")
+@click.argument("name")
+@click.argument("moment")
+@click.option("--force", is_flag=True, help="Even while a VM uses it.")
+@iaas_option
+@pass_session
+def rollback_volume(session: Session, name: str, moment: str, force: bool, iaas: str) -> None:
+    """Take a volume back to MOMENT (#NUMBER, HH:MM:SS, '90s ago'); what came since is kept."""
+    body = {**read_moment(moment), "force": force}
+    session.client.call("POST", f"{_volumes(session, iaas)}/{name}/rollback", body)
+    click.echo(f"{name} is back at {moment}")
+
+
+@volume_group.command("attach")
+@click.argument("name")
+@click.argument("vm")
+@iaas_option
+@pass_session
+def attach_volume(session: Session, name: str, vm: str, iaas: str) -> None:
+    """Give a free volume to a VM."""
+    session.client.call("POST", f"{_volumes(session, iaas)}/{name}/attach", {"vm": vm})
+    click.echo(f"{name} is attached to {vm}")
+
+
+@volume_group.command("detach")
+@click.argument("name")
+@iaas_option
+@pass_session
+def detach_volume(session: Session, name: str, iaas: str) -> None:
+    """Take a volume from its VM."""
+    session.client.call("POST", f"{_volumes(session, iaas)}/{name}/detach")
+    click.echo(f"{name} is free")
+
+
+@volume_group.command("grow")
+@click.argument("name")
+@click.argument("volume_size", metavar="SIZE")
+@iaas_option
+@pass_session
+def grow_volume(session: Session, name: str, volume_size: str, iaas: str) -> None:
+    """Make a volume larger."""
+    body = {"size_bytes": size(volume_size)}
+    session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/size", body)
+    click.echo(f"{name} has {volume_size}")
+
+
+@volume_group.command("delete")
+@click.argument("name")
+@iaas_option
+@pass_session
+def delete_volume(session: Session, name: str, iaas: str) -> None:
+    """Delete a free volume and all its copies."""
+    session.client.call("DELETE", f"{_volumes(session, iaas)}/{name}")
+    click.echo(f"{name} is gone")
+
+
+@volume_group.command("trace")
+@click.argument("name")
+@iaas_option
+@pass_session
+def trace_volume(session: Session, name: str, iaas: str) -> None:
+    """Tell where each segment of a volume has been, from when to when, and under whose law."""
+    answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}/trace"))
+    if session.as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            stay["segment"], f"#{stay['first_sequence']}–{stay['last_sequence']}", stay["node"],
+            f"{stay['site']}, {stay['country']}",
+            f"{stay['operator']} ({stay['operator_country']})", stay["disk"],
+            _day(stay["since_s"]), _day(stay["until_s"]) if stay["until_s"] else "now",
+        )
+        for stay in listed(answer, "stays")
+    ]  # fmt: skip
+    headers = ("SEGMENT", "WRITES", "NODE", "SITE", "OPERATOR", "DISK", "SINCE", "UNTIL")
+    print_table(
+        headers, rows, empty="no segment is full yet; `nuage volume where` shows the copies"
+    )
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: nothing is said of it")
+
+
+def _day(seconds: object) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(seconds))))
+
+
+@volume_group.command("prove")
+@click.argument("name")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Where to write the proof.",
+)
+@iaas_option
+@pass_session
+def prove_volume(session: Session, name: str, output: Path, iaas: str) -> None:
+    """Write what proves where a volume has been into a FILE; `nuage verify FILE` checks it."""
+    answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}/proof"))
+    output.write_text(str(answer["document"]))
+    click.echo(f"{answer['receipt_count']} receipts with their proofs are in {output}")
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: the proof says nothing of it")
+
+
+@click.command("verify")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="The sites' public keys, got on another way.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="The federation's root certificate, got on another way.",
+)
+def verify_command(path: Path, keys: Path | None, root: Path | None) -> None:
+    """Verify PATH offline: a volume's proof, a location ledger, or an exported audit log."""
+    beside = path / "keys.json" if path.is_dir() else path.with_name("keys.json")
+    known = load_keys(keys) if keys is not None else None
+    if path.is_file() and _is_proof(path):
+        proof = verify_proof(
+            path.read_bytes(), keys=known, root_pem="" if root is None else root.read_text()
+        )
+        for line in told_proof(proof):
+            click.echo(line)
+        if proof.problems:
+            raise CorruptData("the proof does not hold", where=str(path))
+        if proof.outside:
+            raise SovereigntyViolation(
+                f"it was outside its contract: {'; '.join(proof.outside)}", rule="contract"
+            )
+        return
+    known = known if known is not None else load_keys(beside)
+    report = verify_audit(path, known) if path.is_dir() else verify_ledger(path, known)
+    for line in told(report):
+        click.echo(line)
+    if report.problems:
+        raise CorruptData("it does not verify", where=str(path))
+
+
+def _is_proof(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
+@iaas_group.command("check")
+@click.argument("name")
+@pass_session
+def check_iaas(session: Session, name: str) -> None:
+    """Look for any VM, copy or receipt of an IaaS that is outside its contract."""
+    answer = row_of(session.client.get(f"/v1/iaas/{name}/check"))
+    if session.as_json:
+        print_json(answer)
+        return
+    rows = [
+        (row["kind"], row["id"], row["site"], row["rule"], row["reason"])
+        for row in listed(answer, "findings")
+    ]
+    click.echo(
+        f"{answer['vm_count']} VMs, {answer['copy_count']} copies and "
+        f"{answer['receipt_count']} receipts were looked at"
+    )
+    print_table(
+        ("WHAT", "ID", "SITE", "RULE", "REASON"), rows, empty="none is outside the contract"
+    )
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: its receipts were not looked at")
+    if rows:
+        raise SovereigntyViolation(f"{len(rows)} are outside the contract", rule="contract")
+
+
+COMMANDS = (volume_group, verify_command)
