@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BODY_BYTES_MAX: Final = (
     1024 * 1024
 )  # user data is the largest part: cloud-init's own limit is 16 KiB
+REQUEST_ID: Final = web.RequestKey("request_id", str)
 UPLOAD_CHUNK_BYTES: Final = 256 * 1024
 EVENTS_LAST_MAX: Final = 1000
 
@@ -144,7 +145,7 @@ class _Answering:
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         asked = request.headers.get("X-Request-Id", "")
         request_id = asked if is_request_id(asked) else new_id("req", self._site.entropy)
-        request["request_id"] = request_id
+        request[REQUEST_ID] = request_id
         begun_s = self._site.clock.monotonic_s()
         outcome = "bug"
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -204,7 +205,7 @@ class _Routes:
             answer = await self._doors.dispatcher.perform(operation, body, _caller(request))
             document = {
                 "site": answer.site,
-                "request_id": request["request_id"],
+                "request_id": request[REQUEST_ID],
                 "result": answer.result,
             }
             return json_response(document, operation.status)
@@ -271,7 +272,7 @@ class _Routes:
 
     def _result(self, request: web.Request, result: object, status: int) -> web.Response:
         site_id = self._doors.site.site_id
-        document = {"site": site_id, "request_id": request["request_id"], "result": result}
+        document = {"site": site_id, "request_id": request[REQUEST_ID], "result": result}
         return json_response(document, status)
 
 
@@ -283,7 +284,7 @@ def _caller(request: web.Request) -> Caller:
             hint="send `Authorization: Bearer TOKEN`; POST /v1/tokens gives one",
         )
     return Caller(
-        token=token.strip(), request_id=request["request_id"], from_address=request.remote or "unix"
+        token=token.strip(), request_id=request[REQUEST_ID], from_address=request.remote or "unix"
     )
 
 

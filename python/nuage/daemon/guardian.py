@@ -115,6 +115,8 @@ class Guardian:
 
     def _report_difference(self) -> None:
         for record in self._site.index.shadowed():
+            if record.kind == "decision":
+                continue  # the last one counts, wherever it was taken
             shown = self._site.index.find(record.kind, record.id)
             where = "elsewhere" if shown is None else shown.home
             text = f"{record.kind} {record.id} is {where}'s now; the record here is kept aside"

@@ -147,6 +147,12 @@ async def change_contract(site: Site, _principal: Principal, body: ChangeContrac
         for place in volume.replicas
         if place.site_id not in allowed
     ]
+    outside += [
+        f"{volume.name} has {len(volume.replicas)} copies in {_site_count(volume)} sites"
+        for volume in site.index.of_iaas(Volume, iaas.iaas_id)
+        if len(volume.replicas) < body.contract.copies
+        or _site_count(volume) < body.contract.copy_sites
+    ]
     if outside:
         raise Conflict(
             f"the new contract forbids what exists: {'; '.join(outside)}",
@@ -156,6 +162,10 @@ async def change_contract(site: Site, _principal: Principal, body: ChangeContrac
     await site.save(changed)
     site.announce("iaas", iaas.iaas_id, "contract", f"contract of {iaas.name} changed")
     return show(site, changed)
+
+
+def _site_count(volume: Volume) -> int:
+    return len({place.site_id for place in volume.replicas})
 
 
 async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None:

@@ -338,6 +338,8 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
 async def read_console(site: Site, _principal: Principal, body: ReadConsole) -> ConsoleLog:
     """Fetch the end of a VM's console from the node it runs on."""
     vm = vm_of(site, body.iaas, body.vm)
+    if body.bytes_max < 1:
+        raise InvalidRequest("at least one byte is asked for", field="bytes_max")
     if vm.node_id is None:
         return ConsoleLog(text="", total_bytes=0)
     ask = ConsoleRequest(

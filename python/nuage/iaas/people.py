@@ -8,6 +8,7 @@ from nuage.iaas.site import Site
 from nuage.ids import SiteId, UserId, new_id
 from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role, User
+from nuage.model.infrastructure import Datacenter
 from nuage.trust.permissions import Principal
 from nuage.trust.secrets import hash_secret
 
@@ -67,7 +68,20 @@ def parse_grant(site: Site, text: str) -> Grant:
                 f"{role_text} holds for one IaaS", field="grants", hint=f"write {role_text}@NAME"
             )
         return Grant(role, site.index.named(Iaas, scope).iaas_id)
-    return Grant(role, scope or "*")
+    return Grant(role, _scope_named(site, scope))
+
+
+def _scope_named(site: Site, scope: str) -> str:
+    if scope in ("", "*"):
+        return "*"
+    if site.index.find_value(Datacenter, scope) is not None:
+        return scope
+    if site.index.is_name_taken(Iaas, scope) or site.index.find_value(Iaas, scope) is not None:
+        return site.index.named(Iaas, scope).iaas_id
+    known = ", ".join(sorted(d.site_id for d in site.index.values(Datacenter)))
+    raise InvalidRequest(
+        f"no site and no IaaS is named {scope!r}; the sites are {known}", field="grants"
+    )
 
 
 def _view(site: Site, user: User) -> UserView:

@@ -10,7 +10,7 @@ from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, ImageId, SiteId, VmId, VolumeId, new_id
 from nuage.model.iaas import Iaas
-from nuage.model.infrastructure import Datacenter, Node, NodeRole
+from nuage.model.infrastructure import Datacenter, Node, NodeRole, require_slug
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
@@ -148,6 +148,9 @@ def placed(site: Site, iaas: Iaas, volume: Volume) -> Volume:
 async def create_volume(site: Site, _principal: Principal, body: CreateVolume) -> Shown[Volume]:
     """Make an empty volume near this site."""
     iaas = site.index.iaas_named(body.iaas)
+    require_slug(body.name, "name")
+    if site.index.is_name_taken(Volume, body.name, iaas.iaas_id):
+        raise Conflict(f"there is a volume named {body.name!r} in {iaas.name} already")
     require_quota(site, iaas, asked=(0, 0, 0, body.size_bytes))
     volume = placed(site, iaas, new_volume(site, iaas, name=body.name, size_bytes=body.size_bytes))
     await site.save(volume, unique_name=True)

@@ -1,0 +1,207 @@
+"""What the API says, word for word (`*.txt` here; `pytest --rewrite` writes them anew)."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.scenario.api.conversation import Federation, compare
+
+from nuage.api.http import BODY_BYTES_MAX
+from nuage.iaas.doors import TABLE
+from nuage.model.identity import Grant, Role
+from nuage.trust.permissions import TABLE as PERMISSIONS
+
+HERE = Path(__file__).parent
+FRENCH = {"data_countries": ["FR"], "copies": 2, "copy_sites": 2, "ack_policy": "all"}
+
+
+@pytest.fixture
+async def federation() -> AsyncIterator[Federation]:
+    bench = Federation()
+    await bench.open()
+    yield bench
+    await bench.close()
+
+
+@pytest.fixture
+def rewrite(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--rewrite"))
+
+
+async def build(federation: Federation, contract: object = None) -> str:
+    """Build an IaaS and its administrator; return its id."""
+    body = {"name": "acme", "contract": contract or FRENCH}
+    status, answer = await federation.ask("POST", "/v1/iaas", body)
+    assert status == 201, answer
+    iaas_id: str = answer["result"]["id"]
+    federation.tokens.know("tenant", Grant(Role.IAAS_ADMIN, iaas_id))
+    federation.tokens.know("user", Grant(Role.IAAS_USER, iaas_id))
+    federation.tokens.know("stranger", Grant(Role.IAAS_ADMIN, "iaas-of-others"))
+    await federation.settle()
+    return iaas_id
+
+
+async def test_a_machine_from_contract_to_deletion(
+    federation: Federation, *, rewrite: bool
+) -> None:
+    await build(federation)
+    vms = "/v1/iaas/acme/vms"
+    status, made = await federation.ask(
+        "POST", vms, {"name": "web", "image": "guest", "site": "rennes"}, who="tenant"
+    )
+    assert status == 202, made
+    await federation.settle()
+    status, shown = await federation.ask("GET", f"{vms}/web", who="user")
+    assert shown["result"]["value"]["state"] == "running", shown
+    assert shown["result"]["site"] == "rennes"
+    await federation.ask("GET", f"{vms}/web/decision", who="auditor")
+    status, stopped = await federation.ask("POST", f"{vms}/web/stop", who="user")
+    assert (status, stopped["site"]) == (202, "rennes")
+    await federation.settle()
+    await federation.ask("GET", "/v1/iaas/acme/quota", who="tenant")
+    await federation.ask("DELETE", f"{vms}/web", who="user")
+    await federation.settle()
+    status, left = await federation.ask("GET", vms, who="user")
+    assert left["result"] == []
+    _, volumes = await federation.ask("GET", "/v1/iaas/acme/volumes", who="user")
+    assert volumes["result"] == []
+    compare(HERE / "machine.txt", federation.talk.lines, rewrite=rewrite)
+
+
+async def test_bad_requests_name_the_field_and_change_nothing(
+    federation: Federation, *, rewrite: bool
+) -> None:
+    await build(federation)
+    before = federation.revisions()
+    vms = "/v1/iaas/acme/vms"
+    cases: list[tuple[str, str, object]] = [
+        ("POST", "/v1/iaas", {"name": "Not A Slug"}),
+        ("POST", "/v1/iaas", {"name": "x", "contract": {"copies": 9}}),
+        ("POST", "/v1/iaas", {"name": "x", "contract": {"data_countries": ["France"]}}),
+        ("POST", "/v1/iaas", {"name": "x", "contract": {"copies": "two"}}),
+        ("POST", "/v1/iaas", {"name": "x", "cidr": "10.0.0.0/30"}),
+        ("POST", "/v1/iaas", {"name": "x", "colour": "red"}),
+        ("POST", "/v1/iaas", {}),
+        ("POST", "/v1/iaas", ["name"]),
+    ]
+    for verb, path, body in cases:
+        status, answer = await federation.ask(verb, path, body)
+        assert status == 400, answer
+        assert answer["error"]["message"], answer
+    for body in (
+        {"name": "web"},
+        {"name": "web", "image": "guest", "shape": {"vcpu_count": 0}},
+        {"name": "web", "image": "guest", "volume": "disk"},
+        {"name": "web", "image": "guest", "policy": "no-such"},
+        {"name": "web", "image": "guest", "volume_bytes": 4096},
+        {"name": "web", "image": "guest", "preference": 7},
+        {"iaas": "other", "name": "web", "image": "guest"},
+    ):
+        status, answer = await federation.ask("POST", vms, body, who="tenant")
+        assert status == 400, answer
+        assert answer["error"].get("field"), answer
+    status, _ = await federation.ask("POST", vms, who="tenant", raw=b"{")
+    assert status == 400
+    status, _ = await federation.ask("GET", "/v1/iaas/acme/vms?colour=red", who="tenant")
+    assert status == 400
+    huge = b'{"name": "' + b"x" * BODY_BYTES_MAX + b'"}'
+    status, _ = await federation.ask("POST", "/v1/iaas", raw=huge)
+    assert status == 413
+    status, _ = await federation.ask("GET", "/v1/nothing")
+    assert status == 404
+    status, _ = await federation.ask("PUT", "/v1/iaas", {})
+    assert status == 405
+    await federation.settle()
+    assert federation.revisions() == before
+    compare(HERE / "bad-requests.txt", federation.talk.lines, rewrite=rewrite)
+
+
+async def test_refusals_say_whose_move_it_is(federation: Federation, *, rewrite: bool) -> None:
+    await build(federation)
+    vms = "/v1/iaas/acme/vms"
+    ask = federation.ask
+    assert (await ask("GET", vms, who=""))[0] == 401
+    assert (await ask("GET", vms, who="forged"))[0] == 401
+    assert (await ask("GET", vms, who="stranger"))[0] == 403
+    assert (await ask("GET", f"{vms}/nothing", who="user"))[0] == 404
+    assert (await ask("POST", "/v1/iaas", {"name": "acme"}))[0] == 409
+    status, answer = await ask(
+        "POST", "/v1/iaas", {"name": "far", "contract": {"data_countries": ["SE"]}}
+    )
+    assert (status, answer["error"]["rule"]) == (422, "data_countries")
+    status, answer = await ask(
+        "POST", vms, {"name": "web", "image": "guest", "site": "zurich"}, who="tenant"
+    )
+    assert status == 422
+    assert {r["rule"] for r in answer["error"]["refusals"]} >= {"data_countries", "site_wanted"}
+    status, answer = await ask(
+        "POST", vms, {"name": "big", "image": "guest", "shape": {"vcpu_count": 100}}, who="tenant"
+    )
+    assert status == 422
+    assert all(r["rule"] and r["reason"] for r in answer["error"]["refusals"])
+    few = {"vm_count": 0}
+    await ask("PUT", "/v1/iaas/acme/contract", {"contract": {**FRENCH, "quota": few}})
+    await federation.settle()
+    status, answer = await ask("POST", vms, {"name": "web", "image": "guest"}, who="tenant")
+    assert (status, answer["error"]["code"]) == (422, "quota_exceeded")
+    compare(HERE / "refusals.txt", federation.talk.lines, rewrite=rewrite)
+
+
+async def test_a_home_that_is_cut_off_is_named_at_once(
+    federation: Federation, *, rewrite: bool
+) -> None:
+    await build(federation)
+    body = {"name": "web", "image": "guest", "site": "rennes"}
+    await federation.ask("POST", "/v1/iaas/acme/vms", body, who="tenant")
+    await federation.settle()
+    federation.sites["rennes"].crash()  # type: ignore[index]
+    status, answer = await federation.ask("POST", "/v1/iaas/acme/vms/web/stop", who="tenant")
+    assert (status, answer["error"]["site_id"]) == (503, "rennes")
+    status, answer = await federation.ask("GET", "/v1/iaas/acme/vms/web", who="tenant")
+    assert (status, answer["result"]["site"]) == (200, "rennes")
+    compare(HERE / "cut-off.txt", federation.talk.lines, rewrite=rewrite)
+
+
+async def test_a_contract_changes_only_when_all_that_exists_lies_within_it(
+    federation: Federation, *, rewrite: bool
+) -> None:
+    await build(federation)
+    body = {"name": "web", "image": "guest", "site": "lyon"}
+    await federation.ask("POST", "/v1/iaas/acme/vms", body, who="tenant")
+    await federation.settle()
+    path = "/v1/iaas/acme/contract"
+    status, answer = await federation.ask("PUT", path, {"contract": {"sites": ["rennes"]}})
+    assert status == 409, answer
+    three = {**FRENCH, "copies": 3}
+    status, answer = await federation.ask("PUT", path, {"contract": three})
+    assert status == 409, "its volume has two copies only"
+    status, _ = await federation.ask("PUT", path, {"contract": {**FRENCH, "tier_min": 2}})
+    assert status == 200
+    compare(HERE / "contract.txt", federation.talk.lines, rewrite=rewrite)
+
+
+async def test_every_role_may_do_what_the_table_says_and_nothing_else(
+    federation: Federation,
+) -> None:
+    """Role by operation: 403 exactly where the role lacks the action."""
+    iaas_id = await build(federation)
+    for role in Role:
+        scope = iaas_id if role in (Role.IAAS_ADMIN, Role.IAAS_USER) else "*"
+        federation.tokens.know(role.value, Grant(role, scope))
+    names = {"iaas": "acme", "node": "lyon-vnode-1", "site": "lyon"}
+    for operation in TABLE.all():
+        path = operation.path
+        for name in ("iaas", "vm", "volume", "image", "user", "node", "site", "segment"):
+            path = path.replace("{" + name + "}", names.get(name, "nothing"))
+        if "{" in path or operation.action not in PERMISSIONS:
+            continue
+        for role in Role:
+            status, answer = await federation.ask(
+                operation.verb, path, {} if operation.verb in ("POST", "PUT", "PATCH") else None,
+                who=role.value,
+            )  # fmt: skip
+            if status == 403:
+                assert role not in PERMISSIONS[operation.action], (operation.name, role, answer)
+            elif role not in PERMISSIONS[operation.action]:
+                # An object or a field was asked for before the role: nothing was done.
+                assert status in (400, 404), (operation.name, role, status, answer)
