@@ -75,7 +75,9 @@ class AgentChannel(Generic[WishT, ReportT]):
         """Begin to talk. `wishes` names the stream of wishes: the role's own when left out."""
         self.client.start()
         stream = wishes or f"{self._role.value}.wishes"
-        self.follow(stream, wish_type, take_wish)
+        self._tasks.keep(
+            "wishes", lambda: self._follow(stream, wish_type, take_wish, says_hello=True)
+        )
         self._tasks.keep("reports", lambda: self._report(reports))
         renewer = Renewer(self._store, self._renew, self._clock, Random())
         self._tasks.keep("renewal", renewer.run)
@@ -84,7 +86,9 @@ class AgentChannel(Generic[WishT, ReportT]):
         self, stream: str, wish_type: type[AnyWish], take_wish: Callable[[AnyWish], Awaitable[None]]
     ) -> None:
         """Follow one more stream of wishes."""
-        self._tasks.keep(stream, lambda: self._follow(stream, wish_type, take_wish))
+        self._tasks.keep(
+            stream, lambda: self._follow(stream, wish_type, take_wish, says_hello=False)
+        )
 
     async def _renew(self, request: RenewRequest) -> RenewAnswer:
         return await self.client.call(RENEW_METHOD, request, RenewAnswer)
@@ -95,14 +99,20 @@ class AgentChannel(Generic[WishT, ReportT]):
             await self._opened.wait()
 
     async def _follow(
-        self, name: str, wish_type: type[AnyWish], take_wish: Callable[[AnyWish], Awaitable[None]]
+        self,
+        name: str,
+        wish_type: type[AnyWish],
+        take_wish: Callable[[AnyWish], Awaitable[None]],
+        *,
+        says_hello: bool,
     ) -> None:
         while True:
             await self._wait_open()
             try:
-                await self.client.call(
-                    "node.hello", self._configuration.node, ReportTaken, CALL_TIMEOUT_S
-                )
+                if says_hello:
+                    await self.client.call(
+                        "node.hello", self._configuration.node, ReportTaken, CALL_TIMEOUT_S
+                    )
                 stream = self.client.subscribe(name, FollowWishes(), wish_type)
                 async for wish in stream:
                     try:

@@ -254,6 +254,7 @@ class Fabric:
     # Trunks -----------------------------------------------------------------------------------
 
     async def _keep_trunks(self) -> None:
+        self._wished.set()
         while True:
             await self._wished.wait()
             self._wished.clear()

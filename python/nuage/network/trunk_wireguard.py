@@ -69,7 +69,8 @@ async def run(command: Sequence[str], stdin: str = "") -> str:
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.PIPE,
+            # A pipe that nobody reads is closed under us: only where there is something to say.
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -77,7 +78,7 @@ async def run(command: Sequence[str], stdin: str = "") -> str:
         raise Unavailable(f"{command[0]} is not installed ({what})") from error
     try:
         async with asyncio.timeout(COMMAND_S_MAX):
-            output, _ = await process.communicate(stdin.encode())
+            output, _ = await process.communicate(stdin.encode() if stdin else None)
     except TimeoutError as error:
         process.kill()
         await process.wait()
