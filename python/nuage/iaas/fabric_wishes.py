@@ -8,8 +8,9 @@ the numbers out alike, from records that both have.
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_interface
 from typing import Final
 
@@ -183,6 +184,11 @@ def _lines(low: Node, high: Node) -> list[tuple[ProviderLine, ProviderLine]]:
     return shared or [(low.lines[0], high.lines[0])]
 
 
+@lru_cache(maxsize=65_536)
+def _host(address: str) -> str:
+    return str(ip_interface(address).ip)
+
+
 # Stations and ports ---------------------------------------------------------------------------
 
 
@@ -199,7 +205,7 @@ def _stations(index: FederationIndex, segment_id: SegmentId) -> list[StationWish
             StationWish(
                 label=segment.label,
                 mac=port.mac,
-                addresses=tuple(str(ip_interface(a).ip) for a in port.addresses),
+                addresses=tuple(_host(a) for a in port.addresses),
                 node_id=vm.node_id,
                 moving=vm.state is VmState.MIGRATING,
             )
@@ -259,7 +265,7 @@ def _remotes(
     if not group:
         return [remote]
     return [
-        str(ip_interface(address).ip)
+        _host(address)
         for port in index.of_iaas(Port, iaas_id)
         if group in port.security_groups
         for address in port.addresses
@@ -296,13 +302,10 @@ def concerned_rbridges(index: FederationIndex, site_id: SiteId, value: object) -
 
 
 def _nodes_of_iaas(index: FederationIndex, site_id: SiteId, iaas_id: IaasId) -> set[NodeId]:
-    vms = index.of_iaas(Vm, iaas_id)
-    nodes = {vm.node_id for vm in vms if vm.node_id is not None}
-    nodes |= {vm.migrating_to for vm in vms if vm.migrating_to is not None}
-    return _local(index, site_id, nodes)
+    return _local(index, site_id, index.vm_nodes(iaas_id))
 
 
-def _local(index: FederationIndex, site_id: SiteId, nodes: set[NodeId]) -> set[NodeId]:
+def _local(index: FederationIndex, site_id: SiteId, nodes: Collection[NodeId]) -> set[NodeId]:
     found = (index.find_value(Node, node_id) for node_id in nodes)
     return {node.node_id for node in found if node is not None and node.site_id == site_id}
 

@@ -8,7 +8,7 @@ truth and hides the rest until they are gone.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from ipaddress import ip_interface
 from typing import TypeVar, cast
 
 from nuage.errors import InvalidRequest, NotFound, NuageError
@@ -68,6 +68,7 @@ class FederationIndex:
         self._by_node: dict[NodeId, set[tuple[str, str]]] = defaultdict(set)
         self._by_iaas: dict[tuple[str, IaasId], set[str]] = defaultdict(set)
         self._usage: dict[IaasId, Usage] = defaultdict(Usage)
+        self._vm_nodes: dict[IaasId, dict[NodeId, int]] = defaultdict(dict)
         self._addresses: dict[SegmentId, dict[int, int]] = defaultdict(dict)
 
     # Feeding ---------------------------------------------------------------------------------
@@ -143,15 +144,17 @@ class FederationIndex:
 
     def _count(self, value: Noun, sign: int) -> None:
         match value:
-            case Vm() | Volume():
+            case Vm():
+                self._usage[value.iaas_id].add(value, sign)
+                for node_id in (value.node_id, value.migrating_to):
+                    if node_id is not None:
+                        _tally(self._vm_nodes[value.iaas_id], node_id, sign)
+            case Volume():
                 self._usage[value.iaas_id].add(value, sign)
             case Port():
                 holders = self._addresses[value.segment_id]
                 for address in value.addresses:
-                    number = int(IPv4Interface(address).ip)
-                    holders[number] = holders.get(number, 0) + sign
-                    if not holders[number]:
-                        del holders[number]
+                    _tally(holders, int(ip_interface(address).ip), sign)
             case _:
                 pass
 
@@ -201,6 +204,10 @@ class FederationIndex:
     def usage(self, iaas_id: IaasId) -> Usage:
         """Return what an IaaS uses over the federation, as far as this site knows."""
         return self._usage[iaas_id]
+
+    def vm_nodes(self, iaas_id: IaasId) -> Collection[NodeId]:
+        """Return the nodes that run VMs of an IaaS or to which some are on their way."""
+        return self._vm_nodes[iaas_id].keys()
 
     def addresses(self, segment_id: SegmentId) -> Collection[int]:
         """Return the addresses that ports of a segment hold, as numbers."""
@@ -269,6 +276,15 @@ class FederationIndex:
     def iaas_named(self, name: str) -> Iaas:
         """Return the IaaS of this id or name."""
         return self.named(Iaas, name)
+
+
+K = TypeVar("K")
+
+
+def _tally(counts: dict[K, int], key: K, sign: int) -> None:
+    counts[key] = counts.get(key, 0) + sign
+    if not counts[key]:
+        del counts[key]
 
 
 def nodes_of(value: Noun) -> tuple[NodeId, ...]:
