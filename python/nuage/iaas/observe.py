@@ -9,7 +9,7 @@ from typing import TypeAlias
 from nuage.iaas.index import FederationIndex
 from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.desired import HeadReport, IonodeReport, VmReport, VnodeReport
-from nuage.model.infrastructure import Node
+from nuage.model.infrastructure import Node, NodePower
 from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
@@ -218,6 +218,7 @@ def _status_line(
     if fresh:
         return "orphans", f"node {name} runs what it should not: {', '.join(fresh)}; left running"
     if is_new or before.connected != after.connected:
-        word = "connected" if after.connected else "lost"
+        sleeps = node is not None and node.power is NodePower.OFF
+        word = "connected" if after.connected else "off" if sleeps else "lost"
         return word, f"node {name} is {word}"
     return "", ""
