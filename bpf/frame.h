@@ -260,6 +260,15 @@ static __always_inline __u32 mix(__u32 hash, __u32 word)
 	return hash ^ hash >> 15;
 }
 
+/* Every bit of the input reaches every bit of the result (MurmurHash3's finaliser): a remainder
+ * looks at the low ones only. */
+static __always_inline __u32 finish(__u32 hash)
+{
+	hash = (hash ^ hash >> 16) * 0x85EBCA6B;
+	hash = (hash ^ hash >> 13) * 0xC2B2AE35;
+	return hash ^ hash >> 16;
+}
+
 /* What spreads flows over equal paths: the same for every frame of one flow. */
 static __noinline __u32 flow_hash(struct __sk_buff *skb, __u32 offset, __u16 type, __u32 seed)
 {
@@ -267,12 +276,12 @@ static __noinline __u32 flow_hash(struct __sk_buff *skb, __u32 offset, __u16 typ
 	__u32 hash = mix(0, seed);
 
 	if (parse_flow(skb, &flow, offset, type) != FLOW_FOUND)
-		return hash;
+		return finish(hash);
 	for (int i = 0; i < 4; i++)
 		hash = mix(mix(hash, flow.source[i]), flow.destination[i]);
 	if (flow.protocol == IPPROTO_TCP || flow.protocol == IPPROTO_UDP)
 		hash = mix(hash, flow.source_port << 16 | flow.destination_port);
-	return hash;
+	return finish(hash);
 }
 
 static __always_inline __u32 mac_seed(const __u8 *dmac, const __u8 *smac, __u32 label)

@@ -34,6 +34,7 @@ enum port_flag {
 	PORT_GUARDED = 2,
 	PORT_FILTERED = 4,
 	PORT_ADJACENT = 8,	/* `neighbour` is in state Report */
+	PORT_XDP = 16,		/* xdp_trunk is on it: it sends what XDP redirects */
 };
 
 /* Counters: the order of forwarding.Drop, then the sums of forwarding.PlaneCounters. */

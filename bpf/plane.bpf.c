@@ -11,6 +11,7 @@
  * kernel only (no kernel structure is read), so nothing needs relocation from kernel to kernel.
  */
 #include "access.h"
+#include "fast.h"
 #include "lisp.h"
 #include "trunk.h"
 

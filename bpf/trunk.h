@@ -243,6 +243,31 @@ static __always_inline int trunk_refusal(struct port_value *port, struct arrival
 	return -1;
 }
 
+/* What xdp_trunk notes before a frame that it stripped (only XDP can write there). */
+struct stripped {
+	__u32 magic;
+	__u32 label;
+};
+#define STRIPPED_MAGIC 0x4E75AE01
+
+static __always_inline __u32 stripped_label(struct __sk_buff *skb)
+{
+	struct stripped *note = (void *)(long)skb->data_meta;
+
+	if ((void *)(note + 1) > (void *)(long)skb->data || note->magic != STRIPPED_MAGIC)
+		return 0;
+	return note->label;
+}
+
+static __always_inline int deliver_stripped(struct __sk_buff *skb, __u32 label)
+{
+	__u8 dmac[MAC_BYTES];
+
+	if (bpf_skb_load_bytes(skb, 0, dmac, sizeof(dmac)))
+		return drop(DROP_SHORT);
+	return deliver(skb, label, dmac);
+}
+
 static __always_inline int not_trill(struct __sk_buff *skb)
 {
 	__u8 dmac[MAC_BYTES];
@@ -259,9 +284,13 @@ int trunk_in(struct __sk_buff *skb)
 	struct self_value *me = self();
 	struct arrival in;
 	int cause, ends_here;
+	__u32 label;
 
 	if (!port || !me)
 		return drop(DROP_NO_PORT);
+	label = stripped_label(skb);
+	if (label)
+		return deliver_stripped(skb, label);
 	if (skb->vlan_present)
 		return not_trill(skb);
 	if (skb->protocol == bpf_htons(ETH_P_L2_ISIS))

@@ -121,6 +121,8 @@ class KernelPlane:
         self._slots = Slots()
         self._entries: dict[EntryKey, Entry] = {}
         self._bound: dict[PortNumber, int] = {}
+        self._fast: set[PortNumber] = set()
+        self._attached: dict[PortNumber, tuple[int, PortRole]] = {}
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
         self._neighbours: dict[bytes, bytes] = {}
         self._batch = _Batch()
@@ -276,16 +278,17 @@ class KernelPlane:
         if self._bound.get(number, ifindex) != ifindex:
             self.unbind(number)
         self._bound[number] = ifindex
-        self._render(number)
         if xdp_flags != XDP_NONE:
             self._try(lambda: self._bpf.attach_xdp("xdp_trunk", ifindex, flags=xdp_flags))
+            self._fast.add(number)
+        self._render(number)
 
     def unbind(self, number: PortNumber) -> None:
         """Take the programs off a port's interface; the entry stays, without a way out."""
         ifindex = self._bound.pop(number, 0)
         if not ifindex:
             return
-        self._detach(ifindex)
+        self._detach(number, ifindex)
         self._render(number)
         self._try(lambda: self._bpf.delete("ports", U32.pack(ifindex)))
 
@@ -310,7 +313,7 @@ class KernelPlane:
         number, key = port.port, U32.pack(port.port)
         ifindex = self._bound.get(number, 0)
         neighbour = self._entries.get((AdjacencyEntry, number))
-        place = Place(port, ifindex)
+        place = Place(port, ifindex, has_xdp=number in self._fast)
         if port.role is PortRole.TRUNK:
             mac = neighbour.mac if isinstance(neighbour, AdjacencyEntry) else None
             place = replace(place, neighbour=mac, slot=self._slot(number))
@@ -353,24 +356,30 @@ class KernelPlane:
         ifindex = self._bound.pop(number, 0) or tables.decode_place(place).ifindex
         if ifindex:
             self._batch.delete("ports", U32.pack(ifindex))
-            self._detach(ifindex)
+            self._detach(number, ifindex)
         self._rules.pop(number, None)
         self._forget(lambda found: found.port == number)
 
     def _attach(self, port: PortEntry, ifindex: int) -> None:
+        if self._attached.get(port.port) == (ifindex, port.role):
+            return
         if port.role is PortRole.TRUNK:
             if not self._keep_offload:
                 disable_segmentation(socket.if_indextoname(ifindex))
             self._bpf.attach("trunk_in", ifindex)
-            return
-        self._bpf.attach("access_in", ifindex)
-        self._bpf.attach("lisp_in", ifindex, priority=LISP_PRIORITY)
-        self._bpf.attach("access_out", ifindex, egress=True)
+        else:
+            self._bpf.attach("access_in", ifindex)
+            self._bpf.attach("lisp_in", ifindex, priority=LISP_PRIORITY)
+            self._bpf.attach("access_out", ifindex, egress=True)
+        self._attached[port.port] = (ifindex, port.role)
 
-    def _detach(self, ifindex: int) -> None:
+    def _detach(self, number: PortNumber, ifindex: int) -> None:
+        self._attached.pop(number, None)
+        if number in self._fast:
+            self._fast.discard(number)
+            with suppress(OSError):
+                self._bpf.detach_xdp(ifindex)
         with suppress(OSError):  # the interface may be gone, and its programs with it
-            self._bpf.detach_xdp(ifindex)
-        with suppress(OSError):
             self._bpf.detach(ifindex)
             self._bpf.detach(ifindex, priority=LISP_PRIORITY)
             self._bpf.detach(ifindex, egress=True)
@@ -577,6 +586,9 @@ class KernelPlane:
                     socket.if_indextoname(place.ifindex)
                     self._attach(place.port, place.ifindex)
                     self._bound[place.port.port] = place.ifindex
+                    if place.has_xdp:
+                        self._bpf.attach_xdp("xdp_trunk", place.ifindex)
+                        self._fast.add(place.port.port)
         for key, _ in self._pairs("guards"):
             self._keep(tables.decode_guard(key))
         for key, value in self._pairs("rules"):

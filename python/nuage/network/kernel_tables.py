@@ -66,6 +66,7 @@ PORT_TRUNK: Final = 1
 PORT_GUARDED: Final = 2
 PORT_FILTERED: Final = 4
 PORT_ADJACENT: Final = 8
+PORT_XDP: Final = 16
 EID_PREFIX_BITS: Final = 40  # instance and family, before the address
 BURST_S: Final = 0.05
 DIRECTIONS: Final = (Direction.INGRESS, Direction.EGRESS)  # enum direction of intf.h
@@ -164,12 +165,13 @@ def address_of(family: int, data: bytes) -> IPv4Address | IPv6Address:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A port with what else the kernel keeps of it: interface (0: none), neighbour, slot."""
+    """A port with what else the kernel keeps of it: interface (0: none), neighbour, slot, XDP."""
 
     port: PortEntry
     ifindex: int = 0
     neighbour: bytes | None = None
     slot: int = 0
+    has_xdp: bool = False
 
 
 def burst_bytes(port: PortEntry) -> int:
@@ -185,6 +187,7 @@ def encode_place(place: Place) -> bytes:
         | PORT_GUARDED * port.guarded
         | PORT_FILTERED * port.filtered
         | PORT_ADJACENT * (place.neighbour is not None)
+        | PORT_XDP * place.has_xdp
     )
     return PORT.pack(
         place.ifindex, port.label, port.rate_bits_per_s, burst_bytes(port), port.port,
@@ -205,7 +208,8 @@ def decode_place(value: bytes) -> Place:
         filtered=bool(flags & PORT_FILTERED),
         rate_bits_per_s=rate,
     )
-    return Place(port, ifindex, neighbour if flags & PORT_ADJACENT else None, slot)
+    near = neighbour if flags & PORT_ADJACENT else None
+    return Place(port, ifindex, near, slot, bool(flags & PORT_XDP))
 
 
 def adjacency_of(place: Place) -> AdjacencyEntry | None:

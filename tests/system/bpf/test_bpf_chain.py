@@ -1,13 +1,21 @@
 """host – RBridge – transit – RBridge – host on the kernel plane, with static tables."""
 
+import shutil
+import struct
 import subprocess
+from ipaddress import IPv4Address
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from tests.data.network.golden_frames import write_pcap
 from tests.system.bpf.bpf_netns import Bridge, Chain, Wire, inside, within
 
 from nuage.network.forwarding import (
     Drop,
+    FibEntry,
     Label,
+    NextHop,
     Nickname,
     PortNumber,
     PruneEntry,
@@ -20,6 +28,7 @@ from nuage.network.trill_frame import ALL_RBRIDGES, TrillFrame, decode_trill, en
 pytestmark = pytest.mark.system
 BROADCAST = b"\xff" * 6
 TEST_TYPE = b"\x88\xb5"
+DISSECTOR = Path(__file__).parents[3] / "tools/dissectors/nuage_trill.lua"
 
 
 def hello(source: bytes, target: bytes = BROADCAST, text: bytes = b"hello") -> bytes:
@@ -156,3 +165,84 @@ def test_frames_go_on_while_the_daemon_is_gone_and_it_comes_back(chain: Chain) -
     assert SelfEntry(Nickname(0x11), Nickname(0x22)) in chain.bridges[0].plane.entries()
     assert chain.bridges[1].plane.counters().transit_frames >= 10
     assert "2 received" in chain.ping("-c", "2", "-i", "0.02", "-W", "2")
+
+
+def test_xdp_takes_the_plain_frames_and_tc_the_rest(chain: Chain) -> None:
+    """Generic XDP, as on a NIC: transit and stripping there, broadcasts and refusals in tc."""
+    for bridge in chain.bridges:
+        for number, interface in ((1, "west"), (2, "east")):
+            if PortNumber(number) in bridge.plane.bound():
+                bridge.bind(number, interface, xdp_flags=2)
+    for host in chain.hosts:  # XDP knows no checksum that is still to be filled in
+        inside(host, "ethtool", "-K", "eth0", "tx", "off")
+    assert "3 received" in chain.ping("-c", "3", "-i", "0.05", "-W", "2")
+    far = Wire(chain.hosts[1], "eth0")
+    frame = hello(chain.guest_macs[0])
+    Wire(chain.hosts[0], "eth0").send(frame)
+    assert far.frames(0.3) == [frame]
+    right = chain.bridges[2]
+    assert {found.mac for found in right.plane.learned()} == set(chain.guest_macs)
+    assert [b.plane.counters().transit_frames for b in chain.bridges] == [0, 7, 0]
+    assert right.plane.counters().egress_frames == 4
+    out = Wire(chain.bridges[0].namespace, "east")
+    out.send(crafted(chain, hop_count=0))
+    out.send(crafted(chain, version=1))
+    far.frames(0.1)
+    assert drops(chain.bridges[1], Drop.HOP_COUNT) == drops(chain.bridges[1], Drop.VERSION) == 1
+    before = set(right.plane.entries())
+    del right.plane
+    assert "2 received" in chain.ping("-c", "2", "-i", "0.05", "-W", "2")
+    right.plane = within(right.namespace, lambda: KernelPlane(right.pins))
+    assert set(right.plane.entries()) == before
+
+
+def test_ecmp_keeps_a_flow_on_one_path_and_uses_both(chain: Chain) -> None:
+    """Two equal next hops that differ in their outer address, towards the same wire."""
+    left, middle = chain.bridges[0], chain.bridges[1]
+    chain.list_hosts()
+    path = FibEntry(
+        chain.NICKS[2],
+        tuple(NextHop(PortNumber(2), bytes((2, 0, 0, 0, 0, n)), left.mac("east")) for n in (1, 2)),
+    )
+    left.set(path)
+    wire, near = Wire(middle.namespace, "west"), Wire(chain.hosts[0], "eth0")
+    taken: dict[int, set[bytes]] = {}
+    for _ in range(2):
+        for source_port in range(32):
+            packet = udp("10.9.0.1", "10.9.0.2", source_port)
+            near.send(chain.guest_macs[1] + chain.guest_macs[0] + b"\x08\x00" + packet)
+            (frame,) = wire.frames(0.3, 1)
+            taken.setdefault(source_port, set()).add(frame[:6])
+    assert all(len(hops) == 1 for hops in taken.values())
+    assert len(set().union(*taken.values())) == 2
+    assert left.plane.entries().count(path) == 1
+
+
+def udp(source: str, target: str, source_port: int) -> bytes:
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 46, 0, 0, 64, 17, 0)
+    head += IPv4Address(source).packed + IPv4Address(target).packed
+    return head + struct.pack(">HHHH", source_port, 9, 26, 0) + bytes(18)
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_tshark_reads_what_the_kernel_plane_sends(chain: Chain, tmp_path: Path) -> None:
+    wire = Wire(chain.bridges[1].namespace, "west")
+    chain.ping("-c", "2", "-i", "0.05", "-W", "2")
+    Wire(chain.hosts[0], "eth0").send(hello(chain.guest_macs[0]))
+    frames = [frame for frame in wire.frames(0.2) if frame[12:14] == b"\x22\xf3"]
+    assert len(frames) == 3
+    with TemporaryDirectory() as directory:  # tmp_path is a BPF file system here
+        capture = Path(directory) / "kernel.pcap"
+        write_pcap(capture, frames)
+        done = subprocess.run(
+            ["tshark", "-r", str(capture), "-X", f"lua_script:{DISSECTOR}", "-V"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        fields = subprocess.run(
+            ["tshark", "-r", str(capture), "-X", f"lua_script:{DISSECTOR}", "-T", "fields",
+             "-e", "nuage_fgl.label", "-e", "trill.hop_cnt", "-e", "trill.multi_dst"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert "alformed" not in done.stdout
+    rows = [row.split("\t") for row in fields.stdout.splitlines()]
+    assert rows == [["0x0abcde", "63", multi] for multi in ("1", "0", "1")]
