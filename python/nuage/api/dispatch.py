@@ -3,6 +3,7 @@
 The home checks the token again with its own keys: no site takes another's word for who asks.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scope
 CARRY_TIMEOUT_S = 10.0
 DETAIL_CHARS_MAX = 500
 OPERATION_METHOD = "operation"
+_MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 class Authenticator(Protocol):
@@ -197,4 +199,8 @@ def invalid_body(error: msgspec.ValidationError) -> InvalidRequest:
     message, _, path = str(error).partition(" - at `$")
     if isinstance(error.__cause__, InvalidRequest):
         return error.__cause__
-    return InvalidRequest(message, field=path.rstrip("`").lstrip("."))
+    field = path.rstrip("`").lstrip(".")
+    missing = _MISSING.search(message)
+    if missing is not None:
+        field = f"{field}.{missing[1]}" if field else missing[1]
+    return InvalidRequest(message, field=field)

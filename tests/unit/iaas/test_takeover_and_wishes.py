@@ -1,0 +1,169 @@
+"""Who may continue a VM, and what nodes are told of it."""
+
+from dataclasses import replace
+
+from tests.unit.iaas.iaas_makers import datacenter, iaas, record, vm, volume
+
+from nuage.iaas.epochs import EPOCH_STEP, FIRST_EPOCH
+from nuage.iaas.index import FederationIndex
+from nuage.iaas.takeover import successors
+from nuage.iaas.wishes import (
+    WishContext,
+    chap_secret,
+    chap_user,
+    ionode_wish,
+    vnode_wish,
+)
+from nuage.ids import IaasId, NodeId, RequestId, SiteId, VmId, VolumeId
+from nuage.model.contract import Contract, CutOffRule
+from nuage.model.placement import Decision
+from nuage.model.record import Noun
+from nuage.model.status import Migration, NodeStatus
+from nuage.model.vm import PowerWish, Vm, VmState
+
+PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
+ALIVE = {SiteId("lyon"), SiteId("rennes")}
+NODE = NodeId("m-v1")
+
+
+def index_of(*values: Noun, contract: Contract | None = None) -> FederationIndex:
+    index = FederationIndex(SiteId("marne"))
+    sites = [datacenter(name) for name in ("marne", "lyon", "rennes")]
+    for value in (*sites, iaas(contract), *values):
+        index.put(record(value))
+    return index
+
+
+def decision(elected_site: str) -> Decision:
+    return Decision(
+        request_id=RequestId("req-1"), vm_id=VmId("vm-1"), policy="power", decided_s=1.0,
+        asked_sites=(), silent_sites=(), ranked=(), refusals=(), elected=NODE,
+        elected_site=SiteId(elected_site),
+    )  # fmt: skip
+
+
+def context(index: FederationIndex, *, lease_s: float = 9.0, switch: bool = False) -> WishContext:
+    return WishContext(
+        index=index, storage_key=b"k" * 32, lease_until_s=lambda _vm: lease_s,
+        may_switch=lambda _vm: switch,
+    )  # fmt: skip
+
+
+def test_successors_are_live_sites_with_every_disk_in_the_order_of_copies() -> None:
+    one, two = volume(1, places=PLACES), volume(2, places=(PLACES[2], PLACES[0]))
+    machine = vm(site="marne", volumes=("vol-1", "vol-2"))
+    index = index_of(one, two, machine)
+    assert successors(index, machine, alive=ALIVE) == ["rennes"]
+    alone = replace(machine, volumes=(VolumeId("vol-1"),))
+    assert successors(index, alone, alive=ALIVE) == ["lyon", "rennes"]
+
+
+def test_a_contract_bounds_who_may_take_over() -> None:
+    machine = vm(site="marne", volumes=("vol-1",))
+    contract = Contract(sites=(SiteId("marne"), SiteId("rennes")))
+    index = index_of(volume(1, places=PLACES), machine, contract=contract)
+    assert successors(index, machine, alive=ALIVE) == ["rennes"]
+
+
+def test_nobody_takes_over_what_is_not_fully_known() -> None:
+    machine = vm(site="marne", volumes=("vol-1", "vol-9"))
+    assert successors(index_of(volume(1, places=PLACES), machine), machine, alive=ALIVE) == []
+    stranger = replace(machine, iaas_id=IaasId("iaas-9"))
+    assert successors(index_of(machine), stranger, alive=ALIVE) == []
+    assert successors(index_of(machine), replace(machine, volumes=()), alive=ALIVE) == []
+
+
+def running(**changes: object) -> Vm:
+    machine = vm(site="marne", node_id=NODE, volumes=("vol-1",), epoch=FIRST_EPOCH)
+    return replace(machine, **changes)  # type: ignore[arg-type]
+
+
+def disk() -> Noun:
+    return volume(1, places=PLACES[:1], vm_id="vm-1")
+
+
+def test_a_new_vm_starts_only_where_the_decision_says() -> None:
+    """Another site may have entered it too, when an answer was lost."""
+    undecided = index_of(running(), disk())
+    assert vnode_wish(context(undecided), NODE, 1).vms == ()
+    elsewhere = index_of(running(), disk(), decision("lyon"))
+    assert vnode_wish(context(elsewhere), NODE, 1).vms == ()
+    here = index_of(running(), disk(), decision("marne"))
+    (wish,) = vnode_wish(context(here), NODE, 1).vms
+    assert (wish.vm_id, wish.epoch) == ("vm-1", FIRST_EPOCH)
+
+
+def test_an_undecided_vm_can_be_deleted() -> None:
+    index = index_of(running(wish=PowerWish.DELETED), disk())
+    (wish,) = vnode_wish(context(index), NODE, 1).vms
+    assert wish.wish is PowerWish.DELETED
+
+
+def test_a_vm_waits_for_its_disks() -> None:
+    empty = replace(volume(1, places=PLACES[:1]), portal="")
+    index = index_of(running(), empty, decision("marne"))
+    assert vnode_wish(context(index), NODE, 1).vms == ()
+
+
+def test_only_fail_over_vms_have_a_lease() -> None:
+    stays = index_of(running(), disk(), decision("marne"))
+    assert vnode_wish(context(stays), NODE, 1).vms[0].lease_until_s == 0.0
+    contract = Contract(cut_off=CutOffRule.FAIL_OVER)
+    leased = index_of(running(), disk(), decision("marne"), contract=contract)
+    assert vnode_wish(context(leased), NODE, 1).vms[0].lease_until_s == 9.0
+
+
+def test_a_vm_on_its_way_is_told_to_both_ends_and_leave_comes_from_the_quorum() -> None:
+    target = NodeId("m-v2")
+    moving = running(state=VmState.MIGRATING, migrating_to=target)
+    migration = Migration(
+        vm_id=moving.vm_id, source_site=SiteId("marne"), source_node=NODE, target_node=target,
+        source_epoch=FIRST_EPOCH, target_epoch=FIRST_EPOCH + 1, address="10.0.0.2:49152",
+    )  # fmt: skip
+    index = index_of(moving, disk(), migration, decision("marne"))
+    (leaving,) = vnode_wish(context(index), NODE, 1).vms
+    (coming,) = vnode_wish(context(index), target, 1).vms
+    assert leaving.outgoing is not None
+    assert not leaving.outgoing.may_switch
+    assert coming.incoming is not None
+    assert coming.epoch == FIRST_EPOCH + 1
+    (granted,) = vnode_wish(context(index, switch=True), NODE, 1).vms
+    assert granted.outgoing is not None
+    assert granted.outgoing.may_switch
+
+
+def test_a_vm_that_the_quorum_gave_away_is_stopped_where_it_was() -> None:
+    given = running(state=VmState.STOPPING, migrating_to=NodeId("l-v1"))
+    index = index_of(given, disk(), decision("marne"))
+    (wish,) = vnode_wish(context(index), NODE, 1).vms
+    assert wish.wish is PowerWish.STOPPED
+
+
+def test_a_head_lets_in_the_vm_under_its_epoch_and_during_a_move_those_that_may_follow() -> None:
+    index = index_of(running(), disk(), decision("marne"))
+    (head,) = ionode_wish(context(index), NodeId("m-io"), 1).daemons[0].heads
+    assert [c.user for c in head.chap] == [chap_user(VolumeId("vol-1"), FIRST_EPOCH)]
+    assert head.chap[0].secret == chap_secret(b"k" * 32, head.chap[0].user)
+    moving = index_of(running(state=VmState.MIGRATING), disk(), decision("marne"))
+    (head,) = ionode_wish(context(moving), NodeId("m-io"), 1).daemons[0].heads
+    assert [c.user.rpartition(".")[2] for c in head.chap] == [
+        str(FIRST_EPOCH), str(FIRST_EPOCH + 1), str(2 * EPOCH_STEP),
+    ]  # fmt: skip
+
+
+def test_a_head_waits_until_it_knows_where_its_copies_listen() -> None:
+    index = index_of(volume(1, places=PLACES[:2]))
+    (daemon,) = ionode_wish(context(index), NodeId("m-io"), 1).daemons
+    assert (len(daemon.replicas), daemon.heads) == (1, ())
+    status = NodeStatus(
+        node_id=NodeId("l-io"), site_id=SiteId("lyon"), connected=True, since_s=0.0,
+        replica_addresses={IaasId("iaas-1"): "10.1.0.1:21001"},
+    )  # fmt: skip
+    index.put(record(status, home="lyon"))
+    (daemon,) = ionode_wish(context(index), NodeId("m-io"), 1).daemons
+    assert [peer.address for peer in daemon.heads[0].replicas] == ["10.1.0.1:21001"]
+
+
+def test_the_same_records_give_the_same_wish() -> None:
+    index = index_of(running(), disk(), decision("marne"))
+    assert vnode_wish(context(index), NODE, 1) == vnode_wish(context(index), NODE, 1)
