@@ -3,7 +3,8 @@
 The chain of `exec` keeps the process id: what is started is, in the end, the service itself,
 within the node's cgroup, network namespace, host name and `/sys`. `/sys/fs/bpf` is the
 node's own, shared by its services and kept over their restarts, gone when the power goes.
-`/sys/fs/cgroup` is the node's own cgroup, as in a container.
+`/sys/fs/cgroup` is the node's own cgroup, as in a container. `/run/wireguard` is the node's own
+too: user-space tunnels are named alike in every federation.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ _JOIN: Final = 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"'
 _SETTLE: Final = (
     'hostname "$1" 2>/dev/null;'
     ' (cd "$3" && mount -t sysfs sysfs /sys && mount -c --bind . /sys/fs/cgroup) 2>/dev/null'
-    ' && { [ -d "$2" ] && mount --bind "$2" /sys/fs/bpf 2>/dev/null; }; shift 3; exec "$@"'
+    ' && { [ -d "$2" ] && mount --bind "$2" /sys/fs/bpf 2>/dev/null; };'
+    ' mkdir -p "$2/../wireguard" /run/wireguard'
+    ' && mount --bind "$2/../wireguard" /run/wireguard;'
+    ' shift 3; exec "$@"'
 )
 
 

@@ -5,9 +5,11 @@ are made in the network namespace of the calling process.
 """
 
 import asyncio
+import os
 import secrets
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,7 +60,18 @@ def public_key_of(private_key: str) -> str:
     return b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
 
-async def run(command: Sequence[str], stdin: str = "") -> str:
+@contextmanager
+def secret_file(text: str) -> Iterator[str]:
+    """Give `text` a path that only this user can read and that never touches a disk."""
+    descriptor = os.memfd_create("secret", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+async def run(command: Sequence[str]) -> str:
     """Run a command to its end and return what it printed.
 
     Raises:
@@ -69,8 +82,7 @@ async def run(command: Sequence[str], stdin: str = "") -> str:
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            # A pipe that nobody reads is closed under us: only where there is something to say.
-            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -78,9 +90,10 @@ async def run(command: Sequence[str], stdin: str = "") -> str:
         raise Unavailable(f"{command[0]} is not installed ({what})") from error
     try:
         async with asyncio.timeout(COMMAND_S_MAX):
-            output, _ = await process.communicate(stdin.encode() if stdin else None)
+            output, _ = await process.communicate()
     except TimeoutError as error:
-        process.kill()
+        with suppress(ProcessLookupError):  # it ended, and a child of its holds the pipe
+            process.kill()
         await process.wait()
         raise TimedOut(what, after_s=COMMAND_S_MAX) from error
     text = output.decode(errors="replace").strip()
@@ -131,14 +144,35 @@ async def _set_up(plan: TrunkPlan, private_key: str, clock: Clock) -> TrunkUp:
     if plan.driver is TrunkDriver.WIREGUARD_KERNEL:
         await run(("ip", "link", "add", plan.tunnel, "type", "wireguard"))
     elif plan.driver is TrunkDriver.WIREGUARD_GO:
-        await run(("wireguard-go", plan.tunnel))  # goes to the background by itself
+        await _start_wireguard_go(plan.tunnel)
         await _wait_for(plan.tunnel, clock)
     if plan.tunnel:
-        config = wireguard_config(plan, private_key)
-        await run(("wg", "setconf", plan.tunnel, "/dev/stdin"), stdin=config)
+        with secret_file(wireguard_config(plan, private_key)) as path:
+            await run(("wg", "setconf", plan.tunnel, path))
     for command in link_commands(plan):
         await run(command)
     return TrunkUp(plan)
+
+
+async def _start_wireguard_go(tunnel: str) -> None:
+    """Start wireguard-go, which goes to the background by itself; no pipe of ours stays open."""
+    process = await asyncio.create_subprocess_exec(
+        "wireguard-go",
+        tunnel,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(COMMAND_S_MAX):
+            status = await process.wait()
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise TimedOut(f"wireguard-go {tunnel}", after_s=COMMAND_S_MAX) from error
+    if status:
+        raise Unavailable(f"wireguard-go {tunnel} ended with status {status}")
 
 
 async def _wait_for(tunnel: str, clock: Clock) -> None:
