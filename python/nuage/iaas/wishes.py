@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
+from nuage.iaas.erasure import erased_copies, is_gone
 from nuage.iaas.index import FederationIndex
 from nuage.ids import IaasId, NodeId, VmId, VolumeId
 from nuage.model.contract import CutOffRule, QosClass
@@ -35,6 +36,7 @@ from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
+from nuage.storage.heads import head_set
 
 CHAP_SECRET_CHARS = 32  # hexadecimal; RFC 7143 §12.1.4 asks for 96 bits or more
 
@@ -140,6 +142,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
         epoch=vm.epoch,
         disks=tuple(disks),
         ports=_port_wishes(index, vm),
+        request_id=vm.request_id,
         user_data=vm.user_data,
         ssh_keys=vm.ssh_keys,
         reboot_count=vm.reboot_count,
@@ -152,8 +155,10 @@ def _is_decided(index: FederationIndex, vm: Vm) -> bool:
     """Tell whether a new VM is where the decision says: another site may have entered it too."""
     if vm.epoch != FIRST_EPOCH or vm.wish is PowerWish.DELETED:
         return True
-    decision = index.find_value(Decision, vm.vm_id)
-    return decision is not None and decision.elected_site == vm.site_id
+    record = index.find("decision", vm.vm_id)
+    if record is None or not isinstance(record.value, Decision):
+        return False
+    return record.epoch > 0 or record.value.elected_site == vm.site_id  # above 0: of a later move
 
 
 def _port_wishes(index: FederationIndex, vm: Vm) -> tuple[PortWish, ...]:
@@ -183,7 +188,7 @@ def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeW
     replicas: dict[IaasId, list[ReplicaWish]] = defaultdict(list)
     heads: dict[IaasId, list[HeadWish]] = defaultdict(list)
     for volume in index.on_node(Volume, node_id):
-        if volume.state is VolumeState.DELETING:
+        if volume.state is VolumeState.DELETING or is_gone(index, volume):
             continue
         if any(place.node_id == node_id for place in volume.replicas):
             replicas[volume.iaas_id].append(
@@ -199,16 +204,22 @@ def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeW
             head = _head_wish(context, volume)
             if head is not None:
                 heads[volume.iaas_id].append(head)
+    erased: dict[IaasId, list[VolumeId]] = defaultdict(list)
+    labels: dict[IaasId, int] = {}
+    for erasure in erased_copies(index, node_id):
+        erased[erasure.iaas_id].append(erasure.volume_id)
+        labels[erasure.iaas_id] = erasure.label
     daemons = []
-    for iaas_id in sorted({*replicas, *heads}):
+    for iaas_id in sorted({*replicas, *heads, *erased}):
         iaas = index.find_value(Iaas, iaas_id)
-        if iaas is not None:
+        if iaas is not None or iaas_id in erased:
             daemons.append(
                 DaemonWish(
                     iaas_id=iaas_id,
-                    label=iaas.label,
+                    label=labels.get(iaas_id, 0) if iaas is None else iaas.label,
                     replicas=tuple(replicas[iaas_id]),
                     heads=tuple(heads[iaas_id]),
+                    erased=tuple(erased[iaas_id]),
                 )
             )
     return IonodeWish(revision=revision, daemons=tuple(daemons))
@@ -223,7 +234,8 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
     """Return the wish for a head, or None while another copy's daemon has no known address."""
     index = context.index
     peers = []
-    for place in volume.replicas:
+    asked = head_set(volume)
+    for place in asked.members:
         if place.node_id == volume.head:
             continue
         status = index.find_value(NodeStatus, place.node_id)
@@ -238,8 +250,9 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
         volume_id=volume.volume_id,
         iaas_id=volume.iaas_id,
         epoch=volume.epoch,
-        policy=volume.ack_policy,
+        policy=asked.policy,
         replicas=tuple(peers),
+        position=[place.node_id for place in asked.members].index(volume.head),
         iqn=volume.iqn,
         chap=_initiators(context, volume),
         image_sha256="" if image is None else image.sha256,

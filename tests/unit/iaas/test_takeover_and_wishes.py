@@ -167,3 +167,10 @@ def test_a_head_waits_until_it_knows_where_its_copies_listen() -> None:
 def test_the_same_records_give_the_same_wish() -> None:
     index = index_of(running(), disk(), decision("marne"))
     assert vnode_wish(context(index), NODE, 1) == vnode_wish(context(index), NODE, 1)
+
+
+def test_the_decision_on_a_move_does_not_take_a_vm_from_the_node_where_it_runs() -> None:
+    index = index_of(running(), disk(), decision("marne"))
+    index.put(record(decision("lyon"), epoch=FIRST_EPOCH + 1, revision=9))
+    (wish,) = vnode_wish(context(index), NODE, 1).vms
+    assert wish.vm_id == VmId("vm-1")
