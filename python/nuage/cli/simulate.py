@@ -88,7 +88,7 @@ def _scenario(options: dict[str, object], weighting: str) -> "FleetScenario":
 def _run(scenario: "FleetScenario") -> "list[HourRow]":
     from nuage.simulation.fleet_year import run
 
-    rows: "list[HourRow]" = []
+    rows: list[HourRow] = []
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip

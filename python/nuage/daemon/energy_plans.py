@@ -24,6 +24,7 @@ from nuage.model.energy import EnergyPlan, PlannedStep
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, NodeRole
 from nuage.model.placement import EstimationVector
+from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
 from nuage.placement.planner.plan import Act, Plan
 from nuage.placement.planner.schedule import Pace
@@ -33,6 +34,7 @@ from nuage.trust.permissions import Principal
 VECTORS_METHOD: Final = "energy.vectors"
 ASK_TIMEOUT_S: Final = 3.0
 MIGRATION_TIMEOUT_S: Final = 600.0
+SETTLE_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.2
 PLANNER: Final = Principal(UserId("planner"), "planner", ())
 log = structlog.get_logger("energy")
@@ -209,12 +211,19 @@ class PlanRun:
             case Act.POWER_ON:
                 await self._switch.wake(step.node_id, step.reason)
             case Act.POWER_OFF:
-                await self._switch.sleep(step.node_id)
+                await self._sleep(step.node_id)
             case Act.MIGRATE:
                 assert step.vm_id is not None
                 await self._migrate(step.vm_id, step.node_id)
             case Act.BOOT:
                 raise Conflict(f"{step.vm_name} is started by its own request")
+
+    async def _sleep(self, node_id: NodeId) -> None:
+        """Switch a node off once what has just left it is gone from the records too."""
+        deadline_s = self._clock.monotonic_s() + SETTLE_TIMEOUT_S
+        while self._switch.why_busy(node_id) and self._clock.monotonic_s() < deadline_s:
+            await self._clock.sleep(POLL_S)
+        await self._switch.sleep(node_id)
 
     async def _migrate(self, vm_id: VmId, to: NodeId) -> None:
         vm = self._site.index.value(Vm, vm_id)
@@ -223,7 +232,8 @@ class PlanRun:
         deadline_s = self._clock.monotonic_s() + MIGRATION_TIMEOUT_S
         while True:
             vm = self._site.index.value(Vm, vm_id)
-            if vm.node_id == to and vm.state is VmState.RUNNING:
+            arriving = self._site.index.find_value(Migration, vm_id) is not None
+            if vm.node_id == to and vm.state is VmState.RUNNING and not arriving:
                 return
             if vm.migrating_to is None and vm.node_id != to and vm.state is not VmState.MIGRATING:
                 raise Conflict(f"{vm.name} stayed: {vm.failure or vm.state.value}")
