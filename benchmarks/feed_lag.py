@@ -40,7 +40,7 @@ async def probe(federation: BareFederation, tenant: Tenant, until_s: float) -> l
         writer = connections[number % len(connections)]
         others = [c for c in connections if c is not writer]
         name = f"probe{number}-{time.monotonic_ns()}"
-        body = {"name": name, "size_bytes": 4096}
+        body = {"name": name, "size_bytes": 1024 * 1024}
         made = await writer.ask("POST", f"/v1/iaas/{tenant.iaas}/volumes", body)
         assert made.status < 300, made
         begun_s = time.monotonic()

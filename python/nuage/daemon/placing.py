@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from nuage.catalogue.feed import FeedItem, admit, item_of
-from nuage.channel import Handlers, Peer
+from nuage.channel import Handlers, Peer, current_request_id
 from nuage.clock import Clock
 from nuage.errors import NuageError, SiteUnreachable, TimedOut
 from nuage.iaas.arrivals import enter
@@ -99,6 +100,7 @@ class LocalPlacing:
                 reason=error.message,
             )
         self.agent.confirm(ask.request.request_id)
+        log.info("committed", vm=ask.request.vm_id, on=ask.node_id)
         return None
 
     def _entered(self, ask: AskCommit) -> tuple[FeedItem, ...]:
@@ -143,6 +145,7 @@ class PlacementOnChannels:
         self._others = others
         self._clock = clock
         self.drafts: dict[RequestId, Draft] = {}
+        self.asked_by: dict[RequestId, str] = {}  # the API request behind each, for logs
 
     async def ask(
         self, site_id: SiteId, requests: tuple[VmRequest, ...], deadline_s: float
@@ -165,6 +168,13 @@ class PlacementOnChannels:
         self, site_id: SiteId, node_id: NodeId, request: VmRequest, deadline_s: float
     ) -> Refusal | None:
         """Have the elected site commit."""
+        # A round is shared: what runs here may stand in another request's context.
+        with bound_contextvars(request_id=self.asked_by.get(request.request_id, "")):
+            return await self._commit(site_id, node_id, request, deadline_s)
+
+    async def _commit(
+        self, site_id: SiteId, node_id: NodeId, request: VmRequest, deadline_s: float
+    ) -> Refusal | None:
         draft = self.drafts[request.request_id]
         ask = AskCommit(node_id=node_id, request=request, draft=draft)
         if site_id == self._site_id:
@@ -204,7 +214,9 @@ class DraftingPlacer:
     async def place(self, request: VmRequest, draft: Draft) -> Decision:
         """Run steps 2 to 5."""
         self._transport.drafts[request.request_id] = draft
+        self._transport.asked_by[request.request_id] = current_request_id()
         try:
             return await self._placer.place(request)
         finally:
             del self._transport.drafts[request.request_id]
+            del self._transport.asked_by[request.request_id]

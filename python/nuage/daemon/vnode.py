@@ -15,6 +15,7 @@ from nuage.daemon.configuration import VnodeConfiguration
 from nuage.daemon.fabric import Fabric, FabricOptions
 from nuage.daemon.hardware import BmcMeter
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
+from nuage.daemon.trail import RequestTrail
 from nuage.errors import NotFound
 from nuage.iaas.machines import ConsoleLog, ConsoleRequest, TypedText
 from nuage.ids import PortId, VmId
@@ -56,6 +57,7 @@ class VnodeProcess:
         self._clock = clock or SystemClock()
         self._tasks = Tasks()
         self._last_wish: VnodeWish | None = None
+        self._trail = RequestTrail()
 
     async def start(self) -> Callable[[], Awaitable[None]]:
         """Find the accelerator, adopt what runs, talk to the controller."""
@@ -209,6 +211,7 @@ class VnodeProcess:
 
     async def _take_wish(self, wish: VnodeWish) -> None:
         self._last_wish = wish
+        self._trail.take(wish.vms)
         await self._agent.take_wish(self._with_lease(wish))
 
     def _with_lease(self, wish: VnodeWish) -> VnodeWish:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from nuage.channel import current_request_id
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
 from nuage.iaas.epochs import next_local
@@ -154,6 +155,7 @@ async def create_vm(site: Site, _principal: Principal, body: CreateVm) -> Create
         near=tuple(vm_of(site, body.iaas, name).vm_id for name in body.near),
         apart=tuple(vm_of(site, body.iaas, name).vm_id for name in body.apart),
         preference=body.preference,
+        request_id=current_request_id(),
     )
     at_site = body.site or (site.index.home("volume", vm.volumes[0]) if body.volume else "")
     request = _request(site, iaas, vm, site_name=at_site, node_name=body.node, policy=body.policy)
@@ -265,7 +267,7 @@ def _require_settled(site: Site, vm: Vm) -> None:
 
 async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
     _require_settled(site, vm)
-    changed = replace(vm, **fields)  # type: ignore[arg-type]
+    changed = replace(vm, request_id=current_request_id(), **fields)  # type: ignore[arg-type]
     await site.save(changed)
     site.announce("vm", vm.vm_id, what, f"{vm.name}: {what}")
     return show(site, changed)

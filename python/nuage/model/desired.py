@@ -86,6 +86,7 @@ class VmWish:
     incoming: IncomingMigration | None = None
     outgoing: OutgoingMigration | None = None
     lease_until_s: float = 0.0  # 0: none. After it the agent stops the VM (CutOffRule.FAIL_OVER)
+    request_id: str = ""  # of the API request behind the last change, for logs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
