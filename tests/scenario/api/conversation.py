@@ -24,7 +24,7 @@ from nuage.ids import ImageId, SiteId, UserId
 from nuage.model.identity import Grant, Role
 from nuage.model.image import Image, ImageState
 from nuage.model.infrastructure import Datacenter, NodeRole, Operator
-from nuage.model.vm import Vm, VmState
+from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.simulation.virtual_time import SkewedClock
 from nuage.trust.permissions import Principal
 from nuage.units import MIB
@@ -173,6 +173,7 @@ class Federation(Watching):
             )
             waiting = any(
                 vm.state is VmState.STARTING
+                or (vm.wish is PowerWish.STOPPED and vm.state is not VmState.STOPPED)
                 for site in self.sites.values()
                 for vm in site.index.values(Vm)
             )
