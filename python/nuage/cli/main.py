@@ -53,8 +53,13 @@ def main(context: click.Context, profile: str, site: str, as_json: bool) -> None
 
 
 def _mount() -> None:
-    from nuage.cli import audit, energy, iaas, simulate, sites, storage, vms
     from nuage.cli.daemons import DAEMON_COMMANDS
+
+    if sys.argv[1:2] in [[command.name] for command in DAEMON_COMMANDS]:
+        for command in DAEMON_COMMANDS:  # a daemon does not carry every other command's modules
+            main.add_command(command)
+        return
+    from nuage.cli import audit, energy, iaas, simulate, sites, storage, vms
     from nuage.cli.demo import demo_command
     from nuage.cli.joining import JOINING_COMMANDS
     from nuage.lab.commands import lab_group
