@@ -6,6 +6,7 @@ from typing import TypeVar
 from nuage.iaas import (
     building,
     energy,
+    fabric,
     images,
     infrastructure,
     machines,
@@ -32,7 +33,7 @@ VMS = "/v1/iaas/{iaas}/vms"
 VOLUMES = "/v1/iaas/{iaas}/volumes"
 
 
-for _module in (building, energy, infrastructure, past, people, provenance):
+for _module in (building, energy, fabric, infrastructure, past, people, provenance):
     _module.enter(TABLE)
 
 

@@ -1,0 +1,305 @@
+"""`nuage fabric …`: neighbours, nicknames, trees, and the way a frame takes; security groups."""
+
+import click
+
+from nuage.cli.session import Session, iaas_option, pass_session
+from nuage.cli.showing import inner, print_json, row_of, rows_of, show
+
+Row = dict[str, object]
+
+
+@click.group("fabric")
+def fabric_group() -> None:
+    """The network between nodes and sites: TRILL."""
+
+
+@fabric_group.command("show")
+@click.argument("node")
+@click.option("--stations", is_flag=True, help="Also list where each MAC is.")
+@pass_session
+def show_fabric(session: Session, node: str, stations: bool) -> None:
+    """Show the fabric as NODE (a V-node or an edge) sees it."""
+    answer = row_of(session.client.get(f"/v1/fabric/{node}"))
+    if session.as_json:
+        print_json(answer)
+        return
+    click.echo(
+        f"{answer['node_id']}  nickname {_nickname(answer['nickname'])}  plane {answer['plane']}  "
+        f"tree from {answer['tree_root'] or 'nobody yet'}\n"
+    )
+    show(
+        session,
+        answer,
+        ("TRUNK", "TO", "SITE", "OVER", "DRIVER", "STATE", "BFD", "METRIC", "MTU", "FAILURE"),
+        (
+            (
+                t["interface"],
+                t["to_node"],
+                t["to_site"],
+                t["provider"] or "rack",
+                t["driver"],
+                t["state"],
+                t["bfd"],
+                t["metric"],
+                t["mtu_bytes"],
+                t["failure"],
+            )
+            for t in rows_of(answer["trunks"])
+        ),
+        empty="it has no trunk",
+    )
+    click.echo()
+    show(
+        session,
+        answer,
+        ("RBRIDGE", "NICKNAME", "REACHABLE", "DISTANCE", "PARENT IN TREE", "SEGMENTS"),
+        (
+            (
+                r["node_id"],
+                _nickname(r["nickname"]),
+                "yes" if r["reachable"] else "no",
+                "" if r["distance"] is None else r["distance"],
+                r["tree_parent"],
+                r["label_count"],
+            )
+            for r in rows_of(answer["rbridges"])
+        ),
+        empty="it knows nobody",
+    )
+    _tell_counters(answer)
+    if stations:
+        click.echo()
+        _show_stations(session, answer)
+
+
+def _tell_counters(answer: Row) -> None:
+    counters = inner(answer, "counters")
+    moved = ", ".join(
+        f"{name} {counters.get(name, 0)}" for name in ("ingress", "transit", "egress", "flooded")
+    )
+    click.echo(f"\nframes: {moved}")
+    drops = inner(answer, "drops")
+    if drops:
+        click.echo("dropped: " + ", ".join(f"{cause} {count}" for cause, count in drops.items()))
+
+
+def _show_stations(session: Session, answer: Row) -> None:
+    names = {r["nickname"]: r["node_id"] for r in rows_of(answer["rbridges"])}
+    show(
+        session,
+        answer,
+        ("SEGMENT", "MAC", "AT", "BY"),
+        (
+            (
+                s["label"],
+                s["mac"],
+                f"port {s['port']}" if s["port"] else names.get(s["nickname"], s["nickname"]),
+                "frames" if s["learned"] else "directory",
+            )
+            for s in rows_of(answer["stations"])
+        ),
+        empty="it knows no station",
+    )
+
+
+def _nickname(number: object) -> str:
+    return f"{int(str(number)):#06x}" if number else "none"
+
+
+def _path(session: Session, iaas: str, source: str, destination: str, *, traced: bool) -> None:
+    answer = row_of(
+        session.client.get(
+            f"/v1/iaas/{session.require_iaas(iaas)}/path",
+            source=source,
+            destination=destination,
+            traced="true" if traced else "false",
+        )
+    )
+    if session.as_json:
+        print_json(answer)
+        return
+    found = inner(answer, "answer")
+    click.echo(
+        f"{answer['source']} on {answer['source_node']} → {answer['destination']} on "
+        f"{answer['destination_node']}, segment {answer['segment']}\nwhy: {found['reason']}"
+    )
+    show(
+        session,
+        answer,
+        ("HOP", "RBRIDGE", "LEFT", "NEXT (EQUAL CHOICES)", *(("ANSWER",) if traced else ())),
+        (
+            (
+                position,
+                step["node_id"],
+                step["distance"],
+                " | ".join(str(choice) for choice in _listed(step["choices"])),
+                *((_answer(step, position),) if traced else ()),
+            )
+            for position, step in enumerate(rows_of(found["steps"]))
+        ),
+        empty="no way",
+    )
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else []
+
+
+def _answer(step: Row, position: int) -> str:
+    if position == 0:
+        return ""
+    if step["answer_ms"] is None:
+        return "no answer"
+    return f"{step['answer_ms']} ms from {str(step['by_port']).partition(':')[0]}"
+
+
+@fabric_group.command("path")
+@click.argument("source")
+@click.argument("destination")
+@iaas_option
+@pass_session
+def path(session: Session, source: str, destination: str, iaas: str) -> None:
+    """Tell where a frame from VM SOURCE to VM DESTINATION would go, and why."""
+    _path(session, iaas, source, destination, traced=False)
+
+
+@fabric_group.command("trace")
+@click.argument("source")
+@click.argument("destination")
+@iaas_option
+@pass_session
+def trace(session: Session, source: str, destination: str, iaas: str) -> None:
+    """Send probes along the way from SOURCE's node to DESTINATION's; tell who answered."""
+    _path(session, iaas, source, destination, traced=True)
+
+
+# Security groups --------------------------------------------------------------------------------
+
+
+@click.group("group")
+def group_group() -> None:
+    """Security groups: what the ports of VMs let in."""
+
+
+def parse_rule(text: str) -> Row:
+    """Take a rule apart: ``in|out PROTOCOL[:PORT[-PORT]] [from|to PREFIX|group:NAME]``."""
+    words = text.split()
+    try:
+        direction, what, *rest = words
+        protocol, _, ports = what.partition(":")
+        first, _, last = ports.partition("-")
+        remote = rest[-1] if rest else ""
+        if direction not in ("in", "out") or len(rest) not in (0, 2):
+            raise ValueError
+        rule: Row = {"ingress": direction == "in", "protocol": protocol}
+        if ports:
+            rule |= {"port_first": int(first), "port_last": int(last or first)}
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not like 'in tcp:80 from 10.0.0.0/20' or 'in any from group:web'"
+        ) from None
+    if remote.startswith("group:"):
+        rule["remote_group"] = remote.removeprefix("group:")
+    elif remote:
+        rule["remote"] = remote
+    return rule
+
+
+def _groups(session: Session, iaas: str) -> str:
+    return f"/v1/iaas/{session.require_iaas(iaas)}/security-groups"
+
+
+@group_group.command("list")
+@iaas_option
+@pass_session
+def list_groups(session: Session, iaas: str) -> None:
+    """List security groups and their rules."""
+    answer = session.client.get(_groups(session, iaas))
+    show(
+        session,
+        answer,
+        ("GROUP", "ID", "RULES"),
+        (
+            (
+                (g := inner(row, "value"))["name"],
+                g["group_id"],
+                "; ".join(_rule_text(rule) for rule in rows_of(g["rules"])) or "nothing comes in",
+            )
+            for row in rows_of(answer)
+        ),
+        empty="there is no security group: a VM takes what comes from its own segment",
+    )
+
+
+def _rule_text(rule: Row) -> str:
+    ports = "" if rule["port_last"] == 65535 else f":{rule['port_first']}-{rule['port_last']}"
+    far = rule["remote"] or (f"group:{rule['remote_group']}" if rule["remote_group"] else "")
+    way = ("in", "from") if rule["ingress"] else ("out", "to")
+    return f"{way[0]} {rule['protocol']}{ports}" + (f" {way[1]} {far}" if far else "")
+
+
+@group_group.command("create")
+@click.argument("name")
+@click.option("--rule", "rules", multiple=True, help="'in tcp:80 from 10.0.0.0/20'; repeat.")
+@iaas_option
+@pass_session
+def create_group(session: Session, name: str, rules: tuple[str, ...], iaas: str) -> None:
+    """Make security group NAME."""
+    body = {"group": name, "rules": [parse_rule(rule) for rule in rules]}
+    answer = row_of(session.client.call("POST", _groups(session, iaas), body))
+    click.echo(f"{answer['id']}  {name}")
+
+
+@group_group.command("set")
+@click.argument("name")
+@click.option("--rule", "rules", multiple=True, help="'in tcp:80 from 10.0.0.0/20'; repeat.")
+@iaas_option
+@pass_session
+def set_group(session: Session, name: str, rules: tuple[str, ...], iaas: str) -> None:
+    """Give security group NAME these rules in place of its own."""
+    body = {"rules": [parse_rule(rule) for rule in rules]}
+    session.client.call("PUT", f"{_groups(session, iaas)}/{name}", body)
+    click.echo(f"{name} has {len(rules)} rules")
+
+
+@group_group.command("delete")
+@click.argument("name")
+@iaas_option
+@pass_session
+def delete_group(session: Session, name: str, iaas: str) -> None:
+    """Delete security group NAME."""
+    session.client.call("DELETE", f"{_groups(session, iaas)}/{name}")
+    click.echo(f"{name} is gone")
+
+
+@click.command("port")
+@click.argument("vm")
+@click.option("--group", "groups", multiple=True, help="Put it into these groups; repeat.")
+@click.option("--no-group", is_flag=True, help="Take it out of all groups.")
+@click.option("--rate-mbit", type=int, default=None, help="Limit each direction; 0: no limit.")
+@iaas_option
+@pass_session
+def port_command(
+    session: Session,
+    vm: str,
+    groups: tuple[str, ...],
+    no_group: bool,
+    rate_mbit: int | None,
+    iaas: str,
+) -> None:
+    """Say what the port of VM lets through, and how fast."""
+    body: Row = {}
+    if groups or no_group:
+        body["groups"] = list(groups)
+    if rate_mbit is not None:
+        body["rate_mbit"] = rate_mbit
+    if not body:
+        raise click.UsageError("nothing to change: give --group, --no-group or --rate-mbit")
+    path = f"/v1/iaas/{session.require_iaas(iaas)}/vms/{vm}/port"
+    port = inner(row_of(session.client.call("PUT", path, body)), "value")
+    click.echo(
+        f"{vm}: groups {port['security_groups']}, rate {port['rate_mbit'] or 'of its class'}"
+    )
+
+
+COMMANDS = (fabric_group, group_group, port_command)

@@ -1,0 +1,403 @@
+"""Use cases on the fabric: how a node sees it, which way frames go, what ports let through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from typing import Final, TypeVar
+
+from nuage.errors import Conflict, InvalidRequest, NotFound
+from nuage.iaas.operations import Operation, OperationTable, Run, Shown, anywhere
+from nuage.iaas.showing import show
+from nuage.iaas.site import Site
+from nuage.ids import IaasId, SecurityGroupId, SiteId, new_id
+from nuage.model.fabric import AskFabric, FabricReport, PathAnswer, PathQuestion
+from nuage.model.infrastructure import Node
+from nuage.model.network import GroupRule, Port, SecurityGroup, Segment
+from nuage.model.vm import Vm
+from nuage.network.forwarding import Direction
+from nuage.network.security_group import RULES_PER_PORT_MAX, SecurityRule
+from nuage.trust.permissions import Principal, Scope
+
+B = TypeVar("B")
+R = TypeVar("R")
+ASK_TIMEOUT_S: Final = 5.0
+RATE_MBIT_MAX: Final = 100_000
+
+
+# How a node sees the fabric, and which way a frame goes -----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NameRBridge:
+    """Name a V-node or an edge."""
+
+    node: str
+
+
+async def show_fabric(site: Site, _principal: Principal, body: NameRBridge) -> FabricReport:
+    """Ask a node how it sees the fabric."""
+    node = site.index.named(Node, body.node)
+    return await site.nodes.ask(
+        node.node_id, "fabric.view", AskFabric(), FabricReport, timeout_s=ASK_TIMEOUT_S
+    )
+
+
+def node_home(site: Site, body: NameRBridge) -> SiteId | None:
+    """Let the site of the node answer."""
+    return site.index.named(Node, body.node).site_id
+
+
+def node_scope(site: Site, body: NameRBridge) -> Scope | None:
+    """Ask for the role on the node's site."""
+    return Scope(site_id=site.index.named(Node, body.node).site_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskPath:
+    """Which way would a frame from one VM to another go? `traced` sends probes too."""
+
+    iaas: str
+    source: str
+    destination: str
+    traced: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPath:
+    """A way through the fabric, from one VM to another."""
+
+    source: str
+    source_node: str
+    destination: str
+    destination_node: str
+    segment: str
+    answer: PathAnswer
+
+
+async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPath:
+    """Ask the source's node where it would send a frame, and why."""
+    source, destination = _vm(site, body.iaas, body.source), _vm(site, body.iaas, body.destination)
+    if source.node_id is None:
+        raise Conflict(f"{source.name} is on no node yet")
+    port = _port_of(site, destination)
+    segment = site.index.value(Segment, port.segment_id)
+    if port.segment_id not in {_port_of(site, source).segment_id}:
+        raise Conflict(
+            f"{source.name} and {destination.name} are in different segments",
+            hint="frames do not leave a segment; a gateway between them would",
+        )
+    question = PathQuestion(label=segment.label, mac=port.mac, traced=body.traced)
+    answer = await site.nodes.ask(
+        source.node_id, "fabric.path", question, PathAnswer, timeout_s=ASK_TIMEOUT_S
+    )
+    return ShownPath(
+        source=source.name,
+        source_node=source.node_id,
+        destination=destination.name,
+        destination_node=destination.node_id or "",
+        segment=segment.name,
+        answer=answer,
+    )
+
+
+def path_home(site: Site, body: AskPath) -> SiteId | None:
+    """Let the site that runs the source answer."""
+    return _vm(site, body.iaas, body.source).site_id
+
+
+def _vm(site: Site, iaas: str, name: str) -> Vm:
+    return site.index.named(Vm, name, site.index.iaas_named(iaas).iaas_id)
+
+
+def _port_of(site: Site, vm: Vm) -> Port:
+    for port_id in vm.ports:
+        port = site.index.find_value(Port, port_id)
+        if port is not None:
+            return port
+    raise NotFound("port", f"of VM {vm.name}", hint="the VM was made without a network")
+
+
+# Security groups and rates ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NameIaasOfGroups:
+    """Ask for an IaaS's security groups."""
+
+    iaas: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleText:
+    """A rule as people write it. `remote` is a prefix, `remote_group` a group's name."""
+
+    ingress: bool = True
+    protocol: str = "any"
+    remote: str = ""
+    remote_group: str = ""
+    port_first: int = 0
+    port_last: int = 65535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutGroup:
+    """Make a security group, or give one other rules."""
+
+    iaas: str
+    group: str
+    rules: tuple[RuleText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NameGroup:
+    """Name a security group."""
+
+    iaas: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetPort:
+    """Say what the port of a VM lets through; what is None stays as it is."""
+
+    iaas: str
+    vm: str
+    groups: tuple[str, ...] | None = None
+    rate_mbit: int | None = None
+
+
+async def list_groups(
+    site: Site, _principal: Principal, body: NameIaasOfGroups
+) -> list[Shown[SecurityGroup]]:
+    """Show an IaaS's security groups."""
+    iaas = site.index.iaas_named(body.iaas)
+    groups = site.index.of_iaas(SecurityGroup, iaas.iaas_id)
+    return [show(site, group) for group in sorted(groups, key=lambda g: g.name)]
+
+
+async def create_group(site: Site, _principal: Principal, body: PutGroup) -> Shown[SecurityGroup]:
+    """Make a security group."""
+    iaas = site.index.iaas_named(body.iaas)
+    group = SecurityGroup(
+        group_id=SecurityGroupId(new_id("sg", site.entropy)),
+        iaas_id=iaas.iaas_id,
+        name=body.group,
+        rules=_rules(site, iaas.iaas_id, body.rules),
+    )
+    if site.index.is_name_taken(SecurityGroup, body.group, iaas.iaas_id):
+        raise Conflict(f"there is a security group {body.group!r} already")
+    await site.save(group, unique_name=True)
+    site.announce("security-group", group.group_id, "created", f"security group {group.name}")
+    return show(site, group)
+
+
+async def change_group(site: Site, _principal: Principal, body: PutGroup) -> Shown[SecurityGroup]:
+    """Give a group other rules; ports in it follow at once."""
+    group = _group(site, body.iaas, body.group)
+    changed = replace(group, rules=_rules(site, group.iaas_id, body.rules))
+    await site.save(changed)
+    site.announce("security-group", group.group_id, "changed", f"security group {group.name}")
+    return show(site, changed)
+
+
+async def delete_group(site: Site, _principal: Principal, body: NameGroup) -> None:
+    """Delete a group that no port is in and no rule names."""
+    group = _group(site, body.iaas, body.group)
+    ports = [p for p in site.index.of_iaas(Port, group.iaas_id) if _is_in(p, group)]
+    others = [
+        other.name
+        for other in site.index.of_iaas(SecurityGroup, group.iaas_id)
+        if other != group and any(rule.remote_group == group.group_id for rule in other.rules)
+    ]
+    if ports or others:
+        held = ", ".join([*(str(port.vm_id) for port in ports), *others])
+        raise Conflict(f"security group {group.name} is in use by {held}")
+    await site.delete(group)
+
+
+async def set_port(site: Site, _principal: Principal, body: SetPort) -> Shown[Port]:
+    """Put a VM's port into groups, or limit its rate."""
+    vm = _vm(site, body.iaas, body.vm)
+    port = _port_of(site, vm)
+    if body.rate_mbit is not None:
+        if not 0 <= body.rate_mbit <= RATE_MBIT_MAX:
+            raise InvalidRequest(f"a rate is 0 to {RATE_MBIT_MAX} Mbit/s", field="rate_mbit")
+        port = replace(port, rate_mbit=body.rate_mbit)
+    if body.groups is not None:
+        groups = tuple(_group(site, body.iaas, name) for name in body.groups)
+        if sum(len(group.rules) for group in groups) > RULES_PER_PORT_MAX:
+            raise InvalidRequest(f"a port has at most {RULES_PER_PORT_MAX} rules", field="groups")
+        port = replace(port, security_groups=tuple(group.group_id for group in groups))
+    await site.save(port)
+    site.announce("port", port.port_id, "changed", f"the port of {vm.name} changed")
+    return show(site, port)
+
+
+def _is_in(port: Port, group: SecurityGroup) -> bool:
+    return group.group_id in port.security_groups
+
+
+def _group(site: Site, iaas: str, name: str) -> SecurityGroup:
+    return site.index.named(SecurityGroup, name, site.index.iaas_named(iaas).iaas_id)
+
+
+def _rules(site: Site, iaas_id: IaasId, texts: tuple[RuleText, ...]) -> tuple[GroupRule, ...]:
+    if len(texts) > RULES_PER_PORT_MAX:
+        raise InvalidRequest(f"a group has at most {RULES_PER_PORT_MAX} rules", field="rules")
+    rules = []
+    for text in texts:
+        SecurityRule(  # checks protocol, prefix and ports
+            direction=Direction.INGRESS if text.ingress else Direction.EGRESS,
+            protocol=text.protocol,
+            remote=text.remote,
+            remote_group=text.remote_group,
+            port_first=text.port_first,
+            port_last=text.port_last,
+        )
+        named = None
+        if text.remote_group:
+            named = site.index.named(SecurityGroup, text.remote_group, iaas_id).group_id
+        rules.append(
+            GroupRule(
+                ingress=text.ingress,
+                protocol=text.protocol,
+                remote=str(ip_network(text.remote)) if text.remote else "",
+                remote_group=named,
+                port_first=text.port_first,
+                port_last=text.port_last,
+            )
+        )
+    return tuple(rules)
+
+
+def group_home(site: Site, body: PutGroup | NameGroup) -> SiteId | None:
+    """Let the site that made the group answer."""
+    group = _group(site, body.iaas, body.group)
+    return site.index.home("security-group", group.group_id)
+
+
+def port_home(site: Site, body: SetPort) -> SiteId | None:
+    """Let the site that runs the VM answer."""
+    return site.index.home("port", _port_of(site, _vm(site, body.iaas, body.vm)).port_id)
+
+
+def iaas_scope(
+    site: Site, body: AskPath | NameIaasOfGroups | PutGroup | NameGroup | SetPort
+) -> Scope | None:
+    """Ask for the role on the IaaS named."""
+    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
+
+
+GROUPS: Final = "/v1/iaas/{iaas}/security-groups"
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+
+    def add(
+        name: str,
+        verb: str,
+        path: str,
+        body: type[B],
+        result: type[R],
+        run: Run[B, R],
+        *,
+        action: str,
+        summary: str,
+        home: Callable[[Site, B], SiteId | None] = anywhere,
+        scope: Callable[[Site, B], Scope | None] = iaas_scope,  # type: ignore[assignment]
+        status: int = 200,
+    ) -> None:
+        table.add(
+            Operation(
+                name=name,
+                verb=verb,
+                path=path,
+                body=body,
+                result=result,
+                action=action,
+                summary=summary,
+                run=run,
+                scope=scope,
+                home=home,
+                status=status,
+            )
+        )
+
+    add(
+        "fabric.show",
+        "GET",
+        "/v1/fabric/{node}",
+        NameRBridge,
+        FabricReport,
+        show_fabric,
+        action="node.read",
+        summary="Tell how a V-node or an edge sees the fabric",
+        home=node_home,
+        scope=node_scope,
+    )
+    add(
+        "fabric.path",
+        "GET",
+        "/v1/iaas/{iaas}/path",
+        AskPath,
+        ShownPath,
+        find_path,
+        action="port.read",
+        summary="Tell which way frames between two VMs go; traced=true sends probes",
+        home=path_home,
+    )
+    add(
+        "group.list",
+        "GET",
+        GROUPS,
+        NameIaasOfGroups,
+        list[Shown[SecurityGroup]],
+        list_groups,
+        action="segment.read",
+        summary="List security groups",
+    )
+    add(
+        "group.create",
+        "POST",
+        GROUPS,
+        PutGroup,
+        Shown[SecurityGroup],
+        create_group,
+        action="segment.write",
+        summary="Make a security group",
+        status=201,
+    )
+    add(
+        "group.change",
+        "PUT",
+        GROUPS + "/{group}",
+        PutGroup,
+        Shown[SecurityGroup],
+        change_group,
+        action="segment.write",
+        summary="Give a security group other rules",
+        home=group_home,
+    )
+    add(
+        "group.delete",
+        "DELETE",
+        GROUPS + "/{group}",
+        NameGroup,
+        type(None),
+        delete_group,
+        action="segment.write",
+        summary="Delete a security group that nothing uses",
+        home=group_home,
+    )
+    add(
+        "port.set",
+        "PUT",
+        "/v1/iaas/{iaas}/vms/{vm}/port",
+        SetPort,
+        Shown[Port],
+        set_port,
+        action="port.write",
+        summary="Put a VM's port into security groups, or limit its rate",
+        home=port_home,
+    )
