@@ -25,6 +25,7 @@ from nuage.daemon.energy_metrics import EnergyMetrics
 from nuage.daemon.fabric_desk import FabricDesk
 from nuage.daemon.guardian import Guardian, lease_until_s
 from nuage.daemon.hardware import redfish_fence
+from nuage.daemon.heads import HeadWatch
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.joining import STORAGE_KEY_FILE, Welcoming, first_user, own_number, service_hosts
 from nuage.daemon.ledgers import keep_ledgers, open_ledgers, serve_ledgers
@@ -37,13 +38,14 @@ from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
 from nuage.errors import NuageError, Unavailable
 from nuage.iaas.fabric_wishes import FabricContext, fabric_key
+from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
 from nuage.iaas.wishes import WishContext
 from nuage.ids import NodeId, SiteId, VmId
-from nuage.model.desired import VnodeReport
+from nuage.model.desired import IonodeReport, VnodeReport
 from nuage.model.identity import User
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, Rack
 from nuage.model.trust import SiteTrust
@@ -222,6 +224,13 @@ class Controller:
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)
+        self._heads = HeadWatch(
+            self.site,
+            HeadKeeper(self.site),
+            self._sessions,
+            self._tasks,
+            on_lost=self._ionode_lost,
+        )
         self._guardian = Guardian(
             self.site,
             self._holder.view,
@@ -229,6 +238,7 @@ class Controller:
             self._clock,
             is_connected=self._sessions.is_connected,
             on_owned=self._touch_all,
+            take_over_heads=self._heads.take_over,
         )
         context = WishContext(
             index=self.index,
@@ -276,6 +286,7 @@ class Controller:
     def _serve_other_sites(self) -> None:
         controllers = {NodeRole.CONTROLLER}
         serve_ledgers(self._handlers, self.site, self._ledgers)
+        self._heads.register(self._handlers)
 
         @self._handlers.method(VOLUME_LEFT_METHOD, VolumeLeft, roles=controllers)
         async def left(_peer: Peer, body: VolumeLeft) -> None:
@@ -305,7 +316,7 @@ class Controller:
             Reactions(
                 hello=self._node_hello,
                 vnode_report=self._vnode_report,
-                ionode_report=self._reconciler.take_ionode_report,
+                ionode_report=self._ionode_report,
                 subscribed=lambda node_id, _role: self._reconciler.touch((node_id,)),
                 lost=self._node_lost,
                 lease_s=self._guardian.lease_s,
@@ -337,6 +348,13 @@ class Controller:
         if believed is not None:
             self._local.agent.update(believed)
         self._reconciler.take_vnode_report(report)
+
+    def _ionode_report(self, report: IonodeReport) -> None:
+        self._reconciler.take_ionode_report(report)
+        self._heads.take_report(report)
+
+    def _ionode_lost(self, node_id: NodeId) -> None:
+        self._reconciler.node_lost(node_id)
 
     def _node_lost(self, node_id: NodeId) -> None:
         self._reconciler.node_lost(node_id)
@@ -439,6 +457,7 @@ class Controller:
         self._tasks.keep("lease", self._holder.hold)
         self._tasks.keep("guardian", self._guardian.watch)
         self._tasks.keep("movement", self._movement.watch)
+        self._heads.start()
         self._tasks.keep("lease refresh", self._refresh_leases)
         renewer = Renewer(
             self._store, own_authority(self._store, self._clock), self._clock, Random()

@@ -31,6 +31,7 @@ from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume
 from nuage.quorum.lease import LeaseView
 from nuage.quorum.model import Ownership, Quorum
+from nuage.storage.heads import whole_copies
 
 WATCH_EVERY_S: Final = 2.0
 FENCE_RETRY_S: Final = 3.0
@@ -53,7 +54,9 @@ class Guardian:
         *,
         is_connected: Callable[[NodeId], bool],
         on_owned: Callable[[], None],
+        take_over_heads: Callable[[frozenset[SiteId]], Awaitable[None]] | None = None,
     ) -> None:
+        self._take_over_heads = take_over_heads
         self._site = site
         self._view = view
         self._fence = fence
@@ -263,6 +266,8 @@ class Guardian:
                     await self._take_over_vm(vm, record.home)
                 except Conflict as error:
                     log.info("not taken over", vm=vm.vm_id, reason=error.message)
+        if self._take_over_heads is not None:
+            await self._take_over_heads(frozenset(held))
 
     async def _take_over_vm(self, vm: Vm, from_site: SiteId) -> None:
         site = self._site
@@ -280,7 +285,7 @@ class Guardian:
         if site.index.home("volume", volume.volume_id) == site.site_id:
             return
         owned = await _taken(site.quorum, "volume", volume.volume_id, from_site, site.site_id)
-        head = next(p.node_id for p in volume.replicas if p.site_id == site.site_id)
+        head = next(p.node_id for p in whole_copies(volume) if p.site_id == site.site_id)
         epoch = owned.epoch * EPOCH_STEP
         taken = replace(volume, head=head, epoch=epoch, portal="", failure="")
         await site.save_moving(taken, epoch=epoch)

@@ -12,6 +12,7 @@ from nuage.daemon.agent import AgentChannel
 from nuage.daemon.configuration import IonodeConfiguration
 from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
+from nuage.iaas.heads import RELEASE_METHOD, ReleaseHead
 from nuage.iaas.past import HISTORY_METHOD, MARK_METHOD, ROLLBACK_METHOD
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
 from nuage.ionode.port import StorageDaemon
@@ -88,6 +89,13 @@ class IonodeProcess:
         @handlers.method(ROLLBACK_METHOD, AskRollback, roles=controllers)
         async def rollback(_peer: Peer, ask: AskRollback) -> None:
             await self._agent.daemon_of(ask.iaas_id).rollback(ask)
+
+        @handlers.method(RELEASE_METHOD, ReleaseHead, roles=controllers, runs_to_end=True)
+        async def release(_peer: Peer, ask: ReleaseHead) -> None:
+            if ask.reopen:
+                self._agent.reopen(ask.volume_id, ask.epoch)
+            else:
+                await self._agent.release(ask.iaas_id, ask.volume_id, ask.epoch)
 
     def _signer(self) -> Signer:
         configuration = self._configuration

@@ -19,6 +19,7 @@ from nuage.model.desired import IonodeReport, IonodeWish, VnodeReport, VnodeWish
 from nuage.model.infrastructure import Node, NodeRole
 
 R = TypeVar("R")
+IN_DOUBT_AFTER_S: Final = 2.5  # IO-nodes report every second
 NODE_LOST_AFTER_S: Final = 6.0  # a restarting agent is back well within; see docs/design/failure.md
 log = structlog.get_logger("nodes")
 
@@ -156,6 +157,14 @@ class NodeSessions:
         """
         self._require_self(peer, node_id)
         self._heard(node_id)
+
+    def is_in_doubt(self, node_id: NodeId) -> bool:
+        """Tell whether a node has no channel now, or has been quiet for longer than it should."""
+        seen_s = self._seen_s.get(node_id)
+        if seen_s is None or self._server is None:
+            return False
+        is_quiet = self._clock.monotonic_s() - seen_s > IN_DOUBT_AFTER_S
+        return is_quiet or not self._server.find_peers(node_id=node_id)
 
     def expect(self, node_id: NodeId) -> None:
         """Begin to wait for a node that the catalogue knows: it is lost if it stays silent."""

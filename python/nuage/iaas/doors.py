@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from nuage.iaas import (
     building,
+    copies,
     energy,
     fabric,
     images,
@@ -33,7 +34,7 @@ VMS = "/v1/iaas/{iaas}/vms"
 VOLUMES = "/v1/iaas/{iaas}/volumes"
 
 
-for _module in (building, energy, fabric, infrastructure, past, people, provenance):
+for _module in (building, copies, energy, fabric, infrastructure, past, people, provenance):
     _module.enter(TABLE)
 
 

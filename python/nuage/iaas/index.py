@@ -18,7 +18,7 @@ from nuage.model.network import Port
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.status import Migration
 from nuage.model.vm import Vm
-from nuage.model.volume import Volume
+from nuage.model.volume import Erasure, Volume
 
 N = TypeVar("N", bound=Noun)
 PLACE_KINDS = frozenset({"datacenter", "node", "node-status"})
@@ -294,6 +294,8 @@ def nodes_of(value: Noun) -> tuple[NodeId, ...]:
             nodes = {value.node_id}
         case Volume():
             nodes = {value.head, *(place.node_id for place in value.replicas)}
+        case Erasure():
+            nodes = {place.node_id for place in value.places}
         case Migration():
             nodes = {value.target_node, value.source_node}
         case _:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, NuageError
 from nuage.iaas.epochs import FIRST_EPOCH, quorum_part
+from nuage.iaas.erasure import delete_with_copies
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, VmId
 from nuage.model.network import Port
@@ -221,7 +222,7 @@ class Movement:
         for kind, ids in (("port", vm.ports), ("volume", vm.volumes)):
             own = {r.id: r.value for r in site.index.own_copies(kind)}
             gone += [own[object_id] for object_id in ids if object_id in own]
-        await site.delete(*gone)
+        await delete_with_copies(site, *gone)
         site.announce("vm", vm.vm_id, "unelected", f"{vm.name} went to {decision.elected_site}")
 
     async def _end_waiting(self, vm: Vm) -> None:

@@ -14,6 +14,7 @@ from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
+from nuage.storage.heads import head_set
 
 HEAD_READY = "ready"
 HEAD_FAILED = "failed"
@@ -149,6 +150,9 @@ def ionode_acts(index: FederationIndex, report: IonodeReport) -> list[Act]:
 def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> list[Act]:
     if head.state == HEAD_READY and head.portal:
         changed = replace(volume, state=VolumeState.READY, portal=head.portal, failure="")
+        if volume.settled_epoch != volume.epoch:
+            asked = head_set(volume)
+            changed = replace(changed, settled_epoch=volume.epoch, whole=asked.acknowledging)
         text = f"volume {volume.name} is ready"
     elif head.state == HEAD_FAILED:
         state = VolumeState.FAILED if volume.state is VolumeState.CREATING else volume.state

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from nuage.iaas.erasure import delete_with_copies
 from nuage.iaas.site import Site
 from nuage.ids import VmId, VolumeId
 from nuage.model.network import Port
@@ -57,6 +58,6 @@ async def volume_left(site: Site, left: VolumeLeft) -> None:
     if volume is None or volume.vm_id != left.vm_id:
         return
     if volume.image_id is not None:
-        await site.delete(volume)
+        await delete_with_copies(site, volume)
     else:
         await site.save(replace(volume, vm_id=None))

@@ -186,6 +186,10 @@ class Site:
         """
         return await self.commit([self._put(value, unique_name=unique_name) for value in values])
 
+    def put(self, value: Noun) -> Put:
+        """Return the change that writes `value`, to be committed with others."""
+        return self._put(value, unique_name=False)
+
     def _put(self, value: Noun, *, unique_name: bool) -> Put:
         kind = KIND_OF[type(value)]
         object_id = getattr(value, KINDS[kind][1])

@@ -9,6 +9,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
+from nuage.storage.heads import whole_copies
 
 
 def successors(index: FederationIndex, vm: Vm, *, alive: Collection[SiteId]) -> list[SiteId]:
@@ -25,7 +26,7 @@ def successors(index: FederationIndex, vm: Vm, *, alive: Collection[SiteId]) -> 
         volume = index.find_value(Volume, volume_id)
         if volume is None:
             return []
-        holders = list(dict.fromkeys(place.site_id for place in volume.replicas))
+        holders = list(dict.fromkeys(place.site_id for place in whole_copies(volume)))
         order = holders if order is None else [site for site in order if site in holders]
     allowed = []
     for site_id in order or []:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from nuage.errors import Conflict, InvalidRequest
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
+from nuage.iaas.erasure import delete_with_copies
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -255,7 +256,7 @@ async def delete_volume(site: Site, _principal: Principal, body: NameVolume) -> 
         raise Conflict(
             f"volume {volume.name} is attached to {volume.vm_id}", hint="detach it first"
         )
-    await site.delete(volume)
+    await delete_with_copies(site, volume)
     site.announce("volume", volume.volume_id, "deleted", f"volume {volume.name} deleted")
 
 

@@ -235,6 +235,9 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
     index = context.index
     peers = []
     asked = head_set(volume)
+    nodes = [place.node_id for place in asked.members]
+    if volume.head is None or volume.head not in nodes:
+        return None
     for place in asked.members:
         if place.node_id == volume.head:
             continue
@@ -252,7 +255,7 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
         epoch=volume.epoch,
         policy=asked.policy,
         replicas=tuple(peers),
-        position=[place.node_id for place in asked.members].index(volume.head),
+        position=nodes.index(volume.head),
         iqn=volume.iqn,
         chap=_initiators(context, volume),
         image_sha256="" if image is None else image.sha256,

@@ -150,8 +150,9 @@ class IonodeAgent:
             hosted.seen = await hosted.daemon.seen()
         except NuageError as error:
             log.warning("daemon does not answer", iaas=wish.iaas_id, error=error.message)
+            was_there = wish.iaas_id in self._hosted
             self._drop(wish.iaas_id)
-            return False
+            return was_there  # one that ended is started again at once
         outbox = self._outbox(wish.iaas_id)
         outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
         self._keep_telling(wish.iaas_id, hosted, outbox)
@@ -258,6 +259,7 @@ class IonodeAgent:
                 await queue.put(receipt)
         except NuageError as error:
             log.info("receipts interrupted", error=error.message)
+            self._wake.set()  # the daemon may have ended: it is started again at once
 
     async def _hand_over(self, iaas_id: IaasId, outbox: Outbox, batch: list[DaemonReceipt]) -> None:
         """Sign and send until the site has taken the batch in."""

@@ -14,7 +14,7 @@ from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
-from nuage.model.volume import Volume
+from nuage.model.volume import Erasure, Volume
 
 Noun: TypeAlias = (
     Datacenter
@@ -24,6 +24,7 @@ Noun: TypeAlias = (
     | Iaas
     | Image
     | Volume
+    | Erasure
     | Vm
     | Segment
     | Port
@@ -46,6 +47,7 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "iaas": (Iaas, "iaas_id"),
     "image": (Image, "image_id"),
     "volume": (Volume, "volume_id"),
+    "erasure": (Erasure, "volume_id"),
     "vm": (Vm, "vm_id"),
     "segment": (Segment, "segment_id"),
     "port": (Port, "port_id"),

@@ -36,6 +36,10 @@ class Volume:
 
     `head` orders the writes; it is one of the replicas' nodes, near the VM. `portal` is the
     head's iSCSI address ``host:port``, `iqn` its target name; the LUN is 0.
+
+    `without` are copies that the head goes on without, by a decision; `catching_up` have not all of
+    it yet; `leaving` go once all others are whole. `whole` are those that acknowledged writes were
+    counted on when the head last became ready, under `settled_epoch`: a head may open there.
     """
 
     volume_id: VolumeId
@@ -54,6 +58,11 @@ class Volume:
     portal: str = ""
     iqn: str = ""
     failure: str = ""
+    without: tuple[NodeId, ...] = ()
+    catching_up: tuple[NodeId, ...] = ()
+    leaving: tuple[NodeId, ...] = ()
+    whole: tuple[NodeId, ...] = ()
+    settled_epoch: int = 0
 
     def __post_init__(self) -> None:
         if not MIB <= self.size_bytes <= VOLUME_BYTES_MAX or self.size_bytes % 4096:
@@ -61,3 +70,19 @@ class Volume:
                 f"a volume has 1 MiB to 64 TiB in steps of 4 KiB, not {self.size_bytes} bytes",
                 field="size_bytes",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """Copies that shall be erased, by the word of the volume's home; gone once all of them are.
+
+    `is_deleted`: the volume is gone, whatever record of it up to `volume_epoch` a site may have.
+    """
+
+    volume_id: VolumeId
+    iaas_id: IaasId
+    name: str
+    label: int
+    places: tuple[ReplicaPlace, ...]
+    is_deleted: bool = True
+    volume_epoch: int = 0

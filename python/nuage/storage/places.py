@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import asin, cos, radians, sin, sqrt
 
-from nuage.errors import NoCandidate
+from nuage.errors import InvalidRequest, NoCandidate
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import Contract, refusal_of_site
 from nuage.model.infrastructure import Datacenter
-from nuage.model.volume import ReplicaPlace
+from nuage.model.volume import ReplicaPlace, Volume
 
 EARTH_RADIUS_KM = 6371.0
 FREE_SHARE_MIN = 0.05  # of a disk, kept for seals, epochs and compaction
@@ -87,3 +87,61 @@ def choose_places(
             hint="free space, heal a site, or change the contract",
         )
     return tuple(ReplicaPlace(node_id=node.node_id, site_id=node.site_id) for node in chosen)
+
+
+def choose_another(
+    contract: Contract,
+    volume: Volume,
+    *,
+    near: SiteId,
+    sites: Iterable[Datacenter],
+    nodes: Sequence[IonodeSpace],
+    wanted: NodeId | None = None,
+) -> ReplicaPlace:
+    """Return where one more copy of `volume` rests: `wanted` if it may, else the best.
+
+    A site that holds none of the copies that stay comes first, if the contract asks for more sites
+    than they lie in; then the nearest; then the node with the most free space.
+
+    Raises:
+        InvalidRequest: `wanted` holds a copy already.
+        NoCandidate: no node may take it; each refusal is kept.
+    """
+    held = {place.node_id for place in volume.replicas}
+    if wanted in held:
+        raise InvalidRequest(f"{wanted} holds a copy of {volume.name} already", field="node")
+    staying = {p.site_id for p in volume.replicas if p.node_id not in volume.leaving}
+    by_site = {site.site_id: site for site in sites}
+    refusals: list[tuple[str, str, str]] = []
+    able: list[IonodeSpace] = []
+    for node in sorted(nodes, key=lambda n: n.node_id):
+        if node.node_id in held or wanted not in (None, node.node_id):
+            continue
+        refusal = refusal_of_site(contract, by_site[node.site_id])
+        if refusal is not None:
+            refusals.append((node.node_id, refusal.rule, refusal.reason))
+        elif not node.is_usable:
+            refusals.append((node.node_id, "not-connected", "the node does not answer its site"))
+        elif node.free_bytes < node.total_bytes * FREE_SHARE_MIN:
+            refusals.append((node.node_id, "space", f"{node.free_bytes} bytes are free"))
+        elif len(staying | {node.site_id}) < min(contract.copy_sites, len(staying) + 1):
+            refusals.append((node.node_id, "copy_sites", "another site must hold this copy"))
+        else:
+            able.append(node)
+    if not able:
+        raise NoCandidate(
+            f"no other IO-node can take a copy of {volume.name}",
+            refusals=refusals,
+            hint="free space, add an IO-node, or change the contract",
+        )
+    home = by_site[near]
+    best = min(
+        able,
+        key=lambda node: (
+            node.site_id in staying,
+            distance_km(home, by_site[node.site_id]),
+            -node.free_bytes,
+            node.node_id,
+        ),
+    )
+    return ReplicaPlace(node_id=best.node_id, site_id=best.site_id)

@@ -1,0 +1,144 @@
+"""Watches the IO-nodes of a site, so that a lost head opens elsewhere within moments.
+
+An agent that falls silent, or whose channel closes, is only in doubt: it may be restarting while
+its storage daemons serve. So the heads' own portals are tried. A portal that refuses or does not
+answer twice in a row is taken for lost; if that was wrong, the copies' promise stops the old head
+all the same. Beside that, slow steps (`iaas.heads`) are looked for now and then.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from nuage.channel import Handlers, Peer, parse_address
+from nuage.daemon.nodes import NodeSessions
+from nuage.daemon.process import Tasks
+from nuage.errors import NuageError
+from nuage.iaas.erasure import ERASED_METHOD, CopyErased, copy_erased, take_report
+from nuage.iaas.heads import TAKE_HEAD_METHOD, HeadKeeper, TakeHead
+from nuage.iaas.site import Site
+from nuage.ids import NodeId, SiteId
+from nuage.model.desired import IonodeReport
+from nuage.model.infrastructure import Node, NodeRole
+from nuage.model.volume import VolumeState
+
+WATCH_EVERY_S: Final = 0.2
+LOOK_EVERY_S: Final = 1.0
+PROBE_TIMEOUT_S: Final = 0.5  # a portal of the same site accepts within a millisecond
+PROBES: Final = 2
+PROBE_REST_S: Final = 0.2
+log = structlog.get_logger("heads")
+
+
+class HeadWatch:
+    """The loops around one site's `HeadKeeper`."""
+
+    def __init__(
+        self,
+        site: Site,
+        keeper: HeadKeeper,
+        sessions: NodeSessions,
+        tasks: Tasks,
+        *,
+        on_lost: Callable[[NodeId], None],
+    ) -> None:
+        self._on_lost = on_lost
+        self._site = site
+        self._keeper = keeper
+        self._sessions = sessions
+        self._tasks = tasks
+        self._lost: set[NodeId] = set()
+
+    def register(self, handlers: Handlers) -> None:
+        """Answer other sites."""
+        controllers = {NodeRole.CONTROLLER}
+
+        @handlers.method(TAKE_HEAD_METHOD, TakeHead, roles=controllers, runs_to_end=True)
+        async def take(_peer: Peer, asked: TakeHead) -> None:
+            await self._keeper.take(asked)
+
+        @handlers.method(ERASED_METHOD, CopyErased, roles=controllers)
+        async def erased(_peer: Peer, done: CopyErased) -> None:
+            await copy_erased(self._site, done)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._tasks.keep("heads", self._watch)
+        self._tasks.keep("copies", self._look)
+
+    def take_report(self, report: IonodeReport) -> None:
+        """Hear what an IO-node of this site reports."""
+        if report.node_id in self._lost:
+            self._lost.discard(report.node_id)
+            log.info("IO-node is back", node=report.node_id)
+        self._keeper.take_report(report)
+        if report.erased:
+            self._tasks.start(f"erased {report.node_id}", take_report(self._site, report))
+        for head in report.heads:
+            if head.state != "failed" or not head.failure:
+                continue
+            for volume in self._keeper.heads_on(report.node_id):
+                if (volume.volume_id, volume.epoch) == (head.volume_id, head.epoch):
+                    self._tasks.start(f"failed {volume.volume_id}", self._failed(volume.volume_id))
+
+    async def _failed(self, volume_id: str) -> None:
+        for volume in self._keeper.own():
+            if volume.volume_id == volume_id and volume.state is VolumeState.READY:
+                await self._keeper.head_failed(volume)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._site.clock.sleep(WATCH_EVERY_S)
+            doubtful = [
+                node
+                for node in self._site.index.values(Node)
+                if node.site_id == self._site.site_id
+                and NodeRole.IONODE in node.roles
+                and node.node_id not in self._lost
+                and self._sessions.is_in_doubt(node.node_id)
+            ]
+            await asyncio.gather(*(self._look_into(node.node_id) for node in doubtful))
+
+    async def _look_into(self, node_id: NodeId) -> None:
+        volumes = self._keeper.heads_on(node_id)
+        portals = sorted({volume.portal for volume in volumes if volume.portal})
+        if not portals or all(await asyncio.gather(*(answers(p) for p in portals))):
+            return
+        if not self._sessions.is_in_doubt(node_id):
+            return
+        self._lost.add(node_id)
+        log.warning("IO-node lost", lost=node_id, heads=len(volumes))
+        self._on_lost(node_id)
+        try:
+            await self._keeper.node_lost(node_id)
+        except NuageError as error:
+            log.warning("heads not moved", lost=node_id, error=error.message)
+
+    async def _look(self) -> None:
+        while True:
+            await self._site.clock.sleep(LOOK_EVERY_S)
+            for node_id in list(self._lost):  # what could not be moved at once
+                await self._keeper.node_lost(node_id)
+            await self._keeper.look()
+
+    async def take_over(self, alive: frozenset[SiteId]) -> None:
+        """Take heads over from sites whose lease has run out."""
+        await self._keeper.take_over(alive)
+
+
+async def answers(portal: str) -> bool:
+    """Tell whether anything accepts connections at ``host:port``, with one more try."""
+    host, port = parse_address(portal)
+    for attempt in range(PROBES):
+        if attempt:
+            await asyncio.sleep(PROBE_REST_S)
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(host, port)
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        return True
+    return False

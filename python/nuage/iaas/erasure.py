@@ -1,0 +1,112 @@
+"""Deleting for good: by the explicit word of a volume's home, node by node, and never by absence.
+
+A copy that is in no wish is kept. What shall go stands in an `Erasure`, which the home enters along
+with the deletion and which travels with the feeds. Each node named in it erases its copy and
+reports so; its site tells the home, which strikes it out. The record is gone with the last one.
+"""
+
+from dataclasses import dataclass, replace
+
+from nuage.catalogue.store import ABSENT, Delete, Put
+from nuage.iaas.index import FederationIndex
+from nuage.iaas.site import Site
+from nuage.ids import NodeId, VolumeId
+from nuage.model.desired import IonodeReport
+from nuage.model.iaas import Iaas
+from nuage.model.record import KIND_OF, KINDS, Noun
+from nuage.model.volume import Erasure, ReplicaPlace, Volume
+
+ERASED_METHOD = "volume.erased"
+ASK_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyErased:
+    """Tells the home of an erasure that a node has erased its copy."""
+
+    volume_id: VolumeId
+    node_id: NodeId
+
+
+def erasure_of(
+    site: Site, volume: Volume, places: tuple[ReplicaPlace, ...], *, is_deleted: bool
+) -> Put:
+    """Return the change that has `places` erased, with what was to be erased already."""
+    known = site.index.find("erasure", volume.volume_id)
+    mine = known is not None and known.home == site.site_id
+    before = known.value if known is not None else None
+    old = before.places if isinstance(before, Erasure) and mine else ()
+    iaas = site.index.find_value(Iaas, volume.iaas_id)
+    erasure = Erasure(
+        volume_id=volume.volume_id,
+        iaas_id=volume.iaas_id,
+        name=volume.name,
+        label=0 if iaas is None else iaas.label,
+        places=tuple(dict.fromkeys((*old, *places))),
+        is_deleted=is_deleted,
+        volume_epoch=volume.epoch,
+    )
+    return Put(value=erasure, expected=known.revision if known is not None and mine else ABSENT)
+
+
+async def delete_with_copies(site: Site, *values: Noun) -> None:
+    """Delete this site's records of `values`; the copies of volumes among them are erased."""
+    changes: list[Put | Delete] = []
+    for value in values:
+        kind = KIND_OF[type(value)]
+        changes.append(Delete(kind=kind, id=getattr(value, KINDS[kind][1])))
+        if isinstance(value, Volume) and value.replicas:
+            changes.append(erasure_of(site, value, value.replicas, is_deleted=True))
+    await site.commit(changes)
+
+
+def is_gone(index: FederationIndex, volume: Volume) -> bool:
+    """Tell whether a volume was deleted, though some site still has a record of it."""
+    erasure = index.find_value(Erasure, volume.volume_id)
+    return erasure is not None and erasure.is_deleted and volume.epoch <= erasure.volume_epoch
+
+
+def erased_copies(index: FederationIndex, node_id: NodeId) -> list[Erasure]:
+    """Return the erasures that name a node whose copy no living volume names."""
+    found = []
+    for erasure in index.on_node(Erasure, node_id):
+        volume = index.find_value(Volume, erasure.volume_id)
+        kept = volume is not None and not is_gone(index, volume)
+        if not kept or all(place.node_id != node_id for place in volume_places(volume)):
+            found.append(erasure)
+    return found
+
+
+def volume_places(volume: Volume | None) -> tuple[ReplicaPlace, ...]:
+    """Return where the copies of a volume are, none when there is no volume."""
+    return () if volume is None else volume.replicas
+
+
+async def take_report(site: Site, report: IonodeReport) -> None:
+    """Strike out what a node of this site has erased, here or at the erasure's home."""
+    for volume_id in report.erased:
+        erasure = site.index.find_value(Erasure, volume_id)
+        if erasure is None or all(p.node_id != report.node_id for p in erasure.places):
+            continue
+        done = CopyErased(volume_id=volume_id, node_id=report.node_id)
+        home = site.index.home("erasure", volume_id)
+        if home == site.site_id:
+            await copy_erased(site, done)
+        else:
+            await site.others.ask(home, ERASED_METHOD, done, type(None), timeout_s=ASK_TIMEOUT_S)
+
+
+async def copy_erased(site: Site, done: CopyErased) -> None:
+    """Strike a node out of an erasure of this site."""
+    erasure = site.index.find_value(Erasure, done.volume_id)
+    if erasure is None or site.index.home("erasure", done.volume_id) != site.site_id:
+        return
+    left = tuple(place for place in erasure.places if place.node_id != done.node_id)
+    if len(left) == len(erasure.places):
+        return
+    site.announce("volume", done.volume_id, "erased", f"{erasure.name}: erased on {done.node_id}")
+    if left:
+        await site.save(replace(erasure, places=left))
+    else:
+        await site.delete(erasure)
+        site.announce("volume", done.volume_id, "gone", f"{erasure.name}: no copy is left")

@@ -1,0 +1,436 @@
+"""The heads and copies of this site's volumes: kept, moved, replaced. The home acts.
+
+::
+
+    the node of a head is lost     head_lost: another copy of this site under the next local epoch,
+                                   else at another site under the quorum's next
+    the VM runs at another site    the head follows: released here, taken there
+    a site is gone                 its volumes' heads are taken over where their VMs still run
+    a copy comes back, joins, goes one step at a time (`storage.heads.next_step`)
+
+What may open where is `storage.heads`' word, who may do it the quorum's, and that the former head
+writes nothing more is ensured by the copies themselves: they promise each epoch once. So a head
+that was thought dead and was not costs an interruption, never a write.
+"""
+
+from dataclasses import dataclass, replace
+
+import structlog
+
+from nuage.errors import Conflict, NuageError
+from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
+from nuage.iaas.erasure import erasure_of, is_gone
+from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
+from nuage.iaas.site import Site
+from nuage.iaas.volumes import ionode_spaces
+from nuage.ids import IaasId, NodeId, SiteId, VolumeId
+from nuage.model.desired import CopyReport, IonodeReport
+from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Datacenter
+from nuage.model.status import NodeStatus
+from nuage.model.vm import Vm, VmState
+from nuage.model.volume import Erasure, ReplicaPlace, Volume, VolumeState
+from nuage.storage.heads import (
+    AddCopy,
+    Complete,
+    Drop,
+    Include,
+    MoveHead,
+    Repolicy,
+    Retire,
+    Step,
+    VolumeFacts,
+    next_head,
+    next_step,
+    whole_copies,
+)
+from nuage.storage.places import choose_another
+
+TAKE_HEAD_METHOD = "volume.take-head"
+RELEASE_METHOD = "volume.release-head"
+ASK_TIMEOUT_S = 10.0
+FAILED_HEAD_REST_S = 10.0  # between two automatic moves of a head that fails by itself
+STEP_REST_S = 5.0  # between two steps of one volume that could not be taken
+log = structlog.get_logger("heads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeHead:
+    """Gives a volume to the site that it is sent to; `volume` as it shall be there."""
+
+    volume: Volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseHead:
+    """A controller has an IO-node close a head for the next to open at once."""
+
+    iaas_id: IaasId
+    volume_id: VolumeId
+    epoch: int
+    reopen: bool = False
+
+
+class HeadKeeper:
+    """Heads and copies of the volumes whose home this site is."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._copies: dict[tuple[VolumeId, int], dict[NodeId, CopyReport]] = {}
+        self._lost: set[NodeId] = set()
+        self._moved_s: dict[VolumeId, float] = {}
+        self._rest_until_s: dict[VolumeId, float] = {}
+        self._claimed: set[VolumeId] = set()
+        self._busy: set[VolumeId] = set()
+
+    # Facts ----------------------------------------------------------------------------------------
+
+    def take_report(self, report: IonodeReport) -> None:
+        """Keep what heads say of their copies."""
+        self._lost.discard(report.node_id)
+        for head in report.heads:
+            key = (head.volume_id, head.epoch)
+            self._copies[key] = {copy.node_id: copy for copy in head.copies}
+
+    def is_usable(self, node_id: NodeId) -> bool:
+        """Tell whether a node answers, as far as this site knows."""
+        status = self._site.index.find_value(NodeStatus, node_id)
+        if status is None or not status.connected or node_id in self._lost:
+            return False
+        return self._site.age_of(status.site_id) < CUT_OFF_AFTER_S
+
+    def own(self) -> list[Volume]:
+        """Return the volumes whose home this site is."""
+        site = self._site
+        return [
+            record.value
+            for record in site.index.records("volume")
+            if record.home == site.site_id and isinstance(record.value, Volume)
+        ]
+
+    def _vm_site(self, volume: Volume) -> SiteId | None:
+        vm = None if volume.vm_id is None else self._site.index.find_value(Vm, volume.vm_id)
+        return None if vm is None or vm.state is not VmState.RUNNING else vm.site_id
+
+    def heads_on(self, node_id: NodeId) -> list[Volume]:
+        """Return this site's volumes whose head is on a node."""
+        index = self._site.index
+        return [
+            volume
+            for volume in index.on_node(Volume, node_id)
+            if volume.head == node_id
+            and volume.state is VolumeState.READY
+            and index.home("volume", volume.volume_id) == self._site.site_id
+        ]
+
+    # A head is lost -------------------------------------------------------------------------------
+
+    async def node_lost(self, node_id: NodeId) -> None:
+        """Open the heads of a silent IO-node at other copies."""
+        self._lost.add(node_id)
+        for volume in self.heads_on(node_id):
+            await self._guarded(volume, f"its IO-node {node_id} is lost")
+
+    async def head_failed(self, volume: Volume) -> None:
+        """Open elsewhere a head that says it can go no further."""
+        now_s = self._site.clock.monotonic_s()
+        if now_s - self._moved_s.get(volume.volume_id, -FAILED_HEAD_REST_S) >= FAILED_HEAD_REST_S:
+            await self._guarded(volume, volume.failure)
+
+    async def _guarded(self, volume: Volume, reason: str) -> None:
+        """Fail one head over; the next volume does not wait for what hinders this one."""
+        if volume.volume_id in self._busy:
+            return
+        self._busy.add(volume.volume_id)
+        try:
+            await self._fail_over(volume, reason)
+        except NuageError as error:
+            log.warning("head not moved", volume=volume.volume_id, error=error.message)
+        finally:
+            self._busy.discard(volume.volume_id)
+
+    async def _fail_over(self, volume: Volume, reason: str) -> None:
+        place = next_head(volume, is_usable=self.is_usable, near=self._vm_site(volume))
+        if place is None:
+            told = f"{reason}; no other copy may take over now"
+            if volume.failure != told:
+                await self._site.save(replace(volume, failure=told))
+                self._site.announce("volume", volume.volume_id, "stopped", f"{volume.name}: {told}")
+            return
+        self._moved_s[volume.volume_id] = self._site.clock.monotonic_s()
+        await self.open_at(replace(volume, failure=""), place, reason)
+
+    async def open_at(self, volume: Volume, place: ReplicaPlace, reason: str) -> None:
+        """Enter that the head of `volume` opens at `place`, under the next epoch.
+
+        Raises:
+            Conflict: the quorum says that the volume is not this site's.
+            Unavailable: no majority answers; nothing was done.
+        """
+        site = self._site
+        if place.site_id == site.site_id:
+            moved = replace(volume, head=place.node_id, epoch=next_local(volume.epoch))
+            await site.save(moved)
+        else:
+            epoch = await self._hand_over(volume, place.site_id)
+            moved = replace(volume, head=place.node_id, epoch=epoch)
+            await site.others.ask(
+                place.site_id,
+                TAKE_HEAD_METHOD,
+                TakeHead(volume=moved),
+                type(None),
+                timeout_s=ASK_TIMEOUT_S,
+            )
+            self._claimed.discard(volume.volume_id)
+        text = f"{volume.name}: head opens on {place.node_id} ({reason})"
+        site.announce("volume", volume.volume_id, "head-moved", text)
+
+    async def _hand_over(self, volume: Volume, target: SiteId) -> int:
+        """Have the quorum give a volume to `target`; return the epoch it has there."""
+        site, quorum, volume_id = self._site, self._site.quorum, volume.volume_id
+        held = await quorum.owner("volume", volume_id)
+        if held is None:
+            held = await quorum.claim("volume", volume_id, site.site_id, expected_epoch=0)
+        if held.owner == target:  # an earlier try got through and its answer was lost
+            return held.epoch * EPOCH_STEP
+        if held.owner != site.site_id:
+            raise Conflict(f"{volume_id} belongs to {held.owner} by the quorum")
+        given = await quorum.transfer(
+            "volume",
+            volume_id,
+            from_site=site.site_id,
+            to_site=target,
+            expected_epoch=held.epoch,
+        )
+        return given.epoch * EPOCH_STEP
+
+    async def take(self, asked: TakeHead) -> None:
+        """Become the home of a volume that the quorum gave to this site (asked by its home)."""
+        site, volume = self._site, asked.volume
+        held = await site.quorum.owner("volume", volume.volume_id)
+        if held is None or held.owner != site.site_id or held.epoch != quorum_part(volume.epoch):
+            raise Conflict(f"the quorum has not given {volume.volume_id} to {site.site_id}")
+        known = site.index.find("volume", volume.volume_id)
+        if known is None or known.home != site.site_id or known.epoch < volume.epoch:
+            await site.save_moving(volume, epoch=volume.epoch)
+        self._claimed.add(volume.volume_id)
+
+    # Step by step ---------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Take what steps are due; called every second or two."""
+        for volume in self.own():
+            if volume.volume_id in self._busy or is_gone(self._site.index, volume):
+                continue
+            if self._rest_until_s.get(volume.volume_id, 0.0) > self._site.clock.monotonic_s():
+                continue
+            self._busy.add(volume.volume_id)
+            try:
+                await self._look_at(volume)
+            except NuageError as error:
+                rest_s = self._site.clock.monotonic_s() + STEP_REST_S
+                self._rest_until_s[volume.volume_id] = rest_s
+                log.warning("step not taken", volume=volume.volume_id, error=error.message)
+            finally:
+                self._busy.discard(volume.volume_id)
+        await self._tidy()
+
+    async def _look_at(self, volume: Volume) -> None:
+        await self._claim(volume)
+        iaas = self._site.index.find_value(Iaas, volume.iaas_id)
+        if iaas is None:
+            return
+        facts = VolumeFacts(
+            usable={p.node_id for p in volume.replicas if self._is_reachable(volume, p.node_id)},
+            wanted_copies=iaas.contract.copies,
+            wanted_policy=iaas.contract.ack_policy,
+            copies=self._copies.get((volume.volume_id, volume.epoch), {}),
+            vm_site=self._vm_site(volume),
+        )
+        step = next_step(volume, facts)
+        if step is not None:
+            log.info("step", volume=volume.volume_id, step=repr(step))
+            await self._take_step(volume, step, iaas)
+
+    def _is_reachable(self, volume: Volume, node_id: NodeId) -> bool:
+        status = self._site.index.find_value(NodeStatus, node_id)
+        has_daemon = status is not None and volume.iaas_id in status.replica_addresses
+        return has_daemon and self.is_usable(node_id)
+
+    async def _take_step(self, volume: Volume, step: Step, iaas: Iaas) -> None:
+        match step:
+            case Include(node_id=node_id):
+                catching = tuple(dict.fromkeys((*volume.catching_up, node_id)))
+                left = _less(volume.without, node_id)
+                changed = replace(volume, without=left, catching_up=catching)
+                await self._reopen(changed, f"{node_id} is brought up to date")
+            case Complete(node_id=node_id, reopens=reopens):
+                changed = replace(volume, catching_up=_less(volume.catching_up, node_id))
+                if reopens:
+                    await self._reopen(changed, f"{node_id} has everything")
+                else:
+                    whole = tuple(dict.fromkeys((*volume.whole, node_id)))
+                    await self._site.save(replace(changed, whole=whole))
+                    text = f"{volume.name}: the copy on {node_id} has everything"
+                    self._site.announce("volume", volume.volume_id, "whole", text)
+            case Drop(node_id=node_id):
+                await self._drop(volume, node_id)
+            case MoveHead(place=place):
+                await self.move_head(volume, place)
+            case AddCopy():
+                await self.add_copy(volume, iaas)
+            case Retire(node_id=node_id):
+                await self._site.save(replace(volume, leaving=(*volume.leaving, node_id)))
+            case Repolicy(policy=policy):
+                changed = replace(volume, ack_policy=policy)
+                await self._reopen(changed, f"acknowledges as {policy.value}")
+
+    async def _reopen(self, changed: Volume, reason: str) -> None:
+        """Have the head work with another set of copies: closed and opened under the next epoch."""
+        await self._site.save(replace(changed, epoch=next_local(changed.epoch)))
+        self._site.announce("volume", changed.volume_id, "copies", f"{changed.name}: {reason}")
+
+    async def _drop(self, volume: Volume, node_id: NodeId) -> None:
+        gone = tuple(place for place in volume.replicas if place.node_id == node_id)
+        changed = replace(
+            volume,
+            replicas=tuple(place for place in volume.replicas if place.node_id != node_id),
+            leaving=_less(volume.leaving, node_id),
+            whole=_less(volume.whole, node_id),
+            epoch=next_local(volume.epoch),
+        )
+        site = self._site
+        put = erasure_of(site, volume, gone, is_deleted=False)
+        await site.commit([site.put(changed), put])
+        text = f"{volume.name}: the copy on {node_id} is not needed any more, and is erased"
+        site.announce("volume", volume.volume_id, "copies", text)
+
+    async def move_head(self, volume: Volume, place: ReplicaPlace) -> None:
+        """Move a head that works: released here, so that the next need not wait for a lease."""
+        site = self._site
+        assert volume.head is not None
+        ask = ReleaseHead(iaas_id=volume.iaas_id, volume_id=volume.volume_id, epoch=volume.epoch)
+        begun_s = site.clock.monotonic_s()
+        try:
+            await site.nodes.ask(
+                volume.head, RELEASE_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
+            )
+            await self.open_at(volume, place, "near its VM")
+        except NuageError:
+            back = replace(ask, reopen=True)
+            await site.nodes.ask(
+                volume.head, RELEASE_METHOD, back, type(None), timeout_s=ASK_TIMEOUT_S
+            )
+            raise
+        took_ms = (site.clock.monotonic_s() - begun_s) * 1000
+        log.info("head handed over", volume=volume.volume_id, took_ms=round(took_ms))
+
+    async def add_copy(self, volume: Volume, iaas: Iaas, *, node_id: NodeId | None = None) -> None:
+        """Begin another copy, where the contract allows; the head includes it once it is there.
+
+        Raises:
+            NoCandidate: no IO-node may take it; each refusal is kept.
+        """
+        site = self._site
+        place = choose_another(
+            iaas.contract,
+            volume,
+            near=site.site_id,
+            sites=site.index.values(Datacenter),
+            nodes=ionode_spaces(site),
+            wanted=node_id,
+        )
+        erasure = site.index.find("erasure", volume.volume_id)
+        value = None if erasure is None else erasure.value
+        if isinstance(value, Erasure) and place.node_id in {p.node_id for p in value.places}:
+            raise Conflict(f"{place.node_id} is still erasing a former copy of {volume.name}")
+        changed = replace(
+            volume,
+            replicas=(*volume.replicas, place),
+            without=(*volume.without, place.node_id),
+            catching_up=(*volume.catching_up, place.node_id),
+        )
+        await site.save(changed)  # the head is not touched: it includes the copy once it is there
+        text = f"{volume.name}: a copy is begun on {place.node_id}"
+        site.announce("volume", volume.volume_id, "copies", text)
+
+    # The quorum -----------------------------------------------------------------------------------
+
+    async def _claim(self, volume: Volume) -> None:
+        """Own in the quorum what others could take over; creating it asked no majority."""
+        elsewhere = any(p.site_id != self._site.site_id for p in volume.replicas)
+        if volume.volume_id in self._claimed or not elsewhere:
+            return
+        held = await self._site.quorum.owner("volume", volume.volume_id)
+        if held is None:
+            own = self._site.site_id
+            await self._site.quorum.claim("volume", volume.volume_id, own, expected_epoch=0)
+        self._claimed.add(volume.volume_id)
+
+    async def take_over(self, alive: frozenset[SiteId]) -> None:
+        """Take the heads of sites whose lease has run out, of volumes whose VM still runs."""
+        site = self._site
+        for record in list(site.index.records("volume")):
+            volume = record.value
+            if record.home in alive or not isinstance(volume, Volume):
+                continue
+            if self._successor(volume, record.home, alive) != site.site_id:
+                continue
+            try:
+                await self._take_over(volume, record.home)
+            except NuageError as error:
+                log.info("head not taken over", volume=volume.volume_id, reason=error.message)
+
+    def _successor(self, volume: Volume, gone: SiteId, alive: frozenset[SiteId]) -> SiteId | None:
+        """Return who goes on with a volume: where its VM is, else the first with a copy."""
+        vm = None if volume.vm_id is None else self._site.index.find_value(Vm, volume.vm_id)
+        if vm is None or vm.site_id is None or vm.site_id == gone or vm.site_id not in alive:
+            return None  # nobody uses it now; a VM that fails over brings its volumes
+        place = next_head(
+            volume,
+            is_usable=lambda node: _site_of(volume, node) in alive and self.is_usable(node),
+            near=vm.site_id,
+        )
+        return None if place is None else place.site_id
+
+    async def _take_over(self, volume: Volume, gone: SiteId) -> None:
+        site, quorum = self._site, self._site.quorum
+        held = await quorum.owner("volume", volume.volume_id)
+        if held is None:
+            raise Conflict(f"{volume.volume_id} was never claimed; it stays with {gone}")
+        if held.owner != site.site_id:
+            held = await quorum.takeover(
+                "volume",
+                volume.volume_id,
+                from_site=gone,
+                by_site=site.site_id,
+                expected_epoch=held.epoch,
+            )
+        head = next(p for p in whole_copies(volume) if p.site_id == site.site_id)
+        epoch = held.epoch * EPOCH_STEP
+        taken = replace(volume, head=head.node_id, epoch=epoch, failure="")
+        await site.save_moving(taken, epoch=epoch)
+        text = f"{volume.name}: head taken over from {gone}, whose lease has run out"
+        site.announce("volume", volume.volume_id, "taken-over", text)
+
+    async def _tidy(self) -> None:
+        """Delete this site's old records of volumes that have gone to another home, or are gone."""
+        site = self._site
+        for record in [r for r in site.index.shadowed() if r.kind == "volume"]:
+            shown = site.index.find("volume", record.id)
+            if shown is None or quorum_part(shown.epoch) <= quorum_part(record.epoch):
+                continue
+            held = await site.quorum.owner("volume", record.id)
+            if held is not None and held.owner == shown.home:
+                await site.delete(record.value)
+        for volume in self.own():
+            if is_gone(site.index, volume):
+                await site.delete(volume)
+
+
+def _less(nodes: tuple[NodeId, ...], node_id: NodeId) -> tuple[NodeId, ...]:
+    return tuple(other for other in nodes if other != node_id)
+
+
+def _site_of(volume: Volume, node_id: NodeId) -> SiteId | None:
+    return next((p.site_id for p in volume.replicas if p.node_id == node_id), None)

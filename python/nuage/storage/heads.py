@@ -1,0 +1,230 @@
+"""Which copies a volume's head asks, where it may open next, and what becomes of its copies. Pure.
+
+A volume's record names its copies; three lists in it say how they stand (`model.volume`). From them
+follow the set that the head works with and the policy it works under:
+
+- what is `without` is left out: the owner decided to go on with the others;
+- what is `catching_up` follows: with two whole copies beside it the head works as `metro`, whose
+  first two copies acknowledge while the others are brought up to date. With one whole copy it works
+  as `all`: writes wait until the second has everything;
+- what is `leaving` still acknowledges while it is needed for two.
+
+A head opens only at a copy of which acknowledged writes were demanded when the last head became
+ready (`whole`). So a copy that is still being filled is never taken for the truth, whatever its log
+says. The journals' own rules (docs/protocols/replication.md) then fence and recover.
+
+Steps are taken one at a time, each under its own epoch, and only once the last has settled.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from nuage.ids import NodeId, SiteId
+from nuage.model.contract import AckPolicy
+from nuage.model.desired import CopyReport
+from nuage.model.volume import ReplicaPlace, Volume, VolumeState
+
+PAIR: Final = 2  # copies whose acknowledgement survives the loss of one
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSet:
+    """The copies that a head asks, in order, and the policy it asks them under."""
+
+    policy: AckPolicy
+    members: tuple[ReplicaPlace, ...]
+    acknowledging: tuple[NodeId, ...]
+
+
+def head_set(volume: Volume) -> HeadSet:
+    """Return what the head of `volume` works with."""
+    sound = [p for p in volume.replicas if p.node_id not in volume.without]
+    followers = tuple(p for p in sound if p.node_id in volume.catching_up)
+    leaders = [p for p in sound if p.node_id not in volume.catching_up]
+    if len(leaders) > PAIR:
+        staying = [p for p in leaders if p.node_id not in volume.leaving]
+        leaders = staying if len(staying) >= PAIR and followers else leaders
+    policy = _policy(volume.ack_policy, len(leaders), len(followers))
+    counted = leaders if policy is not AckPolicy.METRO else leaders[:PAIR]
+    if followers and policy is AckPolicy.ALL:
+        counted = [*leaders, *followers]
+    return HeadSet(
+        policy=policy,
+        members=(*leaders, *followers),
+        acknowledging=tuple(place.node_id for place in counted),
+    )
+
+
+def _policy(contract: AckPolicy, leader_count: int, follower_count: int) -> AckPolicy:
+    if follower_count:
+        return AckPolicy.METRO if leader_count == PAIR else AckPolicy.ALL
+    match contract:
+        case AckPolicy.ANY_2_OF_3:
+            return contract if leader_count == 3 else AckPolicy.ALL
+        case AckPolicy.METRO:
+            return contract if leader_count >= PAIR else AckPolicy.ALL
+        case _:
+            return contract
+
+
+def whole_copies(volume: Volume) -> list[ReplicaPlace]:
+    """Return the copies at which a head may open, in order."""
+    return [
+        place
+        for place in volume.replicas
+        if place.node_id not in volume.without
+        and place.node_id not in volume.catching_up
+        and (not volume.whole or place.node_id in volume.whole)
+    ]
+
+
+def next_head(
+    volume: Volume, *, is_usable: Callable[[NodeId], bool], near: SiteId | None
+) -> ReplicaPlace | None:
+    """Return where the head opens when its node is lost, or None where no copy may be it.
+
+    The same site first, which raises its epoch alone; then the VM's site; then in order.
+    """
+    here = next((p.site_id for p in volume.replicas if p.node_id == volume.head), None)
+    usable = [p for p in whole_copies(volume) if p.node_id != volume.head and is_usable(p.node_id)]
+    pairs = volume.ack_policy is AckPolicy.ANY_2_OF_3 and head_set(volume).policy is not (
+        AckPolicy.ALL
+    )
+    if pairs and len(usable) < PAIR and len(volume.whole or volume.replicas) > PAIR:
+        return None  # one of three: it may lack what the other two acknowledged
+    if pairs and volume.settled_epoch != volume.epoch and _is_in_flux(volume):
+        return None  # what the former set acknowledged may lie elsewhere
+    order = sorted(
+        usable,
+        key=lambda p: (
+            p.site_id != here,
+            p.site_id != near,
+            p.node_id in volume.leaving,
+            volume.replicas.index(p),
+        ),
+    )
+    return order[0] if order else None
+
+
+def _is_in_flux(volume: Volume) -> bool:
+    return bool(volume.catching_up or volume.leaving or volume.without)
+
+
+# Steps ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Include:
+    """Have the head bring a copy up to date."""
+
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A copy has everything: it counts from now on. `reopens`: the head must open anew for that."""
+
+    node_id: NodeId
+    reopens: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A copy that leaves is not needed any more."""
+
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class MoveHead:
+    """Open the head at another copy: it is near the VM, or the present one leaves."""
+
+    place: ReplicaPlace
+
+
+@dataclass(frozen=True, slots=True)
+class AddCopy:
+    """The contract asks for more copies than there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """The contract asks for fewer copies than there are: this one goes."""
+
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Repolicy:
+    """The contract acknowledges otherwise than the volume does."""
+
+    policy: AckPolicy
+
+
+Step: TypeAlias = Include | Complete | Drop | MoveHead | AddCopy | Retire | Repolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeFacts:
+    """What is known of a volume's surroundings.
+
+    `usable` are nodes that answer and whose daemon's address is known; `copies` what the head says
+    of the others; `vm_site` where a VM that runs and does not move uses it.
+    """
+
+    usable: Collection[NodeId]
+    wanted_copies: int
+    wanted_policy: AckPolicy
+    copies: Mapping[NodeId, CopyReport] = field(default_factory=dict)
+    vm_site: SiteId | None = None
+
+
+def next_step(volume: Volume, facts: VolumeFacts) -> Step | None:
+    """Return the next thing to do about a volume's head and copies, or None."""
+    if volume.state is not VolumeState.READY or volume.settled_epoch != volume.epoch:
+        return None
+    if volume.failure or volume.head is None or volume.head not in facts.usable:
+        return None
+    for place in volume.replicas:
+        node_id = place.node_id
+        if node_id in volume.without and node_id in facts.usable:
+            return Include(node_id)
+    completed = _completed(volume, facts)
+    if completed is not None:
+        return completed
+    if volume.without or volume.catching_up:
+        return None  # one change at a time
+    for node_id in volume.leaving:
+        staying = [p for p in whole_copies(volume) if p.node_id not in volume.leaving]
+        if node_id != volume.head:
+            return Drop(node_id)
+        usable = [p for p in staying if p.node_id in facts.usable]
+        if usable:
+            return MoveHead(min(usable, key=lambda p: p.site_id != facts.vm_site))
+    return _towards_contract(volume, facts)
+
+
+def _completed(volume: Volume, facts: VolumeFacts) -> Complete | None:
+    for node_id in volume.catching_up:
+        seen = facts.copies.get(node_id)
+        if node_id not in volume.without and seen is not None and seen.is_live:
+            same = head_set(volume).policy is AckPolicy.ALL
+            return Complete(node_id, reopens=not same)
+    return None
+
+
+def _towards_contract(volume: Volume, facts: VolumeFacts) -> Step | None:
+    if len(volume.replicas) - len(volume.leaving) < facts.wanted_copies:
+        return AddCopy()
+    if volume.ack_policy is not facts.wanted_policy:
+        return Repolicy(facts.wanted_policy)
+    if len(volume.replicas) - len(volume.leaving) > facts.wanted_copies:
+        surplus = [p.node_id for p in volume.replicas if p.node_id != volume.head]
+        return Retire(surplus[-1])
+    here = next(p.site_id for p in volume.replicas if p.node_id == volume.head)
+    if facts.vm_site is not None and facts.vm_site != here:
+        for place in whole_copies(volume):
+            if place.site_id == facts.vm_site and place.node_id in facts.usable:
+                return MoveHead(place)
+    return None
