@@ -21,7 +21,7 @@ from nuage.model.infrastructure import Datacenter
 from nuage.model.network import Port, Segment
 from nuage.model.record import Noun
 from nuage.model.status import Migration
-from nuage.model.vm import VmState
+from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Volume
 
 
@@ -119,7 +119,11 @@ async def _enter_arrival(site: Site, node_id: NodeId, draft: ArrivalDraft) -> No
 
 
 async def _enter_restart(site: Site, node_id: NodeId, draft: RestartDraft) -> None:
-    vm = draft.vm
+    vm = (
+        site.index.find_value(Vm, draft.vm.vm_id) or draft.vm
+    )  # its owner may have changed it since
+    if vm.epoch >= draft.epoch:
+        raise Conflict(f"{vm.name} is under epoch {vm.epoch} already")
     ports = [
         port for port_id in vm.ports if (port := site.index.find_value(Port, port_id)) is not None
     ]

@@ -35,7 +35,14 @@ from nuage.simulation.virtual_time import SkewedClock
 from nuage.units import GIB
 from nuage.vnode import machine
 from nuage.vnode.fake import FakeFabric, FakeHypervisor
-from nuage.vnode.hypervisor import GuestSeen, GuestSpec, IscsiDisk, MigrationLimits, RunState
+from nuage.vnode.hypervisor import (
+    GuestSeen,
+    GuestSpec,
+    IscsiDisk,
+    MigrationLimits,
+    MigrationStatus,
+    RunState,
+)
 from nuage.vnode.memory import AgentMemory, GuestMemory, forget, remember, take_wish
 from nuage.vnode.reporting import orphan_report, vm_report
 
@@ -225,14 +232,27 @@ class SimVnode:
             case machine.Migrate(address=address, limits=limits):
                 await self._migrate(vm_id, address, limits)
             case machine.MigrateContinue():
-                self.fabric.is_cut = not self._line_to(hypervisor._guests[vm_id].target)
-                await hypervisor.migrate_continue(vm_id)
+                self._drop_dead_listeners()
+                target = hypervisor._guests[vm_id].target
+                self.fabric.is_cut = not self._line_to(target)
+                if target in self.fabric.listeners:
+                    await hypervisor.migrate_continue(vm_id)
+                else:
+                    hypervisor.end_migration(vm_id, MigrationStatus.FAILED, "connection reset")
             case machine.MigrateCancel():
+                self._drop_dead_listeners()
                 await hypervisor.migrate_cancel(vm_id)
 
     async def _migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
         self.fabric.is_cut = not self._line_to(address)
         await self.hypervisor.migrate(vm_id, address, limits)
+
+    def _drop_dead_listeners(self) -> None:
+        """Whoever waited for a guest and was ended waits no more."""
+        for address, (owner, vm_id) in list(self.fabric.listeners.items()):
+            guest = owner._guests.get(vm_id)
+            if guest is None or guest.seen.state is not RunState.INCOMING:
+                del self.fabric.listeners[address]
 
     def _line_to(self, address: str) -> bool:
         site_id = address.partition("-")[0]
