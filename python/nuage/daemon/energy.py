@@ -151,6 +151,7 @@ class EnergyKeeper:
         self._shown: EnergyPlan | None = None
         self._planned_s = 0.0
         self._saved_s = 0.0
+        self._is_planning = False
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -177,12 +178,15 @@ class EnergyKeeper:
         self._stirred.set()
 
     async def _watch(self) -> None:
+        tasks = self._around.tasks
         await self._publish_pdus()
         while True:
             self._stirred.clear()
             self.look()
             await self._publish()
-            await self._automate()
+            if not self._is_planning:
+                self._is_planning = True
+                tasks.start("planning", self._automate())
             if self._clock.now_s() - self._saved_s >= SAVE_EVERY_S:
                 self._save()
             with contextlib.suppress(TimeoutError):
@@ -344,6 +348,7 @@ class EnergyKeeper:
         value = None if change.after is None else change.after.value
         match value:
             case EnergyRules() if value.site_id == self._site.site_id:
+                self.look()
                 self.stir()
             case Vm() if value.wish is PowerWish.RUNNING and value.node_id is not None:
                 self._wake_for(value.node_id, value.name)
@@ -437,6 +442,13 @@ class EnergyKeeper:
         ]
 
     async def _automate(self) -> None:
+        """Begin what is due, beside the looks: other sites are asked, and a search takes time."""
+        try:
+            await self._begin_what_is_due()
+        finally:
+            self._is_planning = False
+
+    async def _begin_what_is_due(self) -> None:
         """Begin what is due: evacuations always, what saves energy only in automatic mode."""
         assert self.outlook is not None
         now_s, rules = self._clock.now_s(), self.rules
@@ -452,7 +464,7 @@ class EnergyKeeper:
         drain = self._to_drain(set()) if is_automatic else set()
         plan = await self._planning.make(self._terms(drain, None if urgent else rules.hold_s))
         is_worth_it = bool(urgent) or plan.pays_after_s <= rules.hold_s
-        if plan.steps and is_worth_it:
+        if self._run is None and plan.steps and is_worth_it:
             self._begin(plan)
         elif urgent and plan.unsolved:
             text = f"cannot empty {', '.join(urgent)}: {plan.unsolved[0].reason}"
