@@ -108,6 +108,6 @@ def command_of(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     if "nuage.cli.main" in words:
         return words[words.index("nuage.cli.main") + 1]
-    if "-m" in words:
+    if "-m" in words[:3]:
         return words[words.index("-m") + 1]
     return Path(words[0]).name

@@ -28,7 +28,7 @@ from nuage.model.fabric import FabricNews, FabricWish
 from nuage.model.infrastructure import Node, NodeRole
 
 RENDER_AFTER_S: Final = 0.005  # a move changes several records in one turn
-RENDER_REST: Final = 5.0  # wait five times what rendering took
+RENDER_REST: Final = 20.0  # wait so many times what rendering took
 RENDER_REST_S_MAX: Final = 0.5
 log = structlog.get_logger("fabric")
 
