@@ -26,7 +26,7 @@ from nuage.clock import Clock
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_figures import EventFigures, SiteFacts, is_news, node_watts, site_energy
 from nuage.daemon.energy_plans import Planning, PlanRun, SiteVectors, Terms
-from nuage.daemon.energy_power import NodeSwitch
+from nuage.daemon.energy_power import NodeSwitch, OpenBmc, redfish_bmcs
 from nuage.daemon.energy_sources import Carbon, Figure, Outside, PduReader, PduSeen, Price
 from nuage.daemon.process import Tasks
 from nuage.energy.accounting import LedgerRow
@@ -98,6 +98,7 @@ class Surroundings:
     is_connected: Callable[[NodeId], bool]
     on_lost: Callable[[NodeId], None]
     reachable_sites: Callable[[], tuple[SiteId, ...]]
+    open_bmc: OpenBmc | None = None  # None: Redfish
 
 
 class EnergyKeeper:
@@ -116,7 +117,7 @@ class EnergyKeeper:
         self.switch = NodeSwitch(
             around.site,
             around.agent,
-            configuration.bmc_login_file,
+            around.open_bmc or redfish_bmcs(configuration.bmc_login_file, around.clock),
             around.clock,
             is_connected=around.is_connected,
             on_lost=around.on_lost,

@@ -11,8 +11,10 @@ woken and does not come within its boot time and `WAKE_EXTRA_S` is handed to the
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -22,7 +24,7 @@ import structlog
 from nuage.clock import Clock
 from nuage.daemon.hardware import connect
 from nuage.errors import Conflict, InvalidRequest, NuageError, TimedOut
-from nuage.facility.ports import PowerState
+from nuage.facility.ports import PowerControl, PowerState
 from nuage.facility.redfish_node import RedfishNode
 from nuage.iaas.site import Site
 from nuage.ids import NodeId
@@ -38,7 +40,9 @@ WAKE_EXTRA_S: Final = 120.0
 WAKE_TRIES_MAX: Final = 5
 WAKE_RETRY_S: Final = 3.0
 POLL_S: Final = 0.2
+BMC_POLL_S: Final = 1.0  # a BMC changes its mind no faster
 AT_REST: Final = (VmState.STOPPED, VmState.DELETED, VmState.FAILED)
+OpenBmc = Callable[[Node], AbstractAsyncContextManager[PowerControl]]
 log = structlog.get_logger("energy")
 
 
@@ -49,7 +53,7 @@ class NodeSwitch:
         self,
         site: Site,
         agent: LocalAgent,
-        login_file: Path | None,
+        open_bmc: OpenBmc,
         clock: Clock,
         *,
         is_connected: Callable[[NodeId], bool],
@@ -57,7 +61,7 @@ class NodeSwitch:
     ) -> None:
         self._site = site
         self._agent = agent
-        self._login_file = login_file
+        self._open_bmc = open_bmc
         self._clock = clock
         self._is_connected = is_connected
         self._on_lost = on_lost
@@ -139,14 +143,20 @@ class NodeSwitch:
             self._site.announce("node", node_id, "asleep", f"node {node.name} is off: not needed")
 
     async def _switch_off(self, node: Node) -> None:
-        async with connect(node.bmc_url, self._require_login(node), self._clock) as connection:
-            machine = RedfishNode(connection, self._clock)
+        async with self._open_bmc(node) as machine:
             await machine.power_off()
-            try:
-                await machine.wait_for(PowerState.OFF, timeout_s=SHUTDOWN_TIMEOUT_S)
-            except TimedOut:
+            if not await self._is_off(machine, SHUTDOWN_TIMEOUT_S):
                 await machine.power_off(force=True)
-                await machine.wait_for(PowerState.OFF, timeout_s=FORCE_TIMEOUT_S)
+                if not await self._is_off(machine, FORCE_TIMEOUT_S):
+                    raise TimedOut(f"{node.name} to be off", after_s=FORCE_TIMEOUT_S)
+
+    async def _is_off(self, machine: PowerControl, timeout_s: float) -> bool:
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while await machine.power_state() is not PowerState.OFF:
+            if self._clock.monotonic_s() >= deadline_s:
+                return False
+            await self._clock.sleep(BMC_POLL_S)
+        return True
 
     async def wake(self, node_id: NodeId, why: str = "") -> None:
         """Switch a sleeping node on and wait until its agent reports.
@@ -177,9 +187,8 @@ class NodeSwitch:
     async def _switch_on(self, node: Node) -> None:
         for remaining in reversed(range(WAKE_TRIES_MAX)):
             try:
-                login = self._require_login(node)
-                async with connect(node.bmc_url, login, self._clock) as connection:
-                    await RedfishNode(connection, self._clock).power_on()
+                async with self._open_bmc(node) as machine:
+                    await machine.power_on()
                     return
             except NuageError as error:
                 log.warning("not switched on", node=node.node_id, error=error.message)
@@ -194,12 +203,20 @@ class NodeSwitch:
                 raise TimedOut(f"{node.name} to report after it was switched on", after_s=timeout_s)
             await self._clock.sleep(POLL_S)
 
-    def _require_login(self, node: Node) -> Path:
-        if self._login_file is None or not node.bmc_url:
+
+def redfish_bmcs(login_file: Path | None, clock: Clock) -> OpenBmc:
+    """Return what opens the BMC of a node."""
+
+    @contextlib.asynccontextmanager
+    async def open_bmc(node: Node) -> AsyncIterator[PowerControl]:
+        if login_file is None or not node.bmc_url:
             raise InvalidRequest(
                 f"node {node.name} has no BMC that this site may use", field="bmc_login_file"
             )
-        return self._login_file
+        async with connect(node.bmc_url, login_file, clock) as connection:
+            yield RedfishNode(connection, clock)
+
+    return open_bmc
 
 
 def asleep(vector: EstimationVector) -> EstimationVector:

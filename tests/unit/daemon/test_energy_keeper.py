@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,8 @@ from nuage.daemon.configuration import ControllerConfiguration, EnergyConfigurat
 from nuage.daemon.energy import EnergyKeeper, Surroundings
 from nuage.daemon.process import Tasks
 from nuage.errors import Conflict
+from nuage.facility.memory import MemoryNode
+from nuage.facility.ports import PowerControl, PowerState
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId
@@ -69,6 +72,7 @@ class World:
         self.tasks = Tasks()
         self.agent = LocalAgent(site("marne"))
         self.catalogue = MemoryCatalogue(site=MARNE, clock=self.clock)
+        self.machines = {node_id: MemoryNode(node_id, self.clock) for node_id in NODES}
         nobody = cast(Any, None)
         self.site = Site(
             site_id=MARNE, clock=self.clock, index=self.index, catalogue=self.catalogue,
@@ -90,8 +94,12 @@ class World:
         return EnergyKeeper(configuration, Surroundings(
             site=self.site, agent=self.agent, datacenter=site("marne"), clock=self.clock,
             tasks=self.tasks, is_connected=lambda _node: False, on_lost=lambda _node: None,
-            reachable_sites=lambda: (MARNE,),
+            reachable_sites=lambda: (MARNE,), open_bmc=self.bmc,
         ))  # fmt: skip
+
+    @asynccontextmanager
+    async def bmc(self, node: Node) -> AsyncIterator[PowerControl]:
+        yield self.machines[node.node_id]
 
     def changed(self, change: Change) -> None:
         if hasattr(self, "keeper"):
@@ -213,3 +221,26 @@ async def test_the_record_for_other_sites_is_written_when_it_says_something(worl
     world.keeper.post("temperature_c", 35.0, 60.0)
     await world.keeper._publish()
     assert world.index.value(SiteEnergy, MARNE).pue == 1.55
+
+
+async def test_an_empty_node_sleeps_and_a_vm_that_is_placed_there_wakes_it(world: World) -> None:
+    machine, switch = world.machines[NODES[0]], world.keeper.switch
+    await switch.sleep(NODES[0])
+    assert await machine.power_state() is PowerState.OFF
+    assert NODES[0] in world.able()
+    assert switch.state_of(world.index.value(Node, NODES[0])) == "off"
+    await world.site.save(a_vm(NODES[0]))
+    for _ in range(10):  # the wake runs beside
+        await asyncio.sleep(0)
+    assert await machine.power_state() is PowerState.ON
+    assert world.keeper.is_asleep(NODES[0])  # not back yet, and not lost
+    assert switch.awake(world.vector(NODES[0]))
+    assert not world.keeper.is_asleep(NODES[0])
+    assert world.index.value(Node, NODES[0]).power is NodePower.ON
+
+
+async def test_rules_act_when_they_are_written(world: World) -> None:
+    world.keeper.post("temperature_c", 30.0, 600.0)
+    assert world.able() == set(NODES)
+    await world.site.save(EnergyRules(site_id=MARNE, rules=(HEAT,)))
+    assert len(world.able()) == 1
