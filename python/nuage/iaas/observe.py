@@ -84,9 +84,20 @@ def vnode_acts(index: FederationIndex, report: VnodeReport) -> list[Act]:
             acts += _arrival_acts(vm, migration, seen)
         elif seen.migrated:
             acts.append(Departed(vm.vm_id, seen.downtime_ms))
+            if index.home("vm", vm.vm_id) == index.site_id:
+                acts += _left_acts(vm, migration)
         elif vm.node_id == report.node_id and index.home("vm", vm.vm_id) == index.site_id:
             acts += _vm_acts(vm, migration, seen)
     return acts
+
+
+def _left_acts(vm: Vm, migration: Migration | None) -> list[Act]:
+    """The VM has left its source; what came of it at its target may have ended at once."""
+    if vm.migrating_to is None or migration is None or not migration.failure:
+        return []
+    if not vm.is_let_go:
+        return [GiveUp(vm.vm_id, f"target: {migration.failure}")]
+    return [] if vm.state is VmState.STOPPED else [Save(replace(vm, state=VmState.STOPPED))]
 
 
 def _arrival_acts(vm: Vm, migration: Migration, seen: VmReport) -> list[Act]:
