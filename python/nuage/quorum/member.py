@@ -235,7 +235,7 @@ def _base_arguments(config: MemberConfig) -> list[str]:
         "--auto-compaction-retention", COMPACTION_RETENTION,
         "--quota-backend-bytes", str(BACKEND_BYTES_MAX),
         "--logger", "zap",
-        "--log-level", "error",  # warn tells of each proxied request that its certificate has a name
+        "--log-level", "error",  # warn tells of every request to the gateway
     ]  # fmt: skip
     if config.tls is not None:
         arguments += [
