@@ -196,7 +196,13 @@ class Chain:
 
     def __init__(self, prefix: str, pins: Path) -> None:
         self.net = Namespaces(prefix)
-        net = self.net
+        try:
+            self._build(self.net, pins)
+        except BaseException:
+            self.net.remove()
+            raise
+
+    def _build(self, net: Namespaces, pins: Path) -> None:
         self.hosts = [net.add("h0"), net.add("h1")]
         names = [net.add(f"r{n}") for n in range(3)]
         net.cable(names[0], "east", names[1], "west")
