@@ -52,6 +52,8 @@ pub struct Doors {
     answers: Vec<Answer>,
     /// Something was asked since the last pump.
     asked: bool,
+    /// Descriptors of the daemon's own devices: copies that serve heads elsewhere.
+    pub(crate) also_watched: BTreeMap<VolumeId, i32>,
     requests: Vec<(VolumeId, Request)>,
     completions: Vec<Completion>,
 }
@@ -65,6 +67,7 @@ impl Doors {
             counters: BTreeMap::new(),
             answers: Vec::new(),
             asked: false,
+            also_watched: BTreeMap::new(),
             requests: Vec::new(),
             completions: Vec::new(),
         }
@@ -130,6 +133,15 @@ impl Doors {
                 outcome: Outcome::Failed(nuage_block::Failure::Unavailable),
             }),
         }
+    }
+
+    /// Wake the loop for a descriptor that belongs to no volume here, under an unused number.
+    pub fn watch(&mut self, id: VolumeId, fd: i32) {
+        self.also_watched.insert(id, fd);
+    }
+
+    pub fn unwatch(&mut self, id: VolumeId) {
+        self.also_watched.remove(&id);
     }
 
     pub(crate) fn was_asked(&self) -> bool {

@@ -159,12 +159,13 @@ impl FileDevice {
             return self.held.push_back(request);
         }
         if let Operation::Read { offset, length } = request.operation
-            && let Some(data) = self.read_cached(offset, length) {
-                return self.finished.push(Completion {
-                    tag: request.tag,
-                    outcome: Outcome::Data(data),
-                });
-            }
+            && let Some(data) = self.read_cached(offset, length)
+        {
+            return self.finished.push(Completion {
+                tag: request.tag,
+                outcome: Outcome::Data(data),
+            });
+        }
         self.running.push((request.tag, range));
         self.enqueue(request);
     }

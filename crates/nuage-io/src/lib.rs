@@ -5,7 +5,9 @@
 
 pub mod doors;
 pub mod file;
+pub mod link;
 pub mod log;
 pub mod poller;
 pub mod serve;
 pub mod socket;
+pub mod tls;

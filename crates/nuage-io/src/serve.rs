@@ -9,9 +9,11 @@
 //! take its answers is not read; one that does not finish its login in `LOGIN_TIME_MAX` is closed.
 
 use crate::doors::{Answer, Doors, VolumeId};
+use crate::link::{LinkEvent, LinkId, LinkSet, Links};
 use crate::log;
 use crate::poller::{Interest, Poller, Ready, Token};
 use crate::socket::{Listener, Moved, Stream};
+use crate::tls::{Identity, Tls};
 use rustix::fd::{AsFd as _, BorrowedFd};
 use serde_json::Value;
 use slab::Slab;
@@ -40,6 +42,7 @@ const KIND_CONNECTION: u8 = 1;
 const KIND_DEVICE: u8 = 2;
 const KIND_SIGNAL: u8 = 3;
 const KIND_WORKER: u8 = 4;
+const KIND_LINK: u8 = 5;
 
 pub type ClientId = u32;
 
@@ -49,11 +52,14 @@ pub enum Door {
     Iscsi,
     Nbd,
     Control,
+    /// Heads of other daemons, over TLS.
+    Replica,
 }
 
 /// What a daemon may reach while it handles something.
 pub struct Context<'a> {
     pub doors: &'a mut Doors,
+    pub links: &'a mut Links,
     /// Lines for control clients.
     pub replies: &'a mut Vec<(ClientId, Vec<u8>)>,
     /// Set: the loop ends after this turn.
@@ -68,6 +74,23 @@ pub trait Daemon {
     fn client_gone(&mut self, client: ClientId);
     /// A volume answered [`Doors::ask`].
     fn answer(&mut self, answer: Answer, context: &mut Context<'_>);
+    /// A link is encrypted and its peer known; `token`: we connected.
+    fn link_up(
+        &mut self,
+        link: LinkId,
+        token: Option<u64>,
+        peer: &Identity,
+        context: &mut Context<'_>,
+    );
+    fn link_data(&mut self, link: LinkId, bytes: &[u8], context: &mut Context<'_>);
+    /// A link is over, or could not be made.
+    fn link_down(
+        &mut self,
+        link: LinkId,
+        token: Option<u64>,
+        reason: &str,
+        context: &mut Context<'_>,
+    );
     /// SIGTERM or SIGINT.
     fn terminate(&mut self, context: &mut Context<'_>);
     /// Something woke the loop, or [`Daemon::wake_within`] is over.
@@ -102,6 +125,7 @@ pub struct EventLoop {
     iscsi_sockets: BTreeMap<nuage_scsi::ConnectionId, usize>,
     nbd_sockets: BTreeMap<nuage_nbd::ConnectionId, usize>,
     watched: BTreeMap<VolumeId, i32>,
+    links: LinkSet,
     signals: UnixStream,
     scratch: Vec<u8>,
     replies: Vec<(ClientId, Vec<u8>)>,
@@ -113,6 +137,7 @@ macro_rules! context {
     ($loop:ident) => {
         &mut Context {
             doors: &mut $loop.doors,
+            links: &mut $loop.links.orders,
             replies: &mut $loop.replies,
             stop: &mut $loop.stop,
         }
@@ -125,6 +150,7 @@ impl EventLoop {
         doors: Doors,
         listeners: Vec<(Listener, Door)>,
         signals: UnixStream,
+        tls: Option<Tls>,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         signals.set_nonblocking(true)?;
@@ -155,6 +181,7 @@ impl EventLoop {
             iscsi_sockets: BTreeMap::new(),
             nbd_sockets: BTreeMap::new(),
             watched: BTreeMap::new(),
+            links: LinkSet::new(tls),
             signals,
             scratch: vec![0; READ_BYTES],
             replies: Vec::new(),
@@ -186,6 +213,7 @@ impl EventLoop {
             self.settle(daemon);
             self.expire_logins();
         }
+        self.links.obey(&self.poller);
         self.send_replies();
         Ok(())
     }
@@ -207,6 +235,7 @@ impl EventLoop {
             .doors
             .volumes()
             .filter_map(|(id, device)| device.wake_fd().map(|fd| (id, fd)))
+            .chain(self.doors.also_watched.iter().map(|(id, fd)| (*id, *fd)))
             .filter(|(_, fd)| known.insert(*fd))
             .collect();
         if present == self.watched {
@@ -259,6 +288,7 @@ impl EventLoop {
                     self.read(key, daemon);
                 }
             }
+            KIND_LINK => self.links.ready(&self.poller, ready),
             KIND_SIGNAL => {
                 let mut bytes = [0; 16];
                 if matches!((&self.signals).read(&mut bytes), Ok(count) if count > 0) {
@@ -289,6 +319,7 @@ impl EventLoop {
 
     fn welcome(&mut self, stream: Stream, door: Door) {
         let peer = match door {
+            Door::Replica => return self.links.accept(&self.poller, stream),
             Door::Iscsi => {
                 let mut entropy = [0; 33];
                 if !random(&mut entropy) {
@@ -423,8 +454,9 @@ impl EventLoop {
                 moved = true;
                 daemon.answer(answer, context!(self));
             }
+            moved |= self.serve_links(daemon);
             daemon.turn(context!(self));
-            moved |= self.doors.was_asked();
+            moved |= self.doors.was_asked() || self.links.has_orders();
             self.doors.iscsi.take_touched(&mut touched);
             let keys: BTreeSet<usize> = touched
                 .drain(..)
@@ -445,6 +477,24 @@ impl EventLoop {
         }
         self.send_replies();
         self.report();
+    }
+
+    /// Carry out what the daemon wants of its links and tell it what they have.
+    fn serve_links(&mut self, daemon: &mut dyn Daemon) -> bool {
+        self.links.obey(&self.poller);
+        let events = self.links.take_events();
+        let any = !events.is_empty();
+        for event in events {
+            let context = context!(self);
+            match event {
+                LinkEvent::Up(link, token, peer) => daemon.link_up(link, token, &peer, context),
+                LinkEvent::Data(link, bytes) => daemon.link_data(link, &bytes, context),
+                LinkEvent::Down(link, token, reason) => {
+                    daemon.link_down(link, token, &reason, context);
+                }
+            }
+        }
+        any
     }
 
     /// Write what a connection has to say, close it when it is over.

@@ -165,6 +165,27 @@ pub enum Moved {
 }
 
 impl Stream {
+    /// Begin to connect; the socket becomes writable when that has ended, well or not.
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+        let family = if address.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(family, SocketType::STREAM, flags, None)?;
+        sockopt::set_tcp_nodelay(&fd, true)?;
+        keep_alive(&fd)?;
+        match connect(&fd, &address) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(Self {
+                fd,
+                local: address.to_string(),
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub fn read(&self, buffer: &mut [u8]) -> Moved {
         match rustix::io::read(&self.fd, buffer) {
             Ok(0) => Moved::Gone,

@@ -10,10 +10,14 @@
 use crate::control::{Backend, Code, CreateVolume, Refusal};
 use nuage_block::memory::MemoryDevice;
 use nuage_block::{BlockDevice, Geometry};
-use nuage_disk::FileDisk;
-use nuage_engine::{AckMode, HeadOptions, SystemClock, Volume, create_volume, open_volume};
+use nuage_disk::{FileDisk, Method};
+use nuage_engine::{
+    AckMode, CopyOptions, Handover, HeadOptions, ReplicaStore, SystemClock, Volume, VolumeHead,
+    create_volume, open_volume,
+};
 use nuage_io::file::FileDevice;
-use nuage_journal::{JournalError, Retention, VolumeSpec, segment_bytes_for};
+use nuage_journal::{JournalError, Retention, Store, TailRule, VolumeSpec, segment_bytes_for};
+use nuage_replica::{Policy, PolicyName};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -24,6 +28,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Largest volume (issue 3: up to 64 TiB).
 const SIZE_BYTES_MAX: u64 = 64 << 40;
+
+/// How a head is to be opened.
+pub struct Opening<'a> {
+    pub epoch: u64,
+    pub mode: AckMode,
+    pub read_only: bool,
+    pub policy: &'a str,
+    /// Copies elsewhere.
+    pub others: usize,
+    /// Place of ours among all.
+    pub position: usize,
+    /// This node's name in the EPOCH record.
+    pub node: &'a str,
+}
 
 pub type EngineVolume = Volume<FileDisk>;
 
@@ -250,13 +268,42 @@ impl Catalogue {
         }
     }
 
-    /// Open a volume for its head.
+    /// The volume of a uuid, in hexadecimal digits.
+    pub fn name_of(&self, uuid: &str) -> Option<String> {
+        let found = |spec: &&CreateVolume| {
+            spec.backend == Backend::Journal && spec.uuid.as_deref() == Some(uuid)
+        };
+        self.volumes
+            .values()
+            .find(found)
+            .map(|spec| spec.volume.clone())
+    }
+
+    fn retention(spec: &CreateVolume) -> Retention {
+        Retention {
+            window_ns: spec.retention.seconds.saturating_mul(1_000_000_000),
+            window_bytes: spec.retention.bytes,
+            strict: spec.retention.strict,
+        }
+    }
+
+    /// Open a copy for heads elsewhere.
+    pub fn open_copy(&self, name: &str) -> Result<ReplicaStore<FileDisk>, Refusal> {
+        let spec = self.get(name)?;
+        let refusal = |error: JournalError| journal_refusal(&error);
+        let disk = FileDisk::open(&self.folder(name).join("journal"), Method::Best);
+        let disk = disk.map_err(|error| refusal(error.into()))?;
+        let mut store = Store::open(disk, None, TailRule::OneOfSeveral).map_err(refusal)?;
+        store.set_retention(Self::retention(spec));
+        Ok(ReplicaStore::new(store))
+    }
+
+    /// Open a volume for its head. `copy`: our copy, where it serves already.
     pub fn open_head(
         &self,
         name: &str,
-        epoch: u64,
-        mode: AckMode,
-        read_only: bool,
+        opening: &Opening<'_>,
+        copy: Option<ReplicaStore<FileDisk>>,
     ) -> Result<Opened, Refusal> {
         let spec = self.get(name)?;
         let uuid = spec.uuid.as_deref().and_then(parse_uuid);
@@ -266,10 +313,9 @@ impl Catalogue {
             logical_block_bytes: spec.logical_block_bytes,
             uuid,
             name: Arc::from(name),
-            read_only,
-            write_cache: mode != AckMode::Durable,
+            read_only: opening.read_only,
+            write_cache: opening.mode != AckMode::Durable,
         };
-        let folder = self.folder(name);
         match spec.backend {
             Backend::Memory => Ok(Opened {
                 device: Box::new(MemoryDevice::new(geometry)),
@@ -280,7 +326,7 @@ impl Catalogue {
                     write_cache: true,
                     ..geometry
                 };
-                let device = FileDevice::open(&folder.join("data.raw"), geometry)
+                let device = FileDevice::open(&self.folder(name).join("data.raw"), geometry)
                     .map_err(|error| io_refusal(name, &error))?;
                 Ok(Opened {
                     device: Box::new(device),
@@ -288,26 +334,61 @@ impl Catalogue {
                 })
             }
             Backend::Journal => {
-                let options = HeadOptions {
-                    name: Arc::from(name),
-                    mode,
-                    term: epoch,
-                    head: "storaged".to_owned(),
-                };
-                let clock = Rc::new(SystemClock::default());
-                let volume = open_volume(&folder.join("journal"), None, options, clock)
-                    .map_err(|error| journal_refusal(&error))?;
-                let retention = Retention {
-                    window_ns: spec.retention.seconds.saturating_mul(1_000_000_000),
-                    window_bytes: spec.retention.bytes,
-                    strict: spec.retention.strict,
-                };
-                volume.with(|head| head.store_mut().set_retention(retention));
+                let volume = self.open_journal(spec, opening, copy)?;
+                volume.with(|head| head.store_mut().set_retention(Self::retention(spec)));
                 Ok(Opened {
                     device: Box::new(volume.clone()),
                     engine: Some(volume),
                 })
             }
         }
+    }
+
+    fn open_journal(
+        &self,
+        spec: &CreateVolume,
+        opening: &Opening<'_>,
+        copy: Option<ReplicaStore<FileDisk>>,
+    ) -> Result<EngineVolume, Refusal> {
+        let refusal = |error: JournalError| journal_refusal(&error);
+        let options = HeadOptions {
+            name: Arc::from(spec.volume.as_str()),
+            mode: opening.mode,
+            term: opening.epoch,
+            head: opening.node.to_owned(),
+        };
+        let clock = Rc::new(SystemClock::default());
+        if opening.others == 0 {
+            // What waited for another head's word is settled by reading the journal afresh.
+            drop(copy);
+            let journal = self.folder(&spec.volume).join("journal");
+            return open_volume(&journal, None, options, clock).map_err(refusal);
+        }
+        let wrong = |error: nuage_replica::PolicyError| {
+            Refusal::new(Code::InvalidRequest, error.to_string())
+        };
+        let count = opening.others + 1;
+        let name = PolicyName::parse(opening.policy).map_err(wrong)?;
+        let policy =
+            Policy::named(name, u32::try_from(count).unwrap_or(u32::MAX)).map_err(wrong)?;
+        let copy = match copy {
+            Some(copy) => copy,
+            None => self.open_copy(&spec.volume)?,
+        };
+        let Handover {
+            store,
+            released,
+            steady,
+        } = copy.hand_over();
+        let copies = CopyOptions {
+            policy,
+            count,
+            me: opening.position,
+            released,
+            steady,
+        };
+        VolumeHead::open_replicated(store, options, copies, clock)
+            .map(Volume::new)
+            .map_err(refusal)
     }
 }

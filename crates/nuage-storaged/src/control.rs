@@ -99,6 +99,9 @@ pub struct OpenHead {
     /// Other IO-nodes that hold a replica; empty: a single copy.
     #[serde(default)]
     pub replicas: Vec<Replica>,
+    /// Place of the own copy among all: `metro` needs the first two.
+    #[serde(default)]
+    pub position: usize,
     /// iSCSI name; absent: no iSCSI.
     #[serde(default)]
     pub iqn: Option<String>,

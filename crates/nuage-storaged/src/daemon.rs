@@ -6,11 +6,14 @@ use crate::fill::Fill;
 use crate::metrics::{self};
 use crate::options::Options;
 use crate::receipts::Receipts;
+use crate::replication::{Copies, HEARTBEAT, Peer};
 use crate::views::View;
 use nuage_block::{Failure, Operation, Outcome};
 use nuage_io::doors::{Answer, VolumeId};
+use nuage_io::link::LinkId;
 use nuage_io::log;
 use nuage_io::serve::{ClientId, Context, Daemon};
+use nuage_io::tls::Identity;
 use nuage_scsi::{Access, chap::Account};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -39,6 +42,8 @@ pub(crate) struct Head {
     pub(crate) close_askers: Vec<Asker>,
     pub(crate) fenced: bool,
     pub(crate) failure: Option<String>,
+    /// Ways to the copies elsewhere.
+    pub(crate) peers: Vec<Peer>,
 }
 
 /// Something asked of a volume or its engine, by token.
@@ -46,7 +51,8 @@ pub(crate) enum Pending {
     Open {
         volume: String,
         open: Box<OpenHead>,
-        asker: Asker,
+        /// `None`: answered already, the head waits for its copies.
+        asker: Option<Asker>,
     },
     Flush {
         asker: Asker,
@@ -91,6 +97,9 @@ pub struct Storaged {
     pub(crate) marks: HashMap<u64, MarkGroup>,
     pub(crate) fills: BTreeMap<u64, Fill>,
     pub(crate) receipts: Receipts,
+    pub(crate) copies: Copies,
+    /// This node's name, from its certificate.
+    pub(crate) node: String,
     pub(crate) next_token: u64,
     pub(crate) next_id: VolumeId,
     pub(crate) wake: Arc<OwnedFd>,
@@ -163,7 +172,7 @@ pub(crate) fn reply(context: &mut Context<'_>, asker: &Asker, result: Result<Val
 }
 
 impl Storaged {
-    pub fn open(options: &Options) -> io::Result<Self> {
+    pub fn open(options: &Options, node: Option<String>) -> io::Result<Self> {
         Ok(Self {
             catalogue: Catalogue::open(&options.dir)?,
             heads: BTreeMap::new(),
@@ -172,6 +181,8 @@ impl Storaged {
             marks: HashMap::new(),
             fills: BTreeMap::new(),
             receipts: Receipts::open(&options.dir)?,
+            copies: Copies::default(),
+            node: node.unwrap_or_else(|| "storaged".to_owned()),
             next_token: 1,
             next_id: 1,
             wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
@@ -225,7 +236,7 @@ impl Storaged {
             Request::CreateVolume(spec) | Request::CreateReplica(spec) => {
                 self.create(spec).map(Some)
             }
-            Request::DeleteVolume { volume } => self.delete(&volume).map(Some),
+            Request::DeleteVolume { volume } => self.delete(&volume, context).map(Some),
             Request::OpenHead(open) => self.open_head(open, asker, context),
             Request::CloseHead { volume } => Ok(self.close_head(&volume, asker, context)),
             Request::SetChap(set) => self.set_chap(&set, context).map(Some),
@@ -290,13 +301,18 @@ impl Storaged {
         Ok(json!({"volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes}))
     }
 
-    pub(crate) fn delete(&mut self, volume: &str) -> Result<Value, Refusal> {
+    pub(crate) fn delete(
+        &mut self,
+        volume: &str,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Refusal> {
         if self.heads.contains_key(volume) {
             return Err(Refusal::new(
                 Code::Conflict,
                 format!("{volume:?} is open: close_head first"),
             ));
         }
+        drop(self.take_copy(volume, context));
         self.catalogue.delete(volume)?;
         log::info("volume_deleted", &[("volume", volume.into())]);
         Ok(json!({"volume": volume}))
@@ -348,9 +364,14 @@ impl Daemon for Storaged {
             }) => {
                 let result = self.opened(&volume, &open, answer.outcome, context);
                 if result.is_err() {
+                    if let (Some(head), Err(refusal)) = (self.heads.get_mut(&volume), &result) {
+                        head.failure = Some(refusal.message.clone());
+                    }
                     self.begin_close(&volume, context);
                 }
-                reply(context, &asker, result);
+                if let Some(asker) = asker {
+                    reply(context, &asker, result);
+                }
             }
             Some(Pending::Flush { asker }) => reply(context, &asker, done.map(|()| json!({}))),
             Some(Pending::CloseFlush { volume }) => {
@@ -378,6 +399,30 @@ impl Daemon for Storaged {
         self.finish_closings(context);
     }
 
+    fn link_up(
+        &mut self,
+        link: LinkId,
+        token: Option<u64>,
+        peer: &Identity,
+        context: &mut Context<'_>,
+    ) {
+        self.replica_link_up(link, token, peer, context);
+    }
+
+    fn link_data(&mut self, link: LinkId, bytes: &[u8], context: &mut Context<'_>) {
+        self.replica_data(link, bytes, context);
+    }
+
+    fn link_down(
+        &mut self,
+        link: LinkId,
+        token: Option<u64>,
+        reason: &str,
+        _context: &mut Context<'_>,
+    ) {
+        self.replica_link_down(link, token, reason);
+    }
+
     fn terminate(&mut self, context: &mut Context<'_>) {
         self.drain(context);
     }
@@ -385,6 +430,7 @@ impl Daemon for Storaged {
     fn turn(&mut self, context: &mut Context<'_>) {
         // Empty when another turn has drained it: that is no error.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        self.run_replication(context);
         self.engine_events(context);
         self.run_fills(context);
         self.finish_closings(context);
@@ -392,7 +438,10 @@ impl Daemon for Storaged {
 
     fn wake_within(&self) -> Option<Duration> {
         let closing = self.draining || self.heads.values().any(|head| head.closing);
-        closing.then_some(CLOSING_POLL)
+        let replicated = self.heads.values().any(|head| !head.peers.is_empty());
+        closing
+            .then_some(CLOSING_POLL)
+            .or_else(|| replicated.then_some(HEARTBEAT))
     }
 
     fn worker_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,12 +1,15 @@
 //! Opening, closing and changing the heads of this daemon.
 
-use crate::catalogue::journal_refusal;
+use crate::catalogue::{EngineVolume, Opening, journal_refusal};
 use crate::control::{self, Ack, Code, OpenHead, Refusal, SetChap};
 use crate::daemon::{Asker, Handled, Head, Pending, Storaged, access, failure_refusal, reply};
+use crate::replication::Peer;
 use nuage_block::{Operation, Outcome};
-use nuage_engine::AckMode;
+use nuage_disk::FileDisk;
+use nuage_engine::{AckMode, ReplicaStore, VolumeHead};
 use nuage_io::log;
 use nuage_io::serve::Context;
+use nuage_journal::{JournalError, Store};
 use nuage_scsi::{AccessState, Alua, PortGroup};
 use serde_json::{Value, json};
 
@@ -36,12 +39,6 @@ impl Storaged {
                 "the head is open with other words: close_head first",
             ));
         }
-        if !open.replicas.is_empty() || open.policy != "local" {
-            return Err(Refusal::new(
-                Code::NotSupported,
-                "only the policy local without replicas is built in this version",
-            ));
-        }
         // Refuse bad secrets before anything is opened.
         access(&open.chap, open.chap_own.as_ref(), &open.initiators)?;
         let mode = match open.ack {
@@ -49,9 +46,28 @@ impl Storaged {
             Ack::Memory => AckMode::Memory,
             Ack::WriteBack => AckMode::WriteBack,
         };
-        let opened = self
-            .catalogue
-            .open_head(&open.volume, open.epoch, mode, open.read_only)?;
+        let mut peers = Vec::new();
+        for (index, replica) in open.replicas.iter().enumerate() {
+            let copy = index + usize::from(index >= open.position);
+            let token = self.next_token;
+            self.next_token += 1;
+            peers.push(Peer::new(copy, replica, token)?);
+        }
+        if open.position > open.replicas.len() {
+            let message = "position: a place among all copies";
+            return Err(Refusal::new(Code::InvalidRequest, message));
+        }
+        let copy = self.take_copy(&open.volume, context);
+        let opening = Opening {
+            epoch: open.epoch,
+            mode,
+            read_only: open.read_only,
+            policy: &open.policy,
+            others: peers.len(),
+            position: open.position,
+            node: &self.node,
+        };
+        let opened = self.catalogue.open_head(&open.volume, &opening, copy)?;
         let id = self.new_id();
         context.doors.add_volume(id, opened.device);
         self.heads.insert(
@@ -68,15 +84,21 @@ impl Storaged {
                 close_askers: Vec::new(),
                 fenced: false,
                 failure: None,
+                peers,
             },
         );
+        // A head with copies elsewhere opens when a fence set has promised, which may take long.
+        let waits = !open.replicas.is_empty();
         let volume = open.volume.clone();
         let token = self.remember(Pending::Open {
-            volume,
+            volume: volume.clone(),
             open: Box::new(open),
-            asker: asker.clone(),
+            asker: (!waits).then(|| asker.clone()),
         });
         context.doors.ask(id, token, Operation::LoadReservations);
+        if waits {
+            return self.status(&volume, context).map(Some);
+        }
         Ok(None)
     }
 
@@ -182,6 +204,14 @@ impl Storaged {
             return;
         }
         head.closing = true;
+        // Without its copies it would wait for them: what is acknowledged is safe there.
+        if let Some(engine) = &head.engine {
+            engine.with(|engine| {
+                if !engine.is_serving() {
+                    engine.release();
+                }
+            });
+        }
         let id = head.id;
         context.doors.iscsi.remove_target(id);
         context.doors.nbd.remove_export(id);
@@ -204,8 +234,12 @@ impl Storaged {
         drop(context.doors.remove_volume(head.id));
         let mut result = flushed;
         if let Some(engine) = head.engine {
-            match engine.into_head().map(nuage_engine::VolumeHead::close) {
-                Some(Err(error)) if result.is_ok() => result = Err(journal_refusal(&error)),
+            release(&engine, &head.peers, context);
+            match close_engine(engine) {
+                Ok(Some(store)) if !head.peers.is_empty() => {
+                    self.keep_copy(volume, ReplicaStore::after_lead(store), context);
+                }
+                Err(error) if result.is_ok() => result = Err(journal_refusal(&error)),
                 _ => {}
             }
         }
@@ -285,4 +319,24 @@ impl Storaged {
             self.begin_close(&volume, context);
         }
     }
+}
+
+/// Tell the copies that this head reads and writes no more, and end the links to them.
+fn release(engine: &EngineVolume, peers: &[Peer], context: &mut Context<'_>) {
+    if peers.is_empty() {
+        return;
+    }
+    engine.with(VolumeHead::release);
+    for peer in peers {
+        if let Some(link) = peer.link {
+            let bytes = engine.with(|head| head.peer_output(peer.copy));
+            context.links.send(link, bytes);
+            context.links.close(link);
+        }
+    }
+}
+
+/// Close the journal; `None`: somebody still holds the head, which closes when dropped.
+fn close_engine(engine: EngineVolume) -> Result<Option<Store<FileDisk>>, JournalError> {
+    engine.into_head().map(VolumeHead::close).transpose()
 }

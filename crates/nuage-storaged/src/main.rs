@@ -14,6 +14,7 @@ mod metrics;
 mod options;
 mod past;
 mod receipts;
+mod replication;
 mod report;
 mod views;
 
@@ -21,6 +22,7 @@ use nuage_io::doors::Doors;
 use nuage_io::log;
 use nuage_io::serve::{Door, EventLoop};
 use nuage_io::socket::{Endpoint, Listener};
+use nuage_io::tls::Tls;
 use options::{Command, Options};
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -78,6 +80,17 @@ fn serve(options: &Options) -> io::Result<()> {
     for endpoint in &options.nbd {
         listeners.push((bind(endpoint)?, Door::Nbd));
     }
+    if let Some(endpoint) = &options.replica {
+        listeners.push((bind(endpoint)?, Door::Replica));
+    }
+    // The key may be readable only for who starts us.
+    let tls = match &options.tls {
+        None => None,
+        Some(files) => {
+            let tls = Tls::load(&files.cert, &files.key, &files.ca);
+            Some(tls.map_err(io::Error::other)?)
+        }
+    };
     become_user(options)?;
     let mut portals = options.advertise.clone();
     if portals.is_empty() {
@@ -98,7 +111,7 @@ fn serve(options: &Options) -> io::Result<()> {
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::low_level::pipe::register(signal, rings.try_clone()?)?;
     }
-    let mut daemon = daemon::Storaged::open(options)?;
+    let mut daemon = daemon::Storaged::open(options, tls.as_ref().map(|tls| tls.node.clone()))?;
     for (listener, door) in &listeners {
         let at = listener.endpoint.to_string();
         log::info(
@@ -106,7 +119,7 @@ fn serve(options: &Options) -> io::Result<()> {
             &[("at", at.into()), ("door", format!("{door:?}").into())],
         );
     }
-    EventLoop::new(Doors::new(iscsi, nbd), listeners, signals)?.run(&mut daemon)
+    EventLoop::new(Doors::new(iscsi, nbd), listeners, signals, tls)?.run(&mut daemon)
 }
 
 /// Give up the rights that binding needed. Done before any thread is started, so that all have

@@ -7,7 +7,7 @@ use crate::metrics::VolumeFigures;
 use nuage_engine::HeadEvent;
 use nuage_io::log;
 use nuage_io::serve::Context;
-use nuage_journal::StoreEvent;
+use nuage_journal::{Receipt, StoreEvent};
 use serde_json::{Value, json};
 
 impl Storaged {
@@ -27,6 +27,11 @@ impl Storaged {
             "volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes,
             "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend, "head": Value::Null,
         });
+        if let Some(copy) = self.copies.by_volume.get(volume) {
+            let store = copy.store.store();
+            value["copy"] =
+                json!({"sequence": store.tail().seq, "durable_sequence": store.durable_seq()});
+        }
         let Some(head) = self.heads.get(volume) else {
             return Ok(value);
         };
@@ -53,7 +58,7 @@ impl Storaged {
             "state": state, "epoch": head.epoch, "policy": head.policy, "iqn": head.iqn, "nbd": head.nbd,
             "sessions": sessions, "nbd_connections": context.doors.nbd.connections_of(head.id).len(),
             "sequence": figures.sequence, "durable_sequence": figures.durable_sequence,
-            "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure,
+            "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure, "copies": copies_of(head),
         });
         Ok(value)
     }
@@ -150,22 +155,7 @@ impl Storaged {
                     }
                 }
                 HeadEvent::Store(StoreEvent::Receipt(receipt)) => {
-                    match self.receipts.keep(&volume, &receipt) {
-                        Ok(value) => {
-                            let line = json!({"event": "receipt", "receipt": value})
-                                .to_string()
-                                .into_bytes();
-                            context.replies.extend(
-                                self.receipts
-                                    .followers
-                                    .iter()
-                                    .map(|client| (*client, line.clone())),
-                            );
-                        }
-                        Err(error) => {
-                            log::error("receipt_not_kept", &[("error", error.to_string().into())]);
-                        }
-                    }
+                    self.keep_receipt(&volume, &receipt, context);
                 }
                 HeadEvent::Store(StoreEvent::HorizonMoved { seq, .. }) => {
                     log::info(
@@ -197,4 +187,41 @@ impl Storaged {
             }
         }
     }
+
+    /// Number a receipt, keep it, and tell who follows.
+    pub(crate) fn keep_receipt(
+        &mut self,
+        volume: &str,
+        receipt: &Receipt,
+        context: &mut Context<'_>,
+    ) {
+        match self.receipts.keep(volume, receipt) {
+            Ok(value) => {
+                let line = json!({"event": "receipt", "receipt": value}).to_string();
+                let followers = self.receipts.followers.iter();
+                let lines = followers.map(|client| (*client, line.clone().into_bytes()));
+                context.replies.extend(lines);
+            }
+            Err(error) => log::error("receipt_not_kept", &[("error", error.to_string().into())]),
+        }
+    }
+}
+
+/// How the copies of a head stand, our own left out.
+fn copies_of(head: &Head) -> Vec<Value> {
+    let Some(engine) = &head.engine else {
+        return Vec::new();
+    };
+    let states = engine.with(|engine| engine.copies());
+    head.peers
+        .iter()
+        .filter_map(|peer| {
+            let status = states.get(peer.copy)?;
+            Some(json!({
+                "node": peer.name, "connected": peer.link.is_some(),
+                "state": format!("{:?}", status.state).to_lowercase(),
+                "memory_sequence": status.memory_seq, "durable_sequence": status.durable_seq,
+            }))
+        })
+        .collect()
 }

@@ -1,0 +1,369 @@
+//! TLS connections between daemons, without blocking: bytes in, bytes out.
+
+use crate::log;
+use crate::poller::{Interest, Poller, Ready, Token};
+use crate::socket::{Moved, Stream};
+use crate::tls::{Identity, Tls, identity_of};
+use rustix::fd::AsFd as _;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, Connection, ServerConnection};
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Links of one daemon.
+const LINKS_MAX: usize = 1024;
+/// Kind of a link's token in the poller.
+pub(crate) const KIND: u8 = 5;
+/// Unsent bytes of a link beyond which its owner should wait ([`Links::has_room`]).
+const PENDING_BYTES_MAX: usize = 1024 * 1024;
+
+pub type LinkId = u64;
+
+/// What a daemon wants done with links, and how full they are.
+#[derive(Debug, Default)]
+pub struct Links {
+    pub(crate) connect: Vec<(u64, SocketAddr)>,
+    pub(crate) send: Vec<(LinkId, Vec<u8>)>,
+    pub(crate) close: Vec<LinkId>,
+    pub(crate) pending: BTreeMap<LinkId, usize>,
+}
+
+impl Links {
+    /// Connect; `link_up` or `link_down` follows with the same token.
+    pub fn connect(&mut self, token: u64, address: SocketAddr) {
+        self.connect.push((token, address));
+    }
+
+    pub fn send(&mut self, link: LinkId, bytes: Vec<u8>) {
+        *self.pending.entry(link).or_default() += bytes.len();
+        self.send.push((link, bytes));
+    }
+
+    pub fn close(&mut self, link: LinkId) {
+        self.close.push(link);
+    }
+
+    /// False while a link has not sent what it was given.
+    pub fn has_room(&self, link: LinkId) -> bool {
+        self.pending
+            .get(&link)
+            .is_none_or(|pending| *pending < PENDING_BYTES_MAX)
+    }
+}
+
+/// One TLS connection on top of a socket.
+pub(crate) struct Link {
+    /// The daemon's token where we connected.
+    pub token: Option<u64>,
+    session: Connection,
+    pub established: bool,
+}
+
+struct Wire<'a>(&'a Stream);
+
+fn moved(moved: Moved) -> io::Result<usize> {
+    match moved {
+        Moved::Bytes(count) => Ok(count),
+        Moved::Later => Err(io::ErrorKind::WouldBlock.into()),
+        Moved::Gone => Ok(0),
+    }
+}
+
+impl io::Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        moved(self.0.read(buffer))
+    }
+}
+
+impl io::Write for Wire<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        moved(self.0.write(&[IoSlice::new(buffer)]))
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        moved(self.0.write(slices))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Link {
+    pub fn accept(tls: &Tls) -> Result<Self, rustls::Error> {
+        let session = ServerConnection::new(Arc::clone(&tls.server))?;
+        Ok(Self::new(None, session.into()))
+    }
+
+    pub fn connect(token: u64, address: SocketAddr, tls: &Tls) -> Result<Self, rustls::Error> {
+        let name = ServerName::IpAddress(address.ip().into());
+        let session = ClientConnection::new(Arc::clone(&tls.client), name)?;
+        Ok(Self::new(Some(token), session.into()))
+    }
+
+    fn new(token: Option<u64>, mut session: Connection) -> Self {
+        // The owner bounds what it gives us by `has_room`.
+        session.set_buffer_limit(None);
+        Self {
+            token,
+            session,
+            established: false,
+        }
+    }
+
+    /// Read what the socket has; gives plain bytes, or the reason why the link is over.
+    pub fn read(&mut self, stream: &Stream) -> Result<Vec<u8>, String> {
+        let mut plain = Vec::new();
+        let mut over = None;
+        loop {
+            match self.session.read_tls(&mut Wire(stream)) {
+                Ok(0) => {
+                    over = Some("the peer is gone".to_owned());
+                    break;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    over = Some(error.to_string());
+                    break;
+                }
+            }
+            let state = self
+                .session
+                .process_new_packets()
+                .map_err(|error| error.to_string())?;
+            let have = plain.len();
+            plain.resize(have + state.plaintext_bytes_to_read(), 0);
+            self.session
+                .reader()
+                .read_exact(&mut plain[have..])
+                .map_err(|error| error.to_string())?;
+        }
+        match over {
+            // What came before the end still counts once; the next read tells the end again.
+            Some(_) if !plain.is_empty() => Ok(plain),
+            Some(reason) => Err(reason),
+            None => Ok(plain),
+        }
+    }
+
+    pub fn queue(&mut self, bytes: &[u8]) -> bool {
+        self.session.writer().write_all(bytes).is_ok()
+    }
+
+    /// Write until the socket is full; true when everything is sent.
+    pub fn write(&mut self, stream: &Stream) -> Result<bool, String> {
+        while self.session.wants_write() {
+            match self.session.write_tls(&mut Wire(stream)) {
+                Ok(0) => return Err("the peer is gone".to_owned()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The peer, once: when the handshake is over.
+    pub fn newly_established(&mut self) -> Option<Identity> {
+        if self.established || self.session.is_handshaking() {
+            return None;
+        }
+        let identity = self
+            .session
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .and_then(identity_of)?;
+        self.established = true;
+        Some(identity)
+    }
+}
+
+/// What happened on links.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    Up(LinkId, Option<u64>, Identity),
+    Data(LinkId, Vec<u8>),
+    Down(LinkId, Option<u64>, String),
+}
+
+struct Held {
+    stream: Stream,
+    link: Link,
+    interest: Interest,
+}
+
+/// All links of a daemon.
+pub(crate) struct LinkSet {
+    pub orders: Links,
+    tls: Option<Tls>,
+    held: BTreeMap<LinkId, Held>,
+    next: LinkId,
+    events: Vec<LinkEvent>,
+}
+
+const BOTH: Interest = Interest {
+    read: true,
+    write: true,
+};
+
+impl LinkSet {
+    pub fn new(tls: Option<Tls>) -> Self {
+        Self {
+            orders: Links::default(),
+            tls,
+            held: BTreeMap::new(),
+            next: 1,
+            events: Vec::new(),
+        }
+    }
+
+    pub fn has_orders(&self) -> bool {
+        !(self.orders.connect.is_empty()
+            && self.orders.send.is_empty()
+            && self.orders.close.is_empty())
+    }
+
+    pub fn take_events(&mut self) -> Vec<LinkEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    fn token(id: LinkId) -> Token {
+        Token {
+            kind: KIND,
+            id: u32::try_from(id % u64::from(u32::MAX)).unwrap_or(0),
+        }
+    }
+
+    fn hold(&mut self, poller: &Poller, stream: Stream, link: Link) {
+        let id = self.next;
+        self.next += 1;
+        let token = link.token;
+        if let Err(error) = poller.add(&stream, Self::token(id), BOTH) {
+            return self
+                .events
+                .push(LinkEvent::Down(id, token, error.to_string()));
+        }
+        self.held.insert(
+            id,
+            Held {
+                stream,
+                link,
+                interest: BOTH,
+            },
+        );
+    }
+
+    pub fn accept(&mut self, poller: &Poller, stream: Stream) {
+        let Some(tls) = &self.tls else { return };
+        if self.held.len() >= LINKS_MAX {
+            return log::warn("too_many_links", &[]);
+        }
+        match Link::accept(tls) {
+            Ok(link) => self.hold(poller, stream, link),
+            Err(error) => log::error("link_not_accepted", &[("error", error.to_string().into())]),
+        }
+    }
+
+    fn connect(&mut self, poller: &Poller, token: u64, address: SocketAddr) {
+        let Some(tls) = &self.tls else {
+            let reason = "no certificates were given".to_owned();
+            return self.events.push(LinkEvent::Down(0, Some(token), reason));
+        };
+        let made = Link::connect(token, address, tls).map_err(|error| error.to_string());
+        let made = made.and_then(|link| {
+            Stream::connect(address)
+                .map(|stream| (stream, link))
+                .map_err(|error| error.to_string())
+        });
+        match made {
+            Ok((stream, link)) => self.hold(poller, stream, link),
+            Err(reason) => self.events.push(LinkEvent::Down(0, Some(token), reason)),
+        }
+    }
+
+    /// Connect, send and close what the daemon asked for.
+    pub fn obey(&mut self, poller: &Poller) {
+        for (token, address) in std::mem::take(&mut self.orders.connect) {
+            self.connect(poller, token, address);
+        }
+        let mut filled = std::collections::BTreeSet::new();
+        for (id, bytes) in std::mem::take(&mut self.orders.send) {
+            if let Some(held) = self.held.get_mut(&id) {
+                if held.link.queue(&bytes) {
+                    filled.insert(id);
+                }
+            }
+        }
+        for id in filled {
+            self.write(poller, id);
+        }
+        for id in std::mem::take(&mut self.orders.close) {
+            self.drop_link(poller, id);
+        }
+    }
+
+    fn drop_link(&mut self, poller: &Poller, id: LinkId) -> Option<u64> {
+        self.orders.pending.remove(&id);
+        let held = self.held.remove(&id)?;
+        // Closing the descriptor takes it out of the poller, too.
+        let _ = poller.remove(held.stream.as_fd());
+        held.link.token
+    }
+
+    fn fail(&mut self, poller: &Poller, id: LinkId, reason: String) {
+        let token = self.drop_link(poller, id);
+        self.events.push(LinkEvent::Down(id, token, reason));
+    }
+
+    pub fn ready(&mut self, poller: &Poller, ready: Ready) {
+        let id = LinkId::from(ready.token.id);
+        if ready.read {
+            let Some(held) = self.held.get_mut(&id) else {
+                return;
+            };
+            match held.link.read(&held.stream) {
+                Ok(bytes) => {
+                    if let Some(peer) = held.link.newly_established() {
+                        self.events.push(LinkEvent::Up(id, held.link.token, peer));
+                    }
+                    if !bytes.is_empty() {
+                        self.events.push(LinkEvent::Data(id, bytes));
+                    }
+                }
+                Err(reason) => {
+                    // An alert may be waiting: the peer hears why it is refused.
+                    let _ = held.link.write(&held.stream);
+                    return self.fail(poller, id, reason);
+                }
+            }
+        }
+        self.write(poller, id);
+    }
+
+    fn write(&mut self, poller: &Poller, id: LinkId) {
+        let Some(held) = self.held.get_mut(&id) else {
+            return;
+        };
+        match held.link.write(&held.stream) {
+            Ok(all) => {
+                if all {
+                    self.orders.pending.remove(&id);
+                }
+                let interest = Interest {
+                    read: true,
+                    write: !all,
+                };
+                if interest != held.interest {
+                    held.interest = interest;
+                    if let Err(error) = poller.change(&held.stream, Self::token(id), interest) {
+                        self.fail(poller, id, error.to_string());
+                    }
+                }
+            }
+            Err(reason) => self.fail(poller, id, reason),
+        }
+    }
+}
