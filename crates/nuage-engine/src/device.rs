@@ -109,8 +109,8 @@ impl<D: Disk> BlockDevice for ViewDevice<D> {
         let size = self.geometry.size_bytes;
         let inside = |offset: u64, length: u64| {
             offset.checked_add(length).is_some_and(|end| end <= size)
-                && offset % 512 == 0
-                && length % 512 == 0
+                && offset.is_multiple_of(512)
+                && length.is_multiple_of(512)
         };
         let outcome = match request.operation {
             Operation::Read { offset, length } if inside(offset, u64::from(length)) => {

@@ -107,6 +107,8 @@ struct Merge {
     length: u64,
     change: Change,
     fua: bool,
+    /// The other edge of a range, after this one.
+    then: Option<Box<Merge>>,
 }
 
 enum Change {
@@ -293,12 +295,9 @@ impl<D: Disk> VolumeHead<D> {
         let Some(replicas) = &mut self.replicas else {
             return;
         };
-        let wishes = match replicas.pump(&mut self.store, now) {
-            Ok(wishes) => wishes,
-            Err(_) => {
-                self.stop(Failure::Medium);
-                return;
-            }
+        let Ok(wishes) = replicas.pump(&mut self.store, now) else {
+            self.stop(Failure::Medium);
+            return;
         };
         for wish in wishes {
             match wish {
@@ -316,18 +315,15 @@ impl<D: Disk> VolumeHead<D> {
     fn raise_epoch(&mut self, above: u64) {
         let raised = next_epoch(above.max(self.epoch), self.options.term)
             .and_then(|epoch| self.store.promise(epoch).map(|()| epoch));
-        match raised {
-            Ok(epoch) => {
-                self.epoch = epoch;
-                let known = self.store.applied_seq();
-                if let Some(replicas) = &mut self.replicas {
-                    replicas.set_epoch(epoch, known);
-                }
-            }
-            Err(_) => {
-                self.stop(Failure::Fenced);
-                self.events.push(HeadEvent::Fenced { epoch: above });
-            }
+        let Ok(epoch) = raised else {
+            self.stop(Failure::Fenced);
+            self.events.push(HeadEvent::Fenced { epoch: above });
+            return;
+        };
+        self.epoch = epoch;
+        let known = self.store.applied_seq();
+        if let Some(replicas) = &mut self.replicas {
+            replicas.set_epoch(epoch, known);
         }
     }
 
@@ -527,6 +523,7 @@ impl<D: Disk> VolumeHead<D> {
                 length,
                 change,
                 fua,
+                then: None,
             };
             self.start_merge(merge);
         };
@@ -559,6 +556,7 @@ impl<D: Disk> VolumeHead<D> {
                     length,
                     change,
                     fua,
+                    then: None,
                 };
                 self.start_merge(merge);
             }
@@ -590,7 +588,7 @@ impl<D: Disk> VolumeHead<D> {
     fn start_write(&mut self, tag: Tag, offset: u64, data: Vec<u8>, fua: bool) {
         if data.is_empty() {
             self.complete(tag, Outcome::Done);
-        } else if offset % BLOCK == 0 && data.len() % BLOCK_BYTES == 0 {
+        } else if offset.is_multiple_of(BLOCK) && data.len().is_multiple_of(BLOCK_BYTES) {
             self.append_write(tag, Kind::Write, offset / BLOCK, data, fua);
         } else {
             let length = data.len() as u64;
@@ -602,6 +600,7 @@ impl<D: Disk> VolumeHead<D> {
                 length,
                 change,
                 fua,
+                then: None,
             });
         }
     }
@@ -609,7 +608,7 @@ impl<D: Disk> VolumeHead<D> {
     /// Read what a change needs to see, under a lock.
     fn start_merge(&mut self, merge: Merge) {
         let blocks = (merge.skip as u64 + merge.length).div_ceil(BLOCK);
-        let whole = merge.skip == 0 && merge.length % BLOCK == 0;
+        let whole = merge.skip == 0 && merge.length.is_multiple_of(BLOCK);
         match merge.change {
             Change::Zero(kind) if whole => {
                 self.append_zero(merge.tag, kind, merge.lba, blocks, merge.fua);
@@ -640,8 +639,8 @@ impl<D: Disk> VolumeHead<D> {
             (start, first_whole * BLOCK - start),
             (last_whole * BLOCK, end - last_whole * BLOCK),
         ];
-        // One tag, several parts: the request completes with its last edge; the middle and a first edge go
-        // without an answer of their own.
+        // The middle goes without an answer of its own; the edges follow one after the other, and the last
+        // one answers: by then all parts have their places in the journal.
         self.append_zero(
             NO_TAG,
             kind,
@@ -649,29 +648,27 @@ impl<D: Disk> VolumeHead<D> {
             last_whole - first_whole,
             merge.fua,
         );
-        let wanted: Vec<(u64, u64)> = edges
-            .into_iter()
-            .filter(|(_, length)| *length > 0)
-            .collect();
-        let count = wanted.len();
-        for (at, (offset, length)) in wanted.into_iter().enumerate() {
-            let tag = if at + 1 == count { merge.tag } else { NO_TAG };
-            let change = Change::Zero(kind);
+        let mut next: Option<Box<Merge>> = None;
+        for (offset, length) in edges.into_iter().rev().filter(|edge| edge.1 > 0) {
+            let tag = if next.is_none() { merge.tag } else { NO_TAG };
             let lba = offset / BLOCK;
-            let edge = Merge {
-                tag,
-                lba,
-                skip: skip(offset),
-                length,
-                change,
-                fua: merge.fua,
-            };
             self.locks.push(Lock {
                 tag,
                 lba,
                 blocks: 1,
             });
-            self.read_blocks(lba, 1, ReadPurpose::Merge(edge));
+            next = Some(Box::new(Merge {
+                tag,
+                lba,
+                skip: skip(offset),
+                length,
+                change: Change::Zero(kind),
+                fua: merge.fua,
+                then: next,
+            }));
+        }
+        if let Some(edge) = next {
+            self.read_blocks(edge.lba, 1, ReadPurpose::Merge(*edge));
         }
     }
 
@@ -829,7 +826,17 @@ impl<D: Disk> VolumeHead<D> {
         }
     }
 
-    fn finish_merge(&mut self, merge: Merge, mut blocks: Vec<u8>, failure: Option<Failure>) {
+    fn finish_merge(&mut self, mut merge: Merge, blocks: Vec<u8>, failure: Option<Failure>) {
+        let then = merge.then.take();
+        self.finish_edge(merge, blocks, failure);
+        match (then, failure) {
+            (Some(next), None) => self.read_blocks(next.lba, 1, ReadPurpose::Merge(*next)),
+            (Some(next), Some(_)) => self.finish_merge(*next, Vec::new(), failure),
+            (None, _) => {}
+        }
+    }
+
+    fn finish_edge(&mut self, merge: Merge, mut blocks: Vec<u8>, failure: Option<Failure>) {
         let found = self
             .locks
             .iter()

@@ -1,7 +1,13 @@
 //! A volume's head: the one writer that orders, journals and replicates its writes and answers its
 //! reads. [`Volume`] is what the front ends serve; [`open_volume`] makes one from a directory.
 //! Everything runs on one thread; time comes from a [`Clock`], the disk from the journal's port.
-#![allow(clippy::cast_possible_truncation)]
+// Lengths are bounded by groups; machines take their messages by value; an engine has a `head`.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::needless_pass_by_value,
+    clippy::struct_field_names,
+    clippy::unnecessary_wraps
+)]
 
 mod device;
 mod extents;

@@ -61,7 +61,7 @@ fn read_all(device: &mut dyn BlockDevice) -> Vec<u8> {
     }
 }
 
-/// SplitMix64: a seed gives one run.
+/// `SplitMix64`: a seed gives one run.
 struct Prng(u64);
 
 impl Prng {

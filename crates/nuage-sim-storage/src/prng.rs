@@ -1,4 +1,4 @@
-//! SplitMix64: a seed gives one run.
+//! `SplitMix64`: a seed gives one run.
 
 #[derive(Debug, Clone)]
 pub struct Prng(u64);
@@ -8,7 +8,7 @@ impl Prng {
         Self(seed ^ 0x6e75_6167_6500_0000)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -17,7 +17,7 @@ impl Prng {
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
+        self.draw() % limit.max(1)
     }
 
     /// True once in `count` calls, on average.

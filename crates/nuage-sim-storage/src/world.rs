@@ -161,7 +161,7 @@ impl World {
             policy,
             mode,
             encrypted,
-            rots: seed % 8 == 0,
+            rots: seed.is_multiple_of(8),
             term: 0,
             checker: Checker::default(),
             in_flight: BTreeMap::new(),
@@ -193,7 +193,7 @@ impl World {
     }
 
     fn open_store(&mut self, node: usize) -> Option<Store<SimDisk>> {
-        let disk = SimDisk::new(&self.nodes[node].medium, self.prng.next());
+        let disk = SimDisk::new(&self.nodes[node].medium, self.prng.draw());
         let cipher = self.encrypted.then(|| Cipher::new(&[3; 32]));
         Store::open(disk, cipher, TailRule::OneOfSeveral).ok()
     }
