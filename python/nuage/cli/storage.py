@@ -239,6 +239,51 @@ def delete_volume(session: Session, name: str, iaas: str) -> None:
     click.echo(f"{name} is gone")
 
 
+@volume_group.command("degrade")
+@click.argument("name")
+@click.option("--without", default="", metavar="NODE", help="Go on without the copy there.")
+@iaas_option
+@pass_session
+def degrade_volume(session: Session, name: str, without: str, iaas: str) -> None:
+    """Go on with the copies that are left, when a policy would wait for one that is lost.
+
+    The decision is kept in the audit log. The copy is brought up to date once it answers.
+    """
+    path = f"{_volumes(session, iaas)}/{name}/degrade"
+    answer = inner(row_of(session.client.call("POST", path, {"without": without})), "value")
+    left_out = ", ".join(str(node) for node in listed(answer, "without"))
+    click.echo(f"{name} goes on without {left_out}; its head is on {answer['head']}")
+
+
+@volume_group.command("replace-copy")
+@click.argument("name")
+@click.argument("node")
+@click.option("--to", default="", metavar="NODE", help="[default: the best that may]")
+@iaas_option
+@pass_session
+def replace_copy(session: Session, name: str, node: str, to: str, iaas: str) -> None:
+    """Have another node keep the copy on NODE, online; that one is erased at the end."""
+    path = f"{_volumes(session, iaas)}/{name}/replace-copy"
+    body = {"node": node, "to": to}
+    answer = inner(row_of(session.client.call("POST", path, body)), "value")
+    fresh = ", ".join(str(node) for node in listed(answer, "catching_up"))
+    click.echo(f"a copy is made on {fresh}; that on {node} goes once it has everything")
+
+
+@volume_group.command("move")
+@click.argument("name")
+@click.option("--to", required=True, metavar="NODE|SITE", help="Where one of its copies is.")
+@iaas_option
+@pass_session
+def move_volume(session: Session, name: str, to: str, iaas: str) -> None:
+    """Open a volume's head at another of its copies, online."""
+    began_s = time.monotonic()
+    path = f"{_volumes(session, iaas)}/{name}/move"
+    answer = inner(row_of(session.client.call("POST", path, {"to": to})), "value")
+    took_ms = (time.monotonic() - began_s) * 1000
+    click.echo(f"{name} has its head on {answer['head']}; handed over in {took_ms:.0f} ms")
+
+
 @volume_group.command("trace")
 @click.argument("name")
 @iaas_option
