@@ -29,6 +29,7 @@ from nuage.clock import Clock
 from nuage.daemon.fabric_memory import FabricNotebook, TapMemory
 from nuage.daemon.fabric_trunks import Standing, TrunkMaker, interface_exists, lines_of, quieten
 from nuage.daemon.process import Tasks
+from nuage.daemon.urgency import run_urgently
 from nuage.errors import Conflict, NuageError, Unavailable
 from nuage.ids import NodeId, PortId, SiteId, VmId
 from nuage.model.contract import QosClass
@@ -136,6 +137,7 @@ class Fabric:
 
     def start(self) -> None:
         """Take up what stands, and go on by the last wish."""
+        log.info("urgency", way=run_urgently())
         self.notebook.load()
         self.plane = self._open_plane()
         self.switch = SegmentSwitch(self.plane.entries())

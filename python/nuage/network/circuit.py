@@ -45,6 +45,7 @@ MTU_PROBE_TRIES_MAX: Final = 3  # RFC 7177 §5: then the link is held not to car
 GRACE_S: Final = 120.0  # how long a neighbour may take to restart
 MTU_RETRY_S: Final = 10.0  # and is asked again, somebody may have repaired it
 BFD_TIMERS: Final = BfdTimers()
+ECHO_SHARE: Final = 0.9  # of a BFD interval between echoes
 METRIC_MAX: Final = 0xFFFFFE  # RFC 5305 §3: the largest that still counts
 
 
@@ -115,7 +116,8 @@ class Circuit:
         self._bfd_was_up = False
         self._echo_id = prng.randbytes(8)
         self._next_echo_s = float("inf")
-        self._echo_heard_s = float("-inf")
+        self._echo_heard = False
+        self._echo_open_s = float("inf")  # when the first echo without an answer was sent
         self._grace_until_s: float | None = None
         self._system_id = system_id
         self._prng = prng
@@ -167,18 +169,22 @@ class Circuit:
         """Tell whether the neighbour's daemon is away while its plane is not."""
         return self._grace_until_s is not None
 
-    def echo(self, content: bytes, now_s: float) -> None:
+    def echo(self, content: bytes) -> None:
         """Take an echo of ours that came back."""
         if content == self._echo_id:
-            self._echo_heard_s = now_s
+            self._echo_heard = True
+            self._echo_open_s = float("inf")
 
     def _echo_alive(self, now_s: float) -> bool:
-        return now_s < self._echo_heard_s + self._echo_silence_s
+        """Tell whether echoes come back. Those that we were too busy to send prove nothing."""
+        return self._echo_heard and now_s < self._echo_open_s + self._echo_silence_s
 
     @property
     def _echo_silence_s(self) -> float:
         timers = self.trunk.bfd
-        return timers.interval_us * timers.multiplier / 1e6 if timers else 0.0
+        if timers is None:
+            return 0.0
+        return timers.interval_us * (timers.multiplier - ECHO_SHARE) / 1e6
 
     def _begin_grace(self, now_s: float) -> None:
         self._grace_until_s = now_s + GRACE_S
@@ -300,7 +306,8 @@ class Circuit:
         self.bfd = None
         self._bfd_was_up = False
         self._next_echo_s = float("inf")
-        self._echo_heard_s = float("-inf")
+        self._echo_heard = False
+        self._echo_open_s = float("inf")
         self._grace_until_s = None
         self._next_probe_s = None
         self.mtu_tested_bytes = None
@@ -318,7 +325,7 @@ class Circuit:
             return float("inf")
         deadline = min(self._next_hello_s, self._next_echo_s)
         if self._grace_until_s is not None:
-            deadline = min(deadline, self._echo_heard_s + self._echo_silence_s)
+            deadline = min(deadline, self._echo_open_s + self._echo_silence_s)
         if self.neighbour is not None:
             deadline = min(deadline, self._hold_until_s)
         if self.bfd is not None:
@@ -352,7 +359,8 @@ class Circuit:
         """Return what an echo to be sent now holds."""
         if now_s < self._next_echo_s or self.trunk.bfd is None:
             return None
-        self._next_echo_s = now_s + self.trunk.bfd.interval_us / 1e6 * 0.9
+        self._next_echo_s = now_s + self.trunk.bfd.interval_us / 1e6 * ECHO_SHARE
+        self._echo_open_s = min(self._echo_open_s, now_s)
         return self._echo_id
 
     def probe_due(self, now_s: float) -> bytes | None:

@@ -185,6 +185,18 @@ class RBridge:
 
     def handle(self, event: FabricInput, now_s: float) -> tuple[FabricEffect, ...]:
         """Take one event; return what is to be done, in order."""
+        return self.handle_all((event,), now_s)
+
+    def handle_all(self, events: Iterable[FabricInput], now_s: float) -> tuple[FabricEffect, ...]:
+        """Take events that came by `now_s`, and only then let time pass.
+
+        After a stall of ours that is the difference between frames that waited and silence.
+        """
+        for event in events:
+            self._take(event, now_s)
+        return self.tick(now_s)
+
+    def _take(self, event: FabricInput, now_s: float) -> None:
         match event:
             case FrameReceived():
                 self._frame(event.port, event.frame, now_s)
@@ -213,7 +225,6 @@ class RBridge:
             case Leaving():
                 self._leaving = True
                 self._lsdb.withdraw(now_s)
-        return self.tick(now_s)
 
     def next_deadline_s(self) -> float:
         """Return when `tick` has something to do."""
@@ -325,7 +336,7 @@ class RBridge:
             return
         message = decode_channel(frame.payload)
         if message.protocol == CHANNEL_ECHO:
-            circuit.echo(message.payload, now_s)
+            circuit.echo(message.payload)
             return
         if message.protocol == CHANNEL_TRACE and message.multi_hop:
             self._traced(circuit.trunk.port, frame, decode_trace(message.payload))

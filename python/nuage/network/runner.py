@@ -46,6 +46,7 @@ RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 IFF_LOWER_UP: Final = 0x10000
 TICK_MIN_S: Final = 0.0005
+STALL_S: Final = 0.02  # of this loop: then all sockets are read before anybody is held silent
 
 
 class FrameSocket(Protocol):
@@ -201,6 +202,7 @@ class FabricRunner:
         self._routed = routed
         self._sockets = {**ports.trunks, **ports.access}
         self._timer: asyncio.TimerHandle | None = None
+        self._awake_s = self._due_s = clock.monotonic_s()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -268,11 +270,30 @@ class FabricRunner:
         self._perform(self.rbridge.handle(event, self._clock.monotonic_s()))
 
     def _readable(self, port: PortNumber, one: FrameSocket) -> None:
+        if port in self._trunks and self._software is None:
+            self._read_trunks(port, one)
+            return
         for _ in range(FRAMES_PER_WAKE_MAX):
             frame = one.receive()
             if frame is None:
                 return
             self._frame(port, frame)
+
+    def _read_trunks(self, port: PortNumber | None = None, one: FrameSocket | None = None) -> None:
+        """Read a trunk's socket, or all of them when this loop was held up; then let time pass."""
+        now_s = self._clock.monotonic_s()
+        waiting = [] if port is None or one is None else [(port, one)]
+        if not waiting or now_s - self._awake_s > STALL_S:
+            waiting = [(p, s) for p in self._trunks for s in self._sockets[p]]
+        events: list[FabricInput] = []
+        for number, each in waiting:
+            for _ in range(FRAMES_PER_WAKE_MAX):
+                frame = each.receive()
+                if frame is None:
+                    break
+                events.append(FrameReceived(number, frame))
+        # Time as it was before reading: what came by then was read, whatever held us up since.
+        self._perform(self.rbridge.handle_all(events, now_s))
 
     def _frame(self, port: PortNumber, frame: bytes) -> None:
         if self._software is None:
@@ -327,12 +348,13 @@ class FabricRunner:
             self._timer.cancel()
         now_s = self._clock.monotonic_s()
         wait_s = max(self.rbridge.next_deadline_s() - now_s, TICK_MIN_S)
+        self._awake_s, self._due_s = now_s, now_s + wait_s
         self._timer = self._loop.call_later(wait_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        # A loop that was held up must not take frames that wait for silence.
-        for port in tuple(self._trunks):
-            for one in self._sockets[port]:
-                self._readable(port, one)
-        self._perform(self.rbridge.tick(self._clock.monotonic_s()))
+        now_s = self._clock.monotonic_s()
+        if self._software is None and now_s - self._due_s > STALL_S:
+            self._read_trunks()
+        else:
+            self._perform(self.rbridge.tick(now_s))

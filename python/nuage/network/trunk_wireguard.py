@@ -30,6 +30,7 @@ from nuage.network.trunk import (
 COMMAND_S_MAX: Final = 10.0
 READY_S_MAX: Final = 5.0
 READY_POLL_S: Final = 0.05
+NICENESS: Final = -10
 PROBE_NAME_BYTES: Final = 3
 
 
@@ -157,13 +158,13 @@ async def _set_up(plan: TrunkPlan, private_key: str, clock: Clock) -> TrunkUp:
 async def _start_wireguard_go(tunnel: str) -> None:
     """Start wireguard-go, which goes to the background by itself; no pipe of ours stays open."""
     process = await asyncio.create_subprocess_exec(
-        "wireguard-go",
-        tunnel,
+        # It carries what neighbours live by: before what computes.
+        "nice", "-n", str(NICENESS), "wireguard-go", tunnel,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
         start_new_session=True,
-    )
+    )  # fmt: skip
     try:
         async with asyncio.timeout(COMMAND_S_MAX):
             status = await process.wait()
