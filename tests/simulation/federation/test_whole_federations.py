@@ -13,7 +13,7 @@ import structlog
 from tests.simulation.federation.unlucky_minutes import Broken, run_seed
 
 SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
-SEEDS_PER_TEST = 8
+SEEDS_PER_TEST = 4
 SEED_COUNT = int(os.environ.get("NUAGE_SEEDS", "40"))
 ONE_SEED = os.environ.get("NUAGE_SEED", "")
 
