@@ -8,6 +8,9 @@ Decisions live in the rooms below; here ports meet their drivers.
 - `nodes`          sessions of this site's nodes
 - `reconciler`     changes → wishes for nodes; reports → acts
 - `placing`        the Master and Local Agent on the channels
+- `energy`         a site's watts, costs and nodes in service; beside it `energy_sources` (PDUs,
+                   weather, tariff, carbon), `energy_power` (sleep and wake), `energy_plans`,
+                   `energy_figures`, `energy_metrics`
 - `access`         tokens and audit
 - `images`         the image store of a controller
 """
