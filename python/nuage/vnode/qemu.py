@@ -41,6 +41,7 @@ from nuage.vnode.hypervisor import (
     RunState,
 )
 from nuage.vnode.qmp import Json, QmpError
+from nuage.vnode.rerouting import Rerouting
 from nuage.vnode.tap import open_tap
 
 START_TIMEOUT_S: Final = 30.0  # QEMU opens its iSCSI disks before it greets
@@ -71,6 +72,8 @@ class QemuHypervisor:
         self._children: set[int] = set()
         self._listeners: list[Callable[[VmId], None]] = []
         self._chores: set[asyncio.Task[None]] = set()
+        self._rerouting = Rerouting()
+        self._repoints: dict[tuple[VmId, int], int] = {}
 
     @property
     def accelerator(self) -> str:
@@ -310,11 +313,28 @@ class QemuHypervisor:
         """Reach the same volume by another way, without the guest seeing it."""
         guest = self._require(vm_id)
         before = self._generation(guest, slot)
-        await self._add_transport(guest, slot, disk, before + 1)
-        options = disk_options(slot, generation=before + 1)
-        await guest.execute("blockdev-reopen", {"options": [options]})
-        self._set_slot(guest, slot, stored(disk), before + 1)
-        await self._drop_transport(guest, slot, before)
+        tried = self._repoints.get((vm_id, slot), 0)
+        fresh = before + 1 + tried  # one that broke off may have got through: its names are taken
+        self._repoints[vm_id, slot] = tried + 1
+        async with self._led(guest, slot, disk):
+            await self._add_transport(guest, slot, disk, fresh)
+            options = disk_options(slot, generation=fresh)
+            await guest.execute("blockdev-reopen", {"options": [options]})
+        del self._repoints[vm_id, slot]
+        self._set_slot(guest, slot, stored(disk), fresh)
+        for generation in range(before, fresh):
+            await self._drop_transport(guest, slot, generation)
+
+    def _led(
+        self, guest: Guest, slot: int, disk: Disk
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Lead what is in flight to a moved volume's new portal."""
+        disks = guest.record.disks
+        there = disks[slot].disk() if slot < len(disks) else None
+        if isinstance(there, IscsiDisk) and isinstance(disk, IscsiDisk):
+            if there.portal != disk.portal:
+                return self._rerouting.led(there.portal, disk.portal)
+        return contextlib.nullcontext()
 
     def _generation(self, guest: Guest, slot: int) -> int:
         known = guest.record.generations
