@@ -331,10 +331,11 @@ class QemuHypervisor:
         """Lead what is in flight to a moved volume's new portal."""
         disks = guest.record.disks
         there = disks[slot].disk() if slot < len(disks) else None
-        if isinstance(there, IscsiDisk) and isinstance(disk, IscsiDisk):
-            if there.portal != disk.portal:
-                return self._rerouting.led(there.portal, disk.portal)
-        return contextlib.nullcontext()
+        match there, disk:
+            case IscsiDisk(portal=old), IscsiDisk(portal=new) if old != new:
+                return self._rerouting.led(old, new)
+            case _:
+                return contextlib.nullcontext()
 
     def _generation(self, guest: Guest, slot: int) -> int:
         known = guest.record.generations
