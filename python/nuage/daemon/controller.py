@@ -512,7 +512,9 @@ class Controller:
         )
         images.register(self._handlers)
 
-        @self._handlers.method(OPERATION_METHOD, Carried, roles={NodeRole.CONTROLLER})
+        @self._handlers.method(
+            OPERATION_METHOD, Carried, roles={NodeRole.CONTROLLER}, runs_to_end=True
+        )
         async def operation(_peer: Peer, carried: Carried) -> bytes:
             return await dispatcher.perform_carried(carried)
 

@@ -117,7 +117,7 @@ class LocalPlacing:
         async def bids(_peer: Peer, ask: AskBids) -> tuple[Bid, ...]:
             return self.bids(ask.requests)
 
-        @handlers.method(COMMIT_METHOD, AskCommit, roles=controllers)
+        @handlers.method(COMMIT_METHOD, AskCommit, roles=controllers, runs_to_end=True)
         async def commit(_peer: Peer, ask: AskCommit) -> Committed:
             refusal = await self.commit(ask)
             return Committed(refusal=refusal, items=self._entered(ask) if refusal is None else ())
