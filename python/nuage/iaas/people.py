@@ -1,5 +1,6 @@
 """Use cases on users and their roles. Secrets enter once and are never shown again."""
 
+import asyncio
 from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, InvalidRequest
@@ -104,11 +105,12 @@ async def create_user(site: Site, _principal: Principal, body: CreateUser) -> Us
     _require_secret(body.secret)
     if site.index.is_name_taken(User, body.name):
         raise Conflict(f"there is a user named {body.name!r} already")
+    secret_hash = await asyncio.to_thread(hash_secret, body.secret)
     user = User(
         user_id=UserId(new_id("user", site.entropy)),
         name=body.name,
         grants=tuple(parse_grant(site, text) for text in body.grants),
-        secret_hash=hash_secret(body.secret),
+        secret_hash=secret_hash,
     )
     await site.save(user, unique_name=True)
     return _view(site, user)
@@ -121,11 +123,14 @@ async def list_users(site: Site, _principal: Principal, _body: ListUsers) -> lis
 
 async def change_user(site: Site, _principal: Principal, body: ChangeUser) -> UserView:
     """Change a user; tokens issued before a change of secret, role or state are void."""
-    user = site.index.named(User, body.user)
-    changed = replace(user, tokens_not_before_s=site.clock.now_s())
+    secret_hash = ""
     if body.secret is not None:
         _require_secret(body.secret)
-        changed = replace(changed, secret_hash=hash_secret(body.secret))
+        secret_hash = await asyncio.to_thread(hash_secret, body.secret)
+    user = site.index.named(User, body.user)  # read after the wait: it may have changed meanwhile
+    changed = replace(user, tokens_not_before_s=site.clock.now_s())
+    if secret_hash:
+        changed = replace(changed, secret_hash=secret_hash)
     if body.grants is not None:
         changed = replace(changed, grants=tuple(parse_grant(site, text) for text in body.grants))
     if body.disabled is not None:
