@@ -1,0 +1,165 @@
+"""Which copies a head asks, where it may open next, and the steps that copies are taken through."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import pytest
+
+from nuage.ids import IaasId, NodeId, SiteId, VolumeId
+from nuage.model.contract import AckPolicy, JournalRule
+from nuage.model.desired import CopyReport
+from nuage.model.volume import ReplicaPlace, Volume, VolumeState
+from nuage.storage.heads import (
+    AddCopy,
+    Complete,
+    Drop,
+    Include,
+    MoveHead,
+    Repolicy,
+    Retire,
+    VolumeFacts,
+    head_set,
+    next_head,
+    next_step,
+)
+from nuage.units import MIB
+
+A, B, C, D = (NodeId(name) for name in ("a1", "b1", "c1", "a2"))
+SITES = {A: SiteId("a"), B: SiteId("b"), C: SiteId("c"), D: SiteId("a")}
+
+
+def volume(
+    *nodes: NodeId, policy: AckPolicy = AckPolicy.ALL, whole: tuple[NodeId, ...] | None = None
+) -> Volume:
+    return Volume(
+        volume_id=VolumeId("vol-1"), iaas_id=IaasId("iaas-1"), name="disk", size_bytes=64 * MIB,
+        ack_policy=policy, journal=JournalRule(), state=VolumeState.READY,
+        replicas=tuple(ReplicaPlace(node_id=n, site_id=SITES[n]) for n in nodes),
+        head=nodes[0], epoch=7, portal="10.0.0.1:21000", settled_epoch=7,
+        whole=nodes if whole is None else whole,
+    )  # fmt: skip
+
+
+def facts(
+    *usable: NodeId, copies: int = 2, policy: AckPolicy = AckPolicy.ALL, live: Collection[str] = (),
+    vm_site: str | None = None,
+) -> VolumeFacts:  # fmt: skip
+    return VolumeFacts(
+        usable=usable, wanted_copies=copies, wanted_policy=policy,
+        copies={NodeId(n): CopyReport(node_id=NodeId(n), is_connected=True, is_live=True)
+                for n in live},
+        vm_site=None if vm_site is None else SiteId(vm_site),
+    )  # fmt: skip
+
+
+def names(found: Volume) -> tuple[AckPolicy, list[str], list[str]]:
+    asked = head_set(found)
+    return asked.policy, [p.node_id for p in asked.members], list(asked.acknowledging)
+
+
+def test_a_settled_volume_works_as_its_contract_says() -> None:
+    assert names(volume(A, B)) == (AckPolicy.ALL, [A, B], [A, B])
+    three = volume(A, B, C, policy=AckPolicy.ANY_2_OF_3)
+    assert names(three) == (AckPolicy.ANY_2_OF_3, [A, B, C], [A, B, C])
+    metro = volume(A, B, C, policy=AckPolicy.METRO)
+    assert names(metro) == (AckPolicy.METRO, [A, B, C], [A, B])
+
+
+def test_what_the_owner_does_without_is_not_asked() -> None:
+    degraded = replace(volume(A, B), without=(B,))
+    assert names(degraded) == (AckPolicy.ALL, [A], [A])
+
+
+def test_a_copy_that_catches_up_beside_two_follows_and_is_not_waited_for() -> None:
+    joining = replace(volume(A, B, C, whole=(A, B)), catching_up=(C,))
+    assert names(joining) == (AckPolicy.METRO, [A, B, C], [A, B])
+
+
+def test_a_copy_that_catches_up_beside_one_is_waited_for() -> None:
+    mending = replace(volume(A, B, whole=(A,)), catching_up=(B,))
+    assert names(mending) == (AckPolicy.ALL, [A, B], [A, B])
+
+
+def test_one_of_three_that_is_replaced_does_not_acknowledge_any_more() -> None:
+    moving = replace(
+        volume(A, B, C, D, policy=AckPolicy.ANY_2_OF_3, whole=(A, B, C)),
+        catching_up=(D,), leaving=(C,),
+    )  # fmt: skip
+    assert names(moving) == (AckPolicy.METRO, [A, B, D], [A, B])
+
+
+def test_a_head_opens_first_in_its_own_site_then_at_its_vm() -> None:
+    three = volume(A, B, C, D)
+    everything = {A, B, C, D}
+    first = next_head(three, is_usable=everything.__contains__, near=SiteId("c"))
+    assert first is not None
+    assert first.node_id == D
+    far = next_head(three, is_usable={B, C}.__contains__, near=SiteId("c"))
+    assert far is not None
+    assert far.node_id == C
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        replace(volume(A, B), without=(B,)),
+        replace(volume(A, B), catching_up=(B,)),
+        volume(A, B, whole=(A,)),
+    ],
+)
+def test_a_head_never_opens_where_acknowledged_writes_may_be_missing(unfit: Volume) -> None:
+    assert next_head(unfit, is_usable=lambda _node: True, near=None) is None
+
+
+def test_one_of_three_alone_may_lack_what_the_others_acknowledged() -> None:
+    three = volume(A, B, C, policy=AckPolicy.ANY_2_OF_3)
+    assert next_head(three, is_usable={B}.__contains__, near=None) is None
+    assert next_head(three, is_usable={B, C}.__contains__, near=None) is not None
+
+
+def test_a_copy_that_answers_again_is_included_and_then_counts() -> None:
+    degraded = replace(volume(A, B, whole=(A,)), without=(B,))
+    assert next_step(degraded, facts(A)) is None
+    assert next_step(degraded, facts(A, B)) == Include(B)
+    mending = replace(volume(A, B, whole=(A,)), catching_up=(B,))
+    assert next_step(mending, facts(A, B)) is None
+    assert next_step(mending, facts(A, B, live=[B])) == Complete(B, reopens=False)
+
+
+def test_a_copy_is_replaced_step_by_step() -> None:
+    begun = replace(
+        volume(A, B, C, whole=(A, B)), without=(C,), catching_up=(C,), leaving=(B,)
+    )  # fmt: skip
+    assert next_step(begun, facts(A, B, C)) == Include(C)
+    follows = replace(begun, without=())
+    assert next_step(follows, facts(A, B, C)) is None
+    assert next_step(follows, facts(A, B, C, live=[C])) == Complete(C, reopens=True)
+    counted = replace(volume(A, B, C), leaving=(B,))
+    assert next_step(counted, facts(A, B, C)) == Drop(B)
+
+
+def test_a_head_leaves_before_its_copy_does() -> None:
+    leaving = replace(volume(A, B, C), leaving=(A,))
+    step = next_step(leaving, facts(A, B, C, vm_site="c"))
+    assert step == MoveHead(leaving.replicas[2])
+
+
+def test_a_contract_that_asks_for_more_or_less_is_followed() -> None:
+    assert next_step(volume(A, B), facts(A, B, copies=3)) == AddCopy()
+    assert next_step(volume(A, B, C), facts(A, B, C, copies=2)) == Retire(C)
+    any_two = facts(A, B, C, copies=3, policy=AckPolicy.ANY_2_OF_3)
+    assert next_step(volume(A, B, C), any_two) == Repolicy(AckPolicy.ANY_2_OF_3)
+
+
+def test_a_head_follows_its_vm_to_a_site_with_a_copy() -> None:
+    two = volume(A, B)
+    assert next_step(two, facts(A, B, vm_site="b")) == MoveHead(two.replicas[1])
+    assert next_step(two, facts(A, B, vm_site="c")) is None
+    assert next_step(two, facts(A, vm_site="b")) is None
+
+
+def test_nothing_is_begun_before_the_last_change_has_settled() -> None:
+    unsettled = replace(volume(A, B), epoch=8)
+    assert next_step(unsettled, facts(A, B, copies=3, vm_site="b")) is None
+    failed = replace(volume(A, B), failure="disk full")
+    assert next_step(failed, facts(A, B, copies=3)) is None
