@@ -228,7 +228,8 @@ async def set_port(site: Site, _principal: Principal, body: SetPort) -> Shown[Po
         if sum(len(group.rules) for group in groups) > RULES_PER_PORT_MAX:
             raise InvalidRequest(f"a port has at most {RULES_PER_PORT_MAX} rules", field="groups")
         port = replace(port, security_groups=tuple(group.group_id for group in groups))
-    await site.save(port)
+    record = site.index.find("port", port.port_id)
+    await site.save_moving(port, epoch=0 if record is None else record.epoch)
     site.announce("port", port.port_id, "changed", f"the port of {vm.name} changed")
     return show(site, port)
 
