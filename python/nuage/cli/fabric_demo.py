@@ -1,0 +1,191 @@
+"""The fabric's part of the demo: two machines in two datacenters, a cut, a move; all measured.
+
+Each figure comes from a ping inside a guest, read from its console: what a user would see. The
+longest gap is the longest run of answers that did not come, times the ping's interval.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from nuage.api.client import Client
+from nuage.cli.console import wait_for_text
+from nuage.cli.showing import inner, row_of, rows_of
+from nuage.errors import NotFound, TimedOut
+from nuage.lab.lab import Lab
+
+Tell = Callable[[str], None]
+Figure = Callable[[str, str], None]
+
+BOOT_WAIT_S: Final = 120.0
+MOVE_WAIT_S: Final = 120.0
+CONSOLE_WAIT_S: Final = 20.0
+POLL_S: Final = 0.2
+INTERVAL_S: Final = 0.02
+CUT_AFTER_S: Final = 2.0
+WATCH_CUT_S: Final = 5.0
+LOG: Final = "/data/ping"
+GAPS: Final = (
+    'awk \'/seq=/{split($5,s,"="); n=s[2]+0; if(n>l+1) print "gap",l,n; l=n}'
+    ' END{print "last",l}\' ' + LOG
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FabricDemo:
+    """What the steps share."""
+
+    user: Client
+    lab: Lab
+    iaas: str
+    image: str
+    say: Tell
+    note: Tell
+    figure: Figure
+
+    def vm(self, name: str) -> str:
+        """Return the API's path of a VM."""
+        return f"/v1/iaas/{self.iaas}/vms/{name}"
+
+    def value(self, name: str) -> dict[str, object]:
+        """Return a VM."""
+        return inner(row_of(self.user.get(self.vm(name))), "value")
+
+
+def fabric_demo(
+    user: Client,
+    lab: Lab,
+    *,
+    iaas: str,
+    say: Tell,
+    note: Tell,
+    figure: Figure,
+    image: str = "guest",
+) -> None:
+    """Show the fabric to somebody: `user` administers `iaas`, `lab` is up, `image` is imported."""
+    demo = FabricDemo(user, lab, iaas, image, say, note, figure)
+    sites = [site.id for site in lab.description.sites]
+    address = _meet(demo, sites)
+    _cut(demo, sites[0], address)
+    _move(demo, sites, address)
+
+
+def _meet(demo: FabricDemo, sites: list[str]) -> str:
+    demo.say("Two machines in two datacenters share one layer-2 segment (TRILL)")
+    for name, site in (("net1", sites[0]), ("net2", sites[1])):
+        listed = rows_of(demo.user.get(f"/v1/iaas/{demo.iaas}/vms"))
+        if not any(inner(row, "value")["name"] == name for row in listed):
+            body = {"name": name, "image": demo.image, "site": site}
+            demo.user.call("POST", f"/v1/iaas/{demo.iaas}/vms", body)
+    for name in ("net1", "net2"):
+        _until(demo, name, site="")
+        path = f"{demo.vm(name)}/console"
+        if not wait_for_text(demo.user, path, " ready ", after=0, timeout_s=BOOT_WAIT_S):
+            raise TimedOut(f"boot of {name}", after_s=BOOT_WAIT_S)
+    address = _address(demo, "net2")
+    told = _run(demo, "net1", f"ping -c 20 -i {INTERVAL_S} {address} | tail -2")
+    answered = re.search(r"(\d+) packets received", told)
+    times = re.search(r"= ([\d.]+)/([\d.]+)/", told)
+    where = f"{demo.value('net1')['node_id']} → {demo.value('net2')['node_id']}"
+    demo.note(f"{where}: {answered.group(1) if answered else 'none'} of 20 answers")
+    if times is not None:
+        demo.figure("round trip between two datacenters", f"{times.group(1)} ms at best")
+    _tell_path(demo)
+    return address
+
+
+def _until(demo: FabricDemo, name: str, *, site: str) -> None:
+    """Wait until a VM runs, at `site` if one is named."""
+    deadline_s = time.monotonic() + MOVE_WAIT_S
+    while True:
+        vm = demo.value(name)
+        if vm["state"] == "running" and site in ("", vm["site_id"]):
+            return
+        if time.monotonic() > deadline_s:
+            raise TimedOut(f"{name}, to run", after_s=MOVE_WAIT_S, hint=str(vm["failure"]))
+        time.sleep(POLL_S)  # noqa: TID251 - waits for a process
+
+
+def _tell_path(demo: FabricDemo) -> None:
+    shown = row_of(
+        demo.user.get(
+            f"/v1/iaas/{demo.iaas}/path", source="net1", destination="net2", traced="true"
+        )
+    )
+    answer = inner(shown, "answer")
+    steps = " → ".join(str(step["node_id"]) for step in rows_of(answer["steps"]))
+    demo.note(f"probes went {steps}; why: {answer['reason']}")
+
+
+def _cut(demo: FabricDemo, site: str, address: str) -> None:
+    demo.say(f"A provider's line at {site} swallows everything, silently")
+    for provider in demo.lab.description.providers:
+        _start_ping(demo, address)
+        time.sleep(CUT_AFTER_S)  # noqa: TID251 - a person watches
+        demo.lab.cut(site, provider=provider)
+        time.sleep(WATCH_CUT_S)  # noqa: TID251 - a person watches
+        longest_ms = _stop_ping(demo)
+        demo.lab.heal(site)
+        if longest_ms > INTERVAL_S * 1000:
+            demo.figure("traffic flows again after a silent cut", f"{longest_ms:.0f} ms")
+            return
+        demo.note(f"{provider} was not what carried it: no answer was lost")
+    demo.note("no cut was felt: the flow had another way each time")
+
+
+def _move(demo: FabricDemo, sites: list[str], address: str) -> None:
+    start = str(demo.value("net2")["site_id"])
+    target = next(site for site in reversed(sites) if site != start)
+    demo.say(f"net2 moves from {start} to {target} while net1 talks to it")
+    _start_ping(demo, address)
+    time.sleep(CUT_AFTER_S)  # noqa: TID251 - a person watches
+    demo.user.call("POST", f"{demo.vm('net2')}/migrate", {"site": target})
+    _until(demo, "net2", site=target)
+    time.sleep(WATCH_CUT_S)  # noqa: TID251 - a person watches
+    longest_ms = _stop_ping(demo)
+    demo.figure("longest gap of a ping through a live migration", f"{longest_ms:.0f} ms")
+    told = float(str(demo.value("net2")["downtime_ms"]))
+    if told:
+        demo.note(f"of which the guest stood still for {told:.0f} ms, by QEMU's own count")
+
+
+# The guest's console ----------------------------------------------------------------------------
+
+
+def _address(demo: FabricDemo, name: str) -> str:
+    vm_id = demo.value(name)["vm_id"]
+    for row in rows_of(demo.user.get(f"/v1/iaas/{demo.iaas}/ports")):
+        port = inner(row, "value")
+        addresses = port["addresses"]
+        if port["vm_id"] == vm_id and isinstance(addresses, list) and addresses:
+            return str(addresses[0]).partition("/")[0]
+    raise NotFound("address", name)
+
+
+def _start_ping(demo: FabricDemo, address: str) -> None:
+    _run(demo, "net1", f"(ping -i {INTERVAL_S} {address} >{LOG} 2>&1 &)")
+
+
+def _stop_ping(demo: FabricDemo) -> float:
+    """Stop the ping; return its longest gap in milliseconds."""
+    told = _run(demo, "net1", f"killall -INT ping; sleep 1; {GAPS}")
+    last = re.search(r"last (\d+)", told)
+    if last is None or not int(last.group(1)):
+        raise TimedOut("the ping in net1", after_s=CONSOLE_WAIT_S, hint="it had no answer at all")
+    steps = [int(after) - int(before) for before, after in re.findall(r"gap (\d+) (\d+)", told)]
+    return max(steps, default=1) * INTERVAL_S * 1000
+
+
+def _run(demo: FabricDemo, name: str, command: str) -> str:
+    """Type a command on a VM's console; return what it printed."""
+    path = f"{demo.vm(name)}/console"
+    seen = int(str(row_of(demo.user.get(path, bytes_max=1))["total_bytes"]))
+    mark = f"end{seen}"
+    # The quotes keep the echo of what is typed from looking like the end.
+    demo.user.call("POST", path, {"text": f"{command}; echo {mark[:2]}''{mark[2:]}\n"})
+    told = wait_for_text(demo.user, path, mark, after=seen, timeout_s=CONSOLE_WAIT_S)
+    if not told:
+        raise TimedOut(f"a command on the console of {name}", after_s=CONSOLE_WAIT_S)
+    return told
