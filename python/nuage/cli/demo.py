@@ -19,8 +19,10 @@ from rich.table import Table
 from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile
 from nuage.cli.console import wait_for_text
+from nuage.cli.fabric_demo import fabric_demo
 from nuage.cli.showing import age, inner, row_of, rows_of
-from nuage.errors import NuageError, TimedOut, Unavailable
+from nuage.cli.storage_demo import Telling, storage_demo
+from nuage.errors import NotFound, NuageError, TimedOut, Unavailable
 from nuage.lab.assembly import admin_of, api_socket, assemble, disband
 from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
@@ -30,7 +32,9 @@ IAAS: Final = "demo-corp"
 USER: Final = "demo"
 WAIT_S: Final = 90.0
 POLL_S: Final = 0.1
-GUEST: Final = Path(".build/guest/guest.raw")
+TREE: Final = Path(__file__).resolve().parents[3]
+GUEST: Final = TREE / ".build/guest/guest.raw"
+GUEST_BUILDER: Final = TREE / "tools/guest/build.py"
 
 out = Console(highlight=False)
 
@@ -69,6 +73,11 @@ class Demo:
         self.import_image()
         self.create_machines()
         self.migrate()
+        telling = Telling(self.say, self.note, self.figure)
+        storage_demo(self._user, self._lab, telling, iaas=IAAS)
+        fabric_demo(
+            self._user, self._lab, iaas=IAAS, say=self.say, note=self.note, figure=self.figure
+        )
         self.lose_a_node()
         self.cut_a_site()
         self.verify()
@@ -137,9 +146,7 @@ class Demo:
             self.note("it is there already")
             return
         if not GUEST.exists():
-            with out.status("building the test guest from Debian's packages"):
-                build = [sys.executable, "tools/guest/build.py"]
-                subprocess.run(build, check=True, capture_output=True)
+            self._build_guest()
         announced = row_of(self._admin.call("POST", "/v1/images", {"name": "guest"}))
         begin = time.monotonic()
         answer = self._admin.upload(f"/v1/images/{announced['id']}/data", GUEST, lambda _sent: None)
@@ -148,6 +155,16 @@ class Demo:
             f"{int(str(value['size_bytes'])) >> 20} MiB in {time.monotonic() - begin:.1f} s, "
             f"sha256 {str(value['sha256'])[:16]}…"
         )
+
+    def _build_guest(self) -> None:
+        if not GUEST_BUILDER.exists():
+            raise NotFound("guest builder", str(GUEST_BUILDER), hint="run this from a source tree")
+        with out.status("building the test guest from Debian's packages"):
+            done = subprocess.run(
+                [sys.executable, str(GUEST_BUILDER)], capture_output=True, text=True, check=False
+            )
+        if done.returncode:
+            raise Unavailable(f"the guest was not built: {done.stderr.strip()[-600:]}")
 
     def create_machines(self) -> None:
         """Create machines and tell where each went, and why."""
