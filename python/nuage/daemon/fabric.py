@@ -77,8 +77,8 @@ from nuage.vnode.ports import tap_name
 
 KEY_ID: Final = 1
 SITE_LINK_BITS_PER_S: Final = 10_000_000_000
-# Inside a rack a node that dies takes its carrier along; what BFD finds there is a daemon that hangs,
-# and a V-node's processor is its guests'. Between sites it is the only witness: 50 ms × 3.
+# Inside a rack a node that dies takes its carrier along; what BFD finds there is a daemon that
+# hangs. Between sites it is the only witness: 50 ms × 3, and the processor that it costs.
 RACK_TIMERS: Final = BfdTimers(interval_us=400_000)
 UPDATE_AFTER_S: Final = 0.005  # what comes together is applied together
 AGE_EVERY_S: Final = 60.0
