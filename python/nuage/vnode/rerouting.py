@@ -26,18 +26,18 @@ log: Final = structlog.get_logger("rerouting")
 
 
 def ruleset(ways: dict[str, str]) -> str:
-    """Return the whole table: each old portal led to its new one."""
-    lines = [f"table ip {TABLE} {{}}", f"delete table ip {TABLE}"]
-    if not ways:
-        return "\n".join(lines) + "\n"
-    lines += [
-        f"table ip {TABLE} {{",
-        "  chain lead { type nat hook output priority -100; policy accept;",
+    """Return all rules: each old portal led to its new one.
+
+    The chain stays when no rule is left: what was led on is translated for as long as it lives.
+    """
+    lines = [
+        f"add table ip {TABLE}",
+        f"add chain ip {TABLE} lead {{ type nat hook output priority -100; policy accept; }}",
+        f"flush chain ip {TABLE} lead",
     ]
     for old, new in sorted(ways.items()):
         host, port = parse_address(old)
-        lines.append(f"    ip daddr {host} tcp dport {port} dnat to {new}")
-    lines += ["  }", "}"]
+        lines.append(f"add rule ip {TABLE} lead ip daddr {host} tcp dport {port} dnat to {new}")
     return "\n".join(lines) + "\n"
 
 
