@@ -89,6 +89,7 @@ class Client:
         self, verb: str, path: str, data: object, headers: dict[str, str], **options: bool
     ) -> http.client.HTTPResponse:
         connection = self._connect()
+        headers["Connection"] = "close"  # one request each: the socket goes with its answer
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
         try:
