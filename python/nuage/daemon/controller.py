@@ -24,7 +24,7 @@ from nuage.daemon.energy import EnergyKeeper, Surroundings
 from nuage.daemon.energy_metrics import EnergyMetrics
 from nuage.daemon.fabric_desk import FabricDesk
 from nuage.daemon.guardian import Guardian, lease_until_s
-from nuage.daemon.hardware import redfish_fence
+from nuage.daemon.hardware import RedfishFence, redfish_bmcs
 from nuage.daemon.heads import HeadWatch
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.joining import STORAGE_KEY_FILE, Welcoming, first_user, own_number, service_hosts
@@ -231,14 +231,16 @@ class Controller:
             self._tasks,
             on_lost=self._ionode_lost,
         )
+        fence = RedfishFence(redfish_bmcs(configuration.bmc_login_file, self._clock), self._clock)
         self._guardian = Guardian(
             self.site,
             self._holder.view,
-            redfish_fence(configuration.bmc_login_file),
+            fence,
             self._clock,
-            is_connected=self._sessions.is_connected,
+            ears=self._sessions,
             on_owned=self._touch_all,
             take_over_heads=self._heads.take_over,
+            switch_on=fence.switch_on,
         )
         context = WishContext(
             index=self.index,

@@ -26,8 +26,9 @@ from nuage.clock import Clock
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_figures import EventFigures, SiteFacts, is_news, node_watts, site_energy
 from nuage.daemon.energy_plans import Planning, PlanRun, SiteVectors, Terms
-from nuage.daemon.energy_power import NodeSwitch, OpenBmc, redfish_bmcs
+from nuage.daemon.energy_power import NodeSwitch
 from nuage.daemon.energy_sources import Carbon, Figure, Outside, PduReader, PduSeen, Price
+from nuage.daemon.hardware import OpenBmc, redfish_bmcs
 from nuage.daemon.process import Tasks
 from nuage.energy.accounting import LedgerRow
 from nuage.energy.books import BooksState, Costs, SiteBooks

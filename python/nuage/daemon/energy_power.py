@@ -11,21 +11,17 @@ woken and does not come within its boot time and `WAKE_EXTRA_S` is handed to the
 """
 
 import asyncio
-import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import structlog
 
 from nuage.clock import Clock
-from nuage.daemon.hardware import connect
-from nuage.errors import Conflict, InvalidRequest, NuageError, TimedOut
+from nuage.daemon.hardware import OpenBmc
+from nuage.errors import Conflict, NuageError, TimedOut
 from nuage.facility.ports import PowerControl, PowerState
-from nuage.facility.redfish_node import RedfishNode
 from nuage.iaas.site import Site
 from nuage.ids import NodeId
 from nuage.model.infrastructure import Node, NodePower
@@ -42,7 +38,6 @@ WAKE_RETRY_S: Final = 3.0
 POLL_S: Final = 0.2
 BMC_POLL_S: Final = 1.0  # a BMC changes its mind no faster
 AT_REST: Final = (VmState.STOPPED, VmState.DELETED, VmState.FAILED)
-OpenBmc = Callable[[Node], AbstractAsyncContextManager[PowerControl]]
 log = structlog.get_logger("energy")
 
 
@@ -202,21 +197,6 @@ class NodeSwitch:
             if self._clock.monotonic_s() >= deadline_s:
                 raise TimedOut(f"{node.name} to report after it was switched on", after_s=timeout_s)
             await self._clock.sleep(POLL_S)
-
-
-def redfish_bmcs(login_file: Path | None, clock: Clock) -> OpenBmc:
-    """Return what opens the BMC of a node."""
-
-    @contextlib.asynccontextmanager
-    async def open_bmc(node: Node) -> AsyncIterator[PowerControl]:
-        if login_file is None or not node.bmc_url:
-            raise InvalidRequest(
-                f"node {node.name} has no BMC that this site may use", field="bmc_login_file"
-            )
-        async with connect(node.bmc_url, login_file, clock) as connection:
-            yield RedfishNode(connection, clock)
-
-    return open_bmc
 
 
 def asleep(vector: EstimationVector) -> EstimationVector:

@@ -2,7 +2,9 @@
 
 A silent node is first put beyond doubt: its BMC switches it off and says so. Only then are its VMs
 started elsewhere in the site, under their next epoch, which the heads of their disks demand from
-then on. Without that proof nothing is started; the VMs are shown as unknown.
+then on; the node is switched on again and comes back with nothing to run. Without that proof
+nothing is started; the VMs are shown as unknown. While the silence may be the controller's own
+deafness (`Ears.why_not_fence`), nobody is switched off.
 
 A site whose lease in the quorum has run out has stopped its fail-over VMs by then
 (`quorum.model.LeaseTiming`). The sites that hold copies of their disks take them over, each VM by
@@ -10,9 +12,10 @@ whoever the quorum lets. A site that comes back asks the quorum what it still ow
 its nodes may start such a VM again.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -36,10 +39,27 @@ from nuage.storage.heads import whole_copies
 WATCH_EVERY_S: Final = 2.0
 FENCE_RETRY_S: Final = 3.0
 FENCE_TRIES_MAX: Final = 20
+UNKNOWN_AFTER_S: Final = 60.0
+BACK_ON_AFTER_S: Final = 20.0  # its VMs' disks listen to their new epochs by then
+RETURN_WITHIN_S: Final = 300.0  # a node's boot
 log = structlog.get_logger("guardian")
 
 # Switches a node off and returns whether its BMC confirms that it is off.
 Fence = Callable[[Node], Awaitable[bool]]
+# Switches a node on again that was fenced; False: it was off before, and stays as it was found.
+SwitchOn = Callable[[Node], Awaitable[bool]]
+
+
+class Ears(Protocol):
+    """What is heard of this site's nodes (`daemon.nodes.NodeSessions`)."""
+
+    def is_connected(self, node_id: NodeId) -> bool:
+        """Tell whether a node was heard just now."""
+        ...
+
+    def why_not_fence(self, node_id: NodeId) -> str:
+        """Return why a node's silence proves nothing, or ""."""
+        ...
 
 
 class Guardian:
@@ -52,20 +72,24 @@ class Guardian:
         fence: Fence,
         clock: Clock,
         *,
-        is_connected: Callable[[NodeId], bool],
+        ears: Ears,
         on_owned: Callable[[], None],
         take_over_heads: Callable[[frozenset[SiteId]], Awaitable[None]] | None = None,
+        switch_on: SwitchOn | None = None,
     ) -> None:
         self._take_over_heads = take_over_heads
         self._site = site
         self._view = view
         self._fence = fence
         self._clock = clock
-        self._is_connected = is_connected
+        self._switch_on = switch_on
+        self._ears = ears
+        self._is_connected = ears.is_connected
         self._on_owned = on_owned
         self._owned: set[VmId] = set()
         self._barred: set[VmId] = set()
         self._fenced: set[NodeId] = set()
+        self._placing = asyncio.Lock()  # a node is not switched on while its VMs are being placed
         site.holds_lease = lambda: self.lease_s() > 0
         self._was_held = False
 
@@ -162,7 +186,54 @@ class Guardian:
             return
         self._site.announce("node", node_id, "fenced", f"node {node.name} is confirmed off")
         self._fenced.add(node_id)
-        await self._restart_all(node_id)
+        ran = {vm.vm_id for vm in self._site.index.on_node(Vm, node_id)}
+        async with self._placing:
+            await self._restart_all(node_id)
+        if self._switch_on is None or not await self._bring_back(node, ran, self._switch_on):
+            return
+        await self._clock.sleep(RETURN_WITHIN_S)
+        if not self._is_connected(node_id) and await self._is_fenced(node):
+            self._fenced.add(node_id)  # it does not come: its VMs are looked after from here
+
+    async def _bring_back(self, node: Node, ran: Collection[VmId], switch_on: SwitchOn) -> bool:
+        """Switch a fenced node on again, once what it ran has begun elsewhere.
+
+        From then on it is not proven off: what found no place waits for its return.
+        """
+        node_id = node.node_id
+        await self._clock.sleep(BACK_ON_AFTER_S)
+        while node_id in self._fenced and not self._is_connected(node_id):
+            shown = self._site.index.find_value(Node, node_id)
+            if shown is None or shown.maintenance:
+                return False
+            if not any(self._is_beginning(vm_id, node_id) for vm_id in ran):
+                async with self._placing:
+                    is_on = await self._switched_on(node, switch_on)
+                if is_on is not None:
+                    return is_on
+            await self._clock.sleep(FENCE_RETRY_S)
+        return False
+
+    async def _switched_on(self, node: Node, switch_on: SwitchOn) -> bool | None:
+        """Return whether a node is on again; None when its BMC does not obey."""
+        self._fenced.discard(node.node_id)
+        try:
+            is_on = await switch_on(node)
+        except NuageError as error:
+            log.warning("not switched on again", node=node.node_id, error=error.message)
+            self._fenced.add(node.node_id)
+            return None
+        if not is_on:
+            self._fenced.add(node.node_id)
+        return is_on
+
+    def _is_beginning(self, vm_id: VmId, lost: NodeId) -> bool:
+        """Tell whether a VM was given another node of ours and does not run there yet."""
+        vm = self._site.index.find_value(Vm, vm_id)
+        if vm is None or self._site.index.home("vm", vm_id) != self._site.site_id:
+            return False
+        waits = vm.state is not VmState.RUNNING and vm.wish is PowerWish.RUNNING
+        return waits and vm.node_id != lost
 
     async def _restart_all(self, node_id: NodeId) -> None:
         for vm in self._site.index.on_node(Vm, node_id):
@@ -177,10 +248,11 @@ class Guardian:
     async def _try_again(self) -> None:
         """Start again what found no place when its node was fenced."""
         for node_id in sorted(self._fenced):
-            if self._is_connected(node_id):
-                self._fenced.discard(node_id)  # it is back, and has its wish
-            else:
-                await self._restart_all(node_id)
+            async with self._placing:
+                if self._is_connected(node_id):
+                    self._fenced.discard(node_id)  # it is back, and has its wish
+                elif node_id in self._fenced:
+                    await self._restart_all(node_id)
 
     async def _is_still_ours(self, vm: Vm) -> bool:
         """Ask the quorum about a VM that may have been given away just before its node died.
@@ -201,7 +273,25 @@ class Guardian:
             await self._site.save(replace(vm, state=VmState.STOPPED, failure=told))
         return is_ours
 
+    async def _speaks_again(self, node_id: NodeId) -> bool:
+        """Wait until a node's silence tells something; return whether it spoke meanwhile."""
+        begun_s, told, is_shown = self._clock.monotonic_s(), "", False
+        while not self._is_connected(node_id):
+            why = self._ears.why_not_fence(node_id)
+            if not why:
+                return False
+            if why != told:
+                told = why
+                log.warning("not fenced yet", silent=node_id, reason=why)
+            if not is_shown and self._clock.monotonic_s() - begun_s > UNKNOWN_AFTER_S:
+                is_shown = True
+                await self._mark_unknown(node_id)
+            await self._clock.sleep(WATCH_EVERY_S)
+        return True
+
     async def _is_fenced(self, node: Node) -> bool:
+        if await self._speaks_again(node.node_id):
+            return False
         for _ in range(FENCE_TRIES_MAX):
             if self._is_connected(node.node_id):
                 return False

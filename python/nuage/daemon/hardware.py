@@ -2,23 +2,27 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 
-from nuage.clock import Clock, SystemClock
-from nuage.errors import InvalidRequest, NuageError
-from nuage.facility.ports import PowerState
+from nuage.clock import Clock
+from nuage.errors import InvalidRequest, NuageError, TimedOut
+from nuage.facility.ports import PowerControl, PowerState
 from nuage.facility.redfish import Login, RedfishConnection, Trust
 from nuage.facility.redfish_node import RedfishNode
+from nuage.ids import NodeId
 from nuage.model.infrastructure import Node
 from nuage.vnode.sed import PowerReading
 
 METER_EVERY_S: Final = 5.0
 OFF_TIMEOUT_S: Final = 20.0
+OFF_POLL_S: Final = 1.0
+OpenBmc = Callable[[Node], AbstractAsyncContextManager[PowerControl]]
 log = structlog.get_logger("hardware")
 
 
@@ -49,24 +53,51 @@ def connect(url: str, login_file: Path, clock: Clock) -> RedfishConnection:
     return RedfishConnection(url, credentials, clock, trust=trust)
 
 
-def redfish_fence(
-    login_file: Path | None, clock: Clock | None = None
-) -> Callable[[Node], Awaitable[bool]]:
-    """Return what switches a node off and says whether its BMC confirms it."""
-    used = clock or SystemClock()
+def redfish_bmcs(login_file: Path | None, clock: Clock) -> OpenBmc:
+    """Return what opens the BMC of a node."""
 
-    async def fence(node: Node) -> bool:
+    @contextlib.asynccontextmanager
+    async def open_bmc(node: Node) -> AsyncIterator[PowerControl]:
         if login_file is None or not node.bmc_url:
-            return False
-        async with connect(node.bmc_url, login_file, used) as connection:
-            machine = RedfishNode(connection, used)
+            raise InvalidRequest(
+                f"node {node.name} has no BMC that this site may use", field="bmc_login_file"
+            )
+        async with connect(node.bmc_url, login_file, clock) as connection:
+            yield RedfishNode(connection, clock)
+
+    return open_bmc
+
+
+class RedfishFence:
+    """Switches nodes off through their BMCs, and on again (`guardian.Fence`, `SwitchOn`)."""
+
+    def __init__(self, open_bmc: OpenBmc, clock: Clock) -> None:
+        self._open_bmc = open_bmc
+        self._clock = clock
+        self._switched_off: set[NodeId] = set()
+
+    async def __call__(self, node: Node) -> bool:
+        """Switch a node off and return whether its BMC confirms it."""
+        async with self._open_bmc(node) as machine:
             if await machine.power_state() is PowerState.OFF:
                 return True
+            self._switched_off.add(node.node_id)
             await machine.power_off(force=True)
-            await machine.wait_for(PowerState.OFF, timeout_s=OFF_TIMEOUT_S)
+            deadline_s = self._clock.monotonic_s() + OFF_TIMEOUT_S
+            while await machine.power_state() is not PowerState.OFF:
+                if self._clock.monotonic_s() >= deadline_s:
+                    raise TimedOut(f"{node.name} to be off", after_s=OFF_TIMEOUT_S)
+                await self._clock.sleep(OFF_POLL_S)
             return True
 
-    return fence
+    async def switch_on(self, node: Node) -> bool:
+        """Switch a node on that was switched off here; return False for one that was off before."""
+        if node.node_id not in self._switched_off:
+            return False
+        async with self._open_bmc(node) as machine:
+            await machine.power_on()
+        self._switched_off.discard(node.node_id)
+        return True
 
 
 class BmcMeter:

@@ -1,7 +1,9 @@
 """Sessions of this site's nodes: wishes go down as a stream, reports come up as calls.
 
 A wish is a whole desired state; a node that was away gets the newest when it subscribes, never a
-backlog. A node whose channel is closed for `NODE_LOST_AFTER_S` is announced as lost.
+backlog. A node that is silent for `NODE_LOST_AFTER_S` is announced as lost. Whether its silence may
+cost it its power is another question (`NodeSessions.why_not_fence`): it is not answered from a
+controller that has only just begun, was stalled, or hears nobody at all.
 """
 
 import asyncio
@@ -21,6 +23,10 @@ from nuage.model.infrastructure import Node, NodeRole
 R = TypeVar("R")
 IN_DOUBT_AFTER_S: Final = 2.5  # IO-nodes report every second
 NODE_LOST_AFTER_S: Final = 6.0  # a restarting agent is back well within; see docs/design/failure.md
+WATCH_EVERY_S: Final = 1.0
+STALLED_S: Final = 2.0  # a watch that comes so late tells that this process did not run
+START_GRACE_S: Final = 30.0  # for nodes not heard since the controller began
+RETURN_GRACE_S: Final = 15.0  # after a stall, or silence of all: above `channel`'s longest back-off
 log = structlog.get_logger("nodes")
 
 
@@ -94,6 +100,10 @@ class NodeSessions:
         self._slots: dict[NodeId, WishSlot[VnodeWish | IonodeWish]] = {}
         self._seen_s: dict[NodeId, float] = {}
         self._lost: set[NodeId] = set()
+        self._awaited_s: dict[NodeId, float] = {}  # not heard yet, and since when
+        self._doubt_until_s = float("-inf")  # our own ears are not to be trusted until then
+        self._doubt = ""
+        self._watched_s: float | None = None
         self._server: ChannelServer | None = None
         self._on_lost: Callable[[NodeId], None] = lambda _node_id: None
 
@@ -168,12 +178,39 @@ class NodeSessions:
 
     def expect(self, node_id: NodeId) -> None:
         """Begin to wait for a node that the catalogue knows: it is lost if it stays silent."""
-        self._seen_s.setdefault(node_id, self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        if node_id not in self._seen_s:
+            self._seen_s[node_id] = self._awaited_s[node_id] = now_s
+
+    def why_not_fence(self, node_id: NodeId) -> str:
+        """Return why a node's silence may be this controller's own deafness, or ""."""
+        now_s = self._clock.monotonic_s()
+        self._look_at_ourselves(now_s)
+        if now_s < self._doubt_until_s:
+            return self._doubt
+        awaited_s = self._awaited_s.get(node_id)
+        if awaited_s is not None and now_s - awaited_s < START_GRACE_S:
+            return "it was not heard yet since this controller began"
+        return ""
+
+    def _look_at_ourselves(self, now_s: float) -> None:
+        """Doubt what we hear when we did not run, or when all fell silent at once."""
+        before_s = self._watched_s
+        if before_s is not None and now_s - before_s > WATCH_EVERY_S + STALLED_S:
+            self._doubt = "this controller itself was stalled"
+            self._doubt_until_s = now_s + RETURN_GRACE_S
+        elif not any(self.is_connected(node_id) for node_id in self._seen_s):
+            self._doubt = "all nodes of the site are silent: this controller may be cut off"
+            self._doubt_until_s = now_s + RETURN_GRACE_S
 
     async def watch(self) -> None:
         """Announce nodes that fall silent; runs for ever."""
+        self._watched_s = self._clock.monotonic_s()
         while True:
-            await self._clock.sleep(1.0)
+            await self._clock.sleep(WATCH_EVERY_S)
+            now_s = self._clock.monotonic_s()
+            self._look_at_ourselves(now_s)
+            self._watched_s = now_s
             for node_id in self._seen_s:
                 if self.is_connected(node_id):
                     self._lost.discard(node_id)
@@ -199,4 +236,5 @@ class NodeSessions:
             raise Forbidden(f"{peer.identity} may not speak for node {node_id}")
 
     def _heard(self, node_id: NodeId) -> None:
+        self._awaited_s.pop(node_id, None)
         self._seen_s[node_id] = self._clock.monotonic_s()

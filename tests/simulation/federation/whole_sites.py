@@ -329,8 +329,9 @@ class SimSite:
             self.holder.view,
             self.world.fence,
             self.clock,
-            is_connected=self.sessions.is_connected,
+            ears=self.sessions,
             on_owned=self.touch_all,
+            switch_on=self.world.switch_on,
         )
         context = WishContext(
             index=self.index,
@@ -493,6 +494,17 @@ class Sites:
             for vnode in site.vnodes:
                 if vnode.node.node_id == node.node_id and vnode.bmc_answers:
                     vnode.power_off()
+                    return True
+        return False
+
+    async def switch_on(self, node: Node) -> bool:
+        """Switch a fenced node on again through its BMC."""
+        for site in self.sites.values():
+            for vnode in site.vnodes:
+                if vnode.node.node_id == node.node_id:
+                    if not vnode.bmc_answers:
+                        raise Unavailable("the BMC does not answer")
+                    vnode.power_on()
                     return True
         return False
 
