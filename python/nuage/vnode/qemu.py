@@ -320,10 +320,10 @@ class QemuHypervisor:
             await self._add_transport(guest, slot, disk, fresh)
             options = disk_options(slot, generation=fresh)
             await guest.execute("blockdev-reopen", {"options": [options]})
-        del self._repoints[vm_id, slot]
-        self._set_slot(guest, slot, stored(disk), fresh)
-        for generation in range(before, fresh):
-            await self._drop_transport(guest, slot, generation)
+            del self._repoints[vm_id, slot]
+            self._set_slot(guest, slot, stored(disk), fresh)
+            for generation in range(before, fresh):  # QEMU logs out, and waits for the answer
+                await self._drop_transport(guest, slot, generation)
 
     def _led(
         self, guest: Guest, slot: int, disk: Disk

@@ -28,7 +28,7 @@ log: Final = structlog.get_logger("rerouting")
 def ruleset(ways: dict[str, str]) -> str:
     """Return all rules: each old portal led to its new one.
 
-    The chain stays when no rule is left: what was led on is translated for as long as it lives.
+    The chain stays when no rule is left: without one the kernel ends translation at once.
     """
     lines = [
         f"add table ip {TABLE}",
