@@ -152,9 +152,9 @@ class _StorageDemo:
         try:
             self._client.call("POST", f"{self._volume}/degrade", {"without": lost})
         except NuageError as error:
-            self._tell.note(f"no decision needed: {error.message}")
+            self._tell.note(f"no decision was needed: {error.message}")
         else:
-            self._tell.note(f"the policy asks all copies: decided, and logged, without {lost}")
+            self._tell.note(f"decided, and kept in the audit log: it goes on without {lost}")
 
     def _is_whole(self) -> bool:
         value = self._value()

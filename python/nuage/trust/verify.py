@@ -471,10 +471,7 @@ def split_ledger_line(line: bytes) -> tuple[str, Json, bytes]:
 
 @dataclass(slots=True)
 class ProofReport:
-    """What a volume's proof says. Any entry in `problems`: do not believe it.
-
-    `outside`: places that its contract does not allow; `silent`: sites of which it says nothing.
-    """
+    """What a volume's proof says. `silent`: sites of which it says nothing."""
 
     volume: str = ""
     asked_site: str = ""
@@ -496,10 +493,7 @@ class ProofReport:
 def verify_proof(
     data: bytes, *, keys: Mapping[str, SiteKey] | None = None, root_pem: str = ""
 ) -> ProofReport:
-    """Verify a volume's proof with public keys alone.
-
-    `keys` and `root_pem` were got on another way; without either it is only true in itself.
-    """
+    """Verify a volume's proof; `keys` and `root_pem` are what you know from elsewhere."""
     report = ProofReport()
     try:
         _check_proof(report, data, keys, root_pem)
@@ -610,12 +604,10 @@ def _check_site(
 ) -> None:
     site_id, head = str(site["site_id"]), site["head"]
     receipts = site["receipts"]
-    if not isinstance(receipts, list) or (head is None and receipts):
-        raise ValueError(f"receipts of {site_id} without a head")
-    if head is None:
+    if head is None and not receipts:
         return
-    if not isinstance(head, dict):
-        raise TypeError("head")
+    if not isinstance(receipts, list) or not isinstance(head, dict):
+        raise TypeError(f"receipts of {site_id} without a head")
     key = signers.get(str(head["key_id"]))
     if (
         key is None
@@ -690,20 +682,16 @@ def _told_places(site: Json, receipts: Sequence[Json]) -> list[str]:
         held = {str(r["segment"]) for r in own if r["event"] != "expire"}
         gone = {str(r["segment"]) for r in own if r["event"] == "expire"}
         first, *_, last = sorted(int(str(r["time_ms"])) for r in (*own, *own))
-        until = f"until {_told_time(last)}" if gone >= held else "to this day"
-        lines.append(f"{node_id} in {law}: {len(held)} segments since {_told_time(first)}, {until}")
+        since, end = (datetime.fromtimestamp(t // 1000, tz=UTC).isoformat() for t in (first, last))
+        until = f"until {end}" if gone >= held else "to this day"
+        lines.append(f"{node_id} in {law}: {len(held)} segments since {since}, {until}")
     return lines
-
-
-def _told_time(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def told_proof(report: ProofReport) -> Iterator[str]:
     """Return a proof's report in words, line by line."""
     yield "SOUND" if report.is_sound else "NOT SOUND: do not believe this file"
-    yield f"  volume          {report.volume or '?'}"
-    yield f"  asked at        {report.asked_site or '?'}"
+    yield f"  volume          {report.volume or '?'}, asked at {report.asked_site or '?'}"
     yield f"  receipts        {report.receipt_count}, under {report.head_count} signed heads"
     anchor = "the one that you trust" if report.is_anchored else "compare it with the operators'"
     yield f"  root            SHA-256 {report.root_fingerprint} ({anchor})"
