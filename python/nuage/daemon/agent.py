@@ -26,7 +26,33 @@ AnyWish = TypeVar("AnyWish")
 REPORT_EVERY_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 5.0
 RETRY_S: Final = 0.5
+TERMS_MAX: Final = 4
 log = structlog.get_logger("agent")
+
+
+class HeardLeases:
+    """How long the site's lease holds, by this node's monotonic clock.
+
+    Each answer counts from when what it answers was sent, so a late one is worth less, and no
+    clock needs to agree with another. Between two terms other sites may have taken VMs over: a
+    wish rests on its own term's lease and on those before it, never on a later one's.
+    """
+
+    def __init__(self) -> None:
+        self._until_s: dict[int, float] = {}
+
+    def hear(self, term: int, until_s: float) -> None:
+        """Note what an answer told."""
+        self._until_s[term] = max(until_s, self._until_s.get(term, until_s))
+        if len(self._until_s) > TERMS_MAX:
+            del self._until_s[min(self._until_s)]
+
+    def until_s(self, term: int) -> float | None:
+        """Return until when a wish of `term` holds; None when nothing was heard of any lease."""
+        if not self._until_s:
+            return None
+        known = (until_s for heard, until_s in self._until_s.items() if heard <= term)
+        return max(known, default=float("-inf"))
 
 
 class AgentChannel(Generic[WishT, ReportT]):
@@ -47,7 +73,7 @@ class AgentChannel(Generic[WishT, ReportT]):
         self._store = TrustStore(configuration.trust_dir)
         identity = self._store.identity()
         self._opened = asyncio.Event()
-        self.lease_until_s = 0.0  # by the monotonic clock, from the controller's last answer
+        self.leases = HeardLeases()
         self.client = ChannelClient(
             configuration.controller,
             self._store.client_context(),
@@ -137,7 +163,7 @@ class AgentChannel(Generic[WishT, ReportT]):
                 log.warning("report refused", reason=error.message)
                 continue
             if taken.lease_s > 0:
-                self.lease_until_s = max(self.lease_until_s, sent_s + taken.lease_s)
+                self.leases.hear(taken.lease_term, sent_s + taken.lease_s)
 
     async def close(self) -> None:
         """Say goodbye to the controller."""

@@ -247,6 +247,7 @@ class Controller:
             storage_key=(configuration.state_dir / STORAGE_KEY_FILE).read_bytes(),
             lease_until_s=lease_until_s(self._guardian, self._clock),
             may_switch=self._movement.may_switch,
+            lease_term=lambda: self._guardian.lease_term,
         )
         self._reconciler = Reconciler(
             self.site, context, self._sessions, self._movement, self._tasks
@@ -322,6 +323,7 @@ class Controller:
                 subscribed=lambda node_id, _role: self._reconciler.touch((node_id,)),
                 lost=self._node_lost,
                 lease_s=self._guardian.lease_s,
+                lease_term=lambda: self._guardian.lease_term,
             ),
         )
         register_renewal(self._handlers, self._store, self._book.revocations, self._clock)

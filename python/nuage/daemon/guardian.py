@@ -92,6 +92,7 @@ class Guardian:
         self._placing = asyncio.Lock()  # a node is not switched on while its VMs are being placed
         site.holds_lease = lambda: self.lease_s() > 0
         self._was_held = False
+        self.lease_term = 0  # rises with each gap, also across restarts of this controller
 
     # Leases of fail-over VMs ------------------------------------------------------------------
 
@@ -118,6 +119,7 @@ class Guardian:
         self._owned = {VmId(o.id) for o in owned if o.kind == "vm"}
         self._barred = self._expected() - self._owned
         self._was_held = True
+        self.lease_term = max(self.lease_term + 1, int(self._clock.now_s() * 1000))
         self._report_difference()
         self._on_owned()
 

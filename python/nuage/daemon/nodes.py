@@ -37,9 +37,13 @@ class FollowWishes:
 
 @dataclass(frozen=True, slots=True)
 class ReportTaken:
-    """The site has the report. `lease_s` counts from when the report was sent; 0: none held."""
+    """The site has the report. `lease_s` counts from when the report was sent; 0: none held.
+
+    It is worth something for the VMs of wishes of that `lease_term` and later ones.
+    """
 
     lease_s: float = 0.0
+    lease_term: int = 0
 
 
 class Numbered(Protocol):
@@ -89,6 +93,11 @@ class Reactions:
     subscribed: Callable[[NodeId, NodeRole], None]
     lost: Callable[[NodeId], None]
     lease_s: Callable[[], float]
+    lease_term: Callable[[], int]
+
+    def taken(self) -> ReportTaken:
+        """Return the answer to a node that spoke."""
+        return ReportTaken(self.lease_s(), self.lease_term())
 
 
 class NodeSessions:
@@ -120,21 +129,21 @@ class NodeSessions:
             self._require_self(peer, node.node_id)
             self._heard(node.node_id)
             await reactions.hello(node)
-            return ReportTaken(reactions.lease_s())
+            return reactions.taken()
 
         @handlers.method("vnode.report", VnodeReport, roles={NodeRole.VNODE})
         async def vnode_report(peer: Peer, report: VnodeReport) -> ReportTaken:
             self._require_self(peer, report.node_id)
             self._heard(report.node_id)
             reactions.vnode_report(report)
-            return ReportTaken(reactions.lease_s())
+            return reactions.taken()
 
         @handlers.method("ionode.report", IonodeReport, roles={NodeRole.IONODE})
         async def ionode_report(peer: Peer, report: IonodeReport) -> ReportTaken:
             self._require_self(peer, report.node_id)
             self._heard(report.node_id)
             reactions.ionode_report(report)
-            return ReportTaken(reactions.lease_s())
+            return reactions.taken()
 
         @handlers.stream("vnode.wishes", FollowWishes, roles={NodeRole.VNODE})
         async def vnode_wishes(peer: Peer, _body: FollowWishes) -> AsyncIterator[object]:

@@ -30,6 +30,7 @@ from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 from nuage.vnode.sed import NodeFacts, PowerReading, Sed, SliceGauge
 
 LEASE_CHECK_S = 1.0
+NOT_ALLOWED_S = 1.0  # the end of a lease that ended long ago; 0.0 would be none
 log = structlog.get_logger("vnode")
 
 
@@ -217,18 +218,18 @@ class VnodeProcess:
     def _with_lease(self, wish: VnodeWish) -> VnodeWish:
         """Put this node's own knowledge of the lease in place of the controller's clock.
 
-        The channel counts a lease from when the report that renewed it was sent, so a late
-        answer shortens it and no clock needs to agree with another.
+        How long it is comes from the channel alone (`agent.HeardLeases`); that a VM may not run
+        at all is the controller's to say (`NOT_ALLOWED_S`).
         """
-        if not self._channel.lease_until_s:
+        heard_s = self._channel.leases.until_s(wish.lease_term)
+        if heard_s is None:
             return wish  # nothing heard since this process began: the controller's word holds
-        left_s = self._channel.lease_until_s - self._clock.monotonic_s()
-        until_s = self._clock.now_s() + left_s
+        until_s = self._clock.now_s() + heard_s - self._clock.monotonic_s()
 
         def leased(vm: VmWish) -> VmWish:
-            if vm.lease_until_s <= 0:
+            if vm.lease_until_s <= NOT_ALLOWED_S:
                 return vm
-            return replace(vm, lease_until_s=max(min(until_s, vm.lease_until_s), 1.0))
+            return replace(vm, lease_until_s=max(until_s, NOT_ALLOWED_S))
 
         return replace(wish, vms=tuple(leased(vm) for vm in wish.vms))
 

@@ -54,6 +54,7 @@ class WishContext:
     storage_key: bytes
     lease_until_s: Callable[[VmId], float]
     may_switch: Callable[[VmId], bool]
+    lease_term: Callable[[], int] = lambda: 0
 
 
 def chap_user(volume_id: VolumeId, epoch: int) -> str:
@@ -90,7 +91,7 @@ def vnode_wish(context: WishContext, node_id: NodeId, revision: int) -> VnodeWis
             disk_slots=vm_moving.disk_slots,
         )
         wishes.append(replace(wish, incoming=incoming))
-    return VnodeWish(revision=revision, vms=tuple(wishes))
+    return VnodeWish(revision=revision, vms=tuple(wishes), lease_term=context.lease_term())
 
 
 def _with_departure(context: WishContext, vm: Vm, wish: VmWish) -> VmWish:

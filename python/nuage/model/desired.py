@@ -91,10 +91,15 @@ class VmWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VnodeWish:
-    """All that a V-node shall run. A VM it has that is not here is an orphan: reported, kept."""
+    """All that a V-node shall run. A VM it has that is not here is an orphan: reported, kept.
+
+    `lease_term` counts the site's leases: what an answer under a later one tells of its length
+    says nothing about the VMs here, which may have been taken over in between.
+    """
 
     revision: int
     vms: tuple[VmWish, ...]
+    lease_term: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 from tests.simulation.federation.whole_sites import SimSite, Sites, stand_in
 
+from nuage.daemon.agent import HeardLeases
+from nuage.daemon.nodes import ReportTaken
 from nuage.daemon.vnode import VnodeProcess
 from nuage.errors import NuageError, Unavailable
 from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId, VolumeId
@@ -69,7 +71,7 @@ class SimVnode:
     last_wish: VnodeWish | None = None
 
     def __post_init__(self) -> None:
-        self._channel = stand_in(lease_until_s=0.0)
+        self._channel = stand_in(leases=HeardLeases())
         self._clock = self.clock
         self._new_hypervisor()
 
@@ -102,7 +104,7 @@ class SimVnode:
             if owner is self.hypervisor:
                 del self.fabric.listeners[address]
         self._new_hypervisor()
-        self._channel.lease_until_s = 0.0
+        self._channel.leases = HeardLeases()
         self.last_wish = None
 
     def power_on(self) -> None:
@@ -121,7 +123,7 @@ class SimVnode:
         node_id, site = self.node.node_id, self.site
         sent_s, report = self.clock.monotonic_s(), self.report()
 
-        async def tell() -> float:
+        async def tell() -> ReportTaken:
             await site.greet(self.node)
             return site.take_vnode(report)
 
@@ -129,14 +131,13 @@ class SimVnode:
             return cast(VnodeWish | None, site.sessions.slot(node_id)._wish)
 
         try:
-            lease_s = await self.world.wires.call(
+            taken = await self.world.wires.call(
                 node_id, site.machine, tell, timeout_s=3.0, doing="report"
             )
             if not self.is_powered:
                 return
-            if lease_s > 0:
-                until_s = sent_s + lease_s
-                self._channel.lease_until_s = max(self._channel.lease_until_s, until_s)
+            if taken.lease_s > 0:
+                self._channel.leases.hear(taken.lease_term, sent_s + taken.lease_s)
             await self._take(self.last_wish)
             wish = await self.world.wires.call(
                 node_id, site.machine, fetch, timeout_s=3.0, doing="wishes"

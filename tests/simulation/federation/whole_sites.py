@@ -23,7 +23,7 @@ from nuage.catalogue.memory import MemoryCatalogue
 from nuage.catalogue.replica import MemoryReplicas
 from nuage.channel import Handlers, Peer
 from nuage.daemon.guardian import Guardian, lease_until_s
-from nuage.daemon.nodes import NodeSessions
+from nuage.daemon.nodes import NodeSessions, ReportTaken
 from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChannels
 from nuage.daemon.process import Tasks
 from nuage.daemon.reconciler import Reconciler
@@ -338,6 +338,7 @@ class SimSite:
             storage_key=b"k" * 32,
             lease_until_s=lease_until_s(self.guardian, self.clock),
             may_switch=self.movement.may_switch,
+            lease_term=lambda: self.guardian.lease_term,
         )
         self.reconciler = Reconciler(self.site, context, self.sessions, self.movement, self.tasks)
         everybody = Everybody()
@@ -445,10 +446,10 @@ class SimSite:
             await self.site.save(fresh)
         self.reconciler.touch((node.node_id,))
 
-    def take_vnode(self, report: VnodeReport) -> float:
+    def take_vnode(self, report: VnodeReport) -> ReportTaken:
         self.agent.update(replace(report.estimate, sent_s=self.clock.now_s()))
         self.reconciler.take_vnode_report(report)
-        return self.guardian.lease_s()
+        return ReportTaken(self.guardian.lease_s(), self.guardian.lease_term)
 
     # What people do -------------------------------------------------------------------------------
 
