@@ -26,6 +26,9 @@ use std::time::Duration;
 /// How often closing heads are looked at; nothing else wakes the daemon for them.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
 
+/// How often a head is driven while it has an administrative record to write.
+const ADMINISTRATION_POLL: Duration = Duration::from_millis(5);
+
 /// Who asked, and with which id.
 pub(crate) type Asker = (ClientId, Value);
 
@@ -438,6 +441,16 @@ impl Daemon for Storaged {
 
     fn wake_within(&self) -> Option<Duration> {
         let closing = self.draining || self.heads.values().any(|head| head.closing);
+        // A record of the administrator waits for all before it, and nothing else may wake the head.
+        let administers = |pending: &Pending| {
+            matches!(
+                pending,
+                Pending::Resize { .. } | Pending::Rollback { .. } | Pending::Mark { .. }
+            )
+        };
+        if self.pending.values().any(administers) {
+            return Some(ADMINISTRATION_POLL);
+        }
         let replicated = self.heads.values().any(|head| !head.peers.is_empty());
         closing
             .then_some(CLOSING_POLL)

@@ -1,7 +1,7 @@
 """The iSCSI target under Debian's `iscsi-test-cu`: every family, one and two portals, thin.
 
-CUnit counts a skipped test as passed, so the output is read test by test. What may be skipped, and why, is
-written in docs/protocols/iscsi.md; anything else skipped is a failure here.
+CUnit counts a skipped test as passed, so the output is read test by test. What may be skipped,
+and why, is written in docs/protocols/iscsi.md; anything else skipped is a failure here.
 """
 
 import re
@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import IQN, MIB, SECRET, Daemon, need
+from tests.system.storage_front.storage_front_daemon import IQN, MIB, SECRET, Daemon, need
 
 pytestmark = pytest.mark.system
 
@@ -35,7 +35,6 @@ BLOCKS_4096 = {
     "WriteSame16.InvalidDataOutSize": "the suite runs it on 512e only",
     "WriteSame10.UnmapUnaligned": "every block is aligned",
     "WriteSame16.UnmapUnaligned": "every block is aligned",
-    "iSCSIdatasn": "",
 }
 # The test asks for the status from the middle of a page and wants the next page's address first;
 # SBC-3 wants the address that was asked for.
