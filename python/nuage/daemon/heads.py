@@ -26,9 +26,9 @@ from nuage.model.volume import VolumeState
 
 WATCH_EVERY_S: Final = 0.2
 LOOK_EVERY_S: Final = 1.0
-PROBE_TIMEOUT_S: Final = 0.5  # a portal of the same site accepts within a millisecond
+PROBE_TIMEOUT_S: Final = 0.3  # a portal of the same site accepts within a millisecond
 PROBES: Final = 2
-PROBE_REST_S: Final = 0.2
+PROBE_REST_S: Final = 0.1
 log = structlog.get_logger("heads")
 
 
