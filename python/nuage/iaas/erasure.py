@@ -109,4 +109,5 @@ async def copy_erased(site: Site, done: CopyErased) -> None:
         await site.save(replace(erasure, places=left))
     else:
         await site.delete(erasure)
-        site.announce("volume", done.volume_id, "gone", f"{erasure.name}: no copy is left")
+        told = "no copy is left" if erasure.is_deleted else "what was to be erased is erased"
+        site.announce("volume", done.volume_id, "gone", f"{erasure.name}: {told}")
