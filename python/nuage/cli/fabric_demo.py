@@ -5,6 +5,7 @@ longest gap is the longest run of answers that did not come, times the ping's in
 """
 
 import re
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -182,10 +183,11 @@ def _run(demo: FabricDemo, name: str, command: str) -> str:
     """Type a command on a VM's console; return what it printed."""
     path = f"{demo.vm(name)}/console"
     seen = int(str(row_of(demo.user.get(path, bytes_max=1))["total_bytes"]))
-    mark = f"end{seen}"
-    # The quotes keep the echo of what is typed from looking like the end.
-    demo.user.call("POST", path, {"text": f"{command}; echo {mark[:2]}''{mark[2:]}\n"})
-    told = wait_for_text(demo.user, path, mark, after=seen, timeout_s=CONSOLE_WAIT_S)
+    mark = secrets.token_hex(4)  # of this run alone: the console's count lags behind
+    # The quotes keep the echo of what is typed from looking like the marks.
+    text = f"echo b''{mark}; {command}; echo e''{mark}\n"
+    demo.user.call("POST", path, {"text": text})
+    told = wait_for_text(demo.user, path, f"e{mark}", after=seen, timeout_s=CONSOLE_WAIT_S)
     if not told:
         raise TimedOut(f"a command on the console of {name}", after_s=CONSOLE_WAIT_S)
-    return told
+    return told.rpartition(f"b{mark}")[2].partition(f"e{mark}")[0]
