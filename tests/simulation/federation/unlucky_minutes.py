@@ -89,7 +89,7 @@ class World(Watching):
             for n in (1, 2):
                 clock = SkewedClock(
                     rate=1.0 + self.prng.uniform(-DRIFT_MAX, DRIFT_MAX),
-                    offset_s=offset_s + self.prng.uniform(-0.2, 0.2),
+                    offset_s=offset_s + self.prng.uniform(-20.0, 20.0),
                 )
                 fabric = FakeFabric(listeners=listeners, port_last=49_151 + 1000 * number + 500 * n)
                 node = make_node(site.site_id, NodeRole.VNODE, n)
