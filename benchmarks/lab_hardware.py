@@ -33,7 +33,7 @@ def _mbit_s(lab: Lab, source: str, target: str) -> float:
     server = subprocess.Popen(
         lab.command(target, ["iperf3", "-s", "-1"]), stdout=subprocess.DEVNULL
     )
-    time.sleep(0.5)  # noqa: TID251 - iperf3 opens its port
+    time.sleep(0.5)
     outcome = subprocess.run(
         lab.command(source, ["iperf3", "-c", lab.address(target), "-t", "3", "-J"]),
         capture_output=True, check=True,
@@ -60,7 +60,7 @@ def main() -> None:
                 if index == 0:
                     pid = lab.status().hardware_pid
                     before_s = _cpu_s(pid)
-                    time.sleep(IDLE_S)  # noqa: TID251 - the measurement
+                    time.sleep(IDLE_S)
                     share = (_cpu_s(pid) - before_s) / IDLE_S
                     print(f"hardware idle: {share:.2%} of a core, {_resident_mib(pid):.0f} MiB")
                     print(

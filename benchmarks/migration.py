@@ -43,7 +43,7 @@ DOWNTIME_MS_MAX = 100
 
 async def until_text(log: Path, text: bytes) -> None:
     async with asyncio.timeout(60):
-        while not log.exists() or text not in log.read_bytes():  # noqa: ASYNC110 - a file
+        while not log.exists() or text not in log.read_bytes():
             await asyncio.sleep(LOOK_S)
 
 
@@ -62,7 +62,7 @@ async def plain_round(image: Path, folder: Path) -> float:
             "-drive", f"if=virtio,format=raw,cache=none,file={disk}", *incoming,
         )  # fmt: skip
         processes.append(process)
-        while not (folder / f"{name}.sock").exists():  # noqa: ASYNC110 - QEMU makes it
+        while not (folder / f"{name}.sock").exists():
             await asyncio.sleep(LOOK_S)
         client = QmpClient(lambda _event: None)
         await client.connect(folder / f"{name}.sock")

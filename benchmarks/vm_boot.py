@@ -88,7 +88,7 @@ async def boot_through_agent(image: Path, folder: Path, agent: VnodeAgent, numbe
         wish=PowerWish.DELETED, epoch=1, disks=(), ports=(),
     )  # fmt: skip
     await agent.take_wish(VnodeWish(revision=2 * number + 1, vms=(gone,)))
-    while (folder / "node/vms" / vm_id).exists():  # noqa: ASYNC110 - the agent's own work
+    while (folder / "node/vms" / vm_id).exists():
         await asyncio.sleep(LOOK_S)
     return taken_s
 
