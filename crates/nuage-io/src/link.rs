@@ -291,10 +291,10 @@ impl LinkSet {
         }
         let mut filled = std::collections::BTreeSet::new();
         for (id, bytes) in std::mem::take(&mut self.orders.send) {
-            if let Some(held) = self.held.get_mut(&id) {
-                if held.link.queue(&bytes) {
-                    filled.insert(id);
-                }
+            if let Some(held) = self.held.get_mut(&id)
+                && held.link.queue(&bytes)
+            {
+                filled.insert(id);
             }
         }
         for id in filled {

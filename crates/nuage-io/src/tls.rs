@@ -94,8 +94,10 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<(bool, String)> {
 /// The identity among a leaf's names. Constraints see a site in DNS names only, so the URI counts
 /// where the DNS name beside it says the same.
 fn identity_among(names: &[(bool, String)]) -> Option<Identity> {
-    let uris = names.iter().filter(|(is_uri, _)| *is_uri);
-    let identity = uris.filter_map(|(_, uri)| Identity::parse(uri)).next()?;
+    let identity = names
+        .iter()
+        .filter(|(is_uri, _)| *is_uri)
+        .find_map(|(_, uri)| Identity::parse(uri))?;
     let Identity {
         federation,
         site,
@@ -191,6 +193,12 @@ fn understood(certificate: &X509Certificate<'_>) -> bool {
         })
 }
 
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PathError> {
+    X509Certificate::from_der(der)
+        .map(|(_, found)| found)
+        .map_err(|_| PathError::Unreadable)
+}
+
 /// Check a path and give the identity of its leaf.
 pub fn check_path(
     leaf: &CertificateDer<'_>,
@@ -200,11 +208,6 @@ pub fn check_path(
 ) -> Result<Identity, PathError> {
     if intermediates.len() > PATH_MAX {
         return Err(PathError::NoPath);
-    }
-    fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PathError> {
-        X509Certificate::from_der(der)
-            .map(|(_, found)| found)
-            .map_err(|_| PathError::Unreadable)
     }
     let now = ASN1Time::from_timestamp(now_s).map_err(|_| PathError::NotNow)?;
     let leaf = parse(leaf)?;

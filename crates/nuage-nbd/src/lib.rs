@@ -9,8 +9,8 @@
 //!  bytes ◄── Output ◄── replies           ◄── Completion ──┘
 //! ```
 
-// NBD's flags are independent bits; a struct of them says so.
-#![allow(clippy::struct_excessive_bools)]
+// NBD's flags are independent bits; its names (REQUEST_ONE) are not Rust items.
+#![allow(clippy::struct_excessive_bools, clippy::doc_markdown)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod handshake;

@@ -15,6 +15,8 @@ const IN_FLIGHT_MAX: usize = 256;
 const IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Extents of one block status reply.
 const EXTENTS_MAX: usize = 8192;
+/// Longest extent that fits a reply, a whole number of pages.
+const LONGEST_EXTENT: u32 = 0xffff_f000;
 
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -111,10 +113,10 @@ impl Server {
             if payload.refused.is_none() {
                 payload.data.extend_from_slice(taken);
             }
-            if payload.missing == 0 {
-                if let Some(payload) = session.payload.take() {
-                    self.write(id, payload);
-                }
+            if payload.missing == 0
+                && let Some(payload) = session.payload.take()
+            {
+                self.write(id, payload);
             }
             return;
         }
@@ -317,7 +319,7 @@ impl Server {
         let connection = self.connections.get_mut(id)?;
         match &connection.phase {
             Phase::Transmission(session) => Some((session.structured, &mut connection.output)),
-            _ => None,
+            Phase::Handshake(_) => None,
         }
     }
 
@@ -364,7 +366,7 @@ impl Server {
         let count = if one { 1 } else { EXTENTS_MAX };
         let mut body = CONTEXT_ID.to_be_bytes().to_vec();
         for extent in extents.iter().take(count) {
-            let length = u32::try_from(extent.length).unwrap_or(u32::MAX & !4095);
+            let length = u32::try_from(extent.length).unwrap_or(LONGEST_EXTENT);
             body.extend_from_slice(&length.to_be_bytes());
             let state = if extent.mapped {
                 0

@@ -212,15 +212,15 @@ fn copies_of(head: &Head) -> Vec<Value> {
     let Some(engine) = &head.engine else {
         return Vec::new();
     };
-    let states = engine.with(|engine| engine.copies());
+    let known = engine.with(|engine| engine.copies());
     head.peers
         .iter()
         .filter_map(|peer| {
-            let status = states.get(peer.copy)?;
+            let copy = known.get(peer.copy)?;
             Some(json!({
                 "node": peer.name, "connected": peer.link.is_some(),
-                "state": format!("{:?}", status.state).to_lowercase(),
-                "memory_sequence": status.memory_seq, "durable_sequence": status.durable_seq,
+                "state": format!("{:?}", copy.state).to_lowercase(),
+                "memory_sequence": copy.memory_seq, "durable_sequence": copy.durable_seq,
             }))
         })
         .collect()

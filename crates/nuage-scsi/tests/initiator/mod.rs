@@ -1,5 +1,5 @@
 //! A small initiator for the tests: builds PDUs and reads the target's.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::format_push_string)]
 
 use nuage_block::memory::MemoryDevice;
 use nuage_block::{BlockDevice, Completion, Geometry, Request};
