@@ -1,14 +1,19 @@
-"""A certificate that is good for one test."""
+"""An IO-node's certificate in a federation that is good for one test."""
 
-import datetime
+import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from nuage.channel import Identity
+from nuage.ids import FederationId, NodeId, SiteId
+from nuage.model.infrastructure import NodeRole
+from nuage.trust.pki import pem_of
+from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
+
+FEDERATION = FederationId("throwaway")
+SITE = SiteId("marne")
 
 
 @dataclass(frozen=True)
@@ -19,34 +24,16 @@ class TlsFiles:
 
 
 def write_tls(directory: Path) -> TlsFiles:
-    """Write a self-signed certificate that is its own root."""
-    directory.mkdir(parents=True, exist_ok=True)
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "throwaway")])
-    start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=2))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
+    """Found a federation, and let one IO-node in."""
+    now_s = time.time()
+    founder = TrustStore(directory / "founder")
+    controller = Identity(FEDERATION, SITE, NodeRole.CONTROLLER, NodeId("controller"))
+    founder.found(controller, now_s=now_s)
+    key = Ed25519PrivateKey.generate()
+    ionode = Identity(FEDERATION, SITE, NodeRole.IONODE, NodeId("marne-io1"))
+    chain_pem = founder.issue(key.public_key(), ionode, now_s=now_s)
+    store = TrustStore(directory / "ionode")
+    store.install(root_pem=pem_of(founder.root()), chain_pem=chain_pem, key=key)
+    return TlsFiles(
+        store.directory / DAEMON_CHAIN, store.directory / DAEMON_KEY, store.directory / ROOT
     )
-    files = TlsFiles(directory / "chain.pem", directory / "key.pem", directory / "root.pem")
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    files.chain.write_bytes(pem)
-    files.root.write_bytes(pem)
-    files.key.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return files
