@@ -131,6 +131,7 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         self._hang_up()
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def _hang_up(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
