@@ -10,6 +10,9 @@
 //! it merges smaller writes itself.
 
 pub mod memory;
+mod output;
+
+pub use output::Output;
 
 use std::sync::Arc;
 use std::time::Duration;

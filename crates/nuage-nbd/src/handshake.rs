@@ -1,11 +1,11 @@
 //! The handshake: options until an export is chosen.
 
-use crate::output::Output;
 use crate::server::{Export, ExportId, Tls};
 use crate::wire::{
     CONTEXT, CONTEXT_ID, FIXED_NEWSTYLE, IHAVEOPT, MAGIC, NO_ZEROES, OPTION_BYTES, OPTION_REPLY,
     be16, be32, be64, flag, info, length_u32, option, option_reply,
 };
+use nuage_block::Output;
 use std::collections::BTreeMap;
 
 /// Longest option we read; names have at most 4096 bytes, a list of contexts a few of them.

@@ -14,10 +14,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod handshake;
-pub mod output;
 mod server;
 mod transmission;
 pub mod wire;
 
-pub use output::Output;
 pub use server::{ConnectionId, Event, Export, ExportId, Server, Tls};

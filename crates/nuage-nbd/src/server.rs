@@ -4,9 +4,8 @@
 //! payloads are bounded; a client that does not read its replies is not read from.
 
 use crate::handshake::Handshake;
-use crate::output::Output;
 use crate::transmission::{Session, Task};
-use nuage_block::{Completion, Geometry, Request};
+use nuage_block::{Completion, Geometry, Output, Request};
 use slab::Slab;
 use std::collections::BTreeMap;
 

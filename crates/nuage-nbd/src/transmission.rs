@@ -1,13 +1,12 @@
 //! The transmission phase: requests in, replies out, in any order.
 
 use crate::handshake::PAYLOAD_BYTES_MAX;
-use crate::output::Output;
 use crate::server::{ConnectionId, Event, ExportId, Phase, Server};
 use crate::wire::{
     CHUNK_MAGIC, CONTEXT_ID, REQUEST_BYTES, REQUEST_MAGIC, SIMPLE_MAGIC, STATE_HOLE, STATE_ZERO,
     be16, be32, be64, chunk, command, command_flag, error, length_u32,
 };
-use nuage_block::{Extent, Failure, Operation, Outcome, Request};
+use nuage_block::{Extent, Failure, Operation, Outcome, Output, Request};
 
 /// Requests of one connection in flight before it is read no further.
 const IN_FLIGHT_MAX: usize = 256;
@@ -332,10 +331,10 @@ impl Server {
             let mut body = chunk_head(chunk::OFFSET_DATA, header.cookie, data.len() + 8);
             body.extend_from_slice(&header.offset.to_be_bytes());
             output.copy(&body);
-            output.share(data);
+            output.share(data.into());
         } else {
             output.copy(&simple(0, header.cookie));
-            output.share(data);
+            output.share(data.into());
         }
     }
 

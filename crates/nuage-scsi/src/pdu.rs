@@ -13,17 +13,12 @@
 //! the announced maximum.
 
 use bytes::Bytes;
-use std::collections::VecDeque;
-use std::io::IoSlice;
+use nuage_block::Output;
 
 /// Bytes of a basic header segment (RFC 7143 §11.2.1).
 pub const BHS_BYTES: usize = 48;
 /// The tag that means "none" (RFC 7143 §11.2.1.8).
 pub const TAG_NONE: u32 = 0xffff_ffff;
-/// Segments up to this size are copied behind one another, so that a batch of status PDUs is one
-/// slice of a `writev`; larger ones are sent from where they are.
-const COPY_BYTES_MAX: usize = 512;
-
 /// Opcodes an initiator sends (RFC 7143 §11.2.1.2).
 pub mod request {
     pub const NOP_OUT: u8 = 0x00;
@@ -293,42 +288,15 @@ impl PduReader {
     }
 }
 
-/// Bytes waiting for the socket, as slices of what the engine handed out.
+/// PDUs waiting for the socket, digests added as negotiated.
 #[derive(Debug, Default)]
-pub struct Output {
-    segments: VecDeque<Segment>,
-    /// Bytes of the first segment that the socket has taken.
-    taken: usize,
-    bytes: usize,
+pub struct PduOutput {
+    pub queue: Output,
     pub header_digest: bool,
     pub data_digest: bool,
 }
 
-#[derive(Debug)]
-enum Segment {
-    Copied(Vec<u8>),
-    Shared(Bytes),
-}
-
-impl Segment {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Segment::Copied(bytes) => bytes,
-            Segment::Shared(bytes) => bytes,
-        }
-    }
-}
-
-impl Output {
-    /// Bytes not yet taken by the socket.
-    pub fn len(&self) -> usize {
-        self.bytes
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
+impl PduOutput {
     /// Queue one PDU; lengths, padding and digests are filled in here.
     pub fn push(&mut self, mut header: Bhs, data: Bytes) {
         header.set_data_bytes(data.len());
@@ -339,7 +307,7 @@ impl Output {
             head[BHS_BYTES..].copy_from_slice(&crc32c::crc32c(&header.0).to_le_bytes());
             head_bytes += 4;
         }
-        self.copy(&head[..head_bytes]);
+        self.queue.copy(&head[..head_bytes]);
         if data.is_empty() {
             return;
         }
@@ -351,62 +319,7 @@ impl Output {
             tail[pad..pad + 4].copy_from_slice(&crc.to_le_bytes());
             tail_bytes += 4;
         }
-        if data.len() <= COPY_BYTES_MAX {
-            self.copy(&data);
-        } else {
-            self.bytes += data.len();
-            self.segments.push_back(Segment::Shared(data));
-        }
-        self.copy(&tail[..tail_bytes]);
-    }
-
-    fn copy(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        self.bytes += bytes.len();
-        if let Some(Segment::Copied(last)) = self.segments.back_mut() {
-            last.extend_from_slice(bytes);
-        } else {
-            let mut fresh = Vec::with_capacity(BHS_BYTES * 4);
-            fresh.extend_from_slice(bytes);
-            self.segments.push_back(Segment::Copied(fresh));
-        }
-    }
-
-    /// The first slices to write, at most `count_max`.
-    pub fn slices(&self, count_max: usize) -> Vec<IoSlice<'_>> {
-        let mut slices = Vec::with_capacity(self.segments.len().min(count_max));
-        let mut skip = self.taken;
-        for segment in self.segments.iter().take(count_max) {
-            slices.push(IoSlice::new(&segment.as_slice()[skip..]));
-            skip = 0;
-        }
-        slices
-    }
-
-    /// The socket took `count` bytes.
-    pub fn advance(&mut self, count: usize) {
-        self.bytes = self.bytes.saturating_sub(count);
-        let mut left = self.taken + count;
-        while let Some(first) = self.segments.front() {
-            let length = first.as_slice().len();
-            if left < length {
-                break;
-            }
-            left -= length;
-            self.segments.pop_front();
-        }
-        self.taken = if self.segments.is_empty() { 0 } else { left };
-    }
-
-    /// Everything as one vector; for tests.
-    pub fn drain(&mut self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.bytes);
-        for slice in self.slices(usize::MAX) {
-            all.extend_from_slice(&slice);
-        }
-        self.advance(all.len());
-        all
+        self.queue.share(data);
+        self.queue.copy(&tail[..tail_bytes]);
     }
 }

@@ -12,12 +12,12 @@
 
 use crate::login::{Access, Agreement, Directory, Login, Reply, Status};
 use crate::negotiate::{Parameters, RECEIVE_BYTES_MAX};
-use crate::pdu::{Bhs, Output, Pdu, PduError, PduReader, reject, request, response};
+use crate::pdu::{Bhs, Pdu, PduError, PduOutput, PduReader, reject, request, response};
 use crate::reservation::Port;
 use crate::unit::{Alua, Identity, LogicalUnit, Nexus, Reply as ScsiReply};
 use crate::{block::Then, chap::CHALLENGE_BYTES};
 use bytes::Bytes;
-use nuage_block::{Completion, Geometry, Request};
+use nuage_block::{Completion, Geometry, Output, Request};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -100,7 +100,7 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub reader: PduReader,
-    pub output: Output,
+    pub output: PduOutput,
     pub phase: Phase,
     /// Close once the output is sent.
     pub closing: bool,
@@ -332,7 +332,7 @@ impl Server {
         }
         Some(self.connections.insert(Connection {
             reader: PduReader::new(RECEIVE_BYTES_MAX),
-            output: Output::default(),
+            output: PduOutput::default(),
             phase: Phase::Login(Box::new(Login::new(entropy))),
             closing: false,
             status_sn: 0,
@@ -416,13 +416,13 @@ impl Server {
     pub fn output(&self, id: ConnectionId) -> Option<&Output> {
         self.connections
             .get(id)
-            .map(|connection| &connection.output)
+            .map(|connection| &connection.output.queue)
     }
 
     /// The socket took bytes; commands that waited for that start.
     pub fn sent(&mut self, id: ConnectionId, count: usize) {
         if let Some(connection) = self.connections.get_mut(id) {
-            connection.output.advance(count);
+            connection.output.queue.advance(count);
             let waits =
                 matches!(&connection.phase, Phase::Full(session) if !session.waiting.is_empty());
             if waits {
@@ -435,13 +435,13 @@ impl Server {
     pub fn finished(&self, id: ConnectionId) -> bool {
         self.connections
             .get(id)
-            .is_none_or(|connection| connection.closing && connection.output.is_empty())
+            .is_none_or(|connection| connection.closing && connection.output.queue.is_empty())
     }
 
     /// False while the peer does not take what it asked for: stop reading its socket.
     pub fn wants_input(&self, id: ConnectionId) -> bool {
         self.connections.get(id).is_some_and(|connection| {
-            !connection.closing && connection.output.len() <= OUTPUT_BYTES_MAX
+            !connection.closing && connection.output.queue.len() <= OUTPUT_BYTES_MAX
         })
     }
 

@@ -190,7 +190,7 @@ impl Server {
         let unsent = self
             .connections
             .get(id)
-            .map_or(0, |connection| connection.output.len());
+            .map_or(0, |connection| connection.output.queue.len());
         let Some(session) = self.session_mut(id) else {
             return;
         };
@@ -209,7 +209,7 @@ impl Server {
             let unsent = self
                 .connections
                 .get(id)
-                .map_or(0, |connection| connection.output.len());
+                .map_or(0, |connection| connection.output.queue.len());
             let Some(session) = self.session_mut(id) else {
                 return;
             };

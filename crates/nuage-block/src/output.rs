@@ -6,6 +6,8 @@ use std::io::IoSlice;
 
 /// Pieces up to this size are copied behind one another: a batch of replies is one slice.
 const COPY_BYTES_MAX: usize = 512;
+/// What a run of copied pieces begins with room for.
+const COPY_BYTES_MIN: usize = 256;
 
 #[derive(Debug)]
 enum Segment {
@@ -25,11 +27,13 @@ impl Segment {
 #[derive(Debug, Default)]
 pub struct Output {
     segments: VecDeque<Segment>,
+    /// Bytes of the first segment that the socket has taken.
     taken: usize,
     bytes: usize,
 }
 
 impl Output {
+    /// Bytes not yet taken by the socket.
     pub fn len(&self) -> usize {
         self.bytes
     }
@@ -38,6 +42,7 @@ impl Output {
         self.bytes == 0
     }
 
+    /// Queue a copy of these bytes.
     pub fn copy(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -46,18 +51,19 @@ impl Output {
         if let Some(Segment::Copied(last)) = self.segments.back_mut() {
             last.extend_from_slice(bytes);
         } else {
-            let mut fresh = Vec::with_capacity(bytes.len().max(256));
+            let mut fresh = Vec::with_capacity(bytes.len().max(COPY_BYTES_MIN));
             fresh.extend_from_slice(bytes);
             self.segments.push_back(Segment::Copied(fresh));
         }
     }
 
-    pub fn share(&mut self, data: Vec<u8>) {
+    /// Queue these bytes where they are, or a copy if they are few.
+    pub fn share(&mut self, data: Bytes) {
         if data.len() <= COPY_BYTES_MAX {
             self.copy(&data);
         } else {
             self.bytes += data.len();
-            self.segments.push_back(Segment::Shared(Bytes::from(data)));
+            self.segments.push_back(Segment::Shared(data));
         }
     }
 
