@@ -9,7 +9,8 @@ use nuage_journal::{AlignedBuffer, BLOCK_BYTES, DiskError, DiskResult};
 
 use crate::directory::io_error;
 
-/// Operations in the ring at once; more wait here.
+/// Operations in the ring at once; more wait here. The completion queue holds twice as many, so it
+/// never overflows: what the kernel sets aside then is given out only to one who enters again.
 const RING_ENTRIES: u32 = 256;
 /// User data of the poll on the threads' bell; tokens of the engine start at 1.
 const BELL_TOKEN: u64 = 0;
@@ -28,6 +29,8 @@ pub(crate) struct Ring {
     ring: IoUring,
     in_flight: HashMap<u64, InFlight>,
     waiting: VecDeque<squeue::Entry>,
+    /// Entries handed to the ring whose completion has not been taken.
+    in_ring: u32,
     bell: RawFd,
     bell_armed: bool,
 }
@@ -42,6 +45,7 @@ impl Ring {
             ring,
             in_flight: HashMap::new(),
             waiting: VecDeque::new(),
+            in_ring: 0,
             bell,
             bell_armed: false,
         };
@@ -116,21 +120,26 @@ impl Ring {
         self.waiting.push_back(entry);
     }
 
-    /// Hand waiting operations to the kernel.
+    /// Hand waiting operations to the kernel, as many as the ring may hold.
     fn enter(&mut self) {
-        while !self.waiting.is_empty() {
+        loop {
             let mut queue = self.ring.submission();
-            while let Some(entry) = self.waiting.front() {
+            while self.in_ring < RING_ENTRIES {
+                let Some(entry) = self.waiting.front() else {
+                    break;
+                };
                 // SAFETY: buffers and vectors of the entry live in `in_flight` until its
                 // completion; descriptors stay open as long (the store closes idle files only).
                 if unsafe { queue.push(entry) }.is_err() {
                     break;
                 }
                 self.waiting.pop_front();
+                self.in_ring += 1;
             }
+            let is_empty = queue.is_empty();
             drop(queue);
-            // EBUSY and EAGAIN: the kernel wants completions taken first; the next poll goes on.
-            if self.ring.submit().is_err() {
+            // Refused (EBUSY, EAGAIN): what stays in the queue goes with the next poll.
+            if is_empty || self.ring.submit().is_err() {
                 return;
             }
         }
@@ -141,6 +150,7 @@ impl Ring {
         self.enter();
         let mut rung = false;
         for completion in self.ring.completion() {
+            self.in_ring -= 1;
             let token = completion.user_data();
             if token == BELL_TOKEN {
                 rung = true;
@@ -166,6 +176,8 @@ impl Ring {
         if rung {
             self.bell_armed = false;
         }
+        // The completions made room.
+        self.enter();
         rung
     }
 
@@ -181,6 +193,7 @@ impl Drop for Ring {
         // The kernel may still write into our buffers: wait for it. Closing a ring cancels the bell's
         // poll, so only real operations count.
         let mut results = Vec::new();
+        self.enter();
         while !self.in_flight.is_empty() {
             if self.ring.submit_and_wait(1).is_err() {
                 // Rather leak the buffers than free what the kernel may write to.
