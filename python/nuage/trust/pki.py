@@ -111,31 +111,15 @@ def issue_daemon(
     life_s: float = DAEMON_LIFE_S,
 ) -> x509.Certificate:
     """Return a daemon's certificate, for both ends of mutual TLS."""
-    builder = (
-        _builder(
-            _name(str(identity), identity.federation_id),
-            authority.certificate.subject,
-            public_key,
-            now_s=now_s,
-            life_s=life_s,
-        )
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(issues=False), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
-            critical=False,
-        )
-        .add_extension(_issued_by(authority), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName(
-                [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
-            ),
-            critical=False,
-        )
+    return _issue_leaf(
+        authority,
+        public_key,
+        _name(str(identity), identity.federation_id),
+        [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)],
+        both_ends=True,
+        now_s=now_s,
+        life_s=life_s,
     )
-    return builder.sign(authority.key, None)
 
 
 def issue_service(
@@ -152,27 +136,15 @@ def issue_service(
 
     It names IP addresses and no identity, so no daemon accepts it on a channel.
     """
-    names = [x509.IPAddress(ip_address(address)) for address in addresses]
-    builder = (
-        _builder(
-            _name(f"{site_id} service", federation_id),
-            authority.certificate.subject,
-            public_key,
-            now_s=now_s,
-            life_s=life_s,
-        )
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(issues=False), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
-            critical=False,
-        )
-        .add_extension(_issued_by(authority), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return _issue_leaf(
+        authority,
+        public_key,
+        _name(f"{site_id} service", federation_id),
+        [x509.IPAddress(ip_address(address)) for address in addresses],
+        both_ends=True,
+        now_s=now_s,
+        life_s=life_s,
     )
-    return builder.sign(authority.key, None)
 
 
 def issue_signer(
@@ -187,22 +159,38 @@ def issue_signer(
 
     It carries no URI, so no daemon accepts it on a channel.
     """
+    return _issue_leaf(
+        authority,
+        public_key,
+        _name(f"{site_id} signer", federation_id),
+        [x509.DNSName(signer_dns_name(federation_id, site_id))],
+        both_ends=False,
+        now_s=now_s,
+        life_s=SIGNER_LIFE_S,
+    )
+
+
+def _issue_leaf(
+    authority: Authority,
+    public_key: Ed25519PublicKey,
+    subject: x509.Name,
+    names: Sequence[x509.GeneralName],
+    *,
+    both_ends: bool,
+    now_s: float,
+    life_s: float,
+) -> x509.Certificate:
+    """Return a certificate that issues nothing; `both_ends`: it may serve and call over TLS."""
     builder = (
-        _builder(
-            _name(f"{site_id} signer", federation_id),
-            authority.certificate.subject,
-            public_key,
-            now_s=now_s,
-            life_s=SIGNER_LIFE_S,
-        )
+        _builder(subject, authority.certificate.subject, public_key, now_s=now_s, life_s=life_s)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(issues=False), critical=True)
-        .add_extension(_issued_by(authority), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(signer_dns_name(federation_id, site_id))]),
-            critical=False,
-        )
     )
+    if both_ends:
+        uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+    builder = builder.add_extension(_issued_by(authority), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(authority.key, None)
 
 
