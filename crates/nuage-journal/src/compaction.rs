@@ -35,19 +35,9 @@ impl<D: Disk> Store<D> {
         let capacity = self.superblock.segment_bytes as usize / BLOCK_BYTES * 3 / 4;
         let horizon = self.horizon_seq();
         let mut victims: Vec<(usize, u32)> = Vec::new();
-        for (slot, number) in self.slots.iter().zip(0u32..) {
-            let Some(Slot {
-                state: SlotState::Sealed(header, seal),
-                ..
-            }) = slot
-            else {
-                continue;
-            };
-            let own_log =
-                header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
+        for (number, _, _) in self.sealed_before(horizon) {
             let used = live.get(&number).copied().unwrap_or(0);
-            let is_past = !(own_log && seal.last_seq > horizon);
-            if is_past && used > 0 && used * 2 < capacity && !self.footers.contains_key(&number) {
+            if used > 0 && used * 2 < capacity {
                 victims.push((used, number));
             }
         }

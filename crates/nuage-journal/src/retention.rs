@@ -7,7 +7,7 @@ use crate::checkpoint::checkpoint_name;
 use crate::disk::{Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::Index;
-use crate::segment::SegmentKind;
+use crate::segment::{Seal, SegmentHeader, SegmentKind};
 use crate::store::{ReceiptAct, Slot, SlotState, Store, StoreEvent, receipt};
 
 /// Spares kept of what leaves; more go back to the file system.
@@ -69,30 +69,37 @@ impl<D: Disk> Store<D> {
         self.retention.strict && self.history_bytes() > self.retention.window_bytes
     }
 
+    /// Sealed segments of which nobody needs more than the live blocks: bases, logs of the volume
+    /// this one was cloned from, own logs that end by the horizon. Those still being sealed are
+    /// left out.
+    pub(crate) fn sealed_before(
+        &self,
+        horizon: u64,
+    ) -> impl Iterator<Item = (u32, &SegmentHeader, &Seal)> {
+        self.slots
+            .iter()
+            .zip(0u32..)
+            .filter_map(move |(slot, number)| {
+                let SlotState::Sealed(header, seal) = &slot.as_ref()?.state else {
+                    return None;
+                };
+                let own_log =
+                    header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
+                let needed = own_log && seal.last_seq > horizon;
+                (!needed && !self.footers.contains_key(&number)).then_some((number, header, seal))
+            })
+    }
+
     /// Segments before the horizon that its index does not use. Later views use no others of them.
     fn free_dead_segments(&mut self) -> Result<(), JournalError> {
         let horizon = self.horizon_seq();
         let index = self.view(horizon)?.index;
         let live = live_blocks(&index);
-        let mut dead = Vec::new();
-        for (slot, number) in self.slots.iter().zip(0u32..) {
-            let Some(Slot {
-                state: SlotState::Sealed(header, seal),
-                ..
-            }) = slot
-            else {
-                continue;
-            };
-            let own_log =
-                header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
-            if live.contains_key(&number)
-                || own_log && seal.last_seq > horizon
-                || self.footers.contains_key(&number)
-            {
-                continue;
-            }
-            dead.push((number, receipt(ReceiptAct::Expired, header, seal)));
-        }
+        let dead: Vec<_> = self
+            .sealed_before(horizon)
+            .filter(|(number, _, _)| !live.contains_key(number))
+            .map(|(number, header, seal)| (number, receipt(ReceiptAct::Expired, header, seal)))
+            .collect();
         let mut spares = self.spare_count();
         for (number, receipt) in dead {
             self.events.push(StoreEvent::Receipt(receipt));
