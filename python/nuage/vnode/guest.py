@@ -157,12 +157,15 @@ class Guest:
         """
         client = QmpClient(self._take_event)
         await client.connect(self.folder / "qmp.sock", timeout_s=timeout_s)
-        match await client.execute("query-uuid"):
-            case {"UUID": str(found)} if found == guest_uuid(self.record.vm_id):
-                self.client = client
-            case other:
-                await client.close()
-                raise Unavailable(f"the monitor in {self.folder} is another guest's: {other!r}")
+        try:
+            match await client.execute("query-uuid"):
+                case {"UUID": str(found)} if found == guest_uuid(self.record.vm_id):
+                    self.client = client
+                case other:
+                    raise Unavailable(f"the monitor in {self.folder} is another guest's: {other!r}")
+        except BaseException:
+            await client.close()
+            raise
         return client
 
     def _take_event(self, event: Event) -> None:
@@ -227,7 +230,7 @@ class Guest:
     async def _migration(self) -> MigrationSeen:
         answer = await self.execute("query-migrate")
         if isinstance(answer, Mapping) and not self.record.incoming_address:
-            self.last_migration = _parse_migration(answer)
+            self.last_migration = parse_migration(answer)
         return self.last_migration
 
 
@@ -235,12 +238,19 @@ def _number(value: Json) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _parse_migration(answer: Mapping[str, Json]) -> MigrationSeen:
+def parse_migration(answer: Mapping[str, Json]) -> MigrationSeen:
+    """Return what QEMU's answer to `query-migrate` tells.
+
+    QEMU says "completed" a moment before it has the times: until they are there, the devices'
+    state counts as on its way, so that no move is reported with a pause of 0 ms.
+    """
     ram = answer.get("ram")
     counted = ram if isinstance(ram, Mapping) else {}
     transferred, remaining = _number(counted.get("transferred")), _number(counted.get("remaining"))
     seen = _MIGRATION_STATES.get(str(answer.get("status")), MigrationStatus.NONE)
     whole = transferred + remaining
+    if seen is MigrationStatus.COMPLETED and not _number(answer.get("total-time")):
+        seen = MigrationStatus.DEVICE
     failure = answer.get("error-desc")
     return MigrationSeen(
         status=seen,

@@ -142,9 +142,12 @@ class QmpClient:
             async with asyncio.timeout(timeout_s):
                 await self._greeted
                 await self.execute("qmp_capabilities")
-        except TimeoutError as error:
+        except BaseException as error:
             await self.close()
-            raise TimedOut(f"waiting for QEMU's greeting at {path}", after_s=timeout_s) from error
+            if isinstance(error, TimeoutError):
+                waited_for = f"waiting for QEMU's greeting at {path}"
+                raise TimedOut(waited_for, after_s=timeout_s) from error
+            raise
 
     async def execute(
         self, name: str, arguments: Mapping[str, Json] | None = None, *,
@@ -171,8 +174,6 @@ class QmpClient:
 
     async def close(self) -> None:
         """Close the connection; QEMU and its guest go on."""
-        if self._writer is not None:
-            self._writer.close()
         if self._pump is not None:
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -207,6 +208,8 @@ class QmpClient:
 
     def _end(self) -> None:
         self.closed.set()
+        if self._writer is not None:
+            self._writer.close()  # a stream whose other end is gone does not close itself
         gone = Unavailable("QEMU closed its monitor")
         if self._greeted is not None and not self._greeted.done():
             self._greeted.set_exception(gone)
