@@ -96,8 +96,10 @@ pub trait Daemon {
     /// Something woke the loop, or [`Daemon::wake_within`] is over.
     fn turn(&mut self, context: &mut Context<'_>);
     fn wake_within(&self) -> Option<Duration>;
-    /// Descriptor of the daemon's own workers; readable: call `turn`, which drains it.
+    /// Descriptor of the daemon's own workers.
     fn worker_fd(&self) -> Option<BorrowedFd<'_>>;
+    /// That descriptor is readable: drain it. `turn` follows.
+    fn worker_woke(&mut self);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -295,7 +297,8 @@ impl EventLoop {
                     daemon.terminate(context!(self));
                 }
             }
-            // Devices are polled in `settle`, the daemon has its `turn`.
+            KIND_WORKER => daemon.worker_woke(),
+            // Devices are polled in `settle`.
             _ => {}
         }
     }

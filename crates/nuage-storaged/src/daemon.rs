@@ -431,8 +431,6 @@ impl Daemon for Storaged {
     }
 
     fn turn(&mut self, context: &mut Context<'_>) {
-        // Empty when another turn has drained it: that is no error.
-        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         self.run_replication(context);
         self.engine_events(context);
         self.run_fills(context);
@@ -459,5 +457,10 @@ impl Daemon for Storaged {
 
     fn worker_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.wake.as_fd())
+    }
+
+    fn worker_woke(&mut self) {
+        // One read empties an eventfd; it fails only when it is empty already.
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
     }
 }
