@@ -1,0 +1,143 @@
+//! A head with copies elsewhere: its links to them, promises, recovery.
+
+use std::rc::Rc;
+
+use nuage_block::Failure;
+use nuage_journal::{Disk, GroupBuilder, JournalError, Store};
+use nuage_replica::{FrameError, Policy};
+
+use super::{AckMode, Clock, HeadEvent, HeadOptions, VolumeHead, next_epoch};
+use crate::replicas::{CopyStatus, OwnCopy, Replicas, Wish};
+
+/// The copies of a replicated volume, as the quorum's record of it says.
+#[derive(Debug, Clone)]
+pub struct CopyOptions {
+    pub policy: Policy,
+    /// Copies in all; `me` is the number of the head's own.
+    pub count: usize,
+    pub me: usize,
+    /// No former head can still be reading (`ReplicaStore::hand_over` tells).
+    pub released: bool,
+    /// The own copy has lost nothing that it held in memory.
+    pub steady: bool,
+}
+
+impl<D: Disk> VolumeHead<D> {
+    /// Take the lead of a volume that has copies elsewhere. It serves once a fence set has promised
+    /// and its log is recovered; requests wait until then.
+    pub fn open_replicated(
+        mut store: Store<D>,
+        options: HeadOptions,
+        copies: CopyOptions,
+        clock: Rc<dyn Clock>,
+    ) -> Result<Self, JournalError> {
+        let epoch = next_epoch(store.superblock().promised, options.term)?;
+        store.promise(epoch)?;
+        let volume = store.superblock().volume;
+        let own = OwnCopy {
+            released: copies.released,
+            steady: copies.steady,
+            from_memory: options.mode != AckMode::Durable,
+        };
+        let mut replicas = Replicas::new(copies.policy, copies.count, copies.me, volume, own);
+        replicas.set_epoch(epoch, store.applied_seq());
+        Ok(Self::assemble(store, options, clock, epoch, Some(replicas)))
+    }
+
+    /// A connection to a copy is there. The first frame is already waiting in `peer_output`.
+    pub fn peer_connected(&mut self, copy: usize) {
+        if let Some(replicas) = &mut self.replicas {
+            replicas.connected(copy);
+        }
+    }
+
+    pub fn peer_disconnected(&mut self, copy: usize) {
+        if let Some(replicas) = &mut self.replicas {
+            replicas.disconnected(copy);
+        }
+    }
+
+    /// Bytes from a copy; `poll` works through them.
+    pub fn peer_receive(&mut self, copy: usize, bytes: &[u8]) -> Result<(), FrameError> {
+        self.replicas
+            .as_mut()
+            .map_or(Ok(()), |replicas| replicas.receive(copy, bytes))
+    }
+
+    /// Bytes for a copy.
+    pub fn peer_output(&mut self, copy: usize) -> Vec<u8> {
+        self.replicas
+            .as_mut()
+            .map(|replicas| replicas.output(copy))
+            .unwrap_or_default()
+    }
+
+    /// How the copies stand; empty for a volume with one.
+    pub fn copies(&self) -> Vec<CopyStatus> {
+        self.replicas
+            .as_ref()
+            .map(Replicas::status)
+            .unwrap_or_default()
+    }
+
+    /// Reads and writes are answered now.
+    pub fn is_serving(&self) -> bool {
+        let applied_seq = self.store.applied_seq();
+        let may_serve = |replicas: &Replicas| replicas.may_serve(applied_seq);
+        self.stopped.is_none() && self.replicas.as_ref().is_none_or(may_serve)
+    }
+
+    /// Stop answering and tell the copies, so that the next head need not wait for the lease.
+    pub fn release(&mut self) {
+        self.stop(Failure::Fenced);
+        if let Some(replicas) = &mut self.replicas {
+            replicas.release();
+        }
+    }
+
+    pub(super) fn pump_replicas(&mut self) {
+        let now = self.clock.now();
+        let Some(replicas) = &mut self.replicas else {
+            return;
+        };
+        let Ok(wishes) = replicas.pump(&mut self.store, now) else {
+            self.stop(Failure::Medium);
+            return;
+        };
+        for wish in wishes {
+            match wish {
+                Wish::Stop { promised } => {
+                    self.stop(Failure::Fenced);
+                    self.events.push(HeadEvent::Fenced { epoch: promised });
+                }
+                Wish::RaiseEpoch { above } => self.raise_epoch(above),
+                Wish::StartEpoch => self.begin_recovered(),
+                Wish::Repaired { lba, data } => self.repaired(lba, &data),
+            }
+        }
+    }
+
+    pub(super) fn raise_epoch(&mut self, above: u64) {
+        let raised = next_epoch(above.max(self.epoch), self.options.term)
+            .and_then(|epoch| self.store.promise(epoch).map(|()| epoch));
+        let Ok(epoch) = raised else {
+            self.stop(Failure::Fenced);
+            self.events.push(HeadEvent::Fenced { epoch: above });
+            return;
+        };
+        self.epoch = epoch;
+        let known = self.store.applied_seq();
+        if let Some(replicas) = &mut self.replicas {
+            replicas.set_epoch(epoch, known);
+        }
+    }
+
+    pub(super) fn begin_recovered(&mut self) {
+        let next = self.store.tail().seq + 1;
+        self.builder = GroupBuilder::new(self.uuid, self.epoch, next, self.store.is_encrypted());
+        self.last_time_ns = self.store.tail().time_ns;
+        if self.start_epoch().is_err() {
+            self.stop(Failure::Medium);
+        }
+    }
+}

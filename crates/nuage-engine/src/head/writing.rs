@@ -1,0 +1,236 @@
+//! Writes become records of a group, shown and answered when the policy holds.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nuage_block::{Failure, Outcome, Tag};
+use nuage_journal::{BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind};
+
+use super::merge::NO_TAG;
+use super::{AckMode, HeadEvent, VolumeHead};
+use crate::replicas::Replicas;
+
+/// A record that is not yet visible.
+pub(super) struct Pending {
+    pub(super) seq: u64,
+    pub(super) lba: u64,
+    pub(super) blocks: u64,
+    pub(super) data: Option<(Rc<Vec<u8>>, usize)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiter {
+    pub(super) seq: u64,
+    pub(super) tag: Tag,
+}
+
+impl<D: Disk> VolumeHead<D> {
+    /// Close the gathering group when a record of `blocks` and `tail_bytes` does not fit in it.
+    pub(super) fn make_room(&mut self, blocks: u32, tail_bytes: usize) -> Result<(), JournalError> {
+        if self
+            .builder
+            .fits(blocks, tail_bytes, self.store.payload_blocks_max())
+        {
+            return Ok(());
+        }
+        self.close_group()
+    }
+
+    pub(super) fn append_write(
+        &mut self,
+        tag: Tag,
+        kind: Kind,
+        lba: u64,
+        data: Vec<u8>,
+        fua: bool,
+    ) {
+        if !self.store.has_space() || self.store.is_history_full() {
+            self.fail(tag, Failure::NoSpace);
+            return;
+        }
+        let data = Rc::new(data);
+        let part_blocks = self.store.payload_blocks_max() as usize;
+        let mut last = 0;
+        for (at, part) in data.chunks(part_blocks * BLOCK_BYTES).enumerate() {
+            let blocks = part.len() / BLOCK_BYTES;
+            if self.make_room(blocks as u32, 0).is_err() {
+                self.fail(tag, Failure::Medium);
+                return;
+            }
+            let offset = at * part_blocks * BLOCK_BYTES;
+            let part_lba = lba + (at * part_blocks) as u64;
+            let flags = u8::from(fua) * nuage_journal::FLAG_FUA;
+            last = self
+                .builder
+                .push_write(kind, flags, part_lba, part, self.store.cipher_mut());
+            self.appeared(
+                last,
+                part_lba,
+                blocks as u64,
+                Some((Rc::clone(&data), offset)),
+            );
+        }
+        self.wait(tag, last, fua);
+    }
+
+    pub(super) fn append_zero(&mut self, tag: Tag, kind: Kind, lba: u64, blocks: u64, fua: bool) {
+        if !self.store.has_space() || self.store.is_history_full() {
+            self.fail(tag, Failure::NoSpace);
+            return;
+        }
+        if self.make_room(0, 0).is_err() {
+            self.fail(tag, Failure::Medium);
+            return;
+        }
+        let flags = u8::from(fua) * nuage_journal::FLAG_FUA;
+        let seq = self.builder.push_plain(kind, flags, lba, blocks, &[]);
+        self.appeared(seq, lba, blocks, None);
+        self.wait(tag, seq, fua);
+    }
+
+    pub(super) fn appeared(
+        &mut self,
+        seq: u64,
+        lba: u64,
+        blocks: u64,
+        data: Option<(Rc<Vec<u8>>, usize)>,
+    ) {
+        let pending = Pending {
+            seq,
+            lba,
+            blocks,
+            data,
+        };
+        if self.options.mode == AckMode::WriteBack {
+            self.show(&pending);
+        } else {
+            self.pending.push_back(pending);
+        }
+    }
+
+    pub(super) fn show(&mut self, record: &Pending) {
+        match &record.data {
+            Some((data, offset)) => {
+                let length = record.blocks as usize * BLOCK_BYTES;
+                self.overlay
+                    .write(record.seq, record.lba, data, *offset, length);
+            }
+            None => self.overlay.zero(record.seq, record.lba, record.blocks),
+        }
+    }
+
+    pub(super) fn wait(&mut self, tag: Tag, seq: u64, fua: bool) {
+        if tag == NO_TAG {
+            return;
+        }
+        if fua || self.options.mode == AckMode::Durable {
+            self.wait_durable(tag, seq);
+        } else if self.options.mode == AckMode::WriteBack {
+            self.complete(tag, Outcome::Done);
+        } else {
+            self.visible_waiters.push_back(Waiter { seq, tag });
+        }
+    }
+
+    pub(super) fn wait_durable(&mut self, tag: Tag, seq: u64) {
+        if seq <= self.durable_by_policy() {
+            self.complete(tag, Outcome::Done);
+        } else {
+            self.durable_waiters.push_back(Waiter { seq, tag });
+        }
+    }
+
+    pub(super) fn durable_by_policy(&self) -> u64 {
+        self.replicas
+            .as_ref()
+            .map_or(self.store.durable_seq(), Replicas::durable_seq)
+    }
+
+    /// Make a group of what has gathered and hand it to the store and the replicas.
+    pub(super) fn close_group(&mut self) -> Result<(), JournalError> {
+        if self.builder.is_empty() {
+            return Ok(());
+        }
+        let next = self.builder.next_seq();
+        let fresh = GroupBuilder::new(self.uuid, self.epoch, next, self.store.is_encrypted());
+        let builder = std::mem::replace(&mut self.builder, fresh);
+        self.last_time_ns = self.clock.now().unix_ns.max(self.last_time_ns + 1);
+        let blocks = builder.total_blocks();
+        let closing = Closing {
+            segment: self
+                .store
+                .segment_for(self.epoch, blocks, builder.header_bytes()),
+            time_ns: self.last_time_ns,
+            stable_seq: self.durable_by_policy(),
+            previous_chain: self.store.tail().chain,
+        };
+        let group = Arc::new(builder.finish(&closing)?);
+        let appended = self.store.append(self.epoch, Arc::clone(&group));
+        if let Err(error) = appended {
+            self.stop(Failure::Medium);
+            return Err(error);
+        }
+        if let Some(replicas) = &mut self.replicas {
+            replicas.append(group);
+        }
+        Ok(())
+    }
+
+    /// A group is closed when nothing is on its way to the local disk.
+    pub(super) fn wants_group(&self) -> bool {
+        !self.builder.is_empty() && self.store.durable_seq() == self.store.tail().seq
+    }
+
+    /// Show, apply and answer what the policy now covers.
+    pub(super) fn advance(&mut self) {
+        let durable = self.durable_by_policy();
+        let visible = match (&self.replicas, self.options.mode) {
+            (Some(replicas), AckMode::Memory) => replicas.memory_seq().max(durable),
+            (None, AckMode::Memory) => self.store.tail().seq,
+            _ => durable,
+        };
+        self.store.set_committed(durable);
+        while self
+            .pending
+            .front()
+            .is_some_and(|pending| pending.seq <= visible)
+        {
+            if let Some(record) = self.pending.pop_front() {
+                self.show(&record);
+            }
+        }
+        self.overlay.applied(self.store.applied_seq());
+        self.size_bytes = self.size_bytes.max(self.store.state().size_bytes);
+        while self
+            .visible_waiters
+            .front()
+            .is_some_and(|waiter| waiter.seq <= visible)
+        {
+            if let Some(waiter) = self.visible_waiters.pop_front() {
+                self.complete(waiter.tag, Outcome::Done);
+            }
+        }
+        while self
+            .durable_waiters
+            .front()
+            .is_some_and(|waiter| waiter.seq <= durable)
+        {
+            if let Some(waiter) = self.durable_waiters.pop_front() {
+                self.complete(waiter.tag, Outcome::Done);
+            }
+        }
+        while self
+            .administered
+            .front()
+            .is_some_and(|(_, seq)| *seq <= self.store.applied_seq())
+        {
+            if let Some((tag, seq)) = self.administered.pop_front() {
+                self.size_bytes = self.size_bytes.max(self.store.state().size_bytes);
+                self.events.push(HeadEvent::Administered {
+                    tag,
+                    outcome: Ok(seq),
+                });
+            }
+        }
+    }
+}
