@@ -318,12 +318,35 @@ def list_users(session: Session) -> None:
     rows = [
         (
             row["name"], row["user_id"],
-            ", ".join(f"{g['role']}@{g['scope']}" for g in listed(row, "grants")),
+            _roles_text(row),
             "disabled" if row["disabled"] else "active", row["site"],
         )
         for row in rows_of(answer)
     ]  # fmt: skip
     show(session, answer, ("NAME", "ID", "ROLES", "STATE", "HOME"), rows, empty="no user")
+
+
+@user_group.command("grant")
+@click.argument("name")
+@click.argument("roles", nargs=-1, required=True, metavar="ROLE[@SCOPE]...")
+@click.option("--take", is_flag=True, help="Take the roles instead.")
+@pass_session
+def grant_roles(session: Session, name: str, roles: tuple[str, ...], take: bool) -> None:
+    """Give the user NAME roles, or take them.
+
+    A role is nuage-admin, operator@SITE, iaas-admin@IAAS, iaas-user@IAAS or auditor. What is taken
+    ends at once; what is given counts from the user's next `nuage login`.
+    """
+    body = {"take" if take else "give": list(roles)}
+    answer = row_of(session.client.call("POST", f"/v1/users/{name}/grants", body))
+    if session.as_json:
+        print_json(answer)
+        return
+    click.echo(f"{name}: {_roles_text(answer) or 'no role'}")
+
+
+def _roles_text(user: dict[str, object]) -> str:
+    return ", ".join(f"{grant['role']}@{grant['scope']}" for grant in listed(user, "grants"))
 
 
 @user_group.command("disable")

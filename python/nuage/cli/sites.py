@@ -88,6 +88,43 @@ def maintenance(session: Session, node: str, state: str) -> None:
         click.echo(f"{node}: maintenance {state}")
 
 
+@node_group.command("revoke")
+@click.argument("node")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def revoke_node(session: Session, node: str, yes: bool) -> None:
+    """Believe nothing any more that NODE shows: it was stolen, or has left.
+
+    Its channels close at every site; what ran on it runs elsewhere once it is confirmed off. It may
+    join again with a new token (`nuage invite-node`), and is in maintenance then.
+    """
+    if not yes:
+        click.confirm(f"revoke {node}, and lose touch with what runs on it?", abort=True)
+    answer = session.client.call("POST", f"/v1/nodes/{node}/revoke", {})
+    if session.as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{node} is revoked")
+
+
+@site_group.command("revoke")
+@click.argument("site")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def revoke_site(session: Session, site: str, yes: bool) -> None:
+    """Believe nothing any more that the datacenter SITE shows; its member leaves the quorum.
+
+    Takes the federation's root key, at the site where the federation was founded.
+    """
+    if not yes:
+        click.confirm(f"revoke {site} with everything in it?", abort=True)
+    answer = session.client.call("POST", f"/v1/sites/{site}/revoke", {})
+    if session.as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{site} is revoked")
+
+
 @click.group("rack")
 def rack_group() -> None:
     """The racks, Nuage's unit of administration."""

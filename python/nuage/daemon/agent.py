@@ -12,9 +12,11 @@ import structlog
 
 from nuage.channel import ChannelClient, ChannelState, Expected, Handlers
 from nuage.clock import Clock
+from nuage.daemon.agent_trust import AgentTrust
 from nuage.daemon.configuration import AgentConfiguration
 from nuage.daemon.nodes import FollowWishes, ReportTaken
 from nuage.daemon.process import Tasks
+from nuage.daemon.trust_desk import TRUST_STREAM, TrustWish
 from nuage.errors import Conflict, NuageError, Unavailable
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.renewal import RENEW_METHOD, RenewAnswer, Renewer, RenewRequest
@@ -73,6 +75,7 @@ class AgentChannel(Generic[WishT, ReportT]):
         self._store = TrustStore(configuration.trust_dir)
         identity = self._store.identity()
         self._opened = asyncio.Event()
+        self.trust = AgentTrust(self._store)
         self.leases = HeardLeases()
         self.client = ChannelClient(
             configuration.controller,
@@ -82,6 +85,7 @@ class AgentChannel(Generic[WishT, ReportT]):
             expected=Expected(
                 identity.federation_id, site_id=identity.site_id, role=NodeRole.CONTROLLER
             ),
+            admit=self.trust.admit,
             on_state=self._state_changed,
         )
 
@@ -104,6 +108,7 @@ class AgentChannel(Generic[WishT, ReportT]):
         self._tasks.keep(
             "wishes", lambda: self._follow(stream, wish_type, take_wish, says_hello=True)
         )
+        self.follow(TRUST_STREAM, TrustWish, self._take_trust)
         self._tasks.keep("reports", lambda: self._report(reports))
         renewer = Renewer(self._store, self._renew, self._clock, Random())
         self._tasks.keep("renewal", renewer.run)
@@ -115,6 +120,9 @@ class AgentChannel(Generic[WishT, ReportT]):
         self._tasks.keep(
             stream, lambda: self._follow(stream, wish_type, take_wish, says_hello=False)
         )
+
+    async def _take_trust(self, wish: TrustWish) -> None:
+        self.trust.take(wish, self.client)
 
     async def _renew(self, request: RenewRequest) -> RenewAnswer:
         return await self.client.call(RENEW_METHOD, request, RenewAnswer)

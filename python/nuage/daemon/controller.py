@@ -33,10 +33,11 @@ from nuage.daemon.metrics import ControllerMetrics
 from nuage.daemon.nodes import NodeSessions, Reactions
 from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChannels
 from nuage.daemon.process import Tasks, new_registry
-from nuage.daemon.quorum import open_quorum
+from nuage.daemon.quorum import open_etcd, open_quorum
 from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
-from nuage.errors import NuageError, Unavailable
+from nuage.daemon.trust_desk import Distrusting, TrustDesk
+from nuage.errors import Unavailable
 from nuage.iaas.fabric_wishes import FabricContext, fabric_key
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
@@ -57,7 +58,6 @@ from nuage.placement.policies import PolicyBook
 from nuage.quorum.lease import LeaseHolder
 from nuage.quorum.model import LeaseTiming, Ownership
 from nuage.trust.audit import AuditLog
-from nuage.trust.book import TrustBook
 from nuage.trust.files import write_atomically
 from nuage.trust.renewal import Renewer, own_authority, register_renewal
 from nuage.trust.store import TrustStore
@@ -114,8 +114,7 @@ class Controller:
         state_dir.mkdir(parents=True, exist_ok=True)
         self._identity = self._store.identity()
         self.site_id = configuration.datacenter.site_id
-        self._book = TrustBook(self._store.root())
-        self._book.take(self._store.site_trust())
+        self._trust = TrustDesk(self._store, self._clock)
         self._catalogue = await SqliteCatalogue.open(
             state_dir / "catalogue.db", site=self.site_id, clock=self._clock
         )
@@ -168,7 +167,7 @@ class Controller:
             datacenter=self._datacenter,
             ssl_context=self._store.client_context(),
             handlers=self._handlers,
-            admit=self._book.revocations.admit,
+            admit=self._trust.book.revocations.admit,
             clock=self._clock,
             peers_file=self._configuration.state_dir / "peers.json",
             tasks=self._tasks,
@@ -311,7 +310,17 @@ class Controller:
             self._store.server_context(),
             self._handlers,
             self._clock,
-            admit=self._book.revocations.admit,
+            admit=self._trust.book.revocations.admit,
+        )
+        self._trust.guard(self._server, self.links)
+        self._trust.register(self._handlers)
+        has_member = bool(self._configuration.quorum.peer_url)
+        self.site.distrust = Distrusting(
+            self._trust,
+            self._store,
+            self.site,
+            self._server,
+            (lambda: open_etcd(self._configuration)) if has_member else None,
         )
         self._sessions.serve_on(self._server)
         self._sessions.register(
@@ -326,7 +335,7 @@ class Controller:
                 lease_term=lambda: self._guardian.lease_term,
             ),
         )
-        register_renewal(self._handlers, self._store, self._book.revocations, self._clock)
+        register_renewal(self._handlers, self._store, self._trust.book.revocations, self._clock)
         for node in self.index.values(Node):
             if node.site_id == self.site_id:
                 self._sessions.expect(node.node_id)
@@ -381,25 +390,13 @@ class Controller:
         self._energy.on_change(change)
         value = None if change.after is None else change.after.value
         if isinstance(value, SiteTrust) and value.site_id != self.site_id:
-            self._take_trust(value)
+            self._trust.take(value)
         elif isinstance(value, Datacenter) and value.site_id != self.site_id:
             self.links.know(value.site_id, value.addresses)
         elif isinstance(value, Vm) and value.site_id != self.site_id:
             self._tasks.start(f"tidy {value.vm_id}", self._movement.tidy(value.vm_id))
         if change.kind == "vm" and change.after is None:
             self._local.agent.release_vm(VmId(change.id))
-
-    def _take_trust(self, document: SiteTrust) -> None:
-        try:
-            is_news = self._book.take(document)
-        except NuageError as error:
-            log.error("trust refused", of=document.site_id, error=error.message)
-            return
-        if is_news:
-            self._drop_revoked()
-
-    def _drop_revoked(self) -> None:
-        self._server.drop(self._book.revocations.to_drop(self._server.peers), "revoked")
 
     def _announce(self, kind: str, object_id: str, what: str, text: str) -> None:
         self.events.announce(kind, object_id, what, text, current_request_id())
@@ -418,24 +415,18 @@ class Controller:
                 pass  # the site is cut off; its lines come again with the channel
             await self._clock.sleep(LEASE_REFRESH_S)
 
-    async def _publish_trust(self) -> None:
-        """Tell the other sites our keys, revocations and the last seal of our audit log."""
-        trust = self._store.site_trust(audit_seal=self._audit.seal_line)
-        if self.index.find_value(SiteTrust, self.site_id) != trust:
-            await self.site.save(trust)
-
     # Start ----------------------------------------------------------------------------------------
 
     async def _publish_self(self) -> None:
         if self.index.find_value(Datacenter, self.site_id) != self._datacenter:
             await self.site.save(self._datacenter)
-        await self._publish_trust()
+        await self._trust.publish(self.site, self._audit.seal_line)
         admin = first_user(self._configuration.state_dir)
         if admin is not None and self.index.find_value(User, admin.user_id) is None:
             await self.site.save(admin)
         for site_trust in self.index.values(SiteTrust):
             if site_trust.site_id != self.site_id:
-                self._take_trust(site_trust)
+                self._trust.take(site_trust)
 
     async def _listen(self) -> None:
         configuration = self._configuration
@@ -494,11 +485,11 @@ class Controller:
         while True:
             await self._clock.sleep(AUDIT_SEAL_S)
             await self._audit.sync()
-            await self._publish_trust()
+            await self._trust.publish(self.site, self._audit.seal_line)
 
     async def _serve_api(self) -> None:
         access = Access(
-            checker_keys=TokenChecker(self._book, known_user(self.index, self.links.age_of)),
+            checker_keys=TokenChecker(self._trust.book, known_user(self.index, self.links.age_of)),
             issuer=TokenIssuer(
                 federation_id=self._identity.federation_id,
                 site_id=self.site_id,
@@ -535,7 +526,9 @@ class Controller:
                 issuer=access,
                 images=images,
                 events=self.events,
-                audit=AuditExport(self._configuration.state_dir / "audit", self._audit, self._book),
+                audit=AuditExport(
+                    self._configuration.state_dir / "audit", self._audit, self._trust.book
+                ),
                 metrics=render,
                 answered=self._metrics.answered,
             )

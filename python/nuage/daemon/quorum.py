@@ -15,7 +15,7 @@ from nuage.quorum.etcd import EtcdQuorum
 from nuage.quorum.member import MemberConfig, MemberTls, member_arguments
 from nuage.quorum.memory import MemoryHub, MemoryQuorum
 from nuage.quorum.model import LeaseTiming, Quorum
-from nuage.trust.store import ROOT, SERVICE_CHAIN, SERVICE_KEY, TrustStore
+from nuage.trust.store import QUORUM_REVOCATIONS, ROOT, SERVICE_CHAIN, SERVICE_KEY, TrustStore
 
 MEMBERS_FILE: Final = "quorum.json"
 
@@ -62,6 +62,7 @@ def member_config(configuration: ControllerConfiguration) -> MemberConfig:
             ca_file=store.directory / ROOT,
             cert_file=store.directory / SERVICE_CHAIN,
             key_file=store.directory / SERVICE_KEY,
+            revoked_file=store.directory / QUORUM_REVOCATIONS,
         ),
     )
 

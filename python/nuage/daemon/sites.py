@@ -226,6 +226,10 @@ class SiteLinks:
         """Follow any stream of another site's controller."""
         return self._peer(site_id, method).subscribe(method, body, item_type)
 
+    def peers(self) -> tuple[Peer, ...]:
+        """Return who answers at the channels that are open now."""
+        return tuple(link.client.peer for link in self._links.values() if link.client.is_ready)
+
     def site_ids(self) -> tuple[SiteId, ...]:
         """Return the other sites known, in order."""
         return tuple(sorted(self._links))

@@ -14,6 +14,7 @@ from nuage.iaas import (
     past,
     people,
     provenance,
+    revoking,
     volumes,
 )
 from nuage.iaas.operations import Operation, OperationTable, Run, Shown, any_scope, anywhere
@@ -34,7 +35,17 @@ VMS = "/v1/iaas/{iaas}/vms"
 VOLUMES = "/v1/iaas/{iaas}/volumes"
 
 
-for _module in (building, copies, energy, fabric, infrastructure, past, people, provenance):
+for _module in (
+    building,
+    copies,
+    energy,
+    fabric,
+    infrastructure,
+    past,
+    people,
+    provenance,
+    revoking,
+):
     _module.enter(TABLE)
 
 

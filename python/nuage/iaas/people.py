@@ -4,13 +4,13 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, InvalidRequest
-from nuage.iaas.operations import Operation, OperationTable, anywhere, federation_scope
+from nuage.iaas.operations import Operation, OperationTable, any_scope, anywhere, federation_scope
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, UserId, new_id
 from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role, User
 from nuage.model.infrastructure import Datacenter
-from nuage.trust.permissions import Principal
+from nuage.trust.permissions import FEDERATION, Principal, require_grantable
 from nuage.trust.secrets import hash_secret
 
 SECRET_CHARS_MIN = 12
@@ -51,7 +51,16 @@ class ChangeUser:
     disabled: bool | None = None
 
 
-def parse_grant(site: Site, text: str) -> Grant:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantRoles:
+    """Give roles to a user and take others, each written ``role@scope``; the rest stays."""
+
+    user: str
+    give: tuple[str, ...] = ()
+    take: tuple[str, ...] = ()
+
+
+def parse_grant(site: Site, text: str, field: str = "grants") -> Grant:
     """Read ``role@scope``; the scope is ``*``, a site, or an IaaS by name or id.
 
     Raises:
@@ -62,17 +71,17 @@ def parse_grant(site: Site, text: str) -> Grant:
         role = Role(role_text)
     except ValueError:
         known = ", ".join(role.value for role in Role)
-        raise InvalidRequest(f"no role {role_text!r}; there is {known}", field="grants") from None
+        raise InvalidRequest(f"no role {role_text!r}; there is {known}", field=field) from None
     if role in (Role.IAAS_ADMIN, Role.IAAS_USER):
         if not scope:
             raise InvalidRequest(
-                f"{role_text} holds for one IaaS", field="grants", hint=f"write {role_text}@NAME"
+                f"{role_text} holds for one IaaS", field=field, hint=f"write {role_text}@NAME"
             )
         return Grant(role, site.index.named(Iaas, scope).iaas_id)
-    return Grant(role, _scope_named(site, scope))
+    return Grant(role, _scope_named(site, scope, field))
 
 
-def _scope_named(site: Site, scope: str) -> str:
+def _scope_named(site: Site, scope: str, field: str) -> str:
     if scope in ("", "*"):
         return "*"
     if site.index.find_value(Datacenter, scope) is not None:
@@ -81,7 +90,7 @@ def _scope_named(site: Site, scope: str) -> str:
         return site.index.named(Iaas, scope).iaas_id
     known = ", ".join(sorted(d.site_id for d in site.index.values(Datacenter)))
     raise InvalidRequest(
-        f"no site and no IaaS is named {scope!r}; the sites are {known}", field="grants"
+        f"no site and no IaaS is named {scope!r}; the sites are {known}", field=field
     )
 
 
@@ -116,6 +125,52 @@ async def create_user(site: Site, _principal: Principal, body: CreateUser) -> Us
     return _view(site, user)
 
 
+async def grant_roles(site: Site, principal: Principal, body: GrantRoles) -> UserView:
+    """Give and take roles of a user.
+
+    What is taken ends at once wherever the feed has brought it, tokens given before included: a
+    token counts for the roles that its user still has. What is given counts from the next token.
+
+    Raises:
+        Forbidden: the caller may not give or take such a role.
+        Conflict: the user does not have a role that is to be taken, or nobody would be left to
+            grant any.
+    """
+    if not body.give and not body.take:
+        raise InvalidRequest("no role is named", field="give", hint="write role@scope")
+    give = [parse_grant(site, text, "give") for text in body.give]
+    take = [parse_grant(site, text, "take") for text in body.take]
+    for grant in (*give, *take):
+        require_grantable(principal, grant)
+    user = site.index.named(User, body.user)
+    for grant in take:
+        if grant not in user.grants:
+            raise Conflict(
+                f"{user.name} is not {grant.role.value} on {grant.scope}",
+                hint="`nuage user list` shows who has which role",
+            )
+    kept = [grant for grant in user.grants if grant not in take]
+    changed = replace(user, grants=tuple(dict.fromkeys((*kept, *give))))
+    _require_someone_left(site, changed)
+    await site.save(changed)
+    return _view(site, changed)
+
+
+def _require_someone_left(site: Site, changed: User) -> None:
+    """Refuse what would leave the federation without a Nuage administrator."""
+    users = site.index.values(User)
+    left = [changed if user.user_id == changed.user_id else user for user in users]
+    if any(map(_is_highest, users)) and not any(map(_is_highest, left)):
+        raise Conflict(
+            f"{changed.name} is the last Nuage administrator",
+            hint="give somebody else nuage-admin first: `nuage user grant`",
+        )
+
+
+def _is_highest(user: User) -> bool:
+    return Grant(Role.NUAGE_ADMIN, FEDERATION) in user.grants and not user.disabled
+
+
 async def list_users(site: Site, _principal: Principal, _body: ListUsers) -> list[UserView]:
     """Show all users, by name."""
     return [_view(site, user) for user in sorted(site.index.values(User), key=lambda u: u.name)]
@@ -135,11 +190,12 @@ async def change_user(site: Site, _principal: Principal, body: ChangeUser) -> Us
         changed = replace(changed, grants=tuple(parse_grant(site, text) for text in body.grants))
     if body.disabled is not None:
         changed = replace(changed, disabled=body.disabled)
+    _require_someone_left(site, changed)
     await site.save(changed)
     return _view(site, changed)
 
 
-def _user_home(site: Site, body: ChangeUser) -> SiteId:
+def _user_home(site: Site, body: ChangeUser | GrantRoles) -> SiteId:
     return site.index.home("user", site.index.named(User, body.user).user_id)
 
 
@@ -185,6 +241,20 @@ def enter(table: OperationTable) -> None:
             summary="Change a user's secret, roles or state",
             run=change_user,
             scope=federation_scope,
+            home=_user_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="user.grant",
+            verb="POST",
+            path="/v1/users/{user}/grants",
+            body=GrantRoles,
+            result=UserView,
+            action="user.grant",
+            summary="Give roles to a user and take others",
+            run=grant_roles,
+            scope=any_scope,
             home=_user_home,
         )
     )

@@ -137,6 +137,27 @@ class Steering(Protocol):
         ...
 
 
+class Distrust(Protocol):
+    """Takes back what certificates promised."""
+
+    async def revoke_node(self, node_id: NodeId) -> None:
+        """Believe nothing any more that a node of this site shows.
+
+        Raises:
+            NotFound: it never joined.
+        """
+        ...
+
+    async def revoke_site(self, site_id: SiteId) -> None:
+        """Believe nothing any more that a whole datacenter shows.
+
+        Raises:
+            NotFound: no such datacenter.
+            Unavailable: the federation's root key is not here.
+        """
+        ...
+
+
 Announce = Callable[[str, str, str, str], None]
 
 
@@ -173,6 +194,7 @@ class Site:
     entropy: EntropySource = field(default=os.urandom)
     holds_lease: Callable[[], bool] = field(default=lambda: True)  # others leave ours alone
     steering: Steering | None = None
+    distrust: Distrust | None = None
     volume_places: VolumePlaces = field(default_factory=VolumePlaces)
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
     ledgers: LedgerShelf | None = None

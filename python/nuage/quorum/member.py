@@ -31,11 +31,15 @@ STOP_TIMEOUT_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberTls:
-    """Certificate files, in PEM. One CA signs members and clients of the federation."""
+    """Certificate files, in PEM. One CA signs members and clients of the federation.
+
+    etcd reads `revoked_file`, a revocation list, at each handshake; it must exist.
+    """
 
     ca_file: Path
     cert_file: Path
     key_file: Path
+    revoked_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,4 +249,7 @@ def _base_arguments(config: MemberConfig) -> list[str]:
             "--peer-cert-file", str(config.tls.cert_file),
             "--peer-key-file", str(config.tls.key_file),
         ]  # fmt: skip
+        if config.tls.revoked_file is not None:
+            revoked = str(config.tls.revoked_file)
+            arguments += ["--client-crl-file", revoked, "--peer-crl-file", revoked]
     return arguments

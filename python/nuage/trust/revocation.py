@@ -86,6 +86,10 @@ class Revocations:
         self._serials[issuer_id] = serials
         return True
 
+    def all_serials(self) -> frozenset[int]:
+        """Return the serial numbers that any issuer has revoked, as far as known here."""
+        return frozenset().union(*self._serials.values())
+
     def number_of(self, issuer: x509.Certificate) -> int:
         """Return the number of the list known of `issuer`; -1 when there is none."""
         return self._numbers.get(key_identifier(public_key_of(issuer)), -1)

@@ -10,6 +10,8 @@ Layout of the directory (mode 0700; the keys 0600)::
     site/signer.key     the site's signing key
     site/signers.pem    its certificate, newest first, then earlier ones
     site/revocations.pem
+    site/issued.json    every certificate of a daemon that may still be good
+    site/quorum.crl     all that is revoked in the federation, as etcd reads it
     federation/root.key the root's key (only where the federation was founded; may be moved
     federation/revocations.pem          to a safe and brought back to admit a datacenter)
 
@@ -18,7 +20,7 @@ after a renewal: whoever holds a context need not be told.
 """
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,10 +29,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from nuage.channel.identity import Identity
-from nuage.errors import CorruptData, Forbidden, InvalidRequest, NuageError, Unavailable
-from nuage.ids import FederationId, SiteId
+from nuage.errors import (
+    CorruptData,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    NuageError,
+    Unavailable,
+)
+from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.trust import SiteTrust
 from nuage.trust.files import require_private, write_atomically
+from nuage.trust.issued import ISSUED, IssuedCertificates
 from nuage.trust.pki import (
     DAEMON_LIFE_S,
     Authority,
@@ -68,6 +78,7 @@ SERVICE_CHAIN: Final = "service.pem"
 SIGNER_KEY: Final = "site/signer.key"
 SIGNERS: Final = "site/signers.pem"
 SITE_REVOCATIONS: Final = "site/revocations.pem"
+QUORUM_REVOCATIONS: Final = "site/quorum.crl"
 ROOT_KEY: Final = "federation/root.key"
 ROOT_REVOCATIONS: Final = "federation/revocations.pem"
 
@@ -93,6 +104,7 @@ class TrustStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._contexts: list[ssl.SSLContext] = []
+        self._issued = IssuedCertificates(directory / ISSUED)
 
     # The daemon itself --------------------------------------------------------------------
 
@@ -239,6 +251,7 @@ class TrustStore:
         self._write(AUTHORITY, pem_of(certificate))
         self._new_signer(authority, identity, now_s=now_s)
         self._write(SITE_REVOCATIONS, make_revocation_list(authority, (), number=1, now_s=now_s))
+        self.keep_quorum_list((), now_s=now_s)
         key = Ed25519PrivateKey.generate()
         leaf = issue_daemon(authority, key.public_key(), identity, now_s=now_s)
         self.install(root_pem=root_pem, chain_pem=pem_of(leaf, certificate), key=key)
@@ -288,6 +301,7 @@ class TrustStore:
             raise Forbidden(f"site {own.site_id!r} does not issue for {identity}")
         authority = self.authority()
         leaf = issue_daemon(authority, public_key, identity, now_s=now_s, life_s=life_s)
+        self._issued.note(leaf, identity, now_s=now_s)
         return pem_of(leaf, authority.certificate)
 
     def issue_service(self, addresses: Sequence[str], *, now_s: float) -> None:
@@ -325,9 +339,31 @@ class TrustStore:
         context.load_cert_chain(self.directory / SERVICE_CHAIN, self.directory / SERVICE_KEY)
         return context
 
-    def revoke(self, serial: int, *, now_s: float) -> str:
-        """Revoke a certificate of this site; return the new list (PEM), to be published."""
-        return self._revoke(SITE_REVOCATIONS, self.authority(), serial, now_s=now_s)
+    def revoke(self, serials: Iterable[int], *, now_s: float) -> None:
+        """Revoke certificates of this site; publish `site_trust()` then."""
+        self._revoke(SITE_REVOCATIONS, self.authority(), serials, now_s=now_s)
+
+    def revoke_node(self, node_id: NodeId, *, shown: Iterable[int] = (), now_s: float) -> None:
+        """Revoke all that a node may show: what was issued to it, and what it was seen to show.
+
+        Raises:
+            Forbidden: it is this controller itself.
+            NotFound: nothing was ever issued to it, or all has expired.
+        """
+        if node_id == self.identity().node_id:
+            raise Forbidden(
+                f"{node_id} is the controller that would do it",
+                hint="revoke the datacenter from another site, or found its trust anew",
+            )
+        serials = {*self._issued.serials_of(node_id), *shown}
+        if not serials:
+            raise NotFound("certificate of node", node_id, hint="it never joined this site")
+        self.revoke(serials, now_s=now_s)
+
+    def keep_quorum_list(self, serials: Iterable[int], *, now_s: float) -> None:
+        """Write what etcd is to refuse: one list for all issuers, whose signature it ignores."""
+        crl = make_revocation_list(self.authority(), serials, number=1, now_s=now_s)
+        self._write(QUORUM_REVOCATIONS, crl)
 
     def site_trust(self, *, audit_seal: str = "") -> SiteTrust:
         """Return what this site publishes about itself; `audit_seal` is `AuditLog.head.seal`."""
@@ -388,19 +424,24 @@ class TrustStore:
         )
         return pem_of(certificate)
 
-    def revoke_site(self, authority: x509.Certificate, *, now_s: float) -> str:
-        """Revoke a whole site; return the root's new list (PEM), to be published."""
-        return self._revoke(
-            ROOT_REVOCATIONS, self.root_authority(), authority.serial_number, now_s=now_s
+    def revoke_site(self, authority: x509.Certificate, *, now_s: float) -> None:
+        """Revoke a whole site; publish `site_trust()` then.
+
+        Raises:
+            Unavailable: the root's key is not here.
+        """
+        self._revoke(
+            ROOT_REVOCATIONS, self.root_authority(), (authority.serial_number,), now_s=now_s
         )
 
     # Files --------------------------------------------------------------------------------
 
-    def _revoke(self, path: str, authority: Authority, serial: int, *, now_s: float) -> str:
-        number, serials = read_revocation_list(self._text(path), authority.certificate)
-        pem = make_revocation_list(authority, {*serials, serial}, number=number + 1, now_s=now_s)
+    def _revoke(
+        self, path: str, authority: Authority, serials: Iterable[int], *, now_s: float
+    ) -> None:
+        number, before = read_revocation_list(self._text(path), authority.certificate)
+        pem = make_revocation_list(authority, {*before, *serials}, number=number + 1, now_s=now_s)
         self._write(path, pem)
-        return pem
 
     def _checked_leaf(
         self, root: x509.Certificate, chain: list[x509.Certificate]

@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import ipaddress
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from tests.contract.etcd.etcd_process import (
     wait_until_up,
 )
 
+from nuage.channel import Identity
 from nuage.clock import SystemClock
 from nuage.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from nuage.etcd.client import EtcdClient, client_tls
-from nuage.ids import SiteId
+from nuage.ids import FederationId, NodeId, SiteId
+from nuage.model.infrastructure import NodeRole
 from nuage.quorum.etcd import EtcdQuorum
 from nuage.quorum.member import (
     MemberConfig,
@@ -35,7 +37,11 @@ from nuage.quorum.member import (
     remove_member,
 )
 from nuage.quorum.model import LeaseTiming, Ownership
+from nuage.trust.pki import pem_of, public_key_of_request
+from nuage.trust.store import QUORUM_REVOCATIONS, ROOT, TrustStore
 
+CLOCK = SystemClock()
+FR = FederationId("fr")
 TIMING = LeaseTiming(ttl_s=60.0)
 
 
@@ -203,18 +209,58 @@ async def test_members_and_clients_prove_who_they_are(tmp_path: Path) -> None:
     context = client_tls(ca_file=tls.ca_file, cert_file=tls.cert_file, key_file=tls.key_file)
     client = EtcdClient([marne.client_url], tls=context)
     async with running(marne, {MARNE: marne.peer_url}, is_new=True):
-        for _ in range(100):
-            try:
-                await client.range(b"up")
-                break
-            except Unavailable:
-                await asyncio.sleep(0.1)
+        await wait_until_read(client)
         assert await EtcdQuorum(MARNE, client, timing=TIMING).renew_site_lease("a") == 60.0
         plain = EtcdClient([marne.client_url.replace("https", "http")])
         with pytest.raises(Unavailable):
             await plain.range(b"up")
         await plain.close()
     await client.close()
+
+
+async def test_a_member_refuses_who_was_revoked_while_it_runs(tmp_path: Path) -> None:
+    """The list is read at each handshake: a datacenter's authority on it shuts its daemons out."""
+    require_etcd()
+    store, lyon, far = (TrustStore(tmp_path / name) for name in ("c1", "c9", "far"))
+    store.found(Identity(FR, MARNE, NodeRole.CONTROLLER, NodeId("c1")), now_s=CLOCK.now_s())
+    store.issue_service(["127.0.0.1"], now_s=CLOCK.now_s())
+    for other, site_id in ((lyon, LYON), (far, RENNES)):
+        key = public_key_of_request(other.begin_site(site_id))
+        authority = store.admit_site(site_id, key, now_s=CLOCK.now_s())
+        identity = Identity(FR, site_id, NodeRole.CONTROLLER, NodeId("c9"))
+        root_pem = pem_of(store.root())
+        other.finish_site(identity, root_pem=root_pem, authority_pem=authority, now_s=CLOCK.now_s())
+    chain, key_file = store.service_files
+    tls = MemberTls(
+        ca_file=store.directory / ROOT, cert_file=chain, key_file=key_file,
+        revoked_file=store.directory / QUORUM_REVOCATIONS,
+    )  # fmt: skip
+    config = config_of(tmp_path, MARNE, tls)
+    async with running(config, {MARNE: config.peer_url}, is_new=True):
+        clients = [
+            EtcdClient([config.client_url], tls=known.client_context()) for known in (lyon, far)
+        ]
+        for client in clients:
+            await wait_until_read(client)
+            await client.close()
+        store.keep_quorum_list([lyon.chain()[1].serial_number], now_s=CLOCK.now_s())
+        shut_out, let_in = (
+            EtcdClient([config.client_url], tls=known.client_context()) for known in (lyon, far)
+        )
+        await wait_until_read(let_in)
+        with pytest.raises(Unavailable):
+            await shut_out.range(b"up")
+        await shut_out.close()
+        await let_in.close()
+
+
+async def wait_until_read(client: EtcdClient) -> None:
+    for _ in range(200):
+        with suppress(Unavailable):
+            await client.range(b"up")
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("the member does not come up")
 
 
 def test_a_wrong_configuration_is_refused_by_field(tmp_path: Path) -> None:

@@ -162,6 +162,43 @@ async def test_a_home_that_is_cut_off_is_named_at_once(
     compare(HERE / "cut-off.txt", federation.talk.lines, rewrite=rewrite)
 
 
+async def test_roles_are_given_and_taken_by_who_may(
+    federation: Federation, *, rewrite: bool
+) -> None:
+    """An IaaS administrator gives that IaaS's roles only; the last administrator stays one."""
+    iaas_id = await build(federation)
+    ask = federation.ask
+    for name, role in (("ada", "nuage-admin"), ("bob", "iaas-user@acme")):
+        user = {"name": name, "secret": "correct horse battery", "grants": [role]}
+        assert (await ask("POST", "/v1/users", user))[0] == 201
+        await federation.settle()
+    path = "/v1/users/bob/grants"
+    status, given = await ask("POST", path, {"give": ["iaas-admin@acme"]}, who="tenant")
+    assert status == 200, given
+    assert {g["role"] for g in given["result"]["grants"]} == {"iaas-user", "iaas-admin"}
+    status, taken = await ask("POST", path, {"take": ["iaas-user@acme"]}, at="rennes")
+    assert (status, taken["site"]) == (200, "lyon")
+    assert taken["result"]["grants"] == [{"role": "iaas-admin", "scope": iaas_id}]
+    refused: list[tuple[dict[str, list[str]], str, int]] = [
+        ({"give": ["auditor"]}, "tenant", 403),
+        ({"give": ["iaas-user@acme"]}, "stranger", 403),
+        ({"give": ["iaas-user@acme"]}, "user", 403),
+        ({"take": ["iaas-user@acme"]}, "admin", 409),
+        ({"give": ["king"]}, "admin", 400),
+        ({"give": ["operator@atlantis"]}, "admin", 400),
+        ({}, "admin", 400),
+    ]
+    for roles, who, expected in refused:
+        assert (await ask("POST", path, roles, who=who))[0] == expected
+    last = {"take": ["nuage-admin"]}
+    assert (await ask("POST", "/v1/users/ada/grants", last))[0] == 409
+    assert (await ask("PATCH", "/v1/users/ada", {"disabled": True}))[0] == 409
+    assert (await ask("POST", path, {"give": ["nuage-admin"]}))[0] == 200
+    await federation.settle()
+    assert (await ask("POST", "/v1/users/ada/grants", last))[0] == 200
+    compare(HERE / "roles.txt", federation.talk.lines, rewrite=rewrite)
+
+
 async def test_a_contract_changes_only_when_all_that_exists_lies_within_it(
     federation: Federation, *, rewrite: bool
 ) -> None:

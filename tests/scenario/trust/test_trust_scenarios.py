@@ -449,7 +449,7 @@ async def test_revocation_closes_the_channel_and_keeps_it_closed(
         await client.wait_ready(5)
         assert await client.call("who", None, str) == "marne/vnode/v1"
         assert book.revocations.to_drop(server.peers) == ()
-        host.store.revoke(vnode.chain()[0].serial_number, now_s=CLOCK.now_s())
+        host.store.revoke([vnode.chain()[0].serial_number], now_s=CLOCK.now_s())
         assert book.take(host.store.site_trust())
         server.drop(book.revocations.to_drop(server.peers), "revoked")
         assert "revoked" in await until(states, ChannelState.WAITING)
@@ -489,7 +489,7 @@ async def test_a_new_signing_key_leaves_the_old_one_published(host: Host) -> Non
 async def test_an_older_list_does_not_unrevoke(host: Host) -> None:
     book = TrustBook(host.store.root())
     old = host.store.site_trust()
-    host.store.revoke(77, now_s=CLOCK.now_s())
+    host.store.revoke([77], now_s=CLOCK.now_s())
     assert book.take(host.store.site_trust())
     assert not book.take(old)
     assert book.revocations.serials_of(host.store.chain()[1]) == {77}

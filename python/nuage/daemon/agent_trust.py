@@ -1,0 +1,67 @@
+"""What an agent knows of trust: told by its controller, checked against the root, kept on disk.
+
+An agent that is cut off goes on with what it last knew. Beside the documents lies
+``revocations.pem``, every revocation list known here: storage daemons read it for their links.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from nuage.channel import ChannelClient, Peer
+from nuage.daemon.trust_desk import TrustWish
+from nuage.errors import NuageError, Unavailable
+from nuage.model.trust import SiteTrust
+from nuage.trust.book import TrustBook
+from nuage.trust.files import write_atomically
+from nuage.trust.store import TrustStore
+
+DOCUMENTS: Final = "known.json"
+REVOCATIONS: Final = "revocations.pem"
+log = structlog.get_logger("trust")
+
+
+class AgentTrust:
+    """The book of one agent."""
+
+    def __init__(self, store: TrustStore) -> None:
+        self._directory = store.directory
+        self._book = TrustBook(store.root())
+        self.admit = self._book.revocations.admit
+        path = self._directory / DOCUMENTS
+        if path.exists():
+            for document in msgspec.json.decode(path.read_bytes(), type=tuple[SiteTrust, ...]):
+                self._take(document)
+        elif not self.list_file.exists():
+            write_atomically(self.list_file, b"")  # for daemons that start before we are told
+
+    @property
+    def list_file(self) -> Path:
+        """Return the file with every revocation list known here, one after the other."""
+        return self._directory / REVOCATIONS
+
+    def take(self, wish: TrustWish, client: ChannelClient) -> None:
+        """Take in what the controller told; leave it when it is revoked itself."""
+        for document in wish.documents:
+            self._take(document)
+        write_atomically(self._directory / DOCUMENTS, msgspec.json.encode(wish.documents))
+        lists = [document.revocations_pem for document in wish.documents]
+        lists += [document.root_revocations_pem for document in wish.documents]
+        write_atomically(self.list_file, "".join(lists).encode())
+        for peer in self._book.revocations.to_drop(_peers_of(client)):
+            peer.close("revoked")
+
+    def _take(self, document: SiteTrust) -> None:
+        try:
+            self._book.take(document)
+        except NuageError as error:
+            log.error("trust refused", of=document.site_id, error=error.message)
+
+
+def _peers_of(client: ChannelClient) -> tuple[Peer, ...]:
+    try:
+        return (client.peer,)
+    except Unavailable:
+        return ()
