@@ -101,8 +101,7 @@ class CachedCatalogue(ABC):
         if behind_count == 0:
             return ()
         if behind_count <= len(self._tail):
-            start = len(self._tail) - behind_count
-            return tuple(islice(self._tail, start, start + limit))
+            return self._of_tail(behind_count, limit)
         events = await self._load_events(revision, limit)
         if not events or events[0].revision != revision + 1:  # compacted while we were reading
             raise Compacted(asked_revision=revision, oldest_revision=self._compacted_revision)
@@ -125,6 +124,14 @@ class CachedCatalogue(ABC):
     def _require_kept(self, revision: int) -> None:
         if not self._compacted_revision <= revision <= self._table.revision:
             raise Compacted(asked_revision=revision, oldest_revision=self._compacted_revision)
+
+    def _of_tail(self, behind_count: int, limit: int) -> tuple[Event, ...]:
+        """Return up to `limit` of the tail's last `behind_count` events, oldest first.
+
+        Whoever keeps up is near its end, and a deque is walked from an end: so from that one.
+        """
+        newest_first = islice(reversed(self._tail), max(0, behind_count - limit), behind_count)
+        return tuple(reversed(tuple(newest_first)))
 
     def _publish(self, events: Iterable[Event]) -> None:
         """Show durable events to readers and watchers; on the event loop only."""

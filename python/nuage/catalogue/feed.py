@@ -328,17 +328,20 @@ class FeedReader:
 
     def status(self, *, now_s: float, monotonic_s: float, failure: str = "") -> FeedStatus:
         """Return how the feed stands now."""
-        age_s: float | None = None
-        if self._heard_monotonic_s is not None:
-            age_s = monotonic_s - self._heard_monotonic_s
-        elif self._cursor.heard_s:
-            age_s = max(0.0, now_s - self._cursor.heard_s)
         return FeedStatus(
             site=self.site, state=self._state, revision=self._cursor.revision,
-            head_revision=self._head_revision, age_s=age_s, heard_s=self._cursor.heard_s,
+            head_revision=self._head_revision,
+            age_s=self.age_s(now_s=now_s, monotonic_s=monotonic_s), heard_s=self._cursor.heard_s,
             clock_offset_s=max(self._offsets, default=0.0), refused_count=self.refused_count,
             applied_count=self.applied_count, snapshot_count=self.snapshot_count, failure=failure,
         )  # fmt: skip
+
+    def age_s(self, *, now_s: float, monotonic_s: float) -> float | None:
+        """Return the seconds since the sender was last heard, None: never."""
+        if self._heard_monotonic_s is not None:
+            return monotonic_s - self._heard_monotonic_s
+        heard_s = self._cursor.heard_s
+        return max(0.0, now_s - heard_s) if heard_s else None
 
     def _require_same_history(self, message: FeedMessage) -> None:
         if self._snapshot is not None or message.incarnation != self._cursor.incarnation:

@@ -128,7 +128,7 @@ class FeedFollower:
         now_s, monotonic_s = self._clock.now_s(), self._clock.monotonic_s()
         reader = self._readers.get(site)
         if reader is not None:
-            return reader.status(now_s=now_s, monotonic_s=monotonic_s).age_s
+            return reader.age_s(now_s=now_s, monotonic_s=monotonic_s)
         heard_s = self._replicas.cursor(site).heard_s
         return max(0.0, now_s - heard_s) if heard_s else None
 

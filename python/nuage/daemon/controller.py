@@ -300,8 +300,8 @@ class Controller:
 
         @self._handlers.stream(EVENTS_STREAM, FollowEvents, roles=controllers)
         async def events(_peer: Peer, _body: FollowEvents) -> AsyncIterator[object]:
-            async for line in self.events.follow(own_only=True):
-                yield line
+            async for lines in self.events.follow_own():
+                yield lines
 
     # Nodes ----------------------------------------------------------------------------------------
 
@@ -408,9 +408,12 @@ class Controller:
     async def _follow_events(self, site_id: SiteId) -> None:
         while True:
             try:
-                lines = self.links.subscribe(site_id, EVENTS_STREAM, FollowEvents(), Announcement)
-                async for line in lines:
-                    self.events.take(line)
+                groups = self.links.subscribe(
+                    site_id, EVENTS_STREAM, FollowEvents(), tuple[Announcement, ...]
+                )
+                async for lines in groups:
+                    for line in lines:
+                        self.events.take(line)
             except Unavailable:
                 pass  # the site is cut off; its lines come again with the channel
             await self._clock.sleep(LEASE_REFRESH_S)

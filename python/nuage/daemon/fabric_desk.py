@@ -23,12 +23,12 @@ from nuage.iaas.fabric_wishes import (
     is_rbridge,
 )
 from nuage.iaas.index import Change
-from nuage.ids import NodeId
-from nuage.model.fabric import FabricNews, FabricWish
+from nuage.ids import NodeId, SegmentId
+from nuage.model.fabric import FabricNews, FabricWish, StationWish
 from nuage.model.infrastructure import Node, NodeRole
 
 RENDER_AFTER_S: Final = 0.005  # a move changes several records in one turn
-RENDER_REST: Final = 20.0  # wait so many times what rendering took
+RENDER_REST: Final = 40.0  # wait so many times what rendering took
 RENDER_REST_S_MAX: Final = 0.5
 log = structlog.get_logger("fabric")
 
@@ -108,16 +108,17 @@ class FabricDesk:
         await self._clock.sleep(max(RENDER_AFTER_S, self._rest_s))
         begun_s = self._clock.monotonic_s()
         dirty, self._dirty = self._dirty, set()
+        shared: dict[SegmentId, tuple[StationWish, ...]] = {}
         for node_id in sorted(dirty):
-            self._render(node_id)
+            self._render(node_id, shared)
         taken_s = self._clock.monotonic_s() - begun_s
         self._rest_s = min(taken_s * RENDER_REST, RENDER_REST_S_MAX)
 
-    def _render(self, node_id: NodeId) -> None:
+    def _render(self, node_id: NodeId, shared: dict[SegmentId, tuple[StationWish, ...]]) -> None:
         if self._context.index.find_value(Node, node_id) is None:
             return
         self._revision = max(self._revision + 1, int(self._clock.now_s() * 1000))
-        wish = fabric_wish(self._context, node_id, self._revision)
+        wish = fabric_wish(self._context, node_id, self._revision, shared=shared)
         sent = self._sent.get(node_id)
         if sent is not None and replace(sent, revision=self._revision) == wish:
             return

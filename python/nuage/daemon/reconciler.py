@@ -2,7 +2,7 @@
 
 Theory of operation. A change of the index names the nodes whose wish may differ; they are marked
 dirty and rendered together at the end of the loop's turn, so a burst of changes costs each node
-one wish. Rendering takes a twentieth of the process at most: after a turn that took long the next
+one wish. Rendering takes a fortieth of the process at most: after a turn that took long the next
 one waits, and gathers what changes meanwhile. A report becomes acts (`iaas.observe`); acts on one
 VM run one after another, acts on different VMs side by side. Every act is idempotent: what fails
 is logged and comes again with the next report, which a node sends at least every two seconds.
@@ -46,7 +46,7 @@ from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 
-RENDER_REST: Final = 20.0  # wait so many times what rendering took
+RENDER_REST: Final = 40.0  # wait so many times what rendering took
 RENDER_REST_S_MAX: Final = 0.5  # a node hears of a change within this, however large its wish
 log = structlog.get_logger("reconciler")
 

@@ -7,13 +7,16 @@ address: the slice says who gave it, not where it is.
 
 import hashlib
 from collections.abc import Collection, Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, ip_interface
+from socket import AF_INET, inet_pton
 
 from nuage.errors import InvalidRequest, QuotaExceeded
 from nuage.model.infrastructure import SITES_MAX
 from nuage.model.network import Segment
 
 PREFIX_LENGTH_MAX = 26  # leaves four addresses a slice
+SLICES_KEPT_MAX = 4096  # segments and sites in use at one controller, a few hundred bytes each
 
 
 def parse_network(cidr: str) -> IPv4Network:
@@ -43,7 +46,7 @@ def free_address(segment: Segment, site_number: int, used: Iterable[str]) -> str
     Raises:
         QuotaExceeded: the site's slice of the segment is full.
     """
-    taken = {int(IPv4Interface(address).ip) for address in used}
+    taken = {host_number(address) for address in used}
     number = free_number(segment, site_number, taken)
     return f"{IPv4Address(number)}/{IPv4Network(segment.cidr).prefixlen}"
 
@@ -56,19 +59,33 @@ def free_number(
     Raises:
         QuotaExceeded: the site's slice of the segment is full.
     """
-    network = IPv4Network(segment.cidr)
+    numbers, kept = _slice_of(segment.cidr, segment.gateway, site_number)
+    for number in numbers:
+        if number in used or number in promised or number in kept:
+            continue
+        return number
+    count = len(numbers)
+    raise QuotaExceeded(f"addresses of segment {segment.name}", limit=count, used=count, asked=1)
+
+
+@lru_cache(maxsize=SLICES_KEPT_MAX)
+def _slice_of(cidr: str, gateway: str, site_number: int) -> tuple[range, frozenset[int]]:
+    """Return a site's slice of a network, and what in the network is given to no port."""
+    network = IPv4Network(cidr)
     base = int(network.network_address)
     slice_count = network.num_addresses // SITES_MAX
     first = base + site_number * slice_count
     last = min(first + slice_count, base + network.num_addresses - 1)  # never the broadcast
-    kept = {base, base + 1, int(IPv4Address(segment.gateway)) if segment.gateway else base}
-    for number in range(first, last):
-        if number in used or number in promised or number in kept:
-            continue
-        return number
-    raise QuotaExceeded(
-        f"addresses of segment {segment.name}", limit=slice_count, used=slice_count, asked=1
-    )
+    kept = frozenset({base, base + 1, int(IPv4Address(gateway)) if gateway else base})
+    return range(first, last), kept
+
+
+def host_number(address: str) -> int:
+    """Return a port's address, ``a.b.c.d/len`` or the same in IPv6, as a number."""
+    try:
+        return int.from_bytes(inet_pton(AF_INET, address.partition("/")[0]), "big")
+    except OSError:
+        return int(ip_interface(address).ip)
 
 
 def mac_of(port_id: str) -> str:

@@ -8,10 +8,10 @@ of the site that enters them, and the site that was not elected drops its record
 """
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address
 
 from nuage.errors import Conflict
-from nuage.iaas.addresses import free_number, mac_of
+from nuage.iaas.addresses import free_number, host_number, mac_of
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.site import ArrivalDraft, Draft, RestartDraft, Site, VmDraft
 from nuage.iaas.volumes import placed, with_own_id
@@ -60,7 +60,7 @@ async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
         await site.save(*values, unique_name=True)
         return
     promised = site.addresses_promised.setdefault(port.segment_id, set())
-    numbers = {int(IPv4Interface(address).ip) for address in port.addresses}
+    numbers = {host_number(address) for address in port.addresses}
     promised |= numbers
     try:
         await site.save(*values, port, unique_name=True)

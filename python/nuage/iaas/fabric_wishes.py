@@ -9,13 +9,13 @@ the numbers out alike, from records that both have.
 import hashlib
 import hmac
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_interface
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 from nuage.iaas.index import FederationIndex
-from nuage.ids import IaasId, NodeId, SecurityGroupId, SegmentId, SiteId
+from nuage.ids import IaasId, NodeId, PortId, SecurityGroupId, SegmentId, SiteId
 from nuage.model.contract import QosClass
 from nuage.model.fabric import (
     FabricWish,
@@ -31,12 +31,27 @@ from nuage.model.network import Port, SecurityGroup, Segment
 from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
 
+T = TypeVar("T")
 MESH_NODES_MAX: Final = 32  # a plane has 64 trunks: half for the site, half for other sites
 TRUNKS_PER_PAIR_MAX: Final = 16
 SITE_VNI_MIN: Final = 4096  # below: trunks between sites, by their number
 SITE_VNIS: Final = (1 << 24) - SITE_VNI_MIN
 LINK_LOCAL: Final = "fe80::/10"
 RBRIDGE_ROLES: Final = (NodeRole.VNODE, NodeRole.EDGE)
+
+
+Kept: TypeAlias = dict[PortId, tuple[tuple[object, ...], T]]
+
+
+@dataclass(slots=True)
+class KeptPorts:
+    """What was worked out for each port, and from what: most stay as they are.
+
+    All RBridges of a site are told of the same stations, each time one of them changes.
+    """
+
+    stations: dict[SegmentId, Kept[StationWish]] = field(default_factory=dict)
+    rules: dict[NodeId, Kept[PortRulesWish]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,7 @@ class FabricContext:
     index: FederationIndex
     site_id: SiteId
     key: str
+    kept: KeptPorts = field(default_factory=KeptPorts)
 
 
 def fabric_key(storage_key: bytes) -> str:
@@ -58,8 +74,18 @@ def is_rbridge(node: Node) -> bool:
     return any(role in RBRIDGE_ROLES for role in node.roles)
 
 
-def fabric_wish(context: FabricContext, node_id: NodeId, revision: int) -> FabricWish:
-    """Return all that the RBridge of `node_id` shall do."""
+def fabric_wish(
+    context: FabricContext,
+    node_id: NodeId,
+    revision: int,
+    *,
+    shared: dict[SegmentId, tuple[StationWish, ...]] | None = None,
+) -> FabricWish:
+    """Return all that the RBridge of `node_id` shall do.
+
+    `shared` takes and gives the stations of segments, for wishes made in the same turn.
+    """
+    shared = {} if shared is None else shared
     index = context.index
     node = index.value(Node, node_id)
     local = local_vms(index, node_id)
@@ -69,15 +95,17 @@ def fabric_wish(context: FabricContext, node_id: NodeId, revision: int) -> Fabri
         for port_id in vm.ports
         if (port := index.find_value(Port, port_id)) is not None
     }
+    for segment_id in segments - shared.keys():
+        shared[segment_id] = _stations(context, segment_id)
     return FabricWish(
         revision=revision,
         key=context.key,
         links=site_links(index.values(Node), node),
         trunks=site_trunks(index, node) if NodeRole.EDGE in node.roles else (),
         stations=tuple(
-            station for segment_id in sorted(segments) for station in _stations(index, segment_id)
+            station for segment_id in sorted(segments) for station in shared[segment_id]
         ),
-        ports=tuple(rules for vm in local for rules in _port_rules(index, vm)),
+        ports=_ports_of(context, node_id, local),
     )
 
 
@@ -192,46 +220,70 @@ def _host(address: str) -> str:
 # Stations and ports ---------------------------------------------------------------------------
 
 
-def _stations(index: FederationIndex, segment_id: SegmentId) -> list[StationWish]:
+def _stations(context: FabricContext, segment_id: SegmentId) -> tuple[StationWish, ...]:
+    index = context.index
     segment = index.find_value(Segment, segment_id)
     if segment is None:
-        return []
-    stations = []
+        return ()
+    old = context.kept.stations.get(segment_id, {})
+    kept = context.kept.stations[segment_id] = {}
     for port in index.of_iaas(Port, segment.iaas_id):
         vm = None if port.vm_id is None else index.find_value(Vm, port.vm_id)
         if port.segment_id != segment_id or vm is None:
             continue
-        stations.append(
-            StationWish(
-                label=segment.label,
-                mac=port.mac,
-                addresses=tuple(_host(a) for a in port.addresses),
-                node_id=vm.node_id,
-                moving=vm.state is VmState.MIGRATING,
-            )
-        )
-    return stations
+        facts = (port, segment.label, vm.node_id, vm.state is VmState.MIGRATING)
+        known = old.get(port.port_id)
+        if known is None or known[0] != facts:
+            known = (facts, _station(port, segment, vm))
+        kept[port.port_id] = known
+    return tuple(station for _, station in kept.values())
 
 
-def _port_rules(index: FederationIndex, vm: Vm) -> list[PortRulesWish]:
-    iaas = index.find_value(Iaas, vm.iaas_id)
+def _station(port: Port, segment: Segment, vm: Vm) -> StationWish:
+    return StationWish(
+        label=segment.label,
+        mac=port.mac,
+        addresses=tuple(_host(a) for a in port.addresses),
+        node_id=vm.node_id,
+        moving=vm.state is VmState.MIGRATING,
+    )
+
+
+def _ports_of(
+    context: FabricContext, node_id: NodeId, local: Iterable[Vm]
+) -> tuple[PortRulesWish, ...]:
+    index = context.index
+    old = context.kept.rules.get(node_id, {})
+    kept = context.kept.rules[node_id] = {}
     found = []
-    for port_id in vm.ports:
-        port = index.find_value(Port, port_id)
-        segment = None if port is None else index.find_value(Segment, port.segment_id)
-        if port is None or segment is None:
-            continue
-        found.append(
-            PortRulesWish(
-                port_id=port_id,
-                hostname=vm.name,
-                cidr=segment.cidr,
-                qos_class=QosClass.SILVER if iaas is None else iaas.contract.qos_class,
-                rules=rules_of(index, port, segment),
-                rate_mbit=port.rate_mbit,
-            )
-        )
-    return found
+    for vm in local:
+        iaas = index.find_value(Iaas, vm.iaas_id)
+        qos_class = QosClass.SILVER if iaas is None else iaas.contract.qos_class
+        for port_id in vm.ports:
+            port = index.find_value(Port, port_id)
+            segment = None if port is None else index.find_value(Segment, port.segment_id)
+            if port is None or segment is None:
+                continue
+            facts = (port, segment, vm.name, qos_class)
+            known = old.get(port_id)
+            if known is None or known[0] != facts or port.security_groups:
+                known = (facts, _port_rules(index, port, segment, vm.name, qos_class))
+            kept[port_id] = known
+            found.append(known[1])
+    return tuple(found)
+
+
+def _port_rules(
+    index: FederationIndex, port: Port, segment: Segment, hostname: str, qos_class: QosClass
+) -> PortRulesWish:
+    return PortRulesWish(
+        port_id=port.port_id,
+        hostname=hostname,
+        cidr=segment.cidr,
+        qos_class=qos_class,
+        rules=rules_of(index, port, segment),
+        rate_mbit=port.rate_mbit,
+    )
 
 
 def rules_of(index: FederationIndex, port: Port, segment: Segment) -> tuple[RuleWish, ...]:

@@ -40,6 +40,7 @@ from nuage.storage.heads import (
     Retire,
     Step,
     VolumeFacts,
+    is_settled,
     next_head,
     next_step,
     whole_copies,
@@ -236,9 +237,10 @@ class HeadKeeper:
         await self._tidy()
 
     async def _look_at(self, volume: Volume) -> None:
-        await self._claim(volume)
+        if volume.volume_id not in self._claimed:
+            await self._claim(volume)
         iaas = self._site.index.find_value(Iaas, volume.iaas_id)
-        if iaas is None:
+        if iaas is None or not is_settled(volume):
             return
         facts = VolumeFacts(
             usable={p.node_id for p in volume.replicas if self._is_reachable(volume, p.node_id)},

@@ -8,10 +8,10 @@ truth and hides the rest until they are gone.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_interface
 from typing import TypeVar, cast
 
 from nuage.errors import InvalidRequest, NotFound, NuageError
+from nuage.iaas.addresses import host_number
 from nuage.ids import IaasId, NodeId, SegmentId, SiteId
 from nuage.model.iaas import Iaas
 from nuage.model.network import Port
@@ -65,7 +65,8 @@ class FederationIndex:
         self._copies: dict[tuple[str, str], dict[SiteId, Record]] = {}
         self._visible: dict[str, dict[str, Record]] = {kind: {} for kind in KINDS}
         self._names: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-        self._by_node: dict[NodeId, set[tuple[str, str]]] = defaultdict(set)
+        self._contested: set[tuple[str, str]] = set()  # what several sites have a record of
+        self._by_node: dict[tuple[str, NodeId], set[str]] = defaultdict(set)
         self._by_iaas: dict[tuple[str, IaasId], set[str]] = defaultdict(set)
         self._usage: dict[IaasId, Usage] = defaultdict(Usage)
         self._vm_nodes: dict[IaasId, dict[NodeId, int]] = defaultdict(dict)
@@ -105,6 +106,10 @@ class FederationIndex:
             after = max(copies.values(), key=self._authority, default=None)
         if not copies:
             self._copies.pop((kind, object_id), None)
+        if len(copies) > 1:
+            self._contested.add((kind, object_id))
+        else:
+            self._contested.discard((kind, object_id))
         before = self._visible[kind].get(object_id)
         if before is not after:
             if kind in PLACE_KINDS:
@@ -123,7 +128,7 @@ class FederationIndex:
     def _link(self, record: Record) -> None:
         self._count(record.value, 1)
         for node_id in nodes_of(record.value):
-            self._by_node[node_id].add((record.kind, record.id))
+            self._by_node[record.kind, node_id].add(record.id)
         iaas_id = iaas_of(record.value)
         if iaas_id is not None:
             self._by_iaas[record.kind, iaas_id].add(record.id)
@@ -134,7 +139,7 @@ class FederationIndex:
     def _unlink(self, record: Record) -> None:
         self._count(record.value, -1)
         for node_id in nodes_of(record.value):
-            self._by_node[node_id].discard((record.kind, record.id))
+            self._by_node[record.kind, node_id].discard(record.id)
         iaas_id = iaas_of(record.value)
         if iaas_id is not None:
             self._by_iaas[record.kind, iaas_id].discard(record.id)
@@ -154,7 +159,7 @@ class FederationIndex:
             case Port():
                 holders = self._addresses[value.segment_id]
                 for address in value.addresses:
-                    _tally(holders, int(ip_interface(address).ip), sign)
+                    _tally(holders, host_number(address), sign)
             case _:
                 pass
 
@@ -198,8 +203,7 @@ class FederationIndex:
         """Return what a node runs, serves or keeps of one kind, in order of id."""
         kind = KIND_OF[cls]
         shown = self._visible[kind]
-        keys = sorted(key for key in self._by_node[node_id] if key[0] == kind)
-        return [cast(N, shown[object_id].value) for _, object_id in keys]
+        return [cast(N, shown[key].value) for key in sorted(self._by_node[kind, node_id])]
 
     def usage(self, iaas_id: IaasId) -> Usage:
         """Return what an IaaS uses over the federation, as far as this site knows."""
@@ -226,18 +230,15 @@ class FederationIndex:
 
     def own_copies(self, kind: str) -> list[Record]:
         """Return this site's own records of a kind, hidden ones too."""
-        return [
-            copies[self.site_id]
-            for (of_kind, _), copies in self._copies.items()
-            if of_kind == kind and self.site_id in copies
-        ]
+        own = [r for r in self._visible[kind].values() if r.home == self.site_id]
+        return own + [record for record in self.shadowed() if record.kind == kind]
 
     def shadowed(self) -> list[Record]:
         """Return the records of this site that a higher epoch elsewhere hides."""
         return [
             copies[self.site_id]
-            for (kind, object_id), copies in self._copies.items()
-            if self.site_id in copies
+            for kind, object_id in sorted(self._contested)
+            if self.site_id in (copies := self._copies[kind, object_id])
             and self._visible[kind].get(object_id) is not copies[self.site_id]
         ]
 

@@ -8,7 +8,8 @@ only, so a copy in another site appears there as soon as the feed has brought th
 import hmac
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, TypeVar
 
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.erasure import erased_copies, is_gone
@@ -38,7 +39,22 @@ from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
 from nuage.storage.heads import head_set
 
+T = TypeVar("T")
 CHAP_SECRET_CHARS = 32  # hexadecimal; RFC 7143 §12.1.4 asks for 96 bits or more
+
+
+Kept: TypeAlias = dict[VolumeId, tuple[tuple[object, ...], T]]
+
+
+@dataclass(slots=True)
+class KeptWishes:
+    """What was worked out for each volume of a node, and from what: most stay as they are.
+
+    A node's wish is made anew with each change, of hundreds of volumes where one changed.
+    """
+
+    heads: dict[NodeId, Kept[HeadWish | None]] = field(default_factory=dict)
+    replicas: dict[NodeId, Kept[ReplicaWish]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,7 @@ class WishContext:
     lease_until_s: Callable[[VmId], float]
     may_switch: Callable[[VmId], bool]
     lease_term: Callable[[], int] = lambda: 0
+    kept: KeptWishes = field(default_factory=KeptWishes)
 
 
 def chap_user(volume_id: VolumeId, epoch: int) -> str:
@@ -186,25 +203,7 @@ def _port_wishes(index: FederationIndex, vm: Vm) -> tuple[PortWish, ...]:
 def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeWish:
     """Return all that the IO-node `node_id` shall keep and serve."""
     index = context.index
-    replicas: dict[IaasId, list[ReplicaWish]] = defaultdict(list)
-    heads: dict[IaasId, list[HeadWish]] = defaultdict(list)
-    for volume in index.on_node(Volume, node_id):
-        if volume.state is VolumeState.DELETING or is_gone(index, volume):
-            continue
-        if any(place.node_id == node_id for place in volume.replicas):
-            replicas[volume.iaas_id].append(
-                ReplicaWish(
-                    volume_id=volume.volume_id,
-                    iaas_id=volume.iaas_id,
-                    size_bytes=volume.size_bytes,
-                    journal=volume.journal,
-                    origin=volume.origin if _is_fresh_head(volume, node_id) else None,
-                )
-            )
-        if volume.head == node_id:
-            head = _head_wish(context, volume)
-            if head is not None:
-                heads[volume.iaas_id].append(head)
+    replicas, heads = _copies_on(context, node_id)
     erased: dict[IaasId, list[VolumeId]] = defaultdict(list)
     labels: dict[IaasId, int] = {}
     for erasure in erased_copies(index, node_id):
@@ -226,9 +225,62 @@ def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeW
     return IonodeWish(revision=revision, daemons=tuple(daemons))
 
 
+def _copies_on(
+    context: WishContext, node_id: NodeId
+) -> tuple[dict[IaasId, list[ReplicaWish]], dict[IaasId, list[HeadWish]]]:
+    """Return the copies and the heads of a node; what did not change is as it was worked out."""
+    index, kept = context.index, context.kept
+    replicas: dict[IaasId, list[ReplicaWish]] = defaultdict(list)
+    heads: dict[IaasId, list[HeadWish]] = defaultdict(list)
+    old_replicas, old_heads = kept.replicas.get(node_id, {}), kept.heads.get(node_id, {})
+    kept.replicas[node_id], kept.heads[node_id] = {}, {}
+    for volume in index.on_node(Volume, node_id):
+        if volume.state is VolumeState.DELETING or is_gone(index, volume):
+            continue
+        volume_id = volume.volume_id
+        if any(place.node_id == node_id for place in volume.replicas):
+            copy = old_replicas.get(volume_id)
+            if copy is None or copy[0] != (volume,):
+                copy = ((volume,), _replica_wish(volume, node_id))
+            kept.replicas[node_id][volume_id] = copy
+            replicas[volume.iaas_id].append(copy[1])
+        if volume.head == node_id:
+            facts = _head_facts(index, volume)
+            head = old_heads.get(volume_id)
+            if head is None or head[0] != facts:
+                head = (facts, _head_wish(context, volume))
+            kept.heads[node_id][volume_id] = head
+            if head[1] is not None:
+                heads[volume.iaas_id].append(head[1])
+    return replicas, heads
+
+
+def _replica_wish(volume: Volume, node_id: NodeId) -> ReplicaWish:
+    return ReplicaWish(
+        volume_id=volume.volume_id,
+        iaas_id=volume.iaas_id,
+        size_bytes=volume.size_bytes,
+        journal=volume.journal,
+        origin=volume.origin if _is_fresh_head(volume, node_id) else None,
+    )
+
+
 def _is_fresh_head(volume: Volume, node_id: NodeId) -> bool:
     """Tell whether this node makes the volume's first copy; the others catch up from it."""
     return volume.head == node_id and volume.state is VolumeState.CREATING
+
+
+def _head_facts(index: FederationIndex, volume: Volume) -> tuple[object, ...]:
+    """Return all that `_head_wish` looks at, to be compared with what it was made of last."""
+    statuses = (index.find_value(NodeStatus, place.node_id) for place in volume.replicas)
+    vm = None if volume.vm_id is None else index.find_value(Vm, volume.vm_id)
+    return (
+        volume,
+        None if vm is None else (vm.epoch, vm.state is VmState.MIGRATING),
+        index.find_value(Iaas, volume.iaas_id),
+        None if volume.image_id is None else index.find_value(Image, volume.image_id),
+        *(None if s is None else s.replica_addresses.get(volume.iaas_id) for s in statuses),
+    )
 
 
 def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:

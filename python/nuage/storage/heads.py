@@ -180,11 +180,14 @@ class VolumeFacts:
     vm_site: SiteId | None = None
 
 
+def is_settled(volume: Volume) -> bool:
+    """Tell whether a volume serves under the epoch it was last given: no step is due before."""
+    return volume.state is VolumeState.READY and volume.settled_epoch == volume.epoch
+
+
 def next_step(volume: Volume, facts: VolumeFacts) -> Step | None:
     """Return the next thing to do about a volume's head and copies, or None."""
-    if volume.state is not VolumeState.READY or volume.settled_epoch != volume.epoch:
-        return None
-    if volume.failure or volume.head is None or volume.head not in facts.usable:
+    if not is_settled(volume) or volume.failure or volume.head not in facts.usable:
         return None
     for place in volume.replicas:
         node_id = place.node_id
