@@ -199,7 +199,7 @@ async def measure_feed_lag(folder: Path, seconds: float, rate: float) -> list[fl
     ]
     tasks = []
     for other in others:
-        replicas = Watched(other)
+        replicas = Watched(other, clock)
         follower = FeedFollower(replicas, reader=other.site, subscribe=subscribe, clock=clock)
         tasks.append(asyncio.create_task(follower.follow(SITE)))
     await asyncio.sleep(0.5)

@@ -114,21 +114,26 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyBatch:
-    """Effect: put and drop these in the replica of `site`, and move its cursor, at once."""
+    """Effect: put and drop these in the replica of `site`, and move its cursor, at once.
+
+    `bodies` are the records' values as they were sent, for a store to keep.
+    """
 
     site: SiteId
     cursor: Cursor
     records: tuple[Record, ...]
+    bodies: tuple[bytes, ...]
     deleted: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaceReplica:
-    """Effect: the replica of `site` is exactly these records, at once."""
+    """Effect: the replica of `site` is exactly these records, at once; `bodies` as above."""
 
     site: SiteId
     cursor: Cursor
     records: tuple[Record, ...]
+    bodies: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +269,7 @@ class FeedReader:
         self._reader = reader
         self._cursor = cursor
         self._head_revision = cursor.revision
-        self._snapshot: list[Record] | None = None
+        self._snapshot: list[tuple[Record, bytes]] | None = None
         self._snapshot_revision = 0
         self._snapshot_item_count = 0
         self._state = FeedState.CUT
@@ -358,7 +363,7 @@ class FeedReader:
                 f"the replica is at {self._cursor.revision}"
             )
         refused: list[Refused] = []
-        latest: dict[tuple[str, str], Record | None] = {}
+        latest: dict[tuple[str, str], tuple[Record, bytes] | None] = {}
         revision = batch.after_revision
         for item in batch.items:
             revision += 1
@@ -370,17 +375,19 @@ class FeedReader:
             if isinstance(admitted, Refused):
                 refused.append(admitted)
             else:
-                latest[item.kind, item.id] = admitted
+                latest[item.kind, item.id] = _with_body(admitted, item)
         if revision <= self._cursor.revision:
             return ()
         self._cursor = Cursor(self._cursor.incarnation, revision, now_s)
         self.refused_count += len(refused)
         self.applied_count += len(latest)
+        put = [entry for entry in latest.values() if entry is not None]
         apply = ApplyBatch(
             site=self.site,
             cursor=self._cursor,
-            records=tuple(record for record in latest.values() if record is not None),
-            deleted=tuple(key for key, record in latest.items() if record is None),
+            records=tuple(record for record, _ in put),
+            bodies=tuple(body for _, body in put),
+            deleted=tuple(key for key, entry in latest.items() if entry is None),
         )
         return (*refused, apply)
 
@@ -395,8 +402,8 @@ class FeedReader:
             admitted = admit(item, self.site)
             if isinstance(admitted, Refused):
                 refused.append(admitted)
-            elif admitted is not None:
-                self._snapshot.append(admitted)
+            elif (entry := _with_body(admitted, item)) is not None:
+                self._snapshot.append(entry)
         self.refused_count += len(refused)
         return tuple(refused)
 
@@ -405,11 +412,21 @@ class FeedReader:
     ) -> tuple[Effect, ...]:
         if self._snapshot is None or end.count != self._snapshot_item_count:
             raise RemoteProtocolError(f"{self.site} sends an incomplete snapshot")
-        records, self._snapshot = self._snapshot, None
+        entries, self._snapshot = self._snapshot, None
         self._cursor = Cursor(message.incarnation, self._snapshot_revision, now_s)
         self._state = FeedState.FOLLOWING
         self.snapshot_count += 1
-        return (ReplaceReplica(site=self.site, cursor=self._cursor, records=tuple(records)),)
+        replace = ReplaceReplica(
+            site=self.site,
+            cursor=self._cursor,
+            records=tuple(record for record, _ in entries),
+            bodies=tuple(body for _, body in entries),
+        )
+        return (replace,)
+
+
+def _with_body(record: Record | None, item: FeedItem) -> tuple[Record, bytes] | None:
+    return None if record is None or item.body is None else (record, item.body)
 
 
 def admit(item: FeedItem, sender: SiteId) -> Record | Refused | None:

@@ -123,7 +123,8 @@ class Controller:
         _, records = self._catalogue.all_records()
         for record in records:
             self.index.put(record)
-        replicas = await SqliteReplicas.open(self._catalogue)
+        replicas = await SqliteReplicas.open(self._catalogue, self._clock)
+        self._closers.append(replicas.close)
         for site_id in replicas.sites():
             table = replicas.table(site_id)
             if table is not None:

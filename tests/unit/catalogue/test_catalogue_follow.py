@@ -1,21 +1,28 @@
 """Following in one process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import pytest
 from tests.contract.catalogue.catalogue_makers import LYON, MARNE, HandClock, vm
 
-from nuage.catalogue.feed import FeedMessage, FeedRequest
+from nuage.catalogue.codec import encode_value
+from nuage.catalogue.feed import ApplyBatch, Cursor, FeedMessage, FeedRequest
 from nuage.catalogue.follow import FeedFollower, serve_feed
 from nuage.catalogue.memory import MemoryCatalogue
 from nuage.catalogue.replica import MemoryReplicas, Replicas, SqliteReplicas
 from nuage.catalogue.sqlite import SqliteCatalogue
 from nuage.catalogue.store import Delete, Put
 from nuage.clock import SystemClock
-from nuage.errors import SiteUnreachable
+from nuage.errors import SiteUnreachable, Unavailable
 from nuage.ids import SiteId
+from nuage.model.record import Record
+
+T = TypeVar("T")
 
 
 class Wires:
@@ -91,16 +98,17 @@ async def test_a_stored_replica_goes_on_where_it_stood(tmp_path: Path) -> None:
     for number in range(5):
         await marne.write([Put(value=vm(number))])
     lyon = await SqliteCatalogue.open(tmp_path / "c.db", site=LYON, clock=HandClock())
-    stored = await SqliteReplicas.open(lyon)
+    stored = await SqliteReplicas.open(lyon, HandClock())
     async with following(wires, stored, MARNE):
         for _ in range(1000):
             if stored.cursor(MARNE).revision == 5:
                 break
             await SystemClock().sleep(0.001)
+    await stored.close()
     await lyon.close()
     await marne.write([Delete(kind="vm", id="vm-1")])
     lyon = await SqliteCatalogue.open(tmp_path / "c.db", site=LYON, clock=HandClock())
-    stored = await SqliteReplicas.open(lyon)
+    stored = await SqliteReplicas.open(lyon, HandClock())
     assert stored.sites() == (MARNE,)
     assert stored.cursor(MARNE).revision == 5
     async with following(wires, stored, MARNE) as follower:
@@ -116,5 +124,75 @@ async def test_a_stored_replica_goes_on_where_it_stood(tmp_path: Path) -> None:
     await stored.forget(MARNE)
     await lyon.close()
     lyon = await SqliteCatalogue.open(tmp_path / "c.db", site=LYON, clock=HandClock())
-    assert (await SqliteReplicas.open(lyon)).sites() == ()
+    assert (await SqliteReplicas.open(lyon, HandClock())).sites() == ()
+    await lyon.close()
+
+
+class Refusing(SqliteCatalogue):
+    """A catalogue whose disk is full for a while."""
+
+    is_full = False
+
+    async def run(self, act: Callable[[sqlite3.Connection], T]) -> T:
+        if self.is_full:
+            raise Unavailable("no room")
+        return await super().run(act)
+
+
+def news(revision: int, *records: Record, dropped: tuple[str, ...] = ()) -> ApplyBatch:
+    return ApplyBatch(
+        site=MARNE, cursor=Cursor("first", revision, 0.0), records=records,
+        bodies=tuple(encode_value(record.value) for record in records),
+        deleted=tuple(("vm", id) for id in dropped),
+    )  # fmt: skip
+
+
+def entered(number: int, revision: int) -> Record:
+    return Record(
+        kind="vm", id=f"vm-{number}", home=MARNE, revision=revision, epoch=0, changed_s=0.0,
+        value=vm(number),
+    )  # fmt: skip
+
+
+async def test_a_replica_is_shown_at_once_and_what_a_crash_takes_of_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    lyon = await SqliteCatalogue.open(tmp_path / "c.db", site=LYON, clock=HandClock())
+    stored = await SqliteReplicas.open(lyon, HandClock())
+    await stored.apply(news(2, entered(1, 1), entered(2, 2)))
+    await stored.flush()
+    await stored.apply(news(4, entered(3, 3), dropped=("vm-1",)))
+    table = stored.table(MARNE)
+    assert table is not None
+    assert {record.id for record in table.all_records()} == {"vm-2", "vm-3"}
+    crashed = await SqliteReplicas.open(lyon, HandClock())  # as the disk is now
+    before = crashed.table(MARNE)
+    assert before is not None
+    assert crashed.cursor(MARNE).revision == before.revision == 2
+    assert {record.id for record in before.all_records()} == {"vm-1", "vm-2"}
+    await stored.close()
+    reopened = await SqliteReplicas.open(lyon, HandClock())
+    after = reopened.table(MARNE)
+    assert after is not None
+    assert reopened.cursor(MARNE).revision == 4
+    assert set(after.all_records()) == set(table.all_records())
+    await lyon.close()
+
+
+async def test_what_a_full_disk_refuses_of_a_replica_is_stored_later(tmp_path: Path) -> None:
+    lyon = await Refusing.open(tmp_path / "c.db", site=LYON, clock=HandClock())
+    assert isinstance(lyon, Refusing)
+    stored = await SqliteReplicas.open(lyon, HandClock())
+    lyon.is_full = True
+    await stored.apply(news(1, entered(1, 1)))
+    with pytest.raises(Unavailable):
+        await stored.flush()
+    await stored.apply(news(3, entered(2, 3), dropped=("vm-1",)))
+    lyon.is_full = False
+    await stored.close()
+    reopened = await SqliteReplicas.open(lyon, HandClock())
+    table = reopened.table(MARNE)
+    assert table is not None
+    assert reopened.cursor(MARNE).revision == 3
+    assert {record.id for record in table.all_records()} == {"vm-2"}
     await lyon.close()
