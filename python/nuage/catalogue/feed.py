@@ -28,6 +28,9 @@ from nuage.model.record import KINDS, Record
 
 HEARTBEAT_S: Final = 1.0  # bounds what the age of an idle site's replica shows
 LINGER_S: Final = 0.005  # gathers a burst into one message; 1/40 of the lag allowed (200 ms)
+LINGER_BUSY_S: Final = 0.02  # when the last message left within BUSY_S: a tenth of the lag allowed
+BUSY_S: Final = 0.1
+ITEMS_KEPT_MAX: Final = 512  # changes kept in the feed's form for the next reader, some 0.5 MB
 BATCH_ITEMS_MAX: Final = 512
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024  # a quarter of the channel's largest frame
 SNAPSHOT_ITEMS_MAX: Final = 2_000_000  # a federation's largest site, ten times over
@@ -192,12 +195,29 @@ def item_of(
     )  # fmt: skip
 
 
+class FeedItems:
+    """The newest changes of one catalogue in the feed's form, made once for all readers."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, FeedItem] = {}
+
+    def of(self, event: Event) -> FeedItem:
+        """Return the feed's form of a change."""
+        item = self._items.get(event.revision)
+        if item is None:
+            item = self._items[event.revision] = item_of(event)
+            if len(self._items) > ITEMS_KEPT_MAX:
+                del self._items[next(iter(self._items))]
+        return item
+
+
 class FeedSender:
     """Our end of a feed that another site reads. Knows no connection and no clock."""
 
-    def __init__(self, site: SiteId, incarnation: str) -> None:
+    def __init__(self, site: SiteId, incarnation: str, items: FeedItems | None = None) -> None:
         self._site = site
         self._incarnation = incarnation
+        self._items = FeedItems() if items is None else items
 
     def can_resume(
         self, request: FeedRequest, *, head_revision: int, compacted_revision: int
@@ -233,7 +253,7 @@ class FeedSender:
         items: list[FeedItem] = []
         size_bytes = 0
         for event in events:
-            item = item_of(event)
+            item = self._items.of(event)
             size_bytes += len(item.body or b"")
             items.append(item)
             if len(items) >= BATCH_ITEMS_MAX or size_bytes >= BATCH_BYTES_MAX:

@@ -11,8 +11,11 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 import structlog
 
 from nuage.catalogue.feed import (
+    BUSY_S,
     HEARTBEAT_S,
+    LINGER_BUSY_S,
     LINGER_S,
+    FeedItems,
     FeedMessage,
     FeedReader,
     FeedRequest,
@@ -37,11 +40,12 @@ Subscribe: TypeAlias = Callable[[SiteId, FeedRequest], AsyncIterator[FeedMessage
 
 
 async def serve_feed(
-    catalogue: Catalogue, request: FeedRequest, *, clock: Clock
+    catalogue: Catalogue, request: FeedRequest, *, clock: Clock, items: FeedItems | None = None
 ) -> AsyncIterator[FeedMessage]:
-    """Yield our feed from the reader's cursor on, for ever."""
-    sender = FeedSender(catalogue.site, catalogue.incarnation)
+    """Yield our feed from the reader's cursor on, for ever; `items` are shared by all readers."""
+    sender = FeedSender(catalogue.site, catalogue.incarnation, items)
     position = request.after_revision
+    sent_s = -BUSY_S
     snapshot_due = not sender.can_resume(
         request,
         head_revision=catalogue.revision,
@@ -65,15 +69,18 @@ async def serve_feed(
             for message in sender.batches(events, head_revision=head_revision, now_s=clock.now_s()):
                 yield message
             position = events[-1].revision
+            sent_s = clock.monotonic_s()
             continue
-        async for beat in _wait_for_change(catalogue, sender, position, clock):
+        async for beat in _heartbeats(catalogue, sender, position, clock):
             yield beat
+        is_busy = clock.monotonic_s() - sent_s < BUSY_S
+        await clock.sleep(LINGER_BUSY_S if is_busy else LINGER_S)
 
 
-async def _wait_for_change(
+async def _heartbeats(
     catalogue: Catalogue, sender: FeedSender, position: int, clock: Clock
 ) -> AsyncIterator[FeedMessage]:
-    """Yield heartbeats until something changed, then linger for what comes along with it."""
+    """Yield heartbeats until something changed."""
     changed = asyncio.create_task(catalogue.wait_beyond(position))
     try:
         while True:
@@ -84,7 +91,6 @@ async def _wait_for_change(
                 pause.cancel()
             if changed.done():
                 changed.result()
-                await clock.sleep(LINGER_S)
                 return
             yield sender.heartbeat(head_revision=catalogue.revision, now_s=clock.now_s())
     finally:

@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import json
 import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
+import msgspec
 import structlog
 import uvloop
 from aiohttp import web
@@ -39,12 +41,20 @@ def configure_logs(process: str, node: str, level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             _bound(process=process, node=node),
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(serializer=log_line),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
+
+
+def log_line(event: structlog.typing.EventDict, **_options: object) -> bytes:
+    """Return a log event as JSON; what JSON cannot say is written as Python would show it."""
+    try:
+        return msgspec.json.encode(event, enc_hook=repr)
+    except (ValueError, OverflowError, TypeError):  # bytes of a file name, numbers beyond 64 bits
+        return json.dumps(event, default=repr).encode()
 
 
 def _bound(

@@ -18,7 +18,14 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
-from nuage.catalogue.feed import ApplyBatch, Cursor, FeedMessage, FeedRequest, ReplaceReplica
+from nuage.catalogue.feed import (
+    ApplyBatch,
+    Cursor,
+    FeedItems,
+    FeedMessage,
+    FeedRequest,
+    ReplaceReplica,
+)
 from nuage.catalogue.follow import FeedFollower, serve_feed
 from nuage.catalogue.replica import Replicas
 from nuage.catalogue.store import Catalogue
@@ -192,10 +199,11 @@ class SiteLinks:
     def register(self, handlers: Handlers, catalogue: Catalogue) -> None:
         """Enter what other sites ask: our feed, and to know theirs."""
         controllers = {NodeRole.CONTROLLER}
+        items = FeedItems()
 
         @handlers.stream(FEED_STREAM, FeedRequest, roles=controllers)
         async def feed(_peer: Peer, request: FeedRequest) -> AsyncIterator[FeedMessage]:
-            async for message in serve_feed(catalogue, request, clock=self._clock):
+            async for message in serve_feed(catalogue, request, clock=self._clock, items=items):
                 yield message
 
         @handlers.method(HELLO_METHOD, SiteHello, roles=controllers)

@@ -1,0 +1,105 @@
+"""What was worked out for a wish is kept, and never beyond what it was made of."""
+
+from dataclasses import replace
+
+from tests.unit.iaas.iaas_makers import LYON, MARNE, datacenter, iaas, node, port, record, segment
+from tests.unit.iaas.iaas_makers import vm as make_vm
+from tests.unit.iaas.iaas_makers import volume as make_volume
+
+from nuage.iaas.addresses import host_number
+from nuage.iaas.fabric_wishes import FabricContext, fabric_wish
+from nuage.iaas.index import FederationIndex
+from nuage.iaas.wishes import WishContext, ionode_wish
+from nuage.ids import ImageId, NodeId, PortId, SecurityGroupId
+from nuage.model.contract import Contract, QosClass
+from nuage.model.image import Image, ImageState
+from nuage.model.infrastructure import NodeRole
+from nuage.model.network import GroupRule, SecurityGroup
+from nuage.model.record import Noun
+from nuage.model.status import NodeStatus
+from nuage.model.vm import VmState
+from nuage.model.volume import VolumeState
+
+HEAD, COPY, VNODE = NodeId("m-io"), NodeId("l-io"), NodeId("marne-vnode-1")
+GROUP = SecurityGroupId("group-1")
+PLACES = (("marne", HEAD), ("lyon", COPY))
+
+
+def daemon_at(address: str) -> NodeStatus:
+    return NodeStatus(
+        node_id=COPY, site_id=LYON, connected=True, since_s=0.0,
+        replica_addresses={iaas().iaas_id: address} if address else {},
+    )  # fmt: skip
+
+
+def image(sha256: str) -> Image:
+    return Image(
+        image_id=ImageId("img-1"), iaas_id=None, name="debian", size_bytes=1 << 20, sha256=sha256,
+        state=ImageState.READY,
+    )  # fmt: skip
+
+
+def storage(index: FederationIndex) -> WishContext:
+    return WishContext(
+        index=index,
+        storage_key=b"k" * 32,
+        lease_until_s=lambda _vm: 0.0,
+        may_switch=lambda _vm: False,
+    )
+
+
+def fabric(index: FederationIndex) -> FabricContext:
+    return FabricContext(index, MARNE, "key")
+
+
+def test_an_ionodes_wish_is_after_every_change_what_it_would_be_made_anew() -> None:
+    index = FederationIndex(MARNE)
+    vm = make_vm(node_id=VNODE, volumes=("vol-1",), epoch=5)
+    fresh = make_volume(places=PLACES, vm_id="vm-1", state=VolumeState.CREATING, image="img-1")
+    ready = replace(fresh, state=VolumeState.READY)
+    steps: tuple[Noun, ...] = (
+        iaas(), vm, image("aa"), fresh, make_volume(2, places=PLACES), daemon_at(""),
+        daemon_at("10.0.0.9:1"), image("bb"), daemon_at("10.0.0.9:2"), ready,
+        replace(vm, state=VmState.MIGRATING), replace(vm, epoch=6),
+        iaas(Contract(qos_class=QosClass.GOLD)), replace(ready, without=(COPY,)),
+        replace(ready, epoch=ready.epoch + 1), replace(ready, head=COPY),
+        replace(ready, state=VolumeState.DELETING),
+    )  # fmt: skip
+    kept, seen = storage(index), set()
+    for revision, value in enumerate(steps, start=1):
+        index.put(record(value, revision=revision))
+        wish = ionode_wish(kept, HEAD, revision)
+        assert wish == ionode_wish(storage(index), HEAD, revision)
+        seen.add(replace(wish, revision=0))
+    assert len(seen) == len(steps) - 3  # what stands alone, or names no address, asks nothing
+    index.remove("volume", "vol-2", MARNE)
+    assert ionode_wish(kept, HEAD, 99).daemons == ()
+
+
+def test_an_rbridges_wish_is_after_every_change_what_it_would_be_made_anew() -> None:
+    index = FederationIndex(MARNE)
+    for first in (datacenter("marne"), node("marne", NodeRole.VNODE), iaas(), segment()):
+        index.put(record(first))
+    vm = replace(make_vm(node_id=VNODE, site="marne"), ports=(PortId("port-1"),))
+    grouped = replace(port(), security_groups=(GROUP,))
+    group = SecurityGroup(group_id=GROUP, iaas_id=iaas().iaas_id, name="web")
+    by_group = replace(group, rules=(GroupRule(remote_group=GROUP),))
+    other = replace(port(2, vm_id="vm-2", address="10.0.0.7/20"), security_groups=(GROUP,))
+    steps: tuple[Noun, ...] = (
+        vm, port(), port(address="10.0.0.3/20"), replace(vm, name="db"), grouped, group, by_group,
+        make_vm(2, node_id="lyon-vnode-1"), other, replace(vm, state=VmState.MIGRATING),
+        iaas(Contract(qos_class=QosClass.GOLD)), replace(segment(), label=0x3000),
+    )  # fmt: skip
+    kept, seen = fabric(index), set()
+    for revision, value in enumerate(steps, start=2):
+        index.put(record(value, revision=revision))
+        wish = fabric_wish(kept, VNODE, 1)
+        assert wish == fabric_wish(fabric(index), VNODE, 1)
+        seen.add(wish)
+    assert len(seen) == len(steps) - 2  # a VM without a port known, and one elsewhere, are no news
+
+
+def test_an_address_is_read_as_a_number_in_both_families() -> None:
+    assert host_number("10.0.0.2/20") == (10 << 24) + 2
+    assert host_number("10.0.0.2") == (10 << 24) + 2
+    assert host_number("fd00::2/64") == (0xFD << 120) + 2
