@@ -75,9 +75,9 @@ def show_energy(session: Session, *, nodes: bool) -> None:
         because = ", ".join(map(str, listed(site, "because")))
         rows.append((
             site["site_id"], number(site["it_watts"], 0),
-            f"{number(site['outside_celsius'])} ({site['outside_source']})",
-            f"{pue:.2f}", f"{number(price)} ({site['price_source']})",
-            f"{number(site['carbon_g_per_kwh'], 0)} ({site['carbon_source']})",
+            _sourced(site, "outside", "outside_celsius"), f"{pue:.2f}",
+            _sourced(site, "price", "price_eur_per_mwh"),
+            _sourced(site, "carbon", "carbon_g_per_kwh", digits=0),
             number(kwh, 3), share + (f" ({because})" if because else ""), site["mode"],
         ))  # fmt: skip
     headers = (
@@ -92,9 +92,36 @@ def show_energy(session: Session, *, nodes: bool) -> None:
     for _, site in sites:
         for silent in listed(site, "silent_meters"):
             click.secho(f"{site['site_id']}: silent meter: {silent}", fg="yellow")
+        for refused in listed(site, "refused_readings"):
+            click.secho(f"{site['site_id']}: not believed: {refused}", fg="yellow")
+    if any(listed(site, "feeds") for _, site in sites):
+        click.echo()
+        _show_feeds(sites)
     if nodes:
         click.echo()
         _show_nodes(sites)
+
+
+def _sourced(site: Row, name: str, figure: str, digits: int = 1) -> str:
+    """Return a figure with its source and, where it ages, how old it is."""
+    read_s = site[f"{name}_read_s"]
+    old = "" if read_s is None else f", {age(time.time() - float(str(read_s)))}"
+    return f"{number(site[figure], digits)} ({site[f'{name}_source']}{old})"
+
+
+def _show_feeds(sites: Sequence[tuple[Row, Row]]) -> None:
+    rows = []
+    for _, site in sites:
+        for feed in rows_of(site["feeds"]):
+            fetched_s = feed["fetched_s"]
+            old = "never" if fetched_s is None else age(time.time() - float(str(fetched_s)))
+            reaches_s = feed["reaches_s"]
+            reaches = "" if reaches_s is None else _when(reaches_s)
+            rows.append((
+                site["site_id"], feed["source"], feed["address"], old, reaches, feed["failure"],
+            ))  # fmt: skip
+    headers = ("SITE", "SOURCE", "ASKED AT", "ANSWERED", "REACHES", "WHAT IS WRONG")
+    print_table(headers, rows, empty="")
 
 
 def _show_nodes(sites: Sequence[tuple[Row, Row]]) -> None:

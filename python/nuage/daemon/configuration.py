@@ -26,23 +26,41 @@ class QuorumConfiguration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FeedConfiguration:
+    """A public source that the site asks by itself (`nuage.energy.feeds`).
+
+    `url` empty is its public address. `key_file` (0600) holds ENTSO-E's security token, or RTE's
+    ``id:secret``, which `token_url` changes for a token.
+    """
+
+    url: str = ""
+    key_file: Path | None = None
+    token_url: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyConfiguration:
     """Where a site learns what a watt costs. Every source may be left out.
 
-    `pdus` maps a rack's name to its PDU's Redfish URL; outlets are ``rack/number`` in `Node`.
+    `pdus` maps a rack's name to its PDU's URL, ``https:`` for Redfish or ``snmp:``; outlets are
+    ``rack/number`` in `Node`. `snmp_login_file` is what ``snmp:`` PDUs accept.
     The outside temperature is the PDU's probe, else `outside_file` (a number, not older than two
-    hours), else the normal of `climate_zone` (RT2012; empty: the nearest). `carbon_g_per_kwh`
-    holds unless `eco2mix` asks RTE every quarter of an hour.
+    hours), else the feed ``weather``, else the normal of `climate_zone` (RT2012; empty: the
+    nearest). `carbon_g_per_kwh` holds where the feed ``eco2mix`` does not tell. Prices are those
+    of `tariff_file`, else of the feed ``day-ahead``. `ashrae` (A1 to A4) lets a dew point above
+    the class's limit close the outside air; it needs the feed ``weather``.
     """
 
     pdus: dict[str, str] = field(default_factory=dict)
+    snmp_login_file: Path | None = None
+    feeds: dict[str, FeedConfiguration] = field(default_factory=dict)
     feed_amps: float = 32.0
     climate_zone: str = ""
     outside_file: Path | None = None
     tariff_file: Path | None = None
     carbon_g_per_kwh: float | None = None
-    eco2mix: bool = False
     set_point_c: float = 20.0
+    ashrae: str = ""
     cooling: str = "bang-bang"
     pue_free: float = 1.16
     pue_conditioned: float = 1.55
@@ -163,31 +181,32 @@ def _forbid_unknown(document: dict[str, object], cls: type, *, where: str) -> No
             raise InvalidRequest(
                 f"{where}: no key {key!r}; there is {', '.join(sorted(known))}", field=key
             )
+        if not isinstance(value, dict):
+            continue
+        is_named = get_origin(hints[key]) is dict  # a table of tables, each under its own name
+        tables = value if is_named else {"": value}
         for inner in (hints[key], *get_args(hints[key])):
-            if isinstance(value, dict) and get_origin(inner) is None and is_dataclass(inner):
-                assert isinstance(inner, type)
-                _forbid_unknown(value, inner, where=f"{where}: {key}")
+            if get_origin(inner) is None and isinstance(inner, type) and is_dataclass(inner):
+                for name, table in tables.items():
+                    place = f"{where}: {key}" + (f".{name}" if name else "")
+                    if isinstance(table, dict):
+                        _forbid_unknown(table, inner, where=place)
 
 
 def render(value: object) -> str:
     """Return a configuration as TOML, for tools that write these files."""
-    lines: list[str] = []
-    tables: list[tuple[str, dict[str, object]]] = []
-    document = msgspec.to_builtins(value, enc_hook=str)
+    return "\n".join(_tables(msgspec.to_builtins(value, enc_hook=str), ())).lstrip("\n") + "\n"
+
+
+def _tables(document: dict[str, object], path: tuple[str, ...]) -> list[str]:
+    """Return a table's own keys, then the tables within it."""
+    plain = {k: v for k, v in document.items() if not isinstance(v, dict) and v is not None}
+    lines = [f"\n[{'.'.join(path)}]"] if path else []
+    lines += [f"{key} = {_toml(item)}" for key, item in plain.items()]
     for key, item in document.items():
         if isinstance(item, dict):
-            tables.append((key, item))
-        elif item is not None:
-            lines.append(f"{key} = {_toml(item)}")
-    for key, table in tables:
-        lines.append(f"\n[{key}]")
-        nested = {k: v for k, v in table.items() if isinstance(v, dict)}
-        plain = {k: v for k, v in table.items() if k not in nested and v is not None}
-        lines += [f"{k} = {_toml(v)}" for k, v in plain.items()]
-        for inner, deep in nested.items():
-            lines.append(f"\n[{key}.{inner}]")
-            lines += [f"{k} = {_toml(v)}" for k, v in deep.items() if v is not None]
-    return "\n".join(lines) + "\n"
+            lines += _tables(item, (*path, key))
+    return lines
 
 
 def _toml(item: object) -> str:

@@ -4,9 +4,11 @@ Synchronous and without I/O.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from nuage.daemon.energy_sources import Figure, PduSeen
+from nuage.daemon.energy_pdus import PduSeen
+from nuage.daemon.energy_sources import Figure
 from nuage.energy.electrical import (
     CONTINUOUS_SHARE,
     PathElement,
@@ -18,7 +20,7 @@ from nuage.energy.kpi import Category
 from nuage.energy.meters import MeterSource, Reading
 from nuage.iaas.index import FederationIndex
 from nuage.ids import NodeId, SiteId
-from nuage.model.energy import EnergyMode, NodeEnergy, SiteEnergy, require_figures
+from nuage.model.energy import EnergyMode, FeedHealth, NodeEnergy, SiteEnergy, require_figures
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.placement.steward import Outlook
 
@@ -181,12 +183,21 @@ def node_watts(node: Node, seen: PduSeen) -> float | None:
     return sum(watts) if len(watts) == len(readings) else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What meters and sources said, and what of it was not believed."""
+
+    pdus: Mapping[str, PduSeen]
+    sources: Mapping[str, Figure]
+    refused: tuple[str, ...]
+    feeds: tuple[FeedHealth, ...]
+
+
 def site_energy(
     outlook: Outlook,
     *,
     facts: SiteFacts,
-    pdus: Mapping[str, PduSeen],
-    sources: Mapping[str, Figure],
+    observed: Observed,
     best: Callable[[NodeId], Reading | None],
     power: Callable[[Node], str],
     boundary: str,
@@ -211,6 +222,7 @@ def site_energy(
                 or (node.node_id in outlook.in_service and not node.maintenance),
             )
         )
+    pdus, sources = observed.pdus, observed.sources
     heard = [seen for seen in pdus.values() if not seen.is_silent(now_s)]
     by_pdus = bool(heard) and len(heard) == len(pdus)
     sources_seen = {node.source for node in nodes}
@@ -225,10 +237,13 @@ def site_energy(
         cooling="" if outlook.cooling is None else outlook.cooling.reason,
         outside_celsius=sources["outside"].value,
         outside_source=sources["outside"].source,
+        outside_read_s=sources["outside"].read_s,
         price_eur_per_mwh=sources["price"].value,
         price_source=sources["price"].source,
+        price_read_s=sources["price"].read_s,
         carbon_g_per_kwh=sources["carbon"].value,
         carbon_source=sources["carbon"].source,
+        carbon_read_s=sources["carbon"].read_s,
         share=outlook.decision.share,
         share_wanted=outlook.decision.wanted,
         because=outlook.decision.because,
@@ -239,6 +254,8 @@ def site_energy(
             for seen in pdus.values()
             if seen.is_silent(now_s)
         ),
+        refused_readings=observed.refused,
+        feeds=observed.feeds,
     )
 
 
@@ -263,5 +280,7 @@ def _plain(record: SiteEnergy) -> tuple[object, ...]:
         record.mode,
         record.outside_source,
         tuple(record.silent_meters),
+        tuple(record.refused_readings),
+        tuple(record.feeds),
         tuple((n.node_id, n.power, n.in_service, n.source) for n in record.nodes),
     )

@@ -4,7 +4,8 @@
 
     name = "two rates"
     day_begins_hour = 0             # 6 for Tempo
-    colours = "tempo.json"          # Tempo only: an answer of RTE's calendar, beside this file
+    colours = "feed"                # Tempo only: the site's feed `tempo`, or a file beside this
+                                    # one that holds an answer of RTE's calendar
 
     [[versions]]
     valid_from = 2025-02-01
@@ -13,13 +14,14 @@
     hours = [6, 22]                 # local, [from, to), may cross midnight
     months = [11, 12, 1, 2, 3]      # optional, as are weekdays (Monday is 0) and colour
 
-Instead of versions, `day_ahead = "prices.xml"` names an answer of ENTSO-E (A44) beside the file.
-A day-ahead price that is missing is bridged by the same hour of the day before, and says so.
+Instead of versions, `day_ahead = "feed"` takes the site's feed `day-ahead`, and any other name is
+a file with an answer of ENTSO-E (A44) beside this one. A day-ahead price that is missing is bridged
+by the same hour of the day before, else of the week before, and says so.
 """
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Final
@@ -41,6 +43,7 @@ from nuage.errors import InvalidRequest
 
 HOUR_S: Final = 3600.0
 INDEX_HOURS: Final = 24  # a price is dear against the day that it is part of
+FEED: Final = "feed"  # what is asked for live, in place of a file's name
 
 
 class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,12 +70,16 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class SiteTariff:
-    """What a site pays when: a contract, or a market's series."""
+    """What a site pays when: a contract, or a market's series.
+
+    `read_s` is when what it depends on was fetched; a contract alone does not age.
+    """
 
     name: str
     tariff: Tariff | None
     colours: Mapping[date, DayColour]
     series: PriceSeries | None
+    read_s: float | None = None
 
     def at(self, instant_s: float) -> Price:
         """Return the price of an instant; one that was bridged names its rule.
@@ -123,8 +130,22 @@ class SiteTariff:
         return None
 
 
-def load_tariff(path: Path) -> SiteTariff:
-    """Read a tariff file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveFigures:
+    """What a site's feeds know: the market's prices and Tempo's colours, and when they came."""
+
+    series: PriceSeries | None = None
+    series_read_s: float | None = None
+    colours: Mapping[date, DayColour] = field(default_factory=dict)
+    colours_read_s: float | None = None
+
+    def market(self, name: str) -> SiteTariff:
+        """Return the tariff of who pays the market's price; before an answer, none is known."""
+        return SiteTariff(name, None, {}, self.series or PriceSeries(()), self.series_read_s)
+
+
+def load_tariff(path: Path, live: LiveFigures | None = None) -> SiteTariff:
+    """Read a tariff file; `live` stands for what it takes from feeds.
 
     Raises:
         InvalidRequest: there is none, or it is not as the module says; the message names where.
@@ -136,11 +157,17 @@ def load_tariff(path: Path) -> SiteTariff:
         raise InvalidRequest(f"tariff {path}: {error}", field="tariff_file") from error
     if bool(document.versions) == bool(document.day_ahead):
         raise InvalidRequest(f"tariff {path} has either versions or day_ahead", field="tariff_file")
+    live = live or LiveFigures()
+    if document.day_ahead == FEED:
+        return live.market(document.name)
     if document.day_ahead:
         series = parse_a44((path.parent / document.day_ahead).read_bytes())
         return SiteTariff(document.name, None, {}, series)
-    colours = {}
-    if document.colours:
+    colours: Mapping[date, DayColour] = {}
+    read_s = None
+    if document.colours == FEED:
+        colours, read_s = live.colours, live.colours_read_s
+    elif document.colours:
         colours = parse_tempo((path.parent / document.colours).read_bytes())
     versions = tuple(
         TariffVersion(
@@ -151,7 +178,7 @@ def load_tariff(path: Path) -> SiteTariff:
         for version in sorted(document.versions, key=lambda v: v.valid_from, reverse=True)
     )
     tariff = Tariff(name=document.name, versions=versions, day_begins_hour=document.day_begins_hour)
-    return SiteTariff(document.name, tariff, colours, None)
+    return SiteTariff(document.name, tariff, colours, None, read_s)
 
 
 def _rule(rule: _Rule) -> CalendarRule:

@@ -80,8 +80,9 @@ class PriceSeries:
             if index >= 0 and instant_s - self.intervals[index].end_s < HOLD_S_MAX:
                 return Price(self.intervals[index].eur_per_mwh, hole.value)
         if hole is HoleRule.SAME_HOUR_BEFORE:
-            for days in (1, 7):
-                before = self._covering(instant_s - days * 86_400)
+            local = datetime.fromtimestamp(instant_s, PARIS)
+            for days in (1, 7):  # by the clock on the wall, so an odd day shifts nothing
+                before = self._covering((local - timedelta(days=days)).timestamp())
                 if before is not None:
                     return Price(before.eur_per_mwh, hole.value)
         raise PriceUnknown(

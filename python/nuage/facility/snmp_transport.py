@@ -27,6 +27,7 @@ from nuage.facility.ports import BmcRefused, BmcUnavailable
 
 Value: TypeAlias = int | str
 
+SNMP_PORT: Final = 161
 TIMEOUT_S: Final = 2.0
 RETRIES: Final = 2
 WALK_ROWS_MAX: Final = 4000  # 54 outlets with 60 columns each
@@ -62,7 +63,7 @@ class PysnmpTransport:
     """SNMP to one device. Close it when done."""
 
     def __init__(
-        self, host: str, credentials: Community | User, *, port: int = 161,
+        self, host: str, credentials: Community | User, *, port: int = SNMP_PORT,
         timeout_s: float = TIMEOUT_S, retries: int = RETRIES, engine: SnmpEngine | None = None,
     ) -> None:  # fmt: skip
         self._host = host

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from nuage.errors import InvalidRequest
-from nuage.ids import IaasId, NodeId, SiteId, VmId
+from nuage.ids import FeedId, IaasId, NodeId, SiteId, VmId
 
 FIGURES = ("temperature_c", "price_eur_per_mwh", "price_index", "carbon_g_per_kwh", "grid_alert")
 
@@ -93,12 +93,53 @@ class NodeEnergy:
     in_service: bool
 
 
+@dataclass(frozen=True, slots=True)
+class DatedValue:
+    """A figure of a public source over [begin, end); `dew_point_c` beside a temperature."""
+
+    begin_s: float
+    end_s: float
+    value: float
+    dew_point_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyFeed:
+    """What a site keeps of a public source: dated figures, and when they were fetched.
+
+    `unit` is of the values; a Tempo calendar has `colours` by local day (ISO 8601) instead.
+    """
+
+    feed_id: FeedId
+    site_id: SiteId
+    source: str
+    unit: str
+    fetched_s: float
+    values: tuple[DatedValue, ...] = ()
+    colours: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedHealth:
+    """How a source does: last answer, until when it reaches, and what was wrong last, if it was.
+
+    `address` is where it is asked, without query: a query may hold the site's key.
+    """
+
+    source: str
+    address: str
+    fetched_s: float | None
+    reaches_s: float | None
+    failure: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteEnergy:
     """A site's energy now. Sources say where a figure comes from, "" for one not known.
 
     `it_watts` is what its PDUs deliver, or the sum of its nodes where no PDU is read. `pue` is
-    of `pue_boundary`, IT read in `pue_category` (ISO/IEC 30134-2).
+    of `pue_boundary`, IT read in `pue_category` (ISO/IEC 30134-2). `…_read_s` is when a figure
+    was measured or fetched, None for one that does not age, such as a contract's price.
     """
 
     site_id: SiteId
@@ -110,16 +151,21 @@ class SiteEnergy:
     cooling: str
     outside_celsius: float | None = None
     outside_source: str = ""
+    outside_read_s: float | None = None
     price_eur_per_mwh: float | None = None
     price_source: str = ""
+    price_read_s: float | None = None
     carbon_g_per_kwh: float | None = None
     carbon_source: str = ""
+    carbon_read_s: float | None = None
     share: float = 1.0
     share_wanted: float = 1.0
     because: tuple[str, ...] = ()
     mode: EnergyMode = EnergyMode.MANUAL
     nodes: tuple[NodeEnergy, ...] = ()
     silent_meters: tuple[str, ...] = ()
+    refused_readings: tuple[str, ...] = ()
+    feeds: tuple[FeedHealth, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

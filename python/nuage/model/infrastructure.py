@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from nuage.errors import InvalidRequest
 from nuage.ids import SLUG_CHARS_MAX, NodeId, PduId, RackId, SiteId, is_slug
@@ -130,9 +131,35 @@ class Node:
     bare_trunks: bool = False
 
 
+class PduKind(Enum):
+    """The protocol that a PDU speaks."""
+
+    REDFISH = "redfish"
+    SNMP = "snmp"
+
+
+_PDU_SCHEMES: Final = {
+    "https": PduKind.REDFISH, "http": PduKind.REDFISH, "snmp": PduKind.SNMP,
+}  # fmt: skip
+
+
+def pdu_kind(url: str) -> PduKind:
+    """Return the kind of PDU that an address names.
+
+    Raises:
+        InvalidRequest: it is neither ``https:`` nor ``snmp:``.
+    """
+    try:
+        return _PDU_SCHEMES[url.partition(":")[0]]
+    except KeyError:
+        raise InvalidRequest(
+            f"{url!r} is no address of a PDU", field="pdus", hint="https://… or snmp://…"
+        ) from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pdu:
-    """A power distribution unit of a rack, read through Redfish or SNMP at `url`."""
+    """A power distribution unit of a rack, read at `url`: ``https:`` Redfish, ``snmp:`` SNMP."""
 
     pdu_id: PduId
     site_id: SiteId

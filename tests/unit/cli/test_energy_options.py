@@ -1,10 +1,18 @@
+import time
 from datetime import datetime
+from typing import cast
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
-from nuage.cli.energy import _dated, _rule, _supposed, moment, seconds
+from nuage.api.client import Client
+from nuage.cli.energy import _dated, _rule, _supposed, moment, seconds, show_energy
 from nuage.cli.main import main
+from nuage.cli.session import Session
 from nuage.errors import InvalidRequest
+from nuage.ids import SiteId
+from nuage.model.energy import FeedHealth, SiteEnergy
 
 
 def test_durations_are_read_with_their_units() -> None:
@@ -42,3 +50,33 @@ def test_figures_supposed_are_named() -> None:
 
 def test_energy_and_simulate_are_commands() -> None:
     assert {"energy", "simulate"} <= set(main.commands)
+
+
+def test_the_table_shows_where_a_figure_comes_from_how_old_it_is_and_what_went_wrong() -> None:
+    energy = SiteEnergy(
+        site_id=SiteId("marne"), read_s=0.0, it_watts=512.0, pue=1.16, pue_boundary="the container",
+        pue_category=2, cooling="", outside_celsius=12.5, outside_source="Open-Meteo",
+        outside_read_s=time.time() - 600.0, price_eur_per_mwh=240.0, price_source="two rates",
+        carbon_g_per_kwh=44.0, carbon_source="éCO2mix", carbon_read_s=time.time() - 1200.0,
+        refused_readings=("marne-v1 outlet: -40 W (rule negative)",),
+        feeds=(
+            FeedHealth(
+                source="éCO2mix", address="https://odre.example/records", fetched_s=None,
+                reaches_s=None, failure="refused: not an éCO2mix answer",
+            ),
+        ),
+    )  # fmt: skip
+
+    class Answers:
+        def get(self, _path: str) -> object:
+            return [{"value": msgspec.to_builtins(energy), "age_s": 0.0}]
+
+    session = Session(_client=cast(Client, Answers()))
+    shown = CliRunner().invoke(show_energy, ["--no-nodes"], obj=session, terminal_width=240)
+    assert shown.exception is None
+    assert "12.5 (Open-Meteo, 10 min)" in shown.output
+    assert "240.0 (two rates)" in shown.output  # a contract does not age
+    assert "44 (éCO2mix, 20 min)" in shown.output
+    assert "not believed: marne-v1 outlet: -40 W (rule negative)" in shown.output
+    assert "never" in shown.output
+    assert "refused: not an éCO2mix answer" in shown.output

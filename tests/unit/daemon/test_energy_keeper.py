@@ -20,6 +20,7 @@ from nuage.facility.ports import PowerControl, PowerState
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId
+from nuage.model.desired import VnodeReport
 from nuage.model.energy import EnergyRules, PlanAsk, SharePlan, ShareRule, SiteEnergy
 from nuage.model.infrastructure import Node, NodePower, NodeRole
 from nuage.model.placement import EstimationVector
@@ -221,6 +222,19 @@ async def test_the_record_for_other_sites_is_written_when_it_says_something(worl
     world.keeper.post("temperature_c", 35.0, 60.0)
     await world.keeper._publish()
     assert world.index.value(SiteEnergy, MARNE).pue == 1.55
+
+
+async def test_a_reading_that_is_not_believed_is_shown_with_its_rule(world: World) -> None:
+    vector = world.vector(NODES[0], power_watts=-40.0, power_source="model")
+    report = VnodeReport(node_id=NODES[0], site_id=MARNE, wish_revision=0, vms=(), estimate=vector)
+    world.keeper.take_report(report, vector)
+    world.keeper.look()
+    await world.keeper._publish()
+    (told,) = world.index.value(SiteEnergy, MARNE).refused_readings
+    assert "marne-v1 model" in told
+    assert "rule negative" in told
+    world.clock.time_s += 3600.0
+    assert world.keeper.meters.refused(world.clock.now_s()) == ()
 
 
 async def test_an_empty_node_sleeps_and_a_vm_that_is_placed_there_wakes_it(world: World) -> None:

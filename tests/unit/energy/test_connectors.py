@@ -7,13 +7,14 @@ from aiohttp import web
 
 from nuage.energy.connectors import (
     ANSWER_BYTES_MAX,
-    a44_url,
-    eco2mix_url,
+    a44_query,
     fetch,
     parse_a44,
     parse_eco2mix,
+    parse_open_meteo,
     parse_tempo,
-    tempo_url,
+    request_token,
+    tempo_query,
 )
 from nuage.energy.tariffs import DayColour
 from nuage.errors import CorruptData, RemoteProtocolError, Unavailable
@@ -32,6 +33,8 @@ def test_eco2mix_numbers_may_be_strings_and_forecasts_are_left_out() -> None:
     earlier = {"date_heure": "2023-09-05T12:00:00+02:00", "taux_co2": "30", "nucleaire": 1}
     forecast = {"date_heure": "2023-09-05T23:45:00+00:00", "prevision_j": 41000}
     first, second = parse_eco2mix(eco2mix(measured, forecast, earlier))
+    newer = json.dumps({"total_count": 3, "results": [measured, forecast, earlier]}).encode()
+    assert parse_eco2mix(newer) == (first, second)
     assert (first.carbon_g_per_kwh, first.renewable_share) == (30.0, None)
     assert first.begin_s == datetime.fromisoformat("2023-09-05T10:00:00+00:00").timestamp()
     assert second.carbon_g_per_kwh == 31.0
@@ -43,6 +46,8 @@ def test_eco2mix_numbers_may_be_strings_and_forecasts_are_left_out() -> None:
     [
         b"<html>maintenance</html>",
         b"[]",
+        b"{}",
+        eco2mix({"date_heure": "2023-09-05T10:15:00+00:00", "taux_co2": "nan"}),
         eco2mix({"date_heure": "2023-09-05T10:15:00+00:00", "taux_co2": "much"}),
         eco2mix({"date_heure": "2023-09-05T10:15:00", "taux_co2": 31}),
         eco2mix({"date_heure": "today", "taux_co2": 31}),
@@ -123,6 +128,7 @@ def test_odd_days_have_their_own_number_of_hours(begin: str, end: str, count: in
         a44({25: 1.0}, begin="2025-01-14T23:00Z", end="2025-01-15T23:00Z"),
         a44({1: 1.0}, begin="2025-01-14T23:00Z", end="2025-01-15T23:00Z", resolution="P1Y"),
         a44({1: 1.0}, begin="2025-01-14T23:00Z", end="2025-01-15T23:00Z", unit="KWH"),
+        a44({1: 1.0}, begin="1970-01-01T00:00Z", end="9999-01-01T00:00Z"),
         a44({1: 1.0}, begin="yesterday", end="2025-01-15T23:00Z"),
         b"<Publication_MarketDocument><TimeSeries><Period/></TimeSeries>"
         b"</Publication_MarketDocument>",
@@ -160,13 +166,57 @@ def test_tempo_colours_by_day() -> None:
         parse_tempo(b"{}")
 
 
-def test_addresses_name_what_is_asked() -> None:
-    url = a44_url(date(2025, 3, 30), token="secret")
-    assert "documentType=A44" in url
-    assert "periodStart=202503292300" in url
-    assert "periodEnd=202503302200" in url
-    assert "eco2mix-national-tr" in eco2mix_url()
-    assert "tempo_like_calendars" in tempo_url(date(2025, 1, 1), date(2025, 1, 2))
+@pytest.mark.parametrize(
+    ("day", "begin", "end"),
+    [
+        (date(2025, 3, 30), "202503292300", "202503302200"),  # 23 hours
+        (date(2025, 10, 26), "202510252200", "202510262300"),  # 25 hours
+    ],
+)
+def test_a_market_day_is_asked_for_from_local_midnight_to_the_next(
+    day: date, begin: str, end: str
+) -> None:
+    query = a44_query(day, day, token="secret")
+    assert (query["documentType"], query["periodStart"], query["periodEnd"]) == ("A44", begin, end)
+
+
+def test_a_tempo_calendar_is_asked_for_with_the_offset_of_each_day() -> None:
+    query = tempo_query(date(2025, 3, 29), date(2025, 3, 30))
+    assert query["start_date"] == "2025-03-29T00:00:00+01:00"
+    assert query["end_date"] == "2025-03-31T00:00:00+02:00"
+
+
+def open_meteo(**changes: object) -> bytes:
+    document: dict[str, object] = {
+        "latitude": 48.84, "longitude": 2.62, "utc_offset_seconds": 0, "timezone": "GMT",
+        "hourly_units": {"time": "unixtime", "temperature_2m": "°C", "dew_point_2m": "°C"},
+        "hourly": {
+            "time": [1764032400, 1764036000, 1764039600],
+            "temperature_2m": [5.4, 5.1, None],
+            "dew_point_2m": [2.0, None, None],
+        },
+    }  # fmt: skip
+    return json.dumps(document | changes).encode()
+
+
+def test_hours_without_a_temperature_are_left_out_of_a_forecast() -> None:
+    first, second = parse_open_meteo(open_meteo())
+    assert (first.begin_s, first.dry_bulb_c, first.dew_point_c) == (1764032400.0, 5.4, 2.0)
+    assert (second.dry_bulb_c, second.dew_point_c) == (5.1, None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"error":true,"reason":"Latitude must be in range"}',
+        open_meteo(hourly_units={"time": "iso8601", "temperature_2m": "°C"}),
+        open_meteo(hourly_units={"time": "unixtime", "temperature_2m": "°F"}),
+        open_meteo(hourly={"time": [1], "temperature_2m": [1.0, 2.0]}),
+    ],
+)
+def test_an_answer_that_is_no_forecast_is_refused(answer: bytes) -> None:
+    with pytest.raises(CorruptData):
+        parse_open_meteo(answer)
 
 
 async def test_fetching_tells_a_source_that_is_down_from_one_that_refuses() -> None:
@@ -176,7 +226,12 @@ async def test_fetching_tells_a_source_that_is_down_from_one_that_refuses() -> N
         return web.Response(status=200 if status == 201 else status, body=body)
 
     app = web.Application()
+
+    async def token(_request: web.Request) -> web.Response:
+        return web.Response(text='{"access_secret": 1}')
+
     app.router.add_get("/{status}", answer)
+    app.router.add_post("/token", token)
     runner = web.AppRunner(app)
     await runner.setup()
     door = web.TCPSite(runner, "127.0.0.1", 0)
@@ -188,8 +243,13 @@ async def test_fetching_tells_a_source_that_is_down_from_one_that_refuses() -> N
             assert await fetch(session, f"{base}/200") == b"here"
             with pytest.raises(Unavailable):
                 await fetch(session, f"{base}/503")
-            with pytest.raises(RemoteProtocolError):
-                await fetch(session, f"{base}/401?securityToken=secret")
+            for status in (401, 302):  # a redirection could carry the key elsewhere
+                with pytest.raises(RemoteProtocolError) as caught:
+                    await fetch(session, f"{base}/{status}?securityToken=secret")
+                assert "secret" not in caught.value.message
+            with pytest.raises(CorruptData) as no_token:
+                await request_token(session, f"{base}/token", "id:secret")
+            assert "secret" not in str(no_token.value)
             with pytest.raises(RemoteProtocolError):
                 await fetch(session, f"{base}/201")
     finally:
