@@ -20,6 +20,7 @@ from typing import Final
 from nuage.lab.description import LabDescription, NodeDescription, PduDescription
 
 REDFISH_PORT: Final = 443
+SNMP_PORT: Final = 161
 SWITCH_HOST: Final = 254
 
 

@@ -30,6 +30,7 @@ from nuage.daemon.configuration import (
     VnodeConfiguration,
     render,
 )
+from nuage.daemon.energy_pdus import SnmpLogin
 from nuage.daemon.hardware import BmcLogin
 from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, join_as_site
 from nuage.errors import Conflict, TimedOut, Unavailable
@@ -99,6 +100,7 @@ class _Assembly:
         self._lab = lab
         self._report = report
         self._login_file = lab.state.path / "bmc-login.json"
+        self._snmp_login_file = lab.state.path / "snmp-login.json"
         self._by_role: dict[tuple[str, NodeRole], list[NodeDescription]] = {}
         for node in lab.description.nodes():
             self._by_role.setdefault((node.site, node.role), []).append(node)
@@ -111,6 +113,8 @@ class _Assembly:
             certificate=str(self._lab.certificate),
         )
         write_atomically(self._login_file, msgspec.json.encode(login), secret=True)
+        community = SnmpLogin(community=credentials.community)
+        write_atomically(self._snmp_login_file, msgspec.json.encode(community), secret=True)
         self._report("nodes get power")
         self._lab.power_on_all()
         sites = list(self._lab.description.sites)
@@ -166,6 +170,7 @@ class _Assembly:
                 for pdu in self._lab.description.pdus()
                 if pdu.site == site.id
             },
+            snmp_login_file=self._snmp_login_file,
             climate_zone=site.climate_zone,
             tariff_file=TARIFFS / f"{site.tariff}.toml",
             carbon_g_per_kwh=site.carbon_g_per_kwh,

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Final, Literal
 
@@ -77,6 +78,7 @@ class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     user: str = "operator"
     password: str
+    community: str = "nuage-lab"
 
 
 class SiteOperator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,6 +86,14 @@ class SiteOperator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     name: str
     country: str
+
+
+class PduSpeech(Enum):
+    """What a rack's PDU speaks beside Redfish; an ``apc`` or ``raritan`` is read by SNMP."""
+
+    REDFISH = "redfish"
+    APC = "apc"
+    RARITAN = "raritan"
 
 
 class RackDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,6 +106,7 @@ class RackDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     controllers: tuple[str, ...] = ()
     switch_watts: float = 30.0
     pdu_rated_amps: float = 32.0
+    pdu: PduSpeech = PduSpeech.REDFISH
 
 
 class SiteDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -143,6 +154,7 @@ class PduDescription(msgspec.Struct, frozen=True, kw_only=True):
     outlets: tuple[str, ...]
     switch_watts: float
     rated_amps: float
+    speech: PduSpeech
 
 
 class LabDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -196,6 +208,7 @@ class LabDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                     outlets=(*fed, f"{site.id}-switch"),
                     switch_watts=rack.switch_watts,
                     rated_amps=rack.pdu_rated_amps,
+                    speech=rack.pdu,
                 )
 
     def _nodes(self) -> Iterator[NodeDescription]:

@@ -42,11 +42,12 @@ from nuage.lab.control import (
     SiteStatus,
     encode,
 )
-from nuage.lab.description import LabDescription, NodeDescription, PduDescription
+from nuage.lab.description import LabDescription, NodeDescription, PduDescription, PduSpeech
 from nuage.lab.init import Init
 from nuage.lab.launch import Place
 from nuage.lab.machine import Effect, Effects, State
 from nuage.lab.pdu_documents import install_pdu
+from nuage.lab.pdu_snmp import snmp_pdu
 from nuage.lab.redfish_server import Device, RedfishServer
 from nuage.lab.redfish_service import Accounts, Identity, RedfishService
 from nuage.lab.rig import Fault, Rig
@@ -151,6 +152,11 @@ class Hardware:
                 dead=lambda: machine is not None and machine.state is State.DARK,
             ),
         )
+        if isinstance(device, PduDescription) and device.speech is not PduSpeech.REDFISH:
+            agent = snmp_pdu(self.rig, device.name, device.speech, credentials.community)
+            await asyncio.get_running_loop().create_datagram_endpoint(
+                lambda: agent, sock=kernel.datagrams(namespace, address, at.SNMP_PORT)
+            )
 
     def _adopt(self) -> None:
         """Take over nodes that run already: this process was restarted, they were not."""

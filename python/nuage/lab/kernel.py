@@ -152,6 +152,18 @@ def listen(namespace: str, address: str, port: int) -> socket.socket:
     return inside(namespace, bind)
 
 
+def datagrams(namespace: str, address: str, port: int) -> socket.socket:
+    """Return a UDP socket bound to `address` inside `namespace`."""
+
+    def bind() -> socket.socket:
+        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        bound.bind((address, port))
+        bound.setblocking(False)  # noqa: FBT003 - its only parameter
+        return bound
+
+    return inside(namespace, bind)
+
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 

@@ -40,7 +40,13 @@ from nuage.lab.control import (
     SetWeather,
     encode,
 )
-from nuage.lab.description import LabDescription, NodeDescription, PduDescription, load_description
+from nuage.lab.description import (
+    LabDescription,
+    NodeDescription,
+    PduDescription,
+    PduSpeech,
+    load_description,
+)
 from nuage.lab.launch import Place
 from nuage.lab.rig import Fault
 from nuage.lab.state import STATE_ROOT, StateDirectory, read_pid
@@ -127,10 +133,12 @@ class Lab:
         return at.bmc_url(self.description, self.node(node))
 
     def pdu_url(self, pdu: str) -> str:
-        """Return the root of a PDU's Redfish service."""
+        """Return where a PDU is read: the root of its Redfish service, or its SNMP agent."""
         for each in self.description.pdus():
-            if each.name == pdu:
+            if each.name == pdu and each.speech is PduSpeech.REDFISH:
                 return at.bmc_url(self.description, each)
+            if each.name == pdu:
+                return f"snmp://{at.bmc_address(self.description, each)}"
         raise NotFound("PDU", pdu)
 
     @property

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from nuage.clock import SystemClock
 from nuage.facility.redfish import Login, RedfishConnection
 from nuage.lab.bmc_documents import install_bmc
-from nuage.lab.description import DEFAULT_DESCRIPTION, load_description
+from nuage.lab.description import DEFAULT_DESCRIPTION, PduSpeech, load_description
 from nuage.lab.machine import Effects, State
 from nuage.lab.pdu_documents import install_pdu
+from nuage.lab.pdu_snmp import snmp_pdu
 from nuage.lab.redfish_server import Device, RedfishServer
 from nuage.lab.redfish_service import Accounts, Identity, RedfishService
 from nuage.lab.rig import Fault, Rig
 
+COMMUNITY = "closed-network"
 LOGIN = Login(user="operator", password="nuage-lab")
 NODE = "marne-v1"
 PDU = "marne-r1-pdu"
@@ -49,6 +51,18 @@ class Bench:
     cpu_s: dict[str, float]
     performed: list[tuple[str, Effects]]
     services: dict[str, RedfishService]
+
+    @asynccontextmanager
+    async def snmp(self, speech: PduSpeech) -> AsyncIterator[int]:
+        """Serve the PDU by SNMP, too; yields the port."""
+        agent = snmp_pdu(self.rig, PDU, speech, COMMUNITY)
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: agent, local_addr=("127.0.0.1", 0)
+        )
+        try:
+            yield transport.get_extra_info("sockname")[1]
+        finally:
+            transport.close()
 
     def connect(self, url: str, *, timeout_s: float = 5.0) -> RedfishConnection:
         return RedfishConnection(url, LOGIN, self.clock, timeout_s=timeout_s)

@@ -1,11 +1,20 @@
-"""What every driver of hardware promises, on memory and on the lab's emulator over HTTP."""
+"""What every driver of hardware promises: on memory, and on the lab's emulators.
+
+Machines through Redfish; PDUs through Redfish and through both vendors' SNMP.
+"""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
-from tests.contract.facility.facility_bench import NODE, PDU, StepClock, running_bench
+from tests.contract.facility.facility_bench import (
+    COMMUNITY,
+    NODE,
+    PDU,
+    StepClock,
+    running_bench,
+)
 
 from nuage.energy.meters import MeterSource
 from nuage.errors import NotFound
@@ -22,16 +31,18 @@ from nuage.facility.ports import (
 )
 from nuage.facility.redfish_node import RedfishNode
 from nuage.facility.redfish_pdu import RedfishPdu
+from nuage.facility.snmp import open_snmp_pdu
+from nuage.facility.snmp_transport import Community, PysnmpTransport
+from nuage.lab.description import PduSpeech
 from nuage.lab.rig import Fault
 
 
 @dataclass(slots=True)
 class Subject:
-    """A machine and the PDU that feeds it, and ways to break them."""
+    """A machine, and ways to break it."""
 
     control: PowerControl
     meter: Meter
-    pdu: RackPdu
     url: str
     clock: StepClock
     silence: Callable[[], None]
@@ -43,8 +54,6 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     if request.param == "memory":
         clock = StepClock()
         node = MemoryNode("mem://node", clock)
-        pdu = MemoryPdu("mem://pdu", clock, own_watts=6.0)
-        pdu.outlet_by_id["1"] = MemoryOutlet("marne-v1", watts=53.0)
 
         def silence() -> None:
             node.silent = True
@@ -52,19 +61,63 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         def lie() -> None:
             node.on_watts = node.off_watts = -2000.0
 
-        yield Subject(node, node, pdu, node.url, clock, silence, lie)
+        yield Subject(node, node, node.url, clock, silence, lie)
         return
     async with AsyncExitStack() as stack:
         bench = await stack.enter_async_context(running_bench())
         node_connection = bench.connect(bench.node_url, timeout_s=0.5)
-        pdu_connection = bench.connect(bench.pdu_url)
-        for connection in (node_connection, pdu_connection):
-            await stack.enter_async_context(connection)
+        await stack.enter_async_context(node_connection)
         machine = RedfishNode(node_connection, bench.clock)
         yield Subject(
-            machine, machine, RedfishPdu(pdu_connection, bench.clock), bench.node_url, bench.clock,
+            machine, machine, bench.node_url, bench.clock,
             lambda: bench.rig.set_fault(NODE, Fault(silent=True)),
             lambda: bench.rig.set_fault(NODE, Fault(jump_watts=-2000.0)),
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Rack:
+    """A PDU, and ways to break it. `step_watts` is the coarsest that it tells."""
+
+    pdu: RackPdu
+    clock: StepClock
+    step_watts: float
+    tells_branches: bool
+    silence: Callable[[], None]
+
+
+@pytest.fixture(params=["memory", "redfish", "apc", "raritan"])
+async def rack(request: pytest.FixtureRequest) -> AsyncIterator[Rack]:
+    if request.param == "memory":
+        clock = StepClock()
+        memory = MemoryPdu("mem://pdu", clock, own_watts=6.0)
+        memory.outlet_by_id["1"] = MemoryOutlet("marne-v1", watts=53.0)
+
+        def silence() -> None:
+            memory.silent = True
+
+        yield Rack(memory, clock, 0.0, tells_branches=True, silence=silence)
+        return
+    async with AsyncExitStack() as stack:
+        bench = await stack.enter_async_context(running_bench())
+        pdu: RackPdu
+        step_watts = 0.1
+        if request.param == "redfish":
+            connection = bench.connect(bench.pdu_url, timeout_s=0.5)
+            await stack.enter_async_context(connection)
+            pdu = RedfishPdu(connection, bench.clock)
+        else:
+            speech = PduSpeech(request.param)
+            port = await stack.enter_async_context(bench.snmp(speech))
+            transport = PysnmpTransport(
+                "127.0.0.1", Community(name=COMMUNITY), port=port, timeout_s=0.5, retries=0
+            )
+            stack.callback(transport.close)
+            pdu = await open_snmp_pdu(transport, bench.clock)
+            step_watts = 10.0 if speech is PduSpeech.APC else 0.1
+        yield Rack(
+            pdu, bench.clock, step_watts, tells_branches=request.param == "redfish",
+            silence=lambda: bench.rig.set_fault(PDU, Fault(silent=True)),
         )  # fmt: skip
 
 
@@ -131,37 +184,64 @@ async def test_a_meter_that_reads_below_zero_is_not_believed(subject: Subject) -
     assert caught.value.rule == "negative"
 
 
-async def test_a_pdu_reads_as_much_as_its_outlets_together(subject: Subject) -> None:
-    outlets = await subject.pdu.outlets()
-    whole = await subject.pdu.state()
+async def test_a_pdu_reads_as_much_as_its_outlets_together(rack: Rack) -> None:
+    outlets = await rack.pdu.outlets()
+    whole = await rack.pdu.state()
     parts = sum(outlet.reading.power_watts for outlet in outlets if outlet.reading is not None)
-    assert whole.reading.power_watts == pytest.approx(parts + 6.0, abs=0.1)
+    assert whole.reading.power_watts == pytest.approx(
+        parts + 6.0, abs=0.1 + rack.step_watts * len(outlets)
+    )
     assert whole.reading.source is MeterSource.OUTLET
 
 
-async def test_branches_name_the_outlets_they_feed(subject: Subject) -> None:
-    branches = await subject.pdu.branches()
+async def test_branches_name_the_outlets_they_feed(rack: Rack) -> None:
+    branches = await rack.pdu.branches()
+    if not rack.tells_branches:
+        assert branches == ()
+        return
     fed = sorted(outlet for branch in branches for outlet in branch.outlet_ids)
-    assert fed == sorted(outlet.outlet_id for outlet in await subject.pdu.outlets())
+    assert fed == sorted(outlet.outlet_id for outlet in await rack.pdu.outlets())
     assert all(branch.current_amps <= branch.rated_amps for branch in branches)
 
 
-async def test_an_outlet_is_switched(subject: Subject) -> None:
+async def test_an_outlet_is_switched(rack: Rack) -> None:
     async def first() -> bool | None:
-        return (await subject.pdu.outlets())[0].is_on
+        return (await rack.pdu.outlets())[0].is_on
 
     assert await first() is True
-    await subject.pdu.switch_outlet("1", OutletOrder.OFF)
-    await subject.clock.sleep(1.0)
+    await rack.pdu.switch_outlet("1", OutletOrder.OFF)
+    await rack.clock.sleep(1.0)
     assert await first() is False
-    await subject.pdu.switch_outlet("1", OutletOrder.ON)
-    await subject.clock.sleep(1.0)
+    await rack.pdu.switch_outlet("1", OutletOrder.ON)
+    await rack.clock.sleep(1.0)
     assert await first() is True
 
 
-async def test_an_outlet_that_is_not_there_is_not_found(subject: Subject) -> None:
+async def test_an_outlet_that_is_not_there_is_not_found(rack: Rack) -> None:
     with pytest.raises(NotFound):
-        await subject.pdu.switch_outlet("99", OutletOrder.OFF)
+        await rack.pdu.switch_outlet("99", OutletOrder.OFF)
+
+
+async def test_outlets_name_what_they_feed(rack: Rack) -> None:
+    first = (await rack.pdu.outlets())[0]
+    assert (first.outlet_id, first.label) == ("1", "marne-v1")
+    assert first.energy_kwh is not None
+
+
+async def test_what_flows_is_counted(rack: Rack) -> None:
+    before = await rack.pdu.state()
+    await rack.clock.sleep(24 * 3600.0)
+    after = await rack.pdu.state()
+    assert before.energy_kwh is not None
+    assert after.energy_kwh is not None
+    assert after.energy_kwh >= before.energy_kwh
+    assert after.reading.read_s > before.reading.read_s
+
+
+async def test_a_silent_pdu_is_unavailable(rack: Rack) -> None:
+    rack.silence()
+    with pytest.raises(BmcUnavailable):
+        await rack.pdu.state()
 
 
 async def test_the_names_of_the_bench_are_those_of_the_lab() -> None:

@@ -1,16 +1,17 @@
 """PDUs by SNMP, over UDP on loopback, with tables of the form that the devices have."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from tests.contract.facility.facility_bench import StepClock
-from tests.contract.facility.snmp_agent import Table, snmp_agent
 
 from nuage.errors import NotFound, RemoteProtocolError
 from nuage.facility.ports import BmcUnavailable, ImplausibleReading, OutletOrder
 from nuage.facility.snmp import ApcPdu, RaritanPdu, open_snmp_pdu
 from nuage.facility.snmp_transport import Community, PysnmpTransport
+from nuage.lab.snmp_agent import SnmpAgent, Table
 
 SYS_OBJECT_ID = "1.3.6.1.2.1.1.2.0"
 RPDU2 = "1.3.6.1.4.1.318.1.1.26"
@@ -50,13 +51,27 @@ RARITAN: Table = {
 
 
 @asynccontextmanager
+async def snmp_agent(table: Table) -> AsyncIterator[tuple[int, list[tuple[str, int]]]]:
+    """Serve `table`; yields its port, and the orders that it got."""
+    sets: list[tuple[str, int]] = []
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: SnmpAgent("secret", lambda: table, lambda oid, value: sets.append((oid, value))),
+        local_addr=("127.0.0.1", 0),
+    )
+    try:
+        yield transport.get_extra_info("sockname")[1], sets
+    finally:
+        transport.close()
+
+
+@asynccontextmanager
 async def _pdu(table: Table) -> AsyncIterator[tuple[ApcPdu | RaritanPdu, list[tuple[str, int]]]]:
-    async with snmp_agent(table) as (port, agent):
+    async with snmp_agent(table) as (port, sets):
         transport = PysnmpTransport(
             "127.0.0.1", Community(name="secret"), port=port, timeout_s=1.0, retries=0
         )
         try:
-            yield await open_snmp_pdu(transport, StepClock()), agent.sets
+            yield await open_snmp_pdu(transport, StepClock()), sets
         finally:
             transport.close()
 

@@ -1,0 +1,98 @@
+"""The controller's meter loop, on PDUs of both kinds, as an inventory names them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.contract.facility.facility_bench import (
+    COMMUNITY,
+    LOGIN,
+    PDU,
+    Bench,
+    StepClock,
+    running_bench,
+)
+
+from nuage.daemon.energy_pdus import PduLogins, PduReader, PduSeen
+from nuage.errors import InvalidRequest
+from nuage.lab.description import PduSpeech
+from nuage.lab.rig import Fault
+
+
+@dataclass(slots=True)
+class Wired:
+    """A PDU as the inventory names it, and the logins of the site."""
+
+    bench: Bench
+    url: str
+    logins: PduLogins
+
+
+@pytest.fixture(params=["redfish", "apc", "raritan"])
+async def wired(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Wired]:
+    redfish, snmp = tmp_path / "bmc.json", tmp_path / "snmp.json"
+    redfish.write_text(json.dumps({"user": LOGIN.user, "password": LOGIN.password}))
+    snmp.write_text(json.dumps({"community": COMMUNITY}))
+    async with AsyncExitStack() as stack:
+        bench = await stack.enter_async_context(running_bench())
+        url = bench.pdu_url
+        if request.param != "redfish":
+            port = await stack.enter_async_context(bench.snmp(PduSpeech(request.param)))
+            url = f"snmp://127.0.0.1:{port}"
+        yield Wired(bench, url, PduLogins(redfish, snmp))
+
+
+async def _first_reading(wired: Wired) -> PduSeen:
+    heard: asyncio.Queue[PduSeen] = asyncio.Queue()
+    opener = wired.logins.opener(wired.url, wired.bench.clock)
+    reader = PduReader("r1", opener, wired.bench.clock, heard.put_nowait)
+    running = asyncio.create_task(reader.run())
+    try:
+        async with asyncio.timeout(30):
+            return await heard.get()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_the_loop_reads_what_the_rack_draws_whatever_its_pdu_speaks(wired: Wired) -> None:
+    seen = await _first_reading(wired)
+    assert seen.failure == ""
+    assert seen.watts == pytest.approx(wired.bench.rig.pdu_watts(PDU), abs=10.0)
+    assert seen.energy_kwh is not None
+    outlet = seen.outlets["1"].reading
+    assert outlet is not None
+    feeding = wired.bench.rig.outlets[PDU][0]
+    assert outlet.power_watts == pytest.approx(wired.bench.rig.outlet_watts(PDU, feeding), abs=1.0)
+
+
+async def test_a_pdu_that_comes_back_is_read_again(wired: Wired) -> None:
+    wired.bench.rig.set_fault(PDU, Fault(jump_watts=-100_000.0))
+    heard: asyncio.Queue[PduSeen] = asyncio.Queue()
+    opener = wired.logins.opener(wired.url, wired.bench.clock)
+    reader = PduReader("r1", opener, wired.bench.clock, heard.put_nowait)
+    running = asyncio.create_task(reader.run())
+    try:
+        async with asyncio.timeout(30):
+            while "negative" not in reader.seen.failure:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)
+            wired.bench.rig.set_fault(PDU, Fault())
+            seen = await heard.get()
+        assert seen.failure == ""
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def test_a_pdu_without_its_login_or_of_no_kind_is_refused() -> None:
+    clock = StepClock()
+    with pytest.raises(InvalidRequest, match="needs a login"):
+        PduLogins(None, None).opener("https://10.1.1.240", clock)
+    with pytest.raises(InvalidRequest, match="needs a login"):
+        PduLogins(Path("bmc.json"), None).opener("snmp://10.1.1.240", clock)
+    with pytest.raises(InvalidRequest, match="no address of a PDU"):
+        PduLogins(Path("bmc.json"), Path("snmp.json")).opener("modbus://10.1.1.240", clock)
