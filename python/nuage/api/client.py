@@ -48,7 +48,7 @@ class Client:
     ) -> None:
         self.endpoint = endpoint
         self.token = token
-        self._ca_file = ca_file
+        self.ca_file = ca_file
         self._timeout_s = timeout_s
         self.renew: Callable[[], str] | None = None
 
@@ -109,7 +109,7 @@ class Client:
             raise InvalidRequest(
                 f"{self.endpoint!r} is not unix:/path or https://host:port", field="endpoint"
             )
-        context = ssl.create_default_context(cafile=self._ca_file or None)
+        context = ssl.create_default_context(cafile=self.ca_file or None)
         return http.client.HTTPSConnection(
             parts.hostname, parts.port or 443, timeout=self._timeout_s, context=context
         )

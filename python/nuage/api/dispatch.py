@@ -134,6 +134,22 @@ class Dispatcher:
         _require(principal, action, scope)
         return principal
 
+    def enter(self, what: str, action: str, scope: Scope, caller: Caller) -> None:
+        """Let a caller through a door that is no operation; written down like one.
+
+        Raises:
+            NuageError: they may not.
+        """
+        principal = self.require_known(caller)
+        error: NuageError | None = None
+        try:
+            require(principal, action, scope)
+        except NuageError as refusal:
+            error = refusal
+            raise
+        finally:
+            self._write_down(what, principal, scope, caller, error)
+
     def _home(self, operation: Operation[object, object], body: object) -> SiteId | None:
         return operation.home(self._site, body)
 
@@ -162,11 +178,20 @@ class Dispatcher:
         caller: Caller,
         error: NuageError | None,
     ) -> None:
-        if operation.is_read and error is None:
-            return
+        if not operation.is_read or error is not None:
+            self._write_down(operation.name, principal, scope, caller, error)
+
+    def _write_down(
+        self,
+        what: str,
+        principal: Principal,
+        scope: Scope | None,
+        caller: Caller,
+        error: NuageError | None,
+    ) -> None:
         self._audit.note(
             who=principal.name,
-            what=operation.name,
+            what=what,
             on="anywhere" if scope is None else str(scope),
             outcome="ok" if error is None else error.code,
             detail="" if error is None else error.message[:DETAIL_CHARS_MAX],

@@ -13,11 +13,13 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from nuage.api.consoles import Consoles
 from nuage.api.dispatch import Caller, Dispatcher, invalid_body
 from nuage.api.errors import document_of, status_of
 from nuage.api.events import EventRing
 from nuage.api.openapi import openapi_document
 from nuage.errors import InvalidRequest, NuageError, Unauthenticated
+from nuage.iaas.consoles import SCROLLBACK_BYTES
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
@@ -98,6 +100,7 @@ class Doors:
     issuer: TokenIssuer
     images: ImageSink
     events: EventRing
+    consoles: Consoles
     audit: AuditFiles
     metrics: Callable[[], bytes]
     answered: Answered = field(default=lambda _operation, _outcome, _took_s: None)
@@ -114,6 +117,7 @@ def build_application(doors_: Doors) -> web.Application:
         ("token.create", "POST", "/v1/tokens", routes.log_in),
         ("image.upload", "PUT", "/v1/images/{image}/data", routes.upload),
         ("event.follow", "GET", "/v1/events", routes.follow_events),
+        ("vm.attach", "GET", "/v1/iaas/{iaas}/vms/{vm}/console/stream", routes.attach),
         ("audit.list", "GET", "/v1/audit", routes.list_audit),
         ("audit.keys", "GET", "/v1/audit/keys", routes.audit_keys),
         ("audit.file", "GET", "/v1/audit/files/{name}", routes.audit_file),
@@ -244,6 +248,12 @@ class _Routes:
             data = msgspec.json.encode(line)
             await response.write(b"event: %s\ndata: %s\n\n" % (line.kind.encode(), data))
         return response
+
+    async def attach(self, request: web.Request) -> web.StreamResponse:
+        after_bytes = request.query.get("after_bytes", str(-SCROLLBACK_BYTES))
+        if not after_bytes.removeprefix("-").isdecimal():
+            raise InvalidRequest(f"{after_bytes!r} is not a number", field="after_bytes")
+        return await self._doors.consoles.serve(request, _caller(request), int(after_bytes))
 
     def _require_auditor(self, request: web.Request) -> None:
         scope = Scope(site_id=self._doors.site.site_id)

@@ -1,7 +1,7 @@
 """A VM's serial console on this terminal: keys go up as they are typed, output comes down."""
 
+import asyncio
 import os
-import select
 import sys
 import termios
 import time
@@ -10,46 +10,67 @@ import tty
 import click
 
 from nuage.api.client import Client
+from nuage.api.console_client import ConsoleStream
 from nuage.cli.showing import row_of
 
 LEAVE = b"\x1d"  # Ctrl-]
 POLL_S = 0.1
 
 
-def attach(client: Client, path: str) -> None:
-    """Join this terminal and the console until Ctrl-] is typed or input ends."""
-    start = row_of(client.get(path, bytes_max=2048))
-    click.echo("Ctrl-] leaves the console", err=True)
-    _show(start["text"])
-    seen = int(str(start["total_bytes"]))
+def attach(client: Client, vm_path: str) -> None:
+    """Join this terminal and the console until Ctrl-] is typed or either ends."""
+    asyncio.run(_attach(client, vm_path))
+
+
+async def _attach(client: Client, vm_path: str) -> None:
+    async with ConsoleStream(client, vm_path) as console:
+        click.echo("Ctrl-] leaves the console", err=True)
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal) if sys.stdin.isatty() else None
+        try:
+            if before is not None:
+                tty.setraw(terminal)
+            ways = {asyncio.ensure_future(_show(console)), asyncio.ensure_future(_type(console))}
+            done, left = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in left:
+                way.cancel()
+        finally:
+            if before is not None:
+                termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+            click.echo()
+        for way in done:
+            click.echo(way.result(), err=True)
+
+
+async def _show(console: ConsoleStream) -> str:
+    while True:
+        data = await console.read()
+        if data is None:
+            return "the console ended: the VM stopped, or runs elsewhere now"
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+async def _type(console: ConsoleStream) -> str:
+    loop = asyncio.get_running_loop()
+    typed: asyncio.Queue[bytes] = asyncio.Queue()
     terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal) if sys.stdin.isatty() else None
+    loop.add_reader(terminal, lambda: typed.put_nowait(os.read(terminal, 512)))
     try:
-        if before is not None:
-            tty.setraw(terminal)
         while True:
-            ready, _, _ = select.select([sys.stdin], [], [], POLL_S)
-            if ready:
-                keys = os.read(terminal, 512) or LEAVE
-                if LEAVE in keys:
-                    return
-                client.call("POST", path, {"text": keys.decode("utf-8", errors="ignore")})
-            news = row_of(client.get(path, after_bytes=seen))
-            seen = int(str(news["total_bytes"]))
-            _show(news["text"])
+            keys = await typed.get()
+            if not keys or LEAVE in keys:
+                return "left the console; the VM goes on"
+            await console.send(keys)
     finally:
-        if before is not None:
-            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        click.echo()
-
-
-def _show(text: object) -> None:
-    sys.stdout.write(str(text))
-    sys.stdout.flush()
+        loop.remove_reader(terminal)
 
 
 def wait_for_text(client: Client, path: str, text: str, *, after: int, timeout_s: float) -> str:
-    """Return the console's output after `after` once it holds `text`; "" when it never does."""
+    """Return the log's output after `after` once it holds `text`; "" when it never does.
+
+    For a VM that does not run yet: it has a log before it has a console.
+    """
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         news = str(row_of(client.get(path, after_bytes=after))["text"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nuage.api.client import Client
+from nuage.api.console_client import Console
 from nuage.cli.console import wait_for_text
 from nuage.cli.showing import inner, row_of, rows_of
 from nuage.errors import NotFound, TimedOut
@@ -181,13 +182,10 @@ def _stop_ping(demo: FabricDemo) -> float:
 
 def _run(demo: FabricDemo, name: str, command: str) -> str:
     """Type a command on a VM's console; return what it printed."""
-    path = f"{demo.vm(name)}/console"
-    seen = int(str(row_of(demo.user.get(path, bytes_max=1))["total_bytes"]))
-    mark = secrets.token_hex(4)  # of this run alone: the console's count lags behind
+    mark = secrets.token_hex(4)
     # The quotes keep the echo of what is typed from looking like the marks.
     text = f"echo b''{mark}; {command}; echo e''{mark}\n"
-    demo.user.call("POST", path, {"text": text})
-    told = wait_for_text(demo.user, path, f"e{mark}", after=seen, timeout_s=CONSOLE_WAIT_S)
-    if not told:
-        raise TimedOut(f"a command on the console of {name}", after_s=CONSOLE_WAIT_S)
+    with Console(demo.user, demo.vm(name), after_bytes=-1) as console:
+        console.type(text)
+        told = console.wait_for(f"e{mark}", CONSOLE_WAIT_S)
     return told.rpartition(f"b{mark}")[2].partition(f"e{mark}")[0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nuage.api.client import Client
+from nuage.api.console_client import Console
 from nuage.cli.console import wait_for_text
 from nuage.cli.showing import inner, listed, row_of, rows_of
 from nuage.errors import NuageError, TimedOut
@@ -179,16 +180,14 @@ class _StorageDemo:
         return int(str(answer["total_bytes"]))
 
     def _type(self, text: str) -> None:
-        self._client.call("POST", f"{self._vm}/console", {"text": text})
+        with Console(self._client, self._vm) as console:
+            console.type(text)
 
     def _run(self, command: str, expected: str) -> None:
         """Type a command and wait for a line of its output."""
-        after = self._console_end()
-        self._type(f"{command}\n")
-        line = f"\n{expected}"
-        path = f"{self._vm}/console"
-        if not wait_for_text(self._client, path, line, after=after, timeout_s=TYPE_WAIT_S):
-            raise TimedOut(f"{self._vm_name} to say {expected!r}", after_s=TYPE_WAIT_S)
+        with Console(self._client, self._vm, after_bytes=-1) as console:
+            console.type(f"{command}\n")
+            console.wait_for(f"\n{expected}", TYPE_WAIT_S)
 
     def _shell_is_there(self, after: int = 0) -> None:
         path = f"{self._vm}/console"

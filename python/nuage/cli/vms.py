@@ -240,8 +240,10 @@ def console_vm(session: Session, name: str, lines: int, iaas: str) -> None:
 @pass_session
 def type_vm(session: Session, name: str, text: str, iaas: str) -> None:
     """Type TEXT and Enter on a VM's serial console."""
-    path = f"{_vms(session, iaas)}/{name}/console"
-    session.client.call("POST", path, {"text": text + "\n"})
+    from nuage.api.console_client import Console
+
+    with Console(session.client, f"{_vms(session, iaas)}/{name}") as console:
+        console.type(text + "\n")
 
 
 @vm_group.command("attach")
@@ -252,7 +254,7 @@ def attach_vm(session: Session, name: str, iaas: str) -> None:
     """Use a VM's serial console from this terminal; Ctrl-] leaves it."""
     from nuage.cli.console import attach
 
-    attach(session.client, f"{_vms(session, iaas)}/{name}/console")
+    attach(session.client, f"{_vms(session, iaas)}/{name}")
 
 
 def _simple(verb: str, help_text: str, done: str) -> click.Command:

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import generate_latest
 
+from nuage.api.consoles import Consoles
 from nuage.api.dispatch import OPERATION_METHOD, Carried, Dispatcher
 from nuage.api.events import Announcement, EventRing
 from nuage.api.http import Doors, build_application
@@ -510,6 +511,8 @@ class Controller:
             self._fetch_image,
         )
         images.register(self._handlers)
+        consoles = Consoles(self.site, dispatcher)
+        consoles.register(self._handlers)
 
         @self._handlers.method(
             OPERATION_METHOD, Carried, roles={NodeRole.CONTROLLER}, runs_to_end=True
@@ -530,6 +533,7 @@ class Controller:
                 issuer=access,
                 images=images,
                 events=self.events,
+                consoles=consoles,
                 audit=AuditExport(
                     self._configuration.state_dir / "audit", self._audit, self._trust.book
                 ),

@@ -232,13 +232,22 @@ class NodeSessions:
         self, node_id: NodeId, method: str, body: object, result: type[R], *, timeout_s: float
     ) -> R:
         """Ask a node's agent (`iaas.site.Nodes`)."""
+        return await self._peer(node_id).call(method, body, result, timeout_s)
+
+    def subscribe(
+        self, node_id: NodeId, method: str, body: object, item_type: type[R]
+    ) -> AsyncIterator[R]:
+        """Follow a stream of a node's agent (`iaas.site.Nodes`)."""
+        return self._peer(node_id).subscribe(method, body, item_type)
+
+    def _peer(self, node_id: NodeId) -> Peer:
         peers = () if self._server is None else self._server.find_peers(node_id=node_id)
         if not peers:
             raise Unavailable(
                 f"node {node_id} is not connected to site {self._site_id}",
                 hint="`nuage node list` shows which nodes are",
             )
-        return await peers[-1].call(method, body, result, timeout_s)
+        return peers[-1]
 
     def _require_self(self, peer: Peer, node_id: NodeId) -> None:
         if peer.identity.node_id != node_id:

@@ -1,7 +1,8 @@
 """A V-node's process: the agent, QEMU, the SeD, and the channel to the controller. Wiring only."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 import structlog
@@ -17,14 +18,15 @@ from nuage.daemon.hardware import BmcMeter
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.daemon.trail import RequestTrail
 from nuage.errors import NotFound
-from nuage.iaas.machines import ConsoleLog, ConsoleRequest, TypedText
+from nuage.iaas.consoles import FOLLOW_METHOD, TYPE_METHOD, FollowConsole, TypeOnConsole
+from nuage.iaas.machines import ConsoleLog, ConsoleRequest
 from nuage.ids import PortId, VmId
 from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
 from nuage.model.fabric import FabricWish
 from nuage.model.infrastructure import NodeRole
 from nuage.model.vm import VmState
 from nuage.vnode.agent import AgentOptions, VnodeAgent
-from nuage.vnode.console import type_on
+from nuage.vnode.console import ConsoleHub
 from nuage.vnode.probe import probe_accelerator
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 from nuage.vnode.sed import NodeFacts, PowerReading, Sed, SliceGauge
@@ -205,10 +207,23 @@ class VnodeProcess:
             text = data.decode("utf-8", errors="replace")
             return ConsoleLog(text=text, total_bytes=max(total_bytes, offset + len(data)))
 
-        @handlers.method("vm.type", TypedText, roles={NodeRole.CONTROLLER})
-        async def type_text(_peer: Peer, typed: TypedText) -> None:
-            path = self._hypervisor.console_socket(typed.vm_id)
-            await type_on(path, typed.text.encode(), self._clock)
+        hub = ConsoleHub(self._hypervisor.console_log, self._hypervisor.console_socket, self._clock)
+
+        @handlers.stream(FOLLOW_METHOD, FollowConsole, roles={NodeRole.CONTROLLER})
+        async def follow(_peer: Peer, ask: FollowConsole) -> AsyncIterator[object]:
+            seen = {vm.vm_id: vm for vm in self._agent.report().vms}
+            if ask.vm_id not in seen:
+                raise NotFound("vm", ask.vm_id, hint="it has no console on this node")
+            offset = ask.after_bytes
+            if offset < 0:
+                offset = max(0, seen[ask.vm_id].console_bytes + offset)
+            async with aclosing(hub.follow(ask.vm_id, offset)) as output:
+                async for data in output:
+                    yield data
+
+        @handlers.method(TYPE_METHOD, TypeOnConsole, roles={NodeRole.CONTROLLER})
+        async def type_keys(_peer: Peer, ask: TypeOnConsole) -> None:
+            await hub.type(ask.vm_id, ask.keys)
 
     async def _take_wish(self, wish: VnodeWish) -> None:
         self._last_wish = wish

@@ -187,17 +187,6 @@ _vm(
     home=machines.vm_home,
 )
 _vm(
-    "vm.type",
-    "vm.console",
-    "POST",
-    VMS + "/{vm}/console",
-    machines.TypeConsole,
-    type(None),
-    machines.type_console,
-    "Type on a VM's serial console",
-    home=machines.vm_home,
-)
-_vm(
     "volume.list",
     "volume.read",
     "GET",

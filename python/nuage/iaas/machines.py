@@ -22,8 +22,6 @@ from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal, Scope
 
 CONSOLE_BYTES_MAX = 256 * 1024
-TYPED_CHARS_MAX = 4096
-TYPE_TIMEOUT_S = 9.0  # below what carries an operation; a guest that boots does not read yet
 NODE_ASK_TIMEOUT_S = 5.0
 
 
@@ -110,15 +108,6 @@ class ReadConsole:
     vm: str
     bytes_max: int = CONSOLE_BYTES_MAX
     after_bytes: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class TypeConsole:
-    """Type on a VM's serial console."""
-
-    iaas: str
-    vm: str
-    text: str
 
 
 def vm_of(site: Site, iaas: str, vm: str) -> Vm:
@@ -354,17 +343,6 @@ async def read_console(site: Site, _principal: Principal, body: ReadConsole) -> 
     )
 
 
-async def type_console(site: Site, _principal: Principal, body: TypeConsole) -> None:
-    """Type on a VM's serial console."""
-    vm = vm_of(site, body.iaas, body.vm)
-    if vm.node_id is None or vm.state is not VmState.RUNNING:
-        raise Conflict(f"{vm.name} is {vm.state.value}; only a running VM has a keyboard")
-    if not 0 < len(body.text) <= TYPED_CHARS_MAX:
-        raise InvalidRequest(f"1 to {TYPED_CHARS_MAX} characters at a time", field="text")
-    typed = TypedText(vm_id=vm.vm_id, text=body.text)
-    await site.nodes.ask(vm.node_id, "vm.type", typed, type(None), timeout_s=TYPE_TIMEOUT_S)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleRequest:
     """What a controller asks a V-node for a console; `after_bytes` -1: the end."""
@@ -372,14 +350,6 @@ class ConsoleRequest:
     vm_id: VmId
     bytes_max: int
     after_bytes: int = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypedText:
-    """What a controller has a V-node type on a console."""
-
-    vm_id: VmId
-    text: str
 
 
 def attached_volumes(site: Site, vm: Vm) -> list[VolumeId]:
@@ -393,13 +363,13 @@ def ports_of(site: Site, vm: Vm) -> list[Port]:
     return [port for port in found if port is not None]
 
 
-def vm_home(site: Site, body: NameVm | ResizeVm | MigrateVm | ReadConsole | TypeConsole) -> SiteId:
+def vm_home(site: Site, body: NameVm | ResizeVm | MigrateVm | ReadConsole) -> SiteId:
     """Let the site where the VM runs answer."""
     return site.index.home("vm", vm_of(site, body.iaas, body.vm).vm_id)
 
 
 def vm_scope(
-    site: Site, body: CreateVm | ListVms | NameVm | ResizeVm | MigrateVm | ReadConsole | TypeConsole
+    site: Site, body: CreateVm | ListVms | NameVm | ResizeVm | MigrateVm | ReadConsole
 ) -> Scope | None:
     """Ask for the role on the IaaS named."""
     return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)

@@ -6,7 +6,7 @@ through `others`; nothing here knows a socket.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -51,6 +51,16 @@ class OtherSites(Protocol):
         """
         ...
 
+    def subscribe(
+        self, site_id: SiteId, method: str, body: object, item_type: type[R]
+    ) -> AsyncIterator[R]:
+        """Follow a stream of `site_id`.
+
+        Raises:
+            SiteUnreachable: the site is cut off.
+        """
+        ...
+
 
 class VmDraft(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A new VM on its way to the site that will be elected, with what is made along with it."""
@@ -86,6 +96,16 @@ class Nodes(Protocol):
         self, node_id: NodeId, method: str, body: object, result: type[R], *, timeout_s: float
     ) -> R:
         """Return the answer of the node's agent.
+
+        Raises:
+            Unavailable: its agent is not connected.
+        """
+        ...
+
+    def subscribe(
+        self, node_id: NodeId, method: str, body: object, item_type: type[R]
+    ) -> AsyncIterator[R]:
+        """Follow a stream of the node's agent.
 
         Raises:
             Unavailable: its agent is not connected.

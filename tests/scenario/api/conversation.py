@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from tests.simulation.federation.nodes import SimIonode, SimVnode, Watching, make_node
 from tests.simulation.federation.whole_sites import SimSite
 
+from nuage.api.consoles import Consoles
 from nuage.api.dispatch import Caller, Dispatcher
 from nuage.api.events import EventRing
 from nuage.api.http import Doors, build_application
@@ -143,9 +144,12 @@ class Federation(Watching):
         return site
 
     async def _door(self, site: SimSite) -> TestClient[Any, Any]:
+        consoles = Consoles(site.site, site.dispatcher)
+        consoles.register(site.handlers)
         doors = Doors(
             site=site.site, dispatcher=site.dispatcher, issuer=self.tokens, images=NoFiles(),
-            events=EventRing(site.site_id, site.clock), audit=NoFiles(), metrics=lambda: b"",
+            consoles=consoles, events=EventRing(site.site_id, site.clock), audit=NoFiles(),
+            metrics=lambda: b"",
         )  # fmt: skip
         client = TestClient(TestServer(build_application(doors)))
         await client.start_server()

@@ -7,7 +7,7 @@ Master Agents, dispatcher, every use case; on the nodes the agents' machines (`v
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from tests.simulation.federation.nodes import SimIonode, SimVnode
 
 R = TypeVar("R")
-NOBODY = cast(Peer, None)  # the handlers at hand do not look at who calls
 QUORUM_TIMEOUT_S = 2.0
 ADMIN = Principal(
     UserId("user-1"), "ada",
@@ -193,6 +192,8 @@ class SimLinks:
     def __init__(self, world: "Sites", own: "SimSite") -> None:
         self._world = world
         self._own = own
+        identity = SimpleNamespace(site_id=own.site_id)
+        self._caller = cast(Peer, SimpleNamespace(identity=identity))
 
     async def ask(
         self, site_id: SiteId, method: str, body: object, result: type[R], *, timeout_s: float
@@ -203,7 +204,7 @@ class SimLinks:
         async def act() -> bytes:
             entry = target.handlers.require_method(method)
             assert entry.call is not None
-            return msgspec.msgpack.encode(await entry.call(NOBODY, msgspec.Raw(data)))
+            return msgspec.msgpack.encode(await entry.call(self._caller, msgspec.Raw(data)))
 
         answer = await self._world.wires.call(
             self._own.site_id, target.machine, act, timeout_s=timeout_s, doing=method
@@ -218,7 +219,7 @@ class SimLinks:
         async def act() -> None:
             entry = target.handlers.require_notice(method)
             assert entry.call is not None
-            await entry.call(NOBODY, msgspec.Raw(data))
+            await entry.call(self._caller, msgspec.Raw(data))
 
         async def send() -> None:
             with suppress(NuageError):
@@ -227,6 +228,19 @@ class SimLinks:
                 )
 
         self._own.machine.spawn(send())
+
+    async def subscribe(
+        self, site_id: SiteId, method: str, body: object, item_type: type[R]
+    ) -> AsyncIterator[R]:
+        target = self._world.require(site_id)
+        self._world.wires.require_line(self._own.site_id, target.machine, method)
+        entry = target.handlers.require_stream(method)
+        assert entry.stream is not None
+        items = entry.stream(self._caller, msgspec.Raw(msgspec.msgpack.encode(body)))
+        async with aclosing(cast(Any, items)):
+            async for item in items:
+                await asyncio.sleep(self._world.wires.delay_s())
+                yield msgspec.msgpack.decode(msgspec.msgpack.encode(item), type=item_type)
 
     async def feed(self, site_id: SiteId, request: FeedRequest) -> AsyncIterator[FeedMessage]:
         target, wires = self._world.require(site_id), self._world.wires

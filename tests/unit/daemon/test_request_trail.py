@@ -1,6 +1,6 @@
 """One request's id is in the log of every process it crosses."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar, cast
 
 from structlog.contextvars import bound_contextvars
@@ -77,6 +77,11 @@ class Recorder:
         return cast(R, Committed(refusal=None))
 
     def tell(self, site_id: SiteId, method: str, body: object) -> None:
+        raise AssertionError(method)
+
+    def subscribe(
+        self, site_id: SiteId, method: str, body: object, item_type: type[R]
+    ) -> AsyncIterator[R]:
         raise AssertionError(method)
 
 
