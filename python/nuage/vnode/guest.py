@@ -59,6 +59,11 @@ _MIGRATION_STATES: Final = {
 }
 
 
+_UNDER_WAY: Final = frozenset(
+    {MigrationStatus.ACTIVE, MigrationStatus.SWITCHING, MigrationStatus.DEVICE}
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDisk:
     """A disk as written to guest.json: which volume, reached how; secrets left out."""
@@ -113,6 +118,8 @@ class Guest:
     link: asyncio.Lock = field(default_factory=asyncio.Lock)  # a monitor serves one client
     failure: str = ""
     last_migration: MigrationSeen = field(default_factory=MigrationSeen)
+    is_sent: bool = True  # it is, or may be, on its way to another node: a restarted agent asks
+    sent: asyncio.Event = field(default_factory=asyncio.Event)  # the way has ended, well or not
     unplugged: Callable[[str], None] = field(default=lambda _device: None)
 
     def __post_init__(self) -> None:
@@ -169,7 +176,11 @@ class Guest:
         return client
 
     def _take_event(self, event: Event) -> None:
-        if event.name == "DEVICE_DELETED" and isinstance(device := event.data.get("device"), str):
+        if event.name == "MIGRATION":
+            self.is_sent = True
+            if _MIGRATION_STATES.get(str(event.data.get("status"))) not in _UNDER_WAY:
+                self.sent.set()
+        elif event.name == "DEVICE_DELETED" and isinstance(device := event.data.get("device"), str):
             self.unplugged(device)
         self.changed(self.record.vm_id)
 
@@ -197,8 +208,9 @@ class Guest:
         failure = self.failure
         if self.alive:
             try:
-                state, failure = await self._run_state()
-                migration = await self._migration()
+                (state, failure), migration = await asyncio.gather(
+                    self._run_state(), self._migration()
+                )
             except NuageError as error:
                 state = RunState.PAUSED if self.alive else RunState.GONE
                 failure = error.message
@@ -228,9 +240,12 @@ class Guest:
                 raise Unavailable(f"QEMU answered {other!r} to query-status")
 
     async def _migration(self) -> MigrationSeen:
+        if not self.is_sent:
+            return self.last_migration
         answer = await self.execute("query-migrate")
         if isinstance(answer, Mapping) and not self.record.incoming_address:
             self.last_migration = parse_migration(answer)
+        self.is_sent = self.last_migration.status in _UNDER_WAY
         return self.last_migration
 
 

@@ -46,6 +46,7 @@ from nuage.vnode.tap import open_tap
 
 START_TIMEOUT_S: Final = 30.0  # QEMU opens its iSCSI disks before it greets
 QUIT_TIMEOUT_S: Final = 2.0
+LAST_STATE_TIMEOUT_S: Final = 0.2  # it takes ten times less; who waits longer is told as before
 KILL_TIMEOUT_S: Final = 10.0  # SIGKILL waits for disk requests inside the kernel at most
 BANDWIDTH_UNBOUNDED: Final = 1 << 40
 MIGRATION_CAPABILITIES: Final = ("events", "pause-before-switchover", "auto-converge")
@@ -123,12 +124,13 @@ class QemuHypervisor:
 
     async def seen(self) -> tuple[GuestSeen, ...]:
         """Return every guest this node has, running or not, by id."""
+        guests = [self._guests[vm_id] for vm_id in sorted(self._guests)]
+        asked = [guest for guest in guests if not guest.launching]
+        observed = await asyncio.gather(*(guest.observe() for guest in asked))
         result = []
-        for vm_id in sorted(self._guests):
-            guest = self._guests.get(vm_id)
-            if guest is None or guest.launching:
-                continue
-            seen = await guest.observe()
+        for guest, seen in zip(asked, observed, strict=True):
+            if self._guests.get(seen.vm_id) is not guest:
+                continue  # forgotten, or begun anew, meanwhile
             if seen.state is RunState.SHUT_DOWN and guest.alive:
                 await self._end(guest, politely=True)
             self._reap()
@@ -391,6 +393,7 @@ class QemuHypervisor:
             guest.save(replace(guest.record, incoming_address=""))
         await self._set_migration(guest, limits, endpoint="client")
         await guest.execute("migrate", {"uri": f"tcp:{address}"})
+        guest.is_sent = True
         self._changed(vm_id)
 
     async def _set_migration(self, guest: Guest, limits: MigrationLimits, *, endpoint: str) -> None:
@@ -414,8 +417,17 @@ class QemuHypervisor:
         await guest.execute("migrate-set-parameters", parameters)
 
     async def migrate_continue(self, vm_id: VmId) -> None:
-        """Give leave to send the last state."""
-        await self._require(vm_id).execute("migrate-continue", {"state": "pre-switchover"})
+        """Give leave to send the last state, and keep quiet while it is sent.
+
+        The guest stands still: neither questions to QEMU nor writes to its disk's file system
+        should come between.
+        """
+        guest = self._require(vm_id)
+        guest.sent.clear()
+        await guest.execute("migrate-continue", {"state": "pre-switchover"})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
+                await guest.sent.wait()
 
     async def migrate_cancel(self, vm_id: VmId) -> None:
         """Give up an outgoing migration; the guest goes on here."""
