@@ -59,6 +59,7 @@ async def boot_plain(image: Path, folder: Path) -> float:
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "pc",
         "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none", "-serial", f"file:{log}",
         "-drive", f"if=virtio,format=raw,cache=none,file={disk}",
+        start_new_session=True,  # as from a shell of its own: the kernel shares CPU by session
     )  # fmt: skip
     try:
         return await until_line(log, started_s)

@@ -1,11 +1,13 @@
 """Use cases on VMs. Creating and moving go through placement; the rest is a wish written down."""
 
+import contextlib
 from dataclasses import dataclass, replace
 
 from nuage.channel import current_request_id
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
 from nuage.iaas.epochs import next_local
+from nuage.iaas.movement import claimed
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
@@ -320,6 +322,9 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
     except NuageError:
         await site.save(replace(site.index.value(Vm, vm.vm_id), state=VmState.RUNNING))
         raise
+    if decision.elected_site != site.site_id:
+        with contextlib.suppress(NuageError):  # without a majority it is not granted either
+            await claimed(site, vm.vm_id)  # now, not while the guest stands still
     leaving = replace(site.index.value(Vm, vm.vm_id), migrating_to=decision.elected)
     await site.save_decision(decision, leaving, epoch=next_local(vm.epoch))
     site.announce("vm", vm.vm_id, "migrating", f"{vm.name} goes to {decision.elected}")

@@ -66,7 +66,10 @@ class Movement:
         return self._granted.get(migration.vm_id) == migration.target_epoch
 
     async def grant(self, vm_id: VmId) -> None:
-        """Have the quorum give a VM to its target, then let the source switch."""
+        """Have the quorum give a VM to its target; the source's wish may say so from then on.
+
+        The guest stands still meanwhile: nothing is read or written here that could be before.
+        """
         site = self._site
         migration = site.index.value(Migration, vm_id)
         if self._is_granted(migration):
@@ -75,20 +78,21 @@ class Movement:
         if target != site.site_id:
             await self._hand_over(vm_id, target, quorum_part(migration.target_epoch))
         self._granted[vm_id] = migration.target_epoch
-        vm = site.index.value(Vm, vm_id)
-        await site.save(replace(vm, failure=""))  # a change, so that the node's wish goes out
 
     async def _hand_over(self, vm_id: VmId, target: SiteId, epoch: int) -> None:
+        """Transfer a VM; an earlier try whose answer was lost counts."""
         quorum = self._site.quorum
         own = self._site.site_id
-        held = await quorum.owner("vm", vm_id)
-        if held is not None and held.owner == target and held.epoch == epoch:
-            return  # an earlier try got through and its answer was lost
-        if held is None:
-            held = await quorum.claim("vm", vm_id, own, expected_epoch=0)
-        if held.owner != own:
-            raise Conflict(f"{vm_id} belongs to {held.owner} by the quorum")
-        await quorum.transfer("vm", vm_id, from_site=own, to_site=target, expected_epoch=epoch - 1)
+        try:
+            await quorum.transfer(
+                "vm", vm_id, from_site=own, to_site=target, expected_epoch=epoch - 1
+            )
+        except Conflict:
+            if not await claimed(self._site, vm_id):
+                raise
+            await quorum.transfer(
+                "vm", vm_id, from_site=own, to_site=target, expected_epoch=epoch - 1
+            )
 
     async def take(self, vm_id: VmId) -> None:
         """Enter a VM that now runs here, with its ports, under its new epoch."""
@@ -272,6 +276,14 @@ class Movement:
         del self._granted[vm_id]
         old = [r for r in site.index.shadowed() if r.id == vm_id or _port_of(r.value, vm_id)]
         await site.delete(*(record.value for record in old))
+
+
+async def claimed(site: Site, vm_id: VmId) -> bool:
+    """Own in the quorum a VM of this site that nobody was said to own; tell whether it was so."""
+    if await site.quorum.owner("vm", vm_id) is not None:
+        return False
+    await site.quorum.claim("vm", vm_id, site.site_id, expected_epoch=0)
+    return True
 
 
 def _port_of(value: object, vm_id: VmId) -> bool:

@@ -79,6 +79,10 @@ class FakeHypervisor:
         return guest
 
     def _move(self, vm_id: VmId, state: RunState, failure: str = "") -> None:
+        if state in _ENDED:  # nobody listens for its memory any more
+            for address, listener in tuple(self._fabric.listeners.items()):
+                if listener == (self, vm_id):
+                    del self._fabric.listeners[address]
         self._set(vm_id, replace(self._guests[vm_id].seen, state=state, failure=failure))
 
     async def seen(self) -> tuple[GuestSeen, ...]:
@@ -208,10 +212,11 @@ class FakeHypervisor:
         guest = self._require_alive(vm_id)
         if guest.seen.state is not RunState.SWITCHING:
             raise Conflict(f"{vm_id} does not wait for leave to switch")
-        target, target_vm = self._fabric.listeners.pop(guest.target)
-        if self._fabric.is_cut:
+        target, target_vm = self._fabric.listeners.pop(guest.target, (self, VmId("")))
+        if self._fabric.is_cut or not target_vm:
             self.end_migration(vm_id, MigrationStatus.FAILED, "connection reset")
-            target.crash(target_vm, "the stream broke")
+            if target_vm:
+                target.crash(target_vm, "the stream broke")
             return
         done = MigrationSeen(status=MigrationStatus.COMPLETED, progress=1.0, downtime_ms=20.0)
         self._set(vm_id, replace(guest.seen, state=RunState.HANDED_OVER, migration=done))
