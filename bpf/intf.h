@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 1
+#define INTF_VERSION 2
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */
@@ -193,13 +193,19 @@ _Static_assert(sizeof(struct neighbour_key) == 24, "neighbour_key");
 _Static_assert(sizeof(struct neighbour_value) == 8, "neighbour_value");
 
 /* lisp_self[0]: this tunnel router. ifindex 0: there is none. */
+#define LINES_MAX 4
+#define LISP_ROUTED 1		/* the kernel's routes say by which interface to an RLOC */
+#define LISP_OF_PORT 0xFFFFFFFF
 struct lisp_self_value {
 	__u32 ifindex;		/* the interface towards the other RLOCs */
-	__u32 rloc;		/* big-endian, as on the wire */
+	__u32 rloc;		/* big-endian, as on the wire: the source of what we send */
 	__u8 router_mac[MAC_BYTES];	/* what guests send to when they mean us */
-	__u8 pad[2];
+	__u8 flags;
+	__u8 pad;
+	__u32 instance;		/* of what guests send; LISP_OF_PORT: each port's label */
+	__u32 lines[LINES_MAX];	/* RLOCs of ours besides, big-endian; 0: none */
 };
-_Static_assert(sizeof(struct lisp_self_value) == 16, "lisp_self_value");
+_Static_assert(sizeof(struct lisp_self_value) == 36, "lisp_self_value");
 
 /* Longest prefix of map_cache and eids: `bits` counts instance (32), family (8), address. */
 struct eid_key {

@@ -6,7 +6,8 @@
  *   Ethernet | IPv4 20 | UDP 8 (4341, no checksum) | LISP 8 | IP packet of the guest
  *   LISP: N L E V I R KK, nonce:24 | instance-ID:24, status bits:8
  *
- * The tenant's label is the instance-ID. The outer TTL is the inner one's, and one less for each
+ * The instance-ID is the tenant's label, or one that the router was given: that of public
+ * addresses, which all tenants share. The outer TTL is the inner one's, and one less for each
  * re-encapsulation, so two routers that each think the other has the EID do not loop for ever.
  */
 #ifndef NUAGE_LISP_H
@@ -84,17 +85,50 @@ static __always_inline void close_ip(struct ipv4 *ip)
 	ip->checksum = ~sum;
 }
 
+/* Return the interface that the kernel's routes lead to an RLOC by; 0: none. */
+static __always_inline __u32 way_to(struct __sk_buff *skb, const struct tunnel *tunnel)
+{
+	struct bpf_fib_lookup ask = {};
+	long answer;
+
+	ask.family = 2;		/* AF_INET */
+	ask.ifindex = skb->ifindex;
+	ask.ipv4_src = tunnel->ip.source;
+	ask.ipv4_dst = tunnel->ip.destination;
+	answer = bpf_fib_lookup(skb, &ask, sizeof(ask), 0);
+	if (answer == BPF_FIB_LKUP_RET_SUCCESS || answer == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return ask.ifindex;
+	return 0;
+}
+
 /* Send the frame, whose outer header is to be `tunnel`, to its RLOC. The kernel's routes and
- * neighbours fill in the Ethernet addresses; unlike bpf_fib_lookup this asks for no forwarding to
- * be switched on, so a node can be a tunnel router without being an IP router. */
+ * neighbours fill in the Ethernet addresses. With an `ifindex` given this asks for no forwarding
+ * to be switched on, so a node can be a tunnel router without being an IP router; with 0 the
+ * routes choose it, for a router with several lines. */
 static __noinline int send_tunnel(struct __sk_buff *skb, struct tunnel *tunnel, __u32 ifindex)
 {
 	if (!tunnel)
 		return TC_ACT_SHOT;
+	if (!ifindex)
+		ifindex = way_to(skb, tunnel);
+	if (!ifindex)
+		return drop(DROP_NO_ROUTE);
 	close_ip(&tunnel->ip);
 	if (bpf_skb_store_bytes(skb, 0, tunnel, sizeof(*tunnel), 0))
 		return drop(SUM_KERNEL_REFUSED);
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
+static __always_inline __u32 interface_of(const struct lisp_self_value *me)
+{
+	return me->flags & LISP_ROUTED ? 0 : me->ifindex;
+}
+
+static __always_inline int is_ours(const struct lisp_self_value *me, __u32 address)
+{
+	return address && (address == me->rloc || address == me->lines[0] ||
+			   address == me->lines[1] || address == me->lines[2] ||
+			   address == me->lines[3]);
 }
 
 struct to_rloc {
@@ -132,20 +166,25 @@ static __always_inline int lisp_encapsulate(struct __sk_buff *skb, struct to_rlo
 	tunnel.nonce[2] = to->hash;
 	tunnel.instance = bpf_htonl(to->instance << 8);
 	count(SUM_ENCAPSULATED);
-	return send_tunnel(skb, &tunnel, to->router->ifindex);
+	return send_tunnel(skb, &tunnel, interface_of(to->router));
 }
 
+/* Deliver to an EID here: to its port, under the label of the port's own segment. */
 static __always_inline int hand_over(struct __sk_buff *skb, struct eid_value *eid,
-				     const __u8 *smac, __u16 type, __u32 instance)
+				     const __u8 *smac, __u16 type)
 {
+	struct port_value *place = place_of(eid->port);
 	struct ethernet eth;
+
+	if (!place)
+		return drop(DROP_NO_PORT);
 
 	mac_copy(eth.dmac, eid->mac);
 	mac_copy(eth.smac, smac);
 	eth.type = bpf_htons(type);
 	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
 		return drop(SUM_KERNEL_REFUSED);
-	return to_access(skb, eid->port, instance);
+	return to_access(skb, eid->port, place->label);
 }
 
 static __always_inline int no_mapping(struct eid_key *eid, const __u32 *source)
@@ -155,6 +194,21 @@ static __always_inline int no_mapping(struct eid_key *eid, const __u32 *source)
 	event.eid = *eid;
 	tell(&event, source);
 	return drop(DROP_NO_MAPPING);
+}
+
+/* Tell whether a guarded port may send from `source` into the instance that all tenants share:
+ * the address must be an EID of that port. What comes from outside has no EID. */
+static __always_inline int owns_source(const struct port_value *port, __u32 instance, __u8 family,
+				       const __u32 *source)
+{
+	struct eid_value *eid;
+	struct eid_key key;
+
+	if (!(port->flags & PORT_GUARDED))
+		return 1;
+	make_eid_key(&key, instance, family, source);
+	eid = bpf_map_lookup_elem(&eids, &key);
+	return eid && eid->port == port->number;
 }
 
 /* tc ingress of an access port, behind access_in, which let through what is for the router. */
@@ -173,12 +227,16 @@ int lisp_in(struct __sk_buff *skb)
 	if (!port || !to.router || skb->vlan_present ||
 	    parse_flow(skb, &flow, sizeof(struct ethernet), type) != FLOW_FOUND)
 		return drop(DROP_LISP);
-	to.instance = port->label;
+	to.instance = to.router->instance;
+	if (to.instance == LISP_OF_PORT)
+		to.instance = port->label;
+	else if (!owns_source(port, to.instance, flow.family, flow.source))
+		return drop(DROP_SPOOFED);
 	to.hash = flow_hash(skb, sizeof(struct ethernet), type, 0);
 	make_eid_key(&key, to.instance, flow.family, flow.destination);
 	here = bpf_map_lookup_elem(&eids, &key);
 	if (here && !here->forward_to)
-		return hand_over(skb, here, to.router->router_mac, type, to.instance);
+		return hand_over(skb, here, to.router->router_mac, type);
 	if (here) {
 		to.rloc = here->forward_to;
 		return lisp_encapsulate(skb, &to);
@@ -205,7 +263,7 @@ static __always_inline int send_on(struct __sk_buff *skb, struct tunnel *tunnel,
 	tunnel->ip.source = me->rloc;
 	tunnel->ip.destination = rloc;
 	count(SUM_STRAYS);
-	return send_tunnel(skb, tunnel, me->ifindex);
+	return send_tunnel(skb, tunnel, interface_of(me));
 }
 
 /* Note who sends to an EID: it has it in its map-cache, and must hear when the EID moves. */
@@ -261,7 +319,7 @@ int lisp_under(struct __sk_buff *skb)
 	if (!me || skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present ||
 	    bpf_skb_load_bytes(skb, 0, &tunnel, sizeof(tunnel)) ||
 	    tunnel.ip.version_ihl != 0x45 || tunnel.ip.protocol != IPPROTO_UDP ||
-	    tunnel.ip.fragment & bpf_htons(0x3FFF) || tunnel.ip.destination != me->rloc ||
+	    tunnel.ip.fragment & bpf_htons(0x3FFF) || !is_ours(me, tunnel.ip.destination) ||
 	    tunnel.destination_port != bpf_htons(LISP_DATA_PORT))
 		return TC_ACT_OK;
 	if ((tunnel.flags & LISP_FLAG_NONCE && tunnel.flags & LISP_FLAG_VERSION) ||
@@ -285,7 +343,7 @@ int lisp_under(struct __sk_buff *skb)
 					       BPF_F_ADJ_ROOM_DECAP_L3_IPV6)))
 		return drop(SUM_KERNEL_REFUSED);
 	count(SUM_DECAPSULATED);
-	return hand_over(skb, found, me->router_mac, family == 4 ? ETH_P_IP : ETH_P_IPV6, instance);
+	return hand_over(skb, found, me->router_mac, family == 4 ? ETH_P_IP : ETH_P_IPV6);
 }
 
 #endif

@@ -4,7 +4,7 @@
 //! refuses an object whose maps have other sizes.
 
 /// Names the directory that maps are pinned in: `v<number>`.
-pub const INTF_VERSION: u32 = 1;
+pub const INTF_VERSION: u32 = 2;
 /// How many flows are kept open at one filtered port.
 pub const FLOWS_PER_PORT_MAX: u32 = 4096;
 
@@ -53,7 +53,9 @@ mirror! {
     }
     NeighbourKey: 24 { label: u32, family: u32, address: [u32; 4] }
     NeighbourValue: 8 { mac: [u8; 6], pad: [u8; 2] }
-    LispSelfValue: 16 { ifindex: u32, rloc: u32, router_mac: [u8; 6], pad: [u8; 2] }
+    LispSelfValue: 36 {
+        ifindex: u32, rloc: u32, router_mac: [u8; 6], flags: u8, pad: u8, instance: u32, lines: [u32; 4],
+    }
     EidKey: 28 { bits: u32, instance_be: [u8; 4], family: u8, address: [u8; 16], pad: [u8; 3] }
     RlocValue: 8 { address: u32, priority: u16, weight: u16 }
     MapCacheValue: 68 { count: u16, action: u16, rlocs: [RlocValue; 8] }

@@ -10,7 +10,7 @@ Row = dict[str, object]
 
 @click.group("fabric")
 def fabric_group() -> None:
-    """The network between nodes and sites: TRILL."""
+    """The network between nodes and sites: TRILL, and LISP for public addresses."""
 
 
 @fabric_group.command("show")
@@ -67,6 +67,7 @@ def show_fabric(session: Session, node: str, stations: bool) -> None:
         empty="it knows nobody",
     )
     _tell_counters(answer)
+    _show_mappings(session, answer)
     if stations:
         click.echo()
         _show_stations(session, answer)
@@ -81,6 +82,33 @@ def _tell_counters(answer: Row) -> None:
     drops = inner(answer, "drops")
     if drops:
         click.echo("dropped: " + ", ".join(f"{cause} {count}" for cause, count in drops.items()))
+
+
+def _show_mappings(session: Session, answer: Row) -> None:
+    click.echo(f"public addresses: {answer['lisp']}")
+    mappings = rows_of(answer["mappings"])
+    if not mappings:
+        return
+    show(
+        session,
+        answer,
+        ("ADDRESS", "HERE AS", "VERSION", "WAYS (PRIORITY)", "WHY"),
+        (
+            (
+                m["prefix"],
+                m["role"],
+                m["version"] or "",
+                ", ".join(_way(rloc) for rloc in rows_of(m["rlocs"])),
+                m["why"],
+            )
+            for m in mappings
+        ),
+        empty="",
+    )
+
+
+def _way(rloc: Row) -> str:
+    return f"{rloc['address']} ({rloc['priority']})" + ("" if rloc["up"] else " down")
 
 
 def _show_stations(session: Session, answer: Row) -> None:
@@ -121,7 +149,9 @@ def _path(session: Session, iaas: str, source: str, destination: str, *, traced:
     found = inner(answer, "answer")
     click.echo(
         f"{answer['source']} on {answer['source_node']} → {answer['destination']} on "
-        f"{answer['destination_node']}, segment {answer['segment']}\nwhy: {found['reason']}"
+        f"{answer['destination_node'] or 'nowhere'}"
+        + (f", segment {answer['segment']}" if answer["segment"] else "")
+        + f"\nwhy: {found['reason']}"
     )
     show(
         session,
@@ -159,7 +189,10 @@ def _answer(step: Row, position: int) -> str:
 @iaas_option
 @pass_session
 def path(session: Session, source: str, destination: str, iaas: str) -> None:
-    """Tell where a frame from VM SOURCE to VM DESTINATION would go, and why."""
+    """Tell where a frame from VM SOURCE to VM DESTINATION would go, and why.
+
+    DESTINATION may be an address outside of the segment: then where a packet would go (LISP).
+    """
     _path(session, iaas, source, destination, traced=False)
 
 

@@ -42,6 +42,7 @@ from nuage.errors import Unavailable
 from nuage.iaas.fabric_wishes import FabricContext, fabric_key
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
+from nuage.iaas.lisp_wishes import lisp_key
 from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
@@ -259,7 +260,7 @@ class Controller:
 
     def _wire_fabric(self, storage_key: bytes) -> None:
         self._fabric = FabricDesk(
-            FabricContext(self.index, self.site_id, fabric_key(storage_key)),
+            FabricContext(self.index, self.site_id, fabric_key(storage_key), lisp_key(storage_key)),
             self._sessions,
             self._tasks,
             self._clock,

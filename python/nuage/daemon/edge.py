@@ -81,6 +81,8 @@ class EdgeProcess:
                 state_dir=configuration.state_dir,
                 private_key=key,
                 plane=configuration.plane,
+                is_edge=True,
+                lines=tuple(line.address for line in node.lines),
             ),
             self._tasks,
             self._clock,

@@ -28,6 +28,7 @@ import structlog
 from nuage.clock import Clock
 from nuage.daemon.fabric_memory import FabricNotebook, TapMemory
 from nuage.daemon.fabric_trunks import Standing, TrunkMaker, interface_exists, lines_of, quieten
+from nuage.daemon.lisp import Lisp, LispOptions, Plugged
 from nuage.daemon.process import Tasks
 from nuage.daemon.urgency import run_urgently
 from nuage.errors import Conflict, NuageError, Unavailable
@@ -37,6 +38,7 @@ from nuage.model.desired import PortWish
 from nuage.model.fabric import FabricWish, LinkWish, PortRulesWish, RuleWish, StationWish
 from nuage.network.bfd import BfdTimers
 from nuage.network.circuit import Trunk, metric_of
+from nuage.network.dhcp import SERVER_MAC
 from nuage.network.fabric_event import (
     FabricLog,
     LabelsChanged,
@@ -100,6 +102,8 @@ class FabricOptions:
     state_dir: Path
     private_key: str = ""
     plane: str = "auto"
+    is_edge: bool = False
+    lines: tuple[str, ...] = ()
 
 
 def system_id_of(node_id: str) -> SystemId:
@@ -136,6 +140,14 @@ class Fabric:
         self._wished = asyncio.Event()
         self.tracers: set[Callable[[TraceAnswered], None]] = set()
         self._maker = TrunkMaker(options.address, options.site_id, options.private_key, clock)
+        around = LispOptions(
+            node_id=options.node_id,
+            site_id=options.site_id,
+            address=options.address,
+            is_edge=options.is_edge,
+            lines=options.lines,
+        )
+        self.lisp = Lisp(around, self.notebook, tasks, clock, self._note)
 
     # Life -------------------------------------------------------------------------------------
 
@@ -144,7 +156,9 @@ class Fabric:
         log.info("urgency", way=run_urgently())
         self.notebook.load()
         self.plane = self._open_plane()
-        self.switch = SegmentSwitch(self.plane.entries())
+        self.lisp.open(self.plane)
+        known = self.plane.entries()
+        self.switch = SegmentSwitch(entry for entry in known if not self.lisp.owns(entry))
         memory = self.notebook.memory
         gone = [i for i, tap in memory.taps.items() if not interface_exists(tap.tap)]
         for port_id in gone:  # the node was off: the guest is plugged anew when it starts
@@ -161,6 +175,7 @@ class Fabric:
         for socket in self._arriving.values():
             self._close_watch(socket)
         self._arriving.clear()
+        self.lisp.stop()
         if self.runner is not None:
             self.runner.stop()
 
@@ -226,8 +241,11 @@ class Fabric:
         line = f"{entry.news.value}: {entry.detail}"
         name = self._served.get(entry.port, "")
         log.info("fabric", news=entry.news.value, port=name, detail=entry.detail)
-        self.news.append(f"{time.strftime('%H:%M:%S')} {name} {line}")
-        self._untold.append(f"{name} {line}")
+        self._note(f"{name} {line}")
+
+    def _note(self, line: str) -> None:
+        self.news.append(f"{time.strftime('%H:%M:%S')} {line}")
+        self._untold.append(line)
 
     def take_news(self) -> tuple[str, ...]:
         """Return, once, what happened since the last call."""
@@ -454,6 +472,14 @@ class Fabric:
         if self.switch.labels != labels:
             runner.give(LabelsChanged(self.switch.labels))
         self._watch_arrivals()
+        self.lisp.follow(wish.lisp, self._plugged())
+
+    def _plugged(self) -> list[Plugged]:
+        number_of = self.notebook.number_of
+        return [
+            Plugged(i, PortNumber(number_of(tap.tap)), mac_bytes(tap.port.mac), tap.present)
+            for i, tap in self.notebook.memory.taps.items()
+        ]
 
     def _serve_taps(self, runner: FabricRunner) -> None:
         """Open sockets of new taps and close those of taps that went."""
@@ -526,6 +552,7 @@ def _access_port(number: PortNumber, tap: TapMemory, wish: PortRulesWish | None)
         return plain
     return replace(
         plain,
+        addresses=(*addresses, *wish.public_addresses),
         cidr=wish.cidr,
         hostname=wish.hostname,
         qos_class=QosClass(wish.qos_class),
@@ -547,6 +574,10 @@ def _rule(wish: RuleWish) -> SecurityRule:
 def _neighbours(ports: list[AccessPort], stations: list[Station]) -> list[Neighbour]:
     """Return who has which address, for the kernel's ARP."""
     found: dict[tuple[int, str], Neighbour] = {}
+    for port in ports:
+        if port.gateway:
+            router = ip_address(port.gateway)
+            found[port.label, port.gateway] = Neighbour(port.label, router, SERVER_MAC)
     every: list[Station | AccessPort] = [*stations, *ports]
     for each in every:
         mac = mac_bytes(each.mac)

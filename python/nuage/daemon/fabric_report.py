@@ -4,11 +4,13 @@ import secrets
 from typing import Final
 
 from nuage.channel import Handlers, Peer
+from nuage.daemon import lisp_report
 from nuage.daemon.fabric import Fabric
 from nuage.daemon.fabric_trunks import Standing
 from nuage.errors import Unavailable
 from nuage.model.fabric import (
     AskFabric,
+    EidQuestion,
     FabricReport,
     FabricStation,
     LinkWish,
@@ -39,6 +41,10 @@ def register(handlers: Handlers, fabric: Fabric) -> None:
     @handlers.method("fabric.path", PathQuestion, roles=controllers)
     async def path(_peer: Peer, question: PathQuestion) -> PathAnswer:
         return await find_path(fabric, question)
+
+    @handlers.method("fabric.eid", EidQuestion, roles=controllers)
+    async def eid(_peer: Peer, question: EidQuestion) -> PathAnswer:
+        return lisp_report.way_to(fabric.lisp, question.address)
 
 
 def report(fabric: Fabric) -> FabricReport:
@@ -72,12 +78,15 @@ def report(fabric: Fabric) -> FabricReport:
             for node in view.nodes
         ),
         stations=_stations(fabric),
+        mappings=lisp_report.mappings(fabric.lisp),
+        lisp=lisp_report.part(fabric.lisp),
         counters={
             "ingress": counters.ingress_frames,
             "transit": counters.transit_frames,
             "egress": counters.egress_frames,
             "flooded": counters.flooded_frames,
             **view.counters,
+            **lisp_report.counters(fabric.lisp),
         },
         drops={cause.value: count for cause, count in counters.drops.items() if count},
         news=tuple(fabric.news),

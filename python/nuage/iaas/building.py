@@ -18,7 +18,7 @@ from nuage.ids import EntropySource, IaasId, SegmentId, SiteId, new_id
 from nuage.model.contract import AckPolicy, Contract, require_satisfiable
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
-from nuage.model.network import Port, Segment
+from nuage.model.network import Port, PublicAddress, Segment
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal, Scope, is_allowed
@@ -173,10 +173,11 @@ async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None
     iaas = site.index.iaas_named(body.iaas)
     left = [vm.name for vm in site.index.of_iaas(Vm, iaas.iaas_id)]
     left += [volume.name for volume in site.index.of_iaas(Volume, iaas.iaas_id)]
+    left += [each.address for each in site.index.of_iaas(PublicAddress, iaas.iaas_id)]
     if left:
         raise Conflict(
             f"IaaS {iaas.name} still has {', '.join(left[:8])}",
-            hint="delete its VMs and volumes first",
+            hint="delete its VMs, volumes and public addresses first",
         )
     segments = [
         s
@@ -237,12 +238,15 @@ def quota_use(site: Site, iaas: Iaas) -> list[QuotaUse]:
         QuotaUse(resource="vCPUs", limit=quota.vcpu_count, used=usage.vcpu_count),
         QuotaUse(resource="MiB of memory", limit=quota.memory_mib, used=usage.memory_mib),
         QuotaUse(resource="bytes of volumes", limit=quota.volume_bytes, used=usage.volume_bytes),
+        QuotaUse(resource="public addresses", limit=quota.address_count, used=usage.address_count),
     ]
 
 
-def require_quota(site: Site, iaas: Iaas, *, asked: tuple[int, int, int, int]) -> None:
+def require_quota(
+    site: Site, iaas: Iaas, *, asked: tuple[int, int, int, int], address_count: int = 0
+) -> None:
     """Raise QuotaExceeded unless (VMs, vCPUs, MiB, volume bytes) more fit in the contract."""
-    for use, more in zip(quota_use(site, iaas), asked, strict=True):
+    for use, more in zip(quota_use(site, iaas), (*asked, address_count), strict=True):
         if more and use.used + more > use.limit:
             raise QuotaExceeded(use.resource, limit=use.limit, used=use.used, asked=more)
 

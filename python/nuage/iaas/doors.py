@@ -14,6 +14,7 @@ from nuage.iaas import (
     past,
     people,
     provenance,
+    public_addresses,
     revoking,
     volumes,
 )
@@ -44,6 +45,7 @@ for _module in (
     past,
     people,
     provenance,
+    public_addresses,
     revoking,
 ):
     _module.enter(TABLE)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
@@ -10,7 +10,7 @@ from nuage.iaas.operations import Operation, OperationTable, Run, Shown, anywher
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, SecurityGroupId, SiteId, new_id
-from nuage.model.fabric import AskFabric, FabricReport, PathAnswer, PathQuestion
+from nuage.model.fabric import AskFabric, EidQuestion, FabricReport, PathAnswer, PathQuestion
 from nuage.model.infrastructure import Node
 from nuage.model.network import GroupRule, Port, SecurityGroup, Segment
 from nuage.model.vm import Vm
@@ -54,7 +54,11 @@ def node_scope(site: Site, body: NameRBridge) -> Scope | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskPath:
-    """Which way would a frame from one VM to another go? `traced` sends probes too."""
+    """Which way would a frame from one VM to another go? `traced` sends probes too.
+
+    `destination` is a VM, or an IPv4 address: then the answer says which way a packet from a
+    public address of the source takes (LISP).
+    """
 
     iaas: str
     source: str
@@ -64,7 +68,7 @@ class AskPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPath:
-    """A way through the fabric, from one VM to another."""
+    """A way through the fabric, from one VM to another or (without segment) to an address."""
 
     source: str
     source_node: str
@@ -76,9 +80,23 @@ class ShownPath:
 
 async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPath:
     """Ask the source's node where it would send a frame, and why."""
-    source, destination = _vm(site, body.iaas, body.source), _vm(site, body.iaas, body.destination)
+    source = _vm(site, body.iaas, body.source)
     if source.node_id is None:
         raise Conflict(f"{source.name} is on no node yet")
+    if _is_address(body.destination):
+        answer = await site.nodes.ask(
+            source.node_id, "fabric.eid", EidQuestion(address=body.destination), PathAnswer,
+            timeout_s=ASK_TIMEOUT_S,
+        )  # fmt: skip
+        return ShownPath(
+            source=source.name,
+            source_node=source.node_id,
+            destination=body.destination,
+            destination_node=answer.steps[-1].node_id if answer.steps else "",
+            segment="",
+            answer=answer,
+        )
+    destination = _vm(site, body.iaas, body.destination)
     port = _port_of(site, destination)
     segment = site.index.value(Segment, port.segment_id)
     if port.segment_id not in {_port_of(site, source).segment_id}:
@@ -98,6 +116,14 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
         segment=segment.name,
         answer=answer,
     )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def path_home(site: Site, body: AskPath) -> SiteId | None:

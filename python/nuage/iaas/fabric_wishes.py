@@ -9,12 +9,13 @@ the numbers out alike, from records that both have.
 import hashlib
 import hmac
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import ip_interface
 from typing import Final, TypeAlias, TypeVar
 
 from nuage.iaas.index import FederationIndex
+from nuage.iaas.lisp_wishes import lisp_wish
 from nuage.ids import IaasId, NodeId, PortId, SecurityGroupId, SegmentId, SiteId
 from nuage.model.contract import QosClass
 from nuage.model.fabric import (
@@ -27,7 +28,7 @@ from nuage.model.fabric import (
 )
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, ProviderLine
-from nuage.model.network import Port, SecurityGroup, Segment
+from nuage.model.network import AddressPool, Port, PublicAddress, SecurityGroup, Segment
 from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
 
@@ -56,12 +57,16 @@ class KeptPorts:
 
 @dataclass(frozen=True, slots=True)
 class FabricContext:
-    """What fabric wishes need beside the records. `key` signs what RBridges tell each other."""
+    """What fabric wishes need beside the records.
+
+    `key` signs what RBridges tell each other; `lisp_key` makes each site's key of its id.
+    """
 
     index: FederationIndex
     site_id: SiteId
     key: str
     kept: KeptPorts = field(default_factory=KeptPorts)
+    lisp_key: bytes = b""
 
 
 def fabric_key(storage_key: bytes) -> str:
@@ -106,6 +111,7 @@ def fabric_wish(
             station for segment_id in sorted(segments) for station in shared[segment_id]
         ),
         ports=_ports_of(context, node_id, local),
+        lisp=lisp_wish(index, node, local, context.lisp_key),
     )
 
 
@@ -259,15 +265,18 @@ def _ports_of(
     for vm in local:
         iaas = index.find_value(Iaas, vm.iaas_id)
         qos_class = QosClass.SILVER if iaas is None else iaas.contract.qos_class
+        owned = index.of_iaas(PublicAddress, vm.iaas_id)
         for port_id in vm.ports:
             port = index.find_value(Port, port_id)
             segment = None if port is None else index.find_value(Segment, port.segment_id)
             if port is None or segment is None:
                 continue
-            facts = (port, segment, vm.name, qos_class)
+            public = tuple(each.address for each in owned if each.port_id == port_id)
+            facts = (port, segment, vm.name, qos_class, public)
             known = old.get(port_id)
             if known is None or known[0] != facts or port.security_groups:
-                known = (facts, _port_rules(index, port, segment, vm.name, qos_class))
+                rules = _port_rules(index, port, segment, vm.name, qos_class)
+                known = (facts, replace(rules, public_addresses=public))
             kept[port_id] = known
             found.append(known[1])
     return tuple(found)
@@ -334,16 +343,21 @@ def concerned_rbridges(index: FederationIndex, site_id: SiteId, value: object) -
             is_edge = NodeRole.EDGE in value.roles
             if value.site_id != site_id and not is_edge:
                 return set()
-            mine = (n for n in index.values(Node) if n.site_id == site_id and is_rbridge(n))
+            mine = _rbridges(index, site_id)  # an edge elsewhere is a map-server for all
             same_site = value.site_id == site_id
-            return {n.node_id for n in mine if same_site or NodeRole.EDGE in n.roles}
+            public = bool(index.values(AddressPool))
+            return {n.node_id for n in mine if same_site or public or NodeRole.EDGE in n.roles}
         case Datacenter():
-            return {
-                n.node_id
-                for n in index.values(Node)
-                if n.site_id == site_id and NodeRole.EDGE in n.roles
-            }
-        case Vm() | Port() | Segment() | SecurityGroup() | Iaas():
+            return _edges(index, site_id)
+        case AddressPool():
+            return {n.node_id for n in _rbridges(index, site_id)}
+        case PublicAddress():
+            return _nodes_of_iaas(index, site_id, value.iaas_id) | _edges(index, site_id)
+        case Vm() | Port():
+            found = _nodes_of_iaas(index, site_id, value.iaas_id)
+            has_public = any(index.of_iaas(PublicAddress, value.iaas_id))
+            return found | (_edges(index, site_id) if has_public else set())
+        case Segment() | SecurityGroup() | Iaas():
             return _nodes_of_iaas(index, site_id, value.iaas_id)
         case Migration():
             vm = index.find_value(Vm, value.vm_id)
@@ -351,6 +365,14 @@ def concerned_rbridges(index: FederationIndex, site_id: SiteId, value: object) -
             return found | _local(index, site_id, {value.target_node, value.source_node})
         case _:
             return set()
+
+
+def _rbridges(index: FederationIndex, site_id: SiteId) -> list[Node]:
+    return [n for n in index.values(Node) if n.site_id == site_id and is_rbridge(n)]
+
+
+def _edges(index: FederationIndex, site_id: SiteId) -> set[NodeId]:
+    return {n.node_id for n in _rbridges(index, site_id) if NodeRole.EDGE in n.roles}
 
 
 def _nodes_of_iaas(index: FederationIndex, site_id: SiteId, iaas_id: IaasId) -> set[NodeId]:
@@ -370,4 +392,5 @@ def is_news(before: object, after: object) -> bool:
 
 
 def _fabric_part(vm: Vm) -> tuple[object, ...]:
-    return (vm.node_id, vm.migrating_to, vm.ports, vm.name, vm.state is VmState.MIGRATING)
+    moving = vm.state is VmState.MIGRATING
+    return (vm.node_id, vm.migrating_to, vm.ports, vm.name, moving, vm.epoch)

@@ -14,7 +14,7 @@ from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.iaas.addresses import host_number
 from nuage.ids import IaasId, NodeId, SegmentId, SiteId
 from nuage.model.iaas import Iaas
-from nuage.model.network import Port
+from nuage.model.network import Port, PublicAddress
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.status import Migration
 from nuage.model.vm import Vm
@@ -32,6 +32,7 @@ class Usage:
     vcpu_count: int = 0
     memory_mib: int = 0
     volume_bytes: int = 0
+    address_count: int = 0
 
     def add(self, value: Noun, sign: int) -> None:
         """Count a record in (1) or out (-1)."""
@@ -42,6 +43,8 @@ class Usage:
                 self.memory_mib += sign * value.shape.memory_mib
             case Volume():
                 self.volume_bytes += sign * value.size_bytes
+            case PublicAddress():
+                self.address_count += sign
             case _:
                 pass
 
@@ -154,7 +157,7 @@ class FederationIndex:
                 for node_id in (value.node_id, value.migrating_to):
                     if node_id is not None:
                         _tally(self._vm_nodes[value.iaas_id], node_id, sign)
-            case Volume():
+            case Volume() | PublicAddress():
                 self._usage[value.iaas_id].add(value, sign)
             case Port():
                 holders = self._addresses[value.segment_id]

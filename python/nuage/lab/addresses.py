@@ -9,6 +9,10 @@
                           knows a way there
 ``10.L.240+p.4s+1, +2``   line of provider p to site s, a /30: provider, edge
 ``10.L.239.…``            lines between providers
+``10.L.238.1, .2``        line of the first provider to the outside host, which is
+                          nobody's: it stands for the internet
+``198.18.L.0/24``         public addresses, which the providers route to the sites'
+                          edges, the first site's first
 ========================  =====================================================
 
 L is the description's `number`. These addresses exist inside the lab's namespaces only, so
@@ -22,6 +26,7 @@ from nuage.lab.description import LabDescription, NodeDescription, PduDescriptio
 REDFISH_PORT: Final = 443
 SNMP_PORT: Final = 161
 SWITCH_HOST: Final = 254
+OUTSIDE: Final = "outside"  # the name of the host that is no part of the federation
 
 
 def namespace_prefix(lab_name: str) -> str:
@@ -79,6 +84,16 @@ def peering_addresses(lab: LabDescription, left: int, right: int) -> tuple[str, 
     """Return the two ends of the line between providers `left` < `right`."""
     base = 4 * (8 * left + right)
     return f"10.{lab.number}.239.{base + 1}", f"10.{lab.number}.239.{base + 2}"
+
+
+def outside_addresses(lab: LabDescription) -> tuple[str, str]:
+    """Return (provider's, host's) address of the line to the outside host."""
+    return f"10.{lab.number}.238.1", f"10.{lab.number}.238.2"
+
+
+def public_prefix(lab: LabDescription) -> str:
+    """Return the public addresses of the federation."""
+    return f"198.18.{lab.number}.0/24"
 
 
 def mac_address(lab: LabDescription, site_number: int, host: int, port: int = 0) -> str:

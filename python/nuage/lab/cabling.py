@@ -2,6 +2,8 @@
 
 The topology of a site::
 
+    outside ── isp1 (the first provider): a host that is nobody's
+
     isp1 ──────┐            each ─ is a veth pair, shaped at both ends by tc tbf
     isp2 ───┐  │
            wan2 wan1
@@ -27,6 +29,7 @@ from nuage.model.infrastructure import NodeRole
 BURST_BYTES_MIN: Final = 128 * 1024  # two GSO packets
 BURST_SHARE_S: Final = 0.008  # tbf refills at least this often at 125 Hz and faster
 ROUTE_TABLE_OF_PROVIDER: Final = 100  # + provider number
+OUTSIDE_PORT: Final = "outside"
 ROUTE_TABLE_OF_OWN_LINES: Final = 50  # what a provider delivers for another
 
 
@@ -52,6 +55,7 @@ def fabric_plan(lab: LabDescription) -> CablePlan:
         plan.forwarding.add(namespace)
         plan.ip_lines[namespace].append("link set lo up")
         _routes_between_providers(plan, lab, number)
+    _outside(plan, lab)
     for left, right in itertools.combinations(range(1, len(lab.providers) + 1), 2):
         _peering(plan, lab, left, right)
     return plan
@@ -152,6 +156,8 @@ def wan_lines(lab: LabDescription, site_number: int, provider: int) -> list[str]
         f" table {ROUTE_TABLE_OF_OWN_LINES}",
         f"route replace {at.site_subnet(lab, site_number)} via {edge} dev {port}"
         f" table {ROUTE_TABLE_OF_OWN_LINES}",
+        # Every edge takes public addresses; the next site's does when this line is dead.
+        f"route replace {at.public_prefix(lab)} via {edge} dev {port} metric {100 + site_number}",
     ]
 
 
@@ -187,6 +193,27 @@ def _peering(plan: CablePlan, lab: LabDescription, left: int, right: int) -> Non
         plan.ip_lines[namespace][1:1] = [f"addr add {address}/30 dev {port}", f"link set {port} up"]
 
 
+def _outside(plan: CablePlan, lab: LabDescription) -> None:
+    """A host on the internet, behind the first provider."""
+    host, isp = (at.namespace(lab.name, name) for name in (at.OUTSIDE, lab.providers[0]))
+    theirs, ours = at.outside_addresses(lab)
+    plan.namespaces.append(host)
+    mac = at.mac_address(lab, 0, 0, 1)
+    plan.cables.append(_cable(lab, (host, "eth0", mac), (isp, OUTSIDE_PORT)))
+    plan.ip_lines[isp] += [
+        f"addr add {theirs}/30 dev {OUTSIDE_PORT}",
+        f"link set {OUTSIDE_PORT} up",
+        f"route replace {theirs.removesuffix('1')}0/30 dev {OUTSIDE_PORT}"
+        f" table {ROUTE_TABLE_OF_OWN_LINES}",
+    ]
+    plan.ip_lines[host] += [
+        "link set lo up",
+        f"addr add {ours}/30 dev eth0",
+        "link set eth0 up",
+        f"route replace default via {theirs}",
+    ]
+
+
 def _routes_between_providers(plan: CablePlan, lab: LabDescription, provider: int) -> None:
     """Give a provider ways through the others: to their lines, and to sites as second choice."""
     namespace = at.namespace(lab.name, lab.providers[provider - 1])
@@ -197,6 +224,7 @@ def _routes_between_providers(plan: CablePlan, lab: LabDescription, provider: in
         via = pair[1] if other > provider else pair[0]
         plan.ip_lines[namespace] += [
             f"route replace 10.{lab.number}.{240 + other}.0/24 via {via}",
+            *([f"route replace 10.{lab.number}.238.0/30 via {via}"] if other == 1 else []),
             f"rule add iif x{other} lookup {ROUTE_TABLE_OF_OWN_LINES}"
             f" priority {ROUTE_TABLE_OF_OWN_LINES}",
             f"route replace unreachable default table {ROUTE_TABLE_OF_OWN_LINES}",

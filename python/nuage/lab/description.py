@@ -304,8 +304,8 @@ def _check(description: LabDescription) -> None:
     ):
         _refuse("providers", "name one to four different providers")
     for index, provider in enumerate(description.providers):
-        if not is_slug(provider):
-            _refuse(f"providers[{index}]", f"{provider!r} is not a slug")
+        if not is_slug(provider) or provider == "outside":  # which is everybody's host
+            _refuse(f"providers[{index}]", f"{provider!r} is not a slug of its own")
     if not description.credentials.password:
         _refuse("credentials.password", "a BMC needs a password")
     if description.links.node_mbit < 0 or description.links.wan_mbit < 0:

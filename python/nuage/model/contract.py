@@ -46,9 +46,10 @@ class Quota:
     vcpu_count: int = 400
     memory_mib: int = 1024 * 1024
     volume_bytes: int = 10 * 1024**4
+    address_count: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("vm_count", "vcpu_count", "memory_mib", "volume_bytes"):
+        for name in ("vm_count", "vcpu_count", "memory_mib", "volume_bytes", "address_count"):
             if getattr(self, name) < 0:
                 raise InvalidRequest("a quota is not negative", field=f"contract.quota.{name}")
 

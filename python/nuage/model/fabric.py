@@ -69,6 +69,49 @@ class PortRulesWish:
     qos_class: QosClass
     rules: tuple[RuleWish, ...] | None
     rate_mbit: int = 0  # 0: what the class gives
+    public_addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EidWish:
+    """A public address that a node's port shall have; `version` rises with the VM's epoch."""
+
+    address: str
+    port_id: PortId
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyWish:
+    """Where what goes to no public address of ours leaves the federation."""
+
+    address: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrableWish:
+    """A public address in use, and the sites that may say where it is now."""
+
+    address: str
+    sites: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LispWish:
+    """A node's part in carrying public addresses. What only edges need is empty elsewhere.
+
+    `servers` are the map-servers' addresses, the own site's first; `lines` those of the own
+    site's edges towards providers. `site_keys` are hexadecimal.
+    """
+
+    servers: tuple[str, ...]
+    proxies: tuple[ProxyWish, ...]
+    lines: tuple[str, ...]
+    pools: tuple[str, ...]
+    eids: tuple[EidWish, ...] = ()
+    registrable: tuple[RegistrableWish, ...] = ()
+    site_keys: dict[SiteId, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +124,7 @@ class FabricWish:
     trunks: tuple[SiteTrunkWish, ...] = ()
     stations: tuple[StationWish, ...] = ()
     ports: tuple[PortRulesWish, ...] = ()
+    lisp: LispWish | None = None  # no pool, or no edge: no public addresses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +167,26 @@ class FabricStation:
     learned: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlocReport:
+    """A way to an address. `up`: it answers probes; only ways of the best priority are taken."""
+
+    address: str
+    priority: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingReport:
+    """A public address as a node has it. `role`: here, relayed, registered or cached."""
+
+    prefix: str
+    role: str
+    version: int = 0
+    rlocs: tuple[RlocReport, ...] = ()
+    why: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class AskFabric:
     """Asks a node how it sees the fabric."""
@@ -141,6 +205,8 @@ class FabricReport:
     trunks: tuple[TrunkReport, ...] = ()
     rbridges: tuple[RBridgeReport, ...] = ()
     stations: tuple[FabricStation, ...] = ()
+    mappings: tuple[MappingReport, ...] = ()
+    lisp: str = ""  # which part in LISP it plays, or why none
     counters: dict[str, int] = field(default_factory=dict)
     drops: dict[str, int] = field(default_factory=dict)
     news: tuple[str, ...] = ()
@@ -162,6 +228,13 @@ class PathQuestion:
     label: int
     mac: str
     traced: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EidQuestion:
+    """Where would a packet to this public address go?"""
+
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nuage.ids import IaasId, PortId, SecurityGroupId, SegmentId, VmId
+from nuage.ids import IaasId, PoolId, PortId, SecurityGroupId, SegmentId, VmId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Port:
     """A VM's plug in a segment. `mac` and `addresses` are what anti-spoofing lets through.
 
     Without `security_groups` the segment's own stations reach it and nobody else does.
-    `rate_mbit` 0 is what the contract's class gives; `public_addresses` follow it where it goes.
+    `rate_mbit` 0 is what the contract's class gives.
     """
 
     port_id: PortId
@@ -34,7 +34,6 @@ class Port:
     addresses: tuple[str, ...]
     security_groups: tuple[SecurityGroupId, ...] = ()
     rate_mbit: int = 0
-    public_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +56,26 @@ class SecurityGroup:
     iaas_id: IaasId
     name: str
     rules: tuple[GroupRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressPool:
+    """A prefix of public addresses, whose home gives them out. `prefix` is IPv4 in CIDR form."""
+
+    pool_id: PoolId
+    name: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicAddress:
+    """An address that an IaaS owns: a LISP EID, which goes wherever its port's VM goes.
+
+    Its home is its pool's, and stays that: a VM that moves changes no record of its address.
+    A `port_id` that no port has any more counts as None.
+    """
+
+    address: str
+    iaas_id: IaasId
+    pool_id: PoolId
+    port_id: PortId | None = None

@@ -9,7 +9,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.identity import User
 from nuage.model.image import Image
 from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
-from nuage.model.network import Port, SecurityGroup, Segment
+from nuage.model.network import AddressPool, Port, PublicAddress, SecurityGroup, Segment
 from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.trust import SiteTrust
@@ -29,6 +29,8 @@ Noun: TypeAlias = (
     | Segment
     | Port
     | SecurityGroup
+    | AddressPool
+    | PublicAddress
     | User
     | Decision
     | NodeStatus
@@ -53,6 +55,8 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "segment": (Segment, "segment_id"),
     "port": (Port, "port_id"),
     "security-group": (SecurityGroup, "group_id"),
+    "address-pool": (AddressPool, "pool_id"),
+    "address": (PublicAddress, "address"),
     "user": (User, "user_id"),
     "decision": (Decision, "vm_id"),
     "node-status": (NodeStatus, "node_id"),

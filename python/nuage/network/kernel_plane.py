@@ -13,7 +13,7 @@ Invariants:
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
@@ -125,6 +125,7 @@ class KernelPlane:
         self._attached: dict[PortNumber, tuple[int, PortRole]] = {}
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
         self._neighbours: dict[bytes, bytes] = {}
+        self._underlay: tuple[int, ...] = ()
         self._batch = _Batch()
         self._touched: set[PortNumber] = set()
         self._emptied: set[PortNumber] = set()
@@ -496,25 +497,41 @@ class KernelPlane:
         self._try(lambda: self._bpf.update("neighbours", keys, values))
         self._neighbours = new
 
-    def set_router(self, interface: str, rloc: IPv4Address, mac: bytes) -> None:
+    def set_router(
+        self,
+        interface: str,
+        rloc: IPv4Address,
+        mac: bytes,
+        *,
+        instance_id: int | None = None,
+        lines: Mapping[str, IPv4Address] | None = None,
+    ) -> None:
         """Make this node a LISP tunnel router: guests' packets to `mac` are looked up.
 
-        `interface` leads to the other RLOCs, by the kernel's own routes and neighbours.
+        `interface` leads to the other RLOCs, by the kernel's own routes and neighbours. What
+        guests send is looked up in `instance_id`, or (None) in the instance of their segment's
+        label. `lines` are more interfaces, with our RLOC on each: then the kernel's routes say
+        which one a packet leaves by, and the host must be an IP router.
         """
-        ifindex = socket.if_nametoindex(interface)
-        value = tables.LISP_SELF.pack(ifindex, rloc.packed, mac)
+        more = lines or {}
+        addresses = b"".join(address.packed for address in more.values())
+        instance = tables.LISP_OF_PORT if instance_id is None else instance_id
+        indices = [socket.if_nametoindex(name) for name in (interface, *more)]
+        value = tables.LISP_SELF.pack(indices[0], rloc.packed, mac, bool(more), instance, addresses)
         self._try(lambda: self._bpf.update("lisp_self", U32.pack(0), value))
-        self._try(lambda: self._bpf.attach("lisp_under", ifindex))
+        for ifindex in indices:
+            self._try(lambda ifindex=ifindex: self._bpf.attach("lisp_under", ifindex))  # type: ignore[misc]
+        self._underlay = tuple(indices)
 
     def clear_router(self) -> None:
         """Stop being a tunnel router."""
         value = self._bpf.lookup("lisp_self", U32.pack(0))
         ifindex = tables.LISP_SELF.unpack(value)[0] if value else 0
-        empty = tables.LISP_SELF.pack(0, bytes(4), bytes(6))
-        self._try(lambda: self._bpf.update("lisp_self", U32.pack(0), empty))
-        if ifindex:
+        self._try(lambda: self._bpf.update("lisp_self", U32.pack(0), bytes(tables.LISP_SELF.size)))
+        for index in {ifindex, *self._underlay} - {0}:
             with suppress(OSError):
-                self._bpf.detach(ifindex)
+                self._bpf.detach(index)
+        self._underlay = ()
 
     def events_fileno(self) -> int | None:
         """Return a descriptor that is readable when there is something to take."""

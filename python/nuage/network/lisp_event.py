@@ -5,18 +5,19 @@ from enum import Enum
 from typing import TypeAlias
 
 from nuage.network.forwarding import ForwardingDelta, PortNumber
-from nuage.network.lisp_message import Address, Eid
+from nuage.network.lisp_message import Address, Eid, Locator, MapRecord
 
 # ---- in ----
 
 
 @dataclass(frozen=True, slots=True)
 class DatagramReceived:
-    """A datagram came to our control port 4342."""
+    """A datagram came to our control port 4342, at our address `local` (None: the only one)."""
 
     source: Address
     source_port: int
     data: bytes
+    local: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,47 @@ class HeardFrom:
     rloc: Address
 
 
-XtrInput: TypeAlias = DatagramReceived | EidArrived | EidLeft | MappingMissed | HeardFrom
+@dataclass(frozen=True, slots=True)
+class SurroundingsChanged:
+    """Who is there to ask, and which ways there are beside our own.
+
+    `backups` lead to our EIDs when our own RLOC does not answer (the lines of our site's edges);
+    `petrs` take what goes to addresses that are no EIDs (RFC 9300: proxy ETRs).
+    """
+
+    map_servers: tuple[Address, ...]
+    backups: tuple[Locator, ...] = ()
+    petrs: tuple[Locator, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MappingTold:
+    """The map-server beside this router took a register; without locators it ended."""
+
+    record: MapRecord
+
+
+XtrInput: TypeAlias = (
+    DatagramReceived
+    | EidArrived
+    | EidLeft
+    | MappingMissed
+    | HeardFrom
+    | SurroundingsChanged
+    | MappingTold
+)
 
 # ---- out ----
 
 
 @dataclass(frozen=True, slots=True)
 class SendDatagram:
-    """Send from our control port to `destination`."""
+    """Send from our control port to `destination`, from `source` if we have several addresses."""
 
     destination: Address
     port: int
     data: bytes
+    source: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +129,4 @@ class LispLog:
     detail: str
 
 
-LispEffect: TypeAlias = SendDatagram | ApplyLisp | LispLog
+LispEffect: TypeAlias = SendDatagram | ApplyLisp | LispLog | MappingTold

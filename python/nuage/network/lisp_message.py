@@ -384,6 +384,12 @@ def verify_signed(data: bytes, key: LispKey) -> None:
         raise MalformedFrame("lisp_auth", "wrong digest")
 
 
+def with_algorithm_of(data: bytes, key: LispKey) -> LispKey:
+    """Return `key` with the algorithm that a decoded, signed message names, if we know it."""
+    algorithm = data[13]
+    return replace(key, algorithm=algorithm) if algorithm in ALGORITHMS else key
+
+
 def decode_message(data: bytes) -> Message:
     """Take a control message apart; authentication is `verify_signed`'s business.
 

@@ -1,8 +1,8 @@
 """Map-server and map-resolver of a site (RFC 9301 §8, PubSub RFC 9437), as one machine.
 
-Fed by the catalogue: which EID prefixes exist, which key may register them. Everybody else is
-refused, and said so in the log. Replies for registered EIDs come from here (our ETRs ask for
-proxy replies), so one round trip to the nearest map-server finds any EID.
+Fed by the catalogue: which EID prefixes exist, which site may register them, and each site's
+key. Everybody else is refused, and said so in the log. Replies for registered EIDs come from
+here (our ETRs ask for proxy replies), so one round trip to the nearest map-server finds any EID.
 
 Replay: a Map-Register's nonce must be greater than the last one of the same xTR-ID. Races: a
 record's map-version (the owner's epoch) must not be older than what is registered, so the old
@@ -10,7 +10,7 @@ place of a moved EID cannot take it back.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +20,7 @@ from nuage.network.lisp_event import (
     LispEffect,
     LispLog,
     LispNews,
+    MappingTold,
     SendDatagram,
 )
 from nuage.network.lisp_message import (
@@ -38,6 +39,7 @@ from nuage.network.lisp_message import (
     encode_reply,
     encode_signed,
     verify_signed,
+    with_algorithm_of,
 )
 from nuage.network.rate_limit import Hush, Rate, TokenBucket
 from nuage.network.wire import MalformedFrame
@@ -62,10 +64,10 @@ def version_is_older(a: int, b: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class EidAllowance:
-    """A prefix that may be registered, its parts too, with a key."""
+    """A prefix of ours, and the sites (by site-ID) that may register it and its parts now."""
 
     eid: Eid
-    key: LispKey
+    sites: frozenset[bytes] = frozenset()
 
 
 @dataclass(slots=True)
@@ -97,12 +99,21 @@ class _Pending:
 
 
 class MapServer:
-    """One site's map-server and resolver."""
+    """One site's map-server and resolver.
 
-    def __init__(self, rloc: Address, now_s: float) -> None:
+    For `settle_s` after it began it does not say that an EID of ours is nowhere: it may not
+    have heard of it yet, and whoever asks goes on to another server.
+    """
+
+    def __init__(self, rloc: Address, now_s: float, *, settle_s: float = 0.0) -> None:
         self._rloc = rloc
         self._now_s = now_s
+        self._settled_s = now_s + settle_s
         self._allowances: dict[Eid, EidAllowance] = {}
+        self._prefixes: tuple[EidAllowance, ...] = ()
+        self._outer: tuple[Eid, ...] = ()
+        self._keys: Mapping[bytes, LispKey] = {}
+        self._local: Address | None = None
         self._registrations: dict[Eid, _Registration] = {}
         self._subscriptions: dict[Eid, dict[bytes, _Subscription]] = {}
         self._nonces: dict[bytes, int] = {}
@@ -113,9 +124,21 @@ class MapServer:
         self._effects: list[LispEffect] = []
         self.counters: Counter[str] = Counter()
 
-    def allow(self, allowances: Iterable[EidAllowance]) -> None:
-        """Take the catalogue's list of prefixes, all of them; what is no longer there is gone."""
+    def allow(self, allowances: Iterable[EidAllowance], keys: Mapping[bytes, LispKey]) -> None:
+        """Take the catalogue's list of prefixes and the sites' keys, all of them.
+
+        What is in no prefix any more is no longer registered; an EID whose site changed stays
+        until its new site registers it, or it expires.
+        """
+        self._keys = dict(keys)
         self._allowances = {allowance.eid: allowance for allowance in allowances}
+        wide = [a for a in self._allowances.values() if a.eid.prefix.num_addresses > 1]
+        self._prefixes = tuple(wide)
+        self._outer = tuple(
+            eid
+            for eid in self._allowances
+            if not any(a.eid.covers(eid) for a in wide if a.eid != eid)
+        )
         for eid in list(self._registrations):
             if self._allowance(eid) is None:
                 del self._registrations[eid]
@@ -126,7 +149,7 @@ class MapServer:
 
     def handle(self, event: DatagramReceived, now_s: float) -> tuple[LispEffect, ...]:
         """Take a datagram; return what is to be done."""
-        self._now_s = now_s
+        self._now_s, self._local = now_s, event.local
         try:
             self._datagram(event)
         except MalformedFrame as error:
@@ -145,7 +168,7 @@ class MapServer:
 
     def tick(self, now_s: float) -> tuple[LispEffect, ...]:
         """Let time pass: repeat unacknowledged notifies, forget what was not refreshed."""
-        self._now_s = now_s
+        self._now_s, self._local = now_s, None
         for key, pending in list(self._pending.items()):
             if now_s < pending.next_s:
                 continue
@@ -160,7 +183,9 @@ class MapServer:
             if now_s >= registration.expires_s:
                 del self._registrations[eid]
                 self._log(LispNews.EXPIRED, registration.rloc, f"{eid.prefix}")
-                self._publish(eid, replace(registration.record, locators=()))
+                gone = replace(registration.record, locators=())
+                self._effects.append(MappingTold(gone))
+                self._publish(eid, gone)
         return self._flush()
 
     def _flush(self) -> tuple[LispEffect, ...]:
@@ -208,31 +233,39 @@ class MapServer:
 
     def _allowance(self, eid: Eid) -> EidAllowance | None:
         """Return the longest allowed prefix that covers `eid`."""
-        covering = [a for a in self._allowances.values() if a.eid.covers(eid)]
+        exact = self._allowances.get(eid)
+        if exact is not None:
+            return exact
+        covering = [a for a in self._prefixes if a.eid.covers(eid)]
         return max(covering, key=lambda a: a.eid.prefix.prefixlen, default=None)
 
     def _register(self, message: MapRegister, data: bytes, source: Address) -> None:
-        allowances = [self._allowance(record.eid) for record in message.records]
-        if not allowances or None in allowances:
-            self._log(LispNews.REFUSED, source, "a prefix that is not in the catalogue")
-            self.counters["register_refused"] += 1
-            return
-        first = allowances[0]
-        assert first is not None
-        if any(a is None or a.key.secret != first.key.secret for a in allowances):
-            raise MalformedFrame("lisp_auth", "records of different keys in one message")
-        verify_signed(data, first.key)
+        site = message.sender.site_id if message.sender else bytes(8)
+        key = self._keys.get(site)
+        if key is None:
+            raise MalformedFrame("lisp_auth", f"site-ID {site.hex()} has no key")
+        key = with_algorithm_of(data, key)
+        verify_signed(data, key)
         xtr = message.sender.xtr_id if message.sender else source.packed
-        if message.nonce <= self._nonces.get(xtr, -1):
+        last = self._nonces.get(xtr, -1)
+        if message.nonce <= last:
             self.counters["replayed"] += 1
-            self._log(LispNews.REPLAYED, source, f"nonce {message.nonce:#x}")
+            if message.nonce < last:  # the same comes to each of our addresses
+                self._log(LispNews.REPLAYED, source, f"nonce {message.nonce:#x}")
             return
+        for record in message.records:
+            allowance = self._allowance(record.eid)
+            if allowance is None or site not in allowance.sites:
+                why = "not in the catalogue" if allowance is None else "another site's"
+                self._log(LispNews.REFUSED, source, f"{record.eid.prefix}: {why}")
+                self.counters["register_refused"] += 1
+                return
         self._nonces[xtr] = message.nonce
         for record in message.records:
-            self._take(record, xtr, source, first.key)
+            self._take(record, xtr, source, key)
         if message.want_notify:
             notify = MapNotify(message.nonce, message.records, sender=message.sender)
-            self._send(source, encode_signed(notify, first.key))
+            self._send(source, encode_signed(notify, key))
 
     def _take(self, record: MapRecord, xtr: bytes, source: Address, key: LispKey) -> None:
         eid = record.eid
@@ -247,11 +280,14 @@ class MapServer:
             # Withdrawn (RFC 9301 §8.2): only by who holds it.
             if old is not None and old.xtr == xtr:
                 del self._registrations[eid]
-                self._publish(eid, replace(record, locators=(), ttl_minutes=NEGATIVE_MINUTES))
+                gone = replace(record, locators=(), ttl_minutes=NEGATIVE_MINUTES)
+                self._effects.append(MappingTold(gone))
+                self._publish(eid, gone)
             return
         self._registrations[eid] = _Registration(
             record, xtr, source, key, self._now_s + REGISTRATION_S
         )
+        self._effects.append(MappingTold(record))
         if old is None or old.xtr != xtr:
             news = LispNews.REGISTERED if old is None else LispNews.MOVED
             self._effects.append(LispLog(news, str(source), str(eid.prefix)))
@@ -273,6 +309,9 @@ class MapServer:
             return
         eid = request.eids[0]
         record = self._answer(eid)
+        if record.action is MapAction.DROP and self._now_s < self._settled_s:
+            self.counters["settling"] += 1
+            return
         if request.notify and self._subscribe(request, record):
             return
         port = source_port if request.itr_rlocs[0] == source else LISP_CONTROL_PORT
@@ -280,26 +319,36 @@ class MapServer:
         self._send(request.itr_rlocs[0], encode_reply(reply), port=port)
 
     def _answer(self, eid: Eid) -> MapRecord:
-        covering = [r for e, r in self._registrations.items() if e.covers(eid)]
-        if covering:
-            best = max(covering, key=lambda r: r.record.eid.prefix.prefixlen)
+        best = self._registrations.get(eid)
+        if best is None:
+            covering = [r for e, r in self._registrations.items() if e.covers(eid)]
+            best = max(covering, key=lambda r: r.record.eid.prefix.prefixlen, default=None)
+        if best is not None:
             return replace(best.record, authoritative=False)
         inside = self._allowance(eid) is not None
         return MapRecord(
-            eid,
+            eid if inside else self._hole(eid),
             (),
             ttl_minutes=NEGATIVE_MINUTES if inside else FOREIGN_MINUTES,
             action=MapAction.DROP if inside else MapAction.NATIVELY_FORWARD,
             authoritative=False,
         )
 
+    def _hole(self, eid: Eid) -> Eid:
+        """Return the largest prefix around `eid` without a prefix of ours (RFC 9301 §8.1)."""
+        for length in range(eid.prefix.prefixlen):
+            wider = Eid(eid.instance_id, eid.prefix.supernet(new_prefix=length))
+            if not any(wider.covers(each) for each in self._outer):
+                return wider
+        return eid
+
     # ---- publish and subscribe ----
 
     def _subscribe(self, request: MapRequest, record: MapRecord) -> bool:
         """Note a subscriber and confirm with a Map-Notify; False: answer plainly instead."""
-        allowance = self._allowance(request.eids[0])
         name = request.sender
-        if allowance is None or name is None:
+        key = None if name is None else self._keys.get(name.site_id)
+        if key is None or name is None or self._allowance(request.eids[0]) is None:
             return False
         subscribers = self._subscriptions.setdefault(request.eids[0], {})
         known = subscribers.get(name.xtr_id)
@@ -311,12 +360,12 @@ class MapServer:
         subscribers[name.xtr_id] = _Subscription(
             name,
             request.itr_rlocs[0],
-            allowance.key,
+            key,
             request.nonce,
             self._now_s + SUBSCRIPTION_S,
         )
         notify = MapNotify(request.nonce, (record,), sender=name)
-        self._send(request.itr_rlocs[0], encode_signed(notify, allowance.key))
+        self._send(request.itr_rlocs[0], encode_signed(notify, key))
         return True
 
     def _publish(self, eid: Eid, record: MapRecord) -> None:
@@ -353,7 +402,7 @@ class MapServer:
         self._send(destination, data)
 
     def _send(self, destination: Address, data: bytes, *, port: int = LISP_CONTROL_PORT) -> None:
-        self._effects.append(SendDatagram(destination, port, data))
+        self._effects.append(SendDatagram(destination, port, data, self._local))
 
     def _log(self, news: LispNews, source: Address, detail: str) -> None:
         if self._hush.may_say((news, source), self._now_s):

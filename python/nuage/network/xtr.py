@@ -13,16 +13,19 @@ notifies only when they verify and their nonce rises; SMRs and requests are rate
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from random import Random
 from typing import Final
 
 from nuage.network.forwarding import (
     EidEntry,
+    Entry,
     ForwardingDelta,
     MapAction,
     MapCacheEntry,
+    PortNumber,
     Rloc,
 )
 from nuage.network.lisp_event import (
@@ -35,7 +38,9 @@ from nuage.network.lisp_event import (
     LispLog,
     LispNews,
     MappingMissed,
+    MappingTold,
     SendDatagram,
+    SurroundingsChanged,
     XtrInput,
 )
 from nuage.network.lisp_message import (
@@ -72,18 +77,25 @@ REQUEST_RETRY_S: Final = 0.2
 REQUEST_TRIES_MAX: Final = 4
 REQUEST_AGAIN_S: Final = 5.0  # after nobody answered
 STRAY_S: Final = 5.0  # how long a moved EID's stragglers are sent on
-PROBE_INTERVAL_S: Final = 10.0
+PROBE_INTERVAL_S: Final = 2.0
+PROBE_AGAIN_S: Final = 0.5  # once one was lost
 PROBE_LOST_MAX: Final = 2
 CACHE_MAX: Final = 16_384
 PENDING_MAX: Final = 1024
 HEARD_PER_EID_MAX: Final = 256
 PEER_RATE: Final = Rate(per_s=100, burst=200)
+ASK_RATE: Final = Rate(per_s=100, burst=200)  # Map-Requests for what our own guests look for
+KNOWN_S: Final = 60.0  # how long a mapping of the life before serves while nobody confirms it
 LOG_INTERVAL_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class XtrConfig:
-    """Who this tunnel router is. `nonce_start` must rise from life to life (clock in µs)."""
+    """Who this tunnel router is. `nonce_start` must rise from life to life (clock in µs).
+
+    `lines` are RLOCs of ours besides: what is registered with one of them, we relay. A router
+    that `is_proxy` answers probes for any prefix: it takes what goes to no EID at all.
+    """
 
     rloc: Address
     name: XtrName
@@ -92,6 +104,8 @@ class XtrConfig:
     nonce_start: int
     subscribe: bool = True
     ttl_minutes: int = 10
+    lines: frozenset[Address] = frozenset()
+    is_proxy: bool = False
 
 
 @dataclass(slots=True)
@@ -137,8 +151,12 @@ class _Peer:
 class Xtr:
     """One node's tunnel router."""
 
-    def __init__(self, config: XtrConfig, prng: Random, now_s: float) -> None:
+    def __init__(
+        self, config: XtrConfig, prng: Random, now_s: float, known: Iterable[Entry] = ()
+    ) -> None:
+        """Begin; `known` is what the plane holds, which serves until it is asked for anew."""
         self._config = config
+        self._around = SurroundingsChanged(config.map_servers)
         self._prng = prng
         self._now_s = now_s
         self._nonce = config.nonce_start
@@ -151,10 +169,30 @@ class Xtr:
         self._peers: dict[Address, _Peer] = {}
         self._notify_nonces: dict[Eid, int] = {}
         self._register_nonces: dict[int, tuple[Eid, ...]] = {}
+        self._relayed: dict[Eid, EidEntry] = {}
         self._buckets: dict[Address, TokenBucket] = {}
+        self._asking = TokenBucket(ASK_RATE, now_s)
         self._hush = Hush(LOG_INTERVAL_S)
         self._effects: list[LispEffect] = []
         self.counters: Counter[str] = Counter()
+        self._take_up(known)
+
+    def _take_up(self, known: Iterable[Entry]) -> None:
+        """Go on with the mappings that the plane holds; they are asked for again at once."""
+        for entry in known:
+            if isinstance(entry, EidEntry) and entry.forward_to:
+                self._relayed[Eid(entry.instance_id, entry.prefix)] = entry
+            if not isinstance(entry, MapCacheEntry):
+                continue
+            eid = Eid(entry.instance_id, entry.prefix)
+            locators = tuple(
+                Locator(ip_address(r.address), r.priority, r.weight) for r in entry.rlocs
+            )
+            record = MapRecord(eid, locators, action=entry.action)
+            self._cache[eid] = _Cached(record, self._now_s + KNOWN_S)
+            self._applied[eid] = entry
+            if self._config.map_servers:
+                self._ask(eid, None, smr_invoked=False)
 
     # ---- the door ----
 
@@ -183,11 +221,16 @@ class Xtr:
                 heard.move_to_end(event.rloc)
                 if len(heard) > HEARD_PER_EID_MAX:
                     heard.popitem(last=False)
+            case SurroundingsChanged():
+                self._surroundings(event)
+            case MappingTold():
+                self._told(event.record)
         return self.tick(now_s)
 
     def next_deadline_s(self) -> float:
         """Return when `tick` has something to do."""
-        deadlines = [local.register_at_s for local in self._local.values()]
+        may_register = bool(self._around.map_servers)
+        deadlines = [local.register_at_s for local in self._local.values() if may_register]
         deadlines.extend(stray.until_s for stray in self._strays.values())
         deadlines.extend(pending.next_s for pending in self._pending.values())
         deadlines.extend(cached.expires_s for cached in self._cache.values())
@@ -214,6 +257,54 @@ class Xtr:
         """Return the map-cache."""
         return tuple(cached.record for cached in self._cache.values())
 
+    def local(self) -> dict[Eid, bool]:
+        """Return the EIDs that are here, and whether a map-server confirmed each."""
+        return {eid: local.confirmed for eid, local in self._local.items()}
+
+    def relayed(self) -> dict[Eid, str]:
+        """Return the EIDs that come by our lines, and the RLOC that each is sent on to."""
+        return {eid: entry.forward_to for eid, entry in self._relayed.items()}
+
+    def is_up(self, rloc: Address) -> bool:
+        """Tell whether an RLOC answers probes, or was not probed yet."""
+        return rloc not in self._peers or self._peers[rloc].up
+
+    # ---- what we are told ----
+
+    def _surroundings(self, event: SurroundingsChanged) -> None:
+        if event == self._around:
+            return
+        before, self._around = self._around, event
+        if before.backups != event.backups or not before.map_servers:
+            for local in self._local.values():
+                local.register_at_s, local.tries = self._now_s, 0
+        for cached in list(self._cache.values()):
+            self._watch_peers(cached.record)
+            self._apply_cached(cached.record)
+
+    def _told(self, record: MapRecord) -> None:
+        """The map-server in this process says what is registered: no need to ask it."""
+        eid = record.eid
+        onward = [x.address for x in record.locators if x.address not in self._mine()]
+        if onward and len(onward) < len(record.locators):
+            port = PortNumber(0)
+            entry = EidEntry(eid.instance_id, eid.prefix, port, bytes(6), str(onward[0]))
+            if self._relayed.get(eid) != entry:
+                self._relayed[eid] = entry
+                self._apply(set=(entry,))
+            self._forget(eid)
+            return
+        relayed = self._relayed.pop(eid, None)
+        if onward:
+            self._learn(record)
+        else:
+            self._forget(eid)
+        if relayed is not None and eid not in self._local:
+            self._apply(removed=(relayed,))
+
+    def _mine(self) -> frozenset[Address]:
+        return self._config.lines | {self._config.rloc}
+
     # ---- local EIDs ----
 
     def _arrived(self, event: EidArrived) -> None:
@@ -238,12 +329,14 @@ class Xtr:
     def _own_record(self, local: _Local) -> MapRecord:
         return MapRecord(
             local.event.eid,
-            (Locator(self._config.rloc),),
+            (Locator(self._config.rloc), *self._around.backups),
             ttl_minutes=self._config.ttl_minutes,
             version=local.event.version & 0xFFF,
         )
 
     def _register_due(self) -> None:
+        if not self._around.map_servers:
+            return
         for eid, local in self._local.items():
             if self._now_s < local.register_at_s:
                 continue
@@ -264,7 +357,7 @@ class Xtr:
         nonce = self._next_nonce()
         message = MapRegister(nonce, tuple(records), sender=self._config.name)
         data = encode_signed(message, self._config.key)
-        for server in self._config.map_servers:
+        for server in self._around.map_servers:
             self._send(server, data)
         return nonce
 
@@ -303,19 +396,27 @@ class Xtr:
         if request.smr:
             self._solicited(request)
             return
-        local = next(
-            (entry for eid, entry in self._local.items() if eid.covers(request.eids[0])), None
-        )
-        if local is None:
+        asked_at = event.local or self._config.rloc
+        record = self._answer(request.eids[0], asked_at)
+        if record is None:
             self.counters["request_not_local"] += 1
             return
-        record = self._own_record(local)
         if request.probe:
-            record = with_probed(record, self._config.rloc)
+            record = with_probed(record, asked_at)
         reply = MapReply(request.nonce, (record,), probe=request.probe)
         same = event.source in request.itr_rlocs
         port = event.source_port if same else LISP_CONTROL_PORT
-        self._send(request.itr_rlocs[0], encode_reply(reply), port=port)
+        data = encode_reply(reply)
+        self._effects.append(SendDatagram(request.itr_rlocs[0], port, data, event.local))
+
+    def _answer(self, eid: Eid, asked_at: Address) -> MapRecord | None:
+        """Return what we say of an EID that is here, or that we relay or take as a proxy."""
+        local = next((entry for mine, entry in self._local.items() if mine.covers(eid)), None)
+        if local is not None:
+            return self._own_record(local)
+        if eid in self._relayed or self._config.is_proxy:
+            return MapRecord(eid, (Locator(asked_at),), ttl_minutes=self._config.ttl_minutes)
+        return None
 
     def _solicited(self, request: MapRequest) -> None:
         """An SMR: the mapping of its source EID changed; ask anew, through the resolver."""
@@ -341,7 +442,7 @@ class Xtr:
                 self._learn(record)
 
     def _notify(self, notify: MapNotify, data: bytes, source: Address) -> None:
-        if source not in self._config.map_servers:
+        if source not in self._around.map_servers:
             self.counters["notify_stranger"] += 1
             return
         verify_signed(data, self._config.key)
@@ -383,7 +484,7 @@ class Xtr:
         local = self._local[record.eid]
         elsewhere = [x for x in record.locators if x.address != self._config.rloc]
         older = version_is_older(record.version, local.event.version & 0xFFF)
-        if not elsewhere or older:
+        if not elsewhere or len(elsewhere) < len(record.locators) or older:
             return
         del self._local[record.eid]
         entry = self._eid_entry(local.event, forward_to=str(elsewhere[0].address))
@@ -413,6 +514,10 @@ class Xtr:
         eid = host_eid(event.instance_id, event.destination)
         if any(pending.eid == eid for pending in self._pending.values()):
             return
+        if not self._asking.take(self._now_s):
+            self.counters["ask_rate"] += 1
+            self._log(LispNews.FLOODING, event.source, "destinations without a mapping")
+            return
         self._ask(eid, host_eid(event.instance_id, event.source), smr_invoked=False)
 
     def _ask(self, eid: Eid, source: Eid | None, *, smr_invoked: bool) -> None:
@@ -423,6 +528,9 @@ class Xtr:
         self._send_request(nonce, self._pending[nonce])
 
     def _send_request(self, nonce: int, pending: _Pending) -> None:
+        servers = self._around.map_servers
+        if not servers:
+            return
         subscribe = self._config.subscribe
         request = MapRequest(
             nonce=nonce,
@@ -436,9 +544,9 @@ class Xtr:
         destination = pending.eid.prefix.network_address
         source = self._config.rloc
         if destination.version != source.version:
-            destination = self._config.map_servers[0]
+            destination = servers[0]
         inner = Encapsulated(source, destination, LISP_CONTROL_PORT, encode_request(request))
-        server = self._config.map_servers[(pending.tries - 1) % len(self._config.map_servers)]
+        server = servers[(pending.tries - 1) % len(servers)]
         self._send(server, encode_encapsulated(inner))
 
     def _retry_requests(self) -> None:
@@ -467,18 +575,25 @@ class Xtr:
             self._forget(next(iter(self._cache)))
         ttl_s = 60.0 * min(record.ttl_minutes, 1440)
         self._cache[record.eid] = _Cached(record, self._now_s + ttl_s)
-        for locator in record.locators:
-            if locator.address not in self._peers and locator.address != self._config.rloc:
-                self._peers[locator.address] = _Peer(self._now_s + PROBE_INTERVAL_S)
+        self._watch_peers(record)
         self._apply_cached(record)
+
+    def locators_of(self, record: MapRecord) -> tuple[Locator, ...]:
+        """Return where a record leads; to a proxy ETR what is outside of all EIDs."""
+        if not record.locators and record.action is MapAction.NATIVELY_FORWARD:
+            return self._around.petrs
+        return record.locators
+
+    def _watch_peers(self, record: MapRecord) -> None:
+        for locator in self.locators_of(record):
+            if locator.address not in self._peers and locator.address not in self._mine():
+                self._peers[locator.address] = _Peer(self._now_s + PROBE_INTERVAL_S)
 
     def _apply_cached(self, record: MapRecord) -> None:
         usable = [
             locator
-            for locator in record.locators
-            if locator.priority < 255
-            and locator.reachable
-            and (locator.address not in self._peers or self._peers[locator.address].up)
+            for locator in self.locators_of(record)
+            if locator.priority < 255 and locator.reachable and self.is_up(locator.address)
         ]
         best = min((locator.priority for locator in usable), default=0)
         entry = MapCacheEntry(
@@ -489,7 +604,7 @@ class Xtr:
                 for locator in usable
                 if locator.priority == best
             ),
-            record.action if not record.locators else MapAction.DROP,
+            record.action if not self.locators_of(record) else MapAction.DROP,
         )
         if self._applied.get(record.eid) != entry:
             self._applied[record.eid] = entry
@@ -507,7 +622,7 @@ class Xtr:
         used = {
             locator.address: cached.record.eid
             for cached in self._cache.values()
-            for locator in cached.record.locators
+            for locator in self.locators_of(cached.record)
         }
         for address in [a for a in self._peers if a not in used]:
             del self._peers[address]
@@ -519,7 +634,7 @@ class Xtr:
                 if peer.lost >= PROBE_LOST_MAX and peer.up:
                     self._peer_changed(address, peer, up=False)
             peer.nonce = self._next_nonce()
-            peer.probe_at_s = self._now_s + (1.0 if peer.lost else PROBE_INTERVAL_S)
+            peer.probe_at_s = self._now_s + (PROBE_AGAIN_S if peer.lost else PROBE_INTERVAL_S)
             request = MapRequest(
                 nonce=peer.nonce,
                 source_eid=None,
@@ -544,7 +659,7 @@ class Xtr:
         news = LispNews.RLOC_UP if up else LispNews.RLOC_DOWN
         self._log(news, address, "probe answered" if up else "probes unanswered")
         for cached in list(self._cache.values()):
-            if any(locator.address == address for locator in cached.record.locators):
+            if any(x.address == address for x in self.locators_of(cached.record)):
                 self._apply_cached(cached.record)
 
     # ---- telling ----

@@ -40,7 +40,8 @@ async def test_an_eid_moves_between_real_sockets() -> None:
     clock = SystemClock()
     now_s = clock.monotonic_s()
     server = MapServer(ip_address(SERVER), now_s)
-    server.allow([EidAllowance(Eid(7, ip_network("203.0.113.0/24")), KEY)])
+    allowed = EidAllowance(Eid(7, ip_network("203.0.113.0/24")), frozenset({bytes(8)}))
+    server.allow([allowed], {bytes(8): KEY})
     planes = [SoftwarePlane() for _ in ROUTERS]
     runners = [LispRunner(clock=clock, plane=SoftwarePlane(), server=server)]
     for number, (rloc, plane) in enumerate(zip(ROUTERS, planes, strict=True)):

@@ -1,0 +1,102 @@
+"""Records → what each node does for public addresses (LISP). Pure, as all of `fabric_wishes`.
+
+V-nodes are told which addresses their ports have, edges which site may register which address.
+A site may register an address while its VM is there or on its way there: so a node that is taken
+over can draw the addresses of its own site only.
+"""
+
+import hmac
+from typing import Final
+
+from nuage.iaas.epochs import EPOCH_STEP, quorum_part
+from nuage.iaas.index import FederationIndex
+from nuage.ids import NodeId, SiteId
+from nuage.model.fabric import EidWish, LispWish, ProxyWish, RegistrableWish
+from nuage.model.infrastructure import Node, NodeRole
+from nuage.model.network import AddressPool, Port, PublicAddress
+from nuage.model.status import Migration
+from nuage.model.vm import Vm
+
+LOCAL_STEPS: Final = 64  # of a map-version between two owners; more moves inside a site stay equal
+VERSIONS: Final = 4095  # 12 bits on a circle; 0 says nothing (RFC 9302)
+OWN_PROXY: Final = 1
+FOREIGN_PROXY: Final = 2
+
+
+def lisp_key(storage_key: bytes) -> bytes:
+    """Derive the key of all sites' LISP keys from the one that the controllers share."""
+    return hmac.digest(storage_key, b"fabric:lisp", "sha256")
+
+
+def site_key(key: bytes, site_id: SiteId) -> str:
+    """Return a site's key for its registers, in hexadecimal."""
+    return hmac.digest(key, site_id.encode(), "sha256").hex()
+
+
+def version_of(epoch: int) -> int:
+    """Return the map-version of an epoch: 1 to 4095, later on the circle for later owners."""
+    local = min(epoch % EPOCH_STEP, LOCAL_STEPS - 1)
+    return (quorum_part(epoch) * LOCAL_STEPS + local) % VERSIONS + 1
+
+
+def lisp_wish(index: FederationIndex, node: Node, local: list[Vm], key: bytes) -> LispWish | None:
+    """Return a node's part in carrying public addresses; None while there are none."""
+    pools = sorted(pool.prefix for pool in index.values(AddressPool))
+    edges = sorted(
+        (n for n in index.values(Node) if NodeRole.EDGE in n.roles and n.address),
+        key=lambda n: (n.site_id != node.site_id, n.node_id),
+    )
+    if not pools or not edges or not key:
+        return None
+    is_edge = NodeRole.EDGE in node.roles
+    sites = {n.site_id for n in index.values(Node)} if is_edge else {node.site_id}
+    return LispWish(
+        servers=tuple(
+            address
+            for edge in edges
+            for address in (edge.address, *(line.address for line in edge.lines))
+        ),
+        proxies=tuple(
+            ProxyWish(
+                address=edge.address,
+                priority=OWN_PROXY if edge.site_id == node.site_id else FOREIGN_PROXY,
+            )
+            for edge in edges
+        ),
+        lines=tuple(
+            line.address for edge in edges if edge.site_id == node.site_id for line in edge.lines
+        ),
+        pools=tuple(pools),
+        eids=tuple(eid for vm in local for eid in _eids(index, vm, node.node_id)),
+        registrable=_registrable(index) if is_edge else (),
+        site_keys={site_id: site_key(key, site_id) for site_id in sorted(sites)},
+    )
+
+
+def _eids(index: FederationIndex, vm: Vm, node_id: NodeId) -> list[EidWish]:
+    arrival = index.find_value(Migration, vm.vm_id)
+    comes = arrival is not None and arrival.target_node == node_id and vm.node_id != node_id
+    epoch = arrival.target_epoch if comes and arrival is not None else vm.epoch
+    return [
+        EidWish(address=each.address, port_id=each.port_id, version=version_of(epoch))
+        for each in index.of_iaas(PublicAddress, vm.iaas_id)
+        if each.port_id is not None and each.port_id in vm.ports
+    ]
+
+
+def _registrable(index: FederationIndex) -> tuple[RegistrableWish, ...]:
+    found = []
+    for each in index.values(PublicAddress):
+        port = None if each.port_id is None else index.find_value(Port, each.port_id)
+        vm = None if port is None or port.vm_id is None else index.find_value(Vm, port.vm_id)
+        if vm is None:
+            continue
+        target = None if vm.migrating_to is None else index.find_value(Node, vm.migrating_to)
+        sites = {vm.site_id, None if target is None else target.site_id} - {None}
+        found.append(
+            RegistrableWish(
+                address=each.address,
+                sites=tuple(sorted(site_id for site_id in sites if site_id is not None)),
+            )
+        )
+    return tuple(sorted(found, key=lambda wish: wish.address))
