@@ -28,19 +28,20 @@ from nuage.daemon.lisp_gate import INSIDE, LABEL, MTU_BYTES, lead, open_gate, ou
 from nuage.daemon.process import Tasks
 from nuage.errors import NuageError
 from nuage.ids import NodeId, PortId, SiteId
-from nuage.model.fabric import LispWish
+from nuage.model.fabric import EidWish, LispWish
 from nuage.network.dhcp import SERVER_MAC
 from nuage.network.forwarding import (
     EidEntry,
     Entry,
     ForwardingDelta,
+    MapAction,
     PortEntry,
     PortNumber,
     PortRole,
 )
 from nuage.network.kernel_plane import KernelPlane
 from nuage.network.lisp_event import EidArrived, EidLeft, LispLog, MappingTold, SurroundingsChanged
-from nuage.network.lisp_message import Eid, LispKey, Locator, MapRecord, XtrName, host_eid
+from nuage.network.lisp_message import Address, Eid, LispKey, Locator, MapRecord, XtrName, host_eid
 from nuage.network.lisp_runner import LispRunner
 from nuage.network.map_server import EidAllowance, MapServer
 from nuage.network.xtr import REGISTER_INTERVAL_S, Xtr, XtrConfig
@@ -48,6 +49,8 @@ from nuage.network.xtr import REGISTER_INTERVAL_S, Xtr, XtrConfig
 PUBLIC: Final = 0  # the instance of public addresses, which all tenants share
 LINES_MAX: Final = 4
 BACKUP_PRIORITY: Final = 2  # of a site's lines, behind the V-node itself
+FOREIGN_MINUTES: Final = 1440  # what is in no pool is known without asking
+NATIVELY: Final = MapAction.NATIVELY_FORWARD
 RETRY_S: Final = 5.0
 log = structlog.get_logger("lisp")
 
@@ -103,6 +106,7 @@ class Lisp:
         self._wish: LispWish | None = None
         self._ports: tuple[Plugged, ...] = ()
         self._given: dict[Eid, EidArrived] = {}
+        self._awaited: dict[PortId, bool] = {}  # of VMs on their way: was the port closed since
         self._begun = False
         self._led: tuple[str, ...] = ()
         self._interfaces: tuple[str, ...] = ()
@@ -188,7 +192,7 @@ class Lisp:
         config = XtrConfig(
             rloc,
             xtr_name(options.node_id, options.site_id),
-            (rloc,) if options.is_edge else tuple(map(ip_address, wish.servers)),
+            ((rloc,),) if options.is_edge else _servers(wish),
             LispKey(bytes.fromhex(wish.site_keys[options.site_id])),
             nonce_start=int(self._clock.now_s() * 1_000_000),
             lines=frozenset(lines),
@@ -210,14 +214,24 @@ class Lisp:
 
     def _bring(self, before: LispWish | None) -> None:
         wish = self._wish
-        if self.options.is_edge and before != wish:
+        if before != wish and wish is not None:
+            self._give(self._around(wish))
+        if before != wish and self.options.is_edge:
             self._bring_edge(wish)
-        if wish is not None and not self.options.is_edge and before != wish:
-            lines = tuple(Locator(ip_address(a), BACKUP_PRIORITY, local=False) for a in wish.lines)
-            proxies = tuple(Locator(ip_address(p.address), p.priority) for p in wish.proxies)
-            servers = tuple(map(ip_address, wish.servers))
-            self._give(SurroundingsChanged(servers, lines, proxies))
+        elif wish is not None and (before is None or before.pools != wish.pools):
+            for prefix in outside_of(wish.pools):
+                eid = Eid(PUBLIC, prefix)
+                self._give(MappingTold(MapRecord(eid, (), FOREIGN_MINUTES, NATIVELY)))
         self._bring_eids(wish)
+
+    def _around(self, wish: LispWish) -> SurroundingsChanged:
+        servers = _servers(wish)
+        if self.options.is_edge:  # itself first, then others: after a start it knows little
+            me = ip_address(self.options.address)
+            return SurroundingsChanged(((me,), *(each for each in servers if me not in each)))
+        lines = (Locator(ip_address(each), BACKUP_PRIORITY, local=False) for each in wish.lines)
+        proxies = (Locator(ip_address(each.address), each.priority) for each in wish.proxies)
+        return SurroundingsChanged(servers, tuple(lines), tuple(proxies))
 
     def _bring_eids(self, wish: LispWish | None) -> None:
         """Give the router what is newly here, take from it what has no port here any more."""
@@ -233,9 +247,22 @@ class Lisp:
                     self._give(EidLeft(eid))
                 continue
             arrived = EidArrived(eid, port.number, port.mac, each.version)
-            if port.present and self._given.get(eid) != arrived:
+            if self._is_here(each, port) and self._given.get(eid) != arrived:
                 self._given[eid] = arrived
                 self._give(arrived)
+
+    def _is_here(self, each: EidWish, port: Plugged) -> bool:
+        """Tell whether a VM has its port here now.
+
+        A port that is open when its VM is first said to be on its way is left from an earlier
+        stay of the same VM: it counts once it was closed, and opened again.
+        """
+        if not each.arriving:
+            self._awaited.pop(each.port_id, None)
+            return port.present
+        was_closed = self._awaited.get(each.port_id, False) or not port.present
+        self._awaited[each.port_id] = was_closed
+        return port.present and was_closed
 
     def _give(self, event: SurroundingsChanged | EidArrived | EidLeft | MappingTold) -> None:
         assert self.runner is not None
@@ -276,6 +303,10 @@ class Lisp:
         self._plane.apply(ForwardingDelta(tuple(map(entry, new)), gone))
         before, self._led = self._led, pools
         self._tasks.start("lisp routes", lead(pools, before, self._interfaces))
+
+
+def _servers(wish: LispWish) -> tuple[tuple[Address, ...], ...]:
+    return tuple(tuple(map(ip_address, server)) for server in wish.servers)
 
 
 async def _interface_of(address: str) -> str:

@@ -75,7 +75,8 @@ def ruleset(pools: Iterable[str], lines: Iterable[str]) -> str:
             "}",
             "chain input { type filter hook input priority 0; policy accept;",
             f'iifname "{OUTSIDE}" drop',
-            "} }",
+            "}",
+            "}",
         )
     )
 

@@ -1,8 +1,9 @@
 """What a node tells of public addresses when asked: `nuage fabric show` and `path`."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
-from nuage.daemon.lisp import PUBLIC, Lisp
+from nuage.daemon.lisp import NATIVELY, PUBLIC, Lisp
 from nuage.model.fabric import MappingReport, PathAnswer, PathStep, RlocReport
 from nuage.network.forwarding import MapAction
 from nuage.network.lisp_message import MapRecord, host_eid
@@ -56,7 +57,10 @@ def mappings(lisp: Lisp) -> tuple[MappingReport, ...]:
     ]
     if lisp.server is not None:
         found += [_mapping(xtr, record, "registered") for record in lisp.server.registered()]
-    found += [_mapping(xtr, record, "cached") for record in xtr.cached()]
+    foreign = [r for r in xtr.cached() if r.action is NATIVELY and not r.locators]
+    found += [_mapping(xtr, record, "cached") for record in xtr.cached() if record not in foreign]
+    if foreign:  # all that is in no pool, cut into prefixes: told as one
+        found.append(replace(_mapping(xtr, foreign[0], "cached"), prefix="others"))
     return tuple(found[:MAPPINGS_TOLD_MAX])
 
 

@@ -51,11 +51,7 @@ def lisp_wish(index: FederationIndex, node: Node, local: list[Vm], key: bytes) -
     is_edge = NodeRole.EDGE in node.roles
     sites = {n.site_id for n in index.values(Node)} if is_edge else {node.site_id}
     return LispWish(
-        servers=tuple(
-            address
-            for edge in edges
-            for address in (edge.address, *(line.address for line in edge.lines))
-        ),
+        servers=tuple((edge.address, *(line.address for line in edge.lines)) for edge in edges),
         proxies=tuple(
             ProxyWish(
                 address=edge.address,
@@ -76,9 +72,14 @@ def lisp_wish(index: FederationIndex, node: Node, local: list[Vm], key: bytes) -
 def _eids(index: FederationIndex, vm: Vm, node_id: NodeId) -> list[EidWish]:
     arrival = index.find_value(Migration, vm.vm_id)
     comes = arrival is not None and arrival.target_node == node_id and vm.node_id != node_id
-    epoch = arrival.target_epoch if comes and arrival is not None else vm.epoch
+    epoch = arrival.target_epoch if arrival is not None and comes else vm.epoch
     return [
-        EidWish(address=each.address, port_id=each.port_id, version=version_of(epoch))
+        EidWish(
+            address=each.address,
+            port_id=each.port_id,
+            version=version_of(epoch),
+            arriving=comes,
+        )
         for each in index.of_iaas(PublicAddress, vm.iaas_id)
         if each.port_id is not None and each.port_id in vm.ports
     ]

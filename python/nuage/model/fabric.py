@@ -74,11 +74,15 @@ class PortRulesWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EidWish:
-    """A public address that a node's port shall have; `version` rises with the VM's epoch."""
+    """A public address that a node's port shall have; `version` rises with the VM's epoch.
+
+    `arriving`: the VM is on its way here; until it is here the address is where it came from.
+    """
 
     address: str
     port_id: PortId
     version: int
+    arriving: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +105,11 @@ class RegistrableWish:
 class LispWish:
     """A node's part in carrying public addresses. What only edges need is empty elsewhere.
 
-    `servers` are the map-servers' addresses, the own site's first; `lines` those of the own
-    site's edges towards providers. `site_keys` are hexadecimal.
+    Each of `servers` is a map-server with its addresses, the own site's first; `lines` are those
+    of the own site's edges towards providers. `site_keys` are hexadecimal.
     """
 
-    servers: tuple[str, ...]
+    servers: tuple[tuple[str, ...], ...]
     proxies: tuple[ProxyWish, ...]
     lines: tuple[str, ...]
     pools: tuple[str, ...]

@@ -62,14 +62,17 @@ class SurroundingsChanged:
     `petrs` take what goes to addresses that are no EIDs (RFC 9300: proxy ETRs).
     """
 
-    map_servers: tuple[Address, ...]
+    map_servers: tuple[tuple[Address, ...], ...]
     backups: tuple[Locator, ...] = ()
     petrs: tuple[Locator, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MappingTold:
-    """The map-server beside this router took a register; without locators it ended."""
+    """The map-server beside this router took a register; without locators it ended.
+
+    Without locators and with the action to forward natively: a prefix that is none of ours.
+    """
 
     record: MapRecord
 

@@ -14,8 +14,9 @@ notifies only when they verify and their nonce rises; SMRs and requests are rate
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import zip_longest
 from random import Random
 from typing import Final
 
@@ -93,13 +94,14 @@ LOG_INTERVAL_S: Final = 30.0
 class XtrConfig:
     """Who this tunnel router is. `nonce_start` must rise from life to life (clock in µs).
 
+    Each of `map_servers` is one server with its addresses: any will do, all of them are tried.
     `lines` are RLOCs of ours besides: what is registered with one of them, we relay. A router
     that `is_proxy` answers probes for any prefix: it takes what goes to no EID at all.
     """
 
     rloc: Address
     name: XtrName
-    map_servers: tuple[Address, ...]
+    map_servers: tuple[tuple[Address, ...], ...]
     key: LispKey
     nonce_start: int
     subscribe: bool = True
@@ -113,7 +115,8 @@ class _Local:
     event: EidArrived
     register_at_s: float
     tries: int = 0
-    confirmed: bool = False
+    confirmed: bool = False  # by some server, once
+    confirmed_by: set[int] = field(default_factory=set)  # which of them took the last register
 
 
 @dataclass(slots=True)
@@ -295,7 +298,7 @@ class Xtr:
             self._forget(eid)
             return
         relayed = self._relayed.pop(eid, None)
-        if onward:
+        if onward or record.action is MapAction.NATIVELY_FORWARD:
             self._learn(record)
         else:
             self._forget(eid)
@@ -340,11 +343,13 @@ class Xtr:
         for eid, local in self._local.items():
             if self._now_s < local.register_at_s:
                 continue
+            if not local.tries:
+                local.confirmed_by.clear()
             nonce = self._send_register((self._own_record(local),))
             self._register_nonces[nonce] = (eid,)
             local.tries += 1
             if local.tries > REGISTER_TRIES_MAX:
-                if not local.confirmed:
+                if not local.confirmed_by:
                     self._log(LispNews.UNCONFIRMED, self._config.rloc, str(eid.prefix))
                 local.tries = 0
                 local.register_at_s = self._now_s + REGISTER_INTERVAL_S / 4
@@ -357,9 +362,14 @@ class Xtr:
         nonce = self._next_nonce()
         message = MapRegister(nonce, tuple(records), sender=self._config.name)
         data = encode_signed(message, self._config.key)
-        for server in self._around.map_servers:
-            self._send(server, data)
+        for address in self._servers():
+            self._send(address, data)
         return nonce
+
+    def _servers(self) -> tuple[Address, ...]:
+        """Return the servers' addresses, each server's first before any server's second."""
+        rounds = zip_longest(*self._around.map_servers)
+        return tuple(address for each in rounds for address in each if address is not None)
 
     def _next_nonce(self) -> int:
         self._nonce += 1
@@ -400,7 +410,10 @@ class Xtr:
         record = self._answer(request.eids[0], asked_at)
         if record is None:
             self.counters["request_not_local"] += 1
-            return
+            if not request.probe:
+                return
+            # We are reachable, and what the sender believes of this EID is old.
+            record = MapRecord(request.eids[0], (), ttl_minutes=1, action=MapAction.DROP)
         if request.probe:
             record = with_probed(record, asked_at)
         reply = MapReply(request.nonce, (record,), probe=request.probe)
@@ -431,7 +444,7 @@ class Xtr:
 
     def _reply(self, reply: MapReply, source: Address) -> None:
         if reply.probe:
-            self._probe_answer(reply.nonce, source)
+            self._probe_answer(reply, source)
             return
         pending = self._pending.pop(reply.nonce, None)
         if pending is None:
@@ -442,7 +455,7 @@ class Xtr:
                 self._learn(record)
 
     def _notify(self, notify: MapNotify, data: bytes, source: Address) -> None:
-        if source not in self._around.map_servers:
+        if not any(source in server for server in self._around.map_servers):
             self.counters["notify_stranger"] += 1
             return
         verify_signed(data, self._config.key)
@@ -450,9 +463,9 @@ class Xtr:
             self._config.rloc in {locator.address for locator in record.locators}
             for record in notify.records
         )
-        confirmed = self._register_nonces.pop(notify.nonce, None) if ours else None
+        confirmed = self._register_nonces.get(notify.nonce) if ours else None
         if confirmed is not None:
-            self._confirmed(confirmed)
+            self._confirmed(confirmed, source)
             return
         pending = self._pending.pop(notify.nonce, None)
         for record in notify.records:
@@ -468,11 +481,16 @@ class Xtr:
             ack = MapNotify(notify.nonce, notify.records, ack=True, sender=notify.sender)
             self._send(source, encode_signed(ack, self._config.key))
 
-    def _confirmed(self, eids: Sequence[Eid]) -> None:
+    def _confirmed(self, eids: Sequence[Eid], source: Address) -> None:
+        servers = self._around.map_servers
         for eid in eids:
             local = self._local.get(eid)
-            if local is not None:
-                local.confirmed, local.tries = True, 0
+            if local is None:
+                continue
+            local.confirmed = True
+            local.confirmed_by |= {n for n, server in enumerate(servers) if source in server}
+            if len(local.confirmed_by) == len(servers):
+                local.tries = 0
                 local.register_at_s = self._now_s + REGISTER_INTERVAL_S * self._prng.uniform(
                     0.8, 1.0
                 )
@@ -528,7 +546,7 @@ class Xtr:
         self._send_request(nonce, self._pending[nonce])
 
     def _send_request(self, nonce: int, pending: _Pending) -> None:
-        servers = self._around.map_servers
+        servers = self._servers()
         if not servers:
             return
         subscribe = self._config.subscribe
@@ -590,11 +608,9 @@ class Xtr:
                 self._peers[locator.address] = _Peer(self._now_s + PROBE_INTERVAL_S)
 
     def _apply_cached(self, record: MapRecord) -> None:
-        usable = [
-            locator
-            for locator in self.locators_of(record)
-            if locator.priority < 255 and locator.reachable and self.is_up(locator.address)
-        ]
+        every = [x for x in self.locators_of(record) if x.priority < 255 and x.reachable]
+        # None answers: a router whose daemon is down answers no probe, and its plane goes on.
+        usable = [locator for locator in every if self.is_up(locator.address)] or every
         best = min((locator.priority for locator in usable), default=0)
         entry = MapCacheEntry(
             record.eid.instance_id,
@@ -644,15 +660,18 @@ class Xtr:
             )
             self._send(address, encode_request(request))
 
-    def _probe_answer(self, nonce: int, source: Address) -> None:
+    def _probe_answer(self, reply: MapReply, source: Address) -> None:
         peer = self._peers.get(source)
-        if peer is None or peer.nonce != nonce:
+        if peer is None or peer.nonce != reply.nonce:
             self.counters["unasked_reply"] += 1
             return
         peer.nonce = peer.lost = 0
         peer.probe_at_s = self._now_s + PROBE_INTERVAL_S
         if not peer.up:
             self._peer_changed(source, peer, up=True)
+        for record in reply.records:
+            if not record.locators and record.eid in self._cache:
+                self._ask(record.eid, None, smr_invoked=False)
 
     def _peer_changed(self, address: Address, peer: _Peer, *, up: bool) -> None:
         peer.up = up

@@ -48,7 +48,7 @@ async def test_an_eid_moves_between_real_sockets() -> None:
         config = XtrConfig(
             ip_address(rloc),
             XtrName(bytes(15) + bytes((number,))),
-            (ip_address(SERVER),),
+            ((ip_address(SERVER),),),
             KEY,
             int(clock.now_s() * 1e6),
         )

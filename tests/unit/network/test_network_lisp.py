@@ -8,7 +8,13 @@ from random import Random
 
 import pytest
 
-from nuage.network.forwarding import ForwardingDelta, MapAction, PortNumber
+from nuage.network.forwarding import (
+    EidEntry,
+    ForwardingDelta,
+    MapAction,
+    MapCacheEntry,
+    PortNumber,
+)
 from nuage.network.lisp_event import (
     ApplyLisp,
     DatagramReceived,
@@ -19,7 +25,9 @@ from nuage.network.lisp_event import (
     LispLog,
     LispNews,
     MappingMissed,
+    MappingTold,
     SendDatagram,
+    SurroundingsChanged,
     XtrInput,
 )
 from nuage.network.lisp_message import (
@@ -31,9 +39,11 @@ from nuage.network.lisp_message import (
     MapRecord,
     MapRegister,
     MapReply,
+    MapRequest,
     XtrName,
     decode_message,
     encode_reply,
+    encode_request,
     encode_signed,
     host_eid,
 )
@@ -75,7 +85,7 @@ class Net:
         self.xtrs = [
             Xtr(
                 XtrConfig(
-                    rloc, XtrName(bytes(15) + bytes((n,))), (SERVER,), key, 10**15,
+                    rloc, XtrName(bytes(15) + bytes((n,))), ((SERVER,),), key, 10**15,
                     subscribe=subscribe,
                 ),
                 Random(n),
@@ -294,18 +304,142 @@ def test_a_lost_request_is_repeated() -> None:
 
 def test_a_dead_rloc_is_probed_out_and_comes_back() -> None:
     net = Net()
+    backup = Locator(net.rlocs[1], priority=2)
+    net.give(0, SurroundingsChanged(((SERVER,),), (backup,)))
+    net.arrive(0)
+    net.arrive(1, eid=host_eid(IID, CLIENT))  # that is why router 1 is probed, too
+    net.run(1.0)
+    assert net.reach(2) is None
+    net.run(1.0)
+    assert net.reach(2) == "10.0.0.1"
+    net.muted.add(net.rlocs[0])
+    net.run(5.0)
+    assert LispNews.RLOC_DOWN in net.news()
+    assert net.reach(2) == "10.0.0.2", "the way of the next priority"
+    net.muted.clear()
+    net.run(5.0)
+    assert net.reach(2) == "10.0.0.1"
+
+
+def test_the_only_way_is_kept_though_its_router_answers_no_probe() -> None:
+    net = Net()
     net.arrive(0)
     net.run(1.0)
     net.reach(2)
     net.run(1.0)
     net.muted.add(net.rlocs[0])
     net.run(25.0)
-    destination = IPv4Address("203.0.113.5")
-    assert net.planes[2].lisp.encapsulate(IID, packet(CLIENT, destination)) is None
     assert LispNews.RLOC_DOWN in net.news()
-    net.muted.clear()
-    net.run(12.0)
+    assert net.reach(2) == "10.0.0.1", "its daemon may be down, and its plane goes on"
+
+
+def test_a_router_that_has_an_eid_no_more_says_so_when_it_is_probed() -> None:
+    net = Net(subscribe=False)
+    net.arrive(0)
+    net.run(1.0)
+    net.reach(2)
+    net.run(0.2)
+    net.give(0, EidLeft(EID))
+    net.run(3.0)
+    assert [record.locators for record in net.xtrs[2].cached()] == [()]
+
+
+def test_every_server_is_told_though_one_confirmed_at_once() -> None:
+    """The other did not allow it yet: its catalogue heard later of the move."""
+    net = Net()
+    late = ip_address("10.0.0.200")
+    net.muted.add(late)
+    net.give(0, SurroundingsChanged(((SERVER,), (late,))))
+    net.arrive(0)
+    net.run(2.0)
+    assert [record.eid for record in net.server.registered()] == [EID]
+    to_late = [sent for _, _, sent in net.sent if sent.destination == late]
+    assert len(to_late) >= 3
+
+
+def test_what_comes_by_a_line_is_relayed_to_who_registered_it() -> None:
+    line = ip_address("192.0.2.6")
+    config = XtrConfig(
+        SERVER, XtrName(bytes(16)), ((SERVER,),), KEY, 1, lines=frozenset({line}), is_proxy=True
+    )
+    edge, plane = Xtr(config, Random(1), 0.0), SoftwarePlane()
+
+    def told(*locators: Locator) -> None:
+        for effect in edge.handle(MappingTold(MapRecord(EID, locators, version=3)), 0.0):
+            if isinstance(effect, ApplyLisp):
+                plane.apply(effect.delta)
+
+    here, there = ip_address("10.0.0.1"), ip_address("10.9.0.1")
+    told(Locator(here), Locator(line, 2))
+    assert edge.relayed() == {EID: "10.0.0.1"}
+    (entry,) = plane.entries()
+    assert isinstance(entry, EidEntry)
+    assert entry.forward_to == "10.0.0.1"
+    ask = MapRequest(7, None, (there,), (EID,), probe=True)
+    event = DatagramReceived(there, 4342, encode_request(ask), local=line)
+    (answer,) = [e for e in edge.handle(event, 0.0) if isinstance(e, SendDatagram)]
+    assert answer.source == line, "a probe is answered from the address that was probed"
+    told(Locator(there))
+    assert edge.relayed() == {}
+    (moved,) = plane.entries()
+    assert isinstance(moved, MapCacheEntry)
+    assert [rloc.address for rloc in moved.rlocs] == ["10.9.0.1"]
+    told()
+    assert plane.entries() == ()
+
+
+def test_what_is_no_address_of_ours_goes_to_a_proxy_that_answers() -> None:
+    net = Net()
+    proxies = (Locator(net.rlocs[0], 1), Locator(net.rlocs[1], 2))
+    net.give(2, SurroundingsChanged(((SERVER,),), petrs=proxies))
+    foreign = Eid(IID, ip_network("8.0.0.0/6"))
+    net.give(2, MappingTold(MapRecord(foreign, (), 60, MapAction.NATIVELY_FORWARD)))
+    out = net.planes[2].lisp.encapsulate(IID, packet(CLIENT, IPv4Address("8.8.8.8")))
+    assert out is not None
+    assert out.rloc == "10.0.0.1"
+
+
+def test_a_foreign_address_is_answered_with_the_widest_prefix_without_ours() -> None:
+    net = Net(subscribe=False)
+    net.give(2, MappingMissed(IID, CLIENT, ip_address("8.8.8.8")))
+    net.run(0.1)
+    assert [str(record.eid.prefix) for record in net.xtrs[2].cached()] == ["0.0.0.0/1"]
+
+
+def test_another_site_cannot_register_an_address_with_its_own_key() -> None:
+    server, other, theirs = MapServer(SERVER, 0.0), b"lyon    ", LispKey(b"of lyon")
+    server.allow([EidAllowance(EID, SITES)], {SITE: KEY, other: theirs})
+    record = MapRecord(EID, (Locator(ip_address("10.6.6.6")),))
+    for sender, news in ((XtrName(bytes(16), other), LispNews.REFUSED),
+                         (XtrName(bytes(16)), LispNews.AUTHENTICATION_FAILED)):  # fmt: skip
+        data = encode_signed(MapRegister(5, (record,), sender=sender), theirs)
+        effects = server.handle(DatagramReceived(ip_address("10.6.6.6"), 4342, data), 0.0)
+        assert [e.news for e in effects if isinstance(e, LispLog)] == [news]
+    assert server.registered() == ()
+
+
+def test_a_server_that_began_anew_does_not_say_that_an_address_is_nowhere() -> None:
+    server = MapServer(SERVER, 0.0, settle_s=60.0)
+    server.allow([EidAllowance(EID, SITES)], {SITE: KEY})
+    data = encode_request(MapRequest(7, None, (CLIENT,), (EID,)))
+    event = DatagramReceived(CLIENT, 4342, data)
+    assert server.handle(event, 1.0) == ()
+    (answer,) = server.handle(event, 61.0)
+    assert isinstance(answer, SendDatagram)
+
+
+def test_a_router_that_began_anew_keeps_its_mappings_and_asks_for_them() -> None:
+    net = Net()
+    net.arrive(0)
+    net.run(1.0)
+    net.reach(2)
+    net.run(0.2)
+    config = XtrConfig(net.rlocs[2], XtrName(bytes(15) + b"\x02"), ((SERVER,),), KEY, 10**16)
+    net.xtrs[2] = Xtr(config, Random(5), net.now_s, net.planes[2].entries())
     assert net.reach(2) == "10.0.0.1"
+    net.arrive(1, version=2)
+    net.run(1.0)
+    assert net.reach(2) == "10.0.0.2", "it subscribed again"
 
 
 def test_an_eid_that_left_is_withdrawn_and_subscribers_hear_it() -> None:
