@@ -260,7 +260,12 @@ class Controller:
 
     def _wire_fabric(self, storage_key: bytes) -> None:
         self._fabric = FabricDesk(
-            FabricContext(self.index, self.site_id, fabric_key(storage_key), lisp_key(storage_key)),
+            FabricContext(
+                self.index,
+                self.site_id,
+                fabric_key(storage_key),
+                lisp_key=lisp_key(storage_key),
+            ),
             self._sessions,
             self._tasks,
             self._clock,

@@ -36,7 +36,7 @@ def owned(port_number: int | None = 1, last: int = 5) -> PublicAddress:
 
 
 def lisp_of(index: FederationIndex, node_id: str) -> LispWish | None:
-    context = FabricContext(index, index.site_id, "", KEY)
+    context = FabricContext(index, index.site_id, "", lisp_key=KEY)
     return fabric_wish(context, NodeId(node_id), 1).lisp
 
 
@@ -109,7 +109,7 @@ def test_a_public_address_concerns_the_edges_and_the_nodes_of_its_iaas() -> None
 
 def test_a_port_may_send_from_its_public_address() -> None:
     index = index_at(MARNE, *world(plugged(1, "marne"), port(1), owned()))
-    context = FabricContext(index, MARNE, "", KEY)
+    context = FabricContext(index, MARNE, "", lisp_key=KEY)
     (rules,) = fabric_wish(context, NodeId("marne-vnode-1"), 1).ports
     assert rules.public_addresses == ("203.0.113.5",)
 
