@@ -1,15 +1,17 @@
 """The same VMs under `spread` with all nodes on, and under `green` with power-off: joules of the PDU.
 
 Runs on a lab that is up (`nuage lab up python/nuage/lab/watt.toml`), at the site with three
-V-nodes. Each run creates the VMs, lets them settle, then reads the energy counter of the site's
-PDU at the beginning and the end of the window, and its watts in between.
+V-nodes; makes the IaaS, the user and the guest's image it needs. Each run creates the VMs, lets
+them settle, then reads the energy counter of the site's PDU at the beginning and the end of the
+window, and its watts in between.
 
-    python benchmarks/lab_energy.py --lab watt --minutes 3 --plot docs/guide/energy-lab.svg
+    python benchmarks/lab_energy.py --lab watt --minutes 10 --plot docs/guide/energy-lab.svg
 """
 
 import argparse
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +20,14 @@ from pathlib import Path
 from nuage.api.client import Client
 from nuage.clock import SystemClock
 from nuage.daemon.hardware import connect
-from nuage.errors import NuageError
 from nuage.facility.redfish_pdu import RedfishPdu
 from nuage.lab.assembly import admin_of, api_socket
 from nuage.lab.lab import Lab
 from nuage.units import JOULES_PER_KWH
 
 SITE = "marne"
+USER = "bench"
+GUEST = Path(__file__).parents[1] / ".build" / "guest" / "guest.raw"
 SAMPLE_S = 5.0
 WAIT_S = 300.0
 
@@ -57,14 +60,27 @@ class Bench:
         self.admin.log_in(admin.name, admin.secret)
         self.user = Client(f"unix:{api_socket(lab, SITE)}")
 
-    def log_in(self, user: str, secret: str) -> None:
-        """Enter the user who owns the VMs."""
-        try:
-            self.user.log_in(user, secret)
-        except NuageError:
-            body = {"name": user, "secret": secret, "grants": [f"iaas-admin@{self.iaas}"]}
+    def prepare(self) -> None:
+        """Make the IaaS, its user and the image, where they are missing, and enter the user."""
+        rows = self.admin.get("/v1/iaas")
+        if self.iaas not in {row["value"]["name"] for row in rows}:
+            contract = {"data_countries": ["FR"], "copies": 1, "copy_sites": 1}
+            body = {"name": self.iaas, "owner": "bench", "contract": contract}
+            self.admin.call("POST", "/v1/iaas", body)
+        secret = secrets.token_urlsafe(18)
+        if USER in {row["name"] for row in self.admin.get("/v1/users")}:
+            self.admin.call("PATCH", f"/v1/users/{USER}", {"secret": secret})
+        else:
+            body = {"name": USER, "secret": secret, "grants": [f"iaas-admin@{self.iaas}"]}
             self.admin.call("POST", "/v1/users", body)
-            self.user.log_in(user, secret)
+        self.user.log_in(USER, secret)
+        images = [row["value"] for row in self.admin.get("/v1/images")]
+        if not any(i["name"] == "guest" and i["state"] == "ready" for i in images):
+            if not GUEST.exists():
+                raise SystemExit("build the guest first: python tools/guest/build.py")
+            announced = self.admin.call("POST", "/v1/images", {"name": "guest"})
+            path = f"/v1/images/{announced['id']}/data"
+            self.admin.upload(path, GUEST, lambda _sent: None)
 
     def vms(self) -> dict[str, dict]:
         """Return the VMs of the run by name."""
@@ -81,7 +97,8 @@ class Bench:
 
     def set_rules(self, mode: str, keep_on: int) -> None:
         """Set the site's mode."""
-        body = {"mode": mode, "nodes_kept_on": keep_on, "look_every_s": 15.0, "hold_s": 3600.0}
+        body = {"mode": mode, "nodes_kept_on": keep_on, "look_every_s": 15.0, "hold_s": 3600.0,
+                "ramp_per_min": 60.0}  # fmt: skip
         self.admin.call("PUT", f"/v1/energy/{SITE}/rules", body)
 
     def nodes(self) -> list[dict]:
@@ -104,6 +121,18 @@ class Bench:
         for name in self.vms():
             self.user.call("DELETE", f"/v1/iaas/{self.iaas}/vms/{name}")
         self.wait("VMs to go", lambda: not self.vms())
+
+    def wake_all(self) -> None:
+        """Have every V-node on: a VM that is placed on one that sleeps wakes it."""
+        for node in self.nodes():
+            if node["power"] == "off":
+                body = {"name": self.names[0], "image": "guest", "node": node["node_id"],
+                        "shape": {"vcpu_count": 1, "memory_mib": 128}}  # fmt: skip
+                self.user.call("POST", f"/v1/iaas/{self.iaas}/vms", body)
+                self.wait("a node to wake", lambda: all(
+                    v["state"] == "running" for v in self.vms().values()))  # fmt: skip
+                self.delete()
+        self.wait("all nodes on", lambda: all(n["power"] == "on" for n in self.nodes()))
 
 
 async def measure(url: str, login_file: Path, seconds: float) -> tuple[float, float, list]:
@@ -129,15 +158,7 @@ def run(bench: Bench, policy: str, *, automatic: bool, minutes: float) -> Run:
     """Run one policy: all nodes on at the start, the VMs placed, then the window."""
     bench.set_rules("manual", 9)
     bench.delete()
-    for node in bench.nodes():
-        if node["power"] == "off":  # a VM that is placed there wakes it
-            body = {"name": bench.names[0], "image": "guest", "node": node["node_id"],
-                    "shape": {"vcpu_count": 1, "memory_mib": 128}}  # fmt: skip
-            bench.user.call("POST", f"/v1/iaas/{bench.iaas}/vms", body)
-            bench.wait("a node to wake", lambda: all(
-                v["state"] == "running" for v in bench.vms().values()))  # fmt: skip
-            bench.delete()
-    bench.wait("all nodes on", lambda: all(n["power"] == "on" for n in bench.nodes()))
+    bench.wake_all()
     bench.create(policy)
     if automatic:
         bench.set_rules("automatic", 1)
@@ -179,14 +200,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lab", default="watt")
     parser.add_argument("--iaas", default="shop")
-    parser.add_argument("--user", default="amy")
-    parser.add_argument("--secret-file", type=Path, required=True)
     parser.add_argument("--vms", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--plot", type=Path, default=None)
     options = parser.parse_args()
     bench = Bench(Lab.existing(options.lab), options.iaas, options.vms)
-    bench.log_in(options.user, options.secret_file.read_text().strip())
+    bench.prepare()
     runs = [
         run(bench, "spread", automatic=False, minutes=options.minutes),
         run(bench, "green", automatic=True, minutes=options.minutes),

@@ -4,6 +4,7 @@ The simulation is imported when it is asked for: solvers and plots take a second
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nuage.cli.energy_plot import require_plot
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import print_json, print_table
+from nuage.cli.showing import inner, print_json, print_table, rows_of
+from nuage.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from nuage.simulation.fleet_year import FleetScenario, HourRow
@@ -36,26 +38,42 @@ def simulate_group() -> None:
 @click.option("--weigh", type=click.Choice(WEIGHTINGS), default="power", show_default=True)
 @click.option("--set-point", default=20.0, show_default=True, help="°C")
 @click.option("--load", default=0.4, show_default=True, help="Share of all vCPUs, on average.")
+@click.option("--ahead", default=24, show_default=True,
+              help="Hours over which a site's weight is taken; 1 is the moment alone.")  # fmt: skip
+@click.option("--trace", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None,
+              help="Recorded load: CSV of begin_h,end_h,vcpu_count,memory_mib.")  # fmt: skip
+@click.option("--export", "export_file", type=click.Path(path_type=Path), default=None,
+              help="Write the load that is made up as such a trace.")  # fmt: skip
 @click.option("--against", type=click.Choice(WEIGHTINGS), default=None,
               help="Run this weighting too, and compare.")  # fmt: skip
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), default=None)
 @click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
 @pass_session
 def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
-                  **options: object) -> None:  # fmt: skip
+                  export_file: Path | None, **options: object) -> None:  # fmt: skip
     """A federation of containers over hours or a year: VMs, weather, prices, carbon."""
-    from nuage.simulation.fleet_year import to_csv, to_plot
+    from nuage.simulation import load_trace
+    from nuage.simulation.fleet_year import made_up_trace, to_csv
+    from nuage.simulation.plots import plot_fleet
 
     if plot is not None:
         require_plot(plot)
+    if export_file is not None:
+        if options["trace"] is not None:
+            raise InvalidRequest(
+                "a trace is not made up: there is nothing to export", field="export"
+            )
+        spans = made_up_trace(_scenario(options, str(options["weigh"])))
+        export_file.write_text(load_trace.to_csv(spans))
     names = [str(options["weigh"])] + ([str(options["against"])] if options["against"] else [])
     found = {name: _run(_scenario(options, name)) for name in names}
     first = found[names[0]]
     if csv_file is not None:
         csv_file.write_text(to_csv(first))
     if plot is not None:
-        title = f"{options['nodes']} nodes, {options['weigh']}, seed {options['seed']}"
-        plot.write_bytes(to_plot(first, kind=plot.suffix.removeprefix("."), title=title))
+        load = "a recorded load" if options["trace"] else f"seed {options['seed']}"
+        title = f"{options['nodes']} nodes, placed by {options['weigh']}, {load}"
+        plot.write_bytes(plot_fleet(first, kind=plot.suffix.removeprefix("."), title=title))
     tables = {name: _by_site(rows) for name, rows in found.items()}
     if session.as_json:
         print_json({name: [dict(zip(COLUMNS, row, strict=True)) for row in table]
@@ -65,14 +83,16 @@ def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
     print_table(("WEIGHING", *COLUMNS), shown, empty="nothing ran")
     if len(names) == 2:
         _compare(names, found)
-    for path in (csv_file, plot):
+    for path in (csv_file, plot, export_file):
         if path is not None:
             click.echo(f"wrote {path}")
 
 
 def _scenario(options: dict[str, object], weighting: str) -> "FleetScenario":
     from nuage.simulation.fleet_year import FleetScenario, Weighting
+    from nuage.simulation.load_trace import read_trace
 
+    trace = options["trace"]
     return FleetScenario(
         node_count=int(str(options["nodes"])),
         zones=tuple(str(options["zones"]).split(",")),
@@ -82,6 +102,8 @@ def _scenario(options: dict[str, object], weighting: str) -> "FleetScenario":
         weighting=Weighting(weighting),
         set_point_c=float(str(options["set_point"])),
         target_share=float(str(options["load"])),
+        ahead_hours=int(str(options["ahead"])),
+        trace=() if trace is None else read_trace(Path(str(trace))),
     )
 
 
@@ -89,15 +111,19 @@ def _run(scenario: "FleetScenario") -> "list[HourRow]":
     from nuage.simulation.fleet_year import run
 
     rows: list[HourRow] = []
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with _progress() as progress:
         task = progress.add_task(scenario.weighting.value, total=scenario.hours)
         for hour in run(scenario):
             rows += hour
             progress.advance(task)
     return rows
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 COLUMNS: Final = (
@@ -155,12 +181,17 @@ def planetlab_command(
     """A day of PlanetLab traces in FOLDER (one file a VM, 288 per cents) on 800 hosts."""
     from nuage.simulation import planetlab
     from nuage.simulation.consolidation import PackedByMemory, Steady, Threshold
+    from nuage.simulation.plots import plot_day
 
     if plot is not None:
         require_plot(plot)
     day = planetlab.load_day(folder)
     policies: list[planetlab.Policy] = [PackedByMemory()] if honest else [Threshold(), Steady()]
-    results = planetlab.compare(day, policies, honest=honest)
+    results = []
+    with _progress() as progress:
+        for policy in policies:
+            step = partial(progress.advance, progress.add_task(policy.name, total=planetlab.STEPS))
+            results.append(planetlab.run_day(day, policy, honest=honest, on_step=step))
     rows = [
         (
             r.policy, f"{r.energy_kwh:.2f}", r.migration_count, f"{r.slav:.3e}",
@@ -174,23 +205,41 @@ def planetlab_command(
         lines = [",".join(headers), *(",".join(map(str, row)) for row in rows)]
         csv_file.write_text("\n".join(lines) + "\n")
     if plot is not None:
-        _plot_day([(r.policy, r.energy_kwh) for r in results], plot)
+        rules = "memory enforced" if honest else "CloudSim's rules"
+        title = f"PlanetLab {folder.name}, {len(day.vm_mips):,} VMs, {rules}"
+        plot.write_bytes(plot_day(results, kind=plot.suffix.removeprefix("."), title=title))
     if session.as_json:
         print_json([dict(zip(headers, row, strict=True)) for row in rows])
         return
     print_table(headers, rows, empty="no policy")
     if honest:
-        click.echo(f"memory bound (fluid): {planetlab.memory_bound_kwh(day):.2f} kWh")
+        hosts = round(results[0].host_count_mean)
+        click.echo(
+            f"memory bound: {planetlab.memory_bound_kwh(day, hosts=hosts):.2f} kWh with whole VMs "
+            f"({hosts} hosts), {planetlab.memory_bound_kwh(day):.2f} kWh if VMs were fluid"
+        )
 
 
-def _plot_day(bars: Sequence[tuple[str, float]], path: Path) -> None:
-    from matplotlib.figure import Figure
+@simulate_group.command("export")
+@click.argument("file", type=click.Path(path_type=Path))
+@pass_session
+def export_command(session: Session, file: Path) -> None:
+    """Write the VMs that the federation runs now into FILE, as a load for `fleet --trace`."""
+    from math import inf
 
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh([name for name, _ in bars], [kwh for _, kwh in bars])
-    axes.set_xlabel("kWh over the day")
-    figure.savefig(path)
+    from nuage.simulation.load_trace import VmSpan, to_csv
+
+    spans = []
+    for iaas in rows_of(session.client.get("/v1/iaas")):
+        name = inner(iaas, "value")["iaas_id"]
+        for row in rows_of(session.client.get(f"/v1/iaas/{name}/vms")):
+            vm = inner(row, "value")
+            shape = inner(vm, "shape")
+            if vm["wish"] == "running":
+                size = int(str(shape["vcpu_count"])), int(str(shape["memory_mib"]))
+                spans.append(VmSpan(0.0, inf, *size))
+    file.write_text(to_csv(sorted(spans)))
+    click.echo(f"wrote {len(spans)} VMs to {file}")
 
 
 COMMANDS = (simulate_group,)

@@ -1,23 +1,22 @@
 """A federation of containers over days or a year: VMs come and go, weather and prices pass.
 
 The product's own engine places (`nuage._core.PlacementEngine`), with the weight of each site set
-by the hour: PUE of its weather, times its price or carbon, as the policy asks. Idle nodes go off
-once they have been empty for their break-even time. 10 to 100,000 nodes; the same seed gives the
-same table, byte for byte.
+by the hour: PUE of its weather, times its price or carbon, as the policy asks, over the hours that
+a VM is expected to live (`ahead_hours`). Nodes that have become empty go off at the hour. 10 to
+100,000 nodes; the same seed, or the same trace, gives the same table, byte for byte.
 
 Flow: `FleetScenario` in, one `HourRow` per hour and site out (`run` yields them as they come, so
-that a progress bar has something to show); `to_csv` and `to_svg` write them down.
+that a progress bar has something to show); `to_csv` writes them down, `plots` draws them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from heapq import heappop, heappush
-from io import BytesIO, StringIO
+from io import StringIO
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
-import matplotlib as mpl
 import numpy as np
 
 from nuage._core import PlacementEngine
@@ -25,12 +24,17 @@ from nuage.energy.cooling import CoolingControl, CoolingModel
 from nuage.energy.power_curve import ACER_AT350_F2, HUAWEI_RH2288_V2
 from nuage.energy.weather import ZONES, weather_normal
 from nuage.errors import InvalidRequest
+from nuage.simulation.load_trace import VmSpan
 from nuage.units import JOULES_PER_KWH
 
 HOUR_S: Final = 3600.0
+SIZES_MAX: Final = 256  # the engine remembers its best node per size
 CONTAINER_NODES: Final = 168  # the StarDC, paper §IV-B
 CONTAINER_WATTS: Final = 60_000.0  # of these servers; the StarDC's own 18 kW carries fewer
 NODES_MAX: Final = 100_000
+AHEAD_HOURS_MAX: Final = 168
+NODE_VCPUS: Final = 24
+NODE_MEMORY_MIB: Final = 65_536
 MONTH_DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 CLASSES: Final = ((1, 1024), (2, 2048), (2, 4096), (4, 8192))
 # Day-ahead prices and carbon of a typical French day by hour (EUR/MWh, gCO2e/kWh): a shape to
@@ -67,6 +71,8 @@ class FleetScenario:
     set_point_c: float = 20.0
     target_share: float = 0.4  # of all vCPUs, on average over the day
     vm_hours_mean: float = 24.0
+    ahead_hours: int = 24  # 1: what a watt weighs this hour, whatever comes after
+    trace: tuple[VmSpan, ...] = ()  # recorded load, in place of made-up VMs
     prices: tuple[float, ...] = PRICE_SHAPE
     carbon: tuple[float, ...] = CARBON_SHAPE
 
@@ -77,6 +83,8 @@ class FleetScenario:
             raise InvalidRequest(f"zones are of {', '.join(ZONES)}", field="zones")
         if not 0.0 < self.target_share < 1.0 or self.vm_hours_mean <= 0:
             raise InvalidRequest("target_share is within 0 and 1", field="target_share")
+        if not 1 <= self.ahead_hours <= AHEAD_HOURS_MAX:
+            raise InvalidRequest(f"1 to {AHEAD_HOURS_MAX} hours ahead", field="ahead_hours")
         if len(self.prices) != 24 or len(self.carbon) != 24:
             raise InvalidRequest("24 prices, 24 carbons: one per hour of the day", field="prices")
 
@@ -97,19 +105,73 @@ class HourRow:
     refused: int
 
 
+class _Load(Protocol):
+    """Where VMs come from: `classes` are sizes (vCPUs, MiB), an arrival is (class, end hour)."""
+
+    classes: Sequence[tuple[int, int]]
+
+    def arrivals(self, hour: int) -> list[tuple[int, float]]:
+        """Return what begins within an hour."""
+        ...
+
+
+class _MadeUp:
+    """As many VMs as keep the target, more by day than by night; lives are exponential."""
+
+    def __init__(self, scenario: FleetScenario) -> None:
+        self.classes: Sequence[tuple[int, int]] = CLASSES
+        self._prng = Random(scenario.seed)
+        self._hours_mean = scenario.vm_hours_mean
+        vcpus = scenario.node_count * NODE_VCPUS * scenario.target_share
+        self._steady = vcpus / (sum(v for v, _ in CLASSES) / len(CLASSES)) / self._hours_mean
+
+    def arrivals(self, hour: int) -> list[tuple[int, float]]:
+        """Return what begins within an hour; the first brings the fleet to its target at once."""
+        by_day = 1.0 + 0.5 * float(np.sin((hour % 24 - 9) / 24 * 2 * np.pi))
+        count = round(self._steady * (by_day if hour else self._hours_mean))
+        sizes = [self._prng.randrange(len(self.classes)) for _ in range(count)]
+        lives = [self._prng.expovariate(1.0 / self._hours_mean) for _ in sizes]
+        return [(size, hour + max(life, 1.0)) for size, life in zip(sizes, lives, strict=True)]
+
+
+class _Recorded:
+    """The VMs of a trace, each within the hour in which it began."""
+
+    def __init__(self, scenario: FleetScenario) -> None:
+        sizes = sorted({(span.vcpu_count, span.memory_mib) for span in scenario.trace})
+        if len(sizes) > SIZES_MAX:
+            raise InvalidRequest(f"a trace has at most {SIZES_MAX} sizes of VM", field="trace")
+        self.classes: Sequence[tuple[int, int]] = sizes
+        numbers = {size: number for number, size in enumerate(sizes)}
+        self._by_hour: dict[int, list[tuple[int, float]]] = {}
+        for span in scenario.trace:
+            number = numbers[(span.vcpu_count, span.memory_mib)]
+            self._by_hour.setdefault(int(span.begin_h), []).append((number, span.end_h))
+
+    def arrivals(self, hour: int) -> list[tuple[int, float]]:
+        """Return what begins within an hour."""
+        return self._by_hour.get(hour, [])
+
+
+def made_up_trace(scenario: FleetScenario) -> Iterator[VmSpan]:
+    """Yield the VMs that a scenario makes up, as a trace that gives the same table again."""
+    load = _MadeUp(scenario)
+    for hour in range(scenario.hours):
+        for number, end_h in load.arrivals(hour):
+            yield VmSpan(float(hour), end_h, *load.classes[number])
+
+
 class FleetYear:
     """One run of a scenario."""
 
     def __init__(self, scenario: FleetScenario) -> None:
         self.scenario = scenario
-        self.prng = Random(scenario.seed)
         self.engine = PlacementEngine()
         self.site_of: list[int] = []
         curves = [
             self.engine.add_curve(list(curve.watts), waking_watts=10.0)
             for curve in (HUAWEI_RH2288_V2, ACER_AT350_F2)
         ]
-        self.cores = 24
         for number in range(scenario.node_count):
             container = number // CONTAINER_NODES
             site = container % len(scenario.zones)
@@ -122,13 +184,14 @@ class FleetYear:
             self.engine.add_node(
                 curve=curves[number % 2],
                 branch=branch,
-                cpu_count=self.cores,
-                vcpu_free=self.cores,
-                memory_free_mib=65_536,
+                cpu_count=NODE_VCPUS,
+                vcpu_free=NODE_VCPUS,
+                memory_free_mib=NODE_MEMORY_MIB,
                 booted=False,
             )
             self.site_of.append(site)
-        for vcpu_count, memory_mib in CLASSES:
+        self.load: _Load = _Recorded(scenario) if scenario.trace else _MadeUp(scenario)
+        for vcpu_count, memory_mib in self.load.classes:
             self.engine.add_class(vcpu_count, memory_mib)
         self.engine.add_contract(list(range(len(scenario.zones))))
         self.cooling = CoolingModel(
@@ -143,7 +206,7 @@ class FleetYear:
         """Yield the rows of each hour in turn."""
         for hour in range(self.scenario.hours):
             pues = [self._pue(site, hour) for site in range(len(self.scenario.zones))]
-            self._weigh(pues, hour)
+            self._weigh(hour)
             emptied = self._end_vms(hour)
             refused = self._begin_vms(hour)
             for node in sorted(emptied):
@@ -157,16 +220,18 @@ class FleetYear:
         month = int(np.searchsorted(np.cumsum(MONTH_DAYS), day, side="right"))
         return self.cooling.state(self.means[site][month][hour % 24]).pue
 
-    def _weigh(self, pues: Sequence[float], hour: int) -> None:
+    def _weigh(self, hour: int) -> None:
+        """Set each site's weight: the mean of the hours that a VM placed now will live through."""
         scenario = self.scenario
-        factor = {
-            Weighting.COST: scenario.prices[hour % 24],
-            Weighting.CARBON: scenario.carbon[hour % 24],
-        }.get(scenario.weighting, 1.0)
-        for site, pue in enumerate(pues):
-            self.engine.set_weight(
-                site, 1.0 if scenario.weighting is Weighting.NONE else pue * factor
-            )
+        factors = {
+            Weighting.COST: scenario.prices,
+            Weighting.CARBON: scenario.carbon,
+        }.get(scenario.weighting, (1.0,) * 24)
+        ahead = range(hour, hour + scenario.ahead_hours)
+        for site in range(len(scenario.zones)):
+            weighed = sum(self._pue(site, then) * factors[then % 24] for then in ahead)
+            is_blind = scenario.weighting is Weighting.NONE
+            self.engine.set_weight(site, 1.0 if is_blind else weighed / len(ahead))
 
     def _end_vms(self, hour: int) -> set[int]:
         emptied = set()
@@ -179,20 +244,14 @@ class FleetYear:
         return emptied
 
     def _begin_vms(self, hour: int) -> int:
-        """Place an hour's arrivals: as many as keep the target, more by day than by night."""
-        scenario = self.scenario
-        vcpus = scenario.node_count * self.cores * scenario.target_share
-        steady = vcpus / (sum(v for v, _ in CLASSES) / len(CLASSES)) / scenario.vm_hours_mean
-        by_day = 1.0 + 0.5 * float(np.sin((hour % 24 - 9) / 24 * 2 * np.pi))
-        count = round(steady * by_day) if hour else round(steady * scenario.vm_hours_mean)
-        sizes = [self.prng.randrange(len(CLASSES)) for _ in range(count)]
-        nodes = self.engine.place_many([(size, 0, 0) for size in sizes])
-        for size, node in zip(sizes, nodes, strict=True):
-            lasts = self.prng.expovariate(1.0 / scenario.vm_hours_mean)
+        """Place an hour's arrivals; return how many found no node."""
+        arrivals = self.load.arrivals(hour)
+        nodes = self.engine.place_many([(size, 0, 0) for size, _ in arrivals])
+        for (size, end_h), node in zip(arrivals, nodes, strict=True):
             if node >= 0:
                 self.order += 1
                 self.vms_on[node] += 1
-                heappush(self.ends, (hour + max(lasts, 1.0), self.order, size, node))
+                heappush(self.ends, (end_h, self.order, size, node))
         return sum(node < 0 for node in nodes)
 
     def _rows(self, hour: int, pues: Sequence[float], refused: int) -> list[HourRow]:
@@ -232,29 +291,4 @@ def to_csv(rows: Iterable[HourRow]) -> str:
     for row in rows:
         values = (getattr(row, name) for name in names)
         out.write(",".join(f"{v:.6f}" if isinstance(v, float) else str(v) for v in values) + "\n")
-    return out.getvalue()
-
-
-def to_svg(rows: Sequence[HourRow], *, title: str = "") -> bytes:
-    """Return the plot as SVG."""
-    return to_plot(rows, kind="svg", title=title)
-
-
-def to_plot(rows: Sequence[HourRow], *, kind: str, title: str = "") -> bytes:
-    """Return a plot of kW by site over the hours, `kind` svg or png; same rows, same bytes."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 half a second that a table does not need
-
-    sites = list(dict.fromkeys(row.site for row in rows))
-    with mpl.rc_context({"svg.hashsalt": "nuage", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 4))
-        axes = figure.add_subplot()
-        series = [[row.facility_kwh for row in rows if row.site == site] for site in sites]
-        axes.stackplot(range(len(series[0]) if series else 0), *series, labels=sites)
-        axes.set_xlabel("hour")
-        axes.set_ylabel("kW at the sites' meters")
-        axes.set_title(title)
-        axes.legend(loc="upper left", ncols=4)
-        out = BytesIO()
-        told = {"Date": None, "Creator": "nuage"} if kind == "svg" else {"Software": "nuage"}
-        figure.savefig(out, format=kind, metadata=told)
     return out.getvalue()

@@ -17,7 +17,7 @@ finished, else for the whole step; with a VM that asks more than a core for the 
 while it receives a VM, which it counts in full and serves at a tenth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -175,8 +175,10 @@ class _Books:
     boots: int = 0
 
 
-def run_day(day: Day, policy: Policy, *, honest: bool) -> DayResult:
-    """Run a policy over a day under the honest rules, or CloudSim's."""
+def run_day(
+    day: Day, policy: Policy, *, honest: bool, on_step: Callable[[], None] = lambda: None
+) -> DayResult:
+    """Run a policy over a day under the honest rules, or CloudSim's; `on_step` hears of each."""
     center = Datacenter(day, enforce_memory=honest)
     books = _Books()
     policy.begin(center)
@@ -196,6 +198,7 @@ def run_day(day: Day, policy: Policy, *, honest: bool) -> DayResult:
         books.boots += int((is_active & ~was_active).sum()) if honest else 0
         was_active = is_active
         after = center.watts()
+        on_step()
     books.joules += STEP_S * float(after.sum())
     if honest:
         peak = float(center.curves[:, -1].mean())
@@ -236,11 +239,6 @@ def _book_step(center: Datacenter, books: _Books, before: Floats, before_place: 
     books.violated_s += float(violated_s[active].sum())
     books.active_s += float(center.active().sum()) * STEP_S
     books.requested += float(demand.sum()) * STEP_S
-
-
-def compare(day: Day, policies: Sequence[Policy], *, honest: bool) -> tuple[DayResult, ...]:
-    """Run several policies over the same day."""
-    return tuple(run_day(day, policy, honest=honest) for policy in policies)
 
 
 def memory_bound_kwh(day: Day, *, hosts: int | None = None) -> float:

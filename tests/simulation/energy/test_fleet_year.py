@@ -1,3 +1,7 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from nuage.errors import InvalidRequest
@@ -5,10 +9,12 @@ from nuage.simulation.fleet_year import (
     FleetScenario,
     HourRow,
     Weighting,
+    made_up_trace,
     run,
     to_csv,
-    to_svg,
 )
+from nuage.simulation.load_trace import read_trace
+from nuage.simulation.load_trace import to_csv as trace_csv
 
 
 def rows_of(scenario: FleetScenario) -> list[HourRow]:
@@ -21,7 +27,6 @@ SMALL = FleetScenario(node_count=60, hours=48, vm_hours_mean=6.0)
 def test_the_same_seed_gives_the_same_bytes() -> None:
     one, two = rows_of(SMALL), rows_of(SMALL)
     assert to_csv(one) == to_csv(two)
-    assert to_svg(one, title="x") == to_svg(two, title="x")
     other = rows_of(FleetScenario(node_count=60, hours=48, vm_hours_mean=6.0, seed=2))
     assert to_csv(one) != to_csv(other)
 
@@ -35,6 +40,40 @@ def test_the_table_has_an_hour_of_each_site_and_its_sums_hold() -> None:
         assert row.nodes_on <= row.vms
         assert row.refused == 0
     assert max(row.vms for row in rows) > 0
+
+
+def test_what_was_made_up_and_written_down_gives_the_same_table(tmp_path: Path) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text(trace_csv(made_up_trace(SMALL)))
+    recorded = replace(SMALL, trace=read_trace(path), seed=99)
+    assert to_csv(rows_of(recorded)) == to_csv(rows_of(SMALL))
+
+
+def test_a_vm_without_an_end_stays(tmp_path: Path) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text("begin_h,end_h,vcpu_count,memory_mib\n0,,2,2048\n1.5,3.25,4,8192\n")
+    rows = rows_of(FleetScenario(node_count=10, hours=6, trace=read_trace(path)))
+    assert [sum(row.vms for row in rows if row.hour == hour) for hour in range(6)] == [
+        1, 2, 2, 2, 1, 1,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("begin,end\n1,2\n", "begins with"),
+        ("begin_h,end_h,vcpu_count,memory_mib\n5,4,1,512\n", ":2: a VM ends after it begins"),
+        ("begin_h,end_h,vcpu_count,memory_mib\n0,1,1,512\n0,1,x,512\n", ":3: invalid literal"),
+        ("begin_h,end_h,vcpu_count,memory_mib\nnan,1,1,512\n", ":2: a VM ends"),
+        ("begin_h,end_h,vcpu_count,memory_mib\n0,1,0,512\n", ":2: not the size of a VM"),
+        ("begin_h,end_h,vcpu_count,memory_mib\n", "holds no VM"),
+    ],
+)
+def test_a_trace_that_is_none_is_refused_by_line(tmp_path: Path, lines: str, told: str) -> None:
+    path = tmp_path / "load.csv"
+    path.write_text(lines)
+    with pytest.raises(InvalidRequest, match=re.escape(told)):
+        read_trace(path)
 
 
 def test_weighing_by_the_facility_costs_less_than_not_weighing() -> None:

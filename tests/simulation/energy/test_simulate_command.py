@@ -1,0 +1,61 @@
+"""`nuage simulate` from end to end: tables, CSV and plots, the same seed the same bytes."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nuage.cli.session import Session
+from nuage.cli.simulate import simulate_group
+
+
+def simulate(*arguments: object) -> Result:
+    result = CliRunner().invoke(simulate_group, [str(a) for a in arguments], obj=Session())
+    assert result.exception is None, result.output
+    return result
+
+
+def write_day(folder: Path) -> Path:
+    """Write a folder of 24 small traces, as PlanetLab's are."""
+    prng = Random(1)
+    folder.mkdir()
+    for number in range(24):
+        level = prng.randrange(5, 40)
+        lines = [str(min(100, max(0, level + prng.randrange(-5, 30)))) for _ in range(288)]
+        (folder / f"host{number:02}").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_the_same_seed_gives_the_same_files(tmp_path: Path, kind: str) -> None:
+    written = []
+    for turn in ("one", "two"):
+        csv, plot = tmp_path / f"{turn}.csv", tmp_path / f"{turn}.{kind}"
+        shown = simulate(
+            "fleet", "--nodes", 24, "--hours", 30, "--seed", 5, "--csv", csv, "--plot", plot
+        )
+        assert "total" in shown.output
+        written.append((csv.read_bytes(), plot.read_bytes()))
+    assert written[0] == written[1]
+    assert written[0][1].startswith(b"<?xml" if kind == "svg" else b"\x89PNG")
+
+
+def test_a_load_that_was_exported_is_run_again(tmp_path: Path) -> None:
+    load, one, two = (tmp_path / name for name in ("load.csv", "one.csv", "two.csv"))
+    simulate("fleet", "--nodes", 24, "--hours", 30, "--export", load, "--csv", one)
+    simulate("fleet", "--nodes", 24, "--hours", 30, "--trace", load, "--csv", two)
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("rules", ["--compat", "--honest"])
+def test_a_planetlab_folder_is_run_and_drawn(tmp_path: Path, rules: str) -> None:
+    day = write_day(tmp_path / "day")
+    written = []
+    for turn in ("one", "two"):
+        csv, plot = tmp_path / f"{turn}.csv", tmp_path / f"{turn}.svg"
+        shown = simulate("planetlab", day, rules, "--csv", csv, "--plot", plot)
+        assert "SLAV" in shown.output
+        written.append((csv.read_bytes(), plot.read_bytes()))
+    assert written[0] == written[1]
+    assert ("memory bound" in shown.output) == (rules == "--honest")
