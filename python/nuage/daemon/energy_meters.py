@@ -52,6 +52,7 @@ class SiteMeters:
         self._kept_curves = dict(curves)
         self._fits: dict[NodeId, CurveFit] = {}
         self._refused: dict[str, tuple[float, str]] = {}
+        self._taken: dict[tuple[NodeId, MeterSource], float] = {}
         self._outside_told: float | None = None
         self.books = books
         self.facts = SiteFacts(index, site_id)
@@ -105,6 +106,10 @@ class SiteMeters:
             self.books.take_counter(name, energy_kwh, seen.read_s)
 
     def _take(self, node_id: NodeId, reading: Reading) -> None:
+        meter = (node_id, reading.source)
+        if self._taken.get(meter) == reading.read_s:
+            return  # reports come more often than a BMC is read
+        self._taken[meter] = reading.read_s
         refused = self.books.take(node_id, reading)
         if refused is not None:
             source = reading.source.name.lower()

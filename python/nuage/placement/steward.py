@@ -67,6 +67,7 @@ class Steward:
         self._controller = controller
         self._cooling = CoolingModel() if cooling is None else cooling
         self._conditions = SiteConditions()
+        self._serving: frozenset[NodeId] = frozenset()  # chosen while not all are in service
 
     def look(self, figures: SiteFigures, now_s: float) -> Outlook:
         """Take the figures of now, tell the Local Agent, and say what has to be drained."""
@@ -82,8 +83,9 @@ class Steward:
         )
         self._agent.set_conditions(self._conditions)
         decision = self._controller.decide(figures.as_rules_see(), now_s)
-        vectors = sorted(self._agent.nodes, key=_by_efficiency)
+        vectors = self._ranked()
         in_service = nodes_in_service([vector.node_id for vector in vectors], decision.share)
+        self._serving = in_service if decision.share < 1.0 else frozenset()
         if decision.share >= 1.0:
             self._agent.set_in_service(None)
         else:
@@ -107,7 +109,18 @@ class Steward:
 
     def by_efficiency(self) -> tuple[NodeId, ...]:
         """Return the site's nodes, those first that stay in service longest."""
-        return tuple(v.node_id for v in sorted(self._agent.nodes, key=_by_efficiency))
+        return tuple(vector.node_id for vector in self._ranked())
+
+    def _ranked(self) -> list[EstimationVector]:
+        """Return the nodes, those first that serve alone already, then by efficiency.
+
+        A node that has taken the others' VMs draws more than they do, and would look worse for
+        it: chosen anew at each look, the VMs would go round and round.
+        """
+        return sorted(
+            self._agent.nodes,
+            key=lambda vector: (vector.node_id not in self._serving, *_by_efficiency(vector)),
+        )
 
 
 def _by_efficiency(vector: EstimationVector) -> tuple[float, NodeId]:

@@ -227,7 +227,10 @@ async def test_the_record_for_other_sites_is_written_when_it_says_something(worl
 async def test_a_reading_that_is_not_believed_is_shown_with_its_rule(world: World) -> None:
     vector = world.vector(NODES[0], power_watts=-40.0, power_source="model")
     report = VnodeReport(node_id=NODES[0], site_id=MARNE, wish_revision=0, vms=(), estimate=vector)
-    world.keeper.take_report(report, vector)
+    fine = world.vector(NODES[1], power_watts=80.0, power_source="model")
+    for _ in range(2):  # a second report with the same reading says nothing new, good or bad
+        world.keeper.take_report(report, vector)
+        world.keeper.take_report(replace(report, node_id=NODES[1], estimate=fine), fine)
     world.keeper.look()
     await world.keeper._publish()
     (told,) = world.index.value(SiteEnergy, MARNE).refused_readings

@@ -52,3 +52,19 @@ def test_measured_efficiency_counts_once_there_is_history() -> None:
     )
     outlook = energy.look(SiteFigures(dry_bulb_c=33.0), 0.0)
     assert outlook.in_service == {"marne-v2"}
+
+
+def test_the_nodes_that_serve_stay_the_same_though_serving_makes_them_look_worse() -> None:
+    agent, energy = steward(3)
+    hot = SiteFigures(dry_bulb_c=33.0)
+    first = energy.look(hot, 0.0).in_service
+    assert first == {"marne-v1"}
+    loaded = vector("marne-v1", sent_s=1.0, mean_power_watts=260.0, requests_served=9)
+    agent.update(loaded)
+    assert energy.look(hot, 10.0).in_service == first
+    assert energy.by_efficiency()[0] == "marne-v1"
+    energy.look(SiteFigures(dry_bulb_c=10.0), 20.0)
+    for minute in range(1, 40):  # all come back; the next heat chooses anew
+        calm = energy.look(SiteFigures(dry_bulb_c=10.0), 60.0 * minute)
+    assert calm.decision.share == 1.0
+    assert energy.look(hot, 3000.0).in_service == {"marne-v2"}
