@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from nuage.cli.energy_facility import availability_command, facility_command
 from nuage.cli.energy_plot import plot_plan
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
@@ -429,4 +430,6 @@ def vm_command(session: Session, name: str, iaas: str) -> None:
     click.echo(f"{name}: {joules:.0f} J ({joules / 3.6e6:.6f} kWh) of IT at {answer['site_id']}")
 
 
+energy_group.add_command(facility_command)
+energy_group.add_command(availability_command)
 COMMANDS = (energy_group,)

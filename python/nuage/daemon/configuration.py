@@ -48,7 +48,9 @@ class EnergyConfiguration:
     hours), else the feed ``weather``, else the normal of `climate_zone` (RT2012; empty: the
     nearest). `carbon_g_per_kwh` holds where the feed ``eco2mix`` does not tell. Prices are those
     of `tariff_file`, else of the feed ``day-ahead``. `ashrae` (A1 to A4) lets a dew point above
-    the class's limit close the outside air; it needs the feed ``weather``.
+    the class's limit close the outside air; it needs the feed ``weather``. `facility_file` models
+    the paths of power and cooling, from which the tier is checked. `renewable_share` is of the
+    energy bought or made, `reused_share` of the heat given away: REF and ERF.
     """
 
     pdus: dict[str, str] = field(default_factory=dict)
@@ -61,6 +63,9 @@ class EnergyConfiguration:
     carbon_g_per_kwh: float | None = None
     set_point_c: float = 20.0
     ashrae: str = ""
+    facility_file: Path | None = None
+    renewable_share: float = 0.0
+    reused_share: float = 0.0
     cooling: str = "bang-bang"
     pue_free: float = 1.16
     pue_conditioned: float = 1.55

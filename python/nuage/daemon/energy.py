@@ -24,7 +24,7 @@ from nuage.clock import Clock
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_conduct import Conductor, ConductParts
 from nuage.daemon.energy_feeds import Feeds
-from nuage.daemon.energy_figures import Observed, is_news, site_energy
+from nuage.daemon.energy_figures import Observed, facility_facts, is_news, site_energy
 from nuage.daemon.energy_look import LookParts, SiteLook
 from nuage.daemon.energy_meters import SiteMeters
 from nuage.daemon.energy_power import NodeSwitch
@@ -82,7 +82,7 @@ class EnergyKeeper:
         self._site = around.site
         self._agent = around.agent
         self._clock = around.clock
-        self._configuration = configuration
+        self._facility = facility_facts(configuration)
         energy = configuration.energy
         self._path = configuration.state_dir / STATE_FILE
         kept = load_state(self._path)
@@ -215,10 +215,10 @@ class EnergyKeeper:
                 sources=self._look.sources,
                 refused=self.meters.refused(now_s),
                 feeds=self.feeds.health,
+                facility=self._facility,
             ),
             best=lambda node_id: self.books.best(node_id, now_s),
             power=self.switch.state_of,
-            boundary=self._configuration.energy.boundary,
             mode=self._look.rules.mode,
             now_s=now_s,
         )

@@ -60,6 +60,7 @@ class Conductor:
         self._run: PlanRun | None = None
         self._shown: EnergyPlan | None = None
         self._planned_s = 0.0
+        self._urgent: frozenset[NodeId] = frozenset()
         self._is_planning = False
 
     def register(self, handlers: Handlers) -> None:
@@ -92,7 +93,11 @@ class Conductor:
         is_automatic = rules.mode is EnergyMode.AUTOMATIC
         to_drain = outlook.to_drain if is_automatic else ()
         urgent = [*self._maintained_and_used(), *to_drain]
+        is_new = not self._urgent.issuperset(urgent)
+        self._urgent = frozenset(urgent)
         due_s = RETRY_S if urgent else rules.look_every_s
+        if is_new:
+            due_s = 0.0  # an event is answered by a plan at once; what failed waits
         if now_s - self._planned_s < due_s or not (urgent or is_automatic):
             return
         self._planned_s = now_s

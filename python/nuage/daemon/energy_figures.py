@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_pdus import PduSeen
 from nuage.daemon.energy_sources import Figure
 from nuage.energy.electrical import (
@@ -16,11 +17,20 @@ from nuage.energy.electrical import (
     PowerLimit,
     PowerPath,
 )
+from nuage.energy.facility_file import check_facility
 from nuage.energy.kpi import Category
 from nuage.energy.meters import MeterSource, Reading
+from nuage.errors import InvalidRequest
 from nuage.iaas.index import FederationIndex
 from nuage.ids import NodeId, SiteId
-from nuage.model.energy import EnergyMode, FeedHealth, NodeEnergy, SiteEnergy, require_figures
+from nuage.model.energy import (
+    EnergyMode,
+    FeedHealth,
+    NodeEnergy,
+    SiteEnergy,
+    TierSeen,
+    require_figures,
+)
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.placement.steward import Outlook
 
@@ -184,6 +194,40 @@ def node_watts(node: Node, seen: PduSeen) -> float | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FacilityFacts:
+    """What does not change while a controller runs."""
+
+    boundary: str
+    tier: TierSeen | None
+    renewable_share: float
+    reused_share: float
+
+
+def facility_facts(configuration: ControllerConfiguration) -> FacilityFacts:
+    """Return what is configured, the tier checked against the modelled paths.
+
+    Raises:
+        InvalidRequest: a share is none, or the facility's file is not as it should be.
+    """
+    energy = configuration.energy
+    for name in ("renewable_share", "reused_share"):
+        if not 0.0 <= getattr(energy, name) <= 1.0:
+            raise InvalidRequest(f"{name} is 0 to 1", field=f"energy.{name}")
+    tier = None
+    if energy.facility_file is not None:
+        check = check_facility(energy.facility_file, configuration.datacenter.tier)
+        tier = TierSeen(
+            supported=check.supported, availability=check.availability, findings=check.findings
+        )
+    return FacilityFacts(
+        boundary=energy.boundary,
+        tier=tier,
+        renewable_share=energy.renewable_share,
+        reused_share=energy.reused_share,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """What meters and sources said, and what of it was not believed."""
 
@@ -191,6 +235,7 @@ class Observed:
     sources: Mapping[str, Figure]
     refused: tuple[str, ...]
     feeds: tuple[FeedHealth, ...]
+    facility: FacilityFacts
 
 
 def site_energy(
@@ -200,7 +245,6 @@ def site_energy(
     observed: Observed,
     best: Callable[[NodeId], Reading | None],
     power: Callable[[Node], str],
-    boundary: str,
     mode: EnergyMode,
     now_s: float,
 ) -> SiteEnergy:
@@ -232,7 +276,7 @@ def site_energy(
         read_s=now_s,
         it_watts=round(sum(s.watts for s in heard) if by_pdus else sum(n.watts for n in nodes), 1),
         pue=outlook.conditions.pue,
-        pue_boundary=boundary,
+        pue_boundary=observed.facility.boundary,
         pue_category=(Category.INTERMEDIATE if at_outlets else Category.ADVANCED).value,
         cooling="" if outlook.cooling is None else outlook.cooling.reason,
         outside_celsius=sources["outside"].value,
@@ -256,6 +300,9 @@ def site_energy(
         ),
         refused_readings=observed.refused,
         feeds=observed.feeds,
+        tier=observed.facility.tier,
+        renewable_share=observed.facility.renewable_share,
+        reused_share=observed.facility.reused_share,
     )
 
 
@@ -282,5 +329,8 @@ def _plain(record: SiteEnergy) -> tuple[object, ...]:
         tuple(record.silent_meters),
         tuple(record.refused_readings),
         tuple(record.feeds),
+        record.tier,
+        record.renewable_share,
+        record.reused_share,
         tuple((n.node_id, n.power, n.in_service, n.source) for n in record.nodes),
     )

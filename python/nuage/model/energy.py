@@ -134,6 +134,15 @@ class FeedHealth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierSeen:
+    """What a site's modelled paths of power and cooling support; `findings` say what is missing."""
+
+    supported: int
+    availability: float
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteEnergy:
     """A site's energy now. Sources say where a figure comes from, "" for one not known.
 
@@ -166,6 +175,9 @@ class SiteEnergy:
     silent_meters: tuple[str, ...] = ()
     refused_readings: tuple[str, ...] = ()
     feeds: tuple[FeedHealth, ...] = ()
+    tier: TierSeen | None = None
+    renewable_share: float = 0.0
+    reused_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

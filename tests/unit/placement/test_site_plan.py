@@ -56,6 +56,15 @@ def test_a_drained_node_empties_within_the_site_and_only_else_elsewhere() -> Non
     assert [s.node_id for s in plan_site(full).steps if s.vm_id] == ["lyon-v1"]
 
 
+def test_a_node_that_was_emptied_for_heat_is_worth_switching_off() -> None:
+    vectors = [vector("marne-v1", **USED), vector("marne-v2")]
+    seen = view(vectors, [vm("a", "marne-v1")], drain=[NodeId("marne-v2")])
+    plan = plan_site(seen, hold_s=3600.0)
+    assert [(step.act, step.node_id) for step in plan.steps] == [(Act.POWER_OFF, "marne-v2")]
+    assert plan.saved_watts > 0
+    assert plan.pays_after_s < 3600.0
+
+
 def test_other_sites_vms_and_nodes_are_left_alone() -> None:
     vectors = [vector("marne-v1", **USED), vector("lyon-v1", **USED), vector("lyon-v2")]
     vms = [vm("a", "marne-v1"), vm("z", "lyon-v1")]

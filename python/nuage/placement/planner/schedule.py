@@ -17,11 +17,11 @@ from typing import Final
 
 import numpy as np
 
-from nuage.placement.columns import FloatArray
 from nuage.placement.planner.constraints import Constraint, Violation, all_violations
 from nuage.placement.planner.fleet import NOWHERE, Fleet, Placement
 from nuage.placement.planner.plan import Act, Plan, Reason, Step
 from nuage.placement.planner.search import MIGRATION_JOULES_PER_MIB, Searcher, Target
+from nuage.placement.table import watts_at
 from nuage.units import MIB
 
 PIVOTS_MAX: Final = 1000  # steps aside per plan; a plan that needs more is not one
@@ -161,9 +161,7 @@ class Scheduler:
         self._power_off()
         steps = tuple(sorted(self.steps, key=lambda step: (step.begin_s, step.end_s)))
         reached = np.array(self.yard.place, np.int64)
-        saved = float(
-            self.fleet.node_watts(self.fleet.start).sum() - self._watts_after(reached).sum()
-        )
+        saved = self._watts(self.fleet.start, ()) - self._watts(reached, self.off)
         left = all_violations(self.fleet, self.constraints, reached)
         return Plan(steps=steps, unsolved=(*self.unsolved, *left), saved_watts=saved)
 
@@ -325,12 +323,18 @@ class Scheduler:
                 )
             )
 
-    def _watts_after(self, placement: Placement) -> FloatArray:
-        """Return each node's watts once emptied nodes are off."""
-        watts = self.fleet.node_watts(placement)
-        for number in self.off:
-            watts[number] = self.fleet.nodes[number].curve.off_watts
-        return watts
+    def _watts(self, placement: Placement, off: Sequence[int]) -> float:
+        """Return what a placement draws with these nodes off.
+
+        Unlike the search's view, a node that is to be drained draws until it is switched off.
+        """
+        fleet = self.fleet
+        load = fleet.used(fleet.vm_busy, placement) / np.maximum(fleet.vcpu, 1.0)
+        held = np.bincount(placement[placement >= 0], minlength=len(fleet.nodes)) > 0
+        watts = watts_at(fleet.curves, load) * (held | fleet.is_on)
+        for number in off:
+            watts[number] = fleet.nodes[number].curve.off_watts
+        return float(watts.sum())
 
 
 def schedule(
