@@ -1,6 +1,5 @@
 """The table of all operations; the entries for machines, volumes and images are here."""
 
-from collections.abc import Callable
 from typing import TypeVar
 
 from nuage.iaas import (
@@ -18,14 +17,11 @@ from nuage.iaas import (
     revoking,
     volumes,
 )
-from nuage.iaas.operations import Operation, OperationTable, Run, Shown, any_scope, anywhere
-from nuage.iaas.site import Site
-from nuage.ids import SiteId
+from nuage.iaas.operations import Operation, OperationTable, Shown, any_scope, anywhere
 from nuage.model.image import Image
 from nuage.model.placement import Decision
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
-from nuage.trust.permissions import Scope
 
 TABLE = OperationTable()
 
@@ -51,51 +47,18 @@ for _module in (
     _module.enter(TABLE)
 
 
-def _vm(
-    name: str,
-    action: str,
-    verb: str,
-    path: str,
-    body: type[B],
-    result: type[R],
-    run: Run[B, R],
-    summary: str,
-    *,
-    home: Callable[[Site, B], SiteId | None] = anywhere,
-    status: int = 200,
-) -> None:
-    scope: Callable[[Site, B], Scope | None] = (
-        machines.vm_scope if name.startswith("vm.") else volumes.volume_scope  # type: ignore[assignment]
-    )
-    TABLE.add(
-        Operation(
-            name=name,
-            verb=verb,
-            path=path,
-            body=body,
-            result=result,
-            action=action,
-            summary=summary,
-            run=run,
-            scope=scope,
-            home=home,
-            status=status,
-        )
-    )
-
-
-_vm(
+TABLE.enter(
     "vm.list",
-    "vm.read",
     "GET",
     VMS,
     machines.ListVms,
     list[Shown[Vm]],
     machines.list_vms,
     "List VMs",
+    action="vm.read",
+    scope=machines.vm_scope,
 )
-_vm(
-    "vm.create",
+TABLE.enter(
     "vm.create",
     "POST",
     VMS,
@@ -103,20 +66,22 @@ _vm(
     machines.CreatedVm,
     machines.create_vm,
     "Place and create a VM",
+    action="vm.create",
+    scope=machines.vm_scope,
     status=202,
 )
-_vm(
+TABLE.enter(
     "vm.show",
-    "vm.read",
     "GET",
     VMS + "/{vm}",
     machines.NameVm,
     Shown[Vm],
     machines.show_vm,
     "Show a VM",
+    action="vm.read",
+    scope=machines.vm_scope,
 )
-_vm(
-    "vm.explain",
+TABLE.enter(
     "vm.explain",
     "GET",
     VMS + "/{vm}/decision",
@@ -124,37 +89,40 @@ _vm(
     Decision,
     machines.explain_vm,
     "Tell why a VM is where it is: scores and refusals",
+    action="vm.explain",
+    scope=machines.vm_scope,
 )
 for _name, _run, _summary in (
     ("start", machines.start_vm, "Start a VM"),
     ("stop", machines.stop_vm, "Stop a VM"),
     ("reboot", machines.reboot_vm, "Reboot a VM"),
 ):
-    _vm(
+    TABLE.enter(
         f"vm.{_name}",
-        "vm.power",
         "POST",
         VMS + "/{vm}/" + _name,
         machines.NameVm,
         Shown[Vm],
         _run,
         _summary,
+        action="vm.power",
+        scope=machines.vm_scope,
         home=machines.vm_home,
         status=202,
     )
-_vm(
+TABLE.enter(
     "vm.resize",
-    "vm.write",
     "PUT",
     VMS + "/{vm}/shape",
     machines.ResizeVm,
     Shown[Vm],
     machines.resize_vm,
     "Change a VM's shape",
+    action="vm.write",
+    scope=machines.vm_scope,
     home=machines.vm_home,
 )
-_vm(
-    "vm.migrate",
+TABLE.enter(
     "vm.migrate",
     "POST",
     VMS + "/{vm}/migrate",
@@ -162,11 +130,12 @@ _vm(
     machines.CreatedVm,
     machines.migrate_vm,
     "Move a running VM live, to another site if asked",
+    action="vm.migrate",
+    scope=machines.vm_scope,
     home=machines.vm_home,
     status=202,
 )
-_vm(
-    "vm.delete",
+TABLE.enter(
     "vm.delete",
     "DELETE",
     VMS + "/{vm}",
@@ -174,11 +143,12 @@ _vm(
     Shown[Vm],
     machines.delete_vm,
     "Delete a VM and its boot volume",
+    action="vm.delete",
+    scope=machines.vm_scope,
     home=machines.vm_home,
     status=202,
 )
-_vm(
-    "vm.console",
+TABLE.enter(
     "vm.console",
     "GET",
     VMS + "/{vm}/console",
@@ -186,20 +156,22 @@ _vm(
     machines.ConsoleLog,
     machines.read_console,
     "Read the end of a VM's console",
+    action="vm.console",
+    scope=machines.vm_scope,
     home=machines.vm_home,
 )
-_vm(
+TABLE.enter(
     "volume.list",
-    "volume.read",
     "GET",
     VOLUMES,
     volumes.ListVolumes,
     list[Shown[Volume]],
     volumes.list_volumes,
     "List volumes",
+    action="volume.read",
+    scope=volumes.volume_scope,
 )
-_vm(
-    "volume.create",
+TABLE.enter(
     "volume.create",
     "POST",
     VOLUMES,
@@ -207,63 +179,69 @@ _vm(
     Shown[Volume],
     volumes.create_volume,
     "Make an empty volume",
+    action="volume.create",
+    scope=volumes.volume_scope,
     status=202,
 )
-_vm(
+TABLE.enter(
     "volume.show",
-    "volume.read",
     "GET",
     VOLUMES + "/{volume}",
     volumes.NameVolume,
     Shown[Volume],
     volumes.show_volume,
     "Show a volume",
+    action="volume.read",
+    scope=volumes.volume_scope,
 )
-_vm(
+TABLE.enter(
     "volume.where",
-    "volume.read",
     "GET",
     VOLUMES + "/{volume}/where",
     volumes.NameVolume,
     list[volumes.CopyPlace],
     volumes.where_volume,
     "Say where each copy of a volume rests, and under whose law",
+    action="volume.read",
+    scope=volumes.volume_scope,
 )
-_vm(
+TABLE.enter(
     "volume.attach",
-    "volume.write",
     "POST",
     VOLUMES + "/{volume}/attach",
     volumes.AttachVolume,
     Shown[Volume],
     volumes.attach_volume,
     "Give a volume to a VM",
+    action="volume.write",
+    scope=volumes.volume_scope,
     home=volumes.volume_home,
 )
-_vm(
+TABLE.enter(
     "volume.detach",
-    "volume.write",
     "POST",
     VOLUMES + "/{volume}/detach",
     volumes.NameVolume,
     Shown[Volume],
     volumes.detach_volume,
     "Take a volume from its VM",
+    action="volume.write",
+    scope=volumes.volume_scope,
     home=volumes.volume_home,
 )
-_vm(
+TABLE.enter(
     "volume.grow",
-    "volume.write",
     "PUT",
     VOLUMES + "/{volume}/size",
     volumes.GrowVolume,
     Shown[Volume],
     volumes.grow_volume,
     "Make a volume larger",
+    action="volume.write",
+    scope=volumes.volume_scope,
     home=volumes.volume_home,
 )
-_vm(
-    "volume.delete",
+TABLE.enter(
     "volume.delete",
     "DELETE",
     VOLUMES + "/{volume}",
@@ -271,6 +249,8 @@ _vm(
     type(None),
     volumes.delete_volume,
     "Delete a free volume and its copies",
+    action="volume.delete",
+    scope=volumes.volume_scope,
     home=volumes.volume_home,
 )
 TABLE.add(

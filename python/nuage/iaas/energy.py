@@ -1,15 +1,12 @@
 """Use cases on energy: the sites' figures, the operator's rules, plans and accounts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from nuage.errors import InvalidRequest, NotFound, Unavailable
 from nuage.iaas.machines import NameVm, vm_home, vm_of, vm_scope
 from nuage.iaas.operations import (
-    Operation,
     OperationTable,
-    Run,
     Shown,
     any_scope,
     anywhere,
@@ -195,63 +192,112 @@ def _scope(_site: Site, body: NameSite | SetRules | AskPlan | PostEvent | AskRep
 
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
-
-    def add(
-        name: str,
-        verb: str,
-        path: str,
-        body: type[B],
-        result: type[R],
-        run: Run[B, R],
-        summary: str,
-        *,
-        action: str,
-        home: Callable[[Site, B], SiteId | None] = _home,  # type: ignore[assignment]
-        scope: Callable[[Site, B], Scope | None] = _scope,  # type: ignore[assignment]
-        status: int = 200,
-    ) -> None:
-        table.add(
-            Operation(
-                name=name, verb=verb, path=path, body=body, result=result, action=action,
-                summary=summary, run=run, scope=scope, home=home, status=status,
-            )
-        )  # fmt: skip
-
-    add(
-        "energy.list", "GET", "/v1/energy", ListEnergy, list[Shown[SiteEnergy]], list_energy,
+    table.enter(
+        "energy.list",
+        "GET",
+        "/v1/energy",
+        ListEnergy,
+        list[Shown[SiteEnergy]],
+        list_energy,
         "Show every site's watts, PUE, price, carbon and nodes in service",
-        action="energy.read", home=anywhere, scope=any_scope,
-    )  # fmt: skip
-    add(
-        "energy.rules", "GET", SITE_ENERGY + "/rules", NameSite, EnergyRules, show_rules,
-        "Show a site's energy rules and dated plans", action="energy.read", home=anywhere,
-    )  # fmt: skip
-    add(
-        "energy.set-rules", "PUT", SITE_ENERGY + "/rules", SetRules, EnergyRules, set_rules,
-        "Replace a site's energy rules and dated plans", action="energy.write",
-    )  # fmt: skip
-    add(
-        "energy.what-if", "POST", SITE_ENERGY + "/what-if", AskPlan, EnergyPlan, what_if,
-        "Show what a plan would do; nothing is done", action="energy.read",
-    )  # fmt: skip
-    add(
-        "energy.apply", "POST", SITE_ENERGY + "/plan", AskPlan, EnergyPlan, apply_plan,
-        "Carry a plan out: migrations and power acts", action="energy.write", status=202,
-    )  # fmt: skip
-    add(
-        "energy.progress", "GET", SITE_ENERGY + "/plan", NameSite, EnergyPlan, show_progress,
-        "Show the plan under way, or the last one", action="energy.read",
-    )  # fmt: skip
-    add(
-        "energy.event", "POST", SITE_ENERGY + "/events", PostEvent, type(None), post_event,
-        "Tell a site a figure: heat to come, a price, a grid alert", action="energy.write",
-    )  # fmt: skip
-    add(
-        "energy.report", "GET", SITE_ENERGY + "/report", AskReport, list[EnergyRow], report,
-        "Show a site's accounts: kWh, EUR, gCO2e per IaaS and month", action="energy.read",
-    )  # fmt: skip
-    add(
-        "vm.energy", "GET", "/v1/iaas/{iaas}/vms/{vm}/energy", NameVm, VmEnergy, vm_energy,
+        action="energy.read",
+        home=anywhere,
+        scope=any_scope,
+    )
+    table.enter(
+        "energy.rules",
+        "GET",
+        SITE_ENERGY + "/rules",
+        NameSite,
+        EnergyRules,
+        show_rules,
+        "Show a site's energy rules and dated plans",
+        action="energy.read",
+        home=anywhere,
+        scope=_scope,
+    )
+    table.enter(
+        "energy.set-rules",
+        "PUT",
+        SITE_ENERGY + "/rules",
+        SetRules,
+        EnergyRules,
+        set_rules,
+        "Replace a site's energy rules and dated plans",
+        action="energy.write",
+        home=_home,
+        scope=_scope,
+    )
+    table.enter(
+        "energy.what-if",
+        "POST",
+        SITE_ENERGY + "/what-if",
+        AskPlan,
+        EnergyPlan,
+        what_if,
+        "Show what a plan would do; nothing is done",
+        action="energy.read",
+        home=_home,
+        scope=_scope,
+    )
+    table.enter(
+        "energy.apply",
+        "POST",
+        SITE_ENERGY + "/plan",
+        AskPlan,
+        EnergyPlan,
+        apply_plan,
+        "Carry a plan out: migrations and power acts",
+        action="energy.write",
+        status=202,
+        home=_home,
+        scope=_scope,
+    )
+    table.enter(
+        "energy.progress",
+        "GET",
+        SITE_ENERGY + "/plan",
+        NameSite,
+        EnergyPlan,
+        show_progress,
+        "Show the plan under way, or the last one",
+        action="energy.read",
+        home=_home,
+        scope=_scope,
+    )
+    table.enter(
+        "energy.event",
+        "POST",
+        SITE_ENERGY + "/events",
+        PostEvent,
+        type(None),
+        post_event,
+        "Tell a site a figure: heat to come, a price, a grid alert",
+        action="energy.write",
+        home=_home,
+        scope=_scope,
+    )
+    table.enter(
+        "energy.report",
+        "GET",
+        SITE_ENERGY + "/report",
+        AskReport,
+        list[EnergyRow],
+        report,
+        "Show a site's accounts: kWh, EUR, gCO2e per IaaS and month",
+        action="energy.read",
+        home=_home,
+        scope=_scope,
+    )
+    table.enter(
+        "vm.energy",
+        "GET",
+        "/v1/iaas/{iaas}/vms/{vm}/energy",
+        NameVm,
+        VmEnergy,
+        vm_energy,
         "Show the joules that a VM has used at its site",
-        action="vm.read", home=vm_home, scope=vm_scope,
-    )  # fmt: skip
+        action="vm.read",
+        home=vm_home,
+        scope=vm_scope,
+    )

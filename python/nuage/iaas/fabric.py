@@ -1,12 +1,11 @@
 """Use cases on the fabric: how a node sees it, which way frames go, what ports let through."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_network
 from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
-from nuage.iaas.operations import Operation, OperationTable, Run, Shown, anywhere
+from nuage.iaas.operations import OperationTable, Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, SecurityGroupId, SiteId, new_id
@@ -320,111 +319,86 @@ GROUPS: Final = "/v1/iaas/{iaas}/security-groups"
 
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
-
-    def add(
-        name: str,
-        verb: str,
-        path: str,
-        body: type[B],
-        result: type[R],
-        run: Run[B, R],
-        *,
-        action: str,
-        summary: str,
-        home: Callable[[Site, B], SiteId | None] = anywhere,
-        scope: Callable[[Site, B], Scope | None] = iaas_scope,  # type: ignore[assignment]
-        status: int = 200,
-    ) -> None:
-        table.add(
-            Operation(
-                name=name,
-                verb=verb,
-                path=path,
-                body=body,
-                result=result,
-                action=action,
-                summary=summary,
-                run=run,
-                scope=scope,
-                home=home,
-                status=status,
-            )
-        )
-
-    add(
+    table.enter(
         "fabric.show",
         "GET",
         "/v1/fabric/{node}",
         NameRBridge,
         FabricReport,
         show_fabric,
+        "Tell how a V-node or an edge sees the fabric",
         action="node.read",
-        summary="Tell how a V-node or an edge sees the fabric",
         home=node_home,
         scope=node_scope,
     )
-    add(
+    table.enter(
         "fabric.path",
         "GET",
         "/v1/iaas/{iaas}/path",
         AskPath,
         ShownPath,
         find_path,
+        "Tell which way frames between two VMs go; traced=true sends probes",
         action="port.read",
-        summary="Tell which way frames between two VMs go; traced=true sends probes",
         home=path_home,
+        scope=iaas_scope,
     )
-    add(
+    table.enter(
         "group.list",
         "GET",
         GROUPS,
         NameIaasOfGroups,
         list[Shown[SecurityGroup]],
         list_groups,
+        "List security groups",
         action="segment.read",
-        summary="List security groups",
+        scope=iaas_scope,
     )
-    add(
+    table.enter(
         "group.create",
         "POST",
         GROUPS,
         PutGroup,
         Shown[SecurityGroup],
         create_group,
+        "Make a security group",
         action="segment.write",
-        summary="Make a security group",
         status=201,
+        scope=iaas_scope,
     )
-    add(
+    table.enter(
         "group.change",
         "PUT",
         GROUPS + "/{group}",
         PutGroup,
         Shown[SecurityGroup],
         change_group,
+        "Give a security group other rules",
         action="segment.write",
-        summary="Give a security group other rules",
         home=group_home,
+        scope=iaas_scope,
     )
-    add(
+    table.enter(
         "group.delete",
         "DELETE",
         GROUPS + "/{group}",
         NameGroup,
         type(None),
         delete_group,
+        "Delete a security group that nothing uses",
         action="segment.write",
-        summary="Delete a security group that nothing uses",
         home=group_home,
+        scope=iaas_scope,
     )
-    add(
+    table.enter(
         "port.set",
         "PUT",
         "/v1/iaas/{iaas}/vms/{vm}/port",
         SetPort,
         Shown[Port],
         set_port,
+        "Put a VM's port into security groups, or limit its rate",
         action="port.write",
-        summary="Put a VM's port into security groups, or limit its rate",
         home=port_home,
+        scope=iaas_scope,
     )
