@@ -14,7 +14,7 @@ from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
-from nuage.storage.heads import head_set
+from nuage.storage.heads import head_set, is_settled
 
 HEAD_READY = "ready"
 HEAD_FAILED = "failed"
@@ -120,9 +120,9 @@ def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
         return _departure_acts(vm, migration, seen)
     if vm.state is VmState.MIGRATING:
         return []  # placement of its target is under way
+    if (vm.state, vm.failure, vm.disk_slots) == (seen.state, seen.failure, seen.disk_slots):
+        return []  # as most are in most reports
     changed = replace(vm, state=seen.state, failure=seen.failure, disk_slots=seen.disk_slots)
-    if changed == vm:
-        return []
     text = f"{vm.name} is {seen.state.value}" + (f": {seen.failure}" if seen.failure else "")
     return [Save(changed, seen.state.value, text)]
 
@@ -160,6 +160,8 @@ def ionode_acts(index: FederationIndex, report: IonodeReport) -> list[Act]:
 
 def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> list[Act]:
     if head.state == HEAD_READY and head.portal:
+        if is_settled(volume) and (volume.portal, volume.failure) == (head.portal, ""):
+            return []  # as most are in most reports
         changed = replace(volume, state=VolumeState.READY, portal=head.portal, failure="")
         if volume.settled_epoch != volume.epoch:
             asked = head_set(volume)

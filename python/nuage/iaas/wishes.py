@@ -43,16 +43,17 @@ T = TypeVar("T")
 CHAP_SECRET_CHARS = 32  # hexadecimal; RFC 7143 §12.1.4 asks for 96 bits or more
 
 
-Kept: TypeAlias = dict[VolumeId, tuple[tuple[object, ...], T]]
+Kept: TypeAlias = dict[str, tuple[tuple[object, ...], T]]
 
 
 @dataclass(slots=True)
 class KeptWishes:
-    """What was worked out for each volume of a node, and from what: most stay as they are.
+    """What was worked out for each VM and volume of a node, and from what: most stay as they are.
 
     A node's wish is made anew with each change, of hundreds of volumes where one changed.
     """
 
+    vms: dict[NodeId, Kept[VmWish | None]] = field(default_factory=dict)
     heads: dict[NodeId, Kept[HeadWish | None]] = field(default_factory=dict)
     replicas: dict[NodeId, Kept[ReplicaWish]] = field(default_factory=dict)
 
@@ -90,11 +91,17 @@ def vnode_wish(context: WishContext, node_id: NodeId, revision: int) -> VnodeWis
     index = context.index
     arriving = {m.vm_id: m for m in index.on_node(Migration, node_id) if m.target_node == node_id}
     wishes = []
+    old = context.kept.vms.get(node_id, {})
+    kept = context.kept.vms[node_id] = {}
     for vm in index.on_node(Vm, node_id):
         if vm.vm_id not in arriving and vm.state is not VmState.DELETED:
-            wish = _vm_wish(context, vm)
-            if wish is not None:
-                wishes.append(_with_departure(context, vm, wish))
+            facts = _vm_facts(context, vm)
+            known = old.get(vm.vm_id)
+            if known is None or known[0] != facts:
+                known = (facts, _vm_wish(context, vm))
+            kept[vm.vm_id] = known
+            if known[1] is not None:
+                wishes.append(_with_departure(context, vm, known[1]))
     for migration in arriving.values():
         vm_moving = index.find_value(Vm, migration.vm_id)
         if vm_moving is None:
@@ -123,6 +130,21 @@ def _with_departure(context: WishContext, vm: Vm, wish: VmWish) -> VmWish:
         may_switch=context.may_switch(vm.vm_id),
     )
     return replace(wish, outgoing=outgoing)
+
+
+def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
+    """Return all that `_vm_wish` looks at, to be compared with what it was made of last."""
+    index = context.index
+    ports = [index.find_value(Port, port_id) for port_id in vm.ports]
+    return (
+        vm,
+        index.find_value(Iaas, vm.iaas_id),
+        _is_decided(index, vm),
+        context.lease_until_s(vm.vm_id),
+        *ports,
+        *(None if p is None else index.find_value(Segment, p.segment_id) for p in ports),
+        *(index.find_value(Volume, volume_id) for volume_id in vm.volumes),
+    )
 
 
 def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:

@@ -7,14 +7,16 @@ from tests.unit.iaas.iaas_makers import vm as make_vm
 from tests.unit.iaas.iaas_makers import volume as make_volume
 
 from nuage.iaas.addresses import host_number
+from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.fabric_wishes import FabricContext, fabric_wish
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.wishes import WishContext, ionode_wish
-from nuage.ids import ImageId, NodeId, PortId, SecurityGroupId
-from nuage.model.contract import Contract, QosClass
+from nuage.iaas.wishes import WishContext, ionode_wish, vnode_wish
+from nuage.ids import ImageId, NodeId, PortId, RequestId, SecurityGroupId
+from nuage.model.contract import Contract, CutOffRule, QosClass
 from nuage.model.image import Image, ImageState
 from nuage.model.infrastructure import NodeRole
 from nuage.model.network import GroupRule, SecurityGroup
+from nuage.model.placement import Decision
 from nuage.model.record import Noun
 from nuage.model.status import NodeStatus
 from nuage.model.vm import VmState
@@ -74,6 +76,39 @@ def test_an_ionodes_wish_is_after_every_change_what_it_would_be_made_anew() -> N
     assert len(seen) == len(steps) - 3  # what stands alone, or names no address, asks nothing
     index.remove("volume", "vol-2", MARNE)
     assert ionode_wish(kept, HEAD, 99).daemons == ()
+
+
+def test_a_vnodes_wish_is_after_every_change_what_it_would_be_made_anew() -> None:
+    index = FederationIndex(MARNE)
+    vm = replace(
+        make_vm(node_id=VNODE, site="marne", volumes=("vol-1",), epoch=FIRST_EPOCH),
+        ports=(PortId("port-1"),),
+    )
+    disk = make_volume(places=PLACES, vm_id="vm-1")
+    elected = Decision(
+        request_id=RequestId("req-1"), vm_id=vm.vm_id, policy="power", decided_s=0.0,
+        asked_sites=(MARNE,), silent_sites=(), ranked=(), refusals=(), elected=VNODE,
+        elected_site=MARNE,
+    )  # fmt: skip
+    steps: tuple[Noun, ...] = (
+        vm, disk, iaas(), elected, port(), segment(), replace(disk, portal="10.0.0.2:3260"),
+        replace(disk, epoch=disk.epoch + 1), replace(disk, state=VolumeState.CREATING), disk,
+        port(address="10.0.0.9/20"), replace(segment(), mtu_bytes=1400), replace(vm, name="db"),
+        iaas(Contract(qos_class=QosClass.GOLD)), iaas(Contract(cut_off=CutOffRule.FAIL_OVER)),
+    )  # fmt: skip
+    lease_s = 7.0
+    kept = replace(storage(index), lease_until_s=lambda _vm: lease_s)
+    seen = set()
+    for revision, value in enumerate(steps, start=1):
+        index.put(record(value, revision=revision))
+        wish = vnode_wish(kept, VNODE, 1)
+        fresh = replace(storage(index), lease_until_s=lambda _vm: lease_s)
+        assert wish == vnode_wish(fresh, VNODE, 1)
+        seen.add(wish)
+    assert len(seen) == len(steps) - 5  # not before it is decided; a port needs its segment; two go back
+    lease_s = 8.0
+    (renewed,) = vnode_wish(kept, VNODE, 1).vms
+    assert renewed.lease_until_s == 8.0
 
 
 def test_an_rbridges_wish_is_after_every_change_what_it_would_be_made_anew() -> None:
