@@ -105,7 +105,7 @@ def test_a_vnodes_wish_is_after_every_change_what_it_would_be_made_anew() -> Non
         fresh = replace(storage(index), lease_until_s=lambda _vm: lease_s)
         assert wish == vnode_wish(fresh, VNODE, 1)
         seen.add(wish)
-    assert len(seen) == len(steps) - 5  # not before it is decided; a port needs its segment; two go back
+    assert len(seen) == len(steps) - 5  # undecided, no segment yet, two go back
     lease_s = 8.0
     (renewed,) = vnode_wish(kept, VNODE, 1).vms
     assert renewed.lease_until_s == 8.0
