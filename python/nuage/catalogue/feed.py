@@ -29,7 +29,7 @@ from nuage.model.record import KINDS, Record
 HEARTBEAT_S: Final = 1.0  # bounds what the age of an idle site's replica shows
 LINGER_S: Final = 0.005  # gathers a burst into one message; 1/40 of the lag allowed (200 ms)
 LINGER_BUSY_S: Final = 0.02  # when the last message left within BUSY_S: a tenth of the lag allowed
-BUSY_S: Final = 0.1
+BUSY_S: Final = 0.03
 ITEMS_KEPT_MAX: Final = 512  # changes kept in the feed's form for the next reader, some 0.5 MB
 BATCH_ITEMS_MAX: Final = 512
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024  # a quarter of the channel's largest frame

@@ -195,7 +195,8 @@ class Reconciler:
                 await remove_vm(self._site, vm_id)
             case Grant(vm_id=vm_id):
                 await self._movement.grant(vm_id)
-                self.touch(nodes_of(self._site.index.value(Vm, vm_id)))
+                # Its guest stands still until its node has the wish: no rest before this one.
+                self._render(nodes_of(self._site.index.value(Vm, vm_id)))
             case Take(vm_id=vm_id):
                 await self._movement.take(vm_id)
             case GiveUp(vm_id=vm_id, reason=reason):
