@@ -5,6 +5,7 @@ lost and read again, hence a damaged one is dropped with a log line, not an erro
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from nuage.model.record import Record
 _LOG: Final = structlog.get_logger(__name__)
 
 WRITE_AFTER_S: Final = 0.25  # what a crash may take of a replica; gathers some dozens of messages
+URGENT_KINDS: Final = frozenset({"trust", "user"})  # revocations: no crash may bring rights back
 RETRY_S: Final = 2.0  # after a write that failed: the disk is full, say
 
 _PUT: Final = "INSERT OR REPLACE INTO replica_object VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -153,7 +155,7 @@ class SqliteReplicas(MemoryReplicas):
         return replicas
 
     async def apply(self, effect: ApplyBatch | ReplaceReplica) -> None:
-        """Show an effect, and store it within `WRITE_AFTER_S`."""
+        """Show an effect, and store it within `WRITE_AFTER_S`; what takes rights away, at once."""
         self.show(effect)
         rows: dict[tuple[str, str], Row | None] = {
             (record.kind, record.id): _row(effect.site, record, body)
@@ -165,6 +167,9 @@ class SqliteReplicas(MemoryReplicas):
         self._note(effect.site, _Unwritten(is_whole, effect.cursor, rows))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_soon())
+        if any(record.kind in URGENT_KINDS for record in effect.records):
+            with contextlib.suppress(NuageError):  # kept, and the writer tries again
+                await self.flush()
 
     async def forget(self, site: SiteId) -> None:
         """Drop the replica of a site."""

@@ -19,7 +19,8 @@ from nuage.catalogue.sqlite import SqliteCatalogue
 from nuage.catalogue.store import Delete, Put
 from nuage.clock import SystemClock
 from nuage.errors import SiteUnreachable, Unavailable
-from nuage.ids import SiteId
+from nuage.ids import SiteId, UserId
+from nuage.model.identity import User
 from nuage.model.record import Record
 
 T = TypeVar("T")
@@ -195,4 +196,23 @@ async def test_what_a_full_disk_refuses_of_a_replica_is_stored_later(tmp_path: P
     assert table is not None
     assert reopened.cursor(MARNE).revision == 3
     assert {record.id for record in table.all_records()} == {"vm-2"}
+    await lyon.close()
+
+
+async def test_a_revocation_is_stored_before_the_feed_goes_on(tmp_path: Path) -> None:
+    lyon = await SqliteCatalogue.open(tmp_path / "c.db", site=LYON, clock=HandClock())
+    stored = await SqliteReplicas.open(lyon, SystemClock())
+    await stored.apply(news(1, entered(1, 1)))
+    user = User(user_id=UserId("ada"), name="ada", grants=(), disabled=True)
+    revoked = Record(
+        kind="user", id="ada", home=MARNE, revision=2, epoch=0, changed_s=0.0, value=user
+    )
+    await stored.apply(news(2, revoked))
+    crashed = await SqliteReplicas.open(lyon, SystemClock())  # as the disk is now
+    assert crashed.cursor(MARNE).revision == 2
+    table = crashed.table(MARNE)
+    assert table is not None
+    assert table.find("user", "ada") == revoked
+    assert table.find("vm", "vm-1") is not None
+    await stored.close()
     await lyon.close()
