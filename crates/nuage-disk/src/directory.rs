@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nuage_journal::{AlignedBuffer, BLOCK_BYTES, Content, DiskError, FileId};
 
@@ -14,10 +15,10 @@ const PREPARE_CHUNK_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 struct OpenFile {
-    name: String,
-    /// Through the page cache: reads of the data path.
+    name: Arc<str>,
+    /// Through the page cache: the data path. What is written is there to be read.
     cached: File,
-    /// Past it where the file system can: writes, and reads that mean the medium.
+    /// Past it where the file system can: reads that mean the medium.
     direct: File,
 }
 
@@ -89,14 +90,11 @@ impl Directory {
         self.files.get(&file).map(|file| file.cached.as_raw_fd())
     }
 
-    pub(crate) fn direct_fd(&self, file: FileId) -> Option<RawFd> {
-        self.files.get(&file).map(|file| file.direct.as_raw_fd())
-    }
-
-    pub(crate) fn name_of(&self, file: FileId) -> String {
-        self.files
-            .get(&file)
-            .map_or_else(|| format!("handle {file}"), |file| file.name.clone())
+    pub(crate) fn name_of(&self, file: FileId) -> Arc<str> {
+        self.files.get(&file).map_or_else(
+            || format!("handle {file}").into(),
+            |file| Arc::clone(&file.name),
+        )
     }
 
     /// True when the file has another name elsewhere.
@@ -120,9 +118,10 @@ impl Directory {
 
     pub(crate) fn open_file(&mut self, name: &str) -> Result<FileId, DiskError> {
         let path = self.path.join(name);
-        let opened = File::open(&path).and_then(|cached| {
+        let cached = OpenOptions::new().read(true).write(true).open(&path);
+        let opened = cached.and_then(|cached| {
             open_direct(&path).map(|direct| OpenFile {
-                name: name.to_owned(),
+                name: name.into(),
                 cached,
                 direct,
             })
@@ -164,9 +163,9 @@ impl Directory {
         data: &AlignedBuffer,
     ) -> Result<(), DiskError> {
         let found = self.find(file)?;
-        let written = found.direct.write_all_at(data.bytes(), offset);
+        let written = found.cached.write_all_at(data.bytes(), offset);
         written
-            .and_then(|()| found.direct.sync_data())
+            .and_then(|()| found.cached.sync_data())
             .map_err(|error| io_error("write", &found.name, &error))
     }
 

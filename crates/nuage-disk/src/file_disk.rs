@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use nuage_journal::{AlignedBuffer, Content, Disk, DiskError, DiskOperation, DiskResult, FileId};
+use nuage_journal::{
+    AlignedBuffer, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Piece,
+};
 
 use crate::directory::{Directory, prepare, replace};
 use crate::ring::Ring;
-use crate::threads::{Bell, Threads, Work};
+use crate::threads::{Bell, Reading, Threads, Work};
 
 /// Threads that stand in for a ring: reads at depth, and the one commit in flight.
 const THREADS_WITHOUT_RING: usize = 8;
@@ -61,6 +63,27 @@ impl FileDisk {
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
+
+    /// The pieces with their descriptors, or a handle that is not open.
+    fn reading(&self, pieces: Vec<Piece>, buffer: Vec<u8>) -> Result<Reading, FileId> {
+        let mut runs = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
+            assert!(
+                piece.at + piece.length <= buffer.len(),
+                "a piece lies in its buffer"
+            );
+            let fd = self.directory.cached_fd(piece.file).ok_or(piece.file)?;
+            runs.push((fd, *piece));
+        }
+        let name = pieces
+            .first()
+            .map(|piece| self.directory.name_of(piece.file));
+        Ok(Reading {
+            runs,
+            buffer,
+            name: name.unwrap_or_default(),
+        })
+    }
 }
 
 fn whole(data: &[u8]) -> Content {
@@ -77,35 +100,20 @@ impl Disk for FileDisk {
             }),
         };
         match operation {
-            DiskOperation::Read {
-                file,
-                offset,
-                block_count,
-            } => {
-                let name = self.directory.name_of(file);
-                match (self.directory.cached_fd(file), &mut self.ring) {
-                    (None, _) => self.failed.push(missing(file)),
-                    (Some(fd), Some(ring)) => ring.read(token, fd, name, offset, block_count),
-                    (Some(fd), None) => {
-                        self.threads.submit(
-                            token,
-                            Work::Read {
-                                fd,
-                                name,
-                                offset,
-                                block_count,
-                            },
-                        );
-                    }
-                }
-            }
+            DiskOperation::Read { pieces, buffer } => match self.reading(pieces, buffer) {
+                Err(file) => self.failed.push(missing(file)),
+                Ok(read) => match &mut self.ring {
+                    Some(ring) => ring.read(token, read),
+                    None => self.threads.submit(token, Work::Read(read)),
+                },
+            },
             DiskOperation::Write {
                 file,
                 offset,
                 buffers,
             } => {
                 let name = self.directory.name_of(file);
-                match (self.directory.direct_fd(file), &mut self.ring) {
+                match (self.directory.cached_fd(file), &mut self.ring) {
                     (None, _) => self.failed.push(missing(file)),
                     (Some(fd), Some(ring)) => ring.write(token, fd, name, offset, buffers),
                     (Some(fd), None) => {

@@ -5,9 +5,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
-use nuage_journal::{AlignedBuffer, BLOCK_BYTES, DiskError, DiskResult};
+use nuage_journal::{AlignedBuffer, DiskError, DiskResult};
 
 use crate::directory::io_error;
+use crate::threads::Reading;
 
 /// Operations in the ring at once; more wait here. The completion queue holds twice as many, so it
 /// never overflows: what the kernel sets aside then is given out only to one who enters again.
@@ -17,12 +18,45 @@ const BELL_TOKEN: u64 = 0;
 
 struct InFlight {
     operation: &'static str,
-    name: String,
+    name: Arc<str>,
+    /// Bytes that have come of those wanted, and entries that have not completed.
+    done: usize,
     wanted: usize,
-    buffer: AlignedBuffer,
-    /// Kept alive and in place until the kernel is done with them.
+    entries: usize,
+    failed: Option<DiskError>,
+    /// What a read fills; like the others kept alive and in place until the kernel is done with it.
+    buffer: Vec<u8>,
     _buffers: Vec<Arc<AlignedBuffer>>,
     _vectors: Box<[libc::iovec]>,
+}
+
+impl InFlight {
+    fn completed(&mut self, result: i32) {
+        self.entries -= 1;
+        match usize::try_from(result) {
+            Ok(count) => self.done += count,
+            Err(_) => {
+                let error = std::io::Error::from_raw_os_error(-result);
+                self.failed = Some(io_error(self.operation, &self.name, &error));
+            }
+        }
+    }
+
+    fn outcome(self) -> Result<Vec<u8>, DiskError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        // No entry moves more than it was asked to: the sum is whole only when each of them is.
+        if self.done == self.wanted {
+            Ok(self.buffer)
+        } else {
+            Err(DiskError::Short {
+                name: self.name.to_string(),
+                wrote: self.done,
+                wanted: self.wanted,
+            })
+        }
+    }
 }
 
 pub(crate) struct Ring {
@@ -39,6 +73,7 @@ impl Ring {
     pub(crate) fn new(bell: RawFd) -> Result<Self, DiskError> {
         let ring = IoUring::builder()
             .dontfork()
+            .setup_coop_taskrun() // the loop enters the kernel often enough: no interrupt for it
             .build(RING_ENTRIES)
             .map_err(|error| io_error("io_uring_setup", "", &error))?;
         let mut made = Self {
@@ -67,31 +102,43 @@ impl Ring {
         }
     }
 
-    pub(crate) fn read(&mut self, token: u64, fd: RawFd, name: String, offset: u64, count: usize) {
-        let mut buffer = AlignedBuffer::zeroed(count);
-        let wanted = count * BLOCK_BYTES;
-        let length = u32::try_from(wanted).unwrap_or(u32::MAX);
-        let entry = opcode::Read::new(types::Fd(fd), buffer.bytes_mut().as_mut_ptr(), length)
-            .offset(offset)
-            .build()
-            .user_data(token);
+    /// One operation of as many entries as it has pieces.
+    pub(crate) fn read(&mut self, token: u64, reading: Reading) {
+        let Reading {
+            runs,
+            mut buffer,
+            name,
+        } = reading;
+        let start = buffer.as_mut_ptr();
+        for (fd, piece) in &runs {
+            // SAFETY: the piece lies in the buffer, so this points into it.
+            let target = unsafe { start.add(piece.at) };
+            let length = u32::try_from(piece.length).unwrap_or(u32::MAX);
+            let entry = opcode::Read::new(types::Fd(*fd), target, length)
+                .offset(piece.offset)
+                .build()
+                .user_data(token);
+            self.waiting.push_back(entry);
+        }
         let flight = InFlight {
             operation: "read",
             name,
-            wanted,
+            done: 0,
+            wanted: runs.iter().map(|(_, piece)| piece.length).sum(),
+            entries: runs.len(),
+            failed: None,
             buffer,
             _buffers: Vec::new(),
             _vectors: Box::default(),
         };
         self.in_flight.insert(token, flight);
-        self.waiting.push_back(entry);
     }
 
     pub(crate) fn write(
         &mut self,
         token: u64,
         fd: RawFd,
-        name: String,
+        name: Arc<str>,
         offset: u64,
         buffers: Vec<Arc<AlignedBuffer>>,
     ) {
@@ -111,8 +158,11 @@ impl Ring {
         let flight = InFlight {
             operation: "write",
             name,
+            done: 0,
             wanted: buffers.iter().map(|buffer| buffer.bytes().len()).sum(),
-            buffer: AlignedBuffer::default(),
+            entries: 1,
+            failed: None,
+            buffer: Vec::new(),
             _buffers: buffers,
             _vectors: vectors,
         };
@@ -156,22 +206,16 @@ impl Ring {
                 rung = true;
                 continue;
             }
-            let Some(flight) = self.in_flight.remove(&token) else {
+            let Some(flight) = self.in_flight.get_mut(&token) else {
                 continue;
             };
-            let outcome = match usize::try_from(completion.result()) {
-                Ok(count) if count == flight.wanted => Ok(flight.buffer),
-                Ok(wrote) => Err(DiskError::Short {
-                    name: flight.name,
-                    wrote,
-                    wanted: flight.wanted,
-                }),
-                Err(_) => {
-                    let error = std::io::Error::from_raw_os_error(-completion.result());
-                    Err(io_error(flight.operation, &flight.name, &error))
-                }
-            };
-            results.push(DiskResult { token, outcome });
+            flight.completed(completion.result());
+            if flight.entries == 0
+                && let Some(flight) = self.in_flight.remove(&token)
+            {
+                let outcome = flight.outcome();
+                results.push(DiskResult { token, outcome });
+            }
         }
         if rung {
             self.bell_armed = false;

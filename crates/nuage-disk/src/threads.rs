@@ -6,9 +6,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use nuage_journal::{AlignedBuffer, Content, DiskError, DiskResult};
+use nuage_journal::{AlignedBuffer, Content, DiskError, DiskResult, Piece};
 
 use crate::directory::{io_error, prepare, replace};
+
+/// Pieces to read into one buffer, each within it.
+pub(crate) struct Reading {
+    pub runs: Vec<(RawFd, Piece)>,
+    pub buffer: Vec<u8>,
+    /// The first file of it, for the log.
+    pub name: Arc<str>,
+}
 
 /// Work for a thread. Descriptors stay open until its result has been taken.
 pub(crate) enum Work {
@@ -20,15 +28,10 @@ pub(crate) enum Work {
         name: String,
         content: Content,
     },
-    Read {
-        fd: RawFd,
-        name: String,
-        offset: u64,
-        block_count: usize,
-    },
+    Read(Reading),
     Write {
         fd: RawFd,
-        name: String,
+        name: Arc<str>,
         offset: u64,
         buffers: Vec<Arc<AlignedBuffer>>,
     },
@@ -147,27 +150,25 @@ impl Threads {
     }
 }
 
-fn perform(path: &Path, work: Work) -> Result<AlignedBuffer, DiskError> {
+fn perform(path: &Path, work: Work) -> Result<Vec<u8>, DiskError> {
     match work {
-        Work::Prepare { name, size_bytes } => {
-            prepare(path, &name, size_bytes).map(|()| AlignedBuffer::default())
-        }
-        Work::Replace { name, content } => {
-            replace(path, &name, &content).map(|()| AlignedBuffer::default())
-        }
-        Work::Read {
-            fd,
+        Work::Prepare { name, size_bytes } => prepare(path, &name, size_bytes).map(|()| Vec::new()),
+        Work::Replace { name, content } => replace(path, &name, &content).map(|()| Vec::new()),
+        Work::Read(Reading {
+            runs,
+            mut buffer,
             name,
-            offset,
-            block_count,
-        } => {
-            let mut buffer = AlignedBuffer::zeroed(block_count);
-            transfer(&name, "read", buffer.bytes().len(), |done| {
-                let rest = &mut buffer.bytes_mut()[done..];
-                // SAFETY: `rest` is writable for its length; the descriptor is open until the result
-                // has been taken.
-                unsafe { libc::pread(fd, rest.as_mut_ptr().cast(), rest.len(), at(offset, done)) }
-            })?;
+        }) => {
+            for (fd, piece) in runs {
+                let target = &mut buffer[piece.at..piece.at + piece.length];
+                transfer(&name, "read", piece.length, |done| {
+                    let rest = &mut target[done..];
+                    let from = at(piece.offset, done);
+                    // SAFETY: `rest` is writable for its length; the descriptor is open until the
+                    // result has been taken.
+                    unsafe { libc::pread(fd, rest.as_mut_ptr().cast(), rest.len(), from) }
+                })?;
+            }
             Ok(buffer)
         }
         Work::Write {
@@ -189,7 +190,7 @@ fn perform(path: &Path, work: Work) -> Result<AlignedBuffer, DiskError> {
             if unsafe { libc::fdatasync(fd) } != 0 {
                 return Err(io_error("sync", &name, &std::io::Error::last_os_error()));
             }
-            Ok(AlignedBuffer::default())
+            Ok(Vec::new())
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Operations far beyond what the ring holds: each comes back, and the caller is woken for it.
+//! Many operations, and operations of many pieces: each comes back whole, and the caller is woken for it.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use nuage_disk::{FileDisk, Method};
-use nuage_journal::{AlignedBuffer, BLOCK_BYTES, Disk, DiskOperation, FileId};
+use nuage_journal::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, FileId, Piece};
 
 const BLOCKS: usize = 64;
 /// Well over the entries of the ring and of its completion queue.
@@ -49,10 +49,15 @@ fn read_far_beyond_the_ring(method: Method) {
     let folder = tempfile::tempdir().unwrap();
     let (mut disk, file) = disk_with_blocks(folder.path(), method);
     for token in 1..=OPERATIONS {
-        let read = DiskOperation::Read {
+        let piece = Piece {
             file,
             offset: offset_of(block_of(token)),
-            block_count: 1,
+            length: BLOCK_BYTES,
+            at: 0,
+        };
+        let read = DiskOperation::Read {
+            pieces: vec![piece],
+            buffer: vec![0; BLOCK_BYTES],
         };
         disk.submit(token, read);
     }
@@ -64,7 +69,7 @@ fn read_far_beyond_the_ring(method: Method) {
         for result in results.drain(..) {
             let buffer = result.outcome.unwrap();
             let expected = u8::try_from(block_of(result.token)).unwrap();
-            assert!(buffer.bytes().iter().all(|byte| *byte == expected));
+            assert!(buffer.iter().all(|byte| *byte == expected));
             assert!(
                 missing.remove(&result.token),
                 "token {} twice",
@@ -107,4 +112,90 @@ fn a_disk_dropped_with_unpolled_operations_ends() {
         disk.submit(token, write);
     }
     drop(disk);
+}
+
+fn pieces_fill_one_buffer(method: Method) {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, file) = disk_with_blocks(folder.path(), method);
+    // Every other block, backwards, with a gap that keeps what the caller put there.
+    let pieces: Vec<Piece> = (0..BLOCKS / 2)
+        .map(|at| Piece {
+            file,
+            offset: offset_of(BLOCKS - 1 - 2 * at),
+            length: BLOCK_BYTES,
+            at: (at + 1) * BLOCK_BYTES,
+        })
+        .collect();
+    let count = pieces.len();
+    let buffer = vec![0xee; (count + 1) * BLOCK_BYTES];
+    disk.submit(1, DiskOperation::Read { pieces, buffer });
+    let buffer = one_result(&mut disk).unwrap();
+    assert!(buffer[..BLOCK_BYTES].iter().all(|byte| *byte == 0xee));
+    for at in 0..count {
+        let block = &buffer[(at + 1) * BLOCK_BYTES..][..BLOCK_BYTES];
+        let expected = u8::try_from(BLOCKS - 1 - 2 * at).unwrap();
+        assert!(block.iter().all(|byte| *byte == expected), "piece {at}");
+    }
+}
+
+fn one_result(disk: &mut FileDisk) -> Result<Vec<u8>, DiskError> {
+    let mut results = Vec::new();
+    disk.poll(&mut results);
+    while results.is_empty() {
+        wait(disk);
+        disk.poll(&mut results);
+    }
+    assert_eq!(results.len(), 1);
+    results.remove(0).outcome
+}
+
+#[test]
+fn pieces_fill_one_buffer_by_the_ring() {
+    pieces_fill_one_buffer(Method::Best);
+}
+
+#[test]
+fn pieces_fill_one_buffer_by_threads() {
+    pieces_fill_one_buffer(Method::Threads);
+}
+
+#[test]
+fn a_piece_past_the_end_of_its_file_is_told() {
+    for method in [Method::Best, Method::Threads] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut disk, file) = disk_with_blocks(folder.path(), method);
+        let piece = |block: usize| Piece {
+            file,
+            offset: offset_of(block),
+            length: BLOCK_BYTES,
+            at: (block % 2) * BLOCK_BYTES,
+        };
+        let pieces = vec![piece(0), piece(BLOCKS + 1)];
+        let buffer = vec![0; 2 * BLOCK_BYTES];
+        disk.submit(1, DiskOperation::Read { pieces, buffer });
+        let outcome = one_result(&mut disk);
+        assert!(
+            matches!(outcome, Err(DiskError::Short { .. })),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_written_is_read_from_the_medium_too() {
+    for method in [Method::Best, Method::Threads] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut disk, file) = disk_with_blocks(folder.path(), method);
+        let mut block = AlignedBuffer::zeroed(1);
+        block.bytes_mut().fill(0x77);
+        let write = DiskOperation::Write {
+            file,
+            offset: offset_of(3),
+            buffers: vec![Arc::new(block.clone()), Arc::new(block)],
+        };
+        disk.submit(1, write);
+        one_result(&mut disk).unwrap();
+        let found = disk.read_now(file, offset_of(3), 2 * BLOCK_BYTES).unwrap();
+        assert!(found.iter().all(|byte| *byte == 0x77));
+    }
 }

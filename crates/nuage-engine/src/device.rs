@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nuage_block::{BlockDevice, Completion, Failure, Geometry, Operation, Outcome, Request};
 use nuage_journal::{Disk, JournalError, Point};
@@ -74,6 +75,10 @@ impl<D: Disk> BlockDevice for Volume<D> {
 
     fn wake_fd(&self) -> Option<i32> {
         self.0.borrow().store.wake_fd()
+    }
+
+    fn poll_within(&self) -> Option<Duration> {
+        self.0.borrow().poll_within()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A volume in a directory behaves as an array of bytes, over restarts and over its history.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,10 +9,10 @@ use std::sync::Arc;
 use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
 use nuage_disk::FileDisk;
 use nuage_engine::{
-    AckMode, Administration, HeadEvent, HeadOptions, SystemClock, Volume, clone_volume,
+    AckMode, Administration, Clock, HeadEvent, HeadOptions, SystemClock, Volume, clone_volume,
     create_volume, open_volume,
 };
-use nuage_journal::{JournalError, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec};
+use nuage_journal::{JournalError, Now, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec};
 
 const SIZE: u64 = 8 << 20;
 const KEY: [u8; 32] = [7; 32];
@@ -332,4 +333,61 @@ fn a_clone_of_the_past_lives_beside_its_parent() {
         let mut child = open(&second, encrypted, AckMode::WriteBack);
         assert!(read_all(&mut child) == child_model);
     }
+}
+
+/// A clock that stands until it is told to go on.
+#[derive(Default)]
+struct StandingClock(Cell<u64>);
+
+impl Clock for StandingClock {
+    fn now(&self) -> Now {
+        Now {
+            monotonic_ns: self.0.get(),
+            unix_ns: self.0.get(),
+        }
+    }
+}
+
+fn write_of_one_block() -> Operation {
+    Operation::Write {
+        offset: 0,
+        data: vec![5; 4096],
+        fua: false,
+    }
+}
+
+/// Seqs given out that are in no group yet.
+fn gathering(volume: &Volume<FileDisk>) -> u64 {
+    volume.with(|head| head.last_seq() - head.store().tail().seq)
+}
+
+#[test]
+fn a_write_answered_from_memory_gathers_until_its_time_or_a_flush() {
+    let directory = tempfile::tempdir().unwrap();
+    create_volume(directory.path(), &spec(false)).unwrap();
+    let clock = Rc::new(StandingClock::default());
+    let options = HeadOptions {
+        name: Arc::from("v"),
+        mode: AckMode::Memory,
+        term: 1,
+        head: "test".into(),
+    };
+    let shared: Rc<dyn Clock> = Rc::clone(&clock) as Rc<dyn Clock>;
+    let mut volume = open_volume(directory.path(), None, options, shared).unwrap();
+    assert_eq!(run(&mut volume, Operation::Flush), Outcome::Done);
+    for expected in 1..=2 {
+        assert_eq!(run(&mut volume, write_of_one_block()), Outcome::Done);
+        assert_eq!(gathering(&volume), expected, "answered, in no group yet");
+    }
+    let patience = volume.poll_within().unwrap();
+    clock
+        .0
+        .set(clock.0.get() + u64::try_from(patience.as_nanos()).unwrap());
+    volume.poll(&mut Vec::new());
+    assert_eq!(gathering(&volume), 0, "its time is over");
+    assert_eq!(run(&mut volume, write_of_one_block()), Outcome::Done);
+    assert_eq!(run(&mut volume, Operation::Flush), Outcome::Done);
+    let (durable, last) = volume.with(|head| (head.store().durable_seq(), head.last_seq()));
+    assert_eq!(durable, last);
+    assert_eq!(volume.poll_within(), None);
 }

@@ -70,20 +70,34 @@ impl AlignedBuffer {
 
     /// A copy of `bytes`, padded with zeros to whole blocks.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut buffer = Self::with_capacity(bytes.len().div_ceil(BLOCK_BYTES));
-        for chunk in bytes.chunks(BLOCK_BYTES) {
-            buffer.push(chunk);
-        }
+        let mut buffer = Self::default();
+        buffer.append(bytes);
         buffer
     }
 
     /// Append one block: `chunk` (at most a block) and zeros.
-    pub fn push(&mut self, chunk: &[u8]) -> &mut [u8] {
+    pub fn push(&mut self, chunk: &[u8]) {
         let mut block = AlignedBlock([0; BLOCK_BYTES]);
         block.0[..chunk.len()].copy_from_slice(chunk);
         self.blocks.push(block);
-        let last = self.blocks.len() - 1;
-        &mut self.blocks[last].0
+    }
+
+    /// Append `bytes`, the last block padded with zeros; returns what was appended.
+    pub fn append(&mut self, bytes: &[u8]) -> &mut [u8] {
+        let first = self.blocks.len();
+        let whole = bytes.len() / BLOCK_BYTES;
+        self.blocks.reserve(bytes.len().div_ceil(BLOCK_BYTES));
+        // SAFETY: room for `whole` blocks is reserved behind the `first` that are there; a block is
+        // plain bytes without padding, and `bytes` has at least that many.
+        unsafe {
+            let target = self.blocks.as_mut_ptr().add(first).cast::<u8>();
+            target.copy_from_nonoverlapping(bytes.as_ptr(), whole * BLOCK_BYTES);
+            self.blocks.set_len(first + whole);
+        }
+        if whole * BLOCK_BYTES < bytes.len() {
+            self.push(&bytes[whole * BLOCK_BYTES..]);
+        }
+        &mut self.bytes_mut()[first * BLOCK_BYTES..]
     }
 
     pub fn block_count(&self) -> usize {
@@ -116,14 +130,20 @@ impl AlignedBuffer {
 /// Gives the bytes of a file piece by piece to the function it is called with.
 pub type Content = Box<dyn Fn(&mut dyn FnMut(&[u8])) + Send>;
 
+/// A run of bytes of a file and where it goes in a reader's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    pub file: FileId,
+    pub offset: u64,
+    pub length: usize,
+    /// First byte of the buffer.
+    pub at: usize,
+}
+
 /// An operation whose result comes from `poll`.
 pub enum DiskOperation {
-    /// Whole blocks from `offset`.
-    Read {
-        file: FileId,
-        offset: u64,
-        block_count: usize,
-    },
+    /// Fill parts of `buffer`, all at once; its result gives the buffer back.
+    Read { pieces: Vec<Piece>, buffer: Vec<u8> },
     /// Write the buffers one after the other from `offset`, durable before it completes.
     Write {
         file: FileId,
@@ -141,7 +161,7 @@ pub enum DiskOperation {
 pub struct DiskResult {
     pub token: u64,
     /// The buffer of a read, otherwise an empty one.
-    pub outcome: Result<AlignedBuffer, DiskError>,
+    pub outcome: Result<Vec<u8>, DiskError>,
 }
 
 /// A directory of files. File names hold no separators.

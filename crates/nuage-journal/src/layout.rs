@@ -452,7 +452,8 @@ impl GroupBuilder {
         let payload_block = self.payload_blocks();
         let mut tail = Vec::with_capacity(data.len() / BLOCK_BYTES * 20);
         let mut cipher = cipher;
-        for (chunk, index) in data.chunks(BLOCK_BYTES).zip(0u32..) {
+        let stored = self.payload.append(data);
+        for (block, index) in stored.chunks_mut(BLOCK_BYTES).zip(0u32..) {
             let block_lba = lba + u64::from(index);
             let origin = BlockOrigin {
                 volume: self.volume,
@@ -460,7 +461,6 @@ impl GroupBuilder {
                 seq,
                 index,
             };
-            let block = self.payload.push(chunk);
             let tag = cipher
                 .as_deref_mut()
                 .map(|cipher| cipher.seal(&origin, block_lba, block));

@@ -33,6 +33,7 @@ pub use checkpoint::{Checkpoint, Mark, Position, SideState, Superblock, checkpoi
 pub use cipher::{BlockOrigin, Cipher, VolumeUuid, block_crc};
 pub use disk::{
     AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Now,
+    Piece,
 };
 pub use error::JournalError;
 pub use history::{CloneParts, HistoryItem, Point};

@@ -2,15 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::bytes::wide;
 use crate::cipher::{VolumeUuid, block_crc};
-use crate::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation};
+use crate::disk::{BLOCK_BYTES, Disk, DiskError, DiskOperation, Piece};
 use crate::index::Entry;
 use crate::layout::{BlockFacts, GROUP_HEADER_BLOCKS_MAX, GroupHead};
 use crate::segment::{SegmentKind, block_bytes};
 use crate::store::{Purpose, Slot, SlotState, Store, StoreEvent};
 
-/// Blocks of one disk read at most.
-const READ_BLOCKS_MAX: u32 = 256;
 /// Header blocks read at first: 70 records fit in one.
 const TABLE_BLOCKS_FIRST: u32 = 1;
 /// Payload blocks whose tags and nonces are remembered: 80 B each, 16 MiB, 0.8 GiB of hot data.
@@ -33,7 +32,7 @@ pub enum ReadError {
     Disk { lba: u64, error: DiskError },
 }
 
-/// The buffer, filled; on failure the buffer as far as it came, and the first block that failed.
+/// The buffer, filled; on failure of no use, with the first block that failed.
 #[derive(Debug)]
 pub struct ReadOutcome {
     pub buffer: Vec<u8>,
@@ -41,19 +40,14 @@ pub struct ReadOutcome {
 }
 
 #[derive(Debug)]
-struct Part {
+pub(crate) struct ReadJob {
+    /// With the disk while it is filled.
+    buffer: Vec<u8>,
+    /// In the order of their places on disk.
     blocks: Vec<Wanted>,
     /// Facts of the blocks whose slots need them, taken when the read is started.
     facts: Vec<Option<BlockFacts>>,
-}
-
-#[derive(Debug)]
-pub(crate) struct ReadJob {
-    tag: u64,
-    buffer: Vec<u8>,
-    parts: Vec<Part>,
     tables_waiting: usize,
-    parts_waiting: usize,
     error: Option<ReadError>,
 }
 
@@ -119,32 +113,10 @@ impl<D: Disk> Store<D> {
     /// Read blocks into `buffer`; the event `Read` with `tag` gives it back.
     pub fn read(&mut self, tag: u64, mut wanted: Vec<Wanted>, buffer: Vec<u8>) {
         wanted.sort_unstable_by_key(|wanted| (wanted.entry.slot(), wanted.entry.block()));
-        let mut parts: Vec<Part> = Vec::new();
-        for wanted in wanted {
-            let follows = parts
-                .last()
-                .and_then(|part| part.blocks.last().zip(part.blocks.first()));
-            match follows {
-                Some((last, first))
-                    if last.entry.slot() == wanted.entry.slot()
-                        && last.entry.block() + 1 == wanted.entry.block()
-                        && wanted.entry.block() - first.entry.block() < READ_BLOCKS_MAX =>
-                {
-                    if let Some(part) = parts.last_mut() {
-                        part.blocks.push(wanted);
-                    }
-                }
-                _ => parts.push(Part {
-                    blocks: vec![wanted],
-                    facts: Vec::new(),
-                }),
-            }
-        }
         let job = ReadJob {
-            tag,
             buffer,
-            parts_waiting: parts.len(),
-            parts,
+            blocks: wanted,
+            facts: Vec::new(),
             tables_waiting: 0,
             error: None,
         };
@@ -156,7 +128,7 @@ impl<D: Disk> Store<D> {
     fn start_tables(&mut self, number: u64) {
         let mut missing: Vec<(u32, u32, u32)> = Vec::new();
         if let Some(job) = self.jobs.get(&number) {
-            for wanted in job.parts.iter().flat_map(|part| &part.blocks) {
+            for wanted in &job.blocks {
                 if !self.needs_table(wanted.entry.slot()) {
                     continue;
                 }
@@ -189,10 +161,15 @@ impl<D: Disk> Store<D> {
         };
         let segment_blocks = self.superblock.segment_bytes as usize / BLOCK_BYTES;
         let blocks_there = segment_blocks.saturating_sub(block as usize);
-        let operation = DiskOperation::Read {
+        let piece = Piece {
             file,
             offset: block_bytes(block),
-            block_count: blocks.min(blocks_there),
+            length: blocks.min(blocks_there) * BLOCK_BYTES,
+            at: 0,
+        };
+        let operation = DiskOperation::Read {
+            pieces: vec![piece],
+            buffer: vec![0; piece.length],
         };
         self.submit(
             Purpose::ReadTable {
@@ -211,9 +188,9 @@ impl<D: Disk> Store<D> {
         slot: u32,
         block: u32,
         blocks: usize,
-        outcome: Result<AlignedBuffer, DiskError>,
+        outcome: Result<Vec<u8>, DiskError>,
     ) {
-        let head = outcome.ok().map(|buffer| GroupHead::decode(buffer.bytes()));
+        let head = outcome.ok().map(|buffer| GroupHead::decode(&buffer));
         match head {
             Some(Ok(head)) => {
                 self.tables.insert(slot, block, &head);
@@ -238,14 +215,11 @@ impl<D: Disk> Store<D> {
             at.and_then(|at| facts.get(at as usize))
                 .is_some_and(|facts| facts.lba == lba)
         };
-        job.parts
-            .iter()
-            .flat_map(|part| &part.blocks)
-            .all(|wanted| {
-                let entry = wanted.entry;
-                (entry.slot(), entry.block().wrapping_sub(entry.back())) != (slot, block)
-                    || described(entry, wanted.lba)
-            })
+        job.blocks.iter().all(|wanted| {
+            let entry = wanted.entry;
+            (entry.slot(), entry.block().wrapping_sub(entry.back())) != (slot, block)
+                || described(entry, wanted.lba)
+        })
     }
 
     fn table_ready(&mut self, number: u64, damaged: bool) {
@@ -254,11 +228,7 @@ impl<D: Disk> Store<D> {
         };
         job.tables_waiting -= 1;
         if damaged && job.error.is_none() {
-            let lba = job
-                .parts
-                .first()
-                .and_then(|part| part.blocks.first())
-                .map_or(0, |b| b.lba);
+            let lba = job.blocks.first().map_or(0, |block| block.lba);
             job.error = Some(ReadError::Damaged { lba });
         }
         if job.tables_waiting == 0 {
@@ -267,123 +237,106 @@ impl<D: Disk> Store<D> {
     }
 
     fn start_data(&mut self, number: u64) {
-        let Some(job) = self.jobs.get_mut(&number) else {
+        let Some(mut job) = self.jobs.remove(&number) else {
             return;
         };
-        if job.error.is_some() {
-            job.parts_waiting = 0;
-        }
-        if job.parts_waiting == 0 {
-            self.finish_job(number);
+        if job.error.is_some() || job.blocks.is_empty() {
+            self.finish_job(number, job);
             return;
         }
-        if !self.take_facts(number) {
+        if !self.take_facts(&mut job) {
             // A table was put out of the cache by others meanwhile: fetch it again.
+            self.jobs.insert(number, job);
             self.start_tables(number);
             return;
         }
-        let Some(job) = self.jobs.get(&number) else {
-            return;
-        };
-        let reads: Vec<(u32, u32, usize)> = job
-            .parts
-            .iter()
-            .map(|part| {
-                (
-                    part.blocks[0].entry.slot(),
-                    part.blocks[0].entry.block(),
-                    part.blocks.len(),
-                )
-            })
-            .collect();
-        for (part, (slot, block, block_count)) in reads.into_iter().enumerate() {
-            let purpose = Purpose::ReadData { job: number, part };
-            if let Some(file) = self.file_of(slot) {
-                let offset = block_bytes(block);
-                self.submit(
-                    purpose,
-                    DiskOperation::Read {
-                        file,
-                        offset,
-                        block_count,
-                    },
-                );
-            } else {
-                let name = crate::store::segment_name(slot);
-                self.finish_data(number, part, Err(DiskError::NotFound { name }));
+        match self.pieces(&job.blocks) {
+            Ok(pieces) => {
+                let buffer = std::mem::take(&mut job.buffer);
+                self.jobs.insert(number, job);
+                let operation = DiskOperation::Read { pieces, buffer };
+                self.submit(Purpose::ReadData { job: number }, operation);
+            }
+            Err(error) => {
+                job.error = Some(error);
+                self.finish_job(number, job);
             }
         }
+    }
+
+    /// What to read for `blocks`: neighbours on disk that are neighbours in the buffer are one piece.
+    fn pieces(&self, blocks: &[Wanted]) -> Result<Vec<Piece>, ReadError> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut slot = None;
+        for wanted in blocks {
+            let offset = block_bytes(wanted.entry.block());
+            if let Some(last) = pieces.last_mut()
+                && slot == Some(wanted.entry.slot())
+                && last.offset + wide(last.length) == offset
+                && last.at + last.length == wanted.buffer_offset
+            {
+                last.length += BLOCK_BYTES;
+                continue;
+            }
+            slot = Some(wanted.entry.slot());
+            let Some(file) = self.file_of(wanted.entry.slot()) else {
+                let name = crate::store::segment_name(wanted.entry.slot());
+                let (lba, error) = (wanted.lba, DiskError::NotFound { name });
+                return Err(ReadError::Disk { lba, error });
+            };
+            pieces.push(Piece {
+                file,
+                offset,
+                length: BLOCK_BYTES,
+                at: wanted.buffer_offset,
+            });
+        }
+        Ok(pieces)
     }
 
     /// Copy the facts of all blocks into the job; false when a table is missing.
-    fn take_facts(&mut self, number: u64) -> bool {
-        let Some(mut job) = self.jobs.remove(&number) else {
-            return true;
-        };
+    fn take_facts(&self, job: &mut ReadJob) -> bool {
         let mut complete = true;
-        for part in &mut job.parts {
-            part.facts.clear();
-            for wanted in &part.blocks {
-                let needed = self.needs_table(wanted.entry.slot());
-                let facts = self.tables.facts(wanted.entry).filter(|_| needed).copied();
-                complete &= !needed || facts.is_some();
-                part.facts.push(facts);
-            }
+        job.facts.clear();
+        for wanted in &job.blocks {
+            let needed = self.needs_table(wanted.entry.slot());
+            let facts = self.tables.facts(wanted.entry).filter(|_| needed).copied();
+            complete &= !needed || facts.is_some();
+            job.facts.push(facts);
         }
-        self.jobs.insert(number, job);
         complete
     }
 
-    pub(crate) fn finish_data(
-        &mut self,
-        number: u64,
-        part: usize,
-        outcome: Result<AlignedBuffer, DiskError>,
-    ) {
+    pub(crate) fn finish_data(&mut self, number: u64, outcome: Result<Vec<u8>, DiskError>) {
         let Some(mut job) = self.jobs.remove(&number) else {
             return;
         };
-        let blocks = std::mem::take(&mut job.parts[part].blocks);
-        let facts = std::mem::take(&mut job.parts[part].facts);
         match outcome {
-            Ok(data) => {
-                for (at, wanted) in blocks.iter().enumerate() {
-                    let target =
-                        &mut job.buffer[wanted.buffer_offset..wanted.buffer_offset + BLOCK_BYTES];
-                    target.copy_from_slice(data.block(at));
-                    let facts = facts.get(at).copied().flatten();
-                    if !self.check_block(wanted, facts, target) {
+            Ok(buffer) => {
+                job.buffer = buffer;
+                for (wanted, facts) in job.blocks.iter().zip(&job.facts) {
+                    let end = wanted.buffer_offset + BLOCK_BYTES;
+                    let block = &mut job.buffer[wanted.buffer_offset..end];
+                    if !self.check_block(wanted, *facts, block) {
                         job.error
                             .get_or_insert(ReadError::Damaged { lba: wanted.lba });
                     }
                 }
             }
             Err(error) => {
-                job.error.get_or_insert(ReadError::Disk {
-                    lba: blocks[0].lba,
-                    error,
-                });
+                let lba = job.blocks.first().map_or(0, |block| block.lba);
+                job.error = Some(ReadError::Disk { lba, error });
             }
         }
-        job.parts_waiting -= 1;
-        let done = job.parts_waiting == 0;
-        self.jobs.insert(number, job);
-        if done {
-            self.finish_job(number);
-        }
+        self.finish_job(number, job);
     }
 
-    fn finish_job(&mut self, number: u64) {
-        if let Some(job) = self.jobs.remove(&number) {
-            let outcome = ReadOutcome {
-                buffer: job.buffer,
-                error: job.error,
-            };
-            self.events.push(StoreEvent::Read {
-                tag: job.tag,
-                outcome,
-            });
-        }
+    fn finish_job(&mut self, tag: u64, job: ReadJob) {
+        let outcome = ReadOutcome {
+            buffer: job.buffer,
+            error: job.error,
+        };
+        self.events.push(StoreEvent::Read { tag, outcome });
     }
 
     /// Check a block as stored and decrypt it in place.

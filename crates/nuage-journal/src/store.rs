@@ -154,7 +154,6 @@ pub(crate) enum Purpose {
     Checkpoint(Box<Checkpoint>),
     ReadData {
         job: u64,
-        part: usize,
     },
     ReadTable {
         job: u64,
@@ -789,7 +788,7 @@ impl<D: Disk> Store<D> {
             }
             Purpose::Spare { slot } => self.finish_spare(slot, result.outcome),
             Purpose::Checkpoint(checkpoint) => self.finish_checkpoint(&checkpoint, result.outcome),
-            Purpose::ReadData { job, part } => self.finish_data(job, part, result.outcome),
+            Purpose::ReadData { job } => self.finish_data(job, result.outcome),
             Purpose::ReadTable {
                 job,
                 slot,
@@ -816,7 +815,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn finish_spare(&mut self, slot: u32, outcome: Result<AlignedBuffer, DiskError>) {
+    fn finish_spare(&mut self, slot: u32, outcome: Result<Vec<u8>, DiskError>) {
         let opened = outcome.and_then(|_| self.disk.open_now(&segment_name(slot)));
         let Some(found) = self.slots[slot as usize].as_mut() else {
             return;
@@ -887,11 +886,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn finish_checkpoint(
-        &mut self,
-        checkpoint: &Checkpoint,
-        outcome: Result<AlignedBuffer, DiskError>,
-    ) {
+    fn finish_checkpoint(&mut self, checkpoint: &Checkpoint, outcome: Result<Vec<u8>, DiskError>) {
         self.checkpoint_running = false;
         match outcome {
             Ok(_) => self.add_anchor(checkpoint),

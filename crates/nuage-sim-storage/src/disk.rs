@@ -148,16 +148,15 @@ impl SimDisk {
         Ok(())
     }
 
-    fn perform(&mut self, operation: DiskOperation) -> Result<AlignedBuffer, DiskError> {
+    fn perform(&mut self, operation: DiskOperation) -> Result<Vec<u8>, DiskError> {
         self.power()?;
         match operation {
-            DiskOperation::Read {
-                file,
-                offset,
-                block_count,
-            } => {
-                let bytes = self.read_now(file, offset, block_count * BLOCK_BYTES)?;
-                Ok(AlignedBuffer::from_bytes(&bytes))
+            DiskOperation::Read { pieces, mut buffer } => {
+                for piece in pieces {
+                    let bytes = self.read_now(piece.file, piece.offset, piece.length)?;
+                    buffer[piece.at..piece.at + piece.length].copy_from_slice(&bytes);
+                }
+                Ok(buffer)
             }
             DiskOperation::Write {
                 file,
@@ -177,16 +176,15 @@ impl SimDisk {
                     self.write_now(file, at, &buffer)?;
                     at += buffer.bytes().len() as u64;
                 }
-                Ok(AlignedBuffer::default())
+                Ok(Vec::new())
             }
-            DiskOperation::Prepare { name, size_bytes } => self
-                .prepare_now(&name, size_bytes)
-                .map(|()| AlignedBuffer::default()),
+            DiskOperation::Prepare { name, size_bytes } => {
+                self.prepare_now(&name, size_bytes).map(|()| Vec::new())
+            }
             DiskOperation::Replace { name, content } => {
                 let mut bytes = Vec::new();
                 content(&mut |part| bytes.extend_from_slice(part));
-                self.replace_now(&name, &bytes)
-                    .map(|()| AlignedBuffer::default())
+                self.replace_now(&name, &bytes).map(|()| Vec::new())
             }
         }
     }

@@ -114,6 +114,8 @@ pub struct VolumeHead<D: Disk> {
     administrations: VecDeque<(u64, Administration)>,
     administered: VecDeque<(u64, u64)>,
     pub(crate) replicas: Option<Replicas>,
+    /// When `poll` first saw what is gathering, by the monotonic clock.
+    gathering_since_ns: Option<u64>,
     stopped: Option<Failure>,
 }
 
@@ -168,6 +170,7 @@ impl<D: Disk> VolumeHead<D> {
             administrations: VecDeque::new(),
             administered: VecDeque::new(),
             replicas,
+            gathering_since_ns: None,
             stopped: None,
         }
     }
@@ -251,6 +254,9 @@ impl<D: Disk> VolumeHead<D> {
             if !self.wants_group() || self.stopped.is_some() || self.close_group().is_err() {
                 break;
             }
+        }
+        if !self.builder.is_empty() && self.gathering_since_ns.is_none() {
+            self.gathering_since_ns = Some(self.clock.now().monotonic_ns);
         }
         completions.append(&mut self.completions);
     }

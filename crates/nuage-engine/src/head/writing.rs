@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nuage_block::{Failure, Outcome, Tag};
 use nuage_journal::{BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind};
@@ -9,6 +10,11 @@ use nuage_journal::{BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind
 use super::merge::NO_TAG;
 use super::{AckMode, HeadEvent, VolumeHead};
 use crate::replicas::Replicas;
+
+/// A group that nobody waits for gathers as long as this or until it has as many blocks: then a flush finds one
+/// commit to wait for, not two, and a crash takes no more than a guest's cache would lose anyway.
+const GATHER_TIME: Duration = Duration::from_millis(1);
+const GATHER_BLOCKS: u32 = 64;
 
 /// A record that is not yet visible.
 pub(super) struct Pending {
@@ -101,7 +107,7 @@ impl<D: Disk> VolumeHead<D> {
             blocks,
             data,
         };
-        if self.options.mode == AckMode::WriteBack {
+        if self.answers_at_once() {
             self.show(&pending);
         } else {
             self.pending.push_back(pending);
@@ -119,13 +125,22 @@ impl<D: Disk> VolumeHead<D> {
         }
     }
 
+    /// This head's memory is a full ack set.
+    fn answers_at_once(&self) -> bool {
+        match self.options.mode {
+            AckMode::WriteBack => true,
+            AckMode::Memory => self.replicas.is_none(),
+            AckMode::Durable => false,
+        }
+    }
+
     pub(super) fn wait(&mut self, tag: Tag, seq: u64, fua: bool) {
         if tag == NO_TAG {
             return;
         }
         if fua || self.options.mode == AckMode::Durable {
             self.wait_durable(tag, seq);
-        } else if self.options.mode == AckMode::WriteBack {
+        } else if self.answers_at_once() {
             self.complete(tag, Outcome::Done);
         } else {
             self.visible_waiters.push_back(Waiter { seq, tag });
@@ -154,6 +169,7 @@ impl<D: Disk> VolumeHead<D> {
         let next = self.builder.next_seq();
         let fresh = GroupBuilder::new(self.uuid, self.epoch, next, self.store.is_encrypted());
         let builder = std::mem::replace(&mut self.builder, fresh);
+        self.gathering_since_ns = None;
         self.last_time_ns = self.clock.now().unix_ns.max(self.last_time_ns + 1);
         let blocks = builder.total_blocks();
         let closing = Closing {
@@ -176,9 +192,43 @@ impl<D: Disk> VolumeHead<D> {
         Ok(())
     }
 
-    /// A group is closed when nothing is on its way to the local disk.
+    /// A group is closed when the one before it is held, and somebody waits for it or it has gathered.
     pub(super) fn wants_group(&self) -> bool {
-        !self.builder.is_empty() && self.store.durable_seq() == self.store.tail().seq
+        !self.builder.is_empty()
+            && self.holds_the_last()
+            && (self.is_awaited() || self.gathers_for().is_some_and(|left| left.is_zero()))
+    }
+
+    /// Nothing is on its way to the local disk, or to an ack set whose memory is enough.
+    fn holds_the_last(&self) -> bool {
+        let tail_seq = self.store.tail().seq;
+        let by_memory = self.options.mode == AckMode::Memory;
+        let copies = self.replicas.as_ref().filter(|_| by_memory);
+        self.store.durable_seq() == tail_seq
+            || copies.is_some_and(|copies| copies.memory_seq() >= tail_seq)
+    }
+
+    fn is_awaited(&self) -> bool {
+        !(self.visible_waiters.is_empty()
+            && self.durable_waiters.is_empty()
+            && self.blocked.is_empty()
+            && self.administrations.is_empty())
+    }
+
+    /// How much longer a group may gather; `None`: nothing has begun to.
+    fn gathers_for(&self) -> Option<Duration> {
+        let since_ns = self.gathering_since_ns?;
+        if self.builder.payload_blocks() >= GATHER_BLOCKS {
+            return Some(Duration::ZERO);
+        }
+        let gathered_ns = self.clock.now().monotonic_ns.saturating_sub(since_ns);
+        Some(GATHER_TIME.saturating_sub(Duration::from_nanos(gathered_ns)))
+    }
+
+    /// Longest time until `poll` has a group to close; what is on its way to the disk wakes by itself.
+    pub(crate) fn poll_within(&self) -> Option<Duration> {
+        let can_close = self.stopped.is_none() && self.holds_the_last();
+        self.gathers_for().filter(|_| can_close)
     }
 
     /// Show, apply and answer what the policy now covers.
