@@ -65,9 +65,9 @@ impl FileDisk {
     }
 
     /// The pieces with their descriptors, or a handle that is not open.
-    fn reading(&self, pieces: Vec<Piece>, buffer: Vec<u8>) -> Result<Reading, FileId> {
+    fn reading(&self, pieces: &[Piece], buffer: Vec<u8>) -> Result<Reading, FileId> {
         let mut runs = Vec::with_capacity(pieces.len());
-        for piece in &pieces {
+        for piece in pieces {
             assert!(
                 piece.at + piece.length <= buffer.len(),
                 "a piece lies in its buffer"
@@ -100,7 +100,7 @@ impl Disk for FileDisk {
             }),
         };
         match operation {
-            DiskOperation::Read { pieces, buffer } => match self.reading(pieces, buffer) {
+            DiskOperation::Read { pieces, buffer } => match self.reading(&pieces, buffer) {
                 Err(file) => self.failed.push(missing(file)),
                 Ok(read) => match &mut self.ring {
                     Some(ring) => ring.read(token, read),

@@ -33,12 +33,11 @@ struct InFlight {
 impl InFlight {
     fn completed(&mut self, result: i32) {
         self.entries -= 1;
-        match usize::try_from(result) {
-            Ok(count) => self.done += count,
-            Err(_) => {
-                let error = std::io::Error::from_raw_os_error(-result);
-                self.failed = Some(io_error(self.operation, &self.name, &error));
-            }
+        if let Ok(count) = usize::try_from(result) {
+            self.done += count;
+        } else {
+            let error = std::io::Error::from_raw_os_error(-result);
+            self.failed = Some(io_error(self.operation, &self.name, &error));
         }
     }
 

@@ -26,6 +26,8 @@ SKIPPED = {
     "Sanitize": "erasing is the daemon's delete_volume, not an initiator's",
     "ReadOnly": "needs a read-only unit; views are tested by test_storage_front_control",
 }
+# Ten seconds on a quiet machine; what it writes waits for the disk on a busy one.
+SUITE_TIMEOUT_S = 600
 # The suite writes many times the volume: its history is not what is tested.
 RETENTION = {"seconds": 1, "bytes": 256 * MIB}
 ONE_PORTAL = {"MultipathIO": "needs two portals"}
@@ -78,7 +80,9 @@ def run_suite(daemon: Daemon, test: str, portals: int) -> dict[str, str]:
     """Run tests of the suite and return their outcomes."""
     urls = [daemon.url(path) for path in range(portals)]
     command = ["iscsi-test-cu", "-d", "-v", f"--test={test}", *urls]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=SUITE_TIMEOUT_S, check=False
+    )
     return outcomes(done.stdout + done.stderr)
 
 
@@ -88,6 +92,7 @@ def allowed(test: str, lists: list[dict[str, str]]) -> bool:
     return any(test in reasons or family in reasons for reasons in lists)
 
 
+@pytest.mark.timeout(SUITE_TIMEOUT_S)
 @pytest.mark.parametrize("portals", [1, 2])
 @pytest.mark.parametrize("block_bytes", [512, 4096])
 def test_every_test_of_the_suite_passes_in_one_process(
@@ -106,6 +111,7 @@ def test_every_test_of_the_suite_passes_in_one_process(
     assert {test for test in skipped if not allowed(test, lists)} == set()
 
 
+@pytest.mark.timeout(SUITE_TIMEOUT_S)
 def test_every_family_passes_in_a_process_of_its_own(
     daemons: Callable[[str], Daemon],
 ) -> None:
