@@ -76,8 +76,9 @@ class Demo:
         telling = Telling(self.say, self.note, self.figure)
         storage_demo(self._user, self._lab, telling, iaas=IAAS)
         fabric_demo(
-            self._user, self._lab, iaas=IAAS, say=self.say, note=self.note, figure=self.figure
-        )
+            self._user, self._lab, admin=self._admin,
+            iaas=IAAS, say=self.say, note=self.note, figure=self.figure,
+        )  # fmt: skip
         self.lose_a_node()
         self.cut_a_site()
         self.verify()

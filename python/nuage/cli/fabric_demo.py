@@ -13,6 +13,7 @@ from typing import Final
 
 from nuage.api.client import Client
 from nuage.api.console_client import Console
+from nuage.cli.address_demo import OutsidePing, give_address
 from nuage.cli.console import wait_for_text
 from nuage.cli.showing import inner, row_of, rows_of
 from nuage.errors import NotFound, TimedOut
@@ -60,18 +61,23 @@ def fabric_demo(
     user: Client,
     lab: Lab,
     *,
+    admin: Client,
     iaas: str,
     say: Tell,
     note: Tell,
     figure: Figure,
     image: str = "guest",
 ) -> None:
-    """Show the fabric to somebody: `user` administers `iaas`, `lab` is up, `image` is imported."""
+    """Show the fabric to somebody: `lab` is up, `image` is imported.
+
+    `user` administers `iaas`; `admin` the federation: it defines public addresses.
+    """
     demo = FabricDemo(user, lab, iaas, image, say, note, figure)
     sites = [site.id for site in lab.description.sites]
     address = _meet(demo, sites)
     _cut(demo, sites[0], address)
-    _move(demo, sites, address)
+    outside = _go_public(demo, admin, sites[0])
+    _move(demo, sites, address, outside)
 
 
 def _meet(demo: FabricDemo, sites: list[str]) -> str:
@@ -137,17 +143,29 @@ def _cut(demo: FabricDemo, site: str, address: str) -> None:
     demo.note("no cut was felt: the flow had another way each time")
 
 
-def _move(demo: FabricDemo, sites: list[str], address: str) -> None:
+def _go_public(demo: FabricDemo, admin: Client, site: str) -> OutsidePing:
+    demo.say("net2 gets a public address, which a host on the internet reaches (LISP)")
+    address = give_address(demo, admin, "net2", site)
+    _run(demo, "net2", f"ip addr add {address}/32 dev eth0")
+    outside = OutsidePing(demo.lab, address)
+    demo.note(f"{address} answers from outside after {outside.wait():.1f} s")
+    return outside
+
+
+def _move(demo: FabricDemo, sites: list[str], address: str, outside: OutsidePing) -> None:
     start = str(demo.value("net2")["site_id"])
     target = next(site for site in reversed(sites) if site != start)
-    demo.say(f"net2 moves from {start} to {target} while net1 talks to it")
+    demo.say(f"net2 moves from {start} to {target} while net1 and the outside talk to it")
     _start_ping(demo, address)
+    outside.start()
     time.sleep(CUT_AFTER_S)  # noqa: TID251 - a person watches
     demo.user.call("POST", f"{demo.vm('net2')}/migrate", {"site": target})
     _until(demo, "net2", site=target)
     time.sleep(WATCH_CUT_S)  # noqa: TID251 - a person watches
     longest_ms = _stop_ping(demo)
     demo.figure("longest gap of a ping through a live migration", f"{longest_ms:.0f} ms")
+    outside_ms = outside.stop()
+    demo.figure("longest gap of its public address, from outside", f"{outside_ms:.0f} ms")
     told = float(str(demo.value("net2")["downtime_ms"]))
     if told:
         demo.note(f"of which the guest stood still for {told:.0f} ms, by QEMU's own count")

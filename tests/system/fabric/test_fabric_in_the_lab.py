@@ -111,11 +111,13 @@ def test_guests_meet_over_trill_through_a_cut_and_a_move(federation: Federation)
     """Issue 4, points 3 to 7: what a user sees; the figures are told, not judged."""
     figures: dict[str, str] = {}
     fabric_demo(
-        federation.user, federation.lab, iaas="red", say=_quiet, note=_quiet,
+        federation.user, federation.lab, admin=federation.admin, iaas="red",
+        say=_quiet, note=_quiet,
         figure=lambda what, value: figures.update({what: value}),
     )  # fmt: skip
     assert "round trip between two datacenters" in figures
     assert "longest gap of a ping through a live migration" in figures
+    assert "longest gap of its public address, from outside" in figures
 
 
 def test_tenants_with_the_same_addresses_do_not_meet(federation: Federation) -> None:

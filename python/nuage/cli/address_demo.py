@@ -1,0 +1,97 @@
+"""The demo's public address: net2 gets one, and a host on the internet talks to it as it moves."""
+
+import itertools
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from typing import TYPE_CHECKING, Final
+
+from nuage.api.client import Client
+from nuage.cli.showing import row_of, rows_of
+from nuage.errors import NuageError, TimedOut
+from nuage.lab import addresses as at
+from nuage.lab.lab import Lab
+
+if TYPE_CHECKING:
+    from nuage.cli.fabric_demo import FabricDemo
+
+GROUP: Final = "public"
+REACH_WAIT_S: Final = 60.0  # feeds, wishes, registers: seconds; a loaded machine takes longer
+POLL_S: Final = 0.3
+INTERVAL_MS: Final = 20
+
+
+def give_address(demo: "FabricDemo", admin: Client, vm: str, site: str) -> str:
+    """Give a VM a public address that is open to everybody; return it."""
+    user, addresses = demo.user, f"/v1/iaas/{demo.iaas}/addresses"
+    prefix = at.public_prefix(demo.lab.description)
+    if not rows_of(admin.get("/v1/address-pools")):
+        admin.call("POST", "/v1/address-pools", {"name": "public", "prefix": prefix, "site": site})
+    address = str(row_of(user.call("POST", addresses, {}))["id"])
+    groups = f"/v1/iaas/{demo.iaas}/security-groups"
+    user.call("POST", groups, {"group": GROUP, "rules": [{"protocol": "any"}]})
+    _patiently(user, f"{demo.vm(vm)}/port", {"groups": [GROUP]})
+    _patiently(user, f"{addresses}/{address}/port", {"vm": vm})
+    return address
+
+
+def _patiently(user: Client, path: str, body: dict[str, object]) -> None:
+    """Ask until the site that answers has heard of what another site made."""
+    deadline_s = time.monotonic() + REACH_WAIT_S
+    while True:
+        try:
+            user.call("PUT", path, body)
+        except NuageError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(POLL_S)  # noqa: TID251 - waits for a feed
+        else:
+            return
+
+
+class OutsidePing:
+    """A ping from the host that is nobody's."""
+
+    def __init__(self, lab: Lab, address: str) -> None:
+        self._address = address
+        self._inside = ("ip", "netns", "exec", at.namespace(lab.description.name, at.OUTSIDE))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def reaches(self) -> bool:
+        """Tell whether one packet is answered within a second."""
+        words = (*self._inside, "ping", "-n", "-c", "1", "-W", "1", self._address)
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+    def wait(self) -> float:
+        """Wait until the address answers; return how many seconds that took."""
+        begun_s = time.monotonic()
+        while not self.reaches():
+            if time.monotonic() - begun_s > REACH_WAIT_S:
+                raise TimedOut(f"{self._address}, to answer from outside", after_s=REACH_WAIT_S)
+        return time.monotonic() - begun_s
+
+    def start(self) -> None:
+        """Ask every `INTERVAL_MS` from now on."""
+        words = (*self._inside, "ping", "-n", "-i", str(INTERVAL_MS / 1000), self._address)
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115 - read and closed by `stop`
+        self._process = subprocess.Popen(words, stdout=self._told)
+
+    def stop(self) -> float:
+        """Stop; return the longest gap in milliseconds.
+
+        Raises:
+            TimedOut: nothing was answered at all.
+        """
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait()
+        with self._told as told:
+            told.seek(0)
+            text = told.read().decode()
+        heard = [int(number) for number in re.findall(r"seq=(\d+) ttl", text)]
+        if not heard:
+            raise TimedOut(f"{self._address}, to answer from outside", after_s=REACH_WAIT_S)
+        steps = [after - before for before, after in itertools.pairwise(heard)]
+        return float(max(steps, default=1) * INTERVAL_MS)
