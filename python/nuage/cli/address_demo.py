@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from nuage.api.client import Client
-from nuage.cli.showing import row_of, rows_of
+from nuage.cli.showing import inner, row_of, rows_of
 from nuage.errors import NuageError, TimedOut
 from nuage.lab import addresses as at
 from nuage.lab.lab import Lab
@@ -31,7 +31,8 @@ def give_address(demo: "FabricDemo", admin: Client, vm: str, site: str) -> str:
         admin.call("POST", "/v1/address-pools", {"name": "public", "prefix": prefix, "site": site})
     address = str(row_of(user.call("POST", addresses, {}))["id"])
     groups = f"/v1/iaas/{demo.iaas}/security-groups"
-    user.call("POST", groups, {"group": GROUP, "rules": [{"protocol": "any"}]})
+    if not any(inner(row, "value")["name"] == GROUP for row in rows_of(user.get(groups))):
+        user.call("POST", groups, {"group": GROUP, "rules": [{"protocol": "any"}]})
     _patiently(user, f"{demo.vm(vm)}/port", {"groups": [GROUP]})
     _patiently(user, f"{addresses}/{address}/port", {"vm": vm})
     return address

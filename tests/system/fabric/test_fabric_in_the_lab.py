@@ -6,13 +6,14 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from nuage.api.client import Client
+from nuage.cli.address_demo import give_address
 from nuage.cli.fabric_demo import FabricDemo, _run, _until, fabric_demo
 from nuage.cli.showing import inner, row_of, rows_of
 from nuage.errors import NuageError
@@ -23,7 +24,8 @@ from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
 from nuage.network.runner import PacketSocket
 
-pytestmark = pytest.mark.system
+# A lab and its guests need minutes on a machine that is busy with something else.
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 GUEST = Path(__file__).parents[3] / ".build/guest/guest.raw"
 CONTRACT = {
@@ -237,3 +239,46 @@ def test_a_port_in_a_group_takes_what_the_group_says(federation: Federation) -> 
     assert " 0 packets received" in told
     assert f"net2 {address}" in told
     federation.user.call("PUT", f"{red.vm('net2')}/port", {"groups": []})
+
+
+def test_a_public_address_is_reached_by_the_other_provider_when_one_swallows_all(
+    federation: Federation,
+) -> None:
+    """After `test_guests_meet…`, which gave net2 its address; net1 gets one here."""
+    red = federation.demo("red")
+    mine = give_address(red, federation.admin, "net1", "marne")
+    _run(red, "net1", f"ip addr add {mine}/32 dev eth0")
+    if red.value("net2")["site_id"] == red.value("net1")["site_id"]:
+        federation.user.call("POST", f"{red.vm('net2')}/migrate", {"site": "lyon"})
+        _until(red, "net2", site="lyon")
+    rows = rows_of(federation.user.get("/v1/iaas/red/addresses"))
+    (theirs,) = (str(row["address"]) for row in rows if row["vm"] == "net2")
+    _await(lambda: " 0 packets" not in _ping(red, mine, theirs), "net1 reaches net2's address")
+    told = _run(red, "net1", f"ping -c 2 -W 1 {theirs}")
+    assert " 0 packets received" in told, "from a private address nothing leaves the segment"
+    provider = federation.lab.description.providers[0]
+    federation.lab.cut("lyon", provider=provider)
+    try:
+        _await(lambda: "do not answer probes" in _why(federation, theirs), "probes find the cut")
+        told = _ping(red, mine, theirs)
+        assert " 0 packets received" not in told, told
+    finally:
+        federation.lab.heal("lyon")
+    _await(lambda: "priority 1" in _why(federation, theirs), "the first way is taken again")
+
+
+def _ping(demo: FabricDemo, source: str, destination: str) -> str:
+    return _run(demo, "net1", f"ping -c 3 -i 0.5 -W 2 -I {source} {destination} | tail -3")
+
+
+def _why(federation: Federation, destination: str) -> str:
+    path = "/v1/iaas/red/path"
+    answer = row_of(federation.user.get(path, source="net1", destination=destination))
+    return str(inner(answer, "answer")["reason"])
+
+
+def _await(is_so: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + 60.0
+    while not is_so():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.5)  # noqa: TID251 - waits for daemons
