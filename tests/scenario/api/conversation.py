@@ -31,7 +31,7 @@ from nuage.trust.permissions import Principal
 from nuage.units import MIB
 from nuage.vnode.fake import FakeFabric
 
-_ID = re.compile(r"\b(iaas|vm|vol|seg|port|user|req|img)-([0-9a-f]{16})\b")
+_ID = re.compile(r"\b(iaas|vm|vol|seg|port|user|req|img|pool)-([0-9a-f]{16})\b")
 _MASKED = frozenset(
     {"revision", "age_s", "changed_s", "decided_s", "since_s", "label", "mac", "terms", "score",
      "retry_after_s", "request_id"}

@@ -68,6 +68,41 @@ async def test_a_machine_from_contract_to_deletion(
     compare(HERE / "machine.txt", federation.talk.lines, rewrite=rewrite)
 
 
+async def test_a_public_address_from_pool_to_pool(federation: Federation, *, rewrite: bool) -> None:
+    await build(federation)
+    pools, addresses = "/v1/address-pools", "/v1/iaas/acme/addresses"
+    wrong = {"name": "public", "prefix": "203.0.113.1/24", "site": "zurich"}
+    status, _ = await federation.ask("POST", pools, wrong)
+    assert status == 400
+    made = wrong | {"prefix": "203.0.113.0/30"}
+    assert (await federation.ask("POST", pools, made, who="tenant"))[0] == 403
+    assert (await federation.ask("POST", pools, made))[0] == 201
+    assert (await federation.ask("POST", pools, made | {"name": "again"}))[0] == 409
+    await federation.settle()
+    vm = {"name": "web", "image": "guest", "site": "rennes"}
+    await federation.ask("POST", "/v1/iaas/acme/vms", vm, who="tenant")
+    await federation.settle()
+    status, given = await federation.ask("POST", addresses, {}, who="tenant")
+    assert (status, given["result"]["id"], given["site"]) == (201, "203.0.113.1", "zurich")
+    await federation.settle()
+    place = f"{addresses}/203.0.113.1"
+    assert (await federation.ask("PUT", f"{place}/port", {"vm": "web"}, who="user"))[0] == 200
+    await federation.settle()
+    _, shown = await federation.ask("GET", addresses, who="user")
+    (view,) = shown["result"]
+    assert (view["vm"], view["vm_site"]) == ("web", "rennes")
+    assert (await federation.ask("DELETE", place, who="tenant"))[0] == 409, "it is attached"
+    assert (await federation.ask("PUT", f"{place}/port", {"vm": "web"}, who="stranger"))[0] == 403
+    await federation.ask("DELETE", f"{place}/port", who="user")
+    await federation.settle()
+    assert (await federation.ask("DELETE", place, who="user"))[0] == 403
+    assert (await federation.ask("DELETE", f"{pools}/public"))[0] == 409, "one is given out"
+    await federation.ask("DELETE", place, who="tenant")
+    await federation.settle()
+    await federation.ask("DELETE", f"{pools}/public")
+    compare(HERE / "public-address.txt", federation.talk.lines, rewrite=rewrite)
+
+
 async def test_bad_requests_name_the_field_and_change_nothing(
     federation: Federation, *, rewrite: bool
 ) -> None:
