@@ -51,7 +51,8 @@ static __always_inline int send_unicast(struct __sk_buff *skb, struct ethernet *
 	struct trill_encap encap = {};
 	struct slot_value *trunk;
 	struct fib_value *path;
-	__u32 slot, index = 0;
+	struct hop_value *hop;
+	__u32 index = 0;
 
 	if (!me || !me->nickname)
 		return drop(DROP_NO_NICKNAME);
@@ -61,14 +62,11 @@ static __always_inline int send_unicast(struct __sk_buff *skb, struct ethernet *
 	if (path->count > 1)
 		index = flow_hash(skb, sizeof(*eth), bpf_ntohs(eth->type),
 				  mac_seed(eth->dmac, eth->smac, label)) % path->count;
-	if (index >= ECMP_MAX)
+	trunk = way_out(path, index, &hop);
+	if (!trunk)
 		return drop(DROP_NO_ROUTE);
-	slot = path->hops[index].slot;
-	trunk = bpf_map_lookup_elem(&slots, &slot);
-	if (!trunk || !trunk->ifindex)
-		return drop(DROP_NO_ROUTE);
-	mac_copy(encap.head.outer.dmac, path->hops[index].dmac);
-	mac_copy(encap.head.outer.smac, path->hops[index].smac);
+	mac_copy(encap.head.outer.dmac, hop->dmac);
+	mac_copy(encap.head.outer.smac, hop->smac);
 	fill_encap(&encap, eth, label, HOP_COUNT_MAX, egress, me->nickname);
 	if (encapsulate(skb, &encap))
 		return drop(SUM_KERNEL_REFUSED);

@@ -27,6 +27,7 @@
 #define FLOWS_PER_PORT_MAX 4096	/* a table of each filtered port: no guest fills another's */
 #define LEARNED_MAX 65536
 #define LEARNED_PER_PORT_MAX 128	/* of an unguarded access port */
+#define ECHO_BYTES 16		/* echo.ECHO_BYTES */
 #define AGE_MAX_NS (300ULL * 1000000000ULL)
 
 enum port_flag {
@@ -244,6 +245,25 @@ struct heard_key {
 	__u32 rloc;
 };
 _Static_assert(sizeof(struct heard_key) == 32, "heard_key");
+
+/* echoes[port] : the last echo of ours that came back (echo.EchoWatch says what is in it) */
+enum echo_way { ECHO_IN_TRUNK = 0, ECHO_ON_LINE = 1 };
+struct echo_value {
+	__u8 content[ECHO_BYTES];
+	__u64 returned_ns;	/* CLOCK_MONOTONIC */
+	__u32 way;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct echo_value) == 32, "echo_value");
+
+/* lines[UDP port]: a tunnel whose echoes go beside it on the provider's line (line.h) */
+struct line_value {
+	__u32 number;		/* the trunk */
+	__u32 end;		/* 0 or 1: which end of it we are */
+	__u32 family;
+	__u32 peer[4];		/* the only one whose echoes are answered */
+};
+_Static_assert(sizeof(struct line_value) == 28, "line_value");
 
 /* The ring buffer `events`, and `recent` that keeps it quiet: one of a kind each EVENT_QUIET_NS. */
 enum event_kind { EVENT_MISS = 1, EVENT_HEARD = 2, EVENT_STRAY = 3 };

@@ -40,11 +40,13 @@ SPARSE_MAP(BPF_MAP_TYPE_HASH, 1048576, struct neighbour_key, struct neighbour_va
 MAP(BPF_MAP_TYPE_ARRAY, 1, __u32, struct lisp_self_value, lisp_self);
 SPARSE_MAP(BPF_MAP_TYPE_LPM_TRIE, 131072, struct eid_key, struct map_cache_value, map_cache);
 SPARSE_MAP(BPF_MAP_TYPE_LPM_TRIE, 65536, struct eid_key, struct eid_value, eids);
+SPARSE_MAP(BPF_MAP_TYPE_HASH, TRUNKS_MAX, __u32, struct line_value, lines);
 
 /* programs -> user. LRU: the oldest go when one is full. */
 MAP(BPF_MAP_TYPE_LRU_HASH, LEARNED_MAX, struct station_key, struct station_value, learned);
 MAP(BPF_MAP_TYPE_LRU_HASH, 4096, struct heard_key, __u64, heard);
 MAP(BPF_MAP_TYPE_LRU_HASH, 4096, struct event_value, __u64, recent);
+MAP(BPF_MAP_TYPE_LRU_HASH, PORTS_MAX, __u32, struct echo_value, echoes);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, COUNTERS_MAX, __u32, __u64, counters);
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -6,12 +6,14 @@
  *   guest <- access_out                     tc egress of it
  *   neighbour -> [xdp_trunk] -> trunk_in    XDP and tc ingress of a trunk
  *   other RLOCs -> lisp_under               tc ingress of the underlay interface
+ *   provider's line -> line_in              tc ingress of it: echoes beside a tunnel
  *
  * One object, so that all programs share one set of maps. Programs use the user-space API of the
  * kernel only (no kernel structure is read), so nothing needs relocation from kernel to kernel.
  */
 #include "access.h"
 #include "fast.h"
+#include "line.h"
 #include "lisp.h"
 #include "trunk.h"
 

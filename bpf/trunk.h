@@ -4,7 +4,7 @@
 #ifndef NUAGE_TRUNK_H
 #define NUAGE_TRUNK_H
 
-#include "deliver.h"
+#include "line.h"
 
 /* A TRILL frame taken apart. `is_vlan`: it has no fine-grained label. */
 struct arrival {
@@ -136,7 +136,7 @@ static __always_inline int is_channel(const struct arrival *in)
 	return in->is_vlan && in->type == ETH_P_CHANNEL && mac_equal(in->inner.dmac, all_egress);
 }
 
-/* From the neighbour, one hop: an echo goes straight back, the rest is control's. */
+/* From the neighbour, one hop: its echo goes straight back, ours is noted, the rest is control's. */
 static __always_inline int channel(struct __sk_buff *skb, struct port_value *port,
 				   struct arrival *in)
 {
@@ -146,8 +146,12 @@ static __always_inline int channel(struct __sk_buff *skb, struct port_value *por
 	if (!is_channel(in))
 		return drop(DROP_INNER);
 	if (bpf_skb_load_bytes(skb, in->payload, &protocol, 2) ||
-	    protocol != bpf_htons(CHANNEL_ECHO) ||
-	    !mac_equal(in->inner.smac, in->head.outer.smac))
+	    protocol != bpf_htons(CHANNEL_ECHO))
+		return punt(skb);
+	if (mac_equal(in->inner.smac, port->mac))
+		return note_echo(skb, in->payload + CHANNEL_HEAD_BYTES, port->number,
+				 ECHO_IN_TRUNK);
+	if (!mac_equal(in->inner.smac, in->head.outer.smac))
 		return punt(skb);
 	mac_copy(back.dmac, in->head.outer.smac);
 	mac_copy(back.smac, port->mac);
@@ -160,9 +164,10 @@ static __always_inline int channel(struct __sk_buff *skb, struct port_value *por
 static __always_inline int forward_unicast(struct __sk_buff *skb, struct arrival *in)
 {
 	struct slot_value *trunk;
+	struct hop_value *hop;
 	struct hop_head head;
 	struct fib_value *path;
-	__u32 egress = in->egress, index = 0, slot;
+	__u32 egress = in->egress, index = 0;
 
 	if (!TRILL_HOPS(in->first))
 		return drop(DROP_HOP_COUNT);
@@ -173,14 +178,11 @@ static __always_inline int forward_unicast(struct __sk_buff *skb, struct arrival
 		index = flow_hash(skb, in->payload, in->type,
 				  mac_seed(in->inner.dmac, in->inner.smac, in->label)) %
 			path->count;
-	if (index >= ECMP_MAX)
+	trunk = way_out(path, index, &hop);
+	if (!trunk)
 		return drop(DROP_NO_ROUTE);
-	slot = path->hops[index].slot;
-	trunk = bpf_map_lookup_elem(&slots, &slot);
-	if (!trunk || !trunk->ifindex)
-		return drop(DROP_NO_ROUTE);
-	mac_copy(head.outer.dmac, path->hops[index].dmac);
-	mac_copy(head.outer.smac, path->hops[index].smac);
+	mac_copy(head.outer.dmac, hop->dmac);
+	mac_copy(head.outer.smac, hop->smac);
 	head.outer.type = bpf_htons(ETH_P_TRILL);
 	head.first = bpf_htons(in->first - 1);
 	bpf_skb_store_bytes(skb, 0, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM);

@@ -61,6 +61,8 @@ mirror! {
     MapCacheValue: 68 { count: u16, action: u16, rlocs: [RlocValue; 8] }
     EidValue: 16 { port: u16, mac: [u8; 6], forward_to: u32, bits: u32 }
     HeardKey: 32 { eid: EidKey, rloc: u32 }
+    EchoValue: 32 { content: [u8; 16], returned_ns: u64, way: u32, pad: u32 }
+    LineValue: 28 { number: u32, end: u32, family: u32, peer: [u32; 4] }
     EventValue: 52 { kind: u32, rloc: u32, eid: EidKey, source: [u8; 16] }
 }
 
@@ -98,6 +100,8 @@ pub const LAYOUT: &[(&str, usize, usize)] = &[
     ("lisp_self", 4, size_of::<LispSelfValue>()),
     ("map_cache", size_of::<EidKey>(), size_of::<MapCacheValue>()),
     ("eids", size_of::<EidKey>(), size_of::<EidValue>()),
+    ("echoes", 4, size_of::<EchoValue>()),
+    ("lines", 4, size_of::<LineValue>()),
     ("heard", size_of::<HeardKey>(), 8),
     ("recent", size_of::<EventValue>(), 8),
     ("counters", 4, 8),

@@ -14,6 +14,7 @@ the source the port closes when the hypervisor has handed the guest over.
 
 import asyncio
 import hashlib
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,8 +27,16 @@ from typing import Final
 import structlog
 
 from nuage.clock import Clock
-from nuage.daemon.fabric_memory import FabricNotebook, TapMemory
-from nuage.daemon.fabric_trunks import Standing, TrunkMaker, interface_exists, lines_of, quieten
+from nuage.daemon.fabric_memory import FabricNotebook, TapMemory, TrunkMemory
+from nuage.daemon.fabric_trunks import (
+    Standing,
+    TrunkMaker,
+    interface_exists,
+    interface_index,
+    line_end,
+    lines_of,
+    quieten,
+)
 from nuage.daemon.lisp import Lisp, LispOptions, Plugged
 from nuage.daemon.process import Tasks
 from nuage.daemon.urgency import run_urgently
@@ -35,12 +44,21 @@ from nuage.errors import Conflict, NuageError, Unavailable
 from nuage.ids import NodeId, PortId, SiteId, VmId
 from nuage.model.contract import QosClass
 from nuage.model.desired import PortWish
-from nuage.model.fabric import FabricWish, LinkWish, PortRulesWish, RuleWish, StationWish
+from nuage.model.fabric import (
+    FabricWish,
+    LinkWish,
+    PortRulesWish,
+    RuleWish,
+    SiteTrunkWish,
+    StationWish,
+)
 from nuage.network.bfd import BfdTimers
 from nuage.network.circuit import Trunk, metric_of
 from nuage.network.dhcp import SERVER_MAC
+from nuage.network.echo import ECHO_TIMERS
 from nuage.network.fabric_event import (
     FabricLog,
+    FabricNews,
     LabelsChanged,
     TraceAnswered,
     TrunkAdded,
@@ -59,6 +77,7 @@ from nuage.network.gratuitous import announcement
 from nuage.network.isis_auth import Keyring
 from nuage.network.isis_tlv import SystemId
 from nuage.network.kernel_plane import KernelPlane, Neighbour, why_not
+from nuage.network.line_echo import LineSocket
 from nuage.network.neighbour_answer import link_local
 from nuage.network.nickname import NicknameWish
 from nuage.network.rbridge import RBridge, RBridgeConfig
@@ -73,15 +92,16 @@ from nuage.network.runner import (
 from nuage.network.security_group import SecurityRule
 from nuage.network.segment import AccessPort, SegmentSwitch, Station
 from nuage.network.software_plane import SoftwarePlane
+from nuage.network.trunk import TrunkDriver
 from nuage.network.trunk_wireguard import run
 from nuage.network.wire import mac_bytes
 from nuage.vnode.ports import tap_name
 
 KEY_ID: Final = 1
 SITE_LINK_BITS_PER_S: Final = 10_000_000_000
-# Inside a rack a node that dies takes its carrier along; what BFD finds there is a daemon that
-# hangs. Between sites it is the only witness: 50 ms × 3, and the processor that it costs.
-RACK_TIMERS: Final = BfdTimers(interval_us=400_000)
+# Inside a rack a node that dies takes its carrier along; between sites echoes are the only
+# witness: those are frequent (echo.ECHO_TIMERS), these every eighth time.
+RACK_ECHO: Final = BfdTimers(interval_us=8 * ECHO_TIMERS.interval_us)
 UPDATE_AFTER_S: Final = 0.005  # what comes together is applied together
 AGE_EVERY_S: Final = 60.0
 RETRY_S: Final = 5.0  # of trunks that could not be made
@@ -172,8 +192,8 @@ class Fabric:
         """Stop the control machine; the plane goes on."""
         if self._update_due is not None:
             self._update_due.cancel()
-        for socket in self._arriving.values():
-            self._close_watch(socket)
+        for watch in self._arriving.values():
+            self._close_watch(watch)
         self._arriving.clear()
         self.lisp.stop()
         if self.runner is not None:
@@ -242,6 +262,8 @@ class Fabric:
         name = self._served.get(entry.port, "")
         log.info("fabric", news=entry.news.value, port=name, detail=entry.detail)
         self._note(f"{name} {line}")
+        if entry.news is FabricNews.ADJACENCY_DOWN:
+            self._wished.set()  # its tunnel may have died: what is missing is made again
 
     def _note(self, line: str) -> None:
         self.news.append(f"{time.strftime('%H:%M:%S')} {line}")
@@ -319,22 +341,45 @@ class Fabric:
             for one in sockets:
                 one.close()
             return
-        bits_per_s, timers = SITE_LINK_BITS_PER_S, RACK_TIMERS
+        bits_per_s, echo = SITE_LINK_BITS_PER_S, RACK_ECHO
         follows: tuple[int, ...] = (index,)
+        line: LineSocket | None = None
+        if isinstance(self.plane, KernelPlane):
+            self.plane.bind(number, memory.interface)
         if not isinstance(standing.wish, LinkWish):
             wish = standing.wish
             bits_per_s = min(wish.here.mbit, wish.there.mbit) * 1_000_000
-            timers = BfdTimers()
-            follows = (index, *await lines_of(wish.here.address))
-        if isinstance(self.plane, KernelPlane):
-            self.plane.bind(number, memory.interface)
-        runner.add_port(number, sockets, is_trunk=True, follows=follows)
+            echo = ECHO_TIMERS
+            uplinks = await lines_of(wish.here.address)
+            follows = (index, *interface_index(memory.tunnel), *uplinks)
+            line = self._open_line(number, memory, wish, uplinks)
+        runner.add_port(number, sockets, is_trunk=True, follows=follows, line=line)
         self._served[number] = memory.interface
         self._trunk_macs[number] = mac
         trunk = Trunk(
-            number, mac, metric=metric_of(bits_per_s), mtu_bytes=memory.mtu_bytes, bfd=timers
+            number, mac, metric=metric_of(bits_per_s), mtu_bytes=memory.mtu_bytes, echo=echo
         )
         runner.give(TrunkAdded(trunk))
+
+    def _open_line(
+        self,
+        number: PortNumber,
+        memory: TrunkMemory,
+        wish: SiteTrunkWish,
+        uplinks: tuple[int, ...],
+    ) -> LineSocket | None:
+        """Let the echoes of a tunnel in user space go beside it, if the kernel can answer them."""
+        plane = self.plane
+        in_user_space = memory.driver == TrunkDriver.WIREGUARD_GO.value
+        if not in_user_space or not uplinks or not isinstance(plane, KernelPlane):
+            return None
+        try:
+            line = LineSocket(line_end(wish, self.options.site_id))
+            plane.bind_line(number, socket.if_indextoname(uplinks[0]), line.line)
+        except (OSError, Unavailable) as error:
+            log.warning("no echoes on the line", trunk=memory.interface, error=str(error))
+            return None
+        return line
 
     def _drop_trunk(self, interface: str) -> None:
         number = PortNumber(self.notebook.number_of(interface))

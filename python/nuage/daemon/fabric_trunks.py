@@ -19,8 +19,16 @@ from nuage.clock import Clock
 from nuage.daemon.fabric_memory import TrunkMemory
 from nuage.errors import NuageError, TimedOut, Unavailable
 from nuage.model.fabric import FabricWish, LinkWish, SiteTrunkWish
+from nuage.network.line_echo import LineEnd
 from nuage.network.mtu import Wrapping, trunk_mtu
-from nuage.network.trunk import VXLAN_PORT, TrunkDriver, TrunkEnd, TrunkWish, plan_trunk
+from nuage.network.trunk import (
+    VXLAN_PORT,
+    WIREGUARD_PORT_FIRST,
+    TrunkDriver,
+    TrunkEnd,
+    TrunkWish,
+    plan_trunk,
+)
 from nuage.network.trunk_wireguard import run, set_up
 
 RACK_PATH_BYTES: Final = 1500
@@ -46,11 +54,25 @@ def key_of(wish: LinkWish | SiteTrunkWish) -> str:
 
 def interface_exists(name: str) -> bool:
     """Tell whether this namespace has an interface."""
+    return bool(interface_index(name))
+
+
+def interface_index(name: str) -> tuple[int, ...]:
+    """Return the index of an interface that is there."""
     try:
-        socket.if_nametoindex(name)
+        return (socket.if_nametoindex(name),) if name else ()
     except OSError:
-        return False
-    return True
+        return ()
+
+
+def line_end(wish: SiteTrunkWish, site_id: str) -> LineEnd:
+    """Return this end of a trunk's tunnel as its provider's line sees it."""
+    return LineEnd(
+        here=wish.here.address,
+        there=wish.there.address,
+        udp_port=WIREGUARD_PORT_FIRST + wish.number,
+        end=0 if site_id < wish.there_site else 1,
+    )
 
 
 class TrunkMaker:
@@ -79,8 +101,9 @@ class TrunkMaker:
         self, key: str, wish: LinkWish | SiteTrunkWish, memory: TrunkMemory | None
     ) -> Standing:
         made_of = msgspec.json.encode(wish).decode()
-        if memory is not None and interface_exists(memory.interface):
-            if memory.made_of == made_of:
+        if memory is not None:
+            stands = all(map(interface_exists, filter(None, (memory.interface, memory.tunnel))))
+            if stands and memory.made_of == made_of:
                 return Standing(key, wish, memory)
             await self._remove(memory)
         try:

@@ -22,6 +22,7 @@ from typing import Final
 from nuage.network.wire import MalformedFrame, Reader
 
 BFD_BYTES: Final = 24
+EARLY_SHARE: Final = 0.05  # of an interval
 SLOW_INTERVAL_US: Final = 1_000_000  # RFC 5880 §6.8.3: not faster than this until Up
 
 
@@ -136,6 +137,11 @@ class BfdSession:
         self._next_send_s = now_s
         self._heard_s: float | None = None
 
+    @property
+    def _early_s(self) -> float:
+        """Return how much early a packet may go when we are awake anyway: a part of the jitter."""
+        return self._tx_interval_us() / 1e6 * EARLY_SHARE
+
     def _tx_interval_us(self) -> int:
         mine = self._timers.interval_us
         return mine if self.state is BfdState.UP else max(mine, SLOW_INTERVAL_US)
@@ -195,14 +201,14 @@ class BfdSession:
                 self.diag = BfdDiag.DETECTION_EXPIRED
                 self._polling = False
                 self._next_send_s = now_s
-        if now_s < self._next_send_s:
+        if now_s < self._next_send_s - self._early_s:
             return []
         self._schedule(now_s)
         return [self._packet()] if self._peer_rx_us else []  # 0: the peer wants none
 
     def _schedule(self, now_s: float) -> None:
         interval_us = max(self._tx_interval_us(), self._peer_rx_us)
-        self._next_send_s = now_s + interval_us / 1e6 * self._prng.uniform(0.75, 0.9)
+        self._next_send_s = now_s + interval_us / 1e6 * self._prng.uniform(0.75 + EARLY_SHARE, 0.9)
 
     def _packet(self, *, final: bool = False) -> BfdPacket:
         return BfdPacket(

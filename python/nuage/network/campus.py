@@ -22,6 +22,7 @@ from nuage.network.fabric_event import (
     FrameReceived,
     LabelsChanged,
     RememberNickname,
+    SendEcho,
     SendFrame,
     TraceAnswered,
     TrunkAdded,
@@ -200,6 +201,8 @@ class Campus:
             match effect:
                 case SendFrame():
                     self._transmit(number, effect.port, effect.frame)
+                case SendEcho():
+                    self._transmit(number, effect.port, effect.head + effect.content)
                 case ApplyForwarding():
                     node.plane.apply(effect.delta)
                 case FabricLog():

@@ -3,13 +3,14 @@
 Theory of operation (RFC 7177 with RFC 5303's three-way handshake): a port starts Down. A
 correct Hello makes it Detect; a Hello that lists us makes it Two-Way; when an MTU probe of the
 campus size has come back (or the test is off) it is Report, and only then in the LSP and in
-the forwarding tables. BFD starts at Two-Way. Three things end an adjacency: silence for the
-holding time, BFD going Down after it was Up, loss of carrier. All reset the handshake.
+the forwarding tables. BFD starts at Two-Way. What ends an adjacency: silence for the
+holding time, BFD going Down after it was Up, loss of carrier. All reset the handshake. So do
+echoes (`echo`) that come back no more: they find a dead link long before BFD, which runs slowly
+beside them.
 
-A neighbour whose daemon is dead while its plane forwards on is told from a dead link by echoes:
-one-hop channel frames that its *plane* sends back. BFD silent and echoes alive is a restart:
-the adjacency stays in Report for `GRACE_S`, and the Hellos of the new life, which do not list
-us yet, do not end it. Echoes silent too, and it ends at once.
+A neighbour whose daemon is dead while its plane forwards on is told from a dead link by echoes,
+which its *plane* sends back. Hellos or BFD silent and echoes alive is a restart: the adjacency
+stays in Report for `GRACE_S`, and the Hellos of the new life, which do not list us, do not end it.
 
 Fault model: the peer may send anything. A second system on the trunk is refused while the
 first lives (trunks are point to point), a Hello that contradicts itself changes nothing.
@@ -21,6 +22,7 @@ from random import Random
 from typing import Final
 
 from nuage.network.bfd import BfdPacket, BfdSession, BfdState, BfdTimers
+from nuage.network.echo import ECHO_TIMERS, EchoWatch
 from nuage.network.forwarding import NICKNAME_UNKNOWN, Nickname, PortNumber
 from nuage.network.isis_pdu import Hello
 from nuage.network.isis_tlv import (
@@ -44,8 +46,8 @@ MTU_PROBE_INTERVAL_S: Final = 0.3
 MTU_PROBE_TRIES_MAX: Final = 3  # RFC 7177 §5: then the link is held not to carry that size
 GRACE_S: Final = 120.0  # how long a neighbour may take to restart
 MTU_RETRY_S: Final = 10.0  # and is asked again, somebody may have repaired it
-BFD_TIMERS: Final = BfdTimers()
-ECHO_SHARE: Final = 0.9  # of a BFD interval between echoes
+HELLO_EARLY_S: Final = 0.15  # when we are awake anyway
+BFD_TIMERS: Final = BfdTimers(interval_us=3_000_000)  # RFC 5880 §6.8.9: slow beside echoes
 METRIC_MAX: Final = 0xFFFFFE  # RFC 5305 §3: the largest that still counts
 
 
@@ -63,7 +65,8 @@ class Trunk:
     metric: int = metric_of(10_000_000_000)
     mtu_bytes: int = 1390
     test_mtu: bool = True
-    bfd: BfdTimers | None = BFD_TIMERS
+    bfd: BfdTimers | None = BFD_TIMERS  # None: neither BFD nor echoes
+    echo: BfdTimers = ECHO_TIMERS
 
 
 class AdjacencyState(Enum):
@@ -114,10 +117,7 @@ class Circuit:
         self.mtu_tested_bytes: int | None = None
         self.bfd: BfdSession | None = None
         self._bfd_was_up = False
-        self._echo_id = prng.randbytes(8)
-        self._next_echo_s = float("inf")
-        self._echo_heard = False
-        self._echo_open_s = float("inf")  # when the first echo without an answer was sent
+        self._echo: EchoWatch | None = None
         self._grace_until_s: float | None = None
         self._system_id = system_id
         self._prng = prng
@@ -169,22 +169,13 @@ class Circuit:
         """Tell whether the neighbour's daemon is away while its plane is not."""
         return self._grace_until_s is not None
 
-    def echo(self, content: bytes) -> None:
-        """Take an echo of ours that came back."""
-        if content == self._echo_id:
-            self._echo_heard = True
-            self._echo_open_s = float("inf")
+    def echo(self, content: bytes, at_s: float) -> None:
+        """Take an echo of ours that came back at `at_s`."""
+        if self._echo is not None:
+            self._echo.returned(content, at_s)
 
     def _echo_alive(self, now_s: float) -> bool:
-        """Tell whether echoes come back. Those that we were too busy to send prove nothing."""
-        return self._echo_heard and now_s < self._echo_open_s + self._echo_silence_s
-
-    @property
-    def _echo_silence_s(self) -> float:
-        timers = self.trunk.bfd
-        if timers is None:
-            return 0.0
-        return timers.interval_us * (timers.multiplier - ECHO_SHARE) / 1e6
+        return self._echo is not None and self._echo.alive(now_s)
 
     def _begin_grace(self, now_s: float) -> None:
         self._grace_until_s = now_s + GRACE_S
@@ -207,7 +198,8 @@ class Circuit:
             discriminator = self._prng.randrange(1, 1 << 32)
             self.bfd = BfdSession(discriminator, self.trunk.bfd, self._prng, now_s)
             self._bfd_was_up = False
-            self._next_echo_s = min(self._next_echo_s, now_s)
+            if self._echo is None:
+                self._echo = EchoWatch(self.trunk.echo, self._prng)
 
     def _judge(self, hello: Hello, smac: bytes) -> tuple[ThreeWay, SpecialVlans]:
         areas = find_one(hello.tlvs, AreaAddresses)
@@ -305,9 +297,7 @@ class Circuit:
     def _stop_tests(self) -> None:
         self.bfd = None
         self._bfd_was_up = False
-        self._next_echo_s = float("inf")
-        self._echo_heard = False
-        self._echo_open_s = float("inf")
+        self._echo = None
         self._grace_until_s = None
         self._next_probe_s = None
         self.mtu_tested_bytes = None
@@ -323,9 +313,9 @@ class Circuit:
         """Return when `tick` has something to do."""
         if not self.carrier:
             return float("inf")
-        deadline = min(self._next_hello_s, self._next_echo_s)
-        if self._grace_until_s is not None:
-            deadline = min(deadline, self._echo_open_s + self._echo_silence_s)
+        deadline = self._next_hello_s
+        if self._echo is not None:
+            deadline = min(deadline, self._echo.next_deadline_s())
         if self.neighbour is not None:
             deadline = min(deadline, self._hold_until_s)
         if self.bfd is not None:
@@ -335,33 +325,38 @@ class Circuit:
         return deadline
 
     def expire(self, now_s: float) -> tuple[list[BfdPacket], AdjacencyChange | None]:
-        """Let time pass for BFD and the holding timer."""
+        """Let time pass for echoes, BFD and the holding timer."""
         packets: list[BfdPacket] = []
+        if self._echo is not None and self._echo.silent(now_s):
+            why = "restarting, and its plane fell silent" if self.restarting else "echoes lost"
+            return packets, self.reset(why, now_s)
         if self.bfd is not None:
             packets = self.bfd.tick(now_s)
             change = self._follow_bfd(now_s)
             if change is not None:
                 return packets, change
-        if self._grace_until_s is not None and not self._echo_alive(now_s):
-            return packets, self.reset("restarting, and its plane fell silent", now_s)
         if self.neighbour is not None and now_s >= self._hold_until_s:
+            may_wait = self.state is AdjacencyState.REPORT and not self.restarting
+            if may_wait and self._echo_alive(now_s):
+                self._begin_grace(now_s)
+                return packets, None
             return packets, self.reset("holding time over", now_s)
         return packets, None
 
+    @property
+    def _hello_early_s(self) -> float:
+        return HELLO_EARLY_S if self.state is AdjacencyState.REPORT else 0.0
+
     def hello_due(self, now_s: float) -> bool:
         """Tell whether a Hello is to be sent now, and count it as sent."""
-        if not self.carrier or now_s < self._next_hello_s:
+        if not self.carrier or now_s < self._next_hello_s - self._hello_early_s:
             return False
         self._next_hello_s = now_s + HELLO_INTERVAL_S * self._prng.uniform(0.8, 1.0)
         return True
 
     def echo_due(self, now_s: float) -> bytes | None:
         """Return what an echo to be sent now holds."""
-        if now_s < self._next_echo_s or self.trunk.bfd is None:
-            return None
-        self._next_echo_s = now_s + self.trunk.bfd.interval_us / 1e6 * ECHO_SHARE
-        self._echo_open_s = min(self._echo_open_s, now_s)
-        return self._echo_id
+        return None if self._echo is None else self._echo.due(now_s)
 
     def probe_due(self, now_s: float) -> bytes | None:
         """Return the id of an MTU probe to be sent now."""

@@ -19,6 +19,15 @@ class FrameReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class EchoReturned:
+    """An echo of ours came back at `at_s` by the machine's clock: the plane noted it."""
+
+    port: PortNumber
+    content: bytes
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrunkAdded:
     """A trunk is there; an equal port number replaces the old one."""
 
@@ -70,6 +79,7 @@ class Leaving:
 
 FabricInput: TypeAlias = (
     FrameReceived
+    | EchoReturned
     | TrunkAdded
     | TrunkRemoved
     | CarrierChanged
@@ -88,6 +98,15 @@ class SendFrame:
 
     port: PortNumber
     frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendEcho:
+    """Send an echo on a port: `head` and `content`, or `content` by another way there."""
+
+    port: PortNumber
+    head: bytes
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +159,9 @@ class FabricLog:
     detail: str
 
 
-FabricEffect: TypeAlias = SendFrame | ApplyForwarding | RememberNickname | TraceAnswered | FabricLog
+FabricEffect: TypeAlias = (
+    SendFrame | SendEcho | ApplyForwarding | RememberNickname | TraceAnswered | FabricLog
+)
 
 
 @dataclass(frozen=True, slots=True)

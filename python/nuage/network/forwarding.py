@@ -11,7 +11,10 @@ Invariants:
     Directory entries (`MacEntry`) outrank what the plane learns (RFC 8171).
     A plane answers echoes by itself (a one-hop channel frame of protocol 3 whose inner source is
     its outer source goes back, `trill_frame.reflect`): that is how a neighbour tells a dead
-    daemon, over whose plane frames still flow, from a dead link.
+    daemon, over whose plane frames still flow, from a dead link. Ours that come back it notes
+    (`take_echoes`), or hands up as it does other channel frames.
+    No tenant's frame leaves by a trunk that has no `AdjacencyEntry`; a next hop over one is passed
+    over while another is there.
     Unicast channel frames (inner Ethertype 0x8946 to 01-80-C2-00-00-42 in a VLAN tag) go up to
     control when they are for our nickname, or when their hop count is 0 here (`fabric_trace`).
 """
@@ -401,6 +404,16 @@ class PlaneCounters:
     drops: Mapping[Drop, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class EchoSeen:
+    """An echo of ours that came back at `at_s` (monotonic). `on_line`: beside its tunnel."""
+
+    port: PortNumber
+    content: bytes
+    at_s: float
+    on_line: bool = False
+
+
 class ForwardingPlane(Protocol):
     """Something that forwards frames by the tables above.
 
@@ -427,6 +440,10 @@ class ForwardingPlane(Protocol):
 
     def learned(self) -> tuple[LearnedMac, ...]:
         """Return what was learned and has not aged out; directory entries are not listed."""
+        ...
+
+    def take_echoes(self) -> tuple[EchoSeen, ...]:
+        """Return the last echo that came back on each trunk, when it is a new one."""
         ...
 
 

@@ -144,11 +144,16 @@ class LspBufferSize:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """One neighbour of TLV 22: 7-byte ID, metric, tested MTU (sub-TLV 28) when known."""
+    """One neighbour of TLV 22: 7-byte ID, metric, tested MTU (sub-TLV 28) when known.
+
+    `link` tells one of parallel links by the port IDs of this end and of the other (sub-TLV 4,
+    RFC 5307 §1.1).
+    """
 
     neighbour: bytes
     metric: int
     mtu_bytes: int | None = None
+    link: tuple[int, int] | None = None
     others: tuple[UnknownTlv, ...] = ()
 
 
@@ -157,6 +162,7 @@ class ExtendedReach:
     """TLV 22: who is adjacent (RFC 5305), only adjacencies in state Report."""
 
     number: ClassVar[int] = 22
+    LINK: ClassVar[int] = 4
     MTU: ClassVar[int] = 28
     MTU_FAILED: ClassVar[int] = 0x80
     neighbours: tuple[Reach, ...]
@@ -166,6 +172,8 @@ class ExtendedReach:
         parts = []
         for reach in self.neighbours:
             subs = b""
+            if reach.link is not None:
+                subs += struct.pack(">BBII", self.LINK, 8, *reach.link)
             if reach.mtu_bytes is not None:
                 subs += struct.pack(">BBBH", self.MTU, 3, 0, reach.mtu_bytes)
             subs += b"".join(bytes((sub.number, len(sub.value))) + sub.value
@@ -183,14 +191,17 @@ class ExtendedReach:
             neighbour, metric = reader.take(7), reader.u24()
             subs = reader.sub(reader.u8())
             mtu_bytes: int | None = None
+            link: tuple[int, int] | None = None
             others = []
             while subs.remaining:
                 number, value = subs.u8(), subs.take(subs.u8())
                 if number == ExtendedReach.MTU and len(value) == 3 and value[0] == 0:
                     mtu_bytes = int.from_bytes(value[1:], "big")
+                elif number == ExtendedReach.LINK and len(value) == 8:
+                    link = (int.from_bytes(value[:4], "big"), int.from_bytes(value[4:], "big"))
                 else:
                     others.append(UnknownTlv(number, value))
-            neighbours.append(Reach(neighbour, metric, mtu_bytes, tuple(others)))
+            neighbours.append(Reach(neighbour, metric, mtu_bytes, link, tuple(others)))
         return ExtendedReach(tuple(neighbours))
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, NamedTuple, assert_never
 
@@ -27,6 +27,7 @@ from nuage.network.forwarding import (
     NICKNAME_UNKNOWN,
     AdjacencyEntry,
     Drop,
+    EchoSeen,
     EidEntry,
     Entry,
     EntryKey,
@@ -53,6 +54,7 @@ from nuage.network.forwarding import (
     key_of,
 )
 from nuage.network.kernel_tables import U32, U64, Place, Slots, pieces
+from nuage.network.line_echo import LineEnd
 from nuage.network.offload import disable_segmentation
 
 AGE_MAX_S: Final = 300.0
@@ -62,6 +64,7 @@ SUMS: Final = (
 )  # fmt: skip
 SUM_FIRST: Final = 32
 LISP_PRIORITY: Final = 2  # of the tc filter behind access_in
+LINE_PRIORITY: Final = 3  # and of the one on a provider's line
 XDP_NONE: Final = -1
 EVENT_MISS: Final = 1
 _DROP_ORDER: Final = tuple(Drop)
@@ -123,6 +126,8 @@ class KernelPlane:
         self._bound: dict[PortNumber, int] = {}
         self._fast: set[PortNumber] = set()
         self._attached: dict[PortNumber, tuple[int, PortRole]] = {}
+        self._lines: dict[PortNumber, tuple[int, int]] = {}  # UDP port, interface index
+        self._echoes: dict[PortNumber, bytes] = {}
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
         self._neighbours: dict[bytes, bytes] = {}
         self._underlay: tuple[int, ...] = ()
@@ -286,12 +291,52 @@ class KernelPlane:
 
     def unbind(self, number: PortNumber) -> None:
         """Take the programs off a port's interface; the entry stays, without a way out."""
+        self._unbind_line(number)
         ifindex = self._bound.pop(number, 0)
         if not ifindex:
             return
         self._detach(number, ifindex)
         self._render(number)
         self._try(lambda: self._bpf.delete("ports", U32.pack(ifindex)))
+
+    def bind_line(self, number: PortNumber, interface: str, line: LineEnd) -> None:
+        """Say on which interface a trunk's tunnel comes in: its echoes go beside it there.
+
+        Raises:
+            Unavailable: no such interface here, or the kernel refuses the program.
+        """
+        there = ip_address(line.there)
+        try:
+            ifindex = socket.if_nametoindex(interface)
+        except OSError as error:
+            raise Unavailable(f"port {number}: no interface {interface!r} here") from error
+        self._unbind_line(number)
+        value = tables.LINE.pack(number, line.end, there.version, tables.address_bytes(there))
+        self._try(lambda: self._bpf.update("lines", U32.pack(line.udp_port), value))
+        self._try(lambda: self._bpf.attach("line_in", ifindex, priority=LINE_PRIORITY))
+        self._lines[number] = (line.udp_port, ifindex)
+
+    def _unbind_line(self, number: PortNumber) -> None:
+        udp_port, ifindex = self._lines.pop(number, (0, 0))
+        if not ifindex:
+            return
+        self._try(lambda: self._bpf.delete("lines", U32.pack(udp_port)))
+        if all(other != ifindex for _, other in self._lines.values()):
+            with suppress(OSError):  # the interface may be gone, and its programs with it
+                self._bpf.detach(ifindex, priority=LINE_PRIORITY)
+
+    def take_echoes(self) -> tuple[EchoSeen, ...]:
+        """Return the last echo that came back on each trunk, when it is a new one."""
+        found = []
+        for number, (_, role) in self._attached.items():
+            value = self._bpf.lookup("echoes", U32.pack(number)) if role is PortRole.TRUNK else None
+            if value is None or value == self._echoes.get(number):
+                continue
+            self._echoes[number] = value
+            content, returned_ns, way = tables.ECHO.unpack(value)
+            on_line = way == tables.ECHO_ON_LINE
+            found.append(EchoSeen(number, content, returned_ns / 1e9, on_line=on_line))
+        return tuple(found)
 
     def bound(self) -> dict[PortNumber, int]:
         """Return the interface index of each port that has one."""
@@ -318,7 +363,9 @@ class KernelPlane:
         if port.role is PortRole.TRUNK:
             mac = neighbour.mac if isinstance(neighbour, AdjacencyEntry) else None
             place = replace(place, neighbour=mac, slot=self._slot(number))
-            value = tables.SLOT.pack(ifindex, number, port.mac)
+            # Without its neighbour nothing is sent over it: paths go by their other hops.
+            way_out = 0 if mac is None else ifindex
+            value = tables.SLOT.pack(way_out, number, port.mac)
             self._batch.set("slots", U32.pack(place.slot), value)
         else:
             self._render_guest(port)

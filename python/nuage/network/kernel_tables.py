@@ -55,6 +55,8 @@ EID_KEY: Final = struct.Struct("=I4sB16sxxx")
 MAP_CACHE_HEAD: Final = struct.Struct("=HH")
 RLOC: Final = struct.Struct("=4sHH")
 EID: Final = struct.Struct("=H6s4sI")
+ECHO: Final = struct.Struct("=16sQIxxxx")
+LINE: Final = struct.Struct("=III16s")
 HEARD_KEY: Final = struct.Struct("=28s4s")
 EVENT: Final = struct.Struct("=I4s28s16s")
 
@@ -68,6 +70,7 @@ PORT_GUARDED: Final = 2
 PORT_FILTERED: Final = 4
 PORT_ADJACENT: Final = 8
 PORT_XDP: Final = 16
+ECHO_ON_LINE: Final = 1
 EID_PREFIX_BITS: Final = 40  # instance and family, before the address
 BURST_S: Final = 0.05
 DIRECTIONS: Final = (Direction.INGRESS, Direction.EGRESS)  # enum direction of intf.h
@@ -91,6 +94,8 @@ SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "lisp_self": (4, LISP_SELF.size),
     "map_cache": (EID_KEY.size, MAP_CACHE_HEAD.size + RLOCS_MAX * RLOC.size),
     "eids": (EID_KEY.size, EID.size),
+    "echoes": (4, ECHO.size),
+    "lines": (4, LINE.size),
     "heard": (HEARD_KEY.size, 8),
 }
 

@@ -24,7 +24,7 @@ from nuage.network.isis_tlv import (
     encode_tlvs,
 )
 
-REACHES_PER_TLV: Final = 15  # 16 bytes each with the MTU sub-TLV
+REACHES_PER_TLV: Final = 9  # 26 bytes each with the link's IDs and the tested MTU
 RANGES_PER_TLV: Final = 16  # 15 bytes each behind a 5-byte head
 FRAGMENTS_MAX: Final = 256
 

@@ -26,6 +26,7 @@ from nuage.network.circuit import AdjacencyChange, AdjacencyState, Circuit
 from nuage.network.fabric_event import (
     ApplyForwarding,
     CarrierChanged,
+    EchoReturned,
     FabricEffect,
     FabricInput,
     FabricLog,
@@ -38,6 +39,7 @@ from nuage.network.fabric_event import (
     NodeView,
     OverloadChanged,
     RememberNickname,
+    SendEcho,
     SendFrame,
     TraceAnswered,
     TraceAsked,
@@ -60,6 +62,7 @@ from nuage.network.forwarding import (
     Entry,
     EntryKey,
     FibEntry,
+    ForwardingDelta,
     Label,
     Nickname,
     PortEntry,
@@ -148,6 +151,7 @@ class RBridge:
         self._route_runs: deque[float] = deque(maxlen=16)
         self._lsp_at_s: float | None = now_s
         self._lsp_runs: deque[float] = deque(maxlen=LSP_RUNS_MAX)
+        self._echo_heads: dict[tuple[PortNumber, bytes, Nickname], bytes] = {}
         self._hush = Hush(LOG_INTERVAL_S)
         self._effects: list[FabricEffect] = []
         self.counters: Counter[str] = Counter()
@@ -200,6 +204,9 @@ class RBridge:
         match event:
             case FrameReceived():
                 self._frame(event.port, event.frame, now_s)
+            case EchoReturned():
+                if event.port in self._circuits:
+                    self._circuits[event.port].echo(event.content, event.at_s)
             case TrunkAdded():
                 self._remove_trunk(event.trunk.port, now_s)
                 trunk = event.trunk
@@ -336,7 +343,7 @@ class RBridge:
             return
         message = decode_channel(frame.payload)
         if message.protocol == CHANNEL_ECHO:
-            circuit.echo(message.payload)
+            circuit.echo(message.payload, now_s)
             return
         if message.protocol == CHANNEL_TRACE and message.multi_hop:
             self._traced(circuit.trunk.port, frame, decode_trace(message.payload))
@@ -417,6 +424,14 @@ class RBridge:
         if change.before is AdjacencyState.REPORT and self._routes_at_s is not None:
             # What we lost ourselves does not wait for the spacing: our frames fall into it now.
             self._routes_at_s = min(self._routes_at_s, now_s + ROUTE_DELAY_S)
+            self._prune(change.port)
+
+    def _prune(self, port: PortNumber) -> None:
+        """Take a lost neighbour from the plane before any route is computed."""
+        gone = self._applied.get((AdjacencyEntry, port))
+        if gone is not None and self._restart_until_s is None:
+            del self._applied[AdjacencyEntry, port]
+            self._effects.append(ApplyForwarding(ForwardingDelta(removed=(gone,))))
 
     def _hello_and_probe(self, circuit: Circuit, now_s: float) -> None:
         port = circuit.trunk.port
@@ -425,7 +440,7 @@ class RBridge:
             self._send_pdu(port, encode_signed(hello, self._config.ring))
         echo = circuit.echo_due(now_s)
         if echo is not None:
-            self._send_channel(circuit, ChannelMessage(CHANNEL_ECHO, echo))
+            self._effects.append(SendEcho(port, self._echo_head(circuit), echo))
         probe_id = circuit.probe_due(now_s)
         if probe_id is not None:
             if circuit.mtu_failed:
@@ -454,16 +469,25 @@ class RBridge:
         if not circuit.neighbour_mac:
             return
         for packet in packets:
-            self._send_channel(circuit, ChannelMessage(CHANNEL_BFD, encode_bfd(packet)))
+            frame = self._channel_frame(circuit, ChannelMessage(CHANNEL_BFD, encode_bfd(packet)))
+            self._effects.append(SendFrame(circuit.trunk.port, frame))
 
-    def _send_channel(self, circuit: Circuit, message: ChannelMessage) -> None:
-        frame = one_hop_channel_frame(
+    def _echo_head(self, circuit: Circuit) -> bytes:
+        """Return what stands before an echo's content: kept, echoes are frequent."""
+        key = (circuit.trunk.port, circuit.neighbour_mac, self.nickname)
+        if key not in self._echo_heads:
+            self._echo_heads = {k: v for k, v in self._echo_heads.items() if k[0] != key[0]}
+            empty = ChannelMessage(CHANNEL_ECHO, b"")
+            self._echo_heads[key] = self._channel_frame(circuit, empty)
+        return self._echo_heads[key]
+
+    def _channel_frame(self, circuit: Circuit, message: ChannelMessage) -> bytes:
+        return one_hop_channel_frame(
             message,
             dmac=circuit.neighbour_mac,
             smac=circuit.trunk.mac,
             ingress=self.nickname,
         )
-        self._effects.append(SendFrame(circuit.trunk.port, frame))
 
     # ---- database and routes ----
 
@@ -491,18 +515,20 @@ class RBridge:
         if self._leaving:
             return
         self._lsp_runs.append(now_s)
-        best: dict[SystemId, Reach] = {}
-        for circuit in self._circuits.values():
-            if circuit.state is not AdjacencyState.REPORT or circuit.neighbour is None:
-                continue
-            reach = Reach(circuit.neighbour + b"\0", circuit.trunk.metric, circuit.mtu_tested_bytes)
-            known = best.get(circuit.neighbour)
-            if known is None or reach.metric < known.metric:
-                best[circuit.neighbour] = reach
+        reaches = [
+            Reach(
+                circuit.neighbour + b"\0",
+                circuit.trunk.metric,
+                circuit.mtu_tested_bytes,
+                (circuit.trunk.port, circuit.neighbour_port),
+            )
+            for circuit in self._circuits.values()
+            if circuit.state is AdjacencyState.REPORT and circuit.neighbour is not None
+        ]
         tlvs = own_tlvs(
             hostname=self._config.hostname,
             record=self._chooser.record,
-            reaches=[best[neighbour] for neighbour in sorted(best)],
+            reaches=sorted(reaches, key=lambda reach: (reach.neighbour, reach.link)),
             labels=self._labels,
             pdu_bytes_max=self._config.pdu_bytes_max,
         )

@@ -75,7 +75,10 @@ def compute_routes(
     graph = graph_of(nodes)
     by_neighbour: dict[SystemId, list[LocalAdjacency]] = {}
     for adjacency in adjacencies:
-        by_neighbour.setdefault(adjacency.neighbour, []).append(adjacency)
+        # Of parallel trunks the one whose far end is down is told by the far end alone.
+        far = nodes.get(adjacency.neighbour)
+        if far is None or far.reports(me, adjacency.neighbour_port, adjacency.port):
+            by_neighbour.setdefault(adjacency.neighbour, []).append(adjacency)
     entries: list[Entry] = [AdjacencyEntry(a.port, a.neighbour_mac) for a in adjacencies]
     if me not in graph.index:
         entries.append(SelfEntry(nickname, NICKNAME_UNKNOWN))

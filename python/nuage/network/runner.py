@@ -18,16 +18,19 @@ from nuage.clock import Clock
 from nuage.network.fabric_event import (
     ApplyForwarding,
     CarrierChanged,
+    EchoReturned,
     FabricEffect,
     FabricInput,
     FabricLog,
     FrameReceived,
     LabelsChanged,
     RememberNickname,
+    SendEcho,
     SendFrame,
     TraceAnswered,
 )
 from nuage.network.forwarding import ForwardingPlane, Nickname, PortNumber
+from nuage.network.line_echo import LineSocket
 from nuage.network.rbridge import RBridge
 from nuage.network.segment import SegmentSwitch
 from nuage.network.software_plane import SoftwarePlane
@@ -46,6 +49,7 @@ RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 IFF_LOWER_UP: Final = 0x10000
 TICK_MIN_S: Final = 0.0005
+LINE_TRUST_S: Final = 1.0  # without an answer by the line, echoes go through the trunk besides
 STALL_S: Final = 0.02  # of this loop: then all sockets are read before anybody is held silent
 
 
@@ -192,6 +196,9 @@ class FabricRunner:
         self._clock = clock
         self._links = ports.links
         self._followers: dict[int, set[PortNumber]] = {}
+        self._down: set[int] = set()  # interfaces without carrier
+        self._lines: dict[PortNumber, LineSocket] = {}
+        self._line_heard_s: dict[PortNumber, float] = {}
         for index, number in (ports.indexes or {}).items():
             self._followers.setdefault(index, set()).add(number)
         self._trunks = set(ports.trunks)
@@ -227,6 +234,8 @@ class FabricRunner:
             for one in sockets:
                 self._loop.remove_reader(one.fileno())
                 one.close()
+        for line in self._lines.values():
+            line.close()
         if self._links is not None:
             self._loop.remove_reader(self._links.fileno())
             self._links.close()
@@ -239,12 +248,18 @@ class FabricRunner:
         *,
         is_trunk: bool,
         follows: Iterable[int] = (),
+        line: LineSocket | None = None,
     ) -> None:
-        """Serve one more port. `follows`: the interfaces whose carrier a trunk depends on."""
+        """Serve one more port.
+
+        `follows`: the interfaces whose carrier a trunk depends on. `line`: its echoes go there.
+        """
         self.remove_port(port)
         self._sockets[port] = sockets
         if is_trunk:
             self._trunks.add(port)
+        if line is not None:
+            self._lines[port] = line
         for index in follows:
             self._followers.setdefault(index, set()).add(port)
         if self._loop is not None:
@@ -257,6 +272,10 @@ class FabricRunner:
             if self._loop is not None:
                 self._loop.remove_reader(one.fileno())
             one.close()
+        line = self._lines.pop(port, None)
+        if line is not None:
+            line.close()
+        self._line_heard_s.pop(port, None)
         self._trunks.discard(port)
         for followers in self._followers.values():
             followers.discard(port)
@@ -267,7 +286,16 @@ class FabricRunner:
 
     def give(self, event: FabricInput) -> None:
         """Give the machine an event now."""
-        self._perform(self.rbridge.handle(event, self._clock.monotonic_s()))
+        self._advance((event,), self._clock.monotonic_s())
+
+    def _advance(self, events: Iterable[FabricInput], now_s: float) -> None:
+        """Give the machine what came by `now_s`, the echoes that the plane noted first."""
+        echoes = []
+        for seen in self._plane.take_echoes():
+            if seen.on_line:
+                self._line_heard_s[seen.port] = seen.at_s
+            echoes.append(EchoReturned(seen.port, seen.content, seen.at_s))
+        self._perform(self.rbridge.handle_all((*echoes, *events), now_s))
 
     def _readable(self, port: PortNumber, one: FrameSocket) -> None:
         if port in self._trunks and self._software is None:
@@ -293,7 +321,7 @@ class FabricRunner:
                     break
                 events.append(FrameReceived(number, frame))
         # Time as it was before reading: what came by then was read, whatever held us up since.
-        self._perform(self.rbridge.handle_all(events, now_s))
+        self._advance(events, now_s)
 
     def _frame(self, port: PortNumber, frame: bytes) -> None:
         if self._software is None:
@@ -319,17 +347,33 @@ class FabricRunner:
         if sockets:
             sockets[0].send(frame)
 
+    def _send_echo(self, echo: SendEcho) -> None:
+        line = self._lines.get(echo.port)
+        if line is not None:
+            line.send(echo.content)
+            heard_s = self._line_heard_s.get(echo.port)
+            if heard_s is not None and self._clock.monotonic_s() - heard_s < LINE_TRUST_S:
+                return
+        self._send(echo.port, echo.head + echo.content)
+
     def _links_changed(self) -> None:
         assert self._links is not None
         for state in self._links.receive():
+            if state.up:
+                self._down.discard(state.index)
+            else:
+                self._down.add(state.index)
             for port in sorted(self._followers.get(state.index, ())):
-                self.give(CarrierChanged(port, state.up))
+                dead = any(port in self._followers.get(index, ()) for index in self._down)
+                self.give(CarrierChanged(port, not dead))
 
     def _perform(self, effects: Iterable[FabricEffect]) -> None:
         for effect in effects:
             match effect:
                 case SendFrame():
                     self._send(effect.port, effect.frame)
+                case SendEcho():
+                    self._send_echo(effect)
                 case ApplyForwarding():
                     self._plane.apply(effect.delta)
                     self._routed()
@@ -357,4 +401,4 @@ class FabricRunner:
         if self._software is None and now_s - self._due_s > STALL_S:
             self._read_trunks()
         else:
-            self._perform(self.rbridge.tick(now_s))
+            self._advance((), now_s)

@@ -20,6 +20,7 @@ from nuage.network.forwarding import (
     AdjacencyEntry,
     Direction,
     Drop,
+    EchoSeen,
     EidEntry,
     Entry,
     EntryKey,
@@ -230,6 +231,10 @@ class SoftwarePlane:
             if self._now_s - found.seen_s < AGE_MAX_S
         )
 
+    def take_echoes(self) -> tuple[EchoSeen, ...]:
+        """None: those that come back are handed up as frames."""
+        return ()
+
     def take_misses(self) -> tuple[LispMiss, ...]:
         """Return the misses since the last call."""
         found = tuple(self.lisp.misses)
@@ -333,9 +338,17 @@ class SoftwarePlane:
         hops = self._fib.get(frame.egress)
         if not hops:
             return self._drop(Drop.NO_ROUTE)
-        hop = hops[flow_hash(frame.native(), frame.label or frame.vlan) % len(hops)]
+        hop = self._hop_of(hops, flow_hash(frame.native(), frame.label or frame.vlan))
+        if hop is None:
+            return self._drop(Drop.NO_ROUTE)
         self._sums["transit"] += 1
         return [Sent(hop.port, decrement(data, dmac=hop.dmac, smac=hop.smac))]
+
+    def _hop_of(self, hops: Sequence[NextHop], mark: int) -> NextHop | None:
+        """Return the flow's next hop; of those whose trunk has lost its neighbour the next one."""
+        first = mark % len(hops)
+        order = (*hops[first:], *hops[:first])
+        return next((hop for hop in order if hop.port in self._adjacencies), None)
 
     def _multi(self, port: PortEntry, frame: TrillFrame, data: bytes) -> list[Sent]:
         ports = self._trees.get(frame.egress)
@@ -350,13 +363,17 @@ class SoftwarePlane:
             self._drop(Drop.HOP_COUNT)
         else:
             for number in self._branches(frame.egress, frame.label, ports):
-                if number != port.port and number in self._ports:
+                if number != port.port and self._leads_on(number):
                     smac = self._ports[number].mac
                     out.append(Sent(number, decrement(data, dmac=ALL_RBRIDGES, smac=smac)))
             self._sums["transit"] += bool(out)
         if frame.label is not None and frame.label in self._flood:
             out.extend(self._decapsulate(frame))
         return out
+
+    def _leads_on(self, number: PortNumber) -> bool:
+        """Tell whether a trunk has a neighbour to send to."""
+        return number in self._ports and number in self._adjacencies
 
     def _branches(
         self, tree: Nickname, label: Label | None, ports: Sequence[PortNumber]
@@ -496,7 +513,9 @@ class SoftwarePlane:
         hops = self._fib.get(egress)
         if not hops:
             return self._drop(Drop.NO_ROUTE)
-        hop = hops[flow_hash(native, label) % len(hops)]
+        hop = self._hop_of(hops, flow_hash(native, label))
+        if hop is None:
+            return self._drop(Drop.NO_ROUTE)
         self._sums["ingress"] += 1
         data = self._wrap(label, native, egress, dmac=hop.dmac, smac=hop.smac)
         return [Sent(hop.port, data)]
@@ -535,7 +554,7 @@ class SoftwarePlane:
             return out
         self._sums["flooded"] += 1
         for number in self._branches(tree, label, self._trees.get(tree, ())):
-            if number in self._ports:
+            if self._leads_on(number):
                 smac = self._ports[number].mac
                 data = self._wrap(label, native, tree, dmac=ALL_RBRIDGES, smac=smac)
                 out.append(Sent(number, data))

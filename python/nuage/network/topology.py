@@ -33,6 +33,7 @@ class NodeFacts:
 
     system_id: SystemId
     neighbours: Mapping[SystemId, int]  # ID -> lowest metric reported
+    links: frozenset[tuple[SystemId, int, int]] = frozenset()  # other end, port here, port there
     nicknames: tuple[NicknameRecord, ...] = ()
     labels: frozenset[int] = frozenset()
     all_labels: bool = False
@@ -40,6 +41,12 @@ class NodeFacts:
     hostname: str = ""
     overload: bool = False
     fgl_safe: bool = False
+
+    def reports(self, other: SystemId, port_here: int, port_there: int) -> bool:
+        """Tell whether it says that this link to `other` is up, or tells links apart at all."""
+        if not any(end == other for end, _, _ in self.links):
+            return True
+        return (other, port_here, port_there) in self.links
 
 
 def facts_of(system_id: SystemId, records: Mapping[bytes, LspRecord]) -> NodeFacts | None:
@@ -57,6 +64,7 @@ def facts_of(system_id: SystemId, records: Mapping[bytes, LspRecord]) -> NodeFac
 
 def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> NodeFacts:
     neighbours: dict[SystemId, int] = {}
+    links: set[tuple[SystemId, int, int]] = set()
     nicknames: list[NicknameRecord] = []
     ranges: list[tuple[int, int]] = []
     used: list[Nickname] = []
@@ -69,6 +77,8 @@ def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> Node
                         other = reach.neighbour[:6]
                         metric = max(reach.metric, 1)
                         neighbours[other] = min(neighbours.get(other, metric), metric)
+                        if reach.link is not None:
+                            links.add((other, *reach.link))
             case Hostname():
                 hostname = tlv.name
             case RouterCapability():
@@ -91,6 +101,7 @@ def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> Node
     return NodeFacts(
         system_id=system_id,
         neighbours=neighbours,
+        links=frozenset(links),
         nicknames=tuple(nicknames),
         labels=labels or frozenset(),
         all_labels=wide,

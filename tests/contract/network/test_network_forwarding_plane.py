@@ -166,6 +166,26 @@ def drops(driver: Driver) -> dict[str, int]:
     return {cause.value: n for cause, n in driver.plane.counters().drops.items() if n}
 
 
+def test_a_trunk_that_lost_its_neighbour_is_passed_over_at_once(driver: Driver) -> None:
+    """Before any route is computed anew: the other equal next hop takes all flows."""
+    hops = tuple(NextHop(port, PEER[port], MINE[port]) for port in (LEFT, RIGHT))
+    stations = [bytes((6, 0, 0, 0, 9, n)) for n in range(16)]
+    listed = [MacEntry(RED, mac, nickname=FAR) for mac in stations]
+    driver.plane.apply(ForwardingDelta(set=(FibEntry(FAR, hops), *listed)))
+
+    def taken() -> set[PortNumber]:
+        return {port for mac in stations for port, _ in driver.send(GUEST, native(mac, STATION))}
+
+    assert taken() == {LEFT, RIGHT}
+    driver.plane.apply(ForwardingDelta(removed=(AdjacencyEntry(RIGHT, PEER[RIGHT]),)))
+    assert taken() == {LEFT}
+    driver.plane.apply(ForwardingDelta(removed=(AdjacencyEntry(LEFT, PEER[LEFT]),)))
+    assert taken() == set()
+    assert drops(driver) == {"no_route": 16}
+    driver.plane.apply(ForwardingDelta(set=(AdjacencyEntry(RIGHT, PEER[RIGHT]),)))
+    assert taken() == {RIGHT}
+
+
 def test_ingress_to_a_directory_station_is_one_trill_frame(driver: Driver) -> None:
     driver.plane.apply(ForwardingDelta(set=(MacEntry(RED, REMOTE, nickname=FAR),)))
     frame = native(REMOTE, STATION)

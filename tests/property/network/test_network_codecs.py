@@ -49,6 +49,7 @@ reach = st.builds(
     st.binary(min_size=7, max_size=7),
     u24,
     st.none() | u16,
+    st.none() | st.tuples(u32, u32),
     st.lists(unknown_sub, max_size=1).map(tuple),
 )
 record = st.builds(tlv.NicknameRecord, u8, u16, nickname)

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from nuage.network.campus import Campus, random_campus, system_id
-from nuage.network.fabric_event import FabricNews, TraceAsked
+from nuage.network.fabric_event import CarrierChanged, FabricNews, TraceAsked
 from nuage.network.forwarding import Drop, Label, Nickname, PortNumber, RpfEntry, TreeEntry
 from nuage.network.isis_auth import Keyring
 from nuage.network.nickname import NicknameWish
@@ -157,6 +157,27 @@ def test_lost_carrier_is_healed_within_ten_milliseconds() -> None:
         campus.run_for(0.001)
     got = [when for when, _, frame in campus.nodes[1].received if frame[:6] == guest_mac(1)]
     assert got[0] - cut_s <= 0.01
+
+
+def test_the_far_end_of_parallel_trunks_is_told_of_a_carrier_that_only_the_near_end_lost() -> None:
+    """One of two trunks loses its carrier at one end; the other end still sees its own."""
+    campus = Campus(15)
+    for number in range(2):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    first, _ = campus.connect(0, 1), campus.connect(0, 1)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    campus.from_guest(0, ports[0], frame_of(0, BROADCAST, b"here I am"))
+    campus.run_for(0.1)
+    campus.lose(first)
+    campus.give(0, CarrierChanged(first.a[1], up=False))
+    campus.run_for(0.01)
+    for flow in range(32):
+        frame = guest_mac(0) + bytes((6, 0, 0, 1, 0, flow)) + b"\x88\xb5" + bytes(46)
+        campus.from_guest(1, ports[1], frame)
+    campus.run_for(0.01)
+    assert sum(frame[:6] == guest_mac(0) for _, _, frame in campus.nodes[0].received) == 32
+    assert [n.state for n in campus.nodes[1].rbridge.view().neighbours] == ["report", "report"]
 
 
 def test_a_wrong_key_makes_no_adjacency_and_a_clear_event() -> None:

@@ -1,21 +1,20 @@
 """Four RBridges in network namespaces, on real veth pairs, with the slow path as data plane."""
 
 import asyncio
-import ctypes
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 
 import pytest
+from tests.system.bpf.bpf_netns import Entered
 
 from nuage.clock import SystemClock
 from nuage.ids import PortId
 from nuage.network.circuit import Trunk
-from nuage.network.fabric_event import FabricLog, TrunkAdded
+from nuage.network.fabric_event import FabricLog, FabricNews, TrunkAdded
 from nuage.network.forwarding import FibEntry, Label, PortNumber, RpfEntry
 from nuage.network.isis_auth import Keyring
 from nuage.network.rbridge import RBridge, RBridgeConfig
@@ -30,7 +29,6 @@ pytestmark = [
 ]
 PREFIX = f"nqr{os.getpid() % 10000}"
 COUNT = 4
-CLONE_NEWNET = 0x40000000
 LABEL = Label(0xABCDE)
 TRUNK_LEFT, TRUNK_RIGHT, GUEST = PortNumber(1), PortNumber(2), PortNumber(9)
 
@@ -83,28 +81,6 @@ def ring() -> Iterator[None]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-def in_namespace(name: str) -> "Entered":
-    return Entered(name)
-
-
-class Entered:
-    """The calling thread in another network namespace, for opening sockets there."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._libc = ctypes.CDLL(None, use_errno=True)
-
-    def __enter__(self) -> None:
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        there = os.open(Path("/run/netns") / self._name, os.O_RDONLY)
-        assert self._libc.setns(there, CLONE_NEWNET) == 0
-        os.close(there)
-
-    def __exit__(self, *_: object) -> None:
-        assert self._libc.setns(self._home, CLONE_NEWNET) == 0
-        os.close(self._home)
-
-
 def guest_port(number: int) -> AccessPort:
     return AccessPort(
         port=GUEST,
@@ -141,7 +117,7 @@ class Ring:
 
     def start(self) -> None:
         for n in range(COUNT):
-            with in_namespace(rb(n)):
+            with Entered(rb(n)):
                 left, right = PacketSocket("left"), PacketSocket("right")
                 guest, links = PacketSocket("guest"), LinkWatch()
             plane, switch = SoftwarePlane(), SegmentSwitch()
@@ -188,6 +164,15 @@ class Ring:
             for n, plane in self.planes.items()
         }
 
+    def reasons(self, *numbers: int) -> set[str]:
+        """Return why these RBridges lost the neighbour across the link in question."""
+        lost = FabricNews.ADJACENCY_DOWN
+        return {
+            log.detail.partition(": ")[2]
+            for n, log in self.logs
+            if log.news is lost and n in numbers
+        }
+
     def stop(self) -> None:
         for runner in self.runners.values():
             runner.stop()
@@ -210,7 +195,10 @@ def longest_gap_s(output: str) -> float:
 
 
 async def test_a_ring_of_namespaces_converges_and_survives(ring: None) -> None:
-    """Adjacencies for real, ping across, a silent blackhole, lost carrier."""
+    """Adjacencies for real, ping across, a silent blackhole, lost carrier: traffic comes back.
+
+    How soon is a benchmark's business (benchmarks/cut_gap.py).
+    """
     clock = SystemClock()
     fabric = Ring(clock)
     fabric.start()
@@ -220,14 +208,16 @@ async def test_a_ring_of_namespaces_converges_and_survives(ring: None) -> None:
         received = int(first.stdout.split(" received")[0].rsplit(" ", 1)[1])
         assert received >= 4, (first.stdout, fabric.drops(), fabric.logs)
 
+        fabric.logs.clear()
         gap_s = await blackhole_gap_s()
         print(f"silent blackhole: traffic back after {gap_s * 1000:.0f} ms")  # noqa: T201
-        assert gap_s <= 0.25
+        assert fabric.reasons(0, 1) == {"echoes lost"}, fabric.logs
 
         await fabric.until_whole()
+        fabric.logs.clear()
         gap_s = await carrier_gap_s()
         print(f"carrier lost: traffic back after {gap_s * 1000:.0f} ms")  # noqa: T201
-        assert gap_s <= 0.1
+        assert fabric.reasons(2, 3) == {"carrier lost"}, fabric.logs
     finally:
         fabric.stop()
 
