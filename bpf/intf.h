@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 2
+#define INTF_VERSION 3
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */

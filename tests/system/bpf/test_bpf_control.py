@@ -25,7 +25,7 @@ from nuage.network.isis_auth import Keyring
 from nuage.network.kernel_plane import KernelPlane, Neighbour
 from nuage.network.nickname import NicknameWish
 from nuage.network.rbridge import RBridge, RBridgeConfig
-from nuage.network.runner import FabricRunner, PacketSocket, RunnerPorts
+from nuage.network.runner import FabricRunner, LinkWatch, PacketSocket, RunnerPorts
 from nuage.network.segment import AccessPort, SegmentSwitch, Station
 from nuage.network.wire import mac_bytes
 
@@ -91,7 +91,8 @@ class Node:
             for number, interface in TRUNKS.items()
         }
         access = tuple(PacketSocket("guest", kind) for kind in (0x0806, 0x0800, 0x86DD))
-        return RunnerPorts(trunks, {GUEST: access})
+        indexes = {one.index: number for number, (one, _) in trunks.items()}
+        return RunnerPorts(trunks, {GUEST: access}, LinkWatch(), indexes)
 
     def remember(self, nickname: Nickname) -> None:
         self.nickname = nickname
