@@ -6,7 +6,9 @@ plane is called for each frame: the slow path, for where eBPF is not there, and 
 behind the slow path must have their offloads off: what it sees is what goes on the wire.
 """
 
+import array
 import asyncio
+import fcntl
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +50,9 @@ RTMGRP_LINK: Final = 1
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
 IFF_LOWER_UP: Final = 0x10000
+SIOCGIFNAME: Final = 0x8910
+SIOCETHTOOL: Final = 0x8946
+ETHTOOL_GLINK: Final = 0x0A
 TICK_MIN_S: Final = 0.0005
 LINE_TRUST_S: Final = 1.0  # without an answer by the line, echoes go through the trunk besides
 STALL_S: Final = 0.02  # of this loop: then all sockets are read before anybody is held silent
@@ -122,13 +127,18 @@ class LinkState:
 
 
 class LinkWatch:
-    """Tells changes of carrier in the calling thread's network namespace, at once (netlink)."""
+    """Tells changes of carrier in the calling thread's network namespace (netlink).
+
+    The kernel may hold a message back for up to a second when another link of the machine
+    changed shortly before; `carrier` asks without waiting for it.
+    """
 
     def __init__(self) -> None:
         raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         raw.setblocking(False)  # noqa: FBT003 - the socket module's own signature
         raw.bind((0, RTMGRP_LINK))
         self._raw = raw
+        self._asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -144,9 +154,22 @@ class LinkWatch:
                 return states
             states.extend(parse_link_messages(data))
 
+    def carrier(self, index: int) -> bool | None:
+        """Return whether an interface has carrier now; None: it cannot be asked."""
+        request = bytearray(struct.pack("=16si20x", b"", index))
+        value = array.array("I", (ETHTOOL_GLINK, 0))
+        try:
+            fcntl.ioctl(self._asking, SIOCGIFNAME, request)
+            request[16:24] = struct.pack("=Q", value.buffer_info()[0])
+            fcntl.ioctl(self._asking, SIOCETHTOOL, request)
+        except OSError:
+            return None
+        return bool(value[1])
+
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._raw.close()
+        self._asking.close()
 
 
 def parse_link_messages(data: bytes) -> list[LinkState]:
@@ -359,13 +382,24 @@ class FabricRunner:
     def _links_changed(self) -> None:
         assert self._links is not None
         for state in self._links.receive():
-            if state.up:
-                self._down.discard(state.index)
-            else:
-                self._down.add(state.index)
-            for port in sorted(self._followers.get(state.index, ())):
-                dead = any(port in self._followers.get(index, ()) for index in self._down)
-                self.give(CarrierChanged(port, not dead))
+            self._link_is(state)
+
+    def _link_is(self, state: LinkState) -> None:
+        if state.up:
+            self._down.discard(state.index)
+        else:
+            self._down.add(state.index)
+        for port in sorted(self._followers.get(state.index, ())):
+            dead = any(port in self._followers.get(index, ()) for index in self._down)
+            self.give(CarrierChanged(port, not dead))
+
+    def _ask_links(self) -> None:
+        """Look whether a trunk has lost its carrier without our being told yet."""
+        if self._links is None:
+            return
+        for index, ports in tuple(self._followers.items()):
+            if ports and index not in self._down and self._links.carrier(index) is False:
+                self._link_is(LinkState(index, up=False))
 
     def _perform(self, effects: Iterable[FabricEffect]) -> None:
         for effect in effects:
@@ -397,6 +431,7 @@ class FabricRunner:
 
     def _tick(self) -> None:
         self._timer = None
+        self._ask_links()
         now_s = self._clock.monotonic_s()
         if self._software is None and now_s - self._due_s > STALL_S:
             self._read_trunks()
