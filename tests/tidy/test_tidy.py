@@ -14,7 +14,6 @@ FUNCTION_LINES_MAX = 70
 # Longer than allowed when the rule came in; entries may only go.
 LONG_FUNCTIONS: dict[str, int] = {}
 LONG_FILES: dict[str, int] = {
-    "crates/nuage-journal/src/store.rs": 980,
 }
 
 # One spelling each (GLOSSARY.md), and words that say something about a workplace, not a product.

@@ -9,27 +9,25 @@
 //! Fault model: a disk operation that fails stops the store for good (`StoreEvent::Failed`); nothing is
 //! retried. Time enters only with the groups.
 
+mod checkpoints;
+mod commit;
+mod slots;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::bytes::{narrow, wide};
 use crate::checkpoint::{Checkpoint, Position, Superblock, checkpoint_name};
 use crate::cipher::Cipher;
-use crate::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId};
+use crate::disk::{BLOCK_BYTES, Disk, DiskOperation, DiskResult, FileId};
 use crate::error::JournalError;
 use crate::layout::{Chain, Group, GroupHead};
 use crate::reading::{ReadJob, ReadOutcome, TableCache};
 use crate::replay::State;
-use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes, encode_first_block};
+use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes};
 
-/// Bytes of one commit at most; more only delays the first of them.
-const COMMIT_BYTES_MAX: u64 = 4 << 20;
-/// Segments kept ready besides the open one: the reserve for an epoch, a seal and a compaction.
-pub const SPARES_MIN: usize = 2;
 /// Handle of a slot whose file is being prepared.
 const NO_FILE: FileId = FileId::MAX;
-/// Slots that an entry can name (22 bits).
-const SLOTS_MAX: usize = 1 << 22;
 
 /// How retention treats history that is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -487,19 +485,6 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// True when a new segment could be started beyond the reserve.
-    pub fn has_space(&self) -> bool {
-        !self.no_space || self.spare_count() > SPARES_MIN
-    }
-
-    pub(crate) fn spare_count(&self) -> usize {
-        self.slots
-            .iter()
-            .flatten()
-            .filter(|slot| matches!(slot.state, SlotState::Spare))
-            .count()
-    }
-
     fn roll(
         &mut self,
         segment: u64,
@@ -535,71 +520,6 @@ impl<D: Disk> Store<D> {
         });
         self.keep_spares();
         Ok(())
-    }
-
-    /// A prepared segment; when none is ready, one whose preparation the log will wait for.
-    fn take_slot(&mut self) -> Result<u32, JournalError> {
-        let find = |slots: &[Option<Slot>], wanted: fn(&SlotState) -> bool| {
-            slots
-                .iter()
-                .position(|slot| slot.as_ref().is_some_and(|slot| wanted(&slot.state)))
-        };
-        if let Some(found) = find(&self.slots, |state| matches!(state, SlotState::Spare)) {
-            return Ok(narrow(found));
-        }
-        if let Some(found) = find(&self.slots, |state| matches!(state, SlotState::Preparing)) {
-            return Ok(narrow(found));
-        }
-        if self.no_space {
-            return Err(JournalError::NoSpace);
-        }
-        self.prepare_slot()
-    }
-
-    fn prepare_slot(&mut self) -> Result<u32, JournalError> {
-        let free = (1..SLOTS_MAX).find(|slot| self.slots.get(*slot).is_none_or(Option::is_none));
-        let slot = free.ok_or(JournalError::NoSpace)?;
-        if self.slots.len() <= slot {
-            self.slots.resize(slot + 1, None);
-        }
-        self.slots[slot] = Some(Slot {
-            file: NO_FILE,
-            state: SlotState::Preparing,
-        });
-        self.start_prepare(narrow(slot));
-        Ok(narrow(slot))
-    }
-
-    fn start_prepare(&mut self, slot: u32) {
-        let size_bytes = u64::from(self.superblock.segment_bytes);
-        let operation = DiskOperation::Prepare {
-            name: segment_name(slot),
-            size_bytes,
-        };
-        self.submit(Purpose::Spare { slot }, operation);
-    }
-
-    /// Try again after "no space": space may have been given back. The owner calls it now and then.
-    pub fn retry_space(&mut self) {
-        if !self.no_space || self.failed.is_some() {
-            return;
-        }
-        self.no_space = false;
-        if let Some(slot) = self.starved.take() {
-            self.start_prepare(slot);
-        }
-        self.keep_spares();
-    }
-
-    /// Have spares made in the background.
-    pub fn keep_spares(&mut self) {
-        let is_coming =
-            |slot: &&Slot| matches!(slot.state, SlotState::Spare | SlotState::Preparing);
-        while !self.no_space && self.slots.iter().flatten().filter(is_coming).count() < SPARES_MIN {
-            if self.prepare_slot().is_err() {
-                return;
-            }
-        }
     }
 
     pub(crate) fn submit(&mut self, purpose: Purpose, operation: DiskOperation) {
@@ -671,102 +591,6 @@ impl<D: Disk> Store<D> {
         events.append(&mut self.events);
     }
 
-    fn start_step(&mut self) {
-        if self.step_running || self.failed.is_some() {
-            return;
-        }
-        if let Some(Step::Start(slot, _)) = self.steps.front()
-            && self.file_of(*slot).is_none()
-        {
-            return; // its file is still being prepared
-        }
-        let Some(step) = self.steps.pop_front() else {
-            return;
-        };
-        self.step_running = true;
-        match step {
-            Step::Write(placed) => self.start_commit(&placed),
-            Step::Footer(slot) => {
-                let footer = self
-                    .footers
-                    .get(&slot)
-                    .map(|bytes| AlignedBuffer::from_bytes(bytes));
-                if let Some((SlotState::Sealed(_, seal), footer)) =
-                    self.slot_state(slot).zip(footer)
-                {
-                    let offset = seal.footer_offset();
-                    self.write(slot, offset, vec![footer.into()], None, None);
-                }
-            }
-            Step::Seal(slot) => {
-                if let Some(SlotState::Sealed(header, seal)) = self.slot_state(slot) {
-                    let block = encode_first_block(header, Some(seal));
-                    self.write(slot, 0, vec![block.into()], None, Some(slot));
-                }
-            }
-            Step::Start(slot, header) => {
-                let block = encode_first_block(&header, None);
-                self.write(slot, 0, vec![block.into()], None, None);
-            }
-        }
-    }
-
-    fn start_commit(&mut self, first: &Placed) {
-        let mut bytes = first.group.total_bytes();
-        let mut seq = first.group.head.info.last_seq();
-        let mut buffers = vec![
-            Arc::clone(&first.group.header),
-            Arc::clone(&first.group.payload),
-        ];
-        while let Some(Step::Write(next)) = self.steps.front() {
-            if bytes + next.group.total_bytes() > COMMIT_BYTES_MAX {
-                break;
-            }
-            bytes += next.group.total_bytes();
-            seq = next.group.head.info.last_seq();
-            buffers.push(Arc::clone(&next.group.header));
-            buffers.push(Arc::clone(&next.group.payload));
-            self.steps.pop_front();
-        }
-        buffers.retain(|buffer| buffer.block_count() > 0);
-        self.write(
-            first.slot,
-            block_bytes(first.block),
-            buffers,
-            Some(seq),
-            None,
-        );
-    }
-
-    fn slot_state(&self, slot: u32) -> Option<&SlotState> {
-        self.slots
-            .get(slot as usize)?
-            .as_ref()
-            .map(|slot| &slot.state)
-    }
-
-    fn write(
-        &mut self,
-        slot: u32,
-        offset: u64,
-        buffers: Vec<Arc<AlignedBuffer>>,
-        seq: Option<u64>,
-        sealed: Option<u32>,
-    ) {
-        let Some(file) = self.file_of(slot) else {
-            self.fail(JournalError::Stopped);
-            return;
-        };
-        self.submit(
-            Purpose::Commit { seq, sealed },
-            DiskOperation::Write {
-                file,
-                offset,
-                buffers,
-            },
-        );
-    }
-
     pub(crate) fn file_of(&self, slot: u32) -> Option<FileId> {
         let file = self.slots.get(slot as usize)?.as_ref()?.file;
         (file != NO_FILE).then_some(file)
@@ -797,118 +621,6 @@ impl<D: Disk> Store<D> {
             } => {
                 self.finish_table(job, slot, block, blocks, result.outcome);
             }
-        }
-    }
-
-    fn finish_commit(&mut self, seq: Option<u64>, sealed: Option<u32>) {
-        if let Some(slot) = sealed {
-            self.footers.remove(&slot);
-            if let Some(SlotState::Sealed(header, seal)) = self.slot_state(slot) {
-                let receipt = receipt(ReceiptAct::Sealed, header, seal);
-                self.events.push(StoreEvent::Receipt(receipt));
-            }
-        }
-        if let Some(seq) = seq {
-            self.durable_seq = seq;
-            self.events.push(StoreEvent::Durable { seq });
-            self.apply_ready();
-        }
-    }
-
-    fn finish_spare(&mut self, slot: u32, outcome: Result<Vec<u8>, DiskError>) {
-        let opened = outcome.and_then(|_| self.disk.open_now(&segment_name(slot)));
-        let Some(found) = self.slots[slot as usize].as_mut() else {
-            return;
-        };
-        let wanted = !matches!(found.state, SlotState::Preparing);
-        match opened {
-            Ok(file) => {
-                found.file = file;
-                if !wanted {
-                    found.state = SlotState::Spare;
-                }
-            }
-            Err(DiskError::NoSpace) if !wanted => {
-                self.slots[slot as usize] = None;
-                self.no_space = true;
-            }
-            Err(DiskError::NoSpace) => {
-                self.no_space = true;
-                self.starved = Some(slot);
-            }
-            Err(error) => {
-                self.fail(error.into());
-            }
-        }
-    }
-
-    fn checkpoint_when_due(&mut self) {
-        let size = self.state.index.mapped() * 8;
-        let floor = (64 << 20).min(4 * u64::from(self.superblock.segment_bytes));
-        if self.log_bytes_since_checkpoint >= (8 * size).max(floor) && self.unpinned_due() {
-            self.checkpoint(false);
-        }
-    }
-
-    fn unpinned_due(&self) -> bool {
-        self.failed.is_none()
-            && !self.checkpoint_running
-            && self
-                .anchors
-                .last()
-                .is_none_or(|anchor| anchor.position.seq < self.applied_seq())
-    }
-
-    /// Write a checkpoint of the applied state in the background.
-    pub fn checkpoint(&mut self, pinned: bool) {
-        if self.failed.is_some() {
-            return;
-        }
-        self.checkpoint_running = true;
-        self.log_bytes_since_checkpoint = 0;
-        let checkpoint = self.checkpoint_value(pinned);
-        let name = checkpoint_name(checkpoint.position.seq);
-        let content = checkpoint.content();
-        self.submit(
-            Purpose::Checkpoint(Box::new(checkpoint)),
-            DiskOperation::Replace { name, content },
-        );
-    }
-
-    pub(crate) fn checkpoint_value(&self, pinned: bool) -> Checkpoint {
-        Checkpoint {
-            volume: self.superblock.volume,
-            size_bytes: self.state.size_bytes,
-            position: self.state.position,
-            pinned,
-            side: self.state.side.clone(),
-            index: self.state.index.clone(),
-        }
-    }
-
-    fn finish_checkpoint(&mut self, checkpoint: &Checkpoint, outcome: Result<Vec<u8>, DiskError>) {
-        self.checkpoint_running = false;
-        match outcome {
-            Ok(_) => self.add_anchor(checkpoint),
-            // Without a checkpoint the log is only longer; the next one may find space again.
-            Err(DiskError::NoSpace) => self.no_space = true,
-            Err(error) => {
-                self.fail(error.into());
-            }
-        }
-    }
-
-    pub(crate) fn add_anchor(&mut self, checkpoint: &Checkpoint) {
-        let anchor = Anchor {
-            position: checkpoint.position,
-            pinned: checkpoint.pinned,
-        };
-        match self
-            .anchors
-            .binary_search_by_key(&anchor.position.seq, |a| a.position.seq)
-        {
-            Ok(at) => self.anchors[at].pinned |= anchor.pinned,
-            Err(at) => self.anchors.insert(at, anchor),
         }
     }
 

@@ -1,0 +1,118 @@
+//! Files for segments: prepared ahead, taken by the log, missing when the disk is full.
+
+use super::{NO_FILE, Purpose, Slot, SlotState, Store, segment_name};
+use crate::bytes::narrow;
+use crate::disk::{Disk, DiskError, DiskOperation};
+use crate::error::JournalError;
+
+/// Segments kept ready besides the open one: the reserve for an epoch, a seal and a compaction.
+const SPARES_MIN: usize = 2;
+/// Slots that an entry can name (22 bits).
+const SLOTS_MAX: usize = 1 << 22;
+
+impl<D: Disk> Store<D> {
+    /// True when a new segment could be started beyond the reserve.
+    pub fn has_space(&self) -> bool {
+        !self.no_space || self.spare_count() > SPARES_MIN
+    }
+
+    pub(crate) fn spare_count(&self) -> usize {
+        self.slots
+            .iter()
+            .flatten()
+            .filter(|slot| matches!(slot.state, SlotState::Spare))
+            .count()
+    }
+
+    /// A prepared segment; when none is ready, one whose preparation the log will wait for.
+    pub(super) fn take_slot(&mut self) -> Result<u32, JournalError> {
+        let find = |slots: &[Option<Slot>], wanted: fn(&SlotState) -> bool| {
+            slots
+                .iter()
+                .position(|slot| slot.as_ref().is_some_and(|slot| wanted(&slot.state)))
+        };
+        if let Some(found) = find(&self.slots, |state| matches!(state, SlotState::Spare)) {
+            return Ok(narrow(found));
+        }
+        if let Some(found) = find(&self.slots, |state| matches!(state, SlotState::Preparing)) {
+            return Ok(narrow(found));
+        }
+        if self.no_space {
+            return Err(JournalError::NoSpace);
+        }
+        self.prepare_slot()
+    }
+
+    fn prepare_slot(&mut self) -> Result<u32, JournalError> {
+        let free = (1..SLOTS_MAX).find(|slot| self.slots.get(*slot).is_none_or(Option::is_none));
+        let slot = free.ok_or(JournalError::NoSpace)?;
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, None);
+        }
+        self.slots[slot] = Some(Slot {
+            file: NO_FILE,
+            state: SlotState::Preparing,
+        });
+        self.start_prepare(narrow(slot));
+        Ok(narrow(slot))
+    }
+
+    fn start_prepare(&mut self, slot: u32) {
+        let size_bytes = u64::from(self.superblock.segment_bytes);
+        let operation = DiskOperation::Prepare {
+            name: segment_name(slot),
+            size_bytes,
+        };
+        self.submit(Purpose::Spare { slot }, operation);
+    }
+
+    /// Try again after "no space": space may have been given back. The owner calls it now and then.
+    pub fn retry_space(&mut self) {
+        if !self.no_space || self.failed.is_some() {
+            return;
+        }
+        self.no_space = false;
+        if let Some(slot) = self.starved.take() {
+            self.start_prepare(slot);
+        }
+        self.keep_spares();
+    }
+
+    /// Have spares made in the background.
+    pub fn keep_spares(&mut self) {
+        let is_coming =
+            |slot: &&Slot| matches!(slot.state, SlotState::Spare | SlotState::Preparing);
+        while !self.no_space && self.slots.iter().flatten().filter(is_coming).count() < SPARES_MIN {
+            if self.prepare_slot().is_err() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn finish_spare(&mut self, slot: u32, outcome: Result<Vec<u8>, DiskError>) {
+        let opened = outcome.and_then(|_| self.disk.open_now(&segment_name(slot)));
+        let Some(found) = self.slots[slot as usize].as_mut() else {
+            return;
+        };
+        let wanted = !matches!(found.state, SlotState::Preparing);
+        match opened {
+            Ok(file) => {
+                found.file = file;
+                if !wanted {
+                    found.state = SlotState::Spare;
+                }
+            }
+            Err(DiskError::NoSpace) if !wanted => {
+                self.slots[slot as usize] = None;
+                self.no_space = true;
+            }
+            Err(DiskError::NoSpace) => {
+                self.no_space = true;
+                self.starved = Some(slot);
+            }
+            Err(error) => {
+                self.fail(error.into());
+            }
+        }
+    }
+}
