@@ -78,7 +78,7 @@ class ControllerConfiguration:
     """A site's controller.
 
     `api_listen` holds ``host:port`` (TLS) and ``unix:/path``. `catalogue` is ``sqlite`` or the
-    client URL of the site's own etcd.
+    client URL of the site's own etcd. `rack_agents` gives each rack a Local Agent of its own.
     """
 
     state_dir: Path
@@ -90,6 +90,7 @@ class ControllerConfiguration:
     quorum: QuorumConfiguration = field(default_factory=QuorumConfiguration)
     catalogue: str = "sqlite"
     policy: str = "power"
+    rack_agents: bool = False
     log_level: str = "info"
     bmc_login_file: Path | None = None
     energy: EnergyConfiguration = field(default_factory=EnergyConfiguration)

@@ -47,7 +47,7 @@ from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
 from nuage.iaas.wishes import WishContext
-from nuage.ids import NodeId, SiteId, VmId
+from nuage.ids import NodeId, RackId, SiteId, VmId
 from nuage.model.desired import IonodeReport, VnodeReport
 from nuage.model.identity import User
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, Rack
@@ -57,6 +57,7 @@ from nuage.placement.local_agent import LocalAgent
 from nuage.placement.master_agent import MasterAgent
 from nuage.placement.placer import Placer
 from nuage.placement.policies import PolicyBook
+from nuage.placement.rack_agents import RackAgents, SiteAgent
 from nuage.quorum.lease import LeaseHolder
 from nuage.quorum.model import LeaseTiming, Ownership
 from nuage.trust.audit import AuditLog
@@ -159,9 +160,18 @@ class Controller:
 
     def _wire_agents(self) -> None:
         policies = PolicyBook.load(default=self._configuration.policy)
-        agent = LocalAgent(self._datacenter, policies=policies)
+        agent: SiteAgent = LocalAgent(self._datacenter, policies=policies)
+        if self._configuration.rack_agents:
+            agent = RackAgents(
+                self._datacenter, self._rack_of, policies=policies,
+                make=lambda site: LocalAgent(site, policies=policies),
+            )  # fmt: skip
         self._local = LocalPlacing(agent, self._clock)
         self._master = MasterAgent(policies=policies)
+
+    def _rack_of(self, node_id: NodeId) -> RackId:
+        node = self.index.find_value(Node, node_id)
+        return RackId("") if node is None else node.rack_id
 
     def _wire_sites(self) -> None:
         self._handlers = Handlers()

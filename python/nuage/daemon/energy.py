@@ -50,8 +50,8 @@ from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.placement import EstimationVector
 from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm
-from nuage.placement.local_agent import LocalAgent
 from nuage.placement.planner.schedule import Pace
+from nuage.placement.rack_agents import SiteAgent
 from nuage.placement.steward import Outlook
 
 LOOK_EVERY_S: Final = 10.0
@@ -64,7 +64,7 @@ class Surroundings:
     """What of the controller the keeper works with."""
 
     site: Site
-    agent: LocalAgent
+    agent: SiteAgent
     datacenter: Datacenter
     clock: Clock
     tasks: Tasks

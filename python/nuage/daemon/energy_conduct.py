@@ -20,10 +20,10 @@ from nuage.iaas.site import Site
 from nuage.ids import NodeId, SiteId
 from nuage.model.energy import EnergyMode, EnergyPlan, PlanAsk
 from nuage.model.vm import PowerWish, Vm
-from nuage.placement.local_agent import LocalAgent
 from nuage.placement.planner.make import curve_of
 from nuage.placement.planner.plan import Act, Plan
 from nuage.placement.planner.schedule import Pace
+from nuage.placement.rack_agents import SiteAgent
 
 RETRY_S: Final = 30.0  # before a plan that did not come through is made anew
 
@@ -33,7 +33,7 @@ class ConductParts:
     """What plans are made of and carried out with."""
 
     site: Site
-    agent: LocalAgent
+    agent: SiteAgent
     clock: Clock
     tasks: Tasks
     look: SiteLook

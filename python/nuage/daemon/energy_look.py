@@ -21,7 +21,7 @@ from nuage.errors import InvalidRequest
 from nuage.iaas.site import Site
 from nuage.ids import NodeId
 from nuage.model.energy import EnergyRules, ForeseenHour, PlanAsk
-from nuage.placement.local_agent import LocalAgent
+from nuage.placement.rack_agents import SiteAgent
 from nuage.placement.steward import Outlook, SiteFigures, Steward
 
 HOUR_S: Final = 3600.0
@@ -55,7 +55,7 @@ class LookParts:
     """What a look works with."""
 
     site: Site
-    agent: LocalAgent
+    agent: SiteAgent
     clock: Clock
     meters: SiteMeters
     switch: NodeSwitch

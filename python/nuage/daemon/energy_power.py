@@ -28,7 +28,7 @@ from nuage.model.infrastructure import Node, NodePower
 from nuage.model.placement import EstimationVector
 from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm, VmState
-from nuage.placement.local_agent import LocalAgent
+from nuage.placement.rack_agents import SiteAgent
 
 SHUTDOWN_TIMEOUT_S: Final = 60.0
 FORCE_TIMEOUT_S: Final = 20.0
@@ -47,7 +47,7 @@ class NodeSwitch:
     def __init__(
         self,
         site: Site,
-        agent: LocalAgent,
+        agent: SiteAgent,
         open_bmc: OpenBmc,
         clock: Clock,
         *,

@@ -21,8 +21,8 @@ from nuage.ids import NodeId, RequestId, SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.model.placement import Bid, Decision, Refusal, VmRequest
 from nuage.model.record import Record
-from nuage.placement.local_agent import LocalAgent
 from nuage.placement.placer import Placer
+from nuage.placement.rack_agents import SiteAgent
 
 BIDS_METHOD: Final = "placement.bids"
 COMMIT_METHOD: Final = "placement.commit"
@@ -69,7 +69,7 @@ class Committed:
 class LocalPlacing:
     """Answers for this site's Local Agent, to its own Master Agent and to others'."""
 
-    def __init__(self, agent: LocalAgent, clock: Clock) -> None:
+    def __init__(self, agent: SiteAgent, clock: Clock) -> None:
         self.agent = agent
         self._clock = clock
         self._site: Site | None = None

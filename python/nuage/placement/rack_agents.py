@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from heapq import nsmallest
 from math import isnan
+from typing import TypeAlias
 
 from nuage.energy.electrical import PowerLimit
 from nuage.ids import NodeId, RackId, RequestId, VmId
@@ -43,7 +44,7 @@ class RackAgents:
         self._policies = PolicyBook() if policies is None else policies
         self._estimates_max = estimates_max
         self._make = make
-        self._conditions = SiteConditions()
+        self.conditions = SiteConditions()
         self._limits: tuple[PowerLimit, ...] = ()
         self._in_service: tuple[Collection[NodeId] | None, str] = (None, "")
         self.racks: dict[RackId, LocalAgent] = {}
@@ -54,7 +55,7 @@ class RackAgents:
         rack = self.racks.get(rack_id)
         if rack is None:
             rack = self.racks[rack_id] = self._make(self.site)
-            rack.set_conditions(self._conditions)
+            rack.set_conditions(self.conditions)
             rack.set_power_limits(self._limits)
             rack.set_in_service(self._in_service[0], reason=self._in_service[1])
         rack.update(vector)
@@ -66,7 +67,7 @@ class RackAgents:
 
     def set_conditions(self, conditions: SiteConditions) -> None:
         """Take the site's PUE, price and carbon of now."""
-        self._conditions = conditions
+        self.conditions = conditions
         for rack in self.racks.values():
             rack.set_conditions(conditions)
 
@@ -213,3 +214,7 @@ class RackAgents:
 
     def _refusal(self, node_id: NodeId | None, rule: str, reason: str) -> Refusal:
         return Refusal(site_id=self.site.site_id, node_id=node_id, rule=rule, reason=reason)
+
+
+# What stands for a site in placement: one Local Agent, or one per rack.
+SiteAgent: TypeAlias = LocalAgent | RackAgents

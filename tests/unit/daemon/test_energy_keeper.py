@@ -26,6 +26,7 @@ from nuage.model.infrastructure import Node, NodePower, NodeRole
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import Vm, VmShape, VmState
 from nuage.placement.local_agent import LocalAgent
+from nuage.placement.rack_agents import RackAgents, SiteAgent
 
 MARNE = SiteId("marne")
 NODES = (NodeId("marne-v1"), NodeId("marne-v2"))
@@ -64,14 +65,16 @@ class HandClock:
 class World:
     """One site with two V-nodes, and what its keeper does about them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, by_racks: bool = False) -> None:
         self.clock = HandClock()
         self.folder = folder
         (folder / "tariff.toml").write_text(TARIFF)
         self.index = FederationIndex(MARNE)
         self.said: list[str] = []
         self.tasks = Tasks()
-        self.agent = LocalAgent(site("marne"))
+        self.agent: SiteAgent = LocalAgent(site("marne"))
+        if by_racks:
+            self.agent = RackAgents(site("marne"), lambda node_id: RackId(node_id[-2:]))
         self.catalogue = MemoryCatalogue(site=MARNE, clock=self.clock)
         self.machines = {node_id: MemoryNode(node_id, self.clock) for node_id in NODES}
         nobody = cast(Any, None)
@@ -123,9 +126,9 @@ class World:
         return {estimate.node_id for estimate in bid.estimates}
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
+@pytest.fixture(params=["one agent", "an agent per rack"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path, by_racks=request.param == "an agent per rack")
     await made.fill()
     yield made
     await made.tasks.close()
