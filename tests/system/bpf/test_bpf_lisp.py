@@ -9,6 +9,7 @@ from tests.system.bpf.bpf_netns import Bridge, Namespaces, Wire, inside, run, wi
 from nuage.network.forwarding import (
     Drop,
     EidEntry,
+    GuardEntry,
     Label,
     LispHeard,
     LispMiss,
@@ -177,3 +178,49 @@ def test_mappings_outlive_the_daemon(pair: Pair) -> None:
         bridge.plane = within(bridge.namespace, lambda b=bridge: KernelPlane(b.pins))  # type: ignore[misc]
     assert [set(bridge.plane.entries()) for bridge in pair.bridges] == before
     assert len(pair.bridges[1].plane.take_heard()) == 2
+
+
+def _share(pair: Pair, n: int, **more: dict[str, IPv4Address]) -> None:
+    """Have a side's guest send into instance 0, which all tenants share."""
+    bridge = pair.bridges[n]
+    bridge.set(
+        PortEntry(PORT, PortRole.ACCESS, pair.macs[n], TENANT, mtu_bytes=1464, guarded=True),
+        GuardEntry(PORT, IPv4Address(V4[n])),
+        _shared_eid(pair, n),
+        MapCacheEntry(0, ip_network(f"10.{1 - n}.0.0/16"), (Rloc(RLOCS[1 - n]),)),
+    )
+    rloc = IPv4Address(RLOCS[n])
+    within(
+        bridge.namespace,
+        lambda: bridge.plane.set_router("uplink", rloc, ROUTER_MAC, instance_id=0, **more),
+    )
+
+
+def _shared_eid(pair: Pair, n: int) -> EidEntry:
+    return EidEntry(0, ip_network(V4[n]), PORT, pair.macs[n])
+
+
+def test_in_the_shared_instance_a_port_sends_from_its_own_eids_only(pair: Pair) -> None:
+    _share(pair, 0)
+    _share(pair, 1)
+    assert pair.ping(V4[1]), "under the label of the port that has the EID"
+    near = pair.bridges[0]
+    near.drop(_shared_eid(pair, 0))
+    sent, spoofed = near.plane.sums()["encapsulated"], near.plane.counters().drops[Drop.SPOOFED]
+    assert not pair.ping(V4[1])
+    assert near.plane.sums()["encapsulated"] == sent
+    assert near.plane.counters().drops[Drop.SPOOFED] > spoofed
+
+
+def test_a_router_with_lines_takes_what_comes_to_them_and_answers_by_its_routes(
+    pair: Pair,
+) -> None:
+    far, line = pair.bridges[1], "172.16.1.9"
+    run("ip", "-n", far.namespace, "addr", "add", f"{line}/24", "dev", "uplink")
+    inside(far.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    _share(pair, 0)
+    _share(pair, 1, lines={"uplink": IPv4Address(line)})
+    pair.bridges[0].set(MapCacheEntry(0, ip_network("10.1.0.0/16"), (Rloc(line),)))
+    assert pair.ping(V4[1])
+    assert far.plane.sums()["decapsulated"] == 1
+    assert far.plane.sums()["encapsulated"] == 1
