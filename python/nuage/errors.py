@@ -13,7 +13,8 @@
     ├── NoCandidate            every candidate refused; each refusal is kept
     ├── QuotaExceeded          a contract's quota is used up
     ├── Unavailable            not now: try again (retry_after_s), or elsewhere
-    │   └── SiteUnreachable    the home site of the object cannot be reached
+    │   ├── SiteUnreachable    the home site of the object cannot be reached
+    │   └── Locked             the data key is not here: whoever holds it must give it
     ├── TimedOut               no answer in time; the effect is unknown
     ├── LocalProtocolError     we used a protocol wrongly: a bug of ours
     ├── RemoteProtocolError    the peer used a protocol wrongly: close the connection
@@ -152,6 +153,12 @@ class SiteUnreachable(Unavailable):
             hint="`nuage site list` shows which sites are cut off and for how long",
         )
         self.site_id = site_id
+
+
+class Locked(Unavailable):
+    """What is asked for lies encrypted under a key that is not here."""
+
+    code = "locked"
 
 
 class TimedOut(NuageError):

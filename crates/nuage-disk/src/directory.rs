@@ -63,10 +63,10 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Give `name` of one directory to another as well (a hard link); durable.
+/// Give `name` of one directory to another as well (a hard link); durable with the next file that is
+/// replaced there, which syncs the directory once for all links.
 pub fn link_file(from: &Path, name: &str, to: &Path) -> Result<(), DiskError> {
     std::fs::hard_link(from.join(name), to.join(name))
-        .and_then(|()| sync_directory(to))
         .map_err(|error| io_error("link", name, &error))
 }
 

@@ -5,9 +5,7 @@ use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nuage_disk::{FileDisk, Method, link_file};
-use nuage_journal::{
-    Cipher, Disk, JournalError, Now, Point, Store, TailRule, VolumeSpec, VolumeUuid,
-};
+use nuage_journal::{Cipher, Disk, JournalError, Now, Store, TailRule, VolumeSpec, VolumeUuid};
 
 use crate::device::Volume;
 use crate::head::{Clock, HeadOptions, VolumeHead};
@@ -43,44 +41,41 @@ pub fn create_volume(directory: &Path, spec: &VolumeSpec) -> Result<(), JournalE
     Store::create(&mut FileDisk::open(directory, Method::Threads)?, spec)
 }
 
-/// Open the only copy of a volume and lead it. `data_key` is wanted when it is encrypted.
+/// Open the only copy of a volume and lead it. The cipher is wanted when it is encrypted.
 pub fn open_volume(
     directory: &Path,
-    data_key: Option<&[u8; 32]>,
+    cipher: Option<Cipher>,
     options: HeadOptions,
     clock: Rc<dyn Clock>,
 ) -> Result<Volume<FileDisk>, JournalError> {
     let disk = FileDisk::open(directory, Method::Best)?;
-    let store = Store::open(disk, data_key.map(Cipher::new), TailRule::Only)?;
+    let store = Store::open(disk, cipher, TailRule::Only)?;
     Ok(Volume::new(VolumeHead::open(store, options, clock)?))
 }
 
-/// Make `target` a new volume that begins as `volume` was at `point`: at once, sharing its segments (both
-/// directories on one file system). The clone has the same data key.
-pub fn clone_volume(
-    volume: &Volume<FileDisk>,
-    point: Point,
+/// Make `target` a new volume that begins as `store`'s was after `seq`: at once, sharing its segments
+/// (both directories on one file system). The clone has the same data key. Made of the same moment of
+/// any copy, clones are copies of each other.
+pub fn clone_store(
+    store: &mut Store<FileDisk>,
+    seq: u64,
     target: &Path,
     uuid: VolumeUuid,
+    created_ns: u64,
 ) -> Result<(), JournalError> {
-    volume.with(|head| {
-        let now = head.now();
-        let store = head.store_mut();
-        let seq = store.resolve(point)?;
-        let parts = store.clone_parts(seq, uuid, now.unix_ns)?;
-        let mut disk = FileDisk::open(target, Method::Threads)?;
-        if !disk.list_now()?.is_empty() {
-            return Err(JournalError::NotThisVolume(
-                "the directory is not empty".into(),
-            ));
-        }
-        let source = store.disk_mut().path().to_owned();
-        for name in &parts.shared {
-            link_file(&source, name, target)?;
-        }
-        for (name, bytes) in &parts.files {
-            disk.replace_now(name, bytes)?;
-        }
-        Ok(())
-    })
+    let parts = store.clone_parts(seq, uuid, created_ns)?;
+    let mut disk = FileDisk::open(target, Method::Threads)?;
+    if !disk.list_now()?.is_empty() {
+        return Err(JournalError::NotThisVolume(
+            "the directory is not empty".into(),
+        ));
+    }
+    let source = store.disk_mut().path().to_owned();
+    for name in &parts.shared {
+        link_file(&source, name, target)?;
+    }
+    for (name, bytes) in &parts.files {
+        disk.replace_now(name, bytes)?;
+    }
+    Ok(())
 }

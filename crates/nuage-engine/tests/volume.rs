@@ -9,10 +9,12 @@ use std::sync::Arc;
 use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
 use nuage_disk::FileDisk;
 use nuage_engine::{
-    AckMode, Administration, Clock, HeadEvent, HeadOptions, SystemClock, Volume, clone_volume,
+    AckMode, Administration, Clock, HeadEvent, HeadOptions, SystemClock, Volume, clone_store,
     create_volume, open_volume,
 };
-use nuage_journal::{JournalError, Now, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec};
+use nuage_journal::{
+    DataKey, JournalError, Now, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec,
+};
 
 const SIZE: u64 = 8 << 20;
 const KEY: [u8; 32] = [7; 32];
@@ -35,8 +37,8 @@ fn open(path: &Path, encrypted: bool, mode: AckMode) -> Volume<FileDisk> {
         term: 1,
         head: "test".into(),
     };
-    let key = encrypted.then_some(&KEY);
-    open_volume(path, key, options, Rc::new(SystemClock::default())).unwrap()
+    let cipher = encrypted.then(|| DataKey::new(KEY).cipher());
+    open_volume(path, cipher, options, Rc::new(SystemClock::default())).unwrap()
 }
 
 fn run(device: &mut dyn BlockDevice, operation: Operation) -> Outcome {
@@ -316,7 +318,9 @@ fn a_clone_of_the_past_lives_beside_its_parent() {
         for _ in 0..50 {
             change(&mut prng, &mut parent, &mut model);
         }
-        clone_volume(&parent, Point::Seq(seq), &second, [8; 16]).unwrap();
+        parent
+            .with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2))
+            .unwrap();
         let mut child = open(&second, encrypted, AckMode::WriteBack);
         assert!(read_all(&mut child) == then);
         let mut child_model = then.clone();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
 use ring::hmac;
+use zeroize::Zeroizing;
 
 use crate::disk::BLOCK_BYTES;
 
@@ -28,6 +29,33 @@ pub struct BlockOrigin {
     pub epoch: u64,
     pub seq: u64,
     pub index: u32,
+}
+
+/// The key of all volumes of an IaaS; wiped when it is let go of, and never shown.
+pub struct DataKey(Zeroizing<[u8; 32]>);
+
+impl std::fmt::Debug for DataKey {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("DataKey(secret)")
+    }
+}
+
+impl DataKey {
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Tells keys apart and gives nothing away: HMAC-SHA-256 of "nuage key id", cut to 16 bytes.
+    pub fn id(&self) -> [u8; 16] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.0.as_ref());
+        let mut id = [0; 16];
+        id.copy_from_slice(&hmac::sign(&key, b"nuage key id").as_ref()[..16]);
+        id
+    }
+
+    pub fn cipher(&self) -> Cipher {
+        Cipher::new(&self.0)
+    }
 }
 
 /// The data key of a volume's IaaS, and the epoch keys made from it.

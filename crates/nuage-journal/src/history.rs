@@ -1,11 +1,11 @@
 //! Any past moment: resolving a point, and the index as it was there (docs/protocols/journal.md §7).
 
-use crate::bytes::narrow;
+use crate::bytes::{narrow, wide};
 use crate::checkpoint::{Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name};
 use crate::cipher::VolumeUuid;
-use crate::disk::{BLOCK_BYTES, Disk};
+use crate::disk::{BLOCK_BYTES, Disk, FileId};
 use crate::error::JournalError;
-use crate::layout::{GroupHead, decode_footer};
+use crate::layout::{Chain, Group, GroupHead, decode_footer};
 use crate::replay::State;
 use crate::retention::live_blocks;
 use crate::segment::{Seal, SegmentHeader, SegmentKind, footer_heads, heads_from_groups};
@@ -27,6 +27,17 @@ pub struct CloneParts {
     pub shared: Vec<String>,
     /// Written last, in this order: the superblock makes it a volume.
     pub files: Vec<(String, Vec<u8>)>,
+}
+
+/// What `verify_chain` found whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChainProof {
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub chain: Chain,
+    pub group_count: u64,
+    /// False: go on after `last_seq`.
+    pub is_complete: bool,
 }
 
 /// One group of the history, for people and for the verifier.
@@ -104,7 +115,10 @@ impl<D: Disk> Store<D> {
                 {
                     found.push((header.segment, number));
                 }
-                SlotState::Open(header) if header.kind == SegmentKind::Log => {
+                SlotState::Open(header)
+                    if header.kind == SegmentKind::Log
+                        && header.volume == self.superblock.volume =>
+                {
                     found.push((header.segment, number));
                 }
                 _ => {}
@@ -197,20 +211,23 @@ impl<D: Disk> Store<D> {
         Ok(state)
     }
 
-    /// What a new volume needs to begin as this one was after `seq`.
+    /// What a new volume needs to begin as this one was after `seq`. Every copy makes the same
+    /// beginning, whatever its slots; a segment that is still open is shared as it is: what lies in it up
+    /// to the applied position never changes.
     pub fn clone_parts(
         &mut self,
         seq: u64,
         volume: VolumeUuid,
         created_ns: u64,
     ) -> Result<CloneParts, JournalError> {
-        self.seal_open()?;
         let state = self.view(seq)?;
+        let chain = self.origin_chain(seq)?;
         let live = live_blocks(&state.index);
         let mut shared: Vec<String> = live.keys().map(|slot| segment_name(*slot)).collect();
         shared.sort_unstable();
         let position = Position {
             time_ns: created_ns,
+            chain,
             ..Position::default()
         };
         let checkpoint = Checkpoint {
@@ -239,6 +256,97 @@ impl<D: Disk> Store<D> {
                 ("super.a".to_owned(), superblock.encode().bytes().to_vec()),
             ],
         })
+    }
+
+    /// Where the chain of a clone begins: an empty copy, or one of another moment, never passes for it.
+    fn origin_chain(&mut self, seq: u64) -> Result<Chain, JournalError> {
+        let mut found = self.chain_at(seq)?;
+        if found.is_none() {
+            for number in self.log_slots_after(seq) {
+                let groups = self.groups_of(number)?;
+                let around = groups
+                    .iter()
+                    .find(|(head, _)| head.info.first_seq <= seq && seq <= head.info.last_seq());
+                if let Some((head, _)) = around {
+                    found = Some(head.chain);
+                    break;
+                }
+            }
+        }
+        let chain = found.ok_or(JournalError::OutOfHistory {
+            horizon: self.horizon_seq(),
+            tail: self.applied_seq(),
+            asked: seq,
+        })?;
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+        digest.update(b"nuage clone");
+        digest.update(&self.superblock.volume);
+        digest.update(&seq.to_le_bytes());
+        digest.update(&chain);
+        let mut begin = Chain::default();
+        begin.copy_from_slice(digest.finish().as_ref());
+        Ok(begin)
+    }
+
+    /// Check the chain from `after` on and the digest of each payload as it is stored, of about `bytes`:
+    /// no key is needed, so this also holds for a volume whose key was destroyed. Reads the log: blocks.
+    pub fn verify_chain(&mut self, after: u64, bytes: u64) -> Result<ChainProof, JournalError> {
+        let begin = self.chain_at(after)?;
+        let mut proof = ChainProof {
+            last_seq: after,
+            chain: begin.unwrap_or_default(),
+            ..ChainProof::default()
+        };
+        let mut is_first = true;
+        let mut left = bytes;
+        for number in self.log_slots_after(after) {
+            let Some((header, file)) = self.header_of(number) else {
+                continue;
+            };
+            for (head, block) in self.groups_of(number)? {
+                if head.info.last_seq() <= after {
+                    continue;
+                }
+                if left == 0 || head.info.last_seq() > self.durable_seq {
+                    return Ok(proof);
+                }
+                let offset = crate::segment::block_bytes(block);
+                let length = head.info.total_blocks() as usize * BLOCK_BYTES;
+                let stored = self.disk.read_now(file, offset, length)?;
+                let follows = head.info.first_seq == proof.last_seq + 1
+                    && head.info.previous_chain == proof.chain;
+                // What lies before the horizon is gone: the first kept group begins the proof.
+                let begins = is_first && begin.is_none();
+                let is_whole = Group::decode(&stored).is_ok_and(|g| g.head.chain == head.chain);
+                if !is_whole || !(follows || begins) {
+                    return Err(JournalError::Corrupt {
+                        what: "chain",
+                        segment: header.segment,
+                        offset,
+                    });
+                }
+                if is_first {
+                    proof.first_seq = head.info.first_seq;
+                    is_first = false;
+                }
+                proof.group_count += 1;
+                proof.last_seq = head.info.last_seq();
+                proof.chain = head.chain;
+                left = left.saturating_sub(wide(length));
+            }
+        }
+        proof.is_complete = true;
+        Ok(proof)
+    }
+
+    fn header_of(&self, number: u32) -> Option<(SegmentHeader, FileId)> {
+        let slot = self.slots.get(number as usize)?.as_ref()?;
+        match &slot.state {
+            SlotState::Open(header) | SlotState::Sealed(header, _) => {
+                Some((header.clone(), self.file_of(number)?))
+            }
+            SlotState::Preparing | SlotState::Spare => None,
+        }
     }
 
     /// Groups from `after` on, at most `count`.

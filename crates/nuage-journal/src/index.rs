@@ -88,6 +88,11 @@ impl Index {
         self.mapped
     }
 
+    fn page(&self, number: u64) -> Option<&Arc<Page>> {
+        let (node, page, _) = place(number * PAGE_ENTRIES as u64);
+        self.nodes.get(node)?.as_ref()?.pages[page].as_ref()
+    }
+
     pub fn get(&self, lba: u64) -> Entry {
         let (node, page, entry) = place(lba);
         self.nodes
@@ -195,4 +200,33 @@ impl Index {
         }
         (mapped, at.min(limit))
     }
+}
+
+/// Runs of blocks, `(lba, count)` in order, at which two indexes differ: all that changed between two
+/// moments, and what compaction has moved meanwhile.
+pub fn changed_runs(before: &Index, after: &Index) -> Vec<(u64, u64)> {
+    let none: Page = [Entry::UNMAPPED; PAGE_ENTRIES];
+    let mut numbers: Vec<u64> = before.pages().chain(after.pages()).map(|p| p.0).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for number in numbers {
+        let (one, other) = (before.page(number), after.page(number));
+        if one.is_some_and(|one| other.is_some_and(|other| Arc::ptr_eq(one, other))) {
+            continue;
+        }
+        let pairs = one.map_or(&none, Arc::as_ref).iter();
+        let pairs = pairs.zip(other.map_or(&none, Arc::as_ref));
+        for ((left, right), at) in pairs.zip(0u64..) {
+            if left == right {
+                continue;
+            }
+            let lba = number * PAGE_ENTRIES as u64 + at;
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == lba => *count += 1,
+                _ => runs.push((lba, 1)),
+            }
+        }
+    }
+    runs
 }

@@ -30,14 +30,14 @@ mod segment;
 mod store;
 
 pub use checkpoint::{Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name};
-pub use cipher::{BlockOrigin, Cipher, VolumeUuid, block_crc};
+pub use cipher::{BlockOrigin, Cipher, DataKey, VolumeUuid, block_crc};
 pub use disk::{
     AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Now,
     Piece,
 };
 pub use error::JournalError;
-pub use history::{CloneParts, HistoryItem, Point};
-pub use index::{Entry, Index, PAGE_ENTRIES};
+pub use history::{ChainProof, CloneParts, HistoryItem, Point};
+pub use index::{Entry, Index, PAGE_ENTRIES, changed_runs};
 pub use layout::{
     BlockFacts, Chain, Closing, Descriptor, FLAG_ATOMIC, FLAG_FUA, Group, GroupBuilder, GroupHead,
     GroupInfo, Kind, RESERVATIONS_BYTES_MAX, chain_of,

@@ -113,13 +113,25 @@ impl<D: Disk> Store<D> {
     }
 
     /// Open what `create` made, after whatever crash.
-    pub fn open(mut disk: D, cipher: Option<Cipher>, tail: TailRule) -> Result<Self, JournalError> {
-        let superblock = read_superblock(&mut disk)?;
-        if superblock.encrypted != cipher.is_some() {
+    pub fn open(disk: D, cipher: Option<Cipher>, tail: TailRule) -> Result<Self, JournalError> {
+        let has_key = cipher.is_some();
+        let store = Self::recover(disk, cipher, tail)?;
+        if store.superblock.encrypted != has_key {
             return Err(JournalError::NotThisVolume(
                 "the data key is missing or unwanted".into(),
             ));
         }
+        Ok(store)
+    }
+
+    /// Open a copy whose key is not here, or nowhere any more: for its chain and its receipts. Its
+    /// blocks cannot be read.
+    pub fn open_without_key(disk: D, tail: TailRule) -> Result<Self, JournalError> {
+        Self::recover(disk, None, tail)
+    }
+
+    fn recover(mut disk: D, cipher: Option<Cipher>, tail: TailRule) -> Result<Self, JournalError> {
+        let superblock = read_superblock(&mut disk)?;
         let names = disk.list_now()?;
         remove_temporary(&mut disk, &names)?;
         let (anchors, checkpoint) = read_checkpoints(&mut disk, &names, &superblock)?;

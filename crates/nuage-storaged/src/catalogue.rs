@@ -16,7 +16,9 @@ use nuage_engine::{
     create_volume, open_volume,
 };
 use nuage_io::file::FileDevice;
-use nuage_journal::{JournalError, Retention, Store, TailRule, VolumeSpec, segment_bytes_for};
+use nuage_journal::{
+    DataKey, JournalError, Retention, Store, TailRule, VolumeSpec, segment_bytes_for,
+};
 use nuage_replica::{Policy, PolicyName};
 use std::collections::BTreeMap;
 use std::fs;
@@ -54,9 +56,11 @@ pub struct Opened {
 pub struct Catalogue {
     dir: PathBuf,
     pub volumes: BTreeMap<String, CreateVolume>,
+    /// The data key of the `IaaS`, once it was given: never on disk.
+    pub key: Option<DataKey>,
 }
 
-fn io_refusal(what: &str, error: &io::Error) -> Refusal {
+pub(crate) fn io_refusal(what: &str, error: &io::Error) -> Refusal {
     let code = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::NoSpace,
         io::ErrorKind::NotFound => Code::NotFound,
@@ -100,7 +104,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Names become directories: letters, digits, `.`, `_`, `-`, not starting with a dot.
-fn check_name(name: &str) -> Result<(), Refusal> {
+pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
     let fits = !name.is_empty()
         && name.len() <= 64
         && !name.starts_with('.')
@@ -117,7 +121,23 @@ fn check_name(name: &str) -> Result<(), Refusal> {
     }
 }
 
-fn now_ns() -> u64 {
+/// The uuid asked for, or a fresh one.
+pub(crate) fn chosen_uuid(asked: Option<&str>) -> Result<[u8; 16], Refusal> {
+    if let Some(text) = asked {
+        return parse_uuid(text)
+            .ok_or_else(|| Refusal::new(Code::InvalidRequest, "uuid: 32 hexadecimal digits"));
+    }
+    let mut uuid = [0; 16];
+    if !nuage_io::serve::random(&mut uuid) {
+        return Err(Refusal::new(Code::Io, "no random bytes"));
+    }
+    // Version 4, variant 1 (RFC 9562 §5.4).
+    uuid[6] = 0x40 | uuid[6] & 0x0f;
+    uuid[8] = 0x80 | uuid[8] & 0x3f;
+    Ok(uuid)
+}
+
+pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -144,10 +164,15 @@ impl Catalogue {
         Ok(Self {
             dir: dir.to_owned(),
             volumes,
+            key: None,
         })
     }
 
-    fn folder(&self, name: &str) -> PathBuf {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
         self.dir.join("volumes").join(name)
     }
 
@@ -179,19 +204,7 @@ impl Catalogue {
             }
             return self.get(&spec.volume);
         }
-        let uuid = if let Some(text) = &spec.uuid {
-            parse_uuid(text)
-                .ok_or_else(|| Refusal::new(Code::InvalidRequest, "uuid: 32 hexadecimal digits"))?
-        } else {
-            let mut uuid = [0; 16];
-            if !nuage_io::serve::random(&mut uuid) {
-                return Err(Refusal::new(Code::Io, "no random bytes"));
-            }
-            // Version 4, variant 1 (RFC 9562 §5.4).
-            uuid[6] = 0x40 | uuid[6] & 0x0f;
-            uuid[8] = 0x80 | uuid[8] & 0x3f;
-            uuid
-        };
+        let uuid = chosen_uuid(spec.uuid.as_deref())?;
         spec.uuid = Some(hex(&uuid));
         let folder = self.folder(&spec.volume);
         self.write_files(&folder, &spec, uuid).inspect_err(|_| {
@@ -219,7 +232,7 @@ impl Catalogue {
                 size_bytes: spec.size_bytes,
                 logical_block_bytes: spec.logical_block_bytes,
                 segment_bytes: segment_bytes_for(spec.size_bytes),
-                encrypted: false,
+                encrypted: spec.encrypted,
                 created_ns: now_ns(),
             };
             create_volume(&journal, &volume).map_err(|error| journal_refusal(&error))?;
@@ -228,7 +241,7 @@ impl Catalogue {
     }
 
     /// Write, sync, rename, sync: the specification is whole or absent.
-    fn write_spec(&self, folder: &Path, spec: &CreateVolume) -> io::Result<()> {
+    pub(crate) fn write_spec(&self, folder: &Path, spec: &CreateVolume) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(spec)?;
         let fresh = folder.join("volume.json.new");
         let file = fs::File::create(&fresh)?;
@@ -293,7 +306,8 @@ impl Catalogue {
         let refusal = |error: JournalError| journal_refusal(&error);
         let disk = FileDisk::open(&self.folder(name).join("journal"), Method::Best);
         let disk = disk.map_err(|error| refusal(error.into()))?;
-        let mut store = Store::open(disk, None, TailRule::OneOfSeveral).map_err(refusal)?;
+        // A copy moves what is stored: it needs no key.
+        let mut store = Store::open_without_key(disk, TailRule::OneOfSeveral).map_err(refusal)?;
         store.set_retention(Self::retention(spec));
         Ok(ReplicaStore::new(store))
     }
@@ -351,6 +365,7 @@ impl Catalogue {
         copy: Option<ReplicaStore<FileDisk>>,
     ) -> Result<EngineVolume, Refusal> {
         let refusal = |error: JournalError| journal_refusal(&error);
+        let cipher = self.cipher_of(spec)?;
         let options = HeadOptions {
             name: Arc::from(spec.volume.as_str()),
             mode: opening.mode,
@@ -362,7 +377,7 @@ impl Catalogue {
             // What waited for another head's word is settled by reading the journal afresh.
             drop(copy);
             let journal = self.folder(&spec.volume).join("journal");
-            return open_volume(&journal, None, options, clock).map_err(refusal);
+            return open_volume(&journal, cipher, options, clock).map_err(refusal);
         }
         let wrong = |error: nuage_replica::PolicyError| {
             Refusal::new(Code::InvalidRequest, error.to_string())
@@ -376,10 +391,13 @@ impl Catalogue {
             None => self.open_copy(&spec.volume)?,
         };
         let Handover {
-            store,
+            mut store,
             released,
             steady,
         } = copy.hand_over();
+        if let Some(cipher) = cipher {
+            store.set_cipher(cipher);
+        }
         let copies = CopyOptions {
             policy,
             count,

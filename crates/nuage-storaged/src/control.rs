@@ -74,19 +74,77 @@ pub struct CreateVolume {
     pub backend: Backend,
     #[serde(default)]
     pub retention: Retention,
+    /// Blocks lie encrypted under the data key of the `IaaS` (`set_key`).
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 fn block_4096() -> u32 {
     4096
 }
 
-/// A moment of a volume: a sequence number or a time, not both.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+/// A moment of a volume: one of the three.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moment {
     Sequence(u64),
     /// Microseconds since 1970.
     TimeUs(u64),
+    /// The last mark of that name.
+    Mark(String),
+}
+
+/// Something that `Debug` does not show.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret")
+    }
+}
+
+/// A new volume that begins with the past of another; same properties but these.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVolume {
+    pub volume: String,
+    pub moment: Moment,
+    pub clone: String,
+    #[serde(default)]
+    pub uuid: Option<String>,
+    #[serde(default)]
+    pub retention: Option<Retention>,
+}
+
+/// A past moment to be served.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct At {
+    pub volume: String,
+    pub moment: Moment,
+    #[serde(default)]
+    pub iqn: Option<String>,
+    #[serde(default)]
+    pub nbd: Option<String>,
+    #[serde(default)]
+    pub chap: Vec<Credential>,
+    #[serde(default)]
+    pub initiators: Vec<String>,
+    /// Closed by itself after so long; absent: with its head.
+    #[serde(default)]
+    pub seconds: Option<u64>,
+}
+
+/// Operations and bytes a second; 0: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    #[serde(default)]
+    pub operations_per_s: u64,
+    #[serde(default)]
+    pub bytes_per_s: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -119,6 +177,8 @@ pub struct OpenHead {
     pub ack: Ack,
     #[serde(default)]
     pub read_only: bool,
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// When a write is answered (docs/protocols/storaged.md §5).
@@ -206,21 +266,52 @@ pub enum Request {
         #[serde(default = "history_count")]
         count: usize,
     },
-    At {
-        volume: String,
-        moment: Moment,
-        #[serde(default)]
-        iqn: Option<String>,
-        #[serde(default)]
-        nbd: Option<String>,
-    },
+    At(At),
     CloseAt {
         view: String,
     },
-    Clone {
+    Clone(CloneVolume),
+    /// The sequence number that a moment is, and the size at it.
+    Resolve {
         volume: String,
-        moment: Option<Moment>,
-        clone: String,
+        moment: Moment,
+    },
+    /// What a view has that was not so after `since`; without it, all that it has.
+    Changed {
+        view: String,
+        #[serde(default)]
+        since: Option<u64>,
+        #[serde(default)]
+        after: u64,
+    },
+    ReadView {
+        view: String,
+        offset: u64,
+        length: u32,
+    },
+    Write {
+        volume: String,
+        offset: u64,
+        /// Hexadecimal.
+        data: Secret,
+    },
+    VerifyChain {
+        volume: String,
+        #[serde(default)]
+        after: u64,
+    },
+    /// The data key, 64 hexadecimal digits: kept in memory only.
+    SetKey {
+        key: Secret,
+    },
+    ForgetKey,
+    SetLimits {
+        volume: String,
+        limits: Limits,
+    },
+    /// What all volumes of this daemon may take together.
+    SetShare {
+        limits: Limits,
     },
     Rollback {
         volume: String,
@@ -257,6 +348,7 @@ pub enum Code {
     Io,
     Unavailable,
     Draining,
+    Locked,
 }
 
 impl Code {
@@ -271,6 +363,7 @@ impl Code {
             Self::Io => "io",
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
+            Self::Locked => "locked",
         }
     }
 }

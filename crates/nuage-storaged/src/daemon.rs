@@ -1,14 +1,16 @@
 //! What the daemon does with control requests, answers of volumes and events of the engine.
 
-use crate::catalogue::{Catalogue, EngineVolume};
+use crate::catalogue::{Catalogue, EngineVolume, hex};
 use crate::control::{self, Code, CreateVolume, Credential, OpenHead, Refusal, Request};
 use crate::fill::Fill;
 use crate::metrics::{self};
 use crate::options::Options;
 use crate::receipts::Receipts;
 use crate::replication::{Copies, HEARTBEAT, Peer};
+use crate::tidying::TIDY_EVERY;
 use crate::views::View;
 use nuage_block::{Failure, Operation, Outcome};
+use nuage_engine::SharedBucket;
 use nuage_io::doors::{Answer, VolumeId};
 use nuage_io::link::LinkId;
 use nuage_io::log;
@@ -21,7 +23,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often closing heads are looked at; nothing else wakes the daemon for them.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
@@ -47,6 +49,7 @@ pub(crate) struct Head {
     pub(crate) failure: Option<String>,
     /// Ways to the copies elsewhere.
     pub(crate) peers: Vec<Peer>,
+    pub(crate) limit: SharedBucket,
 }
 
 /// Something asked of a volume or its engine, by token.
@@ -57,7 +60,11 @@ pub(crate) enum Pending {
         /// `None`: answered already, the head waits for its copies.
         asker: Option<Asker>,
     },
+    /// A flush, or a write of the control socket.
     Flush {
+        asker: Asker,
+    },
+    ReadView {
         asker: Asker,
     },
     CloseFlush {
@@ -108,6 +115,9 @@ pub struct Storaged {
     pub(crate) wake: Arc<OwnedFd>,
     pub(crate) draining: bool,
     pub(crate) drain_askers: Vec<Asker>,
+    /// What all heads here may take together.
+    pub(crate) share: SharedBucket,
+    pub(crate) tidied_at: Instant,
 }
 
 /// An answer now, or later through `Pending`.
@@ -191,6 +201,8 @@ impl Storaged {
             wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             draining: false,
             drain_askers: Vec::new(),
+            share: SharedBucket::default(),
+            tidied_at: Instant::now(),
         })
     }
 
@@ -229,8 +241,9 @@ impl Storaged {
             request,
             Request::CreateVolume(_)
                 | Request::CreateReplica(_)
+                | Request::Clone(_)
                 | Request::OpenHead(_)
-                | Request::At { .. }
+                | Request::At(_)
         );
         if self.draining && changes {
             return Err(Refusal::new(Code::Draining, "the daemon is going down"));
@@ -265,28 +278,35 @@ impl Storaged {
                 after,
                 count,
             } => self.history(&volume, after, count).map(Some),
-            Request::At {
-                volume,
-                moment,
-                iqn,
-                nbd,
-            } => self.at(&volume, moment, iqn, nbd, context).map(Some),
+            Request::At(wish) => self.at(wish, context).map(Some),
             Request::CloseAt { view } => Ok(Some(self.close_at(&view, context))),
-            Request::Clone {
-                volume,
-                moment,
-                clone,
-            } => {
-                self.engine(&volume)?;
-                let message =
-                    format!("no clone {clone:?} of {volume:?} at {moment:?}: not built yet");
-                Err(Refusal::new(Code::NotSupported, message))
+            Request::Clone(wish) => self.clone_volume(&wish, context).map(Some),
+            Request::Resolve { volume, moment } => {
+                self.resolve(&volume, &moment, context).map(Some)
             }
+            Request::Changed { view, since, after } => self.changed(&view, since, after).map(Some),
+            Request::ReadView {
+                view,
+                offset,
+                length,
+            } => self.read_view(&view, offset, length, asker, context),
+            Request::Write {
+                volume,
+                offset,
+                data,
+            } => self.write(&volume, offset, &data, asker, context),
+            Request::VerifyChain { volume, after } => {
+                self.verify_chain(&volume, after, context).map(Some)
+            }
+            Request::SetKey { key } => self.set_key(&key).map(Some),
+            Request::ForgetKey => Ok(Some(self.forget_key(context))),
+            Request::SetLimits { volume, limits } => self.set_limits(&volume, limits).map(Some),
+            Request::SetShare { limits } => Ok(Some(self.set_share(limits))),
             Request::Rollback {
                 volume,
                 moment,
                 force,
-            } => self.rollback(&volume, moment, force, asker, context),
+            } => self.rollback(&volume, &moment, force, asker, context),
             Request::Mark { volumes, name } => self.mark(&volumes, &name, asker),
             Request::Receipts { after } => self.follow(after, asker, context).map(Some),
             Request::Metrics => Ok(Some(json!({"text": metrics::text(&self.figures(context))}))),
@@ -377,6 +397,13 @@ impl Daemon for Storaged {
                 }
             }
             Some(Pending::Flush { asker }) => reply(context, &asker, done.map(|()| json!({}))),
+            Some(Pending::ReadView { asker }) => {
+                let data = match answer.outcome {
+                    Outcome::Data(data) => hex(&data),
+                    _ => String::new(),
+                };
+                reply(context, &asker, done.map(|()| json!({"data": data})));
+            }
             Some(Pending::CloseFlush { volume }) => {
                 let id = self.heads.get(&volume).map(|head| head.id);
                 if id.is_some_and(|id| context.doors.quiet(id) && !context.doors.iscsi.busy(id))
@@ -434,6 +461,7 @@ impl Daemon for Storaged {
         self.run_replication(context);
         self.engine_events(context);
         self.run_fills(context);
+        self.tidy(context);
         self.finish_closings(context);
     }
 
@@ -450,9 +478,11 @@ impl Daemon for Storaged {
             return Some(ADMINISTRATION_POLL);
         }
         let replicated = self.heads.values().any(|head| !head.peers.is_empty());
+        let busy = !self.heads.is_empty() || !self.copies.by_volume.is_empty();
         closing
             .then_some(CLOSING_POLL)
             .or_else(|| replicated.then_some(HEARTBEAT))
+            .or_else(|| busy.then_some(TIDY_EVERY))
     }
 
     fn worker_fd(&self) -> Option<BorrowedFd<'_>> {

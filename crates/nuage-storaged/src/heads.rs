@@ -69,7 +69,8 @@ impl Storaged {
         };
         let opened = self.catalogue.open_head(&open.volume, &opening, copy)?;
         let id = self.new_id();
-        context.doors.add_volume(id, opened.device);
+        let (device, limit) = self.limited(opened.device, open.limits);
+        context.doors.add_volume(id, device);
         self.heads.insert(
             open.volume.clone(),
             Head {
@@ -85,6 +86,7 @@ impl Storaged {
                 fenced: false,
                 failure: None,
                 peers,
+                limit,
             },
         );
         // A head with copies elsewhere opens when a fence set has promised, which may take long.

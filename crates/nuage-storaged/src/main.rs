@@ -5,17 +5,22 @@
 //! through the control socket.
 
 mod catalogue;
+mod clones;
 mod control;
 mod daemon;
+mod data;
 mod fill;
 mod filling;
 mod heads;
+mod keys;
+mod limits;
 mod metrics;
 mod options;
 mod past;
 mod receipts;
 mod replication;
 mod report;
+mod tidying;
 mod views;
 
 use nuage_io::doors::Doors;

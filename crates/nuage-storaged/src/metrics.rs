@@ -12,6 +12,9 @@ pub struct VolumeFigures {
     pub journal_bytes: u64,
     pub sequence: u64,
     pub durable_sequence: u64,
+    pub history_bytes: u64,
+    pub horizon_sequence: u64,
+    pub history_full: bool,
     pub sessions: usize,
 }
 
@@ -76,6 +79,24 @@ const COLUMNS: &[Column] = &[
         "gauge",
         "Last durable record",
         |figures| figures.durable_sequence,
+    ),
+    (
+        "history_bytes",
+        "gauge",
+        "Bytes of segments kept for history",
+        |figures| figures.history_bytes,
+    ),
+    (
+        "horizon_sequence",
+        "gauge",
+        "Oldest record that can be gone back to",
+        |figures| figures.horizon_sequence,
+    ),
+    (
+        "history_full",
+        "gauge",
+        "1: a strict history holds writers up",
+        |figures| u64::from(figures.history_full),
     ),
     ("sessions", "gauge", "iSCSI sessions", |figures| {
         figures.sessions as u64

@@ -1,13 +1,14 @@
 //! Growing a volume, its marks, its history and its past moments.
 
 use crate::catalogue::{EngineVolume, journal_refusal};
-use crate::control::{Code, Moment, Refusal};
-use crate::daemon::{Asker, Handled, MarkGroup, Pending, Storaged, reply};
+use crate::clones;
+use crate::control::{At, Code, Moment, Refusal};
+use crate::daemon::{Asker, Handled, MarkGroup, Pending, Storaged, access, reply};
 use crate::views;
 use nuage_engine::Administration;
 use nuage_io::serve::Context;
-use nuage_scsi::Access;
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 impl Storaged {
     /// Grow a volume through its head: the size is a record of the journal.
@@ -33,7 +34,7 @@ impl Storaged {
     pub(crate) fn rollback(
         &mut self,
         volume: &str,
-        moment: Moment,
+        moment: &Moment,
         force: bool,
         asker: &Asker,
         context: &mut Context<'_>,
@@ -48,10 +49,11 @@ impl Storaged {
                 format!("{sessions} sessions use the volume; stop them or use force"),
             ));
         }
+        let point = engine.with(|head| clones::point(head.store(), moment))?;
         let token = self.remember(Pending::Rollback {
             asker: asker.clone(),
         });
-        engine.with(|head| head.administer(token, Administration::Rollback(views::point(moment))));
+        engine.with(|head| head.administer(token, Administration::Rollback(point)));
         Ok(None)
     }
 
@@ -157,23 +159,20 @@ impl Storaged {
         })
     }
 
-    pub(crate) fn at(
-        &mut self,
-        volume: &str,
-        moment: Moment,
-        iqn: Option<String>,
-        nbd: Option<String>,
-        context: &mut Context<'_>,
-    ) -> Result<Value, Refusal> {
-        let engine = self.engine(volume)?.clone();
-        let id = self.new_id();
+    pub(crate) fn at(&mut self, asked: At, context: &mut Context<'_>) -> Result<Value, Refusal> {
+        let engine = self.engine(&asked.volume)?.clone();
+        let point = engine.with(|head| clones::point(head.store(), &asked.moment))?;
         let names = views::Names {
-            iqn,
-            nbd,
-            access: Access::default(),
+            iqn: asked.iqn,
+            nbd: asked.nbd,
+            access: access(&asked.chap, None, &asked.initiators)?,
         };
-        let view = views::open(id, volume, &engine, moment, names, context)?;
-        let name = format!("{volume}@{}#{id}", view.sequence);
+        let id = self.new_id();
+        let mut view = views::open(id, &asked.volume, &engine, point, names, context)?;
+        view.until = asked
+            .seconds
+            .and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+        let name = format!("{}@{}#{id}", asked.volume, view.sequence);
         let value = json!({
             "view": name, "sequence": view.sequence,
             "iqn": view.iqn, "nbd": view.nbd,

@@ -32,6 +32,8 @@ impl Receipts {
         }
         let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.write_all(b"\n")?;
+        file.sync_data()?;
+        File::open(dir)?.sync_all()?;
         Ok(Self {
             path,
             file,
@@ -61,6 +63,8 @@ impl Receipts {
             "bytes": receipt.bytes,
         });
         writeln!(self.file, "{value}")?;
+        // Before anybody hears of it: a number that was told is never given again.
+        self.file.sync_data()?;
         Ok(value)
     }
 

@@ -291,7 +291,11 @@ impl Storaged {
         }
     }
 
-    fn open_copy(&mut self, volume: &str, context: &mut Context<'_>) -> Result<(), Refusal> {
+    pub(crate) fn open_copy(
+        &mut self,
+        volume: &str,
+        context: &mut Context<'_>,
+    ) -> Result<(), Refusal> {
         if !self.copies.by_volume.contains_key(volume) {
             let store = self.catalogue.open_copy(volume)?;
             self.keep_copy(volume, store, context);

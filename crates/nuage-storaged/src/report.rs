@@ -18,19 +18,22 @@ impl Storaged {
             .keys()
             .filter_map(|name| self.status(name, context).ok())
             .collect();
-        json!({"volumes": names})
+        json!({"volumes": names, "key_id": self.key_id()})
     }
 
     pub(crate) fn status(&self, volume: &str, context: &Context<'_>) -> Result<Value, Refusal> {
         let spec = self.catalogue.get(volume)?;
         let mut value = json!({
             "volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes,
-            "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend, "head": Value::Null,
+            "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend,
+            "encrypted": spec.encrypted, "head": Value::Null,
         });
         if let Some(copy) = self.copies.by_volume.get(volume) {
             let store = copy.store.store();
-            value["copy"] =
-                json!({"sequence": store.tail().seq, "durable_sequence": store.durable_seq()});
+            value["copy"] = json!({
+                "sequence": store.tail().seq, "durable_sequence": store.durable_seq(),
+                "journal_bytes": store.segment_bytes_used(),
+            });
         }
         let Some(head) = self.heads.get(volume) else {
             return Ok(value);
@@ -59,6 +62,8 @@ impl Storaged {
             "sessions": sessions, "nbd_connections": context.doors.nbd.connections_of(head.id).len(),
             "sequence": figures.sequence, "durable_sequence": figures.durable_sequence,
             "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure, "copies": copies_of(head),
+            "history_bytes": figures.history_bytes, "horizon_sequence": figures.horizon_sequence,
+            "history_full": figures.history_full,
         });
         Ok(value)
     }
@@ -81,6 +86,9 @@ impl Storaged {
             journal_bytes: 0,
             sequence: 0,
             durable_sequence: 0,
+            history_bytes: 0,
+            horizon_sequence: 0,
+            history_full: false,
             sessions: context.doors.iscsi.sessions(head.id).len(),
         };
         if let Some(engine) = &head.engine {
@@ -90,6 +98,9 @@ impl Storaged {
                 figures.journal_bytes = store.segment_bytes_used();
                 figures.sequence = engine.last_seq();
                 figures.durable_sequence = store.durable_seq();
+                figures.history_bytes = store.history_bytes();
+                figures.horizon_sequence = store.horizon_seq();
+                figures.history_full = store.is_history_full();
             });
         }
         figures

@@ -1,12 +1,13 @@
 //! Past moments of a volume as read-only targets and exports.
 
 use crate::catalogue::{EngineVolume, journal_refusal};
-use crate::control::{Moment, Refusal};
+use crate::control::Refusal;
 use nuage_block::BlockDevice as _;
 use nuage_io::doors::VolumeId;
 use nuage_io::serve::Context;
 use nuage_journal::Point;
 use nuage_scsi::Access;
+use std::time::Instant;
 
 /// A view that is served.
 #[derive(Debug)]
@@ -17,13 +18,8 @@ pub struct View {
     pub sequence: u64,
     pub iqn: Option<String>,
     pub nbd: Option<String>,
-}
-
-pub fn point(moment: Moment) -> Point {
-    match moment {
-        Moment::Sequence(sequence) => Point::Seq(sequence),
-        Moment::TimeUs(time_us) => Point::Time(time_us.saturating_mul(1000)),
-    }
+    /// Closed by itself then.
+    pub until: Option<Instant>,
 }
 
 /// Where a view is offered.
@@ -34,17 +30,17 @@ pub struct Names {
     pub access: Access,
 }
 
-/// Serve `moment` of a volume. Names in use are refused.
+/// Serve a past moment of a volume. Names in use are refused.
 pub fn open(
     id: VolumeId,
     volume: &str,
     engine: &EngineVolume,
-    moment: Moment,
+    point: Point,
     names: Names,
     context: &mut Context<'_>,
 ) -> Result<View, Refusal> {
     let device = engine
-        .view(point(moment))
+        .view(point)
         .map_err(|error| journal_refusal(&error))?;
     let sequence = device.seq();
     let geometry = device.geometry();
@@ -80,5 +76,6 @@ pub fn open(
         sequence,
         iqn: names.iqn,
         nbd: names.nbd,
+        until: None,
     })
 }

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile
+from nuage.cli.keyfile import make_key_file
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import inner, listed, print_json, row_of, rows_of, show
 from nuage.units import format_size
@@ -64,6 +65,13 @@ def iaas_group() -> None:
     show_default=True,
     help="What becomes of VMs whose site is cut off.",
 )
+@click.option("--encrypted", is_flag=True, help="Volumes lie encrypted under its own data key.")
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Encrypted, and only this key unlocks it; the file is made when absent. Keep it.",
+)
 @click.option("--owner", default="", help="Who the IaaS belongs to.")
 @click.option(
     "--cidr", default="10.0.0.0/20", show_default=True, help="Addresses of its first segment."
@@ -85,7 +93,15 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
         "journal": {"window_s": int(float(str(options["journal_hours"])) * 3600)},
         "cut_off": options["cut_off"],
     }
-    body = {"name": name, "owner": options["owner"], "cidr": options["cidr"], "contract": contract}
+    key_file = options["key_file"]
+    body = {
+        "name": name,
+        "owner": options["owner"],
+        "cidr": options["cidr"],
+        "contract": contract,
+        "encrypted": options["encrypted"],
+        "tenant_key": make_key_file(key_file) if isinstance(key_file, Path) else "",
+    }
     answer = row_of(session.client.call("POST", "/v1/iaas", body))
     if session.as_json:
         print_json(answer)

@@ -93,8 +93,10 @@ def where_volume(session: Session, name: str, iaas: str) -> None:
 
 
 def _moment(text: str) -> dict[str, object]:
-    """Read ``#123`` as a write's number, ``14:05:10``, ``90s ago`` or epoch seconds as a time."""
+    """Read ``#123`` as a write, ``@name`` as a mark, ``14:05:10`` or ``90s ago`` as a time."""
     stripped = text.strip()
+    if stripped.startswith("@") and len(stripped) > 1:
+        return {"mark": stripped[1:]}
     if stripped.startswith("#"):
         return {"sequence": int(stripped[1:])}
     if stripped.endswith("s ago"):
@@ -114,7 +116,7 @@ def read_moment(text: str) -> dict[str, object]:
         raise InvalidRequest(
             f"{text!r} is not a moment",
             field="moment",
-            hint="write #NUMBER of a write, HH:MM:SS of today, '90s ago', or epoch seconds",
+            hint="write #NUMBER of a write, @MARK, HH:MM:SS of today, '90s ago', or epoch seconds",
         ) from None
 
 
@@ -173,7 +175,9 @@ def mark_volume(
 @volume_group.command("clone")
 @click.argument("name")
 @click.argument("new_name")
-@click.option("--at", "moment", default="", help="#NUMBER, HH:MM:SS, '90s ago'.  [default: now]")
+@click.option(
+    "--at", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '90s ago'.  [default: now]"
+)
 @iaas_option
 @pass_session
 def clone_volume(session: Session, name: str, new_name: str, moment: str, iaas: str) -> None:
@@ -183,6 +187,36 @@ def clone_volume(session: Session, name: str, new_name: str, moment: str, iaas: 
     click.echo(f"{answer['id']}  {new_name}")
 
 
+@volume_group.command("at")
+@click.argument("name")
+@click.option("--time", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '90s ago'.")
+@click.option("--seconds", default=3600, show_default=True, help="How long it is shown.")
+@click.option("--close", "view", default="", metavar="VIEW", help="End a view before its time.")
+@iaas_option
+@pass_session
+def view_volume(
+    session: Session, name: str, moment: str, seconds: int, view: str, iaas: str
+) -> None:
+    """Show NAME as it was, read-only, as an iSCSI disk of its own."""
+    path = f"{_volumes(session, iaas)}/{name}/views"
+    if view:
+        session.client.call("DELETE", path, {"view": view})
+        click.echo(f"{view} is closed")
+        return
+    body = {"seconds": seconds, **(read_moment(moment) if moment else {})}
+    answer = row_of(session.client.call("POST", path, body))
+    if session.as_json:
+        print_json(answer)
+        return
+    click.echo(
+        f"{answer['view']}  until {_day(answer['until_s'])}, after write #{answer['sequence']}"
+    )
+    click.echo(f"portal  {answer['portal']}")
+    click.echo(f"target  {answer['iqn']}")
+    click.echo(f"user    {answer['user']}")
+    click.echo(f"secret  {answer['secret']}")
+
+
 @volume_group.command("rollback")
 @click.argument("name")
 @click.argument("moment")
@@ -190,7 +224,7 @@ def clone_volume(session: Session, name: str, new_name: str, moment: str, iaas: 
 @iaas_option
 @pass_session
 def rollback_volume(session: Session, name: str, moment: str, force: bool, iaas: str) -> None:
-    """Take a volume back to MOMENT (#NUMBER, HH:MM:SS, '90s ago'); what came since is kept."""
+    """Take a volume back to MOMENT (#NUMBER, @MARK, HH:MM:SS, '90s ago'); nothing is lost."""
     body = {**read_moment(moment), "force": force}
     session.client.call("POST", f"{_volumes(session, iaas)}/{name}/rollback", body)
     click.echo(f"{name} is back at {moment}")

@@ -61,6 +61,7 @@ from nuage.placement.rack_agents import RackAgents, SiteAgent
 from nuage.quorum.lease import LeaseHolder
 from nuage.quorum.model import LeaseTiming, Ownership
 from nuage.trust.audit import AuditLog
+from nuage.trust.datakeys import Keyring
 from nuage.trust.files import write_atomically
 from nuage.trust.renewal import Renewer, own_authority, register_renewal
 from nuage.trust.store import TrustStore
@@ -233,6 +234,7 @@ class Controller:
             on_change=self._on_change,
             age_of=self.links.age_of,
             ledgers=self._ledgers,
+            keyring=Keyring((configuration.state_dir / STORAGE_KEY_FILE).read_bytes()),
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)

@@ -18,6 +18,7 @@ from nuage.daemon.process import Tasks
 from nuage.errors import NuageError
 from nuage.iaas.erasure import ERASED_METHOD, CopyErased, copy_erased, take_report
 from nuage.iaas.heads import TAKE_HEAD_METHOD, HeadKeeper, TakeHead
+from nuage.iaas.keys import UNLOCK_METHOD, UnlockHere, give_keys, unlock_here
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, SiteId
 from nuage.model.desired import IonodeReport
@@ -59,6 +60,10 @@ class HeadWatch:
         async def take(_peer: Peer, asked: TakeHead) -> None:
             await self._keeper.take(asked)
 
+        @handlers.method(UNLOCK_METHOD, UnlockHere, roles=controllers)
+        async def unlock(_peer: Peer, asked: UnlockHere) -> None:
+            unlock_here(self._site, asked)
+
         @handlers.method(ERASED_METHOD, CopyErased, roles=controllers)
         async def erased(_peer: Peer, done: CopyErased) -> None:
             await copy_erased(self._site, done)
@@ -74,6 +79,8 @@ class HeadWatch:
             self._lost.discard(report.node_id)
             log.info("IO-node is back", node=report.node_id)
         self._keeper.take_report(report)
+        if report.locked:
+            self._tasks.start(f"keys {report.node_id}", give_keys(self._site, report))
         if report.erased:
             self._tasks.start(f"erased {report.node_id}", take_report(self._site, report))
         for head in report.heads:

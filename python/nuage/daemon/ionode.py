@@ -13,13 +13,36 @@ from nuage.daemon.configuration import IonodeConfiguration
 from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.iaas.heads import RELEASE_METHOD, ReleaseHead
-from nuage.iaas.past import HISTORY_METHOD, MARK_METHOD, ROLLBACK_METHOD
+from nuage.iaas.keys import SET_KEY_METHOD
+from nuage.iaas.past import HISTORY_METHOD, MARK_METHOD, MOMENT_METHOD, ROLLBACK_METHOD
+from nuage.iaas.transfers import (
+    CHANGED_METHOD,
+    READ_METHOD,
+    WRITE_METHOD,
+    AskChanged,
+    AskPiece,
+    AskWrite,
+    PieceRead,
+)
+from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
-from nuage.ionode.port import StorageDaemon
+from nuage.ionode.pieces import read_piece, write_piece
+from nuage.ionode.port import ChangedRuns, StorageDaemon
 from nuage.ionode.receipts import RECEIPTS_METHOD, ReceiptBatch, Signer
 from nuage.ionode.storaged import StoragedDaemon, StoragedOptions, choose_ports, taken_ports
-from nuage.model.desired import DaemonWish, IonodeReport, IonodeWish
-from nuage.model.history import AskHistory, AskMark, AskRollback, Marked, VolumeHistory
+from nuage.model.desired import DaemonWish, IonodeReport, IonodeWish, SetKey
+from nuage.model.history import (
+    AskCloseView,
+    AskHistory,
+    AskMark,
+    AskMoment,
+    AskRollback,
+    AskView,
+    FoundMoment,
+    Marked,
+    OpenedView,
+    VolumeHistory,
+)
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.pki import pem_of
 from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
@@ -81,6 +104,39 @@ class IonodeProcess:
         @handlers.method(HISTORY_METHOD, AskHistory, roles=controllers)
         async def history(_peer: Peer, ask: AskHistory) -> VolumeHistory:
             return await self._agent.daemon_of(ask.iaas_id).history(ask)
+
+        @handlers.method(SET_KEY_METHOD, SetKey, roles=controllers)
+        async def set_key(_peer: Peer, given: SetKey) -> None:
+            self._agent.take_key(given)
+
+        @handlers.method(MOMENT_METHOD, AskMoment, roles=controllers)
+        async def moment(_peer: Peer, ask: AskMoment) -> FoundMoment:
+            return await self._agent.daemon_of(ask.iaas_id).find_moment(ask)
+
+        @handlers.method(VIEW_METHOD, AskView, roles=controllers)
+        async def view(_peer: Peer, ask: AskView) -> OpenedView:
+            return await self._agent.daemon_of(ask.iaas_id).open_view(ask)
+
+        @handlers.method(CLOSE_VIEW_METHOD, AskCloseView, roles=controllers)
+        async def close_view(_peer: Peer, ask: AskCloseView) -> None:
+            await self._agent.daemon_of(ask.iaas_id).close_view(ask)
+
+        @handlers.method(CHANGED_METHOD, AskChanged, roles=controllers)
+        async def changed(_peer: Peer, ask: AskChanged) -> ChangedRuns:
+            daemon = self._agent.daemon_of(ask.iaas_id)
+            return await daemon.changed(ask.view, ask.since or None, ask.after)
+
+        @handlers.method(READ_METHOD, AskPiece, roles=controllers)
+        async def read(_peer: Peer, ask: AskPiece) -> PieceRead:
+            daemon = self._agent.daemon_of(ask.iaas_id)
+            return PieceRead(await read_piece(daemon, ask.view, ask.offset, ask.length))
+
+        @handlers.method(WRITE_METHOD, AskWrite, roles=controllers)
+        async def write(_peer: Peer, ask: AskWrite) -> None:
+            daemon = self._agent.daemon_of(ask.iaas_id)
+            await write_piece(daemon, ask.volume_id, ask.offset, ask.data)
+            if ask.flush:
+                await daemon.flush(ask.volume_id)
 
         @handlers.method(MARK_METHOD, AskMark, roles=controllers)
         async def mark(_peer: Peer, ask: AskMark) -> Marked:

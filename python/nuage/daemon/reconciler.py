@@ -37,7 +37,7 @@ from nuage.iaas.site import Site
 from nuage.iaas.wishes import WishContext, ionode_wish, vnode_wish
 from nuage.ids import NodeId
 from nuage.model.desired import IonodeReport, VnodeReport
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import Port
 from nuage.model.placement import Decision
@@ -234,7 +234,7 @@ def concerned_nodes(index: FederationIndex, value: Noun) -> set[NodeId]:
         case Port():
             vm = None if value.vm_id is None else index.find_value(Vm, value.vm_id)
             concerned |= set() if vm is None else set(nodes_of(vm))
-        case Iaas():
+        case Iaas() | IaasKey():
             for vm in index.of_iaas(Vm, value.iaas_id):
                 concerned |= set(nodes_of(vm))
             for volume in index.of_iaas(Volume, value.iaas_id):

@@ -1,6 +1,6 @@
 """Use cases on IaaSes, their contracts and segments (paper §IV-C)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nuage.errors import Conflict, InvalidRequest, QuotaExceeded
 from nuage.iaas.addresses import parse_network
@@ -16,7 +16,7 @@ from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import EntropySource, IaasId, SegmentId, SiteId, new_id
 from nuage.model.contract import AckPolicy, Contract, require_satisfiable
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter
 from nuage.model.network import Port, PublicAddress, Segment
 from nuage.model.vm import Vm
@@ -31,12 +31,14 @@ DEFAULT_CIDR = "10.0.0.0/20"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateIaas:
-    """Build an IaaS under a contract."""
+    """Build an IaaS under a contract; with `tenant_key` only its holder can unlock its data."""
 
     name: str
     contract: Contract = Contract()
     owner: str = ""
     cidr: str = DEFAULT_CIDR
+    encrypted: bool = False
+    tenant_key: str = field(default="", repr=False)  # 64 hexadecimal digits; never stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,11 @@ async def create_iaas(site: Site, principal: Principal, body: CreateIaas) -> Sho
         owner=body.owner or principal.name,
         contract=body.contract,
         label=free_label(taken, site.entropy),
+        encrypted=body.encrypted or bool(body.tenant_key),
     )
     segment = _new_segment(site, iaas, DEFAULT_SEGMENT, body.cidr, taken | {iaas.label})
-    await site.save(iaas, segment, unique_name=True)
+    keys = [site.keyring.make(iaas.iaas_id, body.tenant_key)] if iaas.encrypted else []
+    await site.save(iaas, segment, *keys, unique_name=True)
     site.announce("iaas", iaas.iaas_id, "created", f"IaaS {iaas.name} built for {iaas.owner}")
     return show(site, iaas)
 
@@ -150,8 +154,11 @@ async def change_contract(site: Site, _principal: Principal, body: ChangeContrac
     outside += [
         f"{volume.name} has {len(volume.replicas)} copies in {_site_count(volume)} sites"
         for volume in site.index.of_iaas(Volume, iaas.iaas_id)
-        if len(volume.replicas) < body.contract.copies
-        or _site_count(volume) < body.contract.copy_sites
+        if not volume.is_template  # its home brings it up to the contract by itself
+        and (
+            len(volume.replicas) < body.contract.copies
+            or _site_count(volume) < body.contract.copy_sites
+        )
     ]
     if outside:
         raise Conflict(
@@ -172,7 +179,8 @@ async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None
     """Take an IaaS down; it must be empty of VMs and volumes."""
     iaas = site.index.iaas_named(body.iaas)
     left = [vm.name for vm in site.index.of_iaas(Vm, iaas.iaas_id)]
-    left += [volume.name for volume in site.index.of_iaas(Volume, iaas.iaas_id)]
+    volumes = site.index.of_iaas(Volume, iaas.iaas_id)
+    left += [volume.name for volume in volumes if not volume.is_template]
     left += [each.address for each in site.index.of_iaas(PublicAddress, iaas.iaas_id)]
     if left:
         raise Conflict(
@@ -184,7 +192,9 @@ async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None
         for s in site.index.of_iaas(Segment, iaas.iaas_id)
         if site.index.home("segment", s.segment_id) == site.site_id
     ]
-    await site.delete(iaas, *segments)
+    key = site.index.find_value(IaasKey, iaas.iaas_id)
+    await site.delete(iaas, *segments, *([] if key is None else [key]))
+    site.keyring.forget(iaas.iaas_id)
     site.announce("iaas", iaas.iaas_id, "deleted", f"IaaS {iaas.name} taken down")
 
 

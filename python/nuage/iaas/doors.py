@@ -9,12 +9,15 @@ from nuage.iaas import (
     fabric,
     images,
     infrastructure,
+    keys,
     machines,
     past,
     people,
     provenance,
     public_addresses,
     revoking,
+    transfers,
+    views,
     volumes,
 )
 from nuage.iaas.operations import Operation, OperationTable, Shown, any_scope, anywhere
@@ -38,11 +41,14 @@ for _module in (
     energy,
     fabric,
     infrastructure,
+    keys,
     past,
     people,
     provenance,
     public_addresses,
     revoking,
+    transfers,
+    views,
 ):
     _module.enter(TABLE)
 

@@ -41,7 +41,7 @@ class Usage:
                 self.vm_count += sign
                 self.vcpu_count += sign * value.shape.vcpu_count
                 self.memory_mib += sign * value.shape.memory_mib
-            case Volume():
+            case Volume(is_template=False):
                 self.volume_bytes += sign * value.size_bytes
             case PublicAddress():
                 self.address_count += sign

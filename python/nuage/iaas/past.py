@@ -10,22 +10,27 @@ from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import new_volume, volume_of
 from nuage.ids import NodeId, SiteId
+from nuage.model.contract import AckPolicy
 from nuage.model.history import (
     MARK_CHARS_MAX,
     AskHistory,
     AskMark,
+    AskMoment,
     AskRollback,
     CloneOrigin,
+    FoundMoment,
     Marked,
     Moment,
     VolumeHistory,
 )
 from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import require_slug
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Volume, VolumeState
 from nuage.trust.permissions import Principal, Scope
 
 HISTORY_METHOD = "volume.history"
+MOMENT_METHOD = "volume.moment"
 MARK_METHOD = "volume.mark"
 ROLLBACK_METHOD = "volume.rollback"
 ASK_TIMEOUT_S = 10.0
@@ -54,13 +59,14 @@ class MarkVolumes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloneVolume:
-    """Make a volume that starts from another's past; None for both means: from now."""
+    """Make a volume that starts from another's past; no moment means: from now."""
 
     iaas: str
     volume: str
     name: str
     sequence: int | None = None
     time_s: float | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +77,16 @@ class RollbackVolume:
     volume: str
     sequence: int | None = None
     time_s: float | None = None
+    mark: str = ""
     force: bool = False
 
 
-def _head(volume: Volume) -> NodeId:
+def head_of(volume: Volume) -> NodeId:
+    """Return where a volume's past can be asked for.
+
+    Raises:
+        Conflict: it has no head now.
+    """
     if volume.head is None or volume.state is not VolumeState.READY:
         raise Conflict(f"volume {volume.name} is {volume.state.value}; it has no head to ask")
     return volume.head
@@ -92,7 +104,7 @@ async def read_history(site: Site, _principal: Principal, body: ReadHistory) -> 
         count=body.count,
     )
     return await site.nodes.ask(
-        _head(volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
+        head_of(volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
     )
 
 
@@ -102,7 +114,7 @@ async def mark_volumes(site: Site, _principal: Principal, body: MarkVolumes) -> 
         raise InvalidRequest(f"a mark's name has 1 to {MARK_CHARS_MAX} characters", field="name")
     names = (body.volume, *body.together_with)
     volumes = [volume_of(site, body.iaas, name) for name in names]
-    heads = {_head(volume) for volume in volumes}
+    heads = {head_of(volume) for volume in volumes}
     if len(heads) > 1:
         raise Conflict(
             f"the volumes have heads on {', '.join(sorted(heads))}",
@@ -119,33 +131,61 @@ async def mark_volumes(site: Site, _principal: Principal, body: MarkVolumes) -> 
 async def clone_volume(site: Site, _principal: Principal, body: CloneVolume) -> Shown[Volume]:
     """Make a volume from another's past: at once, sharing what both have in common."""
     source = volume_of(site, body.iaas, body.volume)
-    head = _head(source)
-    moment = await _moment_of(site, source, body.sequence, body.time_s)
+    require_slug(body.name, "name")
+    found = await find_moment(site, source, body.sequence, body.time_s, body.mark)
     iaas = site.index.value(Iaas, source.iaas_id)
-    require_quota(site, iaas, asked=(0, 0, 0, source.size_bytes))
-    fresh = new_volume(site, iaas, name=body.name, size_bytes=source.size_bytes)
-    clone = replace(
-        fresh,
-        origin=CloneOrigin(volume_id=source.volume_id, moment=moment),
-        replicas=source.replicas,  # the past lies there, and so within the contract
-        head=head,
-        epoch=FIRST_EPOCH,
-    )
+    require_quota(site, iaas, asked=(0, 0, 0, found.size_bytes))
+    fresh = new_volume(site, iaas, name=body.name, size_bytes=found.size_bytes)
+    clone = started_from(fresh, source, Moment(sequence=found.sequence))
     await site.save(clone, unique_name=True)
-    site.announce("volume", clone.volume_id, "cloned", f"{clone.name} starts from {source.name}")
+    text = f"{clone.name} starts from {source.name} at write {found.sequence}"
+    site.announce("volume", clone.volume_id, "cloned", text)
     return show(site, clone)
 
 
-async def _moment_of(
-    site: Site, volume: Volume, sequence: int | None, time_s: float | None
-) -> Moment:
-    if sequence is not None or time_s is not None:
-        return Moment(sequence=sequence, time_s=time_s)
-    ask = AskHistory(iaas_id=volume.iaas_id, volume_id=volume.volume_id, count=1)
-    history = await site.nodes.ask(
-        _head(volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
+def started_from(fresh: Volume, source: Volume, moment: Moment) -> Volume:
+    """Return `fresh` as a clone: on the nodes that hold all of `source`, each from its own copy.
+
+    Raises:
+        Conflict: too few nodes hold all of it now.
+    """
+    behind = {*source.catching_up, *source.without, *source.leaving}
+    places = tuple(place for place in source.replicas if place.node_id not in behind)
+    needed = 2 if source.ack_policy in (AckPolicy.METRO, AckPolicy.ANY_2_OF_3) else 1
+    if len(places) < needed or source.head is None:
+        raise Conflict(
+            f"only {len(places)} copies of {source.name} are whole now",
+            hint="wait until its copies have caught up",
+        )
+    missing = tuple(p.node_id for p in source.replicas if p.node_id in source.catching_up)
+    return replace(
+        fresh,
+        origin=CloneOrigin(
+            volume_id=source.volume_id,
+            moment=moment,
+            nodes=tuple(place.node_id for place in source.replicas),
+        ),
+        replicas=source.replicas,  # the past lies there, and so within the contract
+        without=source.without,
+        catching_up=missing,
+        head=source.head,
+        epoch=FIRST_EPOCH,
     )
-    return Moment(sequence=history.sequence)
+
+
+async def find_moment(
+    site: Site, volume: Volume, sequence: int | None, time_s: float | None, mark: str
+) -> FoundMoment:
+    """Ask the head which write a moment is; no moment means the last one."""
+    is_given = sequence is not None or time_s is not None or bool(mark)
+    ask = AskMoment(
+        iaas_id=volume.iaas_id,
+        volume_id=volume.volume_id,
+        moment=Moment(sequence=sequence, time_s=time_s, mark=mark) if is_given else None,
+    )
+    return await site.nodes.ask(
+        head_of(volume), MOMENT_METHOD, ask, FoundMoment, timeout_s=ASK_TIMEOUT_S
+    )
 
 
 async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolume) -> Shown[Volume]:
@@ -160,12 +200,12 @@ async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolum
     ask = AskRollback(
         iaas_id=volume.iaas_id,
         volume_id=volume.volume_id,
-        moment=Moment(sequence=body.sequence, time_s=body.time_s),
+        moment=Moment(sequence=body.sequence, time_s=body.time_s, mark=body.mark),
         force=body.force,
     )
-    await site.nodes.ask(_head(volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S)
-    where = f"write {body.sequence}" if body.sequence is not None else f"time {body.time_s}"
-    site.announce("volume", volume.volume_id, "rolled-back", f"{volume.name} is back at {where}")
+    await site.nodes.ask(head_of(volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S)
+    text = f"{volume.name} is back at {ask.moment}"
+    site.announce("volume", volume.volume_id, "rolled-back", text)
     return show(site, volume)
 
 

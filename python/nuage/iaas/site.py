@@ -25,6 +25,7 @@ from nuage.model.vm import Vm
 from nuage.model.volume import ReplicaPlace, Volume
 from nuage.quorum.model import Quorum
 from nuage.storage.ledgers import LedgerShelf
+from nuage.trust.datakeys import Keyring
 
 R = TypeVar("R")
 
@@ -197,7 +198,7 @@ class Site:
     change of the index that this site's own writes make. `age_of` tells how many seconds ago a
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
-    what its IO-nodes vouch for.
+    what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here.
     """
 
     site_id: SiteId
@@ -218,6 +219,7 @@ class Site:
     volume_places: VolumePlaces = field(default_factory=VolumePlaces)
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
     ledgers: LedgerShelf | None = None
+    keyring: Keyring = field(default_factory=Keyring)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.

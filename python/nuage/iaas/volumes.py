@@ -162,7 +162,8 @@ async def create_volume(site: Site, _principal: Principal, body: CreateVolume) -
 async def list_volumes(site: Site, _principal: Principal, body: ListVolumes) -> list[Shown[Volume]]:
     """Show an IaaS's volumes, by name."""
     iaas = site.index.iaas_named(body.iaas)
-    volumes = sorted(site.index.of_iaas(Volume, iaas.iaas_id), key=lambda v: v.name)
+    found = [v for v in site.index.of_iaas(Volume, iaas.iaas_id) if not v.is_template]
+    volumes = sorted(found, key=lambda v: v.name)
     return [show(site, volume) for volume in volumes]
 
 
@@ -249,12 +250,28 @@ async def grow_volume(site: Site, _principal: Principal, body: GrowVolume) -> Sh
     return show(site, grown)
 
 
+def clones_being_made(site: Site, volume: Volume) -> list[Volume]:
+    """Return the clones that some node has still to make from `volume`."""
+    return [
+        other
+        for other in site.index.of_iaas(Volume, volume.iaas_id)
+        if other.origin is not None
+        and other.origin.volume_id == volume.volume_id
+        and (other.state is VolumeState.CREATING or other.without or other.catching_up)
+    ]
+
+
 async def delete_volume(site: Site, _principal: Principal, body: NameVolume) -> None:
     """Delete a free volume and all its copies."""
     volume = volume_of(site, body.iaas, body.volume)
     if volume.vm_id is not None and site.index.find_value(Vm, volume.vm_id) is not None:
         raise Conflict(
             f"volume {volume.name} is attached to {volume.vm_id}", hint="detach it first"
+        )
+    begun = [v.name for v in clones_being_made(site, volume)]
+    if begun:
+        raise Conflict(
+            f"{', '.join(begun)} is being made from {volume.name}", hint="wait until it is ready"
         )
     await delete_with_copies(site, volume)
     site.announce("volume", volume.volume_id, "deleted", f"volume {volume.name} deleted")

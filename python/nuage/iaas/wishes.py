@@ -30,7 +30,8 @@ from nuage.model.desired import (
     VmWish,
     VnodeWish,
 )
-from nuage.model.iaas import Iaas
+from nuage.model.history import CloneOrigin
+from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.image import Image
 from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
@@ -242,6 +243,7 @@ def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeW
                     replicas=tuple(replicas[iaas_id]),
                     heads=tuple(heads[iaas_id]),
                     erased=tuple(erased[iaas_id]),
+                    key_id=_key_id(index, iaas_id),
                 )
             )
     return IonodeWish(revision=revision, daemons=tuple(daemons))
@@ -259,11 +261,14 @@ def _copies_on(
     for volume in index.on_node(Volume, node_id):
         if volume.state is VolumeState.DELETING or is_gone(index, volume):
             continue
+        if _waits_for_origin(index, volume):
+            continue
         volume_id = volume.volume_id
         if any(place.node_id == node_id for place in volume.replicas):
             copy = old_replicas.get(volume_id)
-            if copy is None or copy[0] != (volume,):
-                copy = ((volume,), _replica_wish(volume, node_id))
+            seen = (volume, _origin(index, volume, node_id), _is_encrypted(index, volume.iaas_id))
+            if copy is None or copy[0] != seen:
+                copy = (seen, _replica_wish(volume, seen[1], encrypted=seen[2]))
             kept.replicas[node_id][volume_id] = copy
             replicas[volume.iaas_id].append(copy[1])
         if volume.head == node_id:
@@ -277,19 +282,42 @@ def _copies_on(
     return replicas, heads
 
 
-def _replica_wish(volume: Volume, node_id: NodeId) -> ReplicaWish:
+def _replica_wish(volume: Volume, origin: CloneOrigin | None, *, encrypted: bool) -> ReplicaWish:
     return ReplicaWish(
         volume_id=volume.volume_id,
         iaas_id=volume.iaas_id,
         size_bytes=volume.size_bytes,
         journal=volume.journal,
-        origin=volume.origin if _is_fresh_head(volume, node_id) else None,
+        origin=origin,
+        encrypted=encrypted,
     )
 
 
-def _is_fresh_head(volume: Volume, node_id: NodeId) -> bool:
-    """Tell whether this node makes the volume's first copy; the others catch up from it."""
-    return volume.head == node_id and volume.state is VolumeState.CREATING
+def _is_encrypted(index: FederationIndex, iaas_id: IaasId) -> bool:
+    iaas = index.find_value(Iaas, iaas_id)
+    return iaas is not None and iaas.encrypted
+
+
+def _key_id(index: FederationIndex, iaas_id: IaasId) -> str:
+    key = index.find_value(IaasKey, iaas_id)
+    return "" if key is None else key.key_id
+
+
+def _waits_for_origin(index: FederationIndex, volume: Volume) -> bool:
+    """Tell whether what a new volume starts from is itself still being made."""
+    if volume.origin is None or volume.state is not VolumeState.CREATING:
+        return False
+    origin = index.find_value(Volume, volume.origin.volume_id)
+    return origin is not None and origin.state is VolumeState.CREATING
+
+
+def _origin(index: FederationIndex, volume: Volume, node_id: NodeId) -> CloneOrigin | None:
+    """Return the past that this node's copy starts from; later copies are filled from others."""
+    origin = volume.origin
+    if origin is None or node_id not in origin.nodes:
+        return None
+    is_there = index.find_value(Volume, origin.volume_id) is not None
+    return origin if is_there or volume.state is VolumeState.CREATING else None
 
 
 def _head_facts(index: FederationIndex, volume: Volume) -> tuple[object, ...]:
@@ -322,7 +350,7 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
             return None
         peers.append(ReplicaPeer(node_id=place.node_id, site_id=place.site_id, address=address))
     iaas = index.find_value(Iaas, volume.iaas_id)
-    is_fresh = volume.state is VolumeState.CREATING and volume.image_id is not None
+    is_fresh = volume.state is VolumeState.CREATING and volume.origin is None
     image = index.find_value(Image, volume.image_id) if is_fresh and volume.image_id else None
     return HeadWish(
         volume_id=volume.volume_id,

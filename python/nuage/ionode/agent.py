@@ -39,7 +39,11 @@ from nuage.model.desired import (
     IonodeReport,
     IonodeWish,
     ReplicaReport,
+    SetKey,
 )
+from nuage.model.history import IMAGE_MARK, AskMark
+from nuage.model.iaas import KEY_SHREDDED
+from nuage.trust.datakeys import key_id_of
 from nuage.trust.files import write_atomically
 
 LOOK_EVERY_S: Final = 2.0
@@ -103,6 +107,7 @@ class IonodeAgent:
         self._wish = _load_wish(options.state_dir / WISH_FILE)
         self._filled = _load_filled(options.state_dir / FILLED_FILE)
         self._hosted: dict[IaasId, _Hosted] = {}
+        self._keys: dict[IaasId, str] = {}  # never on disk, never in a log
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._last_told: IonodeReport | None = None
@@ -157,6 +162,7 @@ class IonodeAgent:
         outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
         self._keep_telling(wish.iaas_id, hosted, outbox)
         done = self._filled | set(hosted.filling)
+        await self._mind_key(wish, hosted)
         acts = plan(
             wish, hosted.seen, filled=done, told=hosted.told, released=frozenset(self._released)
         )
@@ -174,6 +180,39 @@ class IonodeAgent:
                 return True
             outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
         return bool(acts) or any(not head.is_ready for head in hosted.seen.heads)
+
+    async def _mind_key(self, wish: DaemonWish, hosted: _Hosted) -> None:
+        """Give a daemon the key that the controller gave us, or take it away for good."""
+        if wish.key_id == hosted.seen.key_id:
+            return
+        try:
+            if wish.key_id == KEY_SHREDDED:
+                self._keys.pop(wish.iaas_id, None)
+                if hosted.seen.key_id:
+                    await hosted.daemon.forget_key()
+            elif wish.key_id and wish.iaas_id in self._keys:
+                await hosted.daemon.set_key(self._keys[wish.iaas_id])
+                hosted.seen = await hosted.daemon.seen()
+        except NuageError as error:
+            log.warning("key not taken", iaas=wish.iaas_id, error=error.message)
+
+    def take_key(self, given: SetKey) -> None:
+        """Keep a data key in memory, for the daemon of its IaaS now and after its restarts."""
+        self._keys[given.iaas_id] = given.key
+        self._wake.set()
+
+    def _locked(self) -> tuple[IaasId, ...]:
+        wanted = {w.iaas_id: w.key_id for w in self._wish.daemons if w.key_id != KEY_SHREDDED}
+        return tuple(
+            iaas_id
+            for iaas_id, key_id in sorted(wanted.items())
+            if key_id
+            and (iaas_id not in self._keys or self._keys_id(iaas_id) != key_id)
+            and (iaas_id not in self._hosted or self._hosted[iaas_id].seen.key_id != key_id)
+        )
+
+    def _keys_id(self, iaas_id: IaasId) -> str:
+        return key_id_of(bytes.fromhex(self._keys[iaas_id]))
 
     async def _perform(self, hosted: _Hosted, act: Act) -> None:
         volume_id = _volume_of(act)
@@ -284,6 +323,9 @@ class IonodeAgent:
     async def _fill(self, hosted: _Hosted, volume_id: VolumeId, sha256: str) -> None:
         try:
             await hosted.daemon.fill(volume_id, await self._fetch_image(sha256))
+            iaas_id = next(i for i, other in self._hosted.items() if other is hosted)
+            ask = AskMark(iaas_id=iaas_id, volume_ids=(volume_id,), name=IMAGE_MARK)
+            await hosted.daemon.mark(ask)
         except NuageError as error:
             log.warning("image not copied in", on=volume_id, error=error.message)
             hosted.failures[volume_id] = error.message
@@ -386,6 +428,7 @@ class IonodeAgent:
             free_bytes=free_bytes,
             total_bytes=total_bytes,
             erased=self._erased(),
+            locked=self._locked(),
         )
 
     def _erased(self) -> tuple[VolumeId, ...]:
@@ -467,6 +510,7 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
         tuple((h.volume_id, h.state, h.epoch, h.portal, h.failure) for h in report.heads),
         tuple((c.node_id, c.is_connected, c.is_live) for h in report.heads for c in h.copies),
         report.erased,
+        report.locked,
         tuple((r.volume_id, r.state) for r in report.replicas),
         tuple(sorted(report.replica_addresses.items())),
     )

@@ -10,18 +10,33 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nuage.errors import Conflict, InvalidRequest, NotFound, StaleEpoch, Unavailable
+from nuage.errors import Conflict, InvalidRequest, Locked, NotFound, StaleEpoch, Unavailable
 from nuage.ids import VolumeId
-from nuage.ionode.port import CopySeen, DaemonReceipt, DaemonSeen, HeadSeen, VolumeSeen
+from nuage.ionode.port import (
+    ChangedRuns,
+    CopySeen,
+    DaemonReceipt,
+    DaemonSeen,
+    HeadSeen,
+    VolumeSeen,
+)
+from nuage.model.contract import Limits
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import (
+    AskCloseView,
     AskHistory,
     AskMark,
+    AskMoment,
     AskRollback,
+    AskView,
+    FoundMoment,
     JournalMark,
     Marked,
+    Moment,
+    OpenedView,
     VolumeHistory,
 )
+from nuage.trust.datakeys import key_id_of
 
 
 @dataclass(slots=True)
@@ -31,6 +46,8 @@ class _Copy:
     mapped_bytes: int = 0
     sequence: int = 0
     marks: list[JournalMark] = field(default_factory=list)
+    blocks: dict[int, bytes] = field(default_factory=dict)  # what `write` wrote, by offset
+    encrypted: bool = False
 
 
 @dataclass(slots=True)
@@ -51,6 +68,10 @@ class FakeDaemon:
         self.refusals: dict[str, str] = {}  # act to why it fails
         self.receipts: list[DaemonReceipt] = []
         self.silent_copies: set[str] = set()  # nodes whose copies do not answer a head here
+        self.views: dict[str, tuple[int, dict[int, bytes]]] = {}
+        self.limits: dict[VolumeId, Limits] = {}
+        self._key_id = ""  # of the key that is here now
+        self._known_key_id = ""  # of the key that the volumes were written with
         self._noted = asyncio.Event()
 
     @property
@@ -102,20 +123,101 @@ class FakeDaemon:
                 )
                 for volume_id, head in sorted(self._heads.items())
             ),
+            key_id=self._key_id,
         )
 
     async def create(self, wish: ReplicaWish) -> None:
         """Make an empty copy; one that is there already stays as it is."""
         self._begin("create", wish.volume_id)
-        self._copies.setdefault(wish.volume_id, _Copy(wish.size_bytes))
+        self._copies.setdefault(wish.volume_id, _Copy(wish.size_bytes, encrypted=wish.encrypted))
 
     async def clone(self, wish: ReplicaWish) -> None:
         """Make a copy that starts from another volume's past."""
         self._begin("clone", wish.volume_id)
         assert wish.origin is not None
         origin = self._require(wish.origin.volume_id)
-        copy = _Copy(origin.size_bytes, mapped_bytes=origin.mapped_bytes)
+        copy = _Copy(
+            origin.size_bytes,
+            mapped_bytes=origin.mapped_bytes,
+            blocks=dict(origin.blocks),
+            encrypted=origin.encrypted,
+        )
         self._copies.setdefault(wish.volume_id, copy)
+
+    async def find_moment(self, ask: AskMoment) -> FoundMoment:
+        """Return which write a moment is: here, times are not told apart."""
+        self._begin("find_moment", ask.volume_id)
+        copy = self._require(ask.volume_id)
+        moment = ask.moment or Moment(sequence=copy.sequence)
+        sequence = copy.sequence if moment.sequence is None else moment.sequence
+        if moment.mark:
+            named = [m.sequence for m in copy.marks if m.name == moment.mark]
+            if not named:
+                raise NotFound("mark", moment.mark)
+            sequence = named[-1]
+        if sequence > copy.sequence:
+            raise InvalidRequest(f"{ask.volume_id} is at {copy.sequence}", field="moment")
+        return FoundMoment(sequence=sequence, size_bytes=copy.size_bytes)
+
+    async def open_view(self, ask: AskView) -> OpenedView:
+        """Show a past moment."""
+        self._served("open_view", ask.volume_id)
+        found = await self.find_moment(
+            AskMoment(iaas_id=ask.iaas_id, volume_id=ask.volume_id, moment=ask.moment)
+        )
+        view = f"{ask.volume_id}@{found.sequence}#{len(self.views)}"
+        copy = self._copies[ask.volume_id]
+        self.views[view] = (copy.size_bytes, dict(copy.blocks))
+        return OpenedView(view=view, sequence=found.sequence, portal=self.portal)
+
+    async def close_view(self, ask: AskCloseView) -> None:
+        """End a view."""
+        self.views.pop(ask.view, None)
+
+    async def set_key(self, key: str) -> None:
+        """Take the data key."""
+        key_id = key_id_of(bytes.fromhex(key))
+        if self._known_key_id not in ("", key_id):
+            raise Conflict("this is not the key that the volumes here were written with")
+        self._key_id = self._known_key_id = key_id
+
+    async def forget_key(self) -> None:
+        """Wipe the data key and close what needs it."""
+        self._key_id = ""
+        encrypted = {i for i, copy in self._copies.items() if copy.encrypted}
+        self._heads = {i: head for i, head in self._heads.items() if i not in encrypted}
+
+    async def changed(self, view: str, since: int | None, after: int) -> ChangedRuns:
+        """Return where a view has anything; an earlier state is not told apart here."""
+        assert since is None or since >= 0
+        size_bytes, blocks = self._view(view)
+        runs = tuple((at, len(data)) for at, data in sorted(blocks.items()) if at >= after)
+        return ChangedRuns(runs=runs, size_bytes=size_bytes, complete=True)
+
+    async def read_view(self, view: str, offset: int, length: int) -> bytes:
+        """Return a piece of a view."""
+        _, blocks = self._view(view)
+        return blocks.get(offset, b"").ljust(length, b"\0")[:length]
+
+    def _view(self, view: str) -> tuple[int, dict[int, bytes]]:
+        if view not in self.views:
+            raise NotFound("view", view)
+        return self.views[view]
+
+    async def write(self, volume_id: VolumeId, offset: int, data: bytes) -> None:
+        """Write a piece through the head here."""
+        copy = self._served("write", volume_id)
+        copy.blocks[offset] = data
+        copy.sequence += 1
+
+    async def flush(self, volume_id: VolumeId) -> None:
+        """Do nothing: nothing waits here."""
+        self._served("flush", volume_id)
+
+    async def set_limits(self, volume_id: VolumeId, limits: Limits) -> None:
+        """Keep the limits of a head."""
+        self._served("set_limits", volume_id)
+        self.limits[volume_id] = limits
 
     async def history(self, ask: AskHistory) -> VolumeHistory:
         """Return what a head's journal keeps: here, its marks."""
@@ -164,6 +266,8 @@ class FakeDaemon:
         """Order the volume's writes under the wish's epoch, never under a lower one."""
         self._begin("open_head", wish.volume_id)
         copy = self._require(wish.volume_id)
+        if copy.encrypted and not self._key_id:
+            raise Locked("the data key of this IaaS is not here")
         if wish.epoch < copy.epoch:
             raise StaleEpoch(
                 f"{wish.volume_id} has seen epoch {copy.epoch}, not {wish.epoch}",

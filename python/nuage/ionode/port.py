@@ -7,11 +7,25 @@ contract suite runs on both.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from nuage.ids import NodeId, VolumeId
+from nuage.model.contract import Limits
 from nuage.model.desired import HeadWish, ReplicaWish
-from nuage.model.history import AskHistory, AskMark, AskRollback, Marked, VolumeHistory
+from nuage.model.history import (
+    AskCloseView,
+    AskHistory,
+    AskMark,
+    AskMoment,
+    AskRollback,
+    AskView,
+    FoundMoment,
+    Marked,
+    OpenedView,
+    VolumeHistory,
+)
+
+PIECE_BYTES_MAX: Final = 256 * 1024  # in hexadecimal it fits in a line of the control protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +87,20 @@ class DaemonReceipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSeen:
-    """What a daemon keeps and serves now."""
+    """What a daemon keeps and serves now. `key_id` names the data key that it has, "": none."""
 
     volumes: tuple[VolumeSeen, ...] = ()
     heads: tuple[HeadSeen, ...] = ()
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedRuns:
+    """Runs (offset, length) in order, in bytes; not `complete`: ask again after the last."""
+
+    runs: tuple[tuple[int, int], ...]
+    size_bytes: int
+    complete: bool
 
 
 class StorageDaemon(Protocol):
@@ -97,6 +121,55 @@ class StorageDaemon(Protocol):
 
     async def clone(self, wish: ReplicaWish) -> None:
         """Make a copy that starts from another volume's past (`wish.origin`), at once."""
+        ...
+
+    async def set_key(self, key: str) -> None:
+        """Give the daemon the data key of its IaaS (hexadecimal); it keeps it in memory.
+
+        Raises:
+            Conflict: its volumes were written with another one.
+        """
+        ...
+
+    async def forget_key(self) -> None:
+        """Have the daemon wipe the data key; heads of encrypted volumes close."""
+        ...
+
+    async def changed(self, view: str, since: int | None, after: int) -> ChangedRuns:
+        """Return where a view differs from an earlier write's state; None: from nothing."""
+        ...
+
+    async def read_view(self, view: str, offset: int, length: int) -> bytes:
+        """Return a piece of a view, at most `PIECE_BYTES_MAX`."""
+        ...
+
+    async def write(self, volume_id: VolumeId, offset: int, data: bytes) -> None:
+        """Write a piece, at most `PIECE_BYTES_MAX`, through the head here."""
+        ...
+
+    async def flush(self, volume_id: VolumeId) -> None:
+        """Return when all that was written is durable by the volume's policy."""
+        ...
+
+    async def set_limits(self, volume_id: VolumeId, limits: Limits) -> None:
+        """Hold a head here to so many operations and bytes a second."""
+        ...
+
+    async def find_moment(self, ask: AskMoment) -> FoundMoment:
+        """Return which write a moment of a volume kept here is.
+
+        Raises:
+            NotFound: no mark has that name.
+            InvalidRequest: it lies outside the history.
+        """
+        ...
+
+    async def open_view(self, ask: AskView) -> OpenedView:
+        """Show a past moment, read-only, to one initiator; it ends by itself."""
+        ...
+
+    async def close_view(self, ask: AskCloseView) -> None:
+        """End a view; one that has ended already is no error."""
         ...
 
     async def history(self, ask: AskHistory) -> VolumeHistory:

@@ -18,6 +18,7 @@ import structlog
 from nuage.errors import (
     Conflict,
     InvalidRequest,
+    Locked,
     NotFound,
     NuageError,
     StaleEpoch,
@@ -25,16 +26,29 @@ from nuage.errors import (
     Unavailable,
 )
 from nuage.ids import IaasId, NodeId, VolumeId
-from nuage.ionode.port import CopySeen, DaemonReceipt, DaemonSeen, HeadSeen, VolumeSeen
+from nuage.ionode.port import (
+    ChangedRuns,
+    CopySeen,
+    DaemonReceipt,
+    DaemonSeen,
+    HeadSeen,
+    VolumeSeen,
+)
+from nuage.model.contract import Limits
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import (
+    AskCloseView,
     AskHistory,
     AskMark,
+    AskMoment,
     AskRollback,
+    AskView,
+    FoundMoment,
     JournalGroup,
     JournalMark,
     Marked,
     Moment,
+    OpenedView,
     VolumeHistory,
 )
 from nuage.trust.files import write_atomically
@@ -72,6 +86,15 @@ class StoragedOptions:
     tls_cert: Path
     tls_key: Path
     tls_ca: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedChain:
+    """A copy's chain that holds: up to which write, its value there, in how many groups."""
+
+    sequence: int
+    chain: str
+    group_count: int
 
 
 class StoragedDaemon:
@@ -213,7 +236,7 @@ class StoragedDaemon:
                     size_bytes=v.size_bytes,
                     durable_sequence=_durable_sequence(v),
                     mapped_bytes=0 if v.head is None else v.head.mapped_bytes,
-                    journal_bytes=0 if v.head is None else v.head.journal_bytes,
+                    journal_bytes=_journal_bytes(v),
                     failure=v.failure or "",
                 )
                 for v in answer.volumes
@@ -241,6 +264,7 @@ class StoragedDaemon:
                 for v in answer.volumes
                 if v.head is not None
             ),
+            key_id=answer.key_id or "",
         )
 
     async def create(self, wish: ReplicaWish) -> None:
@@ -251,11 +275,8 @@ class StoragedDaemon:
             size_bytes=wish.size_bytes,
             logical_block_bytes=512,
             uuid=_uuid_of(wish.volume_id),
-            retention={
-                "seconds": wish.journal.window_s,
-                "bytes": wish.journal.window_bytes,
-                "strict": wish.journal.strict,
-            },
+            retention=_retention(wish),
+            encrypted=wish.encrypted,
         )
 
     async def clone(self, wish: ReplicaWish) -> None:
@@ -266,7 +287,81 @@ class StoragedDaemon:
             volume=wish.origin.volume_id,
             moment=_moment(wish.origin.moment),
             clone=wish.volume_id,
+            uuid=_uuid_of(wish.volume_id),
+            retention=_retention(wish),
         )
+
+    async def set_key(self, key: str) -> None:
+        """Give the daemon the data key of its IaaS."""
+        await self._ask("set_key", key=key)
+
+    async def forget_key(self) -> None:
+        """Have the daemon wipe the data key."""
+        await self._ask("forget_key")
+
+    async def changed(self, view: str, since: int | None, after: int) -> ChangedRuns:
+        """Return where a view differs from an earlier write's state."""
+        return msgspec.convert(
+            await self._ask("changed", view=view, since=since, after=after), ChangedRuns
+        )
+
+    async def read_view(self, view: str, offset: int, length: int) -> bytes:
+        """Return a piece of a view."""
+        answer = await self._ask("read_view", view=view, offset=offset, length=length)
+        return bytes.fromhex(str(answer["data"]))
+
+    async def write(self, volume_id: VolumeId, offset: int, data: bytes) -> None:
+        """Write a piece through the head here."""
+        await self._ask("write", volume=volume_id, offset=offset, data=data.hex())
+
+    async def flush(self, volume_id: VolumeId) -> None:
+        """Return when all that was written is durable."""
+        await self._ask("flush", volume=volume_id)
+
+    async def verify_chain(self, volume_id: VolumeId) -> VerifiedChain:
+        """Check the chain of the copy here, and the digest of each payload; no key is needed.
+
+        Raises:
+            Unavailable: it does not hold; the message says where.
+        """
+        groups, after = 0, 0
+        while True:
+            answer = await self._ask("verify_chain", volume=volume_id, after=after)
+            part = msgspec.convert(answer, _Verified)
+            groups += part.groups
+            after = part.last_sequence
+            if part.complete:
+                return VerifiedChain(sequence=after, chain=part.chain, group_count=groups)
+
+    async def set_limits(self, volume_id: VolumeId, limits: Limits) -> None:
+        """Hold a head here to so many operations and bytes a second."""
+        await self._ask("set_limits", volume=volume_id, limits=_limits(limits))
+
+    async def find_moment(self, ask: AskMoment) -> FoundMoment:
+        """Return which write a moment is."""
+        moment = ask.moment
+        if moment is None:  # what is acknowledged may still be on its way to the index
+            await self.flush(ask.volume_id)
+            history = await self._ask("history", volume=ask.volume_id, count=1)
+            moment = Moment(sequence=int(str(history["sequence"])))
+        answer = await self._ask("resolve", volume=ask.volume_id, moment=_moment(moment))
+        return msgspec.convert(answer, FoundMoment)
+
+    async def open_view(self, ask: AskView) -> OpenedView:
+        """Show a past moment, read-only, to one initiator."""
+        answer = await self._ask(
+            "at",
+            volume=ask.volume_id,
+            moment=_moment(ask.moment),
+            iqn=ask.iqn,
+            chap=[{"name": ask.user, "secret": ask.secret}],
+            seconds=ask.seconds,
+        )
+        return msgspec.convert({**answer, "portal": self.portal}, OpenedView)
+
+    async def close_view(self, ask: AskCloseView) -> None:
+        """End a view."""
+        await self._ask("close_at", view=ask.view)
 
     async def history(self, ask: AskHistory) -> VolumeHistory:
         """Return what a head's journal keeps."""
@@ -398,6 +493,13 @@ class StoragedDaemon:
         raise Unavailable(f"the storage daemon of {self._iaas_id} ended")
 
 
+class _Verified(msgspec.Struct):
+    last_sequence: int
+    chain: str
+    groups: int
+    complete: bool
+
+
 class _Receipt(msgspec.Struct):
     number: int
     act: str
@@ -454,6 +556,7 @@ class _Head(msgspec.Struct):
 class _OwnCopy(msgspec.Struct):
     sequence: int = 0
     durable_sequence: int = 0
+    journal_bytes: int = 0
 
 
 class _Volume(msgspec.Struct):
@@ -466,12 +569,19 @@ class _Volume(msgspec.Struct):
 
 class _Listed(msgspec.Struct):
     volumes: list[_Volume] = []
+    key_id: str | None = None
 
 
 def _durable_sequence(volume: _Volume) -> int:
     if volume.head is not None:
         return volume.head.durable_sequence
     return 0 if volume.copy is None else volume.copy.durable_sequence
+
+
+def _journal_bytes(volume: _Volume) -> int:
+    if volume.head is not None:
+        return volume.head.journal_bytes
+    return 0 if volume.copy is None else volume.copy.journal_bytes
 
 
 def _receipt(noted: _Receipt) -> DaemonReceipt:
@@ -487,7 +597,18 @@ def _receipt(noted: _Receipt) -> DaemonReceipt:
     )
 
 
+def _retention(wish: ReplicaWish) -> Json:
+    rule = wish.journal
+    return {"seconds": rule.window_s, "bytes": rule.window_bytes, "strict": rule.strict}
+
+
+def _limits(limits: Limits) -> Json:
+    return {"operations_per_s": limits.operations_per_s, "bytes_per_s": limits.bytes_per_s}
+
+
 def _moment(moment: Moment) -> Json:
+    if moment.mark:
+        return {"mark": moment.mark}
     if moment.sequence is not None:
         return {"sequence": moment.sequence}
     assert moment.time_s is not None, "a Moment has one of the two"
@@ -514,6 +635,8 @@ def _error(document: object) -> NuageError:
             return NotFound("volume", message)
         case "stale_epoch" | "fenced":
             return StaleEpoch(message, epoch=int(str(fields.get("epoch", 0))))
+        case "locked":
+            return Locked(message)
         case "conflict":
             return Conflict(message)
         case _:

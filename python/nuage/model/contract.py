@@ -31,6 +31,19 @@ class QosClass(Enum):
     BRONZE = "bronze"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Operations and bytes a second that a volume may take; 0: as many as there are."""
+
+    operations_per_s: int = 0
+    bytes_per_s: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("operations_per_s", "bytes_per_s"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest("a limit is not negative", field=f"limits.{name}")
+
+
 class CutOffRule(Enum):
     """What may happen to a VM while its site is cut off from the majority."""
 

@@ -4,7 +4,7 @@ Desired state comes down whole, numbered by `revision`; an agent keeps the last 
 and works towards it without its controller. Reports are facts; nothing in them is a command.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import AckPolicy, JournalRule, QosClass
@@ -142,6 +142,7 @@ class ReplicaWish:
     size_bytes: int
     journal: JournalRule
     origin: CloneOrigin | None = None  # make it from that volume's past, which is here
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +185,8 @@ class HeadWish:
 class DaemonWish:
     """The storage daemon of one IaaS on this IO-node; data key by reference, never by value.
 
+    `key_id` names the key that the daemon shall have; ``KEY_SHREDDED``: none, ever again.
+
     Only what `erased` names is deleted. A copy that is in no wish is kept and reported: its
     volume may be of a site that has not been heard yet.
     """
@@ -193,6 +196,15 @@ class DaemonWish:
     replicas: tuple[ReplicaWish, ...]
     heads: tuple[HeadWish, ...]
     erased: tuple[VolumeId, ...] = ()
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetKey:
+    """A controller gives an IO-node the data key of an IaaS, hexadecimal; it is kept in memory."""
+
+    iaas_id: IaasId
+    key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +257,8 @@ class HeadReport:
 class IonodeReport:
     """An IO-node's facts. `replica_addresses` maps an IaaS to its daemon's ``host:port``.
 
-    `erased` are the copies that the wish said to erase and that are gone.
+    `erased` are the copies that the wish said to erase and that are gone. `locked` are the IaaSes
+    whose data key is wanted here and missing.
     """
 
     node_id: NodeId
@@ -257,3 +270,4 @@ class IonodeReport:
     free_bytes: int
     total_bytes: int
     erased: tuple[VolumeId, ...] = ()
+    locked: tuple[IaasId, ...] = ()

@@ -3,21 +3,30 @@
 from dataclasses import dataclass
 
 from nuage.errors import InvalidRequest
-from nuage.ids import IaasId, VolumeId
+from nuage.ids import IaasId, NodeId, VolumeId
 
 MARK_CHARS_MAX = 120
+IMAGE_MARK = "image"  # where a volume is what its image was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """A point of a volume's past: after write number `sequence`, or at a time. One of the two."""
+    """A point of a volume's past: after a write's number, at a time, or at a mark. One of them."""
 
     sequence: int | None = None
     time_s: float | None = None
+    mark: str = ""
 
     def __post_init__(self) -> None:
-        if (self.sequence is None) == (self.time_s is None):
-            raise InvalidRequest("give a sequence number or a time, not both", field="moment")
+        given = (self.sequence is not None, self.time_s is not None, bool(self.mark))
+        if sum(given) != 1:
+            raise InvalidRequest("give one of: a write's number, a time, a mark", field="moment")
+
+    def __str__(self) -> str:
+        """Return it as people write it."""
+        if self.sequence is not None:
+            return f"write {self.sequence}"
+        return f"mark {self.mark}" if self.mark else f"time {self.time_s}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +64,58 @@ class VolumeHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloneOrigin:
-    """The past of another volume that a volume starts from."""
+    """The past of another volume that a volume starts from; `nodes` are those that have it."""
 
     volume_id: VolumeId
     moment: Moment
+    nodes: tuple[NodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskMoment:
+    """A controller asks an IO-node which write a moment is; None: all acknowledged by now."""
+
+    iaas_id: IaasId
+    volume_id: VolumeId
+    moment: Moment | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundMoment:
+    """The write that a moment is, and the volume's size then."""
+
+    sequence: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskView:
+    """A controller has an IO-node show a past moment, read-only, to one initiator, for a time."""
+
+    iaas_id: IaasId
+    volume_id: VolumeId
+    moment: Moment
+    iqn: str
+    user: str
+    secret: str
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedView:
+    """A past moment that is shown: the daemon's name of it, and where to log in."""
+
+    view: str
+    sequence: int
+    portal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskCloseView:
+    """A controller ends a view before its time."""
+
+    iaas_id: IaasId
+    view: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

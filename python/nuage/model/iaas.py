@@ -1,21 +1,46 @@
 """An IaaS: a tenant's virtual cluster under one contract."""
 
 from dataclasses import dataclass
+from enum import Enum
+from typing import Final
 
 from nuage.ids import IaasId
 from nuage.model.contract import Contract
 from nuage.model.infrastructure import require_slug
 
+KEY_SHREDDED: Final = "shredded"
+
+
+class KeyHolder(Enum):
+    """Who can unseal the data key of an IaaS."""
+
+    FEDERATION = "federation"  # its sites, by themselves: a restart needs nobody
+    TENANT = "tenant"  # the owner, with a key of their own: a restart waits for them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IaasKey:
+    """The data key of an IaaS, sealed. `sealed` "" and `key_id` ``KEY_SHREDDED``: destroyed."""
+
+    iaas_id: IaasId
+    key_id: str
+    sealed: str
+    holder: KeyHolder
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iaas:
-    """A tenant's virtual cluster. `label` is its 24-bit segment and storage number."""
+    """A tenant's virtual cluster. `label` is its 24-bit segment and storage number.
+
+    `encrypted`: the blocks of its volumes lie encrypted under its own data key (`IaasKey`).
+    """
 
     iaas_id: IaasId
     name: str
     owner: str
     contract: Contract
     label: int
+    encrypted: bool = False
 
     def __post_init__(self) -> None:
         require_slug(self.name, "name")

@@ -5,7 +5,7 @@ from typing import Final, TypeAlias
 
 from nuage.ids import SiteId
 from nuage.model.energy import EnergyFeed, EnergyRules, SiteEnergy
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.identity import User
 from nuage.model.image import Image
 from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
@@ -22,6 +22,7 @@ Noun: TypeAlias = (
     | Node
     | Pdu
     | Iaas
+    | IaasKey
     | Image
     | Volume
     | Erasure
@@ -48,6 +49,7 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "node": (Node, "node_id"),
     "pdu": (Pdu, "pdu_id"),
     "iaas": (Iaas, "iaas_id"),
+    "iaas-key": (IaasKey, "iaas_id"),
     "image": (Image, "image_id"),
     "volume": (Volume, "volume_id"),
     "erasure": (Erasure, "volume_id"),

@@ -40,6 +40,8 @@ class Volume:
     `without` are copies that the head goes on without, by a decision; `catching_up` have not all of
     it yet; `leaving` go once all others are whole. `whole` are those that acknowledged writes were
     counted on when the head last became ready, under `settled_epoch`: a head may open there.
+
+    `is_template`: it holds an image for the volumes of its IaaS that start from it.
     """
 
     volume_id: VolumeId
@@ -63,6 +65,7 @@ class Volume:
     leaving: tuple[NodeId, ...] = ()
     whole: tuple[NodeId, ...] = ()
     settled_epoch: int = 0
+    is_template: bool = False
 
     def __post_init__(self) -> None:
         if not MIB <= self.size_bytes <= VOLUME_BYTES_MAX or self.size_bytes % 4096:

@@ -82,6 +82,8 @@ TABLE: Final[Mapping[str, frozenset[Role]]] = {
     "iaas.write": frozenset({_ADMIN, _IAAS_ADMIN}),
     "iaas.contract": frozenset({_ADMIN}),
     "iaas.delete": frozenset({_ADMIN}),
+    "iaas.unlock": frozenset({_IAAS_ADMIN}),
+    "iaas.shred": frozenset({_IAAS_ADMIN}),
     "vm.read": frozenset({_ADMIN, _IAAS_ADMIN, _USER, _AUDITOR}),
     "vm.create": frozenset({_IAAS_ADMIN, _USER}),
     "vm.write": frozenset({_IAAS_ADMIN, _USER}),

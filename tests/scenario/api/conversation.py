@@ -177,6 +177,7 @@ class Federation(Watching):
             )
             waiting = any(
                 vm.state is VmState.STARTING
+                or vm.wish is PowerWish.DELETED
                 or (vm.wish is PowerWish.STOPPED and vm.state is not VmState.STOPPED)
                 for site in self.sites.values()
                 for vm in site.index.values(Vm)

@@ -29,6 +29,7 @@ SAMPLES: tuple[NuageError, ...] = (
     errors.QuotaExceeded("VMs", limit=1, used=1, asked=1),
     errors.Unavailable("later", retry_after_s=2.0),
     errors.SiteUnreachable("lyon", doing="stop"),
+    errors.Locked("the key is not here"),
     errors.TimedOut("stop", after_s=1.0),
     errors.LocalProtocolError("ours"),
     errors.RemoteProtocolError("theirs"),

@@ -19,7 +19,10 @@ from nuage.model.desired import (
     HeadWish,
     IonodeWish,
     ReplicaWish,
+    SetKey,
 )
+from nuage.model.iaas import KEY_SHREDDED
+from nuage.trust.datakeys import key_id_of
 from nuage.units import MIB
 
 IAAS = IaasId("iaas-1")
@@ -239,3 +242,29 @@ async def test_a_wish_that_cannot_be_read_is_told_with_its_file(tmp_path: Path) 
 async def test_the_wish_on_disk_is_for_its_owner_alone(bench: Bench) -> None:
     await bench.agent.take_wish(replace(wish(1, head())))
     assert (bench.directory / WISH_FILE).stat().st_mode & 0o077 == 0
+
+
+async def test_a_key_is_asked_for_kept_in_memory_and_given_to_the_daemon(bench: Bench) -> None:
+    key = "a7" * 32
+    key_id = key_id_of(bytes.fromhex(key))
+    daemon = replace(wish(1, head()).daemons[0], key_id=key_id)
+    encrypted = replace(daemon, replicas=(replace(daemon.replicas[0], encrypted=True),))
+    await bench.agent.take_wish(IonodeWish(revision=1, daemons=(encrypted,)))
+    await bench.settle()
+    report = bench.agent.report()
+    assert report.locked == (IAAS,)
+    assert "key" in report.heads[0].failure
+    bench.agent.take_key(SetKey(iaas_id=IAAS, key=key))
+    await bench.settle()
+    report = bench.agent.report()
+    assert (report.locked, report.heads[0].state) == ((), "ready")
+    for file in bench.directory.rglob("*"):
+        assert key.encode() not in file.read_bytes(), file
+    bench.boot()  # the daemon outlived its agent, and has the key
+    await bench.agent.step()
+    assert bench.agent.report().locked == ()
+    shredded = replace(encrypted, key_id=KEY_SHREDDED)
+    await bench.agent.take_wish(IonodeWish(revision=2, daemons=(shredded,)))
+    await bench.settle()
+    assert (await bench.daemon.seen()).key_id == ""
+    assert bench.agent.report().locked == ()

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use nuage_block::{BlockDevice, Operation, Outcome, Request};
 use nuage_disk::FileDisk;
 use nuage_engine::{AckMode, HeadOptions, SystemClock, Volume, create_volume, open_volume};
-use nuage_journal::{Cipher, JournalError, Store, TailRule, VolumeSpec, segment_bytes_for};
+use nuage_journal::{
+    Cipher, DataKey, JournalError, Store, TailRule, VolumeSpec, segment_bytes_for,
+};
 
 const SIZE: u64 = 1 << 30;
 const ROUNDS: usize = 3;
@@ -23,7 +25,7 @@ enum Load {
 }
 
 fn volume(path: &Path, encrypted: bool, mode: AckMode) -> Result<Volume<FileDisk>, JournalError> {
-    let key = encrypted.then_some([1; 32]);
+    let cipher = encrypted.then(|| DataKey::new([1; 32]).cipher());
     if !path.exists() {
         create_volume(
             path,
@@ -43,7 +45,7 @@ fn volume(path: &Path, encrypted: bool, mode: AckMode) -> Result<Volume<FileDisk
         term: 1,
         head: "bench".into(),
     };
-    open_volume(path, key.as_ref(), options, Rc::new(SystemClock::default()))
+    open_volume(path, cipher, options, Rc::new(SystemClock::default()))
 }
 
 /// Operations a second at a depth.

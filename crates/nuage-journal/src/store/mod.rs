@@ -285,6 +285,11 @@ impl<D: Disk> Store<D> {
         self.cipher.as_mut()
     }
 
+    /// Give the key to a store that was opened without it.
+    pub fn set_cipher(&mut self, cipher: Cipher) {
+        self.cipher = Some(cipher);
+    }
+
     pub fn is_encrypted(&self) -> bool {
         self.superblock.encrypted
     }

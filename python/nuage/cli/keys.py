@@ -1,0 +1,41 @@
+"""`nuage iaas unlock|shred`: the data key of an IaaS, and the file that its tenant keeps."""
+
+from pathlib import Path
+
+import click
+
+from nuage.cli.iaas import iaas_group
+from nuage.cli.keyfile import read_key_file
+from nuage.cli.session import Session, pass_session
+from nuage.cli.showing import listed, print_json, row_of
+
+
+@iaas_group.command("unlock")
+@click.argument("name")
+@click.option(
+    "--key-file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True
+)
+@pass_session
+def unlock_iaas(session: Session, name: str, key_file: Path) -> None:
+    """Give NAME's key to the sites, in memory, until they restart."""
+    body = {"tenant_key": read_key_file(key_file)}
+    answer = row_of(session.client.call("POST", f"/v1/iaas/{name}/unlock", body))
+    if session.as_json:
+        print_json(answer)
+        return
+    click.echo(f"{name} is unlocked at {', '.join(map(str, listed(answer, 'sites')))}")
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: it stays locked there")
+
+
+@iaas_group.command("shred")
+@click.argument("name")
+@click.option("--confirm", required=True, metavar="NAME", help="The name once more.")
+@pass_session
+def shred_iaas(session: Session, name: str, confirm: str) -> None:
+    """Destroy the data key of NAME: what its volumes hold can never be read again.
+
+    Journals stay, and with them the proofs of where the data lay.
+    """
+    session.client.call("POST", f"/v1/iaas/{name}/shred", {"confirm": confirm})
+    click.echo(f"the data of {name} is gone for good; `nuage iaas delete {name}` once it is empty")

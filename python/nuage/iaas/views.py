@@ -1,0 +1,145 @@
+"""Use cases on views: a past moment of a volume, shown read-only as an iSCSI target of its own.
+
+A view belongs to the daemon that shows it and to nobody's catalogue: it has one initiator, whose
+secret is told once, and ends by itself, with its head, or when it is closed.
+"""
+
+from dataclasses import dataclass
+
+from nuage.errors import InvalidRequest
+from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.past import ASK_TIMEOUT_S, find_moment, head_of
+from nuage.iaas.site import Site
+from nuage.iaas.volumes import volume_of
+from nuage.ids import SiteId, new_id
+from nuage.model.history import AskCloseView, AskView, Moment, OpenedView
+from nuage.trust.permissions import Principal, Scope
+from nuage.trust.secrets import new_secret
+
+VIEW_METHOD = "volume.view"
+CLOSE_VIEW_METHOD = "volume.close-view"
+SECONDS_MAX = 7 * 86_400  # an open view holds history back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewVolume:
+    """Show a past moment of a volume for `seconds`."""
+
+    iaas: str
+    volume: str
+    sequence: int | None = None
+    time_s: float | None = None
+    mark: str = ""
+    seconds: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseView:
+    """End a view before its time."""
+
+    iaas: str
+    volume: str
+    view: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownView:
+    """A view, and how to log in to it; the secret is told this once."""
+
+    view: str
+    sequence: int
+    portal: str
+    iqn: str
+    user: str
+    secret: str
+    until_s: float
+
+
+async def view_volume(site: Site, _principal: Principal, body: ViewVolume) -> ShownView:
+    """Show a past moment of a volume, read-only, to whoever asked."""
+    volume = volume_of(site, body.iaas, body.volume)
+    if not 1 <= body.seconds <= SECONDS_MAX:
+        raise InvalidRequest(f"a view lasts 1 to {SECONDS_MAX} seconds", field="seconds")
+    found = await find_moment(site, volume, body.sequence, body.time_s, body.mark)
+    name = new_id("view", site.entropy)
+    secret = new_secret(site.entropy)
+    iqn = f"{volume.iqn}:{name}"
+    opened = await site.nodes.ask(
+        head_of(volume),
+        VIEW_METHOD,
+        AskView(
+            iaas_id=volume.iaas_id,
+            volume_id=volume.volume_id,
+            moment=Moment(sequence=found.sequence),
+            iqn=iqn,
+            user=name,
+            secret=secret,
+            seconds=body.seconds,
+        ),
+        OpenedView,
+        timeout_s=ASK_TIMEOUT_S,
+    )
+    text = f"{volume.name} is shown as after write {opened.sequence}, for {body.seconds} s"
+    site.announce("volume", volume.volume_id, "viewed", text)
+    return ShownView(
+        view=opened.view,
+        sequence=opened.sequence,
+        portal=opened.portal,
+        iqn=iqn,
+        user=name,
+        secret=secret,
+        until_s=site.clock.now_s() + body.seconds,
+    )
+
+
+async def close_view(site: Site, _principal: Principal, body: CloseView) -> None:
+    """End a view."""
+    volume = volume_of(site, body.iaas, body.volume)
+    if not body.view.startswith(f"{volume.volume_id}@"):
+        raise InvalidRequest(f"{body.view} is no view of {volume.name}", field="view")
+    ask = AskCloseView(iaas_id=volume.iaas_id, view=body.view)
+    await site.nodes.ask(
+        head_of(volume), CLOSE_VIEW_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
+    )
+
+
+def _scope(site: Site, body: ViewVolume | CloseView) -> Scope | None:
+    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
+
+
+def _home(site: Site, body: ViewVolume | CloseView) -> SiteId:
+    return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    path = "/v1/iaas/{iaas}/volumes/{volume}/views"
+    table.add(
+        Operation(
+            name="volume.view",
+            verb="POST",
+            path=path,
+            body=ViewVolume,
+            result=ShownView,
+            action="volume.write",
+            summary="Show a past moment of a volume, read-only, as a disk of its own",
+            run=view_volume,
+            scope=_scope,
+            home=_home,
+            status=201,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.close-view",
+            verb="DELETE",
+            path=path,
+            body=CloseView,
+            result=type(None),
+            action="volume.write",
+            summary="End a view before its time",
+            run=close_view,
+            scope=_scope,
+            home=_home,
+        )
+    )

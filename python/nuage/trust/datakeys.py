@@ -1,0 +1,100 @@
+"""Data keys of IaaSes: made at random, sealed for the catalogues, in clear in memory only.
+
+A data key is sealed with a key of its own: derived from the secret that the federation's
+controllers share, so that they unseal it by themselves; or the tenant's, who gives it when it is
+needed and whose key is stored nowhere. Destroying all sealed forms destroys the data
+(crypto-shredding).
+"""
+
+import hmac
+import os
+
+from nuage.errors import CorruptData, Forbidden, InvalidRequest, Locked, NotFound
+from nuage.ids import EntropySource, IaasId
+from nuage.model.iaas import KEY_SHREDDED, IaasKey, KeyHolder
+from nuage.trust.sealing import Sealer
+
+KEY_BYTES = 32
+
+
+def key_id_of(key: bytes) -> str:
+    """Return what tells a data key from another and gives nothing away (journal.md §3)."""
+    return hmac.digest(key, b"nuage key id", "sha256")[:16].hex()
+
+
+def parse_key(text: str) -> bytes:
+    """Return a tenant's key from its 64 hexadecimal digits.
+
+    Raises:
+        InvalidRequest: it is something else; the message does not repeat it.
+    """
+    try:
+        key = bytes.fromhex(text.strip())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise InvalidRequest("a key has 64 hexadecimal digits", field="tenant_key")
+    return key
+
+
+def _purpose(iaas_id: IaasId) -> str:
+    return f"data key of {iaas_id}"
+
+
+class Keyring:
+    """The data keys that are unlocked at this site. `secret` is what the controllers share."""
+
+    def __init__(self, secret: bytes = b"", entropy: EntropySource = os.urandom) -> None:
+        self._secret = secret
+        self._entropy = entropy
+        self._unlocked: dict[IaasId, bytes] = {}
+
+    def _own_sealer(self, iaas_id: IaasId) -> Sealer:
+        key = hmac.digest(self._secret, f"seal:{iaas_id}".encode(), "sha256")
+        return Sealer((key,), self._entropy)
+
+    def make(self, iaas_id: IaasId, tenant_key: str = "") -> IaasKey:
+        """Make a data key; it is unlocked here from now on."""
+        key = self._entropy(KEY_BYTES)
+        holder = KeyHolder.TENANT if tenant_key else KeyHolder.FEDERATION
+        sealer = (
+            Sealer((parse_key(tenant_key),), self._entropy)
+            if tenant_key
+            else self._own_sealer(iaas_id)
+        )
+        sealed = sealer.seal(key, purpose=_purpose(iaas_id))
+        self._unlocked[iaas_id] = key
+        return IaasKey(iaas_id=iaas_id, key_id=key_id_of(key), sealed=sealed, holder=holder)
+
+    def unlock(self, key: IaasKey, tenant_key: str) -> None:
+        """Unseal a data key with its tenant's key.
+
+        Raises:
+            Locked: the data key was destroyed.
+            Forbidden: that is not the tenant's key.
+        """
+        if key.key_id == KEY_SHREDDED:
+            raise Locked(f"the data key of {key.iaas_id} was destroyed; nobody can unlock it")
+        try:
+            opened = Sealer((parse_key(tenant_key),)).unseal(
+                key.sealed, purpose=_purpose(key.iaas_id)
+            )
+        except (NotFound, CorruptData):
+            raise Forbidden(f"that is not the key that locks {key.iaas_id}") from None
+        self._unlocked[key.iaas_id] = opened
+
+    def data_key(self, key: IaasKey) -> bytes | None:
+        """Return the data key, or None while its tenant has not unlocked it here."""
+        if key.key_id == KEY_SHREDDED:
+            self.forget(key.iaas_id)
+            return None
+        known = self._unlocked.get(key.iaas_id)
+        if known is None and key.holder is KeyHolder.FEDERATION:
+            sealer = self._own_sealer(key.iaas_id)
+            known = sealer.unseal(key.sealed, purpose=_purpose(key.iaas_id))
+            self._unlocked[key.iaas_id] = known
+        return known
+
+    def forget(self, iaas_id: IaasId) -> None:
+        """Let go of a data key."""
+        self._unlocked.pop(iaas_id, None)

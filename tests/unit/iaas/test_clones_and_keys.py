@@ -1,0 +1,171 @@
+"""What nodes are told of clones, of images' templates and of data keys."""
+
+from dataclasses import replace
+
+import pytest
+from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
+
+from nuage.errors import Conflict, Forbidden, InvalidRequest, Locked
+from nuage.iaas.index import FederationIndex
+from nuage.iaas.past import started_from
+from nuage.iaas.wishes import WishContext, ionode_wish
+from nuage.ids import IaasId, NodeId, SiteId
+from nuage.model.contract import AckPolicy
+from nuage.model.desired import DaemonWish
+from nuage.model.history import IMAGE_MARK, Moment
+from nuage.model.iaas import KEY_SHREDDED, IaasKey, KeyHolder
+from nuage.model.record import Noun
+from nuage.model.status import NodeStatus
+from nuage.model.volume import Volume, VolumeState
+from nuage.trust.datakeys import Keyring, key_id_of
+
+PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
+TENANT_KEY = "5a" * 32
+
+
+def index_of(*values: Noun) -> FederationIndex:
+    index = FederationIndex(SiteId("marne"))
+    sites = [datacenter(name) for name in ("marne", "lyon", "rennes")]
+    for value in (*sites, *values):
+        index.put(record(value))
+    for number, (site, node) in enumerate(PLACES):
+        status = NodeStatus(
+            node_id=NodeId(node), site_id=SiteId(site), connected=True, since_s=0.0,
+            replica_addresses={IAAS: f"10.0.0.{number}:1"},
+        )  # fmt: skip
+        index.put(record(status))
+    return index
+
+
+def told(index: FederationIndex, node: str) -> DaemonWish | None:
+    context = WishContext(
+        index=index,
+        storage_key=b"k" * 32,
+        lease_until_s=lambda _vm: 0.0,
+        may_switch=lambda _vm: False,
+    )
+    daemons = ionode_wish(context, NodeId(node), 1).daemons
+    return daemons[0] if daemons else None
+
+
+def template(state: VolumeState = VolumeState.READY) -> Volume:
+    made = volume(1, places=PLACES, image="img-1", state=state)
+    return replace(made, is_template=True, ack_policy=AckPolicy.ANY_2_OF_3)
+
+
+def boot(source: Volume) -> Volume:
+    fresh = volume(2, state=VolumeState.CREATING, image="img-1")
+    return started_from(fresh, source, Moment(mark=IMAGE_MARK))
+
+
+def test_every_node_with_the_past_makes_the_clone_from_its_own_copy() -> None:
+    source = template()
+    clone = boot(source)
+    index = index_of(iaas(), source, clone)
+    assert clone.head == source.head
+    for _, node in PLACES:
+        wish = told(index, node)
+        assert wish is not None
+        origins = {r.volume_id: r.origin for r in wish.replicas}
+        assert origins == {source.volume_id: None, clone.volume_id: clone.origin}
+    head = told(index, "m-io")
+    assert head is not None
+    assert [h.image_sha256 for h in head.heads if h.volume_id == clone.volume_id] == [""]
+
+
+def test_a_boot_volume_waits_until_its_image_is_there() -> None:
+    source = template(VolumeState.CREATING)
+    wish = told(index_of(iaas(), source, boot(source)), "m-io")
+    assert wish is not None
+    assert [r.volume_id for r in wish.replicas] == [source.volume_id]
+
+
+def test_a_copy_on_a_further_node_is_filled_from_the_others() -> None:
+    source = template()
+    clone = boot(source)
+    further = replace(
+        clone, replicas=(*clone.replicas[:2], replace(clone.replicas[0], node_id=NodeId("m-io2")))
+    )
+    wish = told(index_of(iaas(), source, further), "m-io2")
+    assert wish is not None
+    assert [r.origin for r in wish.replicas] == [None]
+
+
+def test_a_copy_that_comes_back_later_still_starts_from_the_past_while_it_is_there() -> None:
+    source = template()
+    ready = replace(boot(source), state=VolumeState.READY)
+    wish = told(index_of(iaas(), source, ready), "r-io")
+    assert wish is not None
+    assert ready.origin in [r.origin for r in wish.replicas]
+    wish = told(index_of(iaas(), ready), "r-io")
+    assert wish is not None
+    assert [r.origin for r in wish.replicas] == [None]
+
+
+def test_a_clone_needs_as_many_whole_copies_as_acknowledge_its_writes() -> None:
+    source = replace(template(), catching_up=(NodeId("r-io"),))
+    clone = boot(source)
+    assert clone.catching_up == (NodeId("r-io"),)
+    worse = replace(source, without=(NodeId("l-io"),))
+    with pytest.raises(Conflict, match="whole"):
+        boot(worse)
+
+
+def test_a_template_uses_nothing_of_the_quota() -> None:
+    source = template()
+    assert index_of(iaas(), source).usage(IAAS).volume_bytes == 0
+    assert index_of(iaas(), source, boot(source)).usage(IAAS).volume_bytes == source.size_bytes
+
+
+def key_of(keyring: Keyring, tenant_key: str = "") -> IaasKey:
+    return keyring.make(IAAS, tenant_key)
+
+
+def test_the_sites_unseal_a_key_of_the_federation_by_themselves() -> None:
+    key = key_of(Keyring(b"shared"))
+    opened = Keyring(b"shared").data_key(key)
+    assert opened is not None
+    assert key_id_of(opened) == key.key_id
+    assert opened.hex() not in key.sealed
+
+
+def test_a_tenants_key_is_wanted_after_a_restart_and_no_other_will_do() -> None:
+    key = key_of(Keyring(b"shared"), TENANT_KEY)
+    assert key.holder is KeyHolder.TENANT
+    restarted = Keyring(b"shared")
+    assert restarted.data_key(key) is None
+    with pytest.raises(Forbidden):
+        restarted.unlock(key, "00" * 32)
+    with pytest.raises(InvalidRequest):
+        restarted.unlock(key, "short")
+    restarted.unlock(key, TENANT_KEY)
+    opened = restarted.data_key(key)
+    assert opened is not None
+    assert key_id_of(opened) == key.key_id
+
+
+def test_a_sealed_key_does_not_open_for_another_iaas() -> None:
+    key = key_of(Keyring(b"shared"), TENANT_KEY)
+    with pytest.raises(Forbidden):
+        Keyring(b"shared").unlock(replace(key, iaas_id=IaasId("iaas-2")), TENANT_KEY)
+
+
+def test_a_destroyed_key_is_gone_from_the_ring_and_for_all() -> None:
+    ring = Keyring(b"shared")
+    key = key_of(ring)
+    destroyed = replace(key, key_id=KEY_SHREDDED, sealed="")
+    assert ring.data_key(destroyed) is None
+    with pytest.raises(Locked):
+        ring.unlock(destroyed, TENANT_KEY)
+
+
+def test_a_node_is_told_which_key_and_never_the_key() -> None:
+    ring = Keyring(b"shared")
+    key = key_of(ring)
+    opened = ring.data_key(key)
+    assert opened is not None
+    index = index_of(replace(iaas(), encrypted=True), key, volume(1, places=PLACES))
+    wish = told(index, "m-io")
+    assert wish is not None
+    assert (wish.key_id, [r.encrypted for r in wish.replicas]) == (key.key_id, [True])
+    assert opened.hex() not in repr(wish)
