@@ -148,7 +148,7 @@ def _runs(session: Session, path: str, view: str, state: ExportState) -> Iterato
             session.client.get(f"{path}/changed", view=view, since=state.header.since, after=after)
         )
         for run in listed(part, "runs"):
-            offset, length = (_number(value) for value in run)  # type: ignore[attr-defined]
+            offset, length = (_number(value) for value in run)
             yield offset, length
             after = offset + length
         if part["complete"]:
