@@ -58,6 +58,8 @@ def list_nodes(session: Session, at_site: str) -> None:
         status = inner(row, "status") if row["status"] else {}
         total = int(str(status.get("total_bytes", 0)))
         space = f"{format_size(int(str(status['free_bytes'])))} free" if total else ""
+        if status.get("alarm"):
+            space = f"{space}, {str(status['alarm']).upper()}"
         rows.append(
             (
                 node["name"],

@@ -90,6 +90,8 @@ class IonodeProcess:
             registry = new_registry()
             free = Gauge("nuage_ionode_free_bytes", "Bytes free for copies", registry=registry)
             free.set_function(lambda: self._agent.report().free_bytes)
+            total = Gauge("nuage_ionode_total_bytes", "Bytes of the disks", registry=registry)
+            total.set_function(lambda: self._agent.report().total_bytes)
             await serve_metrics(configuration.metrics_listen, registry)
         return self.stop
 

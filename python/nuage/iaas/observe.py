@@ -11,10 +11,11 @@ from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.desired import HeadReport, IonodeReport, VmReport, VnodeReport
 from nuage.model.infrastructure import Node, NodePower
 from nuage.model.record import Noun
-from nuage.model.status import Migration, NodeStatus
+from nuage.model.status import Migration, NodeStatus, SpaceAlarm, space_alarm
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
 from nuage.storage.heads import head_set, is_settled
+from nuage.units import format_size
 
 HEAD_READY = "ready"
 HEAD_FAILED = "failed"
@@ -212,6 +213,10 @@ def node_status(
             or before.total_bytes != ionode.total_bytes
         ):
             after = replace(after, free_bytes=ionode.free_bytes, total_bytes=ionode.total_bytes)
+        alarm = space_alarm(before.alarm, ionode.free_bytes, ionode.total_bytes)
+        if alarm is not before.alarm:
+            after = replace(after, alarm=alarm, free_bytes=ionode.free_bytes)
+            after = replace(after, total_bytes=ionode.total_bytes)
     if after == known:
         return []
     return [Save(after, *_status_line(index, before, after, is_new=known is None))]
@@ -234,8 +239,18 @@ def _status_line(
     fresh = sorted(set(after.orphans) - set(before.orphans))
     if fresh:
         return "orphans", f"node {name} runs what it should not: {', '.join(fresh)}; left running"
+    if before.alarm is not after.alarm:
+        return "space", _space_line(name, after)
     if is_new or before.connected != after.connected:
         sleeps = node is not None and node.power is NodePower.OFF
         word = "connected" if after.connected else "off" if sleeps else "lost"
         return word, f"node {name} is {word}"
     return "", ""
+
+
+def _space_line(name: str, status: NodeStatus) -> str:
+    free = f"{format_size(status.free_bytes)} of {format_size(status.total_bytes)} are free"
+    if status.alarm is SpaceAlarm.NONE:
+        return f"node {name} has space again: {free}"
+    help_text = "add disks, shorten journals, or move copies away"
+    return f"node {name} is {status.alarm.value} on space: {free}; {help_text}"

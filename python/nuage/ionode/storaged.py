@@ -34,7 +34,7 @@ from nuage.ionode.port import (
     HeadSeen,
     VolumeSeen,
 )
-from nuage.model.contract import Limits
+from nuage.model.contract import LIMITS_OF_CLASS, Limits
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
@@ -425,6 +425,7 @@ class StoragedDaemon:
             iqn=wish.iqn,
             chap=_chap(wish),
             ack="memory",
+            limits=_limits(LIMITS_OF_CLASS[wish.qos_class]),
         )
 
     async def set_initiators(self, wish: HeadWish) -> None:

@@ -8,6 +8,7 @@ site may hold or run anything of it; placement and storage both ask here.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from nuage.errors import InvalidRequest, SovereigntyViolation
 from nuage.ids import SiteId
@@ -42,6 +43,14 @@ class Limits:
         for name in ("operations_per_s", "bytes_per_s"):
             if getattr(self, name) < 0:
                 raise InvalidRequest("a limit is not negative", field=f"limits.{name}")
+
+
+# What a volume of a class may take at most. Gold and silver differ in their share, not here.
+LIMITS_OF_CLASS: Final = {
+    QosClass.GOLD: Limits(),
+    QosClass.SILVER: Limits(),
+    QosClass.BRONZE: Limits(operations_per_s=2_000, bytes_per_s=128 * 1024**2),
+}
 
 
 class CutOffRule(Enum):

@@ -168,6 +168,61 @@ def test_a_head_that_dies_is_followed_by_another_site_with_every_write(
     works(three_sites[0].url(), "read -P 3 0 4k", "read -P 2 1M 64k", "read -P 1 4M 4M")
 
 
+def test_a_clone_made_by_each_copy_is_one_replicated_volume_and_no_empty_copy_passes_for_it(
+    three_sites: list[Daemon],
+) -> None:
+    parent = "00112233445566778899aabbccddeeff"
+    for site in three_sites:
+        site.ask(
+            "create_replica", volume="v", size_bytes=64 * MIB, logical_block_bytes=512, uuid=parent
+        )
+    open_on(three_sites, 0, epoch=1)
+    works(three_sites[0].url(), "write -P 1 0 8M", "flush")
+    three_sites[0].ask("mark", volumes=["v"], name="then")
+    works(three_sites[0].url(), "write -P 2 0 8M", "flush")
+    sequences = [clone_on(site) for site in three_sites[:2]]
+    assert sequences[0] == sequences[1]
+    three_sites[2].ask(
+        "create_replica", volume="c", size_bytes=64 * MIB, logical_block_bytes=512, uuid="0c" * 16
+    )
+    iqn = f"{IQN}.clone"
+    three_sites[1].ask(
+        "open_head", volume="c", epoch=1, policy="any-2-of-3", iqn=iqn, ack="memory",
+        replicas=[replica_of(three_sites[0]), replica_of(three_sites[2])],
+    )  # fmt: skip
+    three_sites[1].wait_until_open("c")
+    url = three_sites[1].url().replace(IQN, iqn)
+    works(url, "read -P 1 0 8M", "write -P 3 1M 1M", "flush")
+    found = three_sites[1].head("c")["copies"]
+    assert isinstance(found, list)
+    states = {copy["node"]: copy["state"] for copy in found}
+    assert states[replica_of(three_sites[2])["name"]] != "live", states
+    works(three_sites[0].url(), "read -P 2 0 8M")
+    # The other clone leads, with what was written to the first.
+    three_sites[1].ask("close_head", volume="c")
+    three_sites[0].ask(
+        "open_head", volume="c", epoch=2, policy="all", iqn=iqn, ack="memory", position=0,
+        replicas=[replica_of(three_sites[1])],
+    )  # fmt: skip
+    three_sites[0].wait_until_open("c")
+    works(three_sites[0].url().replace(IQN, iqn), "read -P 3 1M 1M", "read -P 1 2M 6M")
+
+
+def clone_on(site: Daemon) -> object:
+    """Have one site make its copy of the clone, once it has the mark."""
+    deadline_s = time.monotonic() + 20
+    while True:
+        try:
+            moment = {"mark": "then"}
+            return site.ask("clone", volume="v", moment=moment, clone="c", uuid="0c" * 16)[
+                "sequence"
+            ]
+        except Refused as refused:
+            if refused.code not in ("not_found", "unavailable") or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)  # noqa: TID251 - real processes
+
+
 def copies(daemon: Daemon) -> list[dict[str, object]]:
     """Return the copies of the volume as its head sees them."""
     found = daemon.head()["copies"]

@@ -7,11 +7,12 @@ from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
 
 from nuage.errors import Conflict, Forbidden, InvalidRequest, Locked
 from nuage.iaas.index import FederationIndex
+from nuage.iaas.observe import Save, node_status
 from nuage.iaas.past import started_from
 from nuage.iaas.wishes import WishContext, ionode_wish
 from nuage.ids import IaasId, NodeId, SiteId
 from nuage.model.contract import AckPolicy
-from nuage.model.desired import DaemonWish
+from nuage.model.desired import DaemonWish, IonodeReport
 from nuage.model.history import IMAGE_MARK, Moment
 from nuage.model.iaas import KEY_SHREDDED, IaasKey, KeyHolder
 from nuage.model.record import Noun
@@ -169,3 +170,25 @@ def test_a_node_is_told_which_key_and_never_the_key() -> None:
     assert wish is not None
     assert (wish.key_id, [r.encrypted for r in wish.replicas]) == (key.key_id, [True])
     assert opened.hex() not in repr(wish)
+
+
+def report_of(free_bytes: int) -> IonodeReport:
+    return IonodeReport(
+        node_id=NodeId("m-io"), site_id=SiteId("marne"), wish_revision=1, replicas=(), heads=(),
+        replica_addresses={}, free_bytes=free_bytes, total_bytes=1000,
+    )  # fmt: skip
+
+
+def test_a_disk_that_fills_is_announced_before_it_is_full_and_once() -> None:
+    index = index_of(iaas())
+    told = []
+    for revision, free_bytes in enumerate((900, 190, 230, 60, 900), start=2):
+        for act in node_status(
+            index, NodeId("m-io"), connected=True, now_s=1.0, ionode=report_of(free_bytes)
+        ):
+            assert isinstance(act, Save)
+            index.put(record(act.value, revision=revision))
+            told.append((act.what, act.text.split(":")[0]))
+    assert [text for what, text in told if what == "space"] == [
+        "node m-io is low on space", "node m-io is full on space", "node m-io has space again",
+    ]  # fmt: skip
