@@ -13,8 +13,7 @@ FUNCTION_LINES_MAX = 70
 
 # Longer than allowed when the rule came in; entries may only go.
 LONG_FUNCTIONS: dict[str, int] = {}
-LONG_FILES: dict[str, int] = {
-}
+LONG_FILES: dict[str, int] = {}
 
 # One spelling each (GLOSSARY.md), and words that say something about a workplace, not a product.
 SPELLING = {
