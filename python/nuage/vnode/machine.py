@@ -194,6 +194,9 @@ def _lease_is_over(wish: VmWish, now_s: float) -> bool:
 
 def _plan_orphan(memory: GuestMemory, state: RunState | None) -> Plan:
     """A VM that is in no wish is left alone, unless it never was, or no longer is, a VM here."""
+    if state is RunState.HANDED_OVER and memory.hand_over in _IN_FLIGHT:
+        # All was sent, and the wish has gone on before that was seen here.
+        memory = replace(memory, hand_over=HandOver.DONE)
     never_ran = memory.arrival in {Arrival.WAITING, Arrival.FAILED}
     if never_ran or memory.hand_over is HandOver.DONE:
         if state is None:

@@ -143,6 +143,13 @@ def test_a_vm_taken_anew_is_not_rebooted_for_old_requests() -> None:
     assert act_on(taken.guests[VmId("vm-1")], seen()) is None
 
 
+def test_a_guest_that_was_sent_away_goes_though_its_wish_went_first() -> None:
+    left = replace(remembered(), in_wish=False, hand_over=HandOver.GRANTED)
+    planned = plan(left, seen(RunState.HANDED_OVER), NOW_S)
+    assert planned.act == machine.Kill()
+    assert planned.memory.hand_over is HandOver.DONE
+
+
 def test_an_orphan_is_left_alone_whatever_it_does() -> None:
     orphan = replace(remembered(), in_wish=False)
     for state in RunState:
