@@ -68,18 +68,17 @@ def known_user(
 class Audit:
     """Appends at once, makes durable in groups (`api.dispatch.AuditTrail`).
 
-    The flush to disk runs on a thread, for it takes milliseconds; what is noted meanwhile waits
-    for its end, so that the log has one writer at a time.
+    What is noted is in the kernel's hands before the caller hears of it: a killed controller
+    leaves no acknowledged act out. The flush to disk runs on a thread, for it takes milliseconds,
+    and touches nothing but the descriptor; only this thread writes.
     """
 
     def __init__(self, log: AuditLog, tasks: Tasks) -> None:
         self._log = log
         self._tasks = tasks
         self._is_due = False
-        self._flushing = False
         self._turn = asyncio.Lock()
-        self._writing = threading.Lock()
-        self._waiting: list[AuditEntry] = []
+        self._flushing = threading.Lock()  # held by the thread: its descriptor stays open
 
     def note(
         self,
@@ -102,10 +101,7 @@ class Audit:
             outcome=outcome,
             detail=detail,
         )
-        if self._flushing:
-            self._waiting.append(entry)
-        else:
-            self._log.append(entry)
+        self._log.append(entry)
         if not self._is_due:
             self._is_due = True
             self._tasks.start("audit sync", self._sync_soon())
@@ -118,22 +114,13 @@ class Audit:
     async def sync(self) -> None:
         """Make what was noted durable, and seal when it is time."""
         async with self._turn:
-            self._flushing = True
-            try:
-                await asyncio.to_thread(self._flush)
-            finally:
-                self._flushing = False
-                self._append_waiting()
+            await asyncio.to_thread(self._flush)
+            with self._flushing:
+                self._log.seal_if_due()
 
     def _flush(self) -> None:
-        with self._writing:
-            self._log.sync()
-
-    def _append_waiting(self) -> None:
-        with self._writing:  # held only when this task was cancelled and the thread goes on
-            waiting, self._waiting = self._waiting, []
-            for entry in waiting:
-                self._log.append(entry)
+        with self._flushing:
+            self._log.flush()
 
     @property
     def seal_line(self) -> str:
@@ -142,14 +129,12 @@ class Audit:
 
     def seal(self) -> None:
         """Sign all that was noted, now."""
-        self._append_waiting()
-        with self._writing:
+        with self._flushing:  # a thread whose task was cancelled may still go on
             self._log.seal()
 
     def close(self) -> None:
         """Seal and close the log."""
-        self._append_waiting()
-        with self._writing:
+        with self._flushing:  # a thread whose task was cancelled may still go on
             self._log.close()
 
 

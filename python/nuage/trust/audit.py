@@ -10,7 +10,8 @@ its last file is read: a torn tail (a crash in the middle of a write) is set asi
 its own and a `repair` record says so. Anything else that does not fit is CorruptData: nobody
 appends to a log that was tampered with.
 
-Fault model. A crash may tear or lose what was written after the last sync, in any order of
+Fault model. A killed process loses nothing that `append` has returned for: the kernel has it. A
+crash of the machine may tear or lose what was written after the last sync, in any order of
 pages. What a seal covers was synced before. Whoever holds the disk but not the key can cut the
 log after a seal, which only somebody who kept a later head can tell: heads go to other sites.
 """
@@ -146,14 +147,22 @@ class AuditLog:
         self._unsealed_count += 1
         return self._sequence
 
-    def sync(self) -> None:
-        """Make everything written durable; seal and begin a new file when it is time."""
+    def flush(self) -> None:
+        """Make what was written before durable; another thread may append meanwhile."""
         os.fsync(self._descriptor)
+
+    def seal_if_due(self) -> None:
+        """Seal and begin a new file when it is time. Short when `flush` has just run."""
         due = self._now_s() - self._sealed_s >= SEAL_INTERVAL_S
         if self._unsealed_count >= SEAL_ENTRIES or (self._unsealed_count and due):
             self.seal()
         if self._file_bytes >= self._segment_bytes:
             self._rotate()
+
+    def sync(self) -> None:
+        """Make everything written durable; seal and begin a new file when it is time."""
+        self.flush()
+        self.seal_if_due()
 
     def seal(self) -> AuditHead:
         """Sign the chain as it is; durable on return."""
