@@ -24,7 +24,7 @@ from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy import EnergyKeeper, Surroundings
 from nuage.daemon.energy_metrics import EnergyMetrics
 from nuage.daemon.fabric_desk import FabricDesk
-from nuage.daemon.guardian import Guardian, lease_until_s
+from nuage.daemon.guardian import Guardian, lease_until_s, read_held, write_held
 from nuage.daemon.hardware import RedfishFence, redfish_bmcs
 from nuage.daemon.heads import HeadWatch
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
@@ -43,7 +43,13 @@ from nuage.iaas.fabric_wishes import FabricContext, fabric_key
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.lisp_wishes import lisp_key
-from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
+from nuage.iaas.movement import (
+    DECIDED_METHOD,
+    GIVE_UP_METHOD,
+    AskDecided,
+    MigrationGivenUp,
+    Movement,
+)
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
 from nuage.iaas.wishes import WishContext
@@ -68,6 +74,7 @@ from nuage.trust.store import TrustStore
 from nuage.trust.tokens import TokenChecker, TokenIssuer
 
 SESSION_FILE: Final = "lease-session"
+HELD_FILE: Final = "lease-held.json"
 EVENTS_STREAM: Final = "events"
 LEASE_REFRESH_S: Final = 2.0
 AUDIT_SEAL_S: Final = 60.0
@@ -255,6 +262,8 @@ class Controller:
             on_owned=self._touch_all,
             take_over_heads=self._heads.take_over,
             switch_on=fence.switch_on,
+            before=read_held(configuration.state_dir / HELD_FILE),
+            keep=lambda held: write_held(configuration.state_dir / HELD_FILE, held),
         )
         context = WishContext(
             index=self.index,
@@ -317,6 +326,10 @@ class Controller:
         @self._handlers.method(GIVE_UP_METHOD, MigrationGivenUp, roles=controllers)
         async def given_up(_peer: Peer, body: MigrationGivenUp) -> None:
             await self._movement.drop(body)
+
+        @self._handlers.method(DECIDED_METHOD, AskDecided, roles=controllers)
+        async def decided(_peer: Peer, body: AskDecided) -> bool:
+            return self._movement.was_decided(body.vm_id)
 
         @self._handlers.stream(EVENTS_STREAM, FollowEvents, roles=controllers)
         async def events(_peer: Peer, _body: FollowEvents) -> AsyncIterator[object]:

@@ -14,9 +14,11 @@ its nodes may start such a VM again.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from nuage.clock import Clock
@@ -35,6 +37,7 @@ from nuage.model.volume import Volume
 from nuage.quorum.lease import LeaseView
 from nuage.quorum.model import Ownership, Quorum
 from nuage.storage.heads import whole_copies
+from nuage.trust.files import write_atomically
 
 WATCH_EVERY_S: Final = 2.0
 FENCE_RETRY_S: Final = 3.0
@@ -42,6 +45,7 @@ FENCE_TRIES_MAX: Final = 20
 UNKNOWN_AFTER_S: Final = 60.0
 BACK_ON_AFTER_S: Final = 20.0  # its VMs' disks listen to their new epochs by then
 RETURN_WITHIN_S: Final = 300.0  # a node's boot
+OVER_S: Final = 2.0  # of the wall clock: long ago, and not "never allowed"
 log = structlog.get_logger("guardian")
 
 # Switches a node off and returns whether its BMC confirms that it is off.
@@ -62,6 +66,14 @@ class Ears(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a site was told in a term of its lease; kept on disk for the next controller."""
+
+    term: int = 0
+    owned: tuple[VmId, ...] = ()
+
+
 class Guardian:
     """Restarts and takes over; one per controller."""
 
@@ -76,6 +88,8 @@ class Guardian:
         on_owned: Callable[[], None],
         take_over_heads: Callable[[frozenset[SiteId]], Awaitable[None]] | None = None,
         switch_on: SwitchOn | None = None,
+        before: Held | None = None,
+        keep: Callable[[Held], None] = lambda _held: None,
     ) -> None:
         self._take_over_heads = take_over_heads
         self._site = site
@@ -87,12 +101,17 @@ class Guardian:
         self._is_connected = ears.is_connected
         self._on_owned = on_owned
         self._owned: set[VmId] = set()
+        self._before = before or Held()  # what counts until the quorum has answered once
+        self._keep = keep
+        self._kept = self._before
+        self._relearn = False
         self._barred: set[VmId] = set()
         self._fenced: set[NodeId] = set()
         self._placing = asyncio.Lock()  # a node is not switched on while its VMs are being placed
         site.holds_lease = lambda: self.lease_s() > 0
         self._was_held = False
-        self.lease_term = 0  # rises with each gap, also across restarts of this controller
+        self._has_heard = False  # the quorum, since this controller began
+        self.lease_term = self._before.term  # rises with each gap, also across restarts
 
     # Leases of fail-over VMs ------------------------------------------------------------------
 
@@ -107,6 +126,10 @@ class Guardian:
         is expected here may run under the lease as soon as it has come. What was expected before
         a gap in the lease may have been taken over from us meanwhile, and is barred.
         """
+        if not self._has_heard:
+            # A restarted controller says what the one before it said. Nobody runs longer for it:
+            # each node counts on with the lease that it heard of in that term.
+            return vm_id in self._before.owned
         return vm_id in self._owned or (vm_id not in self._barred and vm_id in self._expected())
 
     def _expected(self) -> set[VmId]:
@@ -118,10 +141,37 @@ class Guardian:
         """Hear what this site still owns, before its lease counts again (`LeaseHolder`)."""
         self._owned = {VmId(o.id) for o in owned if o.kind == "vm"}
         self._barred = self._expected() - self._owned
-        self._was_held = True
+        self._was_held = self._has_heard = True
         self.lease_term = max(self.lease_term + 1, int(self._clock.now_s() * 1000))
+        self._keep_held()
         self._report_difference()
         self._on_owned()
+
+    def _keep_held(self) -> None:
+        held = Held(term=self.lease_term, owned=tuple(sorted(self._owned)))
+        if held != self._kept:
+            self._kept = held
+            self._keep(held)
+
+    def _gained(self, vm_id: VmId, term: int) -> bool:
+        """Count the quorum's word on a VM, unless the lease had a gap since it was asked.
+
+        In a gap others may have taken the VM over: an answer from before is worth nothing.
+        """
+        if self.lease_term != term or not self._is_held():
+            self._relearn = True
+            return False
+        self._owned.add(vm_id)
+        return True
+
+    async def _learn_anew(self) -> None:
+        """Ask what is owned, after an answer had to be dropped."""
+        term = self.lease_term
+        owned = await self._site.quorum.owners_of(self._site.site_id)
+        if self.lease_term == term and self._is_held():
+            self._relearn = False
+            self._owned |= {VmId(o.id) for o in owned if o.kind == "vm"}
+            self._on_owned()
 
     async def watch(self) -> None:
         """Keep what is owned claimed, and take over from sites that are gone; runs for ever."""
@@ -129,8 +179,11 @@ class Guardian:
             self._barred &= self._expected()
             await self._try_again()
             if self._is_held():
+                if self._relearn:
+                    await self._learn_anew()
                 await self._claim_new()
                 await self._take_over()
+                self._keep_held()
             elif self._was_held:
                 self._was_held = False
                 self._owned.clear()
@@ -165,8 +218,8 @@ class Guardian:
                 continue
             for volume_id in vm.volumes:
                 await self._claim("volume", volume_id)
-            if await self._claim("vm", vm.vm_id):
-                self._owned.add(vm.vm_id)
+            term = self.lease_term
+            if await self._claim("vm", vm.vm_id) and self._gained(vm.vm_id, term):
                 self._on_owned()
 
     async def _claim(self, kind: str, object_id: str) -> bool:
@@ -366,8 +419,10 @@ class Guardian:
         for volume_id in vm.volumes:
             volume = site.index.value(Volume, volume_id)
             await self._take_over_volume(volume, from_site)
+        term = self.lease_term
         owned = await _taken(site.quorum, "vm", vm.vm_id, from_site, site.site_id)
-        self._owned.add(vm.vm_id)
+        if not self._gained(vm.vm_id, term):
+            raise Conflict(f"the lease had a gap while {vm.name} was taken over; asked again")
         text = f"{vm.name} is taken over from {from_site}, whose lease has run out"
         site.announce("vm", vm.vm_id, "taken-over", text)
         await self._restart(vm, owned.epoch * EPOCH_STEP)
@@ -397,9 +452,26 @@ async def _taken(
 
 
 def lease_until_s(guardian: Guardian, clock: Clock) -> Callable[[VmId], float]:
-    """Return what `WishContext` asks: until when, by the wall clock, a fail-over VM may run."""
+    """Return what `WishContext` asks: until when, by the wall clock, a fail-over VM may run.
+
+    1.0 says that it may not (`daemon.vnode.NOT_ALLOWED_S`). A site that holds no lease names a time
+    that is over: a node that has heard of one in that term goes by what it heard.
+    """
 
     def until(vm_id: VmId) -> float:
-        return clock.now_s() + guardian.lease_s() if guardian.may_run(vm_id) else 1.0
+        if not guardian.may_run(vm_id):
+            return 1.0
+        lease_s = guardian.lease_s()
+        return clock.now_s() + lease_s if lease_s > 0 else OVER_S
 
     return until
+
+
+def read_held(path: Path) -> Held:
+    """Return what the controller before this one kept."""
+    return msgspec.json.decode(path.read_bytes(), type=Held) if path.exists() else Held()
+
+
+def write_held(path: Path, held: Held) -> None:
+    """Keep what this site may act on; durable on return."""
+    write_atomically(path, msgspec.json.encode(held))

@@ -199,8 +199,8 @@ class Reconciler:
                 self._render(nodes_of(self._site.index.value(Vm, vm_id)))
             case Take(vm_id=vm_id):
                 await self._movement.take(vm_id)
-            case GiveUp(vm_id=vm_id, reason=reason):
-                await self._movement.give_up(vm_id, reason)
+            case GiveUp(vm_id=vm_id, reason=reason, ended=ended):
+                await self._movement.give_up(vm_id, reason, ended=ended)
             case Departed(vm_id=vm_id, downtime_ms=downtime_ms):
                 await self._movement.departed(vm_id, downtime_ms)
 

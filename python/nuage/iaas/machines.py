@@ -146,6 +146,7 @@ async def create_vm(site: Site, _principal: Principal, body: CreateVm) -> Create
         near=tuple(vm_of(site, body.iaas, name).vm_id for name in body.near),
         apart=tuple(vm_of(site, body.iaas, name).vm_id for name in body.apart),
         preference=body.preference,
+        asked_at=site.site_id,
         request_id=current_request_id(),
     )
     at_site = body.site or (site.index.home("volume", vm.volumes[0]) if body.volume else "")
@@ -155,8 +156,12 @@ async def create_vm(site: Site, _principal: Principal, body: CreateVm) -> Create
         volumes=() if body.volume else tuple(volumes),
         port_id=PortId(new_id("port", site.entropy)),
     )
-    decision = await site.placer.place(replace(request, sites_near_data=near_data), draft)
-    await site.save(decision)
+    site.deciding.add(vm_id)
+    try:
+        decision = await site.placer.place(replace(request, sites_near_data=near_data), draft)
+        await site.save(decision)
+    finally:
+        site.deciding.discard(vm_id)
     site.announce("vm", vm_id, "placed", f"{vm.name} goes to {decision.elected}")
     return CreatedVm(vm=show(site, site.index.value(Vm, vm_id)), decision=decision)
 

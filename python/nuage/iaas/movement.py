@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from nuage.errors import Conflict, NuageError
 from nuage.iaas.epochs import FIRST_EPOCH, quorum_part
 from nuage.iaas.erasure import delete_with_copies
+from nuage.iaas.removal import remove_vm
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, VmId
 from nuage.model.network import Port
@@ -35,8 +36,10 @@ from nuage.quorum.model import Ownership
 
 WATCH_EVERY_S = 3.0
 READY_WITHIN_S = 30.0  # QEMU listens within one; beyond, the target's node is gone or full
+UNDECIDED_AFTER_S = 30.0  # for a decision to come by the feed; a request ends within ten
 STALE_AFTER_S = 10.0  # of silence by the source's feed that the VM still comes
 GIVE_UP_METHOD = "migration.give-up"
+DECIDED_METHOD = "placement.decided"
 ASK_TIMEOUT_S = 5.0
 
 
@@ -47,6 +50,13 @@ class MigrationGivenUp:
     vm_id: VmId
     source_epoch: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskDecided:
+    """Asks the site that took a request whether it decided, or still does."""
+
+    vm_id: VmId
 
 
 class Movement:
@@ -122,15 +132,18 @@ class Movement:
         text = f"{vm.name} is {state.value} on {migration.target_node}"
         site.announce("vm", vm.vm_id, "arrived", text)
 
-    async def give_up(self, vm_id: VmId, reason: str) -> None:
-        """End a migration that the quorum has not decided: the VM stays at its source."""
+    async def give_up(self, vm_id: VmId, reason: str, *, ended: bool = False) -> None:
+        """End a migration that the quorum has not decided: the VM stays at its source.
+
+        `ended`: the source has stopped it, before it switched.
+        """
         site = self._site
         vm = site.index.value(Vm, vm_id)
         if vm.migrating_to is None or vm.is_let_go:
             return
         migration = site.index.find_value(Migration, vm_id)
         if migration is not None and self._is_granted(migration):
-            if migration.failure:  # else it may run at its target, which will tell
+            if migration.failure or ended:  # else it may run at its target, which will tell
                 await self._let_go(vm, migration)
             return
         if migration is not None:
@@ -198,6 +211,8 @@ class Movement:
         for record in site.index.own_copies("vm"):
             if isinstance(record.value, Vm) and record.epoch == FIRST_EPOCH:
                 await self._drop_unelected(record.value)
+                if now_s - record.changed_s > UNDECIDED_AFTER_S:
+                    await self._drop_undecided(record.value)
 
     async def _end_arrival(self, arrival: Migration) -> None:
         site = self._site
@@ -228,6 +243,36 @@ class Movement:
             gone += [own[object_id] for object_id in ids if object_id in own]
         await delete_with_copies(site, *gone)
         site.announce("vm", vm.vm_id, "unelected", f"{vm.name} went to {decision.elected_site}")
+
+    def was_decided(self, vm_id: VmId) -> bool:
+        """Tell whether a VM asked for here was decided, or is being decided now.
+
+        Once it says no, it never says yes: whoever asked for the VM was told nothing, or no.
+        """
+        return vm_id in self._site.deciding or (
+            self._site.index.find("decision", vm_id) is not None
+        )
+
+    async def _drop_undecided(self, vm: Vm) -> None:
+        """Drop a new VM whose controller died before it wrote its decision down; it never ran."""
+        site = self._site
+        if vm.asked_at is None or site.index.find("decision", vm.vm_id) is not None:
+            return
+        if vm.asked_at == site.site_id:
+            decided = self.was_decided(vm.vm_id)
+        else:
+            ask = AskDecided(vm_id=vm.vm_id)
+            try:
+                decided = await site.others.ask(
+                    vm.asked_at, DECIDED_METHOD, ask, bool, timeout_s=ASK_TIMEOUT_S
+                )
+            except NuageError:
+                return  # it alone knows: wait for it
+        if not decided and site.index.find("decision", vm.vm_id) is None:
+            site.announce(
+                "vm", vm.vm_id, "undecided", f"{vm.name} was never decided; it is dropped"
+            )
+            await remove_vm(site, vm.vm_id)
 
     async def _end_waiting(self, vm: Vm) -> None:
         """A VM on its way whose record has not changed for long."""

@@ -54,10 +54,14 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A migration failed before the quorum had moved the VM: it stays where it was."""
+    """A migration failed: the VM stays where it was, unless the quorum has moved it.
+
+    `ended`: it does not run at its source any more, and was not switched there.
+    """
 
     vm_id: VmId
     reason: str
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +142,14 @@ def _departure_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list
         return [] if changed == vm else [Save(changed)]
     if seen.ready_to_switch:
         return [Grant(vm.vm_id)]
+    ended = seen.state in (VmState.STOPPED, VmState.FAILED)
     if seen.failure:
-        return [GiveUp(vm.vm_id, seen.failure)]
+        return [GiveUp(vm.vm_id, seen.failure, ended=ended)]
     if migration is not None and migration.failure:
         return [GiveUp(vm.vm_id, f"target: {migration.failure}")]
-    if seen.state in (VmState.STOPPED, VmState.FAILED):
-        return [GiveUp(vm.vm_id, f"the VM is {seen.state.value} at its source")]
+    if ended:
+        told = f"the VM is {seen.state.value} at its source"
+        return [GiveUp(vm.vm_id, told, ended=True)]
     return []
 
 

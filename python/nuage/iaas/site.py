@@ -198,7 +198,8 @@ class Site:
     change of the index that this site's own writes make. `age_of` tells how many seconds ago a
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
-    what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here.
+    what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
+    new VMs whose decision is not written down yet.
     """
 
     site_id: SiteId
@@ -220,6 +221,7 @@ class Site:
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
     ledgers: LedgerShelf | None = None
     keyring: Keyring = field(default_factory=Keyring)
+    deciding: set[VmId] = field(default_factory=set)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.

@@ -74,6 +74,7 @@ class Vm:
     disk_slots: tuple[VolumeId, ...] = ()  # as its node has them plugged; a target must do alike
     downtime_ms: float = 0.0  # the guest's pause in its last live migration
     failure: str = ""
+    asked_at: SiteId | None = None  # the site that took the request for it, and decided
     request_id: str = ""  # of the API request that changed it last: logs of its node carry it
 
     @property

@@ -172,8 +172,13 @@ def plan(
         return _plan_orphan(memory, state)
     if wish.wish is PowerWish.DELETED:
         return _plan_deleted(memory, state)
-    if _lease_is_over(wish, now_s):
-        stopped = replace(memory, running_seen=False, failure="its lease ended")
+    if _lease_is_over(wish, now_s) and not _has_leave(wish, state):
+        hand_over = memory.hand_over
+        if hand_over in {HandOver.SENDING, HandOver.READY}:
+            hand_over = HandOver.FAILED  # it was ended before any leave was given
+        stopped = replace(
+            memory, running_seen=False, failure="its lease ended", hand_over=hand_over
+        )
         return Plan(memory=stopped, act=None if state in _ENDED else Kill())
     planned = _plan_moves(memory, seen, now_s)
     if planned is None:
@@ -190,6 +195,15 @@ def _earliest(first_s: float, second_s: float) -> float:
 
 def _lease_is_over(wish: VmWish, now_s: float) -> bool:
     return wish.lease_until_s > 0 and now_s >= wish.lease_until_s - LEASE_MARGIN_S
+
+
+def _has_leave(wish: VmWish, state: RunState | None) -> bool:
+    """Tell whether a guest that stands still may go to whom the quorum gave it to.
+
+    It runs nowhere until then, so it takes no lease of the source's.
+    """
+    outgoing = wish.outgoing
+    return state is RunState.SWITCHING and outgoing is not None and outgoing.may_switch
 
 
 def _plan_orphan(memory: GuestMemory, state: RunState | None) -> Plan:

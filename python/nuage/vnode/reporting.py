@@ -46,8 +46,11 @@ def vm_state(memory: GuestMemory, seen: GuestSeen | None) -> VmState:
 
 def vm_report(memory: GuestMemory, seen: GuestSeen | None) -> VmReport:
     """Return the report on a VM that the agent knows."""
+    # A guest that was ended while it waited for leave will not switch any more.
     ready = memory.hand_over is HandOver.READY and (
-        seen is not None and seen.migration.status is MigrationStatus.SWITCHING
+        seen is not None
+        and seen.state not in {RunState.SHUT_DOWN, RunState.GONE}
+        and seen.migration.status is MigrationStatus.SWITCHING
     )
     waiting = memory.arrival is Arrival.WAITING and seen is not None
     report = VmReport(

@@ -18,6 +18,7 @@ from random import Random  # one generator from one seed
 
 from msgspec.structs import replace
 from tests.contract.catalogue.catalogue_makers import user, vm
+from tests.simulation.catalogue.holdings import Holdings
 
 from nuage.catalogue.codec import encode_value
 from nuage.catalogue.feed import (
@@ -37,7 +38,6 @@ from nuage.errors import Conflict, RemoteProtocolError
 from nuage.ids import SiteId
 from nuage.model.infrastructure import Datacenter, Operator
 from nuage.model.record import Record
-from nuage.quorum.holdings import Holdings
 from nuage.quorum.lease import LeaseView
 from nuage.quorum.model import LeaseTiming, Ownership
 from nuage.quorum.state import QuorumState

@@ -22,7 +22,7 @@ from nuage.catalogue.follow import FeedFollower, serve_feed
 from nuage.catalogue.memory import MemoryCatalogue
 from nuage.catalogue.replica import MemoryReplicas
 from nuage.channel import Handlers, Peer
-from nuage.daemon.guardian import Guardian, lease_until_s
+from nuage.daemon.guardian import Guardian, Held, lease_until_s
 from nuage.daemon.nodes import NodeSessions, ReportTaken
 from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChannels
 from nuage.daemon.process import Tasks
@@ -30,7 +30,13 @@ from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.sites import IndexedReplicas
 from nuage.errors import Forbidden, NotFound, NuageError, TimedOut, Unavailable
 from nuage.iaas.index import Change, FederationIndex
-from nuage.iaas.movement import GIVE_UP_METHOD, MigrationGivenUp, Movement
+from nuage.iaas.movement import (
+    DECIDED_METHOD,
+    GIVE_UP_METHOD,
+    AskDecided,
+    MigrationGivenUp,
+    Movement,
+)
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
 from nuage.iaas.wishes import WishContext
@@ -274,6 +280,7 @@ class SimSite:
         self.catalogue = MemoryCatalogue(self.site_id, clock=clock, entropy=self.entropy)
         self.replicas = MemoryReplicas()
         self.session = self.entropy(8).hex()
+        self.held = Held()
         self.vnodes: list[SimVnode] = []
         self.ionodes: list[SimIonode] = []
         self.said: list[tuple[str, str, str, str]] = []
@@ -328,6 +335,9 @@ class SimSite:
         self._serve()
         self._start()
 
+    def _keep_held(self, held: Held) -> None:
+        self.held = held
+
     def _wire_decisions(self) -> None:
         self.holder = LeaseHolder(
             self.site.quorum,
@@ -346,6 +356,8 @@ class SimSite:
             ears=self.sessions,
             on_owned=self.touch_all,
             switch_on=self.world.switch_on,
+            before=self.held,
+            keep=self._keep_held,
         )
         context = WishContext(
             index=self.index,
@@ -369,6 +381,10 @@ class SimSite:
         @self.handlers.method(GIVE_UP_METHOD, MigrationGivenUp)
         async def given_up(_peer: Peer, body: MigrationGivenUp) -> None:
             await self.movement.drop(body)
+
+        @self.handlers.method(DECIDED_METHOD, AskDecided)
+        async def decided(_peer: Peer, body: AskDecided) -> bool:
+            return self.movement.was_decided(body.vm_id)
 
         @self.handlers.method(OPERATION_METHOD, Carried)
         async def operation(_peer: Peer, carried: Carried) -> bytes:

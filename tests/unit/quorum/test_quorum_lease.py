@@ -1,4 +1,4 @@
-"""The lease's arithmetic, a site's own view of it, and what it may act on."""
+"""The lease's arithmetic, and a site's own view of it."""
 
 import asyncio
 
@@ -9,7 +9,6 @@ from tests.contract.catalogue.catalogue_makers import MARNE, RENNES, HandClock
 
 from nuage.errors import InvalidRequest
 from nuage.ids import SiteId
-from nuage.quorum.holdings import Holdings
 from nuage.quorum.lease import LeaseHolder, LeaseView
 from nuage.quorum.memory import MemoryHub, MemoryQuorum
 from nuage.quorum.model import LeaseTiming, Ownership
@@ -114,50 +113,3 @@ async def test_a_lost_answer_holds_nothing() -> None:
         await asyncio.sleep(0)
     assert holder.view.is_held(clock.time_s)
     holding.cancel()
-
-
-def held() -> Holdings:
-    holdings = Holdings(LeaseView(TIMING))
-    holdings.acquired([owned("vm-1"), owned("vm-2", epoch=4)])
-    holdings.view.renewed(sent_monotonic_s=0.0, ttl_s=TIMING.ttl_s)
-    return holdings
-
-
-def test_only_what_is_owned_under_a_held_lease_may_be_acted_on() -> None:
-    holdings = held()
-    assert holdings.epoch("vm", "vm-2", 1.0) == 4
-    assert holdings.epoch("vm", "vm-3", 1.0) is None
-    assert holdings.epoch("vm", "vm-1", TIMING.hold_s) is None
-    assert [ownership.id for ownership in holdings.all(1.0)] == ["vm-1", "vm-2"]
-    holdings.view.renewed(sent_monotonic_s=100.0, ttl_s=TIMING.ttl_s)
-    assert holdings.all(101.0) == (), "after a gap nothing, until the quorum was asked"
-
-
-def test_what_is_leaving_is_nobodys_to_run_until_the_answer_is_definite() -> None:
-    holdings = held()
-    ticket = holdings.ticket()
-    holdings.begin_transfer("vm", "vm-1", 1)
-    assert holdings.epoch("vm", "vm-1", 1.0) is None
-    assert not holdings.learned(ticket, [owned("vm-1")])
-    assert holdings.learned(holdings.ticket(), [owned("vm-1")])
-    assert holdings.epoch("vm", "vm-1", 1.0) is None, "it may still take effect"
-    holdings.concluded("vm", "vm-1", owned("vm-1", epoch=2))
-    assert holdings.epoch("vm", "vm-1", 1.0) == 2
-    holdings.begin_transfer("vm", "vm-1", 2)
-    holdings.concluded("vm", "vm-1", None)
-    assert holdings.epoch("vm", "vm-1", 1.0) is None
-
-
-def test_an_answer_that_was_overtaken_does_not_count() -> None:
-    holdings = held()
-    older, newer = holdings.ticket(), holdings.ticket()
-    assert holdings.learned(newer, [owned("vm-2", epoch=4)])
-    assert not holdings.learned(older, [owned("vm-1"), owned("vm-2", epoch=4)])
-    asked = holdings.ticket()
-    assert holdings.gained(asked, owned("vm-3"))
-    assert holdings.gained(asked, owned("vm-4"))
-    holdings.begin_transfer("vm", "vm-3", 1)
-    holdings.concluded("vm", "vm-3", None)
-    assert not holdings.gained(asked, owned("vm-3"))
-    holdings.view.renewed(sent_monotonic_s=100.0, ttl_s=TIMING.ttl_s)
-    assert not holdings.gained(asked, owned("vm-5"))

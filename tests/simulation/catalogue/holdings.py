@@ -1,14 +1,9 @@
-"""What a site may act on right now: its lease and its confirmed ownerships, kept in step.
+"""The played site's book of what it owns: the rules by which an answer of the quorum counts.
 
-Answers of the quorum can arrive late: after the lease had a gap in which others took over,
-or after a transfer that they do not know of. Acting on such an answer runs a VM twice (the
-simulation found each of these). Hence a ticket is drawn before each question, and an answer
-counts only if nothing happened since.
-
-A transfer without an answer may still take effect at any later time. From its beginning to
-its definite answer the object is nobody's to run. The caller writes its intention to the
-catalogue first, and after a restart begins the same transfer again before it learns what it
-owns; calling it off is a transfer to oneself, which raises the epoch and so voids the other.
+Answers can arrive late: after the lease had a gap in which others took over, or after a transfer
+that they do not know of. Acting on such an answer runs a VM twice. Hence a ticket is drawn before
+each question, and an answer counts only if nothing happened since. `daemon.guardian` does the same
+by its lease's term; this world checks that the rule is enough.
 """
 
 from collections.abc import Iterable

@@ -1,0 +1,191 @@
+"""A live migration between sites fails at each of its steps, in each way: the VM runs once then.
+
+The steps are those of `iaas.movement`; each run is the same up to the step, then one thing fails,
+is mended after a while, and what is left is looked at. That the VM never runs twice meanwhile is
+checked at every change of a guest.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+from tests.simulation.federation.nodes import SimVnode
+from tests.simulation.federation.unlucky_minutes import CONVERGE_TRIES, World
+
+from nuage.iaas.machines import CreateVm, MigrateVm
+from nuage.ids import SiteId, VmId
+from nuage.model.status import Migration
+from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.simulation.virtual_time import run_virtually
+from nuage.vnode.hypervisor import MigrationStatus, RunState
+
+LYON, MARNE, RENNES = SiteId("lyon"), SiteId("marne"), SiteId("rennes")
+LOOK_EVERY_S = 0.005
+STEP_WITHIN_S = 60.0
+LASTS_S = 18.0  # longer than a lease: a takeover may come between
+
+
+class Move(World):
+    """One VM, on its way from lyon to marne."""
+
+    vm_id: VmId
+
+    @property
+    def vm(self) -> Vm:
+        return self.sites[LYON].index.value(Vm, self.vm_id)
+
+    async def begin(self) -> None:
+        await self.build()
+        lyon = self.sites[LYON]
+        body = CreateVm(iaas="copied", name="web", image="guest", site="lyon")
+        await lyon.perform("vm.create", body)
+        self.iaas_of["web"], self.wanted["web"] = "copied", PowerWish.RUNNING
+        self.vm_id = next(vm.vm_id for vm in lyon.index.values(Vm))
+        await self.until(lambda: self.vm.state is VmState.RUNNING, "the VM runs")
+        await asyncio.sleep(4.0)  # its claim in the quorum
+        move = MigrateVm(iaas="copied", vm="web", site="marne")
+        self.people.spawn(self._ask(lyon, "vm.migrate", move, "migrate web"))
+
+    async def until(self, holds: Callable[[], bool], what: str) -> None:
+        for _ in range(int(STEP_WITHIN_S / LOOK_EVERY_S)):
+            if holds():
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+        raise AssertionError(f"it never came to this: {what}")
+
+    # Where it is -----------------------------------------------------------------------------
+
+    def vnodes(self, site_id: SiteId) -> list[SimVnode]:
+        return self.sites[site_id].vnodes
+
+    def guest_at(self, site_id: SiteId) -> SimVnode | None:
+        """Return the node of a site that has the guest, running or expected."""
+        holders = [n for n in self.vnodes(site_id) if self.vm_id in n.hypervisor._guests]
+        return holders[0] if holders else None
+
+    def waits_for_leave(self) -> bool:
+        """Tell whether the guest stands still at its source, or has gone on from there."""
+        node = self.guest_at(LYON)
+        if node is None:
+            return self.is_given()
+        status = node.hypervisor._guests[self.vm_id].seen.migration.status
+        return status in (MigrationStatus.SWITCHING, MigrationStatus.COMPLETED)
+
+    def is_expected(self) -> bool:
+        return self.sites[MARNE].index.find_value(Migration, self.vm_id) is not None
+
+    def listens(self) -> bool:
+        node = self.guest_at(MARNE)
+        states = (RunState.INCOMING, RunState.RUNNING)
+        return node is not None and node.hypervisor._guests[self.vm_id].seen.state in states
+
+    def is_given(self) -> bool:
+        held = self.hub.state.owner("vm", self.vm_id)
+        return held is not None and held.owner == MARNE
+
+    def runs_at_target(self) -> bool:
+        return any(self.vm_id in node.running() for node in self.vnodes(MARNE))
+
+    def is_home(self) -> bool:
+        return self.sites[MARNE].index.home("vm", self.vm_id) == MARNE
+
+    # What fails ------------------------------------------------------------------------------
+
+    def source_dies(self) -> None:
+        (self.guest_at(LYON) or self.vnodes(LYON)[0]).power_off()
+
+    def target_dies(self) -> None:
+        (self.guest_at(MARNE) or self.vnodes(MARNE)[0]).power_off()
+
+    def quorum_is_away(self) -> None:
+        for one, other in ((LYON, MARNE), (LYON, RENNES), (MARNE, RENNES)):
+            self.wires.cut(one, other)
+
+    def source_controller_restarts(self) -> None:
+        self.restart(LYON)
+
+    def target_controller_restarts(self) -> None:
+        self.restart(MARNE)
+
+    def restart(self, site_id: SiteId) -> None:
+        self.sites[site_id].crash()
+        self.people.spawn(self._boot_later(self.sites[site_id], 2.0))
+
+    def cut_off(self, site_id: SiteId) -> None:
+        for other in (LYON, MARNE, RENNES):
+            if other != site_id:
+                self.wires.cut(site_id, other)
+
+    def link_is_cut(self) -> None:
+        self.wires.cut(LYON, MARNE)
+
+    # The end ---------------------------------------------------------------------------------
+
+    async def end(self) -> list[str]:
+        await asyncio.sleep(LASTS_S)
+        self.heal_all()
+        left = ["nothing was looked at"]
+        for _ in range(CONVERGE_TRIES):
+            await asyncio.sleep(3.0)
+            left = self.differences()
+            if len(self.runs_at.get(self.vm_id, ())) != 1:
+                left.append(f"it runs on {self.runs_at.get(self.vm_id)}")
+            if not left:
+                break
+        if self.bugs:
+            raise self.bugs[0]
+        return [*self.breaches, *left]
+
+
+STEPS: dict[str, Callable[[Move], bool]] = {
+    "decided": lambda move: move.vm.migrating_to is not None,
+    "expected": Move.is_expected,
+    "listening": Move.listens,
+    "paused": Move.waits_for_leave,
+    "given": Move.is_given,
+    "switched": Move.runs_at_target,
+    "home": Move.is_home,
+}
+FAILURES: dict[str, Callable[[Move], None]] = {
+    "source dies": Move.source_dies,
+    "target dies": Move.target_dies,
+    "quorum away": Move.quorum_is_away,
+    "source's controller restarts": Move.source_controller_restarts,
+    "target's controller restarts": Move.target_controller_restarts,
+    "link cut": Move.link_is_cut,
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    yield
+    structlog.reset_defaults()
+
+
+def run(step: str, fail: Callable[[Move], None]) -> tuple[Move, list[str]]:
+    async def main() -> tuple[Move, list[str]]:
+        move = Move(7)
+        await move.begin()
+        await move.until(lambda: STEPS[step](move), step)
+        move.tell(f"FAILS once {step}")
+        fail(move)
+        return move, await move.end()
+
+    return run_virtually(main())
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_vm_runs_once_whatever_fails_at_whatever_step_of_its_move(
+    step: str, failure: str
+) -> None:
+    move, left = run(step, FAILURES[failure])
+    assert left == [], "\n".join(move.log[-30:])
+
+
+def test_nothing_fails_and_the_vm_is_at_its_target() -> None:
+    move, left = run("home", lambda _move: None)
+    assert left == []
+    assert move.runs_at_target()
