@@ -96,6 +96,7 @@ class Client:
             connection.request(verb, quote(path, safe="/?&=%-_.~:"), data, headers, **options)  # type: ignore[arg-type]
             return connection.getresponse()
         except OSError as error:
+            connection.close()
             raise Unavailable(
                 f"{self.endpoint} cannot be reached: {error}",
                 hint="is the site up? `nuage lab status` tells for a lab",

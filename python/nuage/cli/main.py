@@ -59,7 +59,18 @@ def _mount() -> None:
         for command in DAEMON_COMMANDS:  # a daemon does not carry every other command's modules
             main.add_command(command)
         return
-    from nuage.cli import addresses, audit, energy, fabric, iaas, simulate, sites, storage, vms
+    from nuage.cli import (
+        addresses,
+        audit,
+        completion,
+        energy,
+        fabric,
+        iaas,
+        simulate,
+        sites,
+        storage,
+        vms,
+    )
     from nuage.cli.demo import demo_command
     from nuage.cli.joining import JOINING_COMMANDS
     from nuage.lab.commands import lab_group
@@ -67,8 +78,8 @@ def _mount() -> None:
     lab_group.add_command(demo_command)
     commands = (
         *sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS, *storage.COMMANDS, *audit.COMMANDS,
-        *energy.COMMANDS, *fabric.COMMANDS, *addresses.COMMANDS,
-        *simulate.COMMANDS,
+        *energy.COMMANDS, *fabric.COMMANDS, *addresses.COMMANDS, *simulate.COMMANDS,
+        *completion.COMMANDS,
     )  # fmt: skip
     for command in (*commands, *DAEMON_COMMANDS, *JOINING_COMMANDS, lab_group):
         main.add_command(command)

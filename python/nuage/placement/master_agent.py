@@ -494,5 +494,5 @@ def no_candidate(decision: Decision) -> NoCandidate:
     return NoCandidate(
         f"no V-node can take {decision.vm_id}: {told or 'no site was asked'}{more}",
         refusals=reasons,
-        hint=f"`nuage vm explain {decision.vm_id}` lists every refusal",
+        hint="each refusal names its rule: make room, or change the request or the contract",
     )

@@ -8,7 +8,7 @@ have, or may not. A line that is down at first looks slow (`TimedOut`), then cut
 import asyncio
 from collections.abc import Callable, Coroutine
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from nuage.errors import SiteUnreachable, TimedOut
 from nuage.ids import SiteId
@@ -88,16 +88,35 @@ class Wires:
             TimedOut: no answer; whether it was done is unknown.
         """
         self._require_line(a, server, doing)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.sleep(self.delay_s())
-                await self._pass(a, server)
-                answer = await _of(server.spawn(act()))
-                await asyncio.sleep(self.delay_s())
-                await self._pass(a, server)
-                return answer
-        except TimeoutError:
-            raise TimedOut(doing, after_s=timeout_s) from None
+        ends_s = asyncio.get_running_loop().time() + timeout_s
+        # Written out, for a run makes tens of thousands of calls: no time-out is set for a wait
+        # whose length is known, and the other process's task is not wrapped in one more.
+        await self._carry(a, server, doing, ends_s, timeout_s)
+        task = server.spawn(act())
+        left_s = ends_s - asyncio.get_running_loop().time()
+        await asyncio.wait((task,), timeout=left_s)
+        if not task.done() or task.cancelled():
+            # That process ended, or is still at it: no answer comes.
+            await self._give_up(doing, ends_s, timeout_s)
+        task.exception()  # looked at, also when the answer is lost on its way back
+        await self._carry(a, server, doing, ends_s, timeout_s)
+        return task.result()
+
+    async def _carry(
+        self, a: str, server: Machine, doing: str, ends_s: float, timeout_s: float
+    ) -> None:
+        """Take one message over the line; what is lost is waited for until the end."""
+        left_s = ends_s - asyncio.get_running_loop().time()
+        delay_s = self.delay_s()
+        if delay_s >= left_s:
+            await self._give_up(doing, ends_s, timeout_s)
+        await asyncio.sleep(delay_s)
+        if not self.is_up(a, server.name) or not server.is_up:
+            await self._give_up(doing, ends_s, timeout_s)
+
+    async def _give_up(self, doing: str, ends_s: float, timeout_s: float) -> NoReturn:
+        await asyncio.sleep(ends_s - asyncio.get_running_loop().time())
+        raise TimedOut(doing, after_s=timeout_s)
 
     def require_line(self, a: str, server: Machine, doing: str) -> None:
         """Raise SiteUnreachable when the line is known to be down."""
@@ -109,18 +128,3 @@ class Wires:
         known_cut = since_s is not None and now_s - since_s > NOTICED_AFTER_S
         if known_cut or not server.is_up:
             raise SiteUnreachable(SiteId(server.name), doing=doing)
-
-    async def _pass(self, a: str, server: Machine) -> None:
-        """Let a message through, or wait for ever: the caller's time-out ends it."""
-        if not self.is_up(a, server.name) or not server.is_up:
-            await asyncio.get_running_loop().create_future()
-
-
-async def _of(task: "asyncio.Task[T]") -> T:
-    """Return what another process's task gives; when that process ends, no answer comes."""
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if task.cancelled():
-            await asyncio.get_running_loop().create_future()
-        raise

@@ -150,7 +150,9 @@ class World:
     def every(self, period_s: float, act: Callable[[], None]) -> None:
         def again() -> None:
             act()
-            self.later(period_s * self.prng.uniform(0.8, 1.2), again)
+            self.later(period_s * (0.8 + 0.4 * draw()), again)
+
+        draw = self.prng.random  # a run asks some thirty thousand times
 
         self.later(self.prng.uniform(0.0, period_s), again)
 
@@ -601,6 +603,8 @@ class World:
     def enforce(self) -> None:
         """Agents stop what their lease does not cover, at the latest `stop_s` after."""
         for site in self.sites.values():
+            if not site.running:
+                continue
             for id, until_s in list(site.running.items()):
                 if site.agent_s(self.time_s) >= until_s + TIMING.stop_s * 0.9:
                     self.stop(site, id)

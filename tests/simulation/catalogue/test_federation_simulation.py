@@ -13,8 +13,8 @@ from tests.simulation.catalogue.federation_world import World
 from nuage.quorum.model import LeaseTiming
 
 SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
-SEEDS_PER_TEST = 25
-SEED_COUNT = int(os.environ.get("NUAGE_SIM_SEEDS", "200"))
+SEEDS_PER_TEST = 40
+SEED_COUNT = int(os.environ.get("NUAGE_SIM_SEEDS", "960"))
 ONE_SEED = os.environ.get("NUAGE_SIM_SEED", "")
 
 

@@ -164,13 +164,15 @@ class SimVnode:
     async def _step_once(self) -> bool:
         acted = False
         for vm_id in list(self.memory.guests):
-            seen = {guest.vm_id: guest for guest in await self.hypervisor.seen()}
+            held = self.hypervisor._guests.get(vm_id)
+            self._lose_disks(None if held is None else held.seen)
+            held = self.hypervisor._guests.get(vm_id)
             guest = self.memory.guests[vm_id]
-            self._lose_disks(seen.get(vm_id))
-            if not guest.in_wish and vm_id not in seen:
+            if not guest.in_wish and held is None:
                 self.memory = forget(self.memory, vm_id)
                 continue
-            planned = machine.plan(guest, seen.get(vm_id), self.clock.now_s())
+            seen = None if held is None else held.seen
+            planned = machine.plan(guest, seen, self.clock.now_s())
             self.memory = remember(self.memory, planned.memory)
             if planned.act is None:
                 continue

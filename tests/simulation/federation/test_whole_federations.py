@@ -1,6 +1,6 @@
 """Whole federations through unlucky minutes, each from one seed.
 
-pytest -q tests/simulation/federation                      20 seeds and those that once failed
+pytest -q tests/simulation/federation                      40 seeds and those that once failed
 NUAGE_SEEDS=2000 pytest -q tests/simulation/federation     more seeds
 NUAGE_SEED=123 pytest -q tests/simulation/federation       one again
 """
@@ -15,7 +15,7 @@ from tests.simulation.federation.unlucky_minutes import Broken, run_seed
 
 SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
 SEEDS_PER_TEST = 4
-SEED_COUNT = int(os.environ.get("NUAGE_SEEDS", "20"))
+SEED_COUNT = int(os.environ.get("NUAGE_SEEDS", "40"))
 ONE_SEED = os.environ.get("NUAGE_SEED", "")
 
 
