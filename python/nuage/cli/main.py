@@ -59,13 +59,15 @@ def _mount() -> None:
         for command in DAEMON_COMMANDS:  # a daemon does not carry every other command's modules
             main.add_command(command)
         return
-    from nuage.cli import (
+    from nuage.cli import (  # noqa: F401 - exports and keys add to the groups of storage and iaas
         addresses,
         audit,
         completion,
         energy,
+        exports,
         fabric,
         iaas,
+        keys,
         simulate,
         sites,
         storage,
