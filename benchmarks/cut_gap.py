@@ -1,21 +1,19 @@
-"""How long traffic stops when a link of a ring dies: ours beside the kernel's STP and FRR.
+"""How long traffic stops when a link of a ring dies: ours beside the kernel's STP.
 
-    python benchmarks/cut_gap.py [--rounds 5] [--kinds nuage,stp,frr]
+    python benchmarks/cut_gap.py [--rounds 5] [--kinds nuage,stp]
 
 Three nodes in a ring of network namespaces, a host behind each of two neighbours, which ping each
 other every 2 ms over the link that dies. Silent: the link's both ends swallow what they send and
 nobody is told. Carrier: one end is set down, the other sees it. All kinds run side by side, each
-round cuts each of them once. `frr` is IS-IS with BFD (50 ms x 3) between IP routers; `stp` bridges
-with the kernel's timers at their least (hello 1 s, forward delay 2 s, age 6 s). Needs root; FRR is
-Debian's `frr`, left out where it is not installed.
+round cuts each of them once. `stp`: bridges with the kernel's timers at their least (hello 1 s,
+forward delay 2 s, age 6 s). Needs root.
 """
 
 import argparse
 import asyncio
-import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,9 +33,8 @@ from nuage.daemon.urgency import run_urgently
 PREFIX = "nqcut"
 INTERVAL_S = 0.002
 BEFORE_S = 0.5
-WATCH_S = {"nuage": 2.0, "frr": 2.0, "stp": 14.0}
-HEALED_S = {"nuage": 4.0, "frr": 8.0, "stp": 10.0}
-FRR = Path("/usr/lib/frr")
+WATCH_S = {"nuage": 2.0, "stp": 18.0}
+HEALED_S = {"nuage": 4.0, "stp": 10.0}
 LINK = ("right", "left")  # of node 0, of node 1: the link that the two hosts talk over
 
 
@@ -101,81 +98,7 @@ async def stp(_folder: Path) -> Ring:
     return Ring("stp", names, hosts[0], "10.7.0.2", net.remove)
 
 
-def frr_configuration(number: int) -> str:
-    """Return what isisd and zebra of a router read."""
-    lines = [f"hostname r{number}", "router isis 1", f" net 49.0001.0000.0000.000{number}.00",
-             " is-type level-1", " spf-interval 1", " lsp-gen-interval 1",
-             " spf-delay-ietf init-delay 5 short-delay 20 long-delay 200 holddown 1000"
-             " time-to-learn 500"]  # fmt: skip
-    for port in ("left", "right"):
-        lines += [f"interface {port}", " ip router isis 1", " isis network point-to-point",
-                  " isis bfd", " isis bfd profile fast"]  # fmt: skip
-    lines += ["interface guest", " ip router isis 1", " isis passive", "bfd", " profile fast",
-              "  receive-interval 50", "  transmit-interval 50", "  detect-multiplier 3"]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def spawn(namespace: str, words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a daemon in a namespace."""
-    with log.open("wb") as out:
-        command = ["ip", "netns", "exec", namespace, *words]
-        return subprocess.Popen(command, stdout=out, stderr=out)
-
-
-async def frr(folder: Path) -> Ring:
-    """IP routers: FRR's zebra, isisd and bfdd in each namespace."""
-    net, names, hosts = cables("frr")
-    started: list[subprocess.Popen[bytes]] = []
-    for n, name in enumerate(names):
-        after = (n + 1) % COUNT
-        run("ip", "-n", name, "addr", "add", f"172.20.{n}.1/24", "dev", "right")
-        run("ip", "-n", names[after], "addr", "add", f"172.20.{n}.2/24", "dev", "left")
-        run("ip", "-n", name, "addr", "add", f"10.{n}.0.254/24", "dev", "guest")
-        run("ip", "-n", hosts[n], "addr", "add", f"10.{n}.0.1/24", "dev", "eth0")
-        run("ip", "-n", hosts[n], "route", "add", "default", "via", f"10.{n}.0.254")
-        inside(name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-    for n, name in enumerate(names):
-        home = folder / f"frr{n}"
-        home.mkdir()
-        (home / "frr.conf").write_text(frr_configuration(n))
-        shutil.chown(home, "frr", "frr")
-        for daemon in ("zebra", "bfdd", "isisd"):
-            words = [
-                str(FRR / daemon),
-                "-f",
-                str(home / "frr.conf"),
-                "-i",
-                f"{home}/{daemon}.pid",
-                "-z",
-                f"{home}/zserv",
-                "--vty_socket",
-                str(home),
-                "-A",
-                "127.0.0.1",
-                "-P",
-                "0",
-            ]
-            if daemon == "bfdd":
-                words += ["--bfdctl", f"{home}/bfdd.sock"]
-            started.append(spawn(name, words, home / f"{daemon}.log"))
-            await asyncio.sleep(0.3)
-
-    def stop() -> None:
-        for one in started:
-            one.terminate()
-            one.wait()
-        net.remove()
-
-    ring = Ring("frr", names, hosts[0], "10.1.0.1", stop)
-    for _ in range(100):
-        if inside(ring.host, "ping", "-c", "1", "-W", "1", ring.target).returncode == 0:
-            await asyncio.sleep(5.0)
-            return ring
-    stop()
-    raise SystemExit("FRR's routers do not find each other")
-
-
-BUILD: dict[str, Callable[[Path], Awaitable[Ring]]] = {"nuage": nuage, "stp": stp, "frr": frr}
+BUILD: dict[str, Callable[[Path], Awaitable[Ring]]] = {"nuage": nuage, "stp": stp}
 
 
 async def within(node: str, *words: str) -> None:
@@ -198,14 +121,14 @@ async def carrier(ring: Ring, *, cut: bool) -> None:
     await within(ring.nodes[1], "ip", "link", "set", LINK[1], "down" if cut else "up")
 
 
-def longest_gap_ms(output: str) -> float:
-    """Return the longest time between answers of `ping -D`."""
+def longest_gap_ms(output: str, ended_s: float) -> float:
+    """Return the longest time between answers of `ping -D`, and from the last to its end."""
     stamps = [
         float(line.split("]")[0].lstrip("["))
         for line in output.splitlines()
         if line.startswith("[") and "icmp_seq" in line
     ]
-    return max((b - a for a, b in pairwise(stamps)), default=float("nan")) * 1000
+    return max(b - a for a, b in pairwise((*stamps, ended_s))) * 1000
 
 
 async def gap_ms(ring: Ring, way: Callable[..., Awaitable[None]]) -> float:
@@ -217,10 +140,10 @@ async def gap_ms(ring: Ring, way: Callable[..., Awaitable[None]]) -> float:
     pinging = asyncio.create_task(asyncio.to_thread(inside, ring.host, *words))
     await asyncio.sleep(BEFORE_S)
     await way(ring, cut=True)
-    told = (await pinging).stdout
+    told, ended_s = (await pinging).stdout, time.time()
     await way(ring, cut=False)
     await asyncio.sleep(HEALED_S[ring.kind])
-    return longest_gap_ms(told)
+    return longest_gap_ms(told, ended_s)
 
 
 async def measure(kinds: list[str], rounds: int, folder: Path) -> None:
@@ -251,9 +174,6 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(BUILD))
     options = parser.parse_args()
     kinds = options.kinds.split(",")
-    if not (FRR / "isisd").exists() and "frr" in kinds:
-        kinds.remove("frr")
-        print("FRR is not installed (apt-get install frr): left out")
     print(machine.describe())
     print(f"runs {run_urgently()}, as the daemons do")
     with tempfile.TemporaryDirectory() as folder:
