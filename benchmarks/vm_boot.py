@@ -9,7 +9,6 @@ Usage: python benchmarks/vm_boot.py [--rounds N]
 import argparse
 import asyncio
 import json
-import platform
 import shutil
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import machine
 
 from nuage.clock import SystemClock
 from nuage.ids import IaasId, NodeId, SiteId, VmId, VolumeId
@@ -123,7 +124,7 @@ async def measure(rounds: int) -> None:
         await agent.close()
         await hypervisor.close()
     medians = statistics.median(plain), statistics.median(through)
-    print(f"machine: {platform.processor() or platform.machine()}, QEMU under TCG")
+    print(f"{machine.describe()}; QEMU under TCG")
     print(f"plain QEMU, first console line:   {medians[0]:.2f} s (median of {rounds})")
     print(f"through the agent:                {medians[1]:.2f} s (median of {rounds})")
     print(f"ratio:                            {medians[1] / medians[0]:.2f} (aim: at most 1.3)")
