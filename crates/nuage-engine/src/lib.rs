@@ -14,6 +14,7 @@ mod extents;
 mod head;
 mod local;
 mod overlay;
+mod pace;
 mod qos;
 mod replicas;
 mod server;
@@ -23,7 +24,8 @@ pub use head::{
     AckMode, Administration, Clock, CopyOptions, EPOCH_RESTART_BITS, HeadEvent, HeadOptions,
     QUEUE_DEPTH_MAX, VolumeHead, next_epoch,
 };
-pub use local::{SystemClock, clone_store, create_volume, open_volume};
+pub use local::{SystemClock, clone_store, create_to_join, create_volume, open_volume};
+pub use pace::Pace;
 pub use qos::{Bucket, Buckets, Class, Limited, Rate, SharedBucket};
-pub use replicas::{CopyState, CopyStatus};
+pub use replicas::{CopyState, CopyStatus, RebuildProgress};
 pub use server::{Handover, ReplicaStore, SessionId};

@@ -41,6 +41,11 @@ pub fn create_volume(directory: &Path, spec: &VolumeSpec) -> Result<(), JournalE
     Store::create(&mut FileDisk::open(directory, Method::Threads)?, spec)
 }
 
+/// Make an empty copy of a volume that has others: it vouches for nothing until it has everything.
+pub fn create_to_join(directory: &Path, spec: &VolumeSpec) -> Result<(), JournalError> {
+    Store::create_to_join(&mut FileDisk::open(directory, Method::Threads)?, spec)
+}
+
 /// Open the only copy of a volume and lead it. The cipher is wanted when it is encrypted.
 pub fn open_volume(
     directory: &Path,

@@ -1,12 +1,17 @@
 //! A copy of a volume that serves a head elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use nuage_journal::{Disk, Group, JournalError, Store, StoreEvent};
-use nuage_replica::{Frame, FrameError, FrameReader, Marks, Refusal, Tail, rules};
+use nuage_journal::{
+    BaseOffer, Disk, DiskError, Group, JournalError, Position, Store, StoreEvent, decode_side,
+};
+use nuage_replica::{Base, Frame, FrameError, FrameReader, Marks, Refusal, Tail, rules};
 
 use crate::replicas::tail_of;
+
+/// Marks and reservations of a volume at most: 100,000 marks with the longest names.
+const SIDE_BYTES_MAX: usize = 32 << 20;
 
 /// A connection of a head, by a number that the reactor chose.
 pub type SessionId = u64;
@@ -18,6 +23,8 @@ struct Session {
     epoch: Option<u64>,
     sent_ns: u64,
     owes_answer: bool,
+    /// Marks and reservations of a state that is being taken.
+    side: Vec<u8>,
 }
 
 /// One copy of a volume behind the frames of docs/protocols/replication.md.
@@ -28,6 +35,8 @@ pub struct ReplicaStore<D: Disk> {
     /// Holds all that it ever told a head to hold in memory: false after a restart, until it has caught up.
     steady: bool,
     events: Vec<StoreEvent>,
+    /// Groups of a state that wait for a segment to be ready.
+    taking: VecDeque<(SessionId, Group)>,
 }
 
 /// A copy on its way to lead.
@@ -47,6 +56,7 @@ impl<D: Disk> ReplicaStore<D> {
             released: false,
             steady,
             events: Vec::new(),
+            taking: VecDeque::new(),
         }
     }
 
@@ -165,8 +175,103 @@ impl<D: Disk> ReplicaStore<D> {
                     .unwrap_or_default();
                 Some(Frame::Block { lba, data })
             }
+            Frame::Base { base, anew } => Some(self.offered(&base, anew)),
+            Frame::BaseGroup { group } => match Group::decode(&group) {
+                Ok(group) => {
+                    self.taking.push_back((session, group));
+                    None
+                }
+                Err(error) => Some(refusal(&error)),
+            },
+            Frame::BaseSide { part } => {
+                if let Some(found) = self.sessions.get_mut(&session)
+                    && found.side.len() + part.len() <= SIDE_BYTES_MAX
+                {
+                    found.side.extend_from_slice(&part);
+                }
+                None
+            }
+            Frame::Install { digest } => Some(self.install(session, promised, &digest)),
             // What only a replica says.
             _ => None,
+        }
+    }
+
+    /// A head offers a state to be made anew from.
+    fn offered(&mut self, base: &Base, anew: bool) -> Frame {
+        self.taking.clear();
+        let offer = BaseOffer {
+            position: Position {
+                seq: base.seq,
+                time_ns: base.time_ns,
+                epoch: base.epoch,
+                segment: base.segment,
+                chain: base.chain,
+            },
+            size_bytes: base.size_bytes,
+            until_seq: base.until_seq,
+        };
+        let begun = match self.store.staged() {
+            Some(state) => Ok(Some(state)),
+            None => self.store.staged_before(),
+        };
+        let answer = begun.and_then(|begun| {
+            let other = begun.filter(|state| *state != (base.seq, base.epoch) && !anew);
+            match other {
+                Some((seq, epoch)) => Ok((seq, epoch, 0)),
+                None => Ok((base.seq, base.epoch, self.store.stage(&offer)?)),
+            }
+        });
+        match answer {
+            Ok((seq, epoch, next_lba)) => Frame::Staged {
+                seq,
+                epoch,
+                next_lba,
+            },
+            Err(error) => refusal(&error),
+        }
+    }
+
+    /// Write the groups of a state that have come, as far as segments are ready.
+    fn take_base(&mut self) {
+        while let Some((session, group)) = self.taking.front() {
+            let session = *session;
+            let answer = match self.store.stage_group(group) {
+                Ok(None) => return,
+                Ok(Some(next_lba)) => {
+                    let (seq, epoch) = self.store.staged().unwrap_or_default();
+                    Frame::Staged {
+                        seq,
+                        epoch,
+                        next_lba,
+                    }
+                }
+                // Not what we have begun: the head asks again.
+                Err(JournalError::Malformed { .. }) => {
+                    self.taking.clear();
+                    Frame::Refused(Refusal::Diverged { seq: 0 })
+                }
+                Err(error) => {
+                    self.taking.clear();
+                    refusal(&error)
+                }
+            };
+            self.taking.pop_front();
+            self.send(session, &answer);
+        }
+    }
+
+    fn install(&mut self, session: SessionId, epoch: u64, digest: &[u8; 32]) -> Frame {
+        let side = self
+            .sessions
+            .get_mut(&session)
+            .map(|found| std::mem::take(&mut found.side));
+        let side = side.unwrap_or_default();
+        let installed = decode_side(&side).and_then(|side| self.store.install(side, digest));
+        match installed {
+            Ok(()) => self.fenced(epoch, false),
+            Err(JournalError::Malformed { .. }) => Frame::Refused(Refusal::Diverged { seq: 0 }),
+            Err(error) => refusal(&error),
         }
     }
 
@@ -180,11 +285,9 @@ impl<D: Disk> ReplicaStore<D> {
             Err(refused) => return Frame::Refused(refused),
         };
         // All that was received counts in the tail, so it must be durable before it is told.
-        let mut events = Vec::new();
-        while !self.store.is_idle() && self.store.failure().is_none() {
-            self.store.poll(&mut events);
+        if let Err(error) = self.store.drain() {
+            return refusal(&error);
         }
-        self.events.append(&mut events);
         if let Err(error) = self.store.promise(epoch) {
             return refusal(&error);
         }
@@ -246,6 +349,11 @@ impl<D: Disk> ReplicaStore<D> {
         let tail = self.store.tail();
         self.store.set_committed(marks.committed_seq.min(tail.seq));
         self.steady |= tail.epoch == epoch && tail.seq >= marks.acked_seq;
+        let has_all = self.store.durable_seq() >= marks.committed_seq.max(marks.acked_seq);
+        if tail.epoch == epoch && has_all && !self.store.is_whole() {
+            // A failure shows in what the store says from now on.
+            let _ = self.store.vouch();
+        }
         if let Some(found) = self.sessions.get_mut(&session) {
             found.sent_ns = marks.sent_ns;
             found.owes_answer = true;
@@ -253,9 +361,17 @@ impl<D: Disk> ReplicaStore<D> {
         None
     }
 
+    /// Work for quiet moments: retention, and another look for space. The daemon calls it each second.
+    pub fn tidy(&mut self, now_ns: u64) {
+        self.store.retry_space();
+        // A failure shows at the next poll.
+        let _ = self.store.enforce_retention(now_ns);
+    }
+
     /// Drive the disk; returns what the daemon wants to know.
     pub fn poll(&mut self) -> Vec<StoreEvent> {
         let mut events = std::mem::take(&mut self.events);
+        self.take_base();
         self.store.poll(&mut events);
         let grown = events
             .iter()
@@ -290,7 +406,7 @@ fn refusal(error: &JournalError) -> Frame {
         },
         JournalError::OutOfOrder { tail, .. } => Refusal::OutOfOrder { tail_seq: *tail },
         JournalError::Diverged { seq } => Refusal::Diverged { seq: *seq },
-        JournalError::NoSpace => Refusal::NoSpace,
+        JournalError::NoSpace | JournalError::Disk(DiskError::NoSpace) => Refusal::NoSpace,
         JournalError::OutOfHistory { horizon, .. } => Refusal::OutOfHistory { horizon: *horizon },
         _ => Refusal::Failed,
     })

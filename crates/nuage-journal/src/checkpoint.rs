@@ -119,6 +119,8 @@ pub struct Checkpoint {
     pub pinned: bool,
     pub side: SideState,
     pub index: Index,
+    /// Rises when a copy is made anew from another: what has a lower one is of no use any more.
+    pub life: u64,
 }
 
 pub fn checkpoint_name(seq: u64) -> String {
@@ -179,6 +181,7 @@ impl Checkpoint {
         put(&mut header, 96, u64::from(self.pinned).to_le_bytes());
         put(&mut header, 104, wide(side_bytes).to_le_bytes());
         put(&mut header, 112, wide(page_count).to_le_bytes());
+        put(&mut header, 120, self.life.to_le_bytes());
         header
     }
 
@@ -202,8 +205,8 @@ impl Checkpoint {
             chain: reader.array()?,
         };
         let pinned = reader.u64()? != 0;
-        let (side_length, page_count) = (reader.u64()?, reader.u64()?);
-        reader.take(CHECKPOINT_HEADER_BYTES - 120)?;
+        let (side_length, page_count, life) = (reader.u64()?, reader.u64()?, reader.u64()?);
+        reader.take(CHECKPOINT_HEADER_BYTES - 128)?;
         let side_length = usize::try_from(side_length).map_err(|_| malformed(what, "size"))?;
         let side = decode_side(reader.take(side_length)?)?;
         let mut index = Index::default();
@@ -226,11 +229,13 @@ impl Checkpoint {
             pinned,
             side,
             index,
+            life,
         })
     }
 }
 
-fn encode_side(side: &SideState) -> Vec<u8> {
+/// Side state as checkpoints hold it.
+pub fn encode_side(side: &SideState) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&narrow(side.reservations.len()).to_le_bytes());
     bytes.extend_from_slice(&side.reservations);
@@ -246,7 +251,7 @@ fn encode_side(side: &SideState) -> Vec<u8> {
     bytes
 }
 
-fn decode_side(bytes: &[u8]) -> Result<SideState, JournalError> {
+pub fn decode_side(bytes: &[u8]) -> Result<SideState, JournalError> {
     let mut reader = Reader::new(bytes, "side state");
     let length = reader.u32()? as usize;
     let reservations = reader.take(length)?.to_vec();

@@ -237,6 +237,7 @@ impl<D: Disk> Store<D> {
             pinned: false,
             side: SideState::default(),
             index: state.index,
+            life: 0,
         };
         let superblock = Superblock {
             generation: 0,

@@ -157,6 +157,41 @@ impl Index {
         (self.nodes.len() * NODE_PAGES * PAGE_ENTRIES) as u64
     }
 
+    /// Mapped blocks below `lba`.
+    pub fn mapped_below(&self, lba: u64) -> u64 {
+        let (whole, rest) = (lba / PAGE_ENTRIES as u64, lba as usize % PAGE_ENTRIES);
+        let mapped = |entries: &[Entry]| entries.iter().filter(|e| e.is_mapped()).count() as u64;
+        self.pages()
+            .take_while(|(number, _)| *number <= whole)
+            .map(|(number, page)| {
+                let end = if number < whole { PAGE_ENTRIES } else { rest };
+                mapped(&page[..end])
+            })
+            .sum()
+    }
+
+    /// The first `count` mapped blocks from `lba` on.
+    pub fn mapped_from(&self, lba: u64, count: usize) -> Vec<(u64, Entry)> {
+        let mut found = Vec::with_capacity(count);
+        let mut at = lba;
+        while found.len() < count && at < self.end() {
+            let (node, page, entry) = place(at);
+            let Some(Some(pages)) = self.nodes.get(node) else {
+                at = (node as u64 + 1) * (PAGE_ENTRIES * NODE_PAGES) as u64;
+                continue;
+            };
+            let first = at - entry as u64;
+            if let Some(entries) = &pages.pages[page] {
+                let mapped = entries.iter().zip(first..).skip(entry);
+                let mapped = mapped.filter(|(entry, _)| entry.is_mapped());
+                let room = count - found.len();
+                found.extend(mapped.map(|(entry, lba)| (lba, *entry)).take(room));
+            }
+            at = first + PAGE_ENTRIES as u64;
+        }
+        found
+    }
+
     /// Mapped pages by number, in order.
     pub fn pages(&self) -> impl Iterator<Item = (u64, &Arc<Page>)> {
         self.nodes.iter().enumerate().flat_map(|(number, node)| {

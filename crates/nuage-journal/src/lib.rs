@@ -23,13 +23,16 @@ mod history;
 mod index;
 mod layout;
 mod reading;
+mod rebuild;
 mod recovery;
 mod replay;
 mod retention;
 mod segment;
 mod store;
 
-pub use checkpoint::{Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name};
+pub use checkpoint::{
+    Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name, decode_side, encode_side,
+};
 pub use cipher::{BlockOrigin, Cipher, DataKey, VolumeUuid, block_crc};
 pub use disk::{
     AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Now,
@@ -43,6 +46,7 @@ pub use layout::{
     GroupInfo, Kind, RESERVATIONS_BYTES_MAX, chain_of,
 };
 pub use reading::{ReadError, ReadOutcome, Wanted};
+pub use rebuild::{BaseOffer, BaseRead, BaseReader};
 pub use recovery::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, TailRule, VolumeSpec, segment_bytes_for};
 pub use replay::State;
 pub use segment::{Scan, Scanned, Seal, SegmentHeader, SegmentKind, decode_first_block, scan};

@@ -101,7 +101,7 @@ impl TableCache {
     }
 
     /// Facts of the block that `entry` names.
-    fn facts(&self, entry: Entry) -> Option<&BlockFacts> {
+    pub(crate) fn facts(&self, entry: Entry) -> Option<&BlockFacts> {
         let (header_blocks, facts) = self
             .groups
             .get(&(entry.slot(), entry.block().checked_sub(entry.back())?))?;

@@ -84,8 +84,17 @@ impl VolumeSpec {
 }
 
 impl<D: Disk> Store<D> {
-    /// Make an empty copy in an empty directory.
+    /// Make an empty copy in an empty directory, of a volume that begins.
     pub fn create(disk: &mut D, spec: &VolumeSpec) -> Result<(), JournalError> {
+        Self::create_as(disk, spec, 0)
+    }
+
+    /// The same for a volume that has other copies: this one vouches for nothing until a head says so.
+    pub fn create_to_join(disk: &mut D, spec: &VolumeSpec) -> Result<(), JournalError> {
+        Self::create_as(disk, spec, u64::MAX)
+    }
+
+    fn create_as(disk: &mut D, spec: &VolumeSpec, incomplete_seq: u64) -> Result<(), JournalError> {
         spec.check()?;
         if disk
             .list_now()?
@@ -106,9 +115,14 @@ impl<D: Disk> Store<D> {
             pinned: false,
             side: SideState::default(),
             index: Index::default(),
+            life: 0,
         };
         disk.replace_now(&checkpoint_name(0), &checkpoint.to_bytes())?;
-        disk.replace_now("super.a", spec.superblock([0; 16]).encode().bytes())?;
+        let superblock = Superblock {
+            incomplete_seq,
+            ..spec.superblock([0; 16])
+        };
+        disk.replace_now("super.a", superblock.encode().bytes())?;
         Ok(())
     }
 
@@ -134,7 +148,9 @@ impl<D: Disk> Store<D> {
         let superblock = read_superblock(&mut disk)?;
         let names = disk.list_now()?;
         remove_temporary(&mut disk, &names)?;
-        let (anchors, checkpoint) = read_checkpoints(&mut disk, &names, &superblock)?;
+        let (mut anchors, checkpoint) = read_checkpoints(&mut disk, &names, &superblock)?;
+        let former = anchors.len();
+        anchors.retain(|(_, life)| *life == checkpoint.life);
         let slots = read_slots(&mut disk, &names, superblock.segment_bytes)?;
         let state = State {
             position: checkpoint.position,
@@ -146,17 +162,33 @@ impl<D: Disk> Store<D> {
             superblock,
             state,
             slots,
-            anchors,
+            anchors: anchors.iter().map(|(anchor, _)| *anchor).collect(),
             replayed_bytes: 0,
+            life: checkpoint.life,
         };
+        let is_new_life = opened.anchors.len() < former;
         let mut store = Self::from_opened(disk, opened, cipher);
+        if is_new_life {
+            // A crash while this copy was made anew: all log is of the life before.
+            store.drop_own_log()?;
+            store.remove_other_checkpoints(&names)?;
+        }
         store.close_what_is_open(tail)?;
         store.replay(tail)?;
         Ok(store)
     }
 
+    fn remove_other_checkpoints(&mut self, names: &[String]) -> Result<(), JournalError> {
+        for seq in names.iter().filter_map(|name| checkpoint_seq(name)) {
+            if self.anchors.iter().all(|anchor| anchor.position.seq != seq) {
+                self.disk.remove_now(&checkpoint_name(seq))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Own log segments by segment id.
-    fn own_log(&self) -> Vec<(u32, SegmentHeader)> {
+    pub(crate) fn own_log(&self) -> Vec<(u32, SegmentHeader)> {
         let mut found: Vec<(u32, SegmentHeader)> = self
             .slots
             .iter()
@@ -260,14 +292,7 @@ impl<D: Disk> Store<D> {
     /// Give up all groups after `seq`, the end of a group at or after the applied position. They are kept
     /// in a file for people; the engine never reads them again.
     pub fn truncate_after(&mut self, seq: u64, chain: &Chain) -> Result<(), JournalError> {
-        let mut events = Vec::new();
-        while !self.is_idle() && self.failed.is_none() {
-            self.poll(&mut events);
-        }
-        self.events.append(&mut events);
-        if let Some(failure) = &self.failed {
-            return Err(failure.clone());
-        }
+        self.drain()?;
         if seq < self.applied_seq() || seq > self.tail.seq {
             return Err(JournalError::OutOfOrder {
                 tail: self.tail.seq,
@@ -580,7 +605,7 @@ fn read_checkpoints<D: Disk>(
     disk: &mut D,
     names: &[String],
     superblock: &Superblock,
-) -> Result<(Vec<Anchor>, Checkpoint), JournalError> {
+) -> Result<(Vec<(Anchor, u64)>, Checkpoint), JournalError> {
     let mut seqs: Vec<u64> = names
         .iter()
         .filter_map(|name| checkpoint_seq(name))
@@ -593,11 +618,17 @@ fn read_checkpoints<D: Disk>(
         // Older ones are decoded as well: their position is needed, and damage shows early.
         match Checkpoint::decode(&disk.load_now(&name)?) {
             Ok(found) if found.volume == superblock.volume => {
-                anchors.push(Anchor {
+                let anchor = Anchor {
                     position: found.position,
                     pinned: found.pinned,
-                });
-                newest.get_or_insert(found);
+                };
+                anchors.push((anchor, found.life));
+                if newest
+                    .as_ref()
+                    .is_none_or(|newest| newest.life < found.life)
+                {
+                    newest = Some(found);
+                }
             }
             _ => disk.remove_now(&name)?,
         }

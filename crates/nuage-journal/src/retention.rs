@@ -85,13 +85,13 @@ impl<D: Disk> Store<D> {
                 };
                 let own_log =
                     header.kind == SegmentKind::Log && header.volume == self.superblock.volume;
-                let needed = own_log && seal.last_seq > horizon;
+                let needed = own_log && seal.last_seq > horizon || self.is_staged(header);
                 (!needed && !self.footers.contains_key(&number)).then_some((number, header, seal))
             })
     }
 
     /// Segments before the horizon that its index does not use. Later views use no others of them.
-    fn free_dead_segments(&mut self) -> Result<(), JournalError> {
+    pub(crate) fn free_dead_segments(&mut self) -> Result<(), JournalError> {
         let horizon = self.horizon_seq();
         let index = self.view(horizon)?.index;
         let live = live_blocks(&index);
@@ -117,7 +117,7 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    fn drop_slot(&mut self, number: u32) -> Result<(), JournalError> {
+    pub(crate) fn drop_slot(&mut self, number: u32) -> Result<(), JournalError> {
         self.tables.forget_slot(number);
         if let Some(slot) = self.slots[number as usize].take() {
             self.disk.close(slot.file);

@@ -141,7 +141,7 @@ proptest! {
         let position = Position { seq: 9, time_ns: 8, epoch: 7, segment: 6, chain: [5; 32] };
         let side = SideState { reservations: vec![1, 2, 3], marks: Vec::new() };
         let made =
-            Checkpoint { volume: VOLUME, size_bytes: 1 << 42, position, pinned: true, side, index };
+            Checkpoint { volume: VOLUME, size_bytes: 1 << 42, position, pinned: true, side, index, life: 0 };
         let bytes = made.to_bytes();
         let read = Checkpoint::decode(&bytes)?;
         prop_assert_eq!(read.index.mapped(), blocks.len() as u64);

@@ -24,6 +24,20 @@ pub struct Marks {
     pub sent_ns: u64,
 }
 
+/// The state that a copy is made anew from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Base {
+    pub seq: u64,
+    pub time_ns: u64,
+    /// Epoch of the record at `seq`.
+    pub epoch: u64,
+    pub segment: u64,
+    pub chain: [u8; 32],
+    pub size_bytes: u64,
+    /// The head's log reaches to here: until the copy's does, it cannot vouch for what was acknowledged.
+    pub until_seq: u64,
+}
+
 /// Why a replica did not do what it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -112,6 +126,29 @@ pub enum Frame {
         lba: u64,
         data: Vec<u8>,
     },
+    /// Head: your log does not reach ours; take the state of `base`. `anew`: whatever else you have begun to take.
+    Base {
+        base: Base,
+        anew: bool,
+    },
+    /// Replica: I am taking the state after `seq`, and have all below `next_lba`.
+    Staged {
+        seq: u64,
+        epoch: u64,
+        next_lba: u64,
+    },
+    /// Head: the next blocks, a group of BASE records.
+    BaseGroup {
+        group: Vec<u8>,
+    },
+    /// Head: the next part of marks and reservations.
+    BaseSide {
+        part: Vec<u8>,
+    },
+    /// Head: that was all; be that copy. `digest` is of addresses and checksums of all blocks.
+    Install {
+        digest: [u8; 32],
+    },
 }
 
 /// Bytes that are no frame of ours: close the connection.
@@ -142,6 +179,16 @@ impl Writer {
         self.u64(marks.committed_seq)
             .u64(marks.acked_seq)
             .u64(marks.sent_ns)
+    }
+
+    fn base(self, base: &Base) -> Self {
+        self.u64(base.seq)
+            .u64(base.time_ns)
+            .u64(base.epoch)
+            .u64(base.segment)
+            .bytes(&base.chain)
+            .u64(base.size_bytes)
+            .u64(base.until_seq)
     }
 
     fn tail(self, tail: &Tail) -> Self {
@@ -185,6 +232,18 @@ impl<'a> Body<'a> {
             seq: self.u64()?,
             epoch: self.u64()?,
             chain: self.array()?,
+        })
+    }
+
+    fn base(&mut self) -> Result<Base, FrameError> {
+        Ok(Base {
+            seq: self.u64()?,
+            time_ns: self.u64()?,
+            epoch: self.u64()?,
+            segment: self.u64()?,
+            chain: self.array()?,
+            size_bytes: self.u64()?,
+            until_seq: self.u64()?,
         })
     }
 
@@ -271,6 +330,15 @@ impl Frame {
             }
             Self::FetchBlock { lba, crc } => (11, empty.u64(*lba).u64(u64::from(*crc))),
             Self::Block { lba, data } => (12, empty.u64(*lba).bytes(data)),
+            Self::Base { base, anew } => (13, empty.base(base).u64(u64::from(*anew))),
+            Self::Staged {
+                seq,
+                epoch,
+                next_lba,
+            } => (14, empty.u64(*seq).u64(*epoch).u64(*next_lba)),
+            Self::BaseGroup { group } => (15, empty.bytes(group)),
+            Self::BaseSide { part } => (16, empty.bytes(part)),
+            Self::Install { digest } => (17, empty.bytes(digest)),
         }
     }
 
@@ -340,6 +408,7 @@ impl Frame {
                 lba: body.u64()?,
                 data: body.rest().to_vec(),
             },
+            13..=17 => Self::decode_rebuild(kind, &mut body)?,
             _ => return Err(malformed),
         };
         if body.bytes.is_empty() {
@@ -347,6 +416,33 @@ impl Frame {
         } else {
             Err(malformed)
         }
+    }
+}
+
+impl Frame {
+    /// Frames of a copy that is made anew.
+    fn decode_rebuild(kind: u8, body: &mut Body<'_>) -> Result<Self, FrameError> {
+        Ok(match kind {
+            13 => Self::Base {
+                base: body.base()?,
+                anew: body.flag()?,
+            },
+            14 => Self::Staged {
+                seq: body.u64()?,
+                epoch: body.u64()?,
+                next_lba: body.u64()?,
+            },
+            15 => Self::BaseGroup {
+                group: body.rest().to_vec(),
+            },
+            16 => Self::BaseSide {
+                part: body.rest().to_vec(),
+            },
+            17 => Self::Install {
+                digest: body.array()?,
+            },
+            _ => return Err(FrameError::Malformed { kind }),
+        })
     }
 }
 

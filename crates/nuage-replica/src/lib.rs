@@ -9,6 +9,6 @@ mod lease;
 mod policy;
 pub mod rules;
 
-pub use frame::{FRAME_BYTES_MAX, Frame, FrameError, FrameReader, Marks, Refusal, Tail};
+pub use frame::{Base, FRAME_BYTES_MAX, Frame, FrameError, FrameReader, Marks, Refusal, Tail};
 pub use lease::{LEASE_NS, Lease, takeover_wait_ns};
 pub use policy::{Copies, Policy, PolicyError, PolicyName};

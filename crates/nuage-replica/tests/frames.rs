@@ -1,6 +1,6 @@
 //! Frames survive the wire, and nothing that is no frame gets through or panics.
 
-use nuage_replica::{Frame, FrameReader, Marks, Refusal, Tail};
+use nuage_replica::{Base, Frame, FrameReader, Marks, Refusal, Tail};
 use proptest::prelude::*;
 
 fn tails() -> impl Strategy<Value = Tail> {
@@ -53,6 +53,29 @@ fn frames() -> impl Strategy<Value = Frame> {
         (any::<bool>(), bytes()).prop_map(|(last, groups)| Frame::Groups { last, groups }),
         any::<u64>().prop_map(|promised| Frame::Refused(Refusal::StaleEpoch { promised })),
         (any::<u64>(), bytes()).prop_map(|(lba, data)| Frame::Block { lba, data }),
+        (any::<[u64; 6]>(), any::<[u8; 32]>(), any::<bool>()).prop_map(|(numbers, chain, anew)| {
+            let [seq, time_ns, epoch, segment, size_bytes, until_seq] = numbers;
+            let base = Base {
+                seq,
+                time_ns,
+                epoch,
+                segment,
+                chain,
+                size_bytes,
+                until_seq,
+            };
+            Frame::Base { base, anew }
+        }),
+        (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(seq, epoch, next_lba)| {
+            Frame::Staged {
+                seq,
+                epoch,
+                next_lba,
+            }
+        }),
+        bytes().prop_map(|group| Frame::BaseGroup { group }),
+        bytes().prop_map(|part| Frame::BaseSide { part }),
+        any::<[u8; 32]>().prop_map(|digest| Frame::Install { digest }),
     ]
 }
 

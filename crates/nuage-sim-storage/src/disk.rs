@@ -24,8 +24,8 @@ pub struct Medium {
     pub fuse: Option<u64>,
     /// The next write fails once.
     pub fail_next_write: bool,
-    /// Bytes that files may take in all.
-    pub capacity_bytes: u64,
+    /// Nothing new fits.
+    pub is_full: bool,
     dead: bool,
 }
 
@@ -36,17 +36,13 @@ impl Medium {
             prng: Prng::new(seed),
             fuse: None,
             fail_next_write: false,
-            capacity_bytes: u64::MAX,
+            is_full: false,
             dead: false,
         }))
     }
 
     pub fn is_dead(&self) -> bool {
         self.dead
-    }
-
-    fn used_bytes(&self) -> u64 {
-        self.files.values().map(|bytes| bytes.len() as u64).sum()
     }
 
     /// True when this mutation is the one in which power goes.
@@ -64,22 +60,28 @@ impl Medium {
 
     fn write(&mut self, name: &str, offset: u64, data: &[u8], torn: bool) {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, sector) in data.chunks(SECTOR_BYTES).enumerate() {
-            if torn && self.prng.one_in(2) {
-                continue;
-            }
-            let from = start + at * SECTOR_BYTES;
-            if let Some(target) = self
-                .files
-                .get_mut(name)
-                .and_then(|f| f.get_mut(from..from + sector.len()))
-            {
+        let Some(file) = self.files.get_mut(name) else {
+            return;
+        };
+        let Some(target) = file.get_mut(start..start + data.len()) else {
+            return;
+        };
+        if !torn {
+            target.copy_from_slice(data);
+            return;
+        }
+        for (target, sector) in target
+            .chunks_mut(SECTOR_BYTES)
+            .zip(data.chunks(SECTOR_BYTES))
+        {
+            if !self.prng.one_in(2) {
                 target.copy_from_slice(sector);
             }
         }
     }
 
-    /// Flip one bit of a block that holds data of a sealed segment; false when there is none.
+    /// Damage a block that holds data of a sealed segment, as rot does, a misdirected write or one that was
+    /// lost; false when there is none.
     pub fn rot(&mut self) -> bool {
         let names: Vec<String> = self
             .files
@@ -100,7 +102,18 @@ impl Medium {
         if bytes[block..block + 8] == *b"NUAGGRP1" {
             return false;
         }
-        bytes[block + 77] ^= 4;
+        match self.prng.below(3) {
+            0 => bytes[block + 77] ^= 4,
+            1 => bytes[block..block + BLOCK_BYTES].fill(0),
+            _ => {
+                let other = usize::try_from(1 + self.prng.below(blocks - 1)).unwrap_or(1);
+                let from = other * BLOCK_BYTES;
+                if bytes[from..from + 8] == *b"NUAGGRP1" {
+                    return false;
+                }
+                bytes.copy_within(from..from + BLOCK_BYTES, block);
+            }
+        }
         true
     }
 }
@@ -308,7 +321,7 @@ impl Disk for SimDisk {
     fn replace_now(&mut self, name: &str, data: &[u8]) -> Result<(), DiskError> {
         self.power()?;
         let mut medium = self.medium.borrow_mut();
-        if medium.used_bytes() + data.len() as u64 > medium.capacity_bytes {
+        if medium.is_full && !name.starts_with("super.") {
             return Err(DiskError::NoSpace);
         }
         // The rename is atomic: all or nothing.
@@ -327,7 +340,7 @@ impl Disk for SimDisk {
     fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError> {
         self.power()?;
         let mut medium = self.medium.borrow_mut();
-        if medium.used_bytes() + size_bytes > medium.capacity_bytes {
+        if medium.is_full {
             return Err(DiskError::NoSpace);
         }
         let size = usize::try_from(size_bytes).unwrap_or(usize::MAX);
@@ -344,7 +357,10 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&mut self) -> Result<u64, DiskError> {
-        let medium = self.medium.borrow();
-        Ok(medium.capacity_bytes.saturating_sub(medium.used_bytes()))
+        Ok(if self.medium.borrow().is_full {
+            0
+        } else {
+            1 << 40
+        })
     }
 }

@@ -13,7 +13,7 @@ use nuage_block::{BlockDevice, Geometry};
 use nuage_disk::{FileDisk, Method};
 use nuage_engine::{
     AckMode, CopyOptions, Handover, HeadOptions, ReplicaStore, SystemClock, Volume, VolumeHead,
-    create_volume, open_volume,
+    create_to_join, create_volume, open_volume,
 };
 use nuage_io::file::FileDevice;
 use nuage_journal::{
@@ -196,6 +196,7 @@ impl Catalogue {
         }
         if let Some(known) = self.volumes.get(&spec.volume) {
             spec.uuid = spec.uuid.or_else(|| known.uuid.clone());
+            spec.joins = known.joins; // how it began says nothing about what it is
             if spec != *known {
                 return Err(Refusal::new(
                     Code::Conflict,
@@ -235,7 +236,12 @@ impl Catalogue {
                 encrypted: spec.encrypted,
                 created_ns: now_ns(),
             };
-            create_volume(&journal, &volume).map_err(|error| journal_refusal(&error))?;
+            let create = if spec.joins {
+                create_to_join
+            } else {
+                create_volume
+            };
+            create(&journal, &volume).map_err(|error| journal_refusal(&error))?;
         }
         self.write_spec(folder, spec).map_err(failed)
     }

@@ -77,6 +77,9 @@ pub struct CreateVolume {
     /// Blocks lie encrypted under the data key of the `IaaS` (`set_key`).
     #[serde(default)]
     pub encrypted: bool,
+    /// Other copies are older: this one vouches for nothing until a head says that it has everything.
+    #[serde(default, skip_serializing)]
+    pub joins: bool,
 }
 
 fn block_4096() -> u32 {

@@ -232,6 +232,9 @@ fn copies_of(head: &Head) -> Vec<Value> {
                 "node": peer.name, "connected": peer.link.is_some(),
                 "state": format!("{:?}", copy.state).to_lowercase(),
                 "memory_sequence": copy.memory_seq, "durable_sequence": copy.durable_seq,
+                "rebuild": copy.rebuild.map(|rebuild| json!({
+                    "done_bytes": rebuild.done_blocks * 4096, "total_bytes": rebuild.total_blocks * 4096,
+                })),
             }))
         })
         .collect()

@@ -290,6 +290,7 @@ def _replica_wish(volume: Volume, origin: CloneOrigin | None, *, encrypted: bool
         journal=volume.journal,
         origin=origin,
         encrypted=encrypted,
+        joins=bool(volume.whole),
     )
 
 

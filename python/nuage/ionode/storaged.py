@@ -277,6 +277,7 @@ class StoragedDaemon:
             uuid=_uuid_of(wish.volume_id),
             retention=_retention(wish),
             encrypted=wish.encrypted,
+            joins=wish.joins,
         )
 
     async def clone(self, wish: ReplicaWish) -> None:

@@ -143,6 +143,7 @@ class ReplicaWish:
     journal: JournalRule
     origin: CloneOrigin | None = None  # make it from that volume's past, which is here
     encrypted: bool = False
+    joins: bool = False  # the volume was written to elsewhere: an empty copy vouches for nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -300,10 +300,14 @@ impl<D: Disk> VolumeHead<D> {
 
     /// Work for quiet moments: retention, and another look for space. The daemon calls it each second.
     pub fn tidy(&mut self) {
-        if !self.views.is_empty() || self.stopped.is_some() {
-            return; // an open view may use what would leave
+        let lends = |replicas: &Replicas| replicas.holds_history();
+        let lent = !self.views.is_empty() || self.replicas.as_ref().is_some_and(lends);
+        if self.stopped.is_none() {
+            self.store.retry_space();
         }
-        self.store.retry_space();
+        if lent || self.stopped.is_some() {
+            return; // an open view, or a copy that is made anew, may use what would leave
+        }
         let now_ns = self.clock.now().unix_ns;
         if self.store.enforce_retention(now_ns).is_err() {
             self.stop(Failure::Medium);

@@ -46,6 +46,7 @@ impl<D: Disk> Store<D> {
             pinned,
             side: self.state.side.clone(),
             index: self.state.index.clone(),
+            life: self.life,
         }
     }
 

@@ -23,6 +23,7 @@ use crate::disk::{BLOCK_BYTES, Disk, DiskOperation, DiskResult, FileId};
 use crate::error::JournalError;
 use crate::layout::{Chain, Group, GroupHead};
 use crate::reading::{ReadJob, ReadOutcome, TableCache};
+use crate::rebuild::Staging;
 use crate::replay::State;
 use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes};
 
@@ -188,10 +189,13 @@ pub struct Store<D: Disk> {
     /// Positions of the checkpoints on disk, oldest first; the first is the horizon.
     pub(crate) anchors: Vec<Anchor>,
     pub(crate) checkpoint_running: bool,
-    /// A slot that the log waits for and that the disk had no room for.
-    starved: Option<u32>,
+    /// Slots that the log waits for and that the disk had no room for.
+    starved: Vec<u32>,
     pub(crate) log_bytes_since_checkpoint: u64,
     pub(crate) retention: Retention,
+    /// Rises each time this copy is made anew from another.
+    pub(crate) life: u64,
+    pub(crate) staging: Option<Staging>,
 }
 
 /// A checkpoint on disk.
@@ -207,6 +211,7 @@ pub(crate) struct Opened {
     pub slots: Vec<Option<Slot>>,
     pub anchors: Vec<Anchor>,
     pub replayed_bytes: u64,
+    pub life: u64,
 }
 
 impl<D: Disk> Store<D> {
@@ -236,9 +241,11 @@ impl<D: Disk> Store<D> {
             events: Vec::new(),
             anchors: opened.anchors,
             checkpoint_running: false,
-            starved: None,
+            starved: Vec::new(),
             log_bytes_since_checkpoint: opened.replayed_bytes,
             retention: Retention::default(),
+            life: opened.life,
+            staging: None,
         }
     }
 
@@ -424,8 +431,18 @@ impl<D: Disk> Store<D> {
         if let Some(open) = self.open.take() {
             self.queue_seal(open);
         }
+        self.drain()
+    }
+
+    /// Wait for all that is on its way to the disk. `NoSpace`: something waits for room that the disk has not.
+    pub fn drain(&mut self) -> Result<(), JournalError> {
         let mut events = Vec::new();
         while !self.is_idle() && self.failed.is_none() {
+            let waits_for_room = !self.starved.is_empty() && self.purposes.is_empty();
+            if waits_for_room {
+                self.events.append(&mut events);
+                return Err(JournalError::NoSpace);
+            }
             self.poll(&mut events);
         }
         self.events.append(&mut events);
@@ -473,7 +490,7 @@ impl<D: Disk> Store<D> {
                 let footer = open.footer.blocks_with(info.header_bytes as usize);
                 u64::from(open.end) + block_bytes(footer)
             }
-            _ if info.segment <= self.tail.segment => {
+            _ if info.segment < self.tail.segment || self.was_used(info.segment) => {
                 return Err(JournalError::OutOfOrder {
                     tail: self.tail.seq,
                     found: info.first_seq,
@@ -631,13 +648,7 @@ impl<D: Disk> Store<D> {
 
     /// End in good order: wait for the disk, seal nothing, keep a checkpoint of what is applied.
     pub fn close(&mut self) -> Result<(), JournalError> {
-        let mut events = Vec::new();
-        while !self.is_idle() && self.failed.is_none() {
-            self.poll(&mut events);
-        }
-        if let Some(failure) = &self.failed {
-            return Err(failure.clone());
-        }
+        self.drain()?;
         if self
             .anchors
             .last()
@@ -648,7 +659,6 @@ impl<D: Disk> Store<D> {
             self.disk.replace_now(&name, &checkpoint.to_bytes())?;
             self.add_anchor(&checkpoint);
         }
-        self.events.append(&mut events);
         Ok(())
     }
 }

@@ -72,7 +72,7 @@ impl<D: Disk> Store<D> {
             return;
         }
         self.no_space = false;
-        if let Some(slot) = self.starved.take() {
+        for slot in std::mem::take(&mut self.starved) {
             self.start_prepare(slot);
         }
         self.keep_spares();
@@ -108,7 +108,7 @@ impl<D: Disk> Store<D> {
             }
             Err(DiskError::NoSpace) => {
                 self.no_space = true;
-                self.starved = Some(slot);
+                self.starved.push(slot);
             }
             Err(error) => {
                 self.fail(error.into());

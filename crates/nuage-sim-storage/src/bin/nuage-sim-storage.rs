@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         };
     }
     let (mut failed, mut writes, mut reads, mut failovers, mut crashes) = (0, 0, 0, 0, 0);
+    let (mut replaced, mut rebuilt) = (0, 0);
     let count = range.end.saturating_sub(range.start);
     for seed in range {
         match nuage_sim_storage::run(seed) {
@@ -46,6 +47,8 @@ fn main() -> ExitCode {
                 reads += outcome.reads_checked;
                 failovers += outcome.failovers;
                 crashes += outcome.crashes;
+                replaced += outcome.replaced;
+                rebuilt += outcome.rebuilt;
             }
             Err(error) => {
                 failed += 1;
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
     }
     println!(
         "{count} seeds, {failed} failed: {writes} writes acknowledged, {reads} reads checked, \
-         {failovers} failovers, {crashes} crashes"
+         {failovers} failovers, {crashes} crashes, {replaced} disks replaced, {rebuilt} copies made anew"
     );
     if failed == 0 {
         ExitCode::SUCCESS

@@ -4,14 +4,19 @@
 //! groups are read from the log for it, `Live` when it gets each group as it is made, `Lost` when it
 //! must be rebuilt. The decisions are those of `nuage_replica::rules`.
 
+mod joining;
+mod rebuild;
+mod recovery;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use nuage_journal::{Chain, Disk, Group, JournalError, Now, Store};
-use nuage_replica::{
-    Copies, Frame, FrameError, FrameReader, Lease, Marks, Policy, Refusal, Tail, rules,
-    takeover_wait_ns,
-};
+use nuage_journal::{Disk, Group, JournalError, Now, Store};
+use nuage_replica::{Frame, FrameError, FrameReader, Lease, Marks, Policy, Refusal, Tail, rules};
+
+use crate::pace::Pace;
+use rebuild::Rebuild;
+pub use rebuild::RebuildProgress;
 
 /// Bytes waiting for one connection before a peer is read for from the log instead.
 const OUT_BYTES_MAX: usize = 8 << 20;
@@ -22,6 +27,9 @@ const RECENT_BYTES_MAX: u64 = 32 << 20;
 /// A quarter of the lease: three answers may be lost before it ends.
 const RENEW_NS: u64 = nuage_replica::LEASE_NS / 4;
 
+/// How long a copy without room is left alone.
+const ASK_AGAIN_NS: u64 = 5_000_000_000;
+
 /// How a copy stands, for reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyState {
@@ -30,7 +38,9 @@ pub enum CopyState {
     Fenced,
     CatchingUp,
     Live,
-    /// Must be rebuilt: its disk failed, or its history cannot be joined to ours.
+    /// Made anew from our blocks: the log does not reach back to what it has.
+    Rebuilding,
+    /// Its disk failed or is full, or it does not know the volume.
     Lost,
 }
 
@@ -40,6 +50,7 @@ pub struct CopyStatus {
     pub state: CopyState,
     pub memory_seq: u64,
     pub durable_seq: u64,
+    pub rebuild: Option<RebuildProgress>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +76,9 @@ struct Peer {
     /// Its tail is being compared with ours, and is the same up to `common`.
     comparing: bool,
     common: Tail,
+    rebuild: Option<Box<Rebuild>>,
+    /// When to ask again a copy that had no room.
+    ask_at_ns: Option<u64>,
 }
 
 impl Peer {
@@ -84,6 +98,8 @@ impl Peer {
             fence_sent_ns: 0,
             comparing: false,
             common: Tail::default(),
+            rebuild: None,
+            ask_at_ns: None,
         }
     }
 
@@ -141,6 +157,8 @@ pub struct Replicas {
     /// Writes are acknowledged from memory.
     from_memory: bool,
     wishes: Vec<Wish>,
+    /// What all rebuilds together may take of disk and network.
+    rebuild_pace: Pace,
 }
 
 impl Replicas {
@@ -173,6 +191,7 @@ impl Replicas {
             own_steady: own.steady,
             from_memory: own.from_memory,
             wishes: Vec::new(),
+            rebuild_pace: Pace::new(rebuild::BYTES_PER_S),
         }
     }
 
@@ -224,6 +243,7 @@ impl Replicas {
         }
         if let Some(peer) = self.peers.get_mut(copy) {
             peer.state = CopyState::Down;
+            peer.rebuild = None;
             peer.out.clear();
             peer.reader = FrameReader::default();
         }
@@ -241,6 +261,7 @@ impl Replicas {
             state: CopyState::Live,
             memory_seq: self.local_memory,
             durable_seq: self.local_durable,
+            rebuild: None,
         };
         let of = |(copy, peer): (usize, &Peer)| {
             if copy == self.me {
@@ -250,6 +271,7 @@ impl Replicas {
                 state: peer.state,
                 memory_seq: peer.memory_seq,
                 durable_seq: peer.durable_seq,
+                rebuild: peer.rebuild.as_ref().map(|rebuild| rebuild.progress()),
             }
         };
         self.peers.iter().enumerate().map(of).collect()
@@ -380,6 +402,15 @@ impl Replicas {
                 }
             }
         }
+        for copy in 0..self.peers.len() {
+            let due = self.peers[copy]
+                .ask_at_ns
+                .is_some_and(|at| at <= now.monotonic_ns);
+            if due && self.peers[copy].state == CopyState::Lost {
+                self.peers[copy].ask_at_ns = None;
+                self.fence(copy, true);
+            }
+        }
         if self.phase == Phase::Fencing {
             self.try_recover(store)?;
         }
@@ -388,6 +419,9 @@ impl Replicas {
                 if copy != self.me {
                     self.serve(copy, store)?;
                 }
+            }
+            if !store.is_whole() && self.durable_seq() >= self.first_seq {
+                store.vouch()?;
             }
         }
         // What was committed stays so, even if a copy comes back with less.
@@ -421,6 +455,7 @@ impl Replicas {
                 peer.applied = applied;
                 peer.released |= released;
                 peer.comparing = false;
+                peer.rebuild = None;
                 let sent_ns = peer.fence_sent_ns;
                 self.lease.renewed(copy, sent_ns);
             }
@@ -442,6 +477,11 @@ impl Replicas {
             Frame::Groups { last, groups } if peer.comparing => {
                 self.compare(copy, last, &groups, store)?;
             }
+            Frame::Staged {
+                seq,
+                epoch,
+                next_lba,
+            } => self.staged(copy, (seq, epoch), next_lba, store)?,
             Frame::Refused(refusal) => self.refused(copy, refusal),
             Frame::Block { lba, data } => self.wishes.push(Wish::Repaired { lba, data }),
             // Late answers to what an earlier phase asked.
@@ -471,110 +511,24 @@ impl Replicas {
                     promised: self.epoch,
                 });
             }
+            // What was sent of a state does not fit what it has: from the start.
+            Refusal::Diverged { .. } if self.peers[copy].state == CopyState::Rebuilding => {
+                self.fence(copy, true);
+            }
+            // There may be room again: it is asked now and then.
+            Refusal::NoSpace => {
+                self.peers[copy].state = CopyState::Lost;
+                self.peers[copy].rebuild = None;
+                self.peers[copy].ask_at_ns = Some(self.now.monotonic_ns + ASK_AGAIN_NS);
+            }
             Refusal::Diverged { .. }
-            | Refusal::NoSpace
             | Refusal::Failed
             | Refusal::OutOfHistory { .. }
-            | Refusal::UnknownVolume => self.peers[copy].state = CopyState::Lost,
-        }
-    }
-
-    fn try_recover<D: Disk>(&mut self, store: &mut Store<D>) -> Result<(), JournalError> {
-        let mut tails: Vec<Option<Tail>> = self
-            .peers
-            .iter()
-            .map(|peer| peer.tail.filter(|_| peer.state == CopyState::Fenced))
-            .collect();
-        tails[self.me] = Some(tail_of(store));
-        let own = store.is_whole() && (self.own_steady || !self.from_memory);
-        let mut trusted = Copies::from(own) << self.me;
-        for (copy, peer) in self.peers.iter().enumerate() {
-            trusted |= Copies::from(peer.trusted && copy != self.me) << copy;
-        }
-        if !rules::may_recover(&self.policy, &tails, trusted) {
-            return Ok(());
-        }
-        let Some(best) = rules::choose(&tails) else {
-            return Ok(());
-        };
-        let released = self.own_released
-            && tails
-                .iter()
-                .zip(&self.peers)
-                .enumerate()
-                .all(|(copy, (tail, peer))| copy == self.me || tail.is_none() || peer.released);
-        let wait_ns = if released { 0 } else { takeover_wait_ns() };
-        self.visible_from_ns = self.now.monotonic_ns + wait_ns;
-        if best == self.me || tails[best] == tails[self.me] {
-            self.finish_recovery(store);
-            return Ok(());
-        }
-        let applied = store.state().position;
-        self.fetched_to = Tail {
-            seq: applied.seq,
-            epoch: applied.epoch,
-            chain: applied.chain,
-        };
-        self.phase = Phase::Fetching { from: best };
-        self.ask_for_groups(best, applied.seq);
-        Ok(())
-    }
-
-    fn ask_for_groups(&mut self, copy: usize, after_seq: u64) {
-        let bytes = CATCH_UP_BYTES as u32;
-        let now_ns = self.now.monotonic_ns;
-        self.peers[copy].send(&Frame::Fetch { after_seq, bytes }, now_ns);
-    }
-
-    fn take_groups<D: Disk>(
-        &mut self,
-        copy: usize,
-        last: bool,
-        groups: &[u8],
-        store: &mut Store<D>,
-    ) -> Result<(), JournalError> {
-        // Only what conflicts is given up: what both have may have been acknowledged, and must not be missing
-        // here for a moment.
-        let mut common = self.fetched_to;
-        let mut at = 0;
-        while at < groups.len() {
-            let group = Group::decode(&groups[at..])?;
-            at += group.total_bytes() as usize;
-            let here = Tail {
-                seq: group.head.info.last_seq(),
-                epoch: group.head.info.epoch,
-                chain: group.head.chain,
-            };
-            if here.seq > store.tail().seq || store.chain_at(here.seq)? != Some(here.chain) {
-                store.truncate_after(common.seq, &common.chain)?;
-                store.append(self.epoch, Arc::new(group))?;
+            | Refusal::UnknownVolume => {
+                self.peers[copy].state = CopyState::Lost;
+                self.peers[copy].rebuild = None;
             }
-            common = here;
         }
-        self.fetched_to = common;
-        if !last {
-            self.ask_for_groups(copy, common.seq);
-            return Ok(());
-        }
-        store.truncate_after(common.seq, &common.chain)?;
-        if Some(tail_of(store)) == self.peers[copy].tail {
-            self.finish_recovery(store);
-        } else {
-            self.phase = Phase::Fencing;
-        }
-        Ok(())
-    }
-
-    fn finish_recovery<D: Disk>(&mut self, store: &Store<D>) {
-        self.phase = Phase::Serving;
-        self.first_seq = store.tail().seq + 1;
-        self.local_log(store.tail().seq, store.durable_seq());
-        self.recent.clear();
-        self.recent_bytes = 0;
-        for peer in &mut self.peers {
-            (peer.memory_seq, peer.durable_seq) = (0, 0);
-        }
-        self.wishes.push(Wish::StartEpoch);
     }
 
     fn serve<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
@@ -584,117 +538,15 @@ impl Replicas {
         if self.peers[copy].state == CopyState::CatchingUp {
             self.catch_up(copy, store)?;
         }
+        if self.peers[copy].state == CopyState::Rebuilding {
+            self.send_base(copy, store)?;
+        }
         let now_ns = self.now.monotonic_ns;
         let marks = self.marks(now_ns);
         let peer = &mut self.peers[copy];
         let quiet = now_ns >= peer.last_sent_ns + RENEW_NS;
         if quiet && matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
             peer.send(&Frame::Renew { marks }, now_ns);
-        }
-        Ok(())
-    }
-
-    /// Find where a fenced peer's log joins ours.
-    fn join<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
-        let peer = &self.peers[copy];
-        let (Some(tail), applied) = (peer.tail, peer.applied) else {
-            return Ok(());
-        };
-        let joins = |store: &mut Store<D>, at: &Tail| -> Result<bool, JournalError> {
-            Ok(store.chain_at(at.seq)? == Some(at.chain as Chain))
-        };
-        if joins(store, &tail)? {
-            let peer = &mut self.peers[copy];
-            peer.state = CopyState::CatchingUp;
-            peer.sent_seq = tail.seq;
-        } else if tail.seq > applied.seq && joins(store, &applied)? {
-            let peer = &mut self.peers[copy];
-            peer.comparing = true;
-            peer.common = applied;
-            self.ask_for_groups(copy, applied.seq);
-        } else {
-            self.peers[copy].state = CopyState::Lost;
-        }
-        Ok(())
-    }
-
-    /// Find where a peer's tail parts from our log and have it give up the rest, and no more than that.
-    fn compare<D: Disk>(
-        &mut self,
-        copy: usize,
-        last: bool,
-        groups: &[u8],
-        store: &mut Store<D>,
-    ) -> Result<(), JournalError> {
-        let mut common = self.peers[copy].common;
-        let mut parts = last;
-        let mut at = 0;
-        while at < groups.len() && !parts {
-            let Ok(head) = nuage_journal::GroupHead::decode(&groups[at..]) else {
-                self.disconnected(copy);
-                return Ok(());
-            };
-            at += head.info.total_blocks() as usize * nuage_journal::BLOCK_BYTES;
-            if store.chain_at(head.info.last_seq())? == Some(head.chain) {
-                common = Tail {
-                    seq: head.info.last_seq(),
-                    epoch: head.info.epoch,
-                    chain: head.chain,
-                };
-            } else {
-                parts = true;
-            }
-        }
-        self.peers[copy].common = common;
-        if parts {
-            let now_ns = self.now.monotonic_ns;
-            let frame = Frame::Truncate {
-                seq: common.seq,
-                chain: common.chain,
-            };
-            self.peers[copy].send(&frame, now_ns);
-        } else {
-            self.ask_for_groups(copy, common.seq);
-        }
-        Ok(())
-    }
-
-    fn catch_up<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {
-        let now_ns = self.now.monotonic_ns;
-        while self.peers[copy].out.len() < CATCH_UP_BYTES {
-            let next = self.peers[copy].sent_seq + 1;
-            if next > self.local_memory {
-                self.peers[copy].state = CopyState::Live;
-                return Ok(());
-            }
-            let recent = self
-                .recent
-                .iter()
-                .find(|group| group.head.info.first_seq == next);
-            if let Some(group) = recent.cloned() {
-                self.send_group(copy, &group, now_ns);
-                continue;
-            }
-            let bytes = match store.read_groups(next - 1, CATCH_UP_BYTES) {
-                Err(JournalError::OutOfHistory { .. }) => {
-                    self.peers[copy].state = CopyState::Lost;
-                    return Ok(());
-                }
-                other => other?,
-            };
-            if bytes.is_empty() {
-                return Ok(()); // on its way to our own disk
-            }
-            let mut at = 0;
-            while at < bytes.len() {
-                // Damaged here: another copy may still mend it; this peer cannot be served from it.
-                let Ok(group) = Group::decode(&bytes[at..]) else {
-                    self.peers[copy].state = CopyState::Lost;
-                    return Ok(());
-                };
-                at += group.total_bytes() as usize;
-                self.send_group(copy, &group, now_ns);
-            }
         }
         Ok(())
     }

@@ -1,13 +1,18 @@
 //! Three nodes, a volume, a client, and everything that can go wrong.
 
+mod settle;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use nuage_block::{Completion, Operation, Outcome as Answer, Request};
-use nuage_engine::{AckMode, Clock, CopyOptions, HeadEvent, HeadOptions, ReplicaStore, VolumeHead};
-use nuage_journal::{Cipher, Now, Store, TailRule, VolumeSpec};
+use nuage_engine::{
+    AckMode, Clock, CopyOptions, CopyState, CopyStatus, HeadEvent, HeadOptions, ReplicaStore,
+    VolumeHead,
+};
+use nuage_journal::{Cipher, Now, Retention, Store, TailRule, VolumeSpec};
 use nuage_replica::{Policy, PolicyName};
 
 use crate::checker::Checker;
@@ -17,16 +22,29 @@ use crate::prng::Prng;
 const NODES: usize = 3;
 const BLOCKS: u64 = 64;
 const BLOCK: usize = 4096;
-const STEPS: u64 = 1500;
-const QUIET_STEPS: u64 = 20_000;
+const STEPS_MAX: u64 = 1200;
+const SEGMENT_BYTES: u32 = 256 << 10;
 
+/// What time it is, and how a node's clocks tell it.
 struct SimClock(Cell<u64>);
 
-impl Clock for SimClock {
+struct NodeClock {
+    real: Rc<SimClock>,
+    /// Parts in a million that it runs fast or slow; 1 % is what the lease allows for.
+    drift_ppm: i64,
+    offset_ns: u64,
+    /// How far its idea of UTC is off.
+    skew_ns: i64,
+}
+
+impl Clock for NodeClock {
     fn now(&self) -> Now {
+        let real_ns = self.real.0.get();
+        let drift_ns = i128::from(real_ns) * i128::from(self.drift_ppm) / 1_000_000;
+        let told_ns = u64::try_from(i128::from(real_ns) + drift_ns).unwrap_or(real_ns);
         Now {
-            monotonic_ns: self.0.get(),
-            unix_ns: 1_700_000_000_000_000_000 + self.0.get(),
+            monotonic_ns: self.offset_ns + told_ns,
+            unix_ns: (1_700_000_000_000_000_000 + real_ns).saturating_add_signed(self.skew_ns),
         }
     }
 }
@@ -40,8 +58,7 @@ enum Role {
 struct Node {
     medium: Rc<RefCell<Medium>>,
     role: Role,
-    /// The disk failed: it never comes back.
-    lost: bool,
+    clock: Rc<NodeClock>,
 }
 
 /// A connection of a head to a copy: bytes with the time they arrive.
@@ -67,8 +84,13 @@ pub struct Outcome {
     pub failovers: u64,
     pub crashes: u64,
     pub views_checked: u64,
+    /// Disks replaced by empty ones, and copies made anew from another's blocks.
+    pub replaced: u64,
+    pub rebuilt: u64,
 }
 
+// What kind of world it is: each is drawn apart.
+#[allow(clippy::struct_excessive_bools)]
 struct World {
     prng: Prng,
     clock: Rc<SimClock>,
@@ -80,6 +102,11 @@ struct World {
     mode: AckMode,
     encrypted: bool,
     rots: bool,
+    /// History is short: copies that were away are made anew.
+    forgets: bool,
+    /// Disks are full now and then.
+    fills: bool,
+    steps: u64,
     term: u64,
     checker: Checker,
     in_flight: BTreeMap<(usize, u64), Wish>,
@@ -90,6 +117,9 @@ struct World {
     outcome: Outcome,
     told: Vec<String>,
     serving: [bool; NODES],
+    /// Copies that were being made anew at the last look.
+    rebuilding: [bool; NODES],
+    quiet_steps: u64,
 }
 
 /// Play one seed.
@@ -106,7 +136,7 @@ pub fn replay(seed: u64) -> (Result<Outcome, String>, Vec<String>) {
 
 fn play(world: &mut World) -> Result<Outcome, String> {
     let told = format!("{:?} {:?}", world.name, world.mode);
-    for step in 0..STEPS {
+    for step in 0..world.steps {
         world
             .step()
             .map_err(|error| format!("{told} step {step}: {error}"))?;
@@ -136,21 +166,19 @@ impl World {
         for number in 0..NODES as u64 {
             let medium = Medium::new(seed ^ (number + 1) << 40);
             let mut disk = SimDisk::new(&medium, seed);
-            let spec = VolumeSpec {
-                volume: [5; 16],
-                size_bytes: BLOCKS * BLOCK as u64,
-                logical_block_bytes: 512,
-                segment_bytes: 256 << 10,
-                encrypted,
-                created_ns: 1,
-            };
-            Store::create(&mut disk, &spec).expect("a fresh disk takes a volume");
+            Store::create(&mut disk, &spec(encrypted)).expect("a fresh disk takes a volume");
             nodes.push(Node {
                 medium,
                 role: Role::Down,
-                lost: false,
+                clock: Rc::new(NodeClock {
+                    real: Rc::clone(&clock),
+                    drift_ppm: i64::try_from(prng.below(20_000)).unwrap_or(0) - 10_000,
+                    offset_ns: prng.below(1 << 40),
+                    skew_ns: i64::try_from(prng.below(1 << 32)).unwrap_or(0) - (1 << 31),
+                }),
             });
         }
+        let steps = 150 + prng.below(STEPS_MAX - 150);
         let mut world = Self {
             prng,
             clock,
@@ -162,6 +190,11 @@ impl World {
             mode,
             encrypted,
             rots: seed.is_multiple_of(8),
+            forgets: seed % 3 == 1,
+            fills: seed % 4 == 2,
+            steps,
+            rebuilding: [false; NODES],
+            quiet_steps: 0,
             term: 0,
             checker: Checker::default(),
             in_flight: BTreeMap::new(),
@@ -195,13 +228,69 @@ impl World {
     fn open_store(&mut self, node: usize) -> Option<Store<SimDisk>> {
         let disk = SimDisk::new(&self.nodes[node].medium, self.prng.draw());
         let cipher = self.encrypted.then(|| Cipher::new(&[3; 32]));
-        Store::open(disk, cipher, TailRule::OneOfSeveral).ok()
+        let mut store = Store::open(disk, cipher, TailRule::OneOfSeveral).ok()?;
+        if self.forgets {
+            store.set_retention(Retention {
+                window_ns: u64::MAX,
+                window_bytes: u64::from(SEGMENT_BYTES),
+                strict: false,
+            });
+        }
+        Some(store)
+    }
+
+    /// Every copy keeps its own history within bounds.
+    fn tidy(&mut self) {
+        for node in &mut self.nodes {
+            let now_ns = node.clock.now().unix_ns;
+            let store = match &mut node.role {
+                Role::Head(head) => Some(head.store_mut()),
+                Role::Replica(replica) => Some(replica.store_mut()),
+                Role::Down => None,
+            };
+            // An anchor that the horizon may move to: else there is one each MiB only.
+            if let Some(store) = store.filter(|_| self.forgets) {
+                store.checkpoint(false);
+            }
+            match &mut node.role {
+                Role::Head(head) => head.tidy(),
+                Role::Replica(replica) => replica.tidy(now_ns),
+                Role::Down => {}
+            }
+        }
+    }
+
+    /// Every copy has everything: one may lose some of it.
+    fn all_have_all(&self) -> bool {
+        self.nodes.iter().any(|found| match &found.role {
+            Role::Head(head) => {
+                // What was acknowledged is durable somewhere: if all have the same, they all have that.
+                let copies = head.copies();
+                let durable_seq = copies[0].durable_seq;
+                let has_all = |copy: &CopyStatus| {
+                    copy.state == CopyState::Live && copy.durable_seq == durable_seq
+                };
+                head.is_serving() && copies.iter().all(has_all)
+            }
+            _ => false,
+        })
+    }
+
+    /// A node gets an empty disk while all others have everything: its copy is made anew.
+    fn replace_disk(&mut self, node: usize) {
+        if !self.all_have_all() || !matches!(self.nodes[node].role, Role::Replica(_)) {
+            return;
+        }
+        self.crash(node);
+        let medium = Medium::new(self.prng.draw());
+        let mut disk = SimDisk::new(&medium, self.prng.draw());
+        Store::create_to_join(&mut disk, &spec(self.encrypted)).expect("a fresh disk");
+        self.nodes[node].medium = medium;
+        self.outcome.replaced += 1;
+        self.start_replica(node);
     }
 
     fn start_replica(&mut self, node: usize) {
-        if self.nodes[node].lost {
-            return;
-        }
         self.nodes[node].role = match self.open_store(node) {
             Some(store) => Role::Replica(Box::new(ReplicaStore::new(store))),
             None => Role::Down,
@@ -234,7 +323,7 @@ impl World {
             released: handover.released,
             steady: handover.steady,
         };
-        let clock: Rc<dyn Clock> = self.clock.clone();
+        let clock: Rc<dyn Clock> = self.nodes[node].clock.clone();
         match VolumeHead::open_replicated(handover.store, options, copies, clock) {
             Ok(head) => {
                 self.nodes[node].role = Role::Head(Box::new(head));
@@ -325,14 +414,25 @@ impl World {
             10..30 => self.cut = [[false; NODES]; NODES],
             30..33 => self.fail_over(node),
             33..36 => self.drop_links(|head, copy| (head, copy) == (node, other)),
-            36..38 if self.rots && self.mode == AckMode::Durable => {
+            36..38 if self.rots && self.mode == AckMode::Durable && self.all_have_all() => {
                 self.nodes[node].medium.borrow_mut().rot();
             }
+            38..39 if self.mode == AckMode::Durable => {
+                let mut medium = self.nodes[node].medium.borrow_mut();
+                medium.fail_next_write = true;
+            }
+            41..44 if self.fills => {
+                let mut medium = self.nodes[node].medium.borrow_mut();
+                medium.is_full = !medium.is_full;
+            }
+            44..60 if self.forgets && self.mode == AckMode::Durable => self.replace_disk(node),
+            60..75 => self.tidy(),
             _ => {}
         }
         for node in 0..NODES {
             let down = matches!(self.nodes[node].role, Role::Down);
-            if down && self.prng.one_in(25) {
+            // Where history is short, some stay away for longer than it.
+            if down && self.prng.one_in(if self.forgets { 100 } else { 25 }) {
                 self.start_replica(node);
             }
         }
@@ -389,7 +489,21 @@ impl World {
         }
     }
 
+    fn count_rebuilds(&mut self) {
+        let heads = self.nodes.iter().filter_map(|node| match &node.role {
+            Role::Head(head) => Some(head.copies()),
+            _ => None,
+        });
+        for (copy, status) in heads.flat_map(|copies| copies.into_iter().enumerate()) {
+            let is_rebuilding = status.state == CopyState::Rebuilding;
+            let is_done = status.state == CopyState::CatchingUp || status.state == CopyState::Live;
+            self.outcome.rebuilt += u64::from(self.rebuilding[copy] && is_done);
+            self.rebuilding[copy] = is_rebuilding || self.rebuilding[copy] && !is_done;
+        }
+    }
+
     fn tell_changes(&mut self) {
+        self.count_rebuilds();
         for node in 0..NODES {
             let serving = match &self.nodes[node].role {
                 Role::Head(head) => head.is_serving(),
@@ -576,179 +690,16 @@ impl World {
         }
         Ok(())
     }
+}
 
-    /// Heal everything, let one head lead, and check all that must hold.
-    fn settle(&mut self) -> Result<(), String> {
-        self.cut = [[false; NODES]; NODES];
-        for _ in 0..200 {
-            self.quiet_step()?;
-        }
-        for node in 0..NODES {
-            self.nodes[node].medium.borrow_mut().fuse = None;
-            if matches!(self.nodes[node].role, Role::Head(_)) {
-                self.crash(node);
-            }
-        }
-        for node in 0..NODES {
-            if matches!(self.nodes[node].role, Role::Down) {
-                self.start_replica(node);
-            }
-            if matches!(self.nodes[node].role, Role::Down) {
-                return Err(format!("node {node} does not open: {}", self.why_not(node)));
-            }
-        }
-        let leader = self.prng.below(NODES as u64) as usize;
-        self.lead(leader);
-        let head = (0..NODES).find(|node| matches!(self.nodes[*node].role, Role::Head(_)));
-        let head = head.ok_or("nobody leads")?;
-        for lba in 0..BLOCKS {
-            self.final_read(head, lba)?;
-        }
-        self.check_past(head)?;
-        if self.rots {
-            return Ok(()); // what rots in the log is mended block by block, not whole
-        }
-        self.wait_for_copies(head)?;
-        self.check_chains(head)
-    }
-
-    fn why_not(&mut self, node: usize) -> String {
-        let disk = SimDisk::new(&self.nodes[node].medium, 1);
-        let cipher = self.encrypted.then(|| Cipher::new(&[3; 32]));
-        Store::open(disk, cipher, TailRule::OneOfSeveral)
-            .err()
-            .map_or_else(|| "now it does".to_owned(), |error| error.to_string())
-    }
-
-    fn quiet_step(&mut self) -> Result<(), String> {
-        self.clock.0.set(self.clock.0.get() + 5_000_000);
-        self.turn()
-    }
-
-    fn final_read(&mut self, head: usize, lba: u64) -> Result<(), String> {
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        self.in_flight.insert((head, tag), Wish::Read { lba });
-        self.checker.read_begins(lba, tag);
-        let offset = lba * BLOCK as u64;
-        if let Role::Head(found) = &mut self.nodes[head].role {
-            found.submit(Request {
-                tag,
-                operation: Operation::Read {
-                    offset,
-                    length: 4096,
-                },
-            });
-        }
-        let before = self.outcome.reads_checked;
-        let give_up = |world: &mut Self| {
-            for node in 0..NODES {
-                world.tell(node, "is stuck");
-            }
-            if let Role::Head(found) = &world.nodes[head].role {
-                let copies = format!("{:?}", found.copies());
-                world.told.push(copies);
-            }
-        };
-        for _ in 0..QUIET_STEPS {
-            self.quiet_step()?;
-            if !self.in_flight.contains_key(&(head, tag)) {
-                break;
-            }
-        }
-        if self.outcome.reads_checked == before {
-            give_up(self);
-            return Err(format!("block {lba} cannot be read at the end"));
-        }
-        Ok(())
-    }
-
-    /// History: the present view equals what was just read, and views at any seq can be made.
-    fn check_past(&mut self, head: usize) -> Result<(), String> {
-        let Role::Head(found) = &mut self.nodes[head].role else {
-            return Ok(());
-        };
-        let store = found.store_mut();
-        let (horizon, applied) = (store.horizon_seq(), store.applied_seq());
-        let view = store
-            .view(applied)
-            .map_err(|error| format!("view of {applied}: {error}"))?;
-        for lba in 0..BLOCKS {
-            if view.index.get(lba) != store.state().index.get(lba) {
-                return Err(format!(
-                    "block {lba}: the view of now differs from the index"
-                ));
-            }
-        }
-        for _ in 0..4 {
-            let seq = horizon + self.prng.below(applied - horizon + 1);
-            store
-                .view(seq)
-                .map_err(|error| format!("view of {seq}: {error}"))?;
-            self.outcome.views_checked += 1;
-        }
-        Ok(())
-    }
-
-    fn wait_for_copies(&mut self, head: usize) -> Result<(), String> {
-        for _ in 0..QUIET_STEPS {
-            self.quiet_step()?;
-            let Role::Head(found) = &self.nodes[head].role else {
-                return Err("head gone".into());
-            };
-            let tail = found.store().tail().seq;
-            if found.copies().iter().all(|copy| copy.durable_seq == tail) {
-                return Ok(());
-            }
-        }
-        let Role::Head(found) = &self.nodes[head].role else {
-            return Err("head gone".into());
-        };
-        Err(format!(
-            "copies do not catch up with {}: {:?}",
-            found.store().tail().seq,
-            found.copies()
-        ))
-    }
-
-    /// Every copy holds one unbroken chain, the same everywhere.
-    fn check_chains(&mut self, head: usize) -> Result<(), String> {
-        let mut chains: Vec<Vec<[u8; 32]>> = Vec::new();
-        for node in 0..NODES {
-            let store = match &mut self.nodes[node].role {
-                Role::Head(found) => found.store_mut(),
-                Role::Replica(found) => found.store_mut(),
-                Role::Down => return Err(format!("node {node} is down at the end")),
-            };
-            let mut chain = Vec::new();
-            let (mut seq, mut previous) = (0, [0; 32]);
-            loop {
-                let bytes = store
-                    .read_groups(seq, 1 << 20)
-                    .map_err(|error| error.to_string())?;
-                if bytes.is_empty() {
-                    break;
-                }
-                let mut at = 0;
-                while at < bytes.len() {
-                    // Rotten payload keeps its header: the chain is of headers.
-                    let group = nuage_journal::GroupHead::decode(&bytes[at..])
-                        .map_err(|error| format!("node {node} after seq {seq}: {error}"))?;
-                    if group.info.previous_chain != previous {
-                        return Err(format!("node {node}: chain broken after seq {seq}"));
-                    }
-                    previous = group.chain;
-                    seq = group.info.last_seq();
-                    chain.push(previous);
-                    at += group.info.total_blocks() as usize * BLOCK;
-                }
-            }
-            chains.push(chain);
-        }
-        let odd = (0..NODES).find(|node| chains[*node] != chains[head]);
-        odd.map_or(Ok(()), |node| {
-            Err(format!("copy {node} differs from the head's"))
-        })
+fn spec(encrypted: bool) -> VolumeSpec {
+    VolumeSpec {
+        volume: [5; 16],
+        size_bytes: BLOCKS * BLOCK as u64,
+        logical_block_bytes: 512,
+        segment_bytes: SEGMENT_BYTES,
+        encrypted,
+        created_ns: 1,
     }
 }
 

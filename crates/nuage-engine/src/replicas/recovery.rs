@@ -1,0 +1,111 @@
+//! How a new head finds the log to go on from (docs/protocols/replication.md §1, rule 2).
+
+use std::sync::Arc;
+
+use nuage_journal::{Disk, Group, JournalError, Store};
+use nuage_replica::{Copies, Frame, Tail, rules, takeover_wait_ns};
+
+use super::{CATCH_UP_BYTES, CopyState, Phase, Replicas, Wish, tail_of};
+
+impl Replicas {
+    pub(super) fn try_recover<D: Disk>(
+        &mut self,
+        store: &mut Store<D>,
+    ) -> Result<(), JournalError> {
+        let mut tails: Vec<Option<Tail>> = self
+            .peers
+            .iter()
+            .map(|peer| peer.tail.filter(|_| peer.state == CopyState::Fenced))
+            .collect();
+        tails[self.me] = Some(tail_of(store));
+        let own = store.is_whole() && (self.own_steady || !self.from_memory);
+        let mut trusted = Copies::from(own) << self.me;
+        for (copy, peer) in self.peers.iter().enumerate() {
+            trusted |= Copies::from(peer.trusted && copy != self.me) << copy;
+        }
+        if !rules::may_recover(&self.policy, &tails, trusted) {
+            return Ok(());
+        }
+        let Some(best) = rules::choose(&tails) else {
+            return Ok(());
+        };
+        let released = self.own_released
+            && tails
+                .iter()
+                .zip(&self.peers)
+                .enumerate()
+                .all(|(copy, (tail, peer))| copy == self.me || tail.is_none() || peer.released);
+        let wait_ns = if released { 0 } else { takeover_wait_ns() };
+        self.visible_from_ns = self.now.monotonic_ns + wait_ns;
+        if best == self.me || tails[best] == tails[self.me] {
+            self.finish_recovery(store);
+            return Ok(());
+        }
+        let applied = store.state().position;
+        self.fetched_to = Tail {
+            seq: applied.seq,
+            epoch: applied.epoch,
+            chain: applied.chain,
+        };
+        self.phase = Phase::Fetching { from: best };
+        self.ask_for_groups(best, applied.seq);
+        Ok(())
+    }
+
+    pub(super) fn ask_for_groups(&mut self, copy: usize, after_seq: u64) {
+        let bytes = CATCH_UP_BYTES as u32;
+        let now_ns = self.now.monotonic_ns;
+        self.peers[copy].send(&Frame::Fetch { after_seq, bytes }, now_ns);
+    }
+
+    pub(super) fn take_groups<D: Disk>(
+        &mut self,
+        copy: usize,
+        last: bool,
+        groups: &[u8],
+        store: &mut Store<D>,
+    ) -> Result<(), JournalError> {
+        // Only what conflicts is given up: what both have may have been acknowledged, and must not be missing
+        // here for a moment.
+        let mut common = self.fetched_to;
+        let mut at = 0;
+        while at < groups.len() {
+            let group = Group::decode(&groups[at..])?;
+            at += group.total_bytes() as usize;
+            let here = Tail {
+                seq: group.head.info.last_seq(),
+                epoch: group.head.info.epoch,
+                chain: group.head.chain,
+            };
+            if here.seq > store.tail().seq || store.chain_at(here.seq)? != Some(here.chain) {
+                store.truncate_after(common.seq, &common.chain)?;
+                store.append(self.epoch, Arc::new(group))?;
+            }
+            common = here;
+        }
+        self.fetched_to = common;
+        if !last {
+            self.ask_for_groups(copy, common.seq);
+            return Ok(());
+        }
+        store.truncate_after(common.seq, &common.chain)?;
+        if Some(tail_of(store)) == self.peers[copy].tail {
+            self.finish_recovery(store);
+        } else {
+            self.phase = Phase::Fencing;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish_recovery<D: Disk>(&mut self, store: &Store<D>) {
+        self.phase = Phase::Serving;
+        self.first_seq = store.tail().seq + 1;
+        self.local_log(store.tail().seq, store.durable_seq());
+        self.recent.clear();
+        self.recent_bytes = 0;
+        for peer in &mut self.peers {
+            (peer.memory_seq, peer.durable_seq) = (0, 0);
+        }
+        self.wishes.push(Wish::StartEpoch);
+    }
+}

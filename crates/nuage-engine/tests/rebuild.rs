@@ -1,0 +1,279 @@
+//! A copy that was away for longer than the history reaches, or whose disk is new, is made anew while the head
+//! writes on.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nuage_block::{Operation, Outcome, Request};
+use nuage_disk::{FileDisk, Method};
+use nuage_engine::{AckMode, Clock, CopyOptions, CopyState, HeadOptions, ReplicaStore, VolumeHead};
+use nuage_journal::{BLOCK_BYTES, Now, Retention, SEGMENT_BYTES_MIN, Store, TailRule, VolumeSpec};
+use nuage_replica::{Policy, PolicyName};
+use tempfile::TempDir;
+
+const BLOCKS: u64 = 96;
+/// Turns after which a story that does not come to its end is wrong.
+const TURNS_MAX: usize = 200_000;
+
+#[derive(Default)]
+struct HandClock(Cell<u64>);
+
+impl Clock for HandClock {
+    fn now(&self) -> Now {
+        Now {
+            monotonic_ns: self.0.get(),
+            unix_ns: 1_700_000_000_000_000_000 + self.0.get(),
+        }
+    }
+}
+
+/// A head, and the two copies that it has elsewhere.
+struct Set {
+    clock: Rc<HandClock>,
+    head: VolumeHead<FileDisk>,
+    copies: [Option<ReplicaStore<FileDisk>>; 2],
+    next_tag: u64,
+}
+
+fn spec() -> VolumeSpec {
+    VolumeSpec {
+        volume: [7; 16],
+        size_bytes: BLOCKS * BLOCK_BYTES as u64,
+        logical_block_bytes: 512,
+        segment_bytes: SEGMENT_BYTES_MIN,
+        encrypted: false,
+        created_ns: 1,
+    }
+}
+
+fn open(directory: &Path) -> Store<FileDisk> {
+    let disk = FileDisk::open(directory, Method::Threads).expect("a directory");
+    let mut store = Store::open(disk, None, TailRule::OneOfSeveral).expect("a copy");
+    store.set_retention(Retention {
+        window_ns: u64::MAX,
+        window_bytes: u64::from(SEGMENT_BYTES_MIN),
+        strict: false,
+    });
+    store
+}
+
+fn create(directory: &Path, joins: bool) {
+    let mut disk = FileDisk::open(directory, Method::Threads).expect("a directory");
+    let created = if joins {
+        Store::create_to_join(&mut disk, &spec())
+    } else {
+        Store::create(&mut disk, &spec())
+    };
+    created.expect("an empty directory takes a copy");
+}
+
+impl Set {
+    fn new(directories: &[TempDir]) -> Self {
+        let clock = Rc::new(HandClock(Cell::new(10_000_000_000)));
+        for directory in &directories[..3] {
+            create(directory.path(), false);
+        }
+        let options = HeadOptions {
+            name: Arc::from("v"),
+            mode: AckMode::Durable,
+            term: 1,
+            head: "a".to_owned(),
+        };
+        let policy = Policy::named(PolicyName::Any2Of3, 3).expect("three copies");
+        let copies = CopyOptions {
+            policy,
+            count: 3,
+            me: 0,
+            released: true,
+            steady: true,
+        };
+        let store = open(directories[0].path());
+        let own: Rc<dyn Clock> = clock.clone();
+        let head = VolumeHead::open_replicated(store, options, copies, own).expect("a head");
+        let mut set = Self {
+            clock,
+            head,
+            copies: [None, None],
+            next_tag: 1,
+        };
+        set.connect(0, open(directories[1].path()));
+        set.connect(1, open(directories[2].path()));
+        set.until(|set| set.head.is_serving());
+        set
+    }
+
+    fn connect(&mut self, copy: usize, store: Store<FileDisk>) {
+        let mut replica = ReplicaStore::new(store);
+        replica.session_opened(1);
+        self.copies[copy] = Some(replica);
+        self.head.peer_connected(copy + 1);
+    }
+
+    fn disconnect(&mut self, copy: usize) {
+        self.copies[copy] = None;
+        self.head.peer_disconnected(copy + 1);
+    }
+
+    /// Everybody takes a turn; returns how many requests were answered.
+    fn turn(&mut self) -> usize {
+        self.clock.0.set(self.clock.0.get() + 1_000_000);
+        let mut completions = Vec::new();
+        self.head.poll(&mut completions);
+        for (copy, replica) in self.copies.iter_mut().enumerate() {
+            let Some(replica) = replica else { continue };
+            let bytes = self.head.peer_output(copy + 1);
+            replica.receive(1, &bytes).expect("frames");
+            replica.poll();
+            let bytes = replica.output(1);
+            self.head.peer_receive(copy + 1, &bytes).expect("frames");
+        }
+        let done = |completion: &nuage_block::Completion| completion.outcome == Outcome::Done;
+        assert!(completions.iter().all(done), "{completions:?}");
+        completions.len()
+    }
+
+    fn until(&mut self, reached: impl Fn(&Self) -> bool) {
+        for _ in 0..TURNS_MAX {
+            if reached(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("never reached: {:?}", self.head.copies());
+    }
+
+    /// Write `value` to all these blocks and wait for the answers.
+    fn write(&mut self, lbas: impl Iterator<Item = u64>, value: u8) {
+        let mut missing = 0;
+        for lba in lbas {
+            let tag = self.next_tag;
+            self.next_tag += 1;
+            let operation = Operation::Write {
+                offset: lba * BLOCK_BYTES as u64,
+                data: vec![value; BLOCK_BYTES],
+                fua: false,
+            };
+            self.head.submit(Request { tag, operation });
+            missing += 1;
+        }
+        for _ in 0..TURNS_MAX {
+            missing -= self.turn();
+            if missing == 0 {
+                return;
+            }
+        }
+        panic!("writes are never answered: {:?}", self.head.copies());
+    }
+
+    /// Write until the oldest log is gone from the head and what it shows moved to base segments.
+    fn write_past_the_horizon(&mut self) {
+        for round in 0..6u8 {
+            self.write((0..BLOCKS).step_by(2), round + 1);
+            self.head.store_mut().checkpoint(false);
+            self.until(|set| set.head.store().is_idle());
+            self.head.tidy();
+        }
+        assert!(self.head.store().horizon_seq() > 0, "history moved on");
+        assert!(
+            self.head.store_mut().read_groups(0, 1 << 20).is_err(),
+            "the log is gone"
+        );
+    }
+
+    fn is_live(&self, copy: usize) -> bool {
+        let status = self.head.copies()[copy + 1];
+        let tail = self.head.store().tail().seq;
+        status.state == CopyState::Live && status.durable_seq == tail
+    }
+
+    /// Both hold the same volume, now and at the head's oldest moment that both have.
+    fn same(&mut self, copy: usize) {
+        // What is committed is told with the next frame.
+        let applied = self.head.store().applied_seq();
+        self.until(|set| {
+            let of = |copy: &ReplicaStore<FileDisk>| {
+                copy.store().applied_seq() == applied && copy.store().is_whole()
+            };
+            set.copies[copy].as_ref().is_some_and(of)
+        });
+        let replica = self.copies[copy].as_mut().expect("connected").store_mut();
+        let head = self.head.store_mut();
+        let oldest = head.horizon_seq().max(replica.horizon_seq());
+        for seq in [oldest, applied] {
+            let ours = head.base_reader(seq).expect("within history");
+            let theirs = replica.base_reader(seq).expect("within history");
+            assert_eq!(ours.block_count(), theirs.block_count());
+            assert_eq!(ours.digest(), theirs.digest(), "after {seq}");
+            assert_eq!(ours.position.chain, theirs.position.chain);
+        }
+    }
+}
+
+fn directories() -> Vec<TempDir> {
+    (0..4)
+        .map(|_| TempDir::new().expect("a directory"))
+        .collect()
+}
+
+#[test]
+fn a_copy_behind_the_horizon_is_made_anew_while_the_head_writes() {
+    let directories = directories();
+    let mut set = Set::new(&directories);
+    set.write(0..1, 200);
+    set.until(|set| set.is_live(1));
+    set.disconnect(1);
+    set.write_past_the_horizon();
+    set.connect(1, open(directories[2].path()));
+    set.until(|set| set.head.copies()[2].state == CopyState::Rebuilding);
+    set.write(0..BLOCKS / 4, 99);
+    set.until(|set| set.is_live(1));
+    set.same(1);
+    // It is that copy after a restart as well.
+    set.disconnect(1);
+    set.connect(1, open(directories[2].path()));
+    set.until(|set| set.is_live(1));
+    set.same(1);
+}
+
+#[test]
+fn an_empty_copy_vouches_for_nothing_until_it_has_everything() {
+    let directories = directories();
+    let mut set = Set::new(&directories);
+    set.write_past_the_horizon();
+    set.until(|set| set.is_live(1));
+    set.disconnect(1);
+    create(directories[3].path(), true);
+    let store = open(directories[3].path());
+    assert!(!store.is_whole());
+    set.connect(1, store);
+    set.until(|set| set.is_live(1));
+    set.same(1);
+}
+
+#[test]
+fn a_rebuild_that_broke_off_goes_on_where_it_was() {
+    let directories = directories();
+    let mut set = Set::new(&directories);
+    set.write_past_the_horizon();
+    set.write(0..BLOCKS, 7);
+    set.write_past_the_horizon();
+    set.until(|set| set.is_live(1));
+    set.disconnect(1);
+    create(directories[3].path(), true);
+    set.connect(1, open(directories[3].path()));
+    let done = |set: &Set| {
+        set.head.copies()[2]
+            .rebuild
+            .map_or(0, |rebuild| rebuild.done_blocks)
+    };
+    set.until(|set| done(set) >= 64);
+    set.disconnect(1);
+    set.connect(1, open(directories[3].path()));
+    // Three groups of 16 blocks fill a segment: what was sealed is there, what was open is sent again.
+    set.until(|set| done(set) > 0);
+    assert!(done(&set) >= 48, "{}", done(&set));
+    set.until(|set| set.is_live(1));
+    set.same(1);
+}

@@ -1,0 +1,207 @@
+//! How a run ends: everything heals, one head leads, and what must hold is checked.
+
+use nuage_block::{Operation, Request};
+use nuage_journal::{Cipher, Store, TailRule};
+
+use super::{BLOCK, BLOCKS, NODES, Role, SimDisk, Wish, World};
+
+/// Steps that a healed world gets to come to rest.
+const QUIET_STEPS: u64 = 20_000;
+
+impl World {
+    /// Heal everything, let one head lead, and check all that must hold.
+    pub(super) fn settle(&mut self) -> Result<(), String> {
+        self.cut = [[false; NODES]; NODES];
+        for node in &self.nodes {
+            node.medium.borrow_mut().is_full = false;
+        }
+        for _ in 0..200 {
+            self.quiet_step()?;
+        }
+        for node in 0..NODES {
+            let mut medium = self.nodes[node].medium.borrow_mut();
+            (medium.fuse, medium.fail_next_write, medium.is_full) = (None, false, false);
+            drop(medium);
+            if matches!(self.nodes[node].role, Role::Head(_)) {
+                self.crash(node);
+            }
+        }
+        for node in 0..NODES {
+            if matches!(self.nodes[node].role, Role::Down) {
+                self.start_replica(node);
+            }
+            if matches!(self.nodes[node].role, Role::Down) {
+                return Err(format!("node {node} does not open: {}", self.why_not(node)));
+            }
+        }
+        let leader = self.prng.below(NODES as u64) as usize;
+        self.lead(leader);
+        let head = (0..NODES).find(|node| matches!(self.nodes[*node].role, Role::Head(_)));
+        let head = head.ok_or("nobody leads")?;
+        for lba in 0..BLOCKS {
+            self.final_read(head, lba)?;
+        }
+        self.check_past(head)?;
+        if self.rots {
+            return Ok(()); // what rots in the log is mended block by block, not whole
+        }
+        self.wait_for_copies(head)?;
+        self.check_chains(head)
+    }
+
+    pub(super) fn why_not(&mut self, node: usize) -> String {
+        let disk = SimDisk::new(&self.nodes[node].medium, 1);
+        let cipher = self.encrypted.then(|| Cipher::new(&[3; 32]));
+        Store::open(disk, cipher, TailRule::OneOfSeveral)
+            .err()
+            .map_or_else(|| "now it does".to_owned(), |error| error.to_string())
+    }
+
+    fn store(&mut self, node: usize) -> Result<&mut Store<SimDisk>, String> {
+        match &mut self.nodes[node].role {
+            Role::Head(found) => Ok(found.store_mut()),
+            Role::Replica(found) => Ok(found.store_mut()),
+            Role::Down => Err(format!("node {node} is down at the end")),
+        }
+    }
+
+    pub(super) fn quiet_step(&mut self) -> Result<(), String> {
+        self.clock.0.set(self.clock.0.get() + 5_000_000);
+        self.quiet_steps += 1;
+        if self.quiet_steps.is_multiple_of(200) {
+            self.tidy(); // as daemons do each second
+        }
+        self.turn()
+    }
+
+    pub(super) fn final_read(&mut self, head: usize, lba: u64) -> Result<(), String> {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.in_flight.insert((head, tag), Wish::Read { lba });
+        self.checker.read_begins(lba, tag);
+        let offset = lba * BLOCK as u64;
+        if let Role::Head(found) = &mut self.nodes[head].role {
+            found.submit(Request {
+                tag,
+                operation: Operation::Read {
+                    offset,
+                    length: 4096,
+                },
+            });
+        }
+        let before = self.outcome.reads_checked;
+        let give_up = |world: &mut Self| {
+            for node in 0..NODES {
+                world.tell(node, "is stuck");
+            }
+            if let Role::Head(found) = &world.nodes[head].role {
+                let copies = format!("{:?}", found.copies());
+                world.told.push(copies);
+            }
+        };
+        for _ in 0..QUIET_STEPS {
+            self.quiet_step()?;
+            if !self.in_flight.contains_key(&(head, tag)) {
+                break;
+            }
+        }
+        if self.outcome.reads_checked == before {
+            give_up(self);
+            return Err(format!("block {lba} cannot be read at the end"));
+        }
+        Ok(())
+    }
+
+    /// History: the present view equals what was just read, and views at any seq can be made.
+    pub(super) fn check_past(&mut self, head: usize) -> Result<(), String> {
+        let Role::Head(found) = &mut self.nodes[head].role else {
+            return Ok(());
+        };
+        let store = found.store_mut();
+        let (horizon, applied) = (store.horizon_seq(), store.applied_seq());
+        let view = store
+            .view(applied)
+            .map_err(|error| format!("view of {applied}: {error}"))?;
+        for lba in 0..BLOCKS {
+            if view.index.get(lba) != store.state().index.get(lba) {
+                return Err(format!(
+                    "block {lba}: the view of now differs from the index"
+                ));
+            }
+        }
+        for _ in 0..4 {
+            let seq = horizon + self.prng.below(applied - horizon + 1);
+            store
+                .view(seq)
+                .map_err(|error| format!("view of {seq}: {error}"))?;
+            self.outcome.views_checked += 1;
+        }
+        Ok(())
+    }
+
+    pub(super) fn wait_for_copies(&mut self, head: usize) -> Result<(), String> {
+        for _ in 0..QUIET_STEPS {
+            self.quiet_step()?;
+            let Role::Head(found) = &self.nodes[head].role else {
+                return Err("head gone".into());
+            };
+            let tail = found.store().tail().seq;
+            if found.copies().iter().all(|copy| copy.durable_seq == tail) {
+                return Ok(());
+            }
+        }
+        let Role::Head(found) = &self.nodes[head].role else {
+            return Err("head gone".into());
+        };
+        Err(format!(
+            "copies do not catch up with {}: {:?}",
+            found.store().tail().seq,
+            found.copies()
+        ))
+    }
+
+    /// Every copy holds one unbroken chain, the same everywhere.
+    pub(super) fn check_chains(&mut self, head: usize) -> Result<(), String> {
+        let mut chains: Vec<Vec<[u8; 32]>> = Vec::new();
+        let mut begins = 0;
+        for node in 0..NODES {
+            begins = begins.max(self.store(node)?.horizon_seq());
+        }
+        for node in 0..NODES {
+            let store = self.store(node)?;
+            let mut chain = Vec::new();
+            let begin = store.chain_at(begins).map_err(|error| error.to_string())?;
+            let Some(begin) = begin else {
+                return Err(format!("node {node} has no end of a group at {begins}"));
+            };
+            let (mut seq, mut previous) = (begins, begin);
+            chain.push(begin);
+            loop {
+                let bytes = store
+                    .read_groups(seq, 1 << 20)
+                    .map_err(|error| error.to_string())?;
+                if bytes.is_empty() {
+                    break;
+                }
+                let mut at = 0;
+                while at < bytes.len() {
+                    // Rotten payload keeps its header: the chain is of headers.
+                    let group = nuage_journal::GroupHead::decode(&bytes[at..])
+                        .map_err(|error| format!("node {node} after seq {seq}: {error}"))?;
+                    if group.info.previous_chain != previous {
+                        return Err(format!("node {node}: chain broken after seq {seq}"));
+                    }
+                    previous = group.chain;
+                    seq = group.info.last_seq();
+                    chain.push(previous);
+                    at += group.info.total_blocks() as usize * BLOCK;
+                }
+            }
+            chains.push(chain);
+        }
+        let odd = (0..NODES).find(|node| chains[*node] != chains[head]);
+        odd.map_or(Ok(()), |node| {
+            Err(format!("copy {node} differs from the head's"))
+        })
+    }
+}
