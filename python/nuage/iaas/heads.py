@@ -19,10 +19,9 @@ import structlog
 
 from nuage.errors import Conflict, NuageError
 from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
-from nuage.iaas.erasure import delete_with_copies, erasure_of, is_gone
+from nuage.iaas.erasure import erasure_of, is_gone
 from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
 from nuage.iaas.site import Site
-from nuage.iaas.templates import is_useless
 from nuage.iaas.volumes import ionode_spaces
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.desired import CopyReport, IonodeReport
@@ -429,8 +428,6 @@ class HeadKeeper:
         for volume in self.own():
             if is_gone(site.index, volume):
                 await site.delete(volume)
-            elif is_useless(site, volume):
-                await delete_with_copies(site, volume)
 
 
 def _less(nodes: tuple[NodeId, ...], node_id: NodeId) -> tuple[NodeId, ...]:
