@@ -26,7 +26,12 @@ what would help.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
+
+import msgspec
+
+# What msgspec raises on bytes that are no document: not only its own error.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class NuageError(Exception):

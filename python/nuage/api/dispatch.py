@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from nuage.errors import InvalidRequest, NuageError
+from nuage.errors import UNREADABLE, InvalidRequest, NuageError
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
@@ -215,7 +215,7 @@ def decode_body(operation: Operation[object, object], data: bytes) -> object:
         return msgspec.json.decode(data, type=operation.body)
     except msgspec.ValidationError as error:
         raise invalid_body(error) from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
 
 

@@ -18,7 +18,7 @@ from nuage.api.dispatch import Caller, Dispatcher, invalid_body
 from nuage.api.errors import document_of, status_of
 from nuage.api.events import EventRing
 from nuage.api.openapi import openapi_document
-from nuage.errors import InvalidRequest, NuageError, Unauthenticated
+from nuage.errors import UNREADABLE, InvalidRequest, NuageError, Unauthenticated
 from nuage.iaas.consoles import SCROLLBACK_BYTES
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
@@ -221,7 +221,7 @@ class _Routes:
             body = msgspec.json.decode(await request.read(), type=LogIn)
         except msgspec.ValidationError as error:
             raise invalid_body(error) from None
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"the body is not JSON: {error}") from None
         token = await self._doors.issuer.issue(body.name, body.secret)
         return self._result(request, {"token": token}, 201)
@@ -316,7 +316,7 @@ async def _body_of(request: web.Request, operation: Operation[object, object]) -
     data = await request.read()
     try:
         document = msgspec.json.decode(data) if data else {}
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidRequest("the body is not a JSON object")

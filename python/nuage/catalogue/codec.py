@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from nuage.errors import CorruptData, InvalidRequest, NuageError
+from nuage.errors import UNREADABLE, CorruptData, InvalidRequest, NuageError
 from nuage.model.record import KIND_OF, KINDS, Noun
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -81,5 +81,5 @@ def decode_value(kind: str, body: bytes, *, where: str) -> Noun:
         return _DECODERS[kind].decode(body)
     except KeyError:
         raise CorruptData(f"unknown kind {kind!r}", where=where) from None
-    except (msgspec.DecodeError, NuageError) as error:
+    except (*UNREADABLE, NuageError) as error:
         raise CorruptData(f"the body is no {kind}: {error}", where=where) from error

@@ -28,7 +28,7 @@ from nuage.catalogue.cached import CachedCatalogue, records_of
 from nuage.catalogue.store import CHANGES_PER_WRITE_MAX, WRITE_BYTES_MAX, Change, Compacted, Event
 from nuage.catalogue.table import Prepared, PreparedPut, Staged, Table, prepare
 from nuage.clock import Clock
-from nuage.errors import CorruptData, NuageError, TimedOut, Unavailable
+from nuage.errors import UNREADABLE, CorruptData, NuageError, TimedOut, Unavailable
 from nuage.etcd.client import EtcdClient, WatchCompacted
 from nuage.etcd.messages import (
     Compare,
@@ -466,6 +466,6 @@ def _closed(site: SiteId) -> Unavailable:
 def _parse(kv: KeyValue) -> _Stored:
     try:
         return msgspec.json.decode(kv.value, type=_Stored)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         where = kv.key.decode(errors="replace")
         raise CorruptData(f"etcd's {where} is no catalogue entry: {error}", where=where) from error

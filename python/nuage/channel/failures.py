@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from nuage.channel.frames import Failure
-from nuage.errors import NuageError
+from nuage.errors import UNREADABLE, NuageError
 
 MESSAGE_CHARS_MAX: Final = 4000  # an error is read by people
 
@@ -40,7 +40,7 @@ def error_of(failure: Failure) -> NuageError:
     NuageError.__init__(error, failure.message, hint=failure.hint)
     try:
         fields = _fields_decoder.decode(failure.fields)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         fields = {}  # the class and the message still say what happened
     for name, value in fields.items():
         if name.isidentifier() and not name.startswith("_") and not hasattr(cls, name):

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
-from nuage.errors import LocalProtocolError, RemoteProtocolError
+from nuage.errors import UNREADABLE, LocalProtocolError, RemoteProtocolError
 
 LENGTH_BYTES: Final = 4
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024  # a whole desired state of a node fits many times
@@ -167,7 +167,7 @@ def decode_frame(payload: bytes | memoryview) -> Frame:
     """
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise RemoteProtocolError(f"the peer sent what is not a frame: {error}") from error
 
 

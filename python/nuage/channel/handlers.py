@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
-from nuage.errors import Forbidden, InvalidRequest, LocalProtocolError, NotFound
+from nuage.errors import UNREADABLE, Forbidden, InvalidRequest, LocalProtocolError, NotFound
 from nuage.model.infrastructure import NodeRole
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _body_reader(name: str, body_type: type[BodyT]) -> Callable[[msgspec.Raw], B
             return decoder.decode(body)
         except msgspec.ValidationError as error:
             raise InvalidRequest(f"the body of {name!r}: {error}", field=_path(error)) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"the body of {name!r} is not MessagePack") from error
 
     return read

@@ -37,7 +37,7 @@ from nuage.channel.identity import Identity
 from nuage.channel.machine import PING_AFTER_S, ChannelMachine, Event, Opened
 from nuage.channel.subscription import Inbox, Subscription
 from nuage.clock import Clock
-from nuage.errors import NuageError, RemoteProtocolError, TimedOut, Unavailable
+from nuage.errors import UNREADABLE, NuageError, RemoteProtocolError, TimedOut, Unavailable
 
 CALL_TIMEOUT_S: Final = 10.0  # what a caller that names none waits
 STREAM_CREDIT: Final = 64  # items in flight: a round trip of 20 ms still gives 3200 items/s
@@ -321,7 +321,7 @@ class Peer:
     def _decoded(self, method: str, body: msgspec.Raw, result_type: type[T]) -> T:
         try:
             return _decoder_of(result_type).decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise RemoteProtocolError(
                 f"{self.identity} answered {method!r} with something else: {error}",
                 hint="one of the two runs another release",

@@ -14,7 +14,7 @@ import structlog
 from nuage.clock import Clock
 from nuage.daemon.hardware import connect
 from nuage.energy.meters import Reading
-from nuage.errors import InvalidRequest, NuageError
+from nuage.errors import UNREADABLE, InvalidRequest, NuageError
 from nuage.facility.ports import BranchState, RackPdu
 from nuage.facility.redfish_pdu import RedfishPdu
 from nuage.facility.snmp import open_snmp_pdu
@@ -112,7 +112,7 @@ async def _open_redfish(url: str, login_file: Path, clock: Clock) -> AsyncIterat
 async def _open_snmp(url: str, login_file: Path, clock: Clock) -> AsyncIterator[RackPdu]:
     try:
         login = msgspec.json.decode(login_file.read_bytes(), type=SnmpLogin)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise InvalidRequest(f"{login_file}: {error}", field="energy.snmp_login_file") from None
     place = urlsplit(url)
     transport = PysnmpTransport(

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from nuage.energy.books import BooksState
-from nuage.errors import NuageError
+from nuage.errors import UNREADABLE, NuageError
 from nuage.ids import NodeId
 from nuage.model.placement import EstimationVector
 from nuage.trust.files import write_atomically
@@ -37,7 +37,7 @@ def load_state(path: Path) -> KeptState:
         return msgspec.json.decode(path.read_bytes(), type=KeptState)
     except FileNotFoundError:
         return KeptState()
-    except (msgspec.DecodeError, NuageError) as error:
+    except (*UNREADABLE, NuageError) as error:
         # Counting goes on; what was counted stays beside for whoever mends it.
         aside = path.with_suffix(".unreadable")
         path.replace(aside)

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from nuage.errors import CorruptData, Unavailable
+from nuage.errors import UNREADABLE, CorruptData, Unavailable
 from nuage.ids import PortId, VmId
 from nuage.model.desired import PortWish
 from nuage.model.fabric import FabricWish
@@ -64,7 +64,7 @@ class FabricNotebook:
             self.memory = msgspec.json.decode(self._path.read_bytes(), type=FabricMemory)
         except FileNotFoundError:
             return
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except UNREADABLE as error:
             raise CorruptData(
                 f"{self._path} does not parse: {error}",
                 where=str(self._path),

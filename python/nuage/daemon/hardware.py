@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from nuage.clock import Clock
-from nuage.errors import InvalidRequest, NuageError, TimedOut
+from nuage.errors import UNREADABLE, InvalidRequest, NuageError, TimedOut
 from nuage.facility.ports import PowerControl, PowerState
 from nuage.facility.redfish import Login, RedfishConnection, Trust
 from nuage.facility.redfish_node import RedfishNode
@@ -43,7 +43,7 @@ def connect(url: str, login_file: Path, clock: Clock) -> RedfishConnection:
     """
     try:
         login = msgspec.json.decode(login_file.read_bytes(), type=BmcLogin)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise InvalidRequest(f"{login_file}: {error}", field="bmc_login_file") from None
     trust = Trust(
         certificate=Path(login.certificate) if login.certificate else None,

@@ -31,7 +31,7 @@ import aiohttp
 import msgspec
 
 from nuage.energy.tariffs import PARIS, DayColour, Interval, PriceSeries
-from nuage.errors import CorruptData, RemoteProtocolError, Unavailable
+from nuage.errors import UNREADABLE, CorruptData, RemoteProtocolError, Unavailable
 
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024  # a week of quarter hours is 300 kB
 FETCH_TIMEOUT_S: Final = 20.0
@@ -77,7 +77,7 @@ def parse_eco2mix(answer: bytes) -> tuple[CarbonRecord, ...]:
     """
     try:
         document = msgspec.json.decode(answer, type=_Eco2mix)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CorruptData(f"not an éCO2mix answer: {error}", where="éCO2mix") from error
     if document.records is None and document.results is None:
         raise CorruptData("neither results nor records", where="éCO2mix")
@@ -181,7 +181,7 @@ def parse_tempo(answer: bytes) -> dict[date, DayColour]:
             datetime.fromisoformat(day.start_date).date(): DayColour(day.value.lower())
             for day in document.tempo_like_calendars.values
         }
-    except (msgspec.DecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptData(f"not a Tempo calendar: {error}", where="Tempo") from error
 
 
@@ -219,7 +219,7 @@ def parse_open_meteo(answer: bytes) -> tuple[WeatherHour, ...]:
     """
     try:
         document = msgspec.json.decode(answer, type=_OpenMeteo)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CorruptData(f"not an Open-Meteo answer: {error}", where="Open-Meteo") from error
     units, hourly = document.hourly_units, document.hourly
     if units.time != "unixtime" or {units.temperature_2m, units.dew_point_2m} - {"°C", ""}:
@@ -314,7 +314,7 @@ async def request_token(
     )
     try:
         token = msgspec.json.decode(body, type=_Token)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         # Neither the answer nor the parser's words are passed on: they may hold the token.
         raise CorruptData("the answer holds no access_token", where=address) from None
     return token.access_token, token.expires_in

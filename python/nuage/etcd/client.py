@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from nuage.errors import (
+    UNREADABLE,
     Conflict,
     InvalidRequest,
     NotFound,
@@ -329,7 +330,7 @@ def _watch_events(line: bytes) -> tuple[KeyEvent, ...]:
 def _decode(answer: bytes, cls: type[T], path: str) -> T:
     try:
         return msgspec.json.decode(answer, type=cls, strict=False)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise RemoteProtocolError(f"etcd {path} answers something else: {error}") from error
 
 
@@ -337,7 +338,7 @@ def _refusal(path: str, status: int, answer: bytes) -> Exception:
     """Return the error that an etcd refusal stands for."""
     try:
         failure = msgspec.json.decode(answer, type=Failure)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return Unavailable(f"etcd {path} answers HTTP {status}")
     message = f"etcd {path}: {failure.message}"
     if failure.code == _NOT_FOUND:

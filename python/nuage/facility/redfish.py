@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from nuage.clock import Clock
-from nuage.errors import InvalidRequest, NotFound, RemoteProtocolError, TimedOut
+from nuage.errors import UNREADABLE, InvalidRequest, NotFound, RemoteProtocolError, TimedOut
 from nuage.facility.ports import BmcNotTrusted, BmcRefused, BmcUnavailable
 
 ROOT: Final = "/redfish/v1"
@@ -141,7 +141,7 @@ class RedfishConnection:
             delay_s *= 2
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise RemoteProtocolError(f"{self.url}{path} is not as expected: {error}") from error
 
     async def post(self, path: str, body: Mapping[str, object]) -> None:
@@ -254,7 +254,7 @@ def _message(answer: bytes) -> str:
     """Return what an error document says in words, or the beginning of what came instead."""
     try:
         error = msgspec.json.decode(answer, type=_ErrorDocument).error
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return answer[:200].decode("utf-8", "replace")
     return "; ".join(info.message for info in error.info if info.message) or error.message
 

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from nuage.clock import Clock
-from nuage.errors import Conflict, CorruptData, NotFound, NuageError
+from nuage.errors import UNREADABLE, Conflict, CorruptData, NotFound, NuageError
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.plan import (
     Act,
@@ -521,7 +521,7 @@ def _load_wish(path: Path) -> IonodeWish:
         return IonodeWish(revision=0, daemons=())
     try:
         return msgspec.json.decode(path.read_bytes(), type=IonodeWish)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CorruptData(f"the last wish cannot be read: {error}", where=str(path)) from None
 
 

@@ -28,7 +28,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from nuage.errors import InvalidRequest, NotFound, QuotaExceeded, Unavailable
+from nuage.errors import UNREADABLE, InvalidRequest, NotFound, QuotaExceeded, Unavailable
 from nuage.units import GIB, MIB
 
 FORMATS: Final = ("raw", "qcow2", "vmdk", "vpc")
@@ -120,7 +120,7 @@ class ImageCache:
         try:
             facts = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=_Facts)
             stat = path.stat()
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             return None
         return CachedImage(
             sha256=sha256,

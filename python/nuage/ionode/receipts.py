@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nuage.errors import CorruptData
+from nuage.errors import UNREADABLE, CorruptData
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.port import DaemonReceipt
 from nuage.trust.files import write_atomically
@@ -85,7 +85,7 @@ class Outbox:
         if path.exists():
             try:
                 self._kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise CorruptData(f"receipts cannot be read: {error}", where=str(path)) from None
 
     @property

@@ -21,7 +21,7 @@ import structlog
 import uvloop
 
 from nuage.clock import Clock, SystemClock
-from nuage.errors import InvalidRequest, NotFound, NuageError, TimedOut
+from nuage.errors import UNREADABLE, InvalidRequest, NotFound, NuageError, TimedOut
 from nuage.lab import addresses as at
 from nuage.lab import kernel
 from nuage.lab.bmc_documents import install_bmc
@@ -265,7 +265,7 @@ class Hardware:
         try:
             request: Request = msgspec.json.decode(line, type=Request)
             return await self._obey(request)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             return Answer(code="invalid_request", error=str(error))
         except NuageError as error:
             field = error.field if isinstance(error, InvalidRequest) else ""

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from nuage.errors import Conflict, CorruptData, NotFound, NuageError, TimedOut
+from nuage.errors import UNREADABLE, Conflict, CorruptData, NotFound, NuageError, TimedOut
 from nuage.etcd.client import EtcdClient, WatchCompacted
 from nuage.etcd.messages import (
     Compare,
@@ -302,7 +302,7 @@ def _ownership(kv: KeyValue) -> Ownership:
     kind, _, id = where[len(_OWNERS) :].partition("/")
     try:
         stored = msgspec.json.decode(kv.value, type=_Owner)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CorruptData(f"etcd's {where} is no ownership: {error}", where=where) from error
     return Ownership(kind=kind, id=id, owner=stored.owner, epoch=stored.epoch)
 

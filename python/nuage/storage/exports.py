@@ -22,7 +22,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from nuage.errors import CorruptData
+from nuage.errors import UNREADABLE, CorruptData
 from nuage.ids import VolumeId
 
 FORMAT: Final = "nuage-export/1"
@@ -105,7 +105,7 @@ def read_header(file: BinaryIO, where: str) -> ExportState:
     line = file.readline(HEADER_BYTES_MAX)
     try:
         header = msgspec.json.decode(line, type=ExportHeader)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CorruptData(f"not an export of a volume: {error}", where=where) from None
     if not line.endswith(b"\n") or header.format != FORMAT or header.line() != line:
         raise CorruptData(f"not an export of the form {FORMAT}", where=where)

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from nuage.channel.client import parse_address
-from nuage.errors import CorruptData, Forbidden, InvalidRequest
+from nuage.errors import UNREADABLE, CorruptData, Forbidden, InvalidRequest
 from nuage.ids import EntropySource, FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole, require_slug
 from nuage.trust.files import sync_directory, write_atomically
@@ -130,7 +130,7 @@ def parse_token(text: str) -> JoinToken:
             raise ValueError(prefix)
         token = msgspec.msgpack.decode(unb64(body), type=JoinToken)
         parse_address(token.address)
-    except (ValueError, msgspec.DecodeError, InvalidRequest, RecursionError):
+    except (ValueError, InvalidRequest, RecursionError):
         raise InvalidRequest(
             f"this is not a join token: it begins with {PREFIX}. and is copied whole",
             field="token",
@@ -210,7 +210,7 @@ class InvitationFiles:
     def _read(self, path: Path) -> Invitation:
         try:
             return msgspec.json.decode(path.read_bytes(), type=Invitation)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise CorruptData("not an invitation", where=str(path)) from error
 
 

@@ -27,6 +27,7 @@ from nuage.channel.identity import Identity
 from nuage.channel.server import close_server
 from nuage.clock import Clock
 from nuage.errors import (
+    UNREADABLE,
     Forbidden,
     InvalidRequest,
     NuageError,
@@ -461,7 +462,7 @@ async def _receive(reader: asyncio.StreamReader, kind: type[T]) -> T:
         message = _decoder.decode(await reader.readexactly(length))
     except asyncio.IncompleteReadError as error:
         raise RemoteProtocolError("the peer closed the connection while joining") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise RemoteProtocolError(f"the peer sent what is no join message: {error}") from error
     if isinstance(message, JoinRefusal):
         raise error_of(message.failure)

@@ -242,7 +242,7 @@ def _parse(token: str) -> tuple[Claims, bytes, bytes]:
             raise ValueError("another kind")
         payload, signature = unb64(payload_text), unb64(signature_text)
         return _claims_decoder.decode(payload), payload, signature
-    except (ValueError, msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise Unauthenticated("this is not a token of ours", hint="log in again") from None
 
 

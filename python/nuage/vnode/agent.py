@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from nuage.clock import Clock
-from nuage.errors import Conflict, CorruptData, NuageError
+from nuage.errors import UNREADABLE, Conflict, CorruptData, NuageError
 from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.desired import DiskWish, VmReport, VmWish, VnodeReport, VnodeWish
 from nuage.model.vm import VmShape
@@ -323,7 +323,7 @@ def _load(path: Path) -> AgentMemory:
         return msgspec.json.decode(path.read_bytes(), type=AgentMemory)
     except FileNotFoundError:
         return AgentMemory()
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except UNREADABLE as error:
         raise CorruptData(
             f"{path} does not parse: {error}", where=str(path),
             hint="move it aside: guests run on and are reported as orphans until a wish comes",

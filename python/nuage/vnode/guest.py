@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from nuage.errors import CorruptData, NuageError, Unavailable
+from nuage.errors import UNREADABLE, CorruptData, NuageError, Unavailable
 from nuage.ids import IaasId, VmId, VolumeId
 from nuage.model.vm import VmShape
 from nuage.vnode import process
@@ -136,7 +136,7 @@ class Guest:
         path = folder / "guest.json"
         try:
             record = msgspec.json.decode(path.read_bytes(), type=GuestRecord)
-        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise CorruptData(f"{path} does not parse: {error}", where=str(path)) from error
         return cls(folder, record, changed)
 

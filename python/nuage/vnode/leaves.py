@@ -20,6 +20,7 @@ from zlib import crc32
 
 import msgspec
 
+from nuage.errors import UNREADABLE
 from nuage.ids import VmId
 from nuage.vnode.memory import AgentMemory, GuestMemory, HandOver
 
@@ -59,7 +60,7 @@ def decode_slip(data: bytes) -> tuple[Leave, ...]:
         return ()
     try:
         return msgspec.json.decode(payload, type=tuple[Leave, ...])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ()  # of another release, that had no hand-over under way when it ended
 
 

@@ -135,8 +135,9 @@ async def test_bad_requests_name_the_field_and_change_nothing(
         status, answer = await federation.ask("POST", vms, body, who="tenant")
         assert status == 400, answer
         assert answer["error"].get("field"), answer
-    status, _ = await federation.ask("POST", vms, who="tenant", raw=b"{")
-    assert status == 400
+    for no_json in (b"{", b'{"name": "\xf6"}', b'{"name": ' + b"[" * 100_000):
+        status, _ = await federation.ask("POST", vms, who="tenant", raw=no_json)
+        assert status == 400
     status, _ = await federation.ask("GET", "/v1/iaas/acme/vms?colour=red", who="tenant")
     assert status == 400
     huge = b'{"name": "' + b"x" * BODY_BYTES_MAX + b'"}'

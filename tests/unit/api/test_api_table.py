@@ -94,6 +94,7 @@ def test_a_subclass_is_answered_before_its_base() -> None:
         (b"[]", ""),
         (b"{", ""),
         (b"\xff", ""),
+        (b'{"iaas": "\xf6", "vm": "web"}', ""),
     ],
 )
 def test_a_body_that_does_not_fit_names_its_field(body: bytes, field: str) -> None:
