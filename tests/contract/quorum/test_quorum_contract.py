@@ -12,7 +12,7 @@ from tests.contract.catalogue.catalogue_makers import LYON, MARNE, RENNES, HandC
 from tests.contract.etcd.etcd_process import etcd_cluster
 
 from nuage.clock import SystemClock
-from nuage.errors import Conflict, StaleEpoch
+from nuage.errors import Conflict, StaleEpoch, TimedOut, Unavailable
 from nuage.etcd.client import EtcdClient
 from nuage.ids import SiteId
 from nuage.quorum.etcd import EtcdQuorum
@@ -204,9 +204,12 @@ async def test_of_many_takers_one_wins(world: World) -> None:
         return_exceptions=True,
     )
     won = [result for result in results if isinstance(result, Ownership)]
-    assert len(won) == 1
-    assert await marne.owner("vm", "vm-1") == won[0]
-    assert all(isinstance(r, Conflict) for r in results if not isinstance(r, Ownership))
+    # A disk that stalls lets a taker go without an answer; then the quorum says who it was.
+    untold = [result for result in results if isinstance(result, TimedOut | Unavailable)]
+    lost = [result for result in results if isinstance(result, Conflict)]
+    assert len(won) + len(untold) + len(lost) == len(takers), results
+    owner = await marne.owner("vm", "vm-1")
+    assert won == [owner] or (untold and not won)
 
 
 async def test_a_released_object_keeps_its_epoch(world: World) -> None:
