@@ -28,6 +28,8 @@ from nuage.trust.book import TrustBook
 from nuage.trust.store import TrustStore
 
 TRUST_STREAM: Final = "trust.documents"
+MEMBERS_MEET_WITHIN_S: Final = 12.0  # etcd wants its members to have been connected for 5 s
+MEMBERS_ASKED_EVERY_S: Final = 1.0
 log = structlog.get_logger("trust")
 
 
@@ -161,7 +163,7 @@ class Distrusting:
             return
         etcd = self._open_quorum()
         try:
-            await remove_member(etcd, site_id)
+            await self._remove_once_connected(etcd, site_id)
         except NotFound:
             log.info("no member of the quorum", of=site_id)  # revoked a second time
         except NuageError as error:
@@ -171,6 +173,18 @@ class Distrusting:
             ) from error
         finally:
             await etcd.close()
+
+    async def _remove_once_connected(self, etcd: EtcdClient, site_id: SiteId) -> None:
+        """Remove the member; etcd lets nobody go in the seconds after its members met."""
+        clock = self._site.clock
+        give_up_s = clock.monotonic_s() + MEMBERS_MEET_WITHIN_S
+        while True:
+            try:
+                return await remove_member(etcd, site_id)
+            except Unavailable:
+                if clock.monotonic_s() >= give_up_s:
+                    raise
+            await clock.sleep(MEMBERS_ASKED_EVERY_S)
 
     async def _publish(self, *changed: Node) -> None:
         known = self._site.index.find_value(SiteTrust, self._site.site_id)
