@@ -1,13 +1,17 @@
 //! A copy of a volume that serves a head elsewhere.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use nuage_journal::{
     BaseOffer, Disk, DiskError, Group, JournalError, Position, Store, StoreEvent, decode_side,
 };
-use nuage_replica::{Base, Frame, FrameError, FrameReader, Marks, Refusal, Tail, rules};
+use nuage_replica::{
+    Base, Frame, FrameError, FrameReader, Marks, RELEASED_NS, Refusal, Tail, rules,
+};
 
+use crate::head::Clock;
 use crate::replicas::tail_of;
 
 /// Marks and reservations of a volume at most: 100,000 marks with the longest names.
@@ -32,6 +36,9 @@ pub struct ReplicaStore<D: Disk> {
     store: Store<D>,
     sessions: BTreeMap<SessionId, Session>,
     released: bool,
+    clock: Rc<dyn Clock>,
+    /// When a head was last heard, or could have been by an earlier process of this copy.
+    heard_ns: u64,
     /// Holds all that it ever told a head to hold in memory: false after a restart, until it has caught up.
     steady: bool,
     events: Vec<StoreEvent>,
@@ -42,18 +49,20 @@ pub struct ReplicaStore<D: Disk> {
 /// A copy on its way to lead.
 pub struct Handover<D: Disk> {
     pub store: Store<D>,
-    /// No former head can still be reading.
-    pub released: bool,
+    /// For how long no former head was heard; `RELEASED_NS`: none can still be reading.
+    pub quiet_ns: u64,
     pub steady: bool,
 }
 
 impl<D: Disk> ReplicaStore<D> {
-    pub fn new(store: Store<D>) -> Self {
+    pub fn new(store: Store<D>, clock: Rc<dyn Clock>) -> Self {
         let steady = store.tail().seq == 0;
         Self {
             store,
             sessions: BTreeMap::new(),
             released: false,
+            heard_ns: clock.now().monotonic_ns,
+            clock,
             steady,
             events: Vec::new(),
             taking: VecDeque::new(),
@@ -69,21 +78,29 @@ impl<D: Disk> ReplicaStore<D> {
     }
 
     /// A copy that was a head's own until now: it has forgotten nothing.
-    pub fn after_lead(store: Store<D>) -> Self {
+    pub fn after_lead(store: Store<D>, clock: Rc<dyn Clock>) -> Self {
         Self {
             steady: true,
-            ..Self::new(store)
+            ..Self::new(store, clock)
         }
     }
 
     /// The copy, to lead it from here.
     pub fn hand_over(self) -> Handover<D> {
-        let released = self.released || self.store.tail().seq == 0;
+        let quiet_ns = self.quiet_ns();
         Handover {
             store: self.store,
-            released,
+            quiet_ns,
             steady: self.steady,
         }
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        if self.released || self.store.tail().seq == 0 {
+            return RELEASED_NS;
+        }
+        let now_ns = self.clock.now().monotonic_ns;
+        now_ns.saturating_sub(self.heard_ns)
     }
 
     pub fn wake_fd(&self) -> Option<i32> {
@@ -146,11 +163,12 @@ impl<D: Disk> ReplicaStore<D> {
         if epoch != Some(promised) {
             return Some(Frame::Refused(Refusal::StaleEpoch { promised }));
         }
+        self.heard_ns = self.clock.now().monotonic_ns;
         match frame {
             Frame::Append { marks, group } => self.note(session, marks, Some(&group), promised),
             Frame::Renew { marks } => self.note(session, marks, None, promised),
             Frame::Truncate { seq, chain } => Some(match self.store.truncate_after(seq, &chain) {
-                Ok(()) => self.fenced(promised, false),
+                Ok(()) => self.fenced(promised, 0),
                 Err(error) => refusal(&error),
             }),
             Frame::Fetch { after_seq, bytes } => {
@@ -269,7 +287,7 @@ impl<D: Disk> ReplicaStore<D> {
         let side = side.unwrap_or_default();
         let installed = decode_side(&side).and_then(|side| self.store.install(side, digest));
         match installed {
-            Ok(()) => self.fenced(epoch, false),
+            Ok(()) => self.fenced(epoch, 0),
             Err(JournalError::Malformed { .. }) => Frame::Refused(Refusal::Diverged { seq: 0 }),
             Err(error) => refusal(&error),
         }
@@ -291,17 +309,18 @@ impl<D: Disk> ReplicaStore<D> {
         if let Err(error) = self.store.promise(epoch) {
             return refusal(&error);
         }
-        let released = self.released || self.store.tail().seq == 0;
+        let quiet_ns = self.quiet_ns();
+        self.heard_ns = self.clock.now().monotonic_ns;
         if fresh {
             self.released = false;
         }
         if let Some(found) = self.sessions.get_mut(&session) {
             found.epoch = Some(epoch);
         }
-        self.fenced(epoch, released)
+        self.fenced(epoch, quiet_ns)
     }
 
-    fn fenced(&self, epoch: u64, released: bool) -> Frame {
+    fn fenced(&self, epoch: u64, quiet_ns: u64) -> Frame {
         let applied = self.store.state().position;
         let applied = Tail {
             seq: applied.seq,
@@ -312,7 +331,7 @@ impl<D: Disk> ReplicaStore<D> {
             epoch,
             tail: tail_of(&self.store),
             applied,
-            released,
+            quiet_ns,
             steady: self.steady,
             whole: self.store.is_whole(),
         }

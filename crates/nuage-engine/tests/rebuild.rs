@@ -86,7 +86,7 @@ impl Set {
             policy,
             count: 3,
             me: 0,
-            released: true,
+            quiet_ns: nuage_replica::RELEASED_NS,
             steady: true,
         };
         let store = open(directories[0].path());
@@ -105,7 +105,7 @@ impl Set {
     }
 
     fn connect(&mut self, copy: usize, store: Store<FileDisk>) {
-        let mut replica = ReplicaStore::new(store);
+        let mut replica = ReplicaStore::new(store, self.clock.clone());
         replica.session_opened(1);
         self.copies[copy] = Some(replica);
         self.head.peer_connected(copy + 1);

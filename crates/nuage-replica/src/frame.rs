@@ -71,13 +71,13 @@ pub enum Frame {
         epoch: u64,
         resumes: bool,
     },
-    /// Replica: promised. `released`: no former head can still be answering reads. `steady`: it has lost
-    /// nothing that it held in memory for a head. `whole`: nor of what was durable.
+    /// Replica: promised. `quiet_ns`: since it last heard a former head (`RELEASED_NS`: none can still be
+    /// answering reads). `steady`: it has lost nothing that it held in memory for a head. `whole`: nor of what was durable.
     Fenced {
         epoch: u64,
         tail: Tail,
         applied: Tail,
-        released: bool,
+        quiet_ns: u64,
         steady: bool,
         whole: bool,
     },
@@ -300,7 +300,7 @@ impl Frame {
                 epoch,
                 tail,
                 applied,
-                released,
+                quiet_ns,
                 steady,
                 whole,
             } => (
@@ -309,7 +309,7 @@ impl Frame {
                     .u64(*epoch)
                     .tail(tail)
                     .tail(applied)
-                    .u64(u64::from(*released))
+                    .u64(*quiet_ns)
                     .u64(u64::from(*steady))
                     .u64(u64::from(*whole)),
             ),
@@ -367,7 +367,7 @@ impl Frame {
                 epoch: body.u64()?,
                 tail: body.tail()?,
                 applied: body.tail()?,
-                released: body.flag()?,
+                quiet_ns: body.u64()?,
                 steady: body.flag()?,
                 whole: body.flag()?,
             },

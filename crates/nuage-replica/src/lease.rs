@@ -2,15 +2,21 @@
 //!
 //! Fencing stops an old head's writes, not its reads. Each answer of a replica renews a lease, counted
 //! from when the head *sent* the request. A head without a full ack set that renewed within [`LEASE_NS`] answers no
-//! reads. A new head that has fenced waits [`takeover_wait_ns`] before its first write becomes visible:
-//! by then the old lease has run out, however slow the old head's clock (up to the drift allowed for).
+//! reads. What a copy answers was sent before the copy heard it. So with its promise a copy tells for how
+//! long it has heard no former head, and a new head lets no write become visible before
+//! [`takeover_wait_ns`] have passed since any copy of its fence set last did: by then the old lease has
+//! run out, however slow the old head's clock (up to the drift allowed for). Both parts of that time,
+//! the copy's and the new head's, may run fast by the same drift, so their sum errs no more than one.
 
-/// How long an answer lets a head read.
-pub const LEASE_NS: u64 = 2_000_000_000;
+/// How long an answer lets a head read: as long as a failover must wait at least, so no longer than what
+/// four renewals need on a slow line.
+pub const LEASE_NS: u64 = 1_000_000_000;
+/// What a copy tells in place of a time when no former head can still be answering reads.
+pub const RELEASED_NS: u64 = u64::MAX;
 /// Clocks of two nodes differ in speed by less than 1 in this many; NTP slews 1 in 2,000.
 const DRIFT_PARTS: u64 = 100;
 
-/// Wait between a fence set's promises and the first visible write of a new head.
+/// Wait between the last that a fence set heard of a former head and the first visible write of a new one.
 pub const fn takeover_wait_ns() -> u64 {
     LEASE_NS + 3 * LEASE_NS / DRIFT_PARTS
 }

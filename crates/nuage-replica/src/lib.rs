@@ -10,5 +10,5 @@ mod policy;
 pub mod rules;
 
 pub use frame::{Base, FRAME_BYTES_MAX, Frame, FrameError, FrameReader, Marks, Refusal, Tail};
-pub use lease::{LEASE_NS, Lease, takeover_wait_ns};
+pub use lease::{LEASE_NS, Lease, RELEASED_NS, takeover_wait_ns};
 pub use policy::{Copies, Policy, PolicyError, PolicyName};

@@ -35,15 +35,15 @@ fn frames() -> impl Strategy<Value = Frame> {
             any::<u64>(),
             tails(),
             tails(),
-            any::<bool>(),
+            any::<u64>(),
             any::<[bool; 2]>()
         )
             .prop_map(
-                |(epoch, tail, applied, released, [steady, whole])| Frame::Fenced {
+                |(epoch, tail, applied, quiet_ns, [steady, whole])| Frame::Fenced {
                     epoch,
                     tail,
                     applied,
-                    released,
+                    quiet_ns,
                     steady,
                     whole
                 }

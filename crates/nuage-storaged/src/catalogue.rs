@@ -315,7 +315,7 @@ impl Catalogue {
         // A copy moves what is stored: it needs no key.
         let mut store = Store::open_without_key(disk, TailRule::OneOfSeveral).map_err(refusal)?;
         store.set_retention(Self::retention(spec));
-        Ok(ReplicaStore::new(store))
+        Ok(ReplicaStore::new(store, Rc::new(SystemClock::default())))
     }
 
     /// Open a volume for its head. `copy`: our copy, where it serves already.
@@ -398,7 +398,7 @@ impl Catalogue {
         };
         let Handover {
             mut store,
-            released,
+            quiet_ns,
             steady,
         } = copy.hand_over();
         if let Some(cipher) = cipher {
@@ -408,7 +408,7 @@ impl Catalogue {
             policy,
             count,
             me: opening.position,
-            released,
+            quiet_ns,
             steady,
         };
         VolumeHead::open_replicated(store, options, copies, clock)

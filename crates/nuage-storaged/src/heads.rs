@@ -6,12 +6,13 @@ use crate::daemon::{Asker, Handled, Head, Pending, Storaged, access, failure_ref
 use crate::replication::Peer;
 use nuage_block::{Operation, Outcome};
 use nuage_disk::FileDisk;
-use nuage_engine::{AckMode, ReplicaStore, VolumeHead};
+use nuage_engine::{AckMode, ReplicaStore, SystemClock, VolumeHead};
 use nuage_io::log;
 use nuage_io::serve::Context;
 use nuage_journal::{JournalError, Store};
 use nuage_scsi::{AccessState, Alua, PortGroup};
 use serde_json::{Value, json};
+use std::rc::Rc;
 
 impl Storaged {
     pub(crate) fn open_head(
@@ -239,7 +240,11 @@ impl Storaged {
             release(&engine, &head.peers, context);
             match close_engine(engine) {
                 Ok(Some(store)) if !head.peers.is_empty() => {
-                    self.keep_copy(volume, ReplicaStore::after_lead(store), context);
+                    self.keep_copy(
+                        volume,
+                        ReplicaStore::after_lead(store, Rc::new(SystemClock::default())),
+                        context,
+                    );
                 }
                 Err(error) if result.is_ok() => result = Err(journal_refusal(&error)),
                 _ => {}

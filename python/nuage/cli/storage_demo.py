@@ -118,8 +118,8 @@ class _StorageDemo:
         self._tell.say(f"The IO-node {head} loses its power while {self._vm_name} writes")
         self._type(LOAD)
         self._wait(lambda: self._count() > 3, "the guest to write")
-        self._lab.kill(head)
         begun_s = time.monotonic()
+        self._lab.kill(head)
         stood_s = self._go_on_without(head, begun_s)
         self._tell.figure("writes stood still for", f"{stood_s:.1f} s")
         self._type("\x03")
@@ -139,7 +139,7 @@ class _StorageDemo:
             if count > seen:
                 longest_s = max(longest_s, now_s - seen_s)
                 seen, seen_s = count, now_s
-                if moved:
+                if moved and self._serves():
                     return longest_s
             if not moved and self._head() != lost:
                 moved = True
@@ -147,6 +147,10 @@ class _StorageDemo:
                 self._degrade(lost)
             _pause()
         raise TimedOut("writes to go on", after_s=WAIT_S)
+
+    def _serves(self) -> bool:
+        value = self._value()
+        return value["settled_epoch"] == value["epoch"]
 
     def _degrade(self, lost: str) -> None:
         """Decide to go on with what is left, where the policy would wait for the lost copy."""

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,13 +78,17 @@ def listen_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
 
 def launch(
     arguments: Sequence[str], *, folder: Path, log: Path, pass_fds: Sequence[int],
-    owner: tuple[int, int] | None,
+    owner: tuple[int, int] | None, environment: Mapping[str, str],
 ) -> int:  # fmt: skip
-    """Start a process in a session of its own; return its pid. No signal to us reaches it."""
+    """Start a process in a session of its own; return its pid. No signal to us reaches it.
+
+    `environment` is added to our own.
+    """
     with log.open("ab") as output:
         child = subprocess.Popen(
             list(arguments),
             cwd=folder,
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -50,6 +50,11 @@ LAST_STATE_TIMEOUT_S: Final = 0.2  # it takes ten times less; who waits longer i
 KILL_TIMEOUT_S: Final = 10.0  # SIGKILL waits for disk requests inside the kernel at most
 BANDWIDTH_UNBOUNDED: Final = 1 << 40
 MIGRATION_CAPABILITIES: Final = ("events", "pause-before-switchover", "auto-converge")
+
+
+# An attempt to connect is given up after some seconds, not minutes: one SYN more than the kernel
+# repeats at an even pace (`tcp_syn_linear_timeouts`). The initiator then begins another.
+INITIATOR: Final = {"LIBISCSI_TCP_SYNCNT": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +142,13 @@ class QemuHypervisor:
             if guest.console.rotate():
                 guest.save(replace(guest.record, console_base_bytes=guest.console.base_bytes))
             result.append(seen)
+        await self._rerouting.hold(self._portals_in_use())
         return tuple(result)
+
+    def _portals_in_use(self) -> frozenset[str]:
+        """Return the portals that guests which run may be connecting to again."""
+        running = [g for g in self._guests.values() if g.alive and not g.launching]
+        return _portals(kept.disk() for guest in running for kept in guest.record.disks)
 
     def _reap(self) -> None:
         self._children -= {pid for pid in self._children if process.reap(pid)}
@@ -192,7 +203,8 @@ class QemuHypervisor:
         guest.launching = True
         self._take(guest)
         try:
-            await self._launch(guest, spec, secret_files, incoming=incoming)
+            async with self._rerouting.refusable(_portals(spec.disks)):
+                await self._launch(guest, spec, secret_files, incoming=incoming)
         finally:
             guest.launching = False
             for name in secret_files.values():
@@ -219,7 +231,7 @@ class QemuHypervisor:
             )  # fmt: skip
             pid = process.launch(
                 command_line(spec, launch), folder=folder, log=folder / "qemu.log", owner=owner,
-                pass_fds=(qmp.fileno(), console.fileno(), *taps.values()),
+                pass_fds=(qmp.fileno(), console.fileno(), *taps.values()), environment=INITIATOR,
             )  # fmt: skip
         except OSError as error:
             raise Unavailable(f"{spec.vm_id} cannot be started: {error}") from error
@@ -359,7 +371,8 @@ class QemuHypervisor:
         options = transport_options(
             guest.record.vm_id, slot, disk, generation=generation, secret=secret
         )
-        await guest.execute("blockdev-add", options)
+        async with self._rerouting.refusable(_portals([disk])):
+            await guest.execute("blockdev-add", options)
 
     async def _drop_transport(self, guest: Guest, slot: int, generation: int) -> None:
         with contextlib.suppress(NuageError):
@@ -449,6 +462,10 @@ class QemuHypervisor:
             if guest.client is not None:
                 await guest.client.close()
                 guest.client = None
+
+
+def _portals(disks: Iterable[Disk | None]) -> frozenset[str]:
+    return frozenset(disk.portal for disk in disks if isinstance(disk, IscsiDisk))
 
 
 def _write_private(path: Path, data: bytes) -> None:

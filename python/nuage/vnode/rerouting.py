@@ -1,4 +1,4 @@
-"""While a disk changes its portal: requests on their way to the old one reach the new one.
+"""When a disk's portal is lost or moves: requests on their way to the old one reach the new one.
 
 QEMU waits for all requests in flight before it lets a disk change its way, and its iSCSI initiator
 sends them again and again to the portal that it knows; when that is gone, both would wait for ever.
@@ -6,13 +6,23 @@ So for the moment of the change, new connections to the old portal are led to th
 of the node's packet filter. Where the old portal does not answer any more, connections to it are
 closed at this end, else the initiator would wait for an answer that nobody will give.
 
-The rules live only while a change is under way. Another disk on the same old portal that happens to
-connect within that moment is refused by the new one, and tries again.
+That alone would lose seconds. The initiator counts each refusal, and waits one whole second more
+after each; in that time it does not notice that a new head is there. The kernel instead repeats an
+unanswered SYN every second. So while a guest runs, a refusal by one of its portals does not reach
+it: the attempt goes on, and its next SYN is led to where the head is by then. For this such a SYN
+is not tracked before there is somewhere to lead it: what is tracked stays on the way that it took.
+Attempts under way are not closed either, each would be counted.
+
+A guest that connects for the first time wants the refusal; for that moment its portals are not
+held. What is held follows from the guests that run, so an agent that was restarted loads the same
+rules, and none is left once the last guest has ended. Another disk on the same old portal that
+happens to connect while that is led elsewhere is refused by the new one, and tries again.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 import structlog
@@ -22,22 +32,41 @@ from nuage.channel import parse_address
 TABLE: Final = "nuage_disks"
 TOOL_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 0.3  # a portal that is alive accepts within a millisecond or two
+PROBE_MARK: Final = 0x6E756167  # "nuag": our own look at a portal is never led elsewhere
+SYN: Final = "tcp flags & (syn | ack) == syn"
+# A refusal is what answers a SYN: it has no sequence number, since there never was a connection.
+REFUSAL: Final = "tcp flags & (rst | ack) == (rst | ack) tcp sequence 0"
 log: Final = structlog.get_logger("rerouting")
 
 
-def ruleset(ways: dict[str, str]) -> str:
-    """Return all rules: each old portal led to its new one.
+def ruleset(held: Iterable[str], ways: dict[str, str]) -> str:
+    """Return all rules: the portals whose refusals are held back, each old portal's new one.
 
-    The chain stays when no rule is left: without one the kernel ends translation at once.
+    The chains stay while there is anything: without one the kernel ends translation at once.
     """
-    lines = [
-        f"add table ip {TABLE}",
-        f"add chain ip {TABLE} lead {{ type nat hook output priority -100; policy accept; }}",
-        f"flush chain ip {TABLE} lead",
-    ]
+    held = sorted(held)
+    lines = [f"add table ip {TABLE}", f"delete table ip {TABLE}"]
+    if held or ways:
+        lines = [
+            f"add table ip {TABLE}",
+            f"add chain ip {TABLE} lead {{ type nat hook output priority -100; policy accept; }}",
+            f"add chain ip {TABLE} repeat {{ type filter hook output priority -300; }}",
+            f"add chain ip {TABLE} hold {{ type filter hook input priority 0; }}",
+            *(f"flush chain ip {TABLE} {chain}" for chain in ("lead", "repeat", "hold")),
+        ]
+    for portal in held:
+        host, port = parse_address(portal)
+        if portal not in ways:
+            lines.append(
+                f"add rule ip {TABLE} repeat ip daddr {host} tcp dport {port} {SYN} notrack"
+            )
+        lines.append(f"add rule ip {TABLE} hold ip saddr {host} tcp sport {port} {REFUSAL} drop")
     for old, new in sorted(ways.items()):
         host, port = parse_address(old)
-        lines.append(f"add rule ip {TABLE} lead ip daddr {host} tcp dport {port} dnat to {new}")
+        lines.append(
+            f"add rule ip {TABLE} lead meta mark != {PROBE_MARK} "
+            f"ip daddr {host} tcp dport {port} {SYN} dnat to {new}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -47,52 +76,122 @@ class Rerouting:
     def __init__(self) -> None:
         self._ways: dict[str, str] = {}
         self._users: dict[str, int] = {}
+        self._in_use: frozenset[str] = frozenset()
+        self._connecting: dict[str, int] = {}
+        self._loaded = ""
+        self._loading = asyncio.Lock()
+
+    async def hold(self, portals: frozenset[str]) -> None:
+        """Hold back refusals by the portals that running guests use, and by no others."""
+        self._in_use = portals
+        await self._load()
+
+    @contextlib.asynccontextmanager
+    async def refusable(self, portals: frozenset[str]) -> AsyncIterator[None]:
+        """Let refusals by `portals` through inside the block: somebody connects a first time."""
+        for portal in portals:
+            self._connecting[portal] = self._connecting.get(portal, 0) + 1
+        try:
+            await self._load()
+            yield
+        finally:
+            for portal in portals:
+                self._connecting[portal] -= 1
+                if not self._connecting[portal]:
+                    del self._connecting[portal]
+            await self._load()
 
     @contextlib.asynccontextmanager
     async def led(self, old: str, new: str) -> AsyncIterator[None]:
         """Lead new connections from portal `old` to `new` inside the block."""
         self._ways[old] = new
         self._users[old] = self._users.get(old, 0) + 1
-        is_silent = not await _answers(old)
-        await self._load()
-        if is_silent:
-            host, port = parse_address(old)
-            await _run("ss", "-K", "dst", host, "dport", "=", str(port))
+        cutting = None
         try:
+            before = await _connected(old)
+            await self._load()
+            cutting = asyncio.create_task(_cut_if_silent(old, before))
             yield
         finally:
+            if cutting is not None:
+                await cutting  # bounded by its own limits
             self._users[old] -= 1
             if not self._users[old]:
                 del self._users[old], self._ways[old]
             await self._load()
 
     async def _load(self) -> None:
-        await _run("nft", "-f", "-", text=ruleset(self._ways))
+        """Bring the kernel's rules up to date; one at a time, the last word wins."""
+        async with self._loading:
+            held = self._in_use - self._connecting.keys()
+            rules = ruleset(held, self._ways)
+            if rules == self._loaded:
+                return
+            if await _run("nft", "-f", "-", text=rules) is not None:
+                self._loaded = rules
 
 
-async def _run(*command: str, text: str = "") -> None:
-    """Run a tool of the kernel; what it could not do is told, and QEMU waits as it would have."""
+async def _connected(portal: str) -> tuple[str, ...]:
+    """Return the local ports of what is connected to a portal; attempts under way do not count."""
+    told = await _run(
+        "ss",
+        "-Htn",
+        "state",
+        "connected",
+        "exclude",
+        "syn-sent",
+        "exclude",
+        "time-wait",
+        *_to(portal),
+    )
+    return ports_of(told or "")
+
+
+def ports_of(told: str) -> tuple[str, ...]:
+    """Return the local ports that `ss` tells, a line ``STATE 0 0 HOST:PORT HOST:PORT`` each."""
+    lines = [line.split() for line in told.splitlines()]
+    return tuple(fields[3].rpartition(":")[2] for fields in lines if len(fields) >= 5)
+
+
+async def _cut_if_silent(portal: str, ports: tuple[str, ...]) -> None:
+    """Close what was connected to a portal that answers no more; who connects now, has been led."""
+    if not ports or await _answers(portal):
+        return
+    one_of = " or ".join(f"sport = :{port}" for port in ports)
+    await _run("ss", "-K", "state", "connected", *_to(portal), "and", "(", *one_of.split(), ")")
+
+
+def _to(portal: str) -> tuple[str, ...]:
+    host, port = parse_address(portal)
+    return ("dst", host, "and", "dport", "=", f":{port}")
+
+
+async def _run(*command: str, text: str = "") -> str | None:
+    """Return what a tool of the kernel says, None where it fails: QEMU then waits as before."""
     try:
         async with asyncio.timeout(TOOL_TIMEOUT_S):
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
-            _, told = await process.communicate(text.encode())
+            said, told = await process.communicate(text.encode())
     except (OSError, TimeoutError) as error:
         log.warning("not led on", command=command[0], error=repr(error))
-        return
+        return None
     log.info("led on", command=command[0], code=process.returncode, told=told.decode()[:200])
+    return said.decode() if process.returncode == 0 else None
 
 
 async def _answers(portal: str) -> bool:
-    host, port = parse_address(portal)
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
+    """Tell whether a portal itself accepts connections, wherever others are led."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROBE_MARK)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await asyncio.get_running_loop().sock_connect(probe, parse_address(portal))
+        except (OSError, TimeoutError):
+            return False
     return True

@@ -1,17 +1,66 @@
-"""The packet filter's rules while a disk changes its portal."""
+"""The packet filter's rules while guests use portals, and while a disk changes its own."""
 
-from nuage.vnode.rerouting import ruleset
+from nuage.vnode.rerouting import ports_of, ruleset
+
+HELD = ("10.0.1.1:21000", "10.0.1.2:21002")
+WAYS = {"10.0.1.1:21000": "10.0.2.1:21000", "10.0.1.2:21002": "10.0.3.1:21000"}
+
+
+def rules_of(rules: str, chain: str) -> list[str]:
+    return [line for line in rules.splitlines() if line.startswith("add rule") and chain in line]
 
 
 def test_each_old_portal_is_led_to_its_new_one() -> None:
-    rules = ruleset({"10.0.1.1:21000": "10.0.2.1:21000", "10.0.1.2:21002": "10.0.3.1:21000"})
-    assert "ip daddr 10.0.1.1 tcp dport 21000 dnat to 10.0.2.1:21000" in rules
-    assert "ip daddr 10.0.1.2 tcp dport 21002 dnat to 10.0.3.1:21000" in rules
+    rules = ruleset((), WAYS)
+    one, two = rules_of(rules, " lead ")
+    assert "ip daddr 10.0.1.1 tcp dport 21000 " in one
+    assert one.endswith("dnat to 10.0.2.1:21000")
+    assert "ip daddr 10.0.1.2 tcp dport 21002 " in two
+    assert two.endswith("dnat to 10.0.3.1:21000")
     assert rules.index("flush chain") < rules.index("add rule")
 
 
-def test_the_chain_stays_for_what_was_led_on() -> None:
-    rules = ruleset({})
-    assert "add chain" in rules
-    assert "add rule" not in rules
+def test_only_what_begins_a_connection_is_led_and_never_our_own_look() -> None:
+    for rule in rules_of(ruleset((), WAYS), " lead "):
+        assert "tcp flags & (syn | ack) == syn" in rule
+        assert "meta mark != " in rule
+
+
+def test_a_refusal_by_a_portal_in_use_does_not_reach_the_initiator() -> None:
+    for portal, rule in zip(HELD, rules_of(ruleset(HELD, {}), " hold "), strict=True):
+        host, _, port = portal.partition(":")
+        assert f"ip saddr {host} tcp sport {port} " in rule
+        assert rule.endswith("tcp flags & (rst | ack) == (rst | ack) tcp sequence 0 drop")
+
+
+def test_a_held_syn_is_tracked_only_once_there_is_somewhere_to_lead_it() -> None:
+    assert len(rules_of(ruleset(HELD, {}), " repeat ")) == 2
+    (left,) = rules_of(ruleset(HELD, {HELD[0]: "10.0.2.1:21000"}), " repeat ")
+    assert "10.0.1.2" in left
+    assert len(rules_of(ruleset(HELD, {HELD[0]: "10.0.2.1:21000"}), " hold ")) == 2
+
+
+def test_the_chains_stay_for_what_was_led_on() -> None:
+    rules = ruleset(HELD, {})
+    assert "add chain ip nuage_disks lead" in rules
     assert "delete" not in rules
+
+
+def test_nothing_is_left_once_the_last_guest_has_ended() -> None:
+    assert ruleset((), {}).splitlines() == [
+        "add table ip nuage_disks",
+        "delete table ip nuage_disks",
+    ]
+
+
+def test_rules_do_not_depend_on_the_order_in_which_guests_are_found() -> None:
+    assert ruleset(reversed(HELD), {}) == ruleset(HELD, {})
+
+
+def test_connections_are_known_by_their_local_port() -> None:
+    told = (
+        "ESTAB      0      36     10.61.2.20:47604 10.61.2.120:21000\n"
+        "CLOSE-WAIT 0      0      10.61.2.20:47610 10.61.2.120:21000 \n"
+    )
+    assert ports_of(told) == ("47604", "47610")
+    assert ports_of("") == ()

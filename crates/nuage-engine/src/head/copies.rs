@@ -16,8 +16,8 @@ pub struct CopyOptions {
     /// Copies in all; `me` is the number of the head's own.
     pub count: usize,
     pub me: usize,
-    /// No former head can still be reading (`ReplicaStore::hand_over` tells).
-    pub released: bool,
+    /// For how long the own copy has heard no former head (`ReplicaStore::hand_over` tells).
+    pub quiet_ns: u64,
     /// The own copy has lost nothing that it held in memory.
     pub steady: bool,
 }
@@ -35,7 +35,7 @@ impl<D: Disk> VolumeHead<D> {
         store.promise(epoch)?;
         let volume = store.superblock().volume;
         let own = OwnCopy {
-            released: copies.released,
+            quiet_ns: copies.quiet_ns,
             steady: copies.steady,
             from_memory: options.mode != AckMode::Durable,
         };

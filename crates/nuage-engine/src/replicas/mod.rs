@@ -12,7 +12,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use nuage_journal::{Disk, Group, JournalError, Now, Store};
-use nuage_replica::{Frame, FrameError, FrameReader, Lease, Marks, Policy, Refusal, Tail, rules};
+use nuage_replica::{
+    Frame, FrameError, FrameReader, Lease, Marks, Policy, RELEASED_NS, Refusal, Tail, rules,
+    takeover_wait_ns,
+};
 
 use crate::pace::Pace;
 use rebuild::Rebuild;
@@ -66,7 +69,10 @@ struct Peer {
     out: Vec<u8>,
     tail: Option<Tail>,
     applied: Tail,
+    /// No former head can still be reading, by what it saw.
     released: bool,
+    /// Until when a former head may answer reads for all that it knows, by this head's clock.
+    former_until_ns: u64,
     trusted: bool,
     sent_seq: u64,
     memory_seq: u64,
@@ -90,6 +96,7 @@ impl Peer {
             tail: None,
             applied: Tail::default(),
             released: false,
+            former_until_ns: 0,
             trusted: false,
             sent_seq: 0,
             memory_seq: 0,
@@ -112,7 +119,7 @@ impl Peer {
 /// What the head knows of its own copy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OwnCopy {
-    pub released: bool,
+    pub quiet_ns: u64,
     pub steady: bool,
     pub from_memory: bool,
 }
@@ -149,10 +156,10 @@ pub struct Replicas {
     lease: Lease,
     recent: VecDeque<Arc<Group>>,
     recent_bytes: u64,
-    /// The head's own copy knows that no former head can still read.
     /// How far a fetched log has been compared with ours.
     fetched_to: Tail,
-    own_released: bool,
+    /// For how long the head's own copy had heard no former head when it was opened.
+    own_quiet_ns: u64,
     own_steady: bool,
     /// Writes are acknowledged from memory.
     from_memory: bool,
@@ -187,7 +194,7 @@ impl Replicas {
             recent: VecDeque::new(),
             recent_bytes: 0,
             fetched_to: Tail::default(),
-            own_released: own.released,
+            own_quiet_ns: own.quiet_ns,
             own_steady: own.steady,
             from_memory: own.from_memory,
             wishes: Vec::new(),
@@ -442,7 +449,7 @@ impl Replicas {
                 epoch,
                 tail,
                 applied,
-                released,
+                quiet_ns,
                 steady,
                 whole,
             } if epoch == self.epoch => {
@@ -453,7 +460,9 @@ impl Replicas {
                 peer.state = CopyState::Fenced;
                 peer.tail = Some(tail);
                 peer.applied = applied;
-                peer.released |= released;
+                peer.released |= quiet_ns == RELEASED_NS;
+                let left_ns = takeover_wait_ns().saturating_sub(quiet_ns);
+                peer.former_until_ns = self.now.monotonic_ns + left_ns;
                 peer.comparing = false;
                 peer.rebuild = None;
                 let sent_ns = peer.fence_sent_ns;
@@ -568,8 +577,13 @@ impl Replicas {
     }
 
     /// Tell all copies that this head reads and writes no more.
+    /// Tell the copies that this head reads no more. One that was still waiting for a former head's
+    /// lease cannot say so for that one: it says nothing, and the next head waits.
     pub(crate) fn release(&mut self) {
         let (epoch, now_ns) = (self.epoch, self.now.monotonic_ns);
+        if now_ns < self.visible_from_ns {
+            return;
+        }
         for peer in &mut self.peers {
             if peer.state != CopyState::Down {
                 peer.send(&Frame::Release { epoch }, now_ns);

@@ -29,14 +29,7 @@ impl Replicas {
         let Some(best) = rules::choose(&tails) else {
             return Ok(());
         };
-        let released = self.own_released
-            && tails
-                .iter()
-                .zip(&self.peers)
-                .enumerate()
-                .all(|(copy, (tail, peer))| copy == self.me || tail.is_none() || peer.released);
-        let wait_ns = if released { 0 } else { takeover_wait_ns() };
-        self.visible_from_ns = self.now.monotonic_ns + wait_ns;
+        self.visible_from_ns = self.former_silent_from_ns(&tails);
         if best == self.me || tails[best] == tails[self.me] {
             self.finish_recovery(store);
             return Ok(());
@@ -50,6 +43,19 @@ impl Replicas {
         self.phase = Phase::Fetching { from: best };
         self.ask_for_groups(best, applied.seq);
         Ok(())
+    }
+
+    /// When no former head can be reading any more, by what the copies that promised have heard.
+    fn former_silent_from_ns(&self, tails: &[Option<Tail>]) -> u64 {
+        let now_ns = self.now.monotonic_ns;
+        let own_ns = now_ns + takeover_wait_ns().saturating_sub(self.own_quiet_ns);
+        self.peers
+            .iter()
+            .zip(tails)
+            .enumerate()
+            .filter(|(copy, (peer, tail))| *copy != self.me && tail.is_some() && !peer.released)
+            .map(|(_, (peer, _))| peer.former_until_ns)
+            .fold(own_ns, u64::max)
     }
 
     pub(super) fn ask_for_groups(&mut self, copy: usize, after_seq: u64) {

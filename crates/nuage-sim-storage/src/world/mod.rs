@@ -292,7 +292,7 @@ impl World {
 
     fn start_replica(&mut self, node: usize) {
         self.nodes[node].role = match self.open_store(node) {
-            Some(store) => Role::Replica(Box::new(ReplicaStore::new(store))),
+            Some(store) => Role::Replica(Box::new(ReplicaStore::new(store, self.clock.clone()))),
             None => Role::Down,
         };
         self.tell(node, "starts");
@@ -320,7 +320,7 @@ impl World {
             policy: self.policy.clone(),
             count: NODES,
             me: node,
-            released: handover.released,
+            quiet_ns: handover.quiet_ns,
             steady: handover.steady,
         };
         let clock: Rc<dyn Clock> = self.nodes[node].clock.clone();
@@ -560,7 +560,7 @@ impl World {
             self.drop_links(|head, _| head == node);
             let role = std::mem::replace(&mut self.nodes[node].role, Role::Down);
             if let Role::Head(head) = role {
-                let replica = ReplicaStore::after_lead(head.into_store());
+                let replica = ReplicaStore::after_lead(head.into_store(), self.clock.clone());
                 self.nodes[node].role = Role::Replica(Box::new(replica));
             }
         }
