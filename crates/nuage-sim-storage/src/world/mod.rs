@@ -292,7 +292,10 @@ impl World {
 
     fn start_replica(&mut self, node: usize) {
         self.nodes[node].role = match self.open_store(node) {
-            Some(store) => Role::Replica(Box::new(ReplicaStore::new(store, self.clock.clone()))),
+            Some(store) => Role::Replica(Box::new(ReplicaStore::new(
+                store,
+                self.nodes[node].clock.clone(),
+            ))),
             None => Role::Down,
         };
         self.tell(node, "starts");
@@ -560,7 +563,8 @@ impl World {
             self.drop_links(|head, _| head == node);
             let role = std::mem::replace(&mut self.nodes[node].role, Role::Down);
             if let Role::Head(head) = role {
-                let replica = ReplicaStore::after_lead(head.into_store(), self.clock.clone());
+                let replica =
+                    ReplicaStore::after_lead(head.into_store(), self.nodes[node].clock.clone());
                 self.nodes[node].role = Role::Replica(Box::new(replica));
             }
         }
