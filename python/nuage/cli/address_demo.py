@@ -95,4 +95,7 @@ class OutsidePing:
         if not heard:
             raise TimedOut(f"{self._address}, to answer from outside", after_s=REACH_WAIT_S)
         steps = [after - before for before, after in itertools.pairwise(heard)]
+        sent = re.search(r"(\d+) packets transmitted", text)
+        if sent is not None:  # a silence that did not end is the longest of all
+            steps.append(int(sent.group(1)) - heard[-1] + 1)
         return float(max(steps, default=1) * INTERVAL_MS)

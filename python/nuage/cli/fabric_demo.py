@@ -32,7 +32,7 @@ WATCH_CUT_S: Final = 5.0
 LOG: Final = "/data/ping"
 GAPS: Final = (
     'awk \'/seq=/{split($5,s,"="); n=s[2]+0; if(n>l+1) print "gap",l,n; l=n}'
-    ' END{print "last",l}\' ' + LOG
+    ' /transmitted/{t=$1} END{print "last",l; print "sent",t}\' ' + LOG
 )
 
 
@@ -104,15 +104,15 @@ def _meet(demo: FabricDemo, sites: list[str]) -> str:
     return address
 
 
-def _until(demo: FabricDemo, name: str, *, site: str) -> None:
-    """Wait until a VM runs, at `site` if one is named."""
+def _until(demo: FabricDemo, name: str, *, site: str, state: str = "running") -> None:
+    """Wait until a VM is in `state`, at `site` if one is named."""
     deadline_s = time.monotonic() + MOVE_WAIT_S
     while True:
         vm = demo.value(name)
-        if vm["state"] == "running" and site in ("", vm["site_id"]):
+        if vm["state"] == state and site in ("", vm["site_id"]):
             return
         if time.monotonic() > deadline_s:
-            raise TimedOut(f"{name}, to run", after_s=MOVE_WAIT_S, hint=str(vm["failure"]))
+            raise TimedOut(f"{name}, to be {state}", after_s=MOVE_WAIT_S, hint=str(vm["failure"]))
         time.sleep(POLL_S)  # noqa: TID251 - waits for a process
 
 
@@ -169,6 +169,32 @@ def _move(demo: FabricDemo, sites: list[str], address: str, outside: OutsidePing
     told = float(str(demo.value("net2")["downtime_ms"]))
     if told:
         demo.note(f"of which the guest stood still for {told:.0f} ms, by QEMU's own count")
+    if not answers(demo, address):
+        demo.note("net2 has not survived its move: QEMU's emulator loses writes now and then")
+        demo.note("(docs/design/vnode.md, KVM or TCG); it is started anew")
+        start_anew(demo, "net2")
+
+
+def answers(demo: FabricDemo, address: str) -> bool:
+    """Tell whether `address` answers net1."""
+    return " 0 packets received" not in _run(demo, "net1", f"ping -c 3 -W 2 {address} | tail -3")
+
+
+def start_anew(demo: FabricDemo, name: str) -> None:
+    """Stop a VM whatever its guest does, start it, and wait until its shell answers."""
+    demo.user.call("POST", f"{demo.vm(name)}/stop", {})
+    _until(demo, name, site="", state="stopped")
+    demo.user.call("POST", f"{demo.vm(name)}/start", {})
+    _until(demo, name, site="")
+    deadline_s = time.monotonic() + BOOT_WAIT_S
+    while True:
+        try:
+            _run(demo, name, "true")
+        except TimedOut:
+            if time.monotonic() > deadline_s:
+                raise
+        else:
+            return
 
 
 # The guest's console ----------------------------------------------------------------------------
@@ -195,6 +221,9 @@ def _stop_ping(demo: FabricDemo) -> float:
     if last is None or not int(last.group(1)):
         raise TimedOut("the ping in net1", after_s=CONSOLE_WAIT_S, hint="it had no answer at all")
     steps = [int(after) - int(before) for before, after in re.findall(r"gap (\d+) (\d+)", told)]
+    sent = re.search(r"sent (\d+)", told)
+    if sent is not None:  # a silence that did not end is the longest of all
+        steps.append(int(sent.group(1)) - int(last.group(1)))
     return max(steps, default=1) * INTERVAL_S * 1000
 
 

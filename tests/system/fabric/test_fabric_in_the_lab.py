@@ -14,7 +14,14 @@ import pytest
 
 from nuage.api.client import Client
 from nuage.cli.address_demo import give_address
-from nuage.cli.fabric_demo import FabricDemo, _run, _until, fabric_demo
+from nuage.cli.fabric_demo import (
+    FabricDemo,
+    _run,
+    _until,
+    answers,
+    fabric_demo,
+    start_anew,
+)
 from nuage.cli.showing import inner, row_of, rows_of
 from nuage.errors import NuageError
 from nuage.lab import kernel
@@ -154,6 +161,16 @@ def _run_when_up(demo: FabricDemo, name: str) -> None:
     raise AssertionError(f"{name} has no shell")
 
 
+def _part_them(federation: Federation) -> None:
+    """Have net1 and net2 at two sites."""
+    red = federation.demo("red")
+    if red.value("net2")["site_id"] == red.value("net1")["site_id"]:
+        federation.user.call("POST", f"{red.vm('net2')}/migrate", {"site": "lyon"})
+        _until(red, "net2", site="lyon")
+    if not answers(red, federation.address("red", "net2")):
+        start_anew(red, "net2")  # emulated guests do not survive every move: docs/design/vnode.md
+
+
 def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:
     red = federation.demo("red")
     address = federation.address("red", "net2")
@@ -161,9 +178,7 @@ def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:
     for provider in federation.lab.description.providers:
         namespace = f"nuage.{federation.lab.description.name}.{provider}"
         sockets.append(kernel.inside(namespace, lambda: PacketSocket("s1")))
-    if red.value("net2")["site_id"] == red.value("net1")["site_id"]:
-        federation.user.call("POST", f"{red.vm('net2')}/migrate", {"site": "lyon"})
-        _until(red, "net2", site="lyon")
+    _part_them(federation)
     for one in sockets:
         while one.receive():
             pass
@@ -248,11 +263,10 @@ def test_a_public_address_is_reached_by_the_other_provider_when_one_swallows_all
     red = federation.demo("red")
     mine = give_address(red, federation.admin, "net1", "marne")
     _run(red, "net1", f"ip addr add {mine}/32 dev eth0")
-    if red.value("net2")["site_id"] == red.value("net1")["site_id"]:
-        federation.user.call("POST", f"{red.vm('net2')}/migrate", {"site": "lyon"})
-        _until(red, "net2", site="lyon")
+    _part_them(federation)
     rows = rows_of(federation.user.get("/v1/iaas/red/addresses"))
     (theirs,) = (str(row["address"]) for row in rows if row["vm"] == "net2")
+    _run(red, "net2", f"ip addr add {theirs}/32 dev eth0")
     _await(lambda: " 0 packets" not in _ping(red, mine, theirs), "net1 reaches net2's address")
     told = _run(red, "net1", f"ping -c 2 -W 1 {theirs}")
     assert " 0 packets received" in told, "from a private address nothing leaves the segment"
