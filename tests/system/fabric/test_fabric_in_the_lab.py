@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nuage.api.client import Client
-from nuage.cli.address_demo import give_address
+from nuage.cli.address_demo import GROUP, give_address
 from nuage.cli.fabric_demo import (
     FabricDemo,
     _run,
@@ -267,6 +267,7 @@ def test_a_public_address_is_reached_by_the_other_provider_when_one_swallows_all
     rows = rows_of(federation.user.get("/v1/iaas/red/addresses"))
     (theirs,) = (str(row["address"]) for row in rows if row["vm"] == "net2")
     _run(red, "net2", f"ip addr add {theirs}/32 dev eth0")
+    _put(federation, f"{red.vm('net2')}/port", {"groups": [GROUP]})
     _await(lambda: " 0 packets" not in _ping(red, mine, theirs), "net1 reaches net2's address")
     told = _run(red, "net1", f"ping -c 2 -W 1 {theirs}")
     assert " 0 packets received" in told, "from a private address nothing leaves the segment"
