@@ -86,22 +86,22 @@ class ConsoleStream:
             await self._session.close()
 
     async def read(self) -> bytes | None:
-        """Return what the guest wrote next; None once the console ended.
+        """Return what the guest wrote next, b"" when it took keys; None once the console ended.
 
         Raises:
             ApiError: the console broke off, and why.
         """
         assert self._socket is not None
-        while True:
-            message = await self._socket.receive()
-            if message.type is aiohttp.WSMsgType.BINARY:
-                return bytes(message.data)
-            if message.type is not aiohttp.WSMsgType.TEXT:
-                return None
-            document = json.loads(message.data)
-            if "error" in document:
-                raise ApiError(document["error"], "", 0)
-            self.taken_bytes = int(document["taken"])
+        message = await self._socket.receive()
+        if message.type is aiohttp.WSMsgType.BINARY:
+            return bytes(message.data)
+        if message.type is not aiohttp.WSMsgType.TEXT:
+            return None
+        document = json.loads(message.data)
+        if "error" in document:
+            raise ApiError(document["error"], "", 0)
+        self.taken_bytes = int(document["taken"])
+        return b""
 
     async def send(self, keys: bytes) -> None:
         """Send keys; they are typed in order."""

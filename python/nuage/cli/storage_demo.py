@@ -71,7 +71,7 @@ class _StorageDemo:
     def go_back(self) -> None:
         """Write a file in the guest, mark, damage it, and go back to the moment before."""
         self._tell.say(f"{self._vm_name} loses a file, and its disk goes back to the moment before")
-        self._shell_is_there()
+        self._wake()
         word = f"precious-{secrets.token_hex(4)}"
         self._run(f"echo {word} > /data/letter; sync; cat /data/letter", word)
         marked = row_of(self._client.call("POST", f"{self._volume}/marks", {"name": "all is well"}))
@@ -194,7 +194,22 @@ class _StorageDemo:
             console.type(f"{command}\n")
             console.wait_for(f"\n{expected}", TYPE_WAIT_S)
 
-    def _shell_is_there(self, after: int = 0) -> None:
+    def _wake(self) -> None:
+        """Have a shell; a guest that its move has killed (see docs/design/vnode.md) starts anew."""
+        after = self._console_end()
+        try:
+            self._type("\n")
+            self._shell_is_there(after=after)
+        except TimedOut:
+            self._tell.note(f"{self._vm_name} does not answer: emulated guests may die of a move")
+            self._client.call("POST", f"{self._vm}/stop")
+            self._until_vm("stopped")
+            after = self._console_end()
+            self._client.call("POST", f"{self._vm}/start")
+            self._until_vm("running")
+            self._shell_is_there(after=after)
+
+    def _shell_is_there(self, *, after: int) -> None:
         path = f"{self._vm}/console"
         prompt = f"{self._vm_name}:/#"
         if not wait_for_text(self._client, path, prompt, after=after, timeout_s=WAIT_S):

@@ -1,0 +1,49 @@
+"""Typing on a console ends once the guest has taken the keys, whatever it says meanwhile."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from nuage.api.client import Client
+from nuage.api.console_client import Console
+
+
+async def _quick_guest(request: web.Request) -> web.WebSocketResponse:
+    """Answer keys before it tells that they were taken, then say nothing more."""
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    async for message in socket:
+        await socket.send_bytes(b"prompt# ")
+        await socket.send_json({"taken": len(message.data)})
+    return socket
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[str]:
+    loop = asyncio.new_event_loop()
+    app = web.Application()
+    app.router.add_get("/console/stream", _quick_guest)
+    runner = web.AppRunner(app)
+
+    async def open_door() -> None:
+        await runner.setup()
+        await web.UnixSite(runner, str(tmp_path / "api.sock")).start()
+
+    loop.run_until_complete(open_door())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield f"unix:{tmp_path / 'api.sock'}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_typing_ends_though_the_guest_is_silent_after_it_took_the_keys(door: str) -> None:
+    with Console(Client(door), "") as console:
+        console.type("\x03", timeout_s=10.0)
+        assert console.text == "prompt# "
