@@ -77,17 +77,7 @@ impl<D: Disk> VolumeHead<D> {
                 self.complete(tag, Outcome::Done);
                 return;
             }
-            let change = Change::Zero(kind);
-            let merge = Merge {
-                tag,
-                lba: offset / BLOCK,
-                skip: skip(offset),
-                length,
-                change,
-                fua,
-                then: None,
-            };
-            self.start_merge(merge);
+            self.merge_at(tag, offset, length, Change::Zero(kind), fua);
         };
         match request.operation {
             Operation::Read { offset, length } => {
@@ -111,16 +101,7 @@ impl<D: Disk> VolumeHead<D> {
             } => {
                 let length = data.len() as u64;
                 let change = Change::Compare { expected, data };
-                let merge = Merge {
-                    tag,
-                    lba: offset / BLOCK,
-                    skip: skip(offset),
-                    length,
-                    change,
-                    fua,
-                    then: None,
-                };
-                self.start_merge(merge);
+                self.merge_at(tag, offset, length, change, fua);
             }
             Operation::Flush => self.wait_durable(tag, self.last_seq()),
             Operation::StoreReservations { state } => {
@@ -154,17 +135,20 @@ impl<D: Disk> VolumeHead<D> {
             self.append_write(tag, Kind::Write, offset / BLOCK, data, fua);
         } else {
             let length = data.len() as u64;
-            let change = Change::Data(data);
-            self.start_merge(Merge {
-                tag,
-                lba: offset / BLOCK,
-                skip: skip(offset),
-                length,
-                change,
-                fua,
-                then: None,
-            });
+            self.merge_at(tag, offset, length, Change::Data(data), fua);
         }
+    }
+
+    fn merge_at(&mut self, tag: Tag, offset: u64, length: u64, change: Change, fua: bool) {
+        self.start_merge(Merge {
+            tag,
+            lba: offset / BLOCK,
+            skip: skip(offset),
+            length,
+            change,
+            fua,
+            then: None,
+        });
     }
 
     pub(super) fn start_blocked(&mut self) {
