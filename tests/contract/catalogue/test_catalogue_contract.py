@@ -16,7 +16,7 @@ from tests.contract.catalogue.catalogue_makers import (
     user,
     vm,
 )
-from tests.contract.etcd.etcd_process import etcd_cluster
+from tests.contract.etcd.etcd_process import etcd_cluster, patient_client
 
 from nuage.catalogue.etcd import EtcdCatalogue
 from nuage.catalogue.memory import MemoryCatalogue
@@ -33,7 +33,6 @@ from nuage.catalogue.store import (
     value_of,
 )
 from nuage.errors import Conflict, CorruptData, InvalidRequest, NotFound, StaleEpoch, Unavailable
-from nuage.etcd.client import EtcdClient
 from nuage.ids import UserId
 from nuage.model.identity import Grant, Role, User
 from nuage.model.placement import Decision
@@ -69,7 +68,7 @@ async def open_sqlite_without_tail(folder: Path, clock: HandClock) -> AsyncItera
 @asynccontextmanager
 async def open_etcd(folder: Path, clock: HandClock) -> AsyncIterator[Catalogue]:
     async with etcd_cluster(folder) as (member,):
-        client = EtcdClient([member.client_url])
+        client = patient_client(member.client_url)
         catalogue = await EtcdCatalogue.open(client, site=MARNE, clock=clock)
         yield catalogue
         await catalogue.close()

@@ -4,19 +4,18 @@ import asyncio
 from pathlib import Path
 
 from tests.contract.catalogue.catalogue_makers import MARNE, vm
-from tests.contract.etcd.etcd_process import etcd_cluster
+from tests.contract.etcd.etcd_process import etcd_cluster, patient_client
 
 from nuage.catalogue.etcd import EtcdCatalogue
 from nuage.catalogue.store import Put, value_of
 from nuage.clock import SystemClock
 from nuage.errors import Conflict, NuageError
-from nuage.etcd.client import EtcdClient
 from nuage.model.vm import Vm
 
 
 async def test_controllers_write_one_line_of_revisions_and_see_each_other(tmp_path: Path) -> None:
     async with etcd_cluster(tmp_path) as (member,):
-        clients = [EtcdClient([member.client_url]) for _ in range(3)]
+        clients = [patient_client(member.client_url) for _ in range(3)]
         controllers = [
             await EtcdCatalogue.open(client, site=MARNE, clock=SystemClock()) for client in clients
         ]
@@ -55,7 +54,7 @@ async def test_controllers_write_one_line_of_revisions_and_see_each_other(tmp_pa
 
 async def test_a_lost_member_of_three_loses_no_acknowledged_write(tmp_path: Path) -> None:
     async with etcd_cluster(tmp_path, size=3) as members:
-        client = EtcdClient([member.client_url for member in members])
+        client = patient_client(*(member.client_url for member in members))
         catalogue = await EtcdCatalogue.open(client, site=MARNE, clock=SystemClock())
         acked: set[str] = set()
 

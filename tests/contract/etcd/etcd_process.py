@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from nuage.etcd.client import EtcdClient
 
 START_TRIES = 200
 START_POLL_S = 0.05
+PATIENCE_S = 60.0  # of one request: the machine may stand still for seconds
+MEMORY = Path("/dev/shm")  # a killed member needs the page cache kept, not the disk
 
 
 def require_etcd() -> str:
@@ -31,6 +34,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def patient_client(*endpoints: str) -> EtcdClient:
+    """Return a client that waits longer than any machine stands still."""
+    return EtcdClient(endpoints, timeout_s=PATIENCE_S)
 
 
 @dataclass
@@ -59,7 +67,7 @@ class EtcdMember:
 async def wait_until_up(endpoints: Sequence[str]) -> None:
     """Wait until a linearizable read succeeds at every endpoint."""
     for endpoint in endpoints:
-        client = EtcdClient([endpoint])
+        client = patient_client(endpoint)
         try:
             for tried in range(START_TRIES):
                 try:
@@ -75,8 +83,19 @@ async def wait_until_up(endpoints: Sequence[str]) -> None:
 
 @asynccontextmanager
 async def etcd_cluster(folder: Path, *, size: int = 1) -> AsyncIterator[list[EtcdMember]]:
-    """Run `size` members for the length of the block."""
+    """Run `size` members for the length of the block, their data in memory where it can be."""
     require_etcd()
+    if MEMORY.is_dir():
+        with tempfile.TemporaryDirectory(prefix="nuage-etcd-", dir=MEMORY) as kept:
+            async with _members(Path(kept), size) as members:
+                yield members
+    else:
+        async with _members(folder, size) as members:
+            yield members
+
+
+@asynccontextmanager
+async def _members(folder: Path, size: int) -> AsyncIterator[list[EtcdMember]]:
     names = [f"m{index}" for index in range(size)]
     urls = {n: [f"http://127.0.0.1:{free_port()}" for _ in range(2)] for n in names}
     initial = ",".join(f"{name}={urls[name][1]}" for name in names)
@@ -88,8 +107,8 @@ async def etcd_cluster(folder: Path, *, size: int = 1) -> AsyncIterator[list[Etc
                 "--name", name, "--data-dir", str(folder / name), "--log-level", "error",
                 "--listen-client-urls", client_url, "--advertise-client-urls", client_url,
                 "--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url,
-                "--initial-cluster", initial, "--heartbeat-interval", "50",
-                "--election-timeout", "500",
+                "--initial-cluster", initial, "--heartbeat-interval", "100",
+                "--election-timeout", "1000",
             ]  # fmt: skip
             member = EtcdMember(name, folder / name, client_url, peer_url, arguments)
             await member.start()

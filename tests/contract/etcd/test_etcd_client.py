@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.contract.etcd.etcd_process import EtcdMember, etcd_cluster, free_port
+from tests.contract.etcd.etcd_process import EtcdMember, etcd_cluster, free_port, patient_client
 
 from nuage.errors import InvalidRequest, NotFound, TimedOut, Unavailable
 from nuage.etcd.client import EtcdClient, WatchCompacted
@@ -29,7 +29,7 @@ async def members(tmp_path: Path) -> AsyncIterator[list[EtcdMember]]:
 
 @pytest.fixture
 async def client(members: list[EtcdMember]) -> AsyncIterator[EtcdClient]:
-    client = EtcdClient([member.client_url for member in members])
+    client = patient_client(*(member.client_url for member in members))
     yield client
     await client.close()
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 from tests.contract.catalogue.catalogue_makers import LYON, MARNE, RENNES, HandClock
-from tests.contract.etcd.etcd_process import etcd_cluster
+from tests.contract.etcd.etcd_process import etcd_cluster, patient_client
 
 from nuage.clock import SystemClock
 from nuage.errors import Conflict, StaleEpoch, TimedOut, Unavailable
@@ -79,7 +79,7 @@ async def memory_world(folder: Path) -> AsyncIterator[World]:
 @asynccontextmanager
 async def etcd_world(folder: Path) -> AsyncIterator[World]:
     async with etcd_cluster(folder) as (member,):
-        client = EtcdClient([member.client_url])
+        client = patient_client(member.client_url)
         yield EtcdWorld(client)
         await client.close()
 
