@@ -2,7 +2,9 @@
 
 A silent node is first put beyond doubt: its BMC switches it off and says so. Only then are its VMs
 started elsewhere in the site, under their next epoch, which the heads of their disks demand from
-then on; the node is switched on again and comes back with nothing to run. Without that proof
+then on; the node is switched on again and comes back with nothing to run. Whoever else switches it
+on changes nothing: an agent that begins starts no guest without a word of its controller, and it
+is told nothing while what it ran is being placed. Without that proof
 nothing is started; the VMs are shown as unknown. While the silence may be the controller's own
 deafness (`Ears.why_not_fence`), nobody is switched off.
 
@@ -65,6 +67,18 @@ class Ears(Protocol):
         """Return why a node's silence proves nothing, or ""."""
         ...
 
+    def was_heard_since(self, node_id: NodeId, moment_s: float) -> bool:
+        """Tell whether a node spoke after a moment of the monotonic clock."""
+        ...
+
+    def withhold(self, node_id: NodeId) -> None:
+        """Give a node no wish until it is released."""
+        ...
+
+    def release(self, node_id: NodeId) -> None:
+        """Give a node its wish again, once it is worked out anew."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -106,7 +120,7 @@ class Guardian:
         self._kept = self._before
         self._relearn = False
         self._barred: set[VmId] = set()
-        self._fenced: set[NodeId] = set()
+        self._fenced: dict[NodeId, float] = {}  # and from when on a word of it says that it is on
         self._placing = asyncio.Lock()  # a node is not switched on while its VMs are being placed
         site.holds_lease = lambda: self.lease_s() > 0
         self._was_held = False
@@ -240,15 +254,13 @@ class Guardian:
             await self._mark_unknown(node_id)
             return
         self._site.announce("node", node_id, "fenced", f"node {node.name} is confirmed off")
-        self._fenced.add(node_id)
         ran = {vm.vm_id for vm in self._site.index.on_node(Vm, node_id)}
-        async with self._placing:
-            await self._restart_all(node_id)
+        await self._empty(node_id)
         if self._switch_on is None or not await self._bring_back(node, ran, self._switch_on):
             return
         await self._clock.sleep(RETURN_WITHIN_S)
-        if not self._is_connected(node_id) and await self._is_fenced(node):
-            self._fenced.add(node_id)  # it does not come: its VMs are looked after from here
+        if not self._is_connected(node_id):
+            await self._is_fenced(node)  # it does not come: its VMs are looked after from here
 
     async def _bring_back(self, node: Node, ran: Collection[VmId], switch_on: SwitchOn) -> bool:
         """Switch a fenced node on again, once what it ran has begun elsewhere.
@@ -257,7 +269,7 @@ class Guardian:
         """
         node_id = node.node_id
         await self._clock.sleep(BACK_ON_AFTER_S)
-        while node_id in self._fenced and not self._is_connected(node_id):
+        while self._is_off(node_id):
             shown = self._site.index.find_value(Node, node_id)
             if shown is None or shown.maintenance:
                 return False
@@ -271,15 +283,17 @@ class Guardian:
 
     async def _switched_on(self, node: Node, switch_on: SwitchOn) -> bool | None:
         """Return whether a node is on again; None when its BMC does not obey."""
-        self._fenced.discard(node.node_id)
+        since_s = self._fenced.pop(node.node_id, None)
+        if since_s is None:
+            return True  # it has spoken meanwhile
         try:
             is_on = await switch_on(node)
         except NuageError as error:
             log.warning("not switched on again", node=node.node_id, error=error.message)
-            self._fenced.add(node.node_id)
+            self._fenced[node.node_id] = since_s
             return None
         if not is_on:
-            self._fenced.add(node.node_id)
+            self._fenced[node.node_id] = since_s
         return is_on
 
     def _is_beginning(self, vm_id: VmId, lost: NodeId) -> bool:
@@ -289,6 +303,26 @@ class Guardian:
             return False
         waits = vm.state is not VmState.RUNNING and vm.wish is PowerWish.RUNNING
         return waits and vm.node_id != lost
+
+    def _is_off(self, node_id: NodeId) -> bool:
+        """Tell whether a node runs nothing: it was fenced and has not said a word since."""
+        since_s = self._fenced.get(node_id)
+        if since_s is not None and self._ears.was_heard_since(node_id, since_s):
+            del self._fenced[node_id]  # it is back, and has its wish
+        return node_id in self._fenced
+
+    async def _empty(self, node_id: NodeId) -> None:
+        """Start elsewhere what a node that is off ran; if it comes on, it is told nothing yet."""
+        if not self._is_off(node_id) or not self._site.index.on_node(Vm, node_id):
+            return
+        self._ears.withhold(node_id)
+        try:
+            async with self._placing:
+                if node_id in self._fenced:  # else it is being switched on
+                    await self._restart_all(node_id)
+        finally:
+            self._ears.release(node_id)
+            self._on_owned()
 
     async def _restart_all(self, node_id: NodeId) -> None:
         for vm in self._site.index.on_node(Vm, node_id):
@@ -303,11 +337,7 @@ class Guardian:
     async def _try_again(self) -> None:
         """Start again what found no place when its node was fenced."""
         for node_id in sorted(self._fenced):
-            async with self._placing:
-                if self._is_connected(node_id):
-                    self._fenced.discard(node_id)  # it is back, and has its wish
-                elif node_id in self._fenced:
-                    await self._restart_all(node_id)
+            await self._empty(node_id)
 
     async def _is_still_ours(self, vm: Vm) -> bool:
         """Ask the quorum about a VM that may have been given away just before its node died.
@@ -350,9 +380,11 @@ class Guardian:
         for _ in range(FENCE_TRIES_MAX):
             if self._is_connected(node.node_id):
                 return False
+            since_s = self._clock.monotonic_s()
             try:
                 if await self._fence(node):
-                    return True
+                    self._fenced[node.node_id] = since_s
+                    return self._is_off(node.node_id)
             except NuageError as error:
                 log.warning("fencing failed", fenced=node.node_id, error=error.message)
             await self._clock.sleep(FENCE_RETRY_S)

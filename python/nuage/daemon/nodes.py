@@ -63,10 +63,27 @@ class WishSlot(Generic[W]):
 
     def __init__(self) -> None:
         self._wish: W | None = None
+        self._withheld = 0
         self._changed = asyncio.Event()
 
+    @property
+    def wish(self) -> W | None:
+        """Return the newest wish, if there is one to be told."""
+        return self._wish
+
+    def withhold(self) -> None:
+        """Tell nothing from now on, until a wish is put after as many `release`s."""
+        self._wish = None
+        self._withheld += 1
+
+    def release(self) -> None:
+        """Let the next wish be told."""
+        self._withheld -= 1
+
     def put(self, wish: W) -> None:
-        """Replace the wish."""
+        """Replace the wish, unless it is withheld."""
+        if self._withheld:
+            return
         self._wish = wish
         self._changed.set()
         self._changed = asyncio.Event()
@@ -162,6 +179,19 @@ class NodeSessions:
     def slot(self, node_id: NodeId) -> WishSlot[VnodeWish | IonodeWish]:
         """Return the wish slot of a node."""
         return self._slots.setdefault(node_id, WishSlot())
+
+    def withhold(self, node_id: NodeId) -> None:
+        """Tell a node nothing while what it ran is being started elsewhere."""
+        self.slot(node_id).withhold()
+
+    def release(self, node_id: NodeId) -> None:
+        """Tell a node again what it shall do, as it is worked out from now on."""
+        self.slot(node_id).release()
+
+    def was_heard_since(self, node_id: NodeId, moment_s: float) -> bool:
+        """Tell whether a node spoke after a moment of the monotonic clock."""
+        seen_s = self._seen_s.get(node_id)
+        return seen_s is not None and seen_s >= moment_s
 
     def is_connected(self, node_id: NodeId) -> bool:
         """Tell whether a node was heard within `NODE_LOST_AFTER_S`."""

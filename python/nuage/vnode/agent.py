@@ -10,7 +10,7 @@ the daemon hands wishes in and takes reports out.
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -185,7 +185,9 @@ class VnodeAgent:
             if not guest.in_wish and vm_id not in seen:
                 self._memory = forget(self._memory, vm_id)
                 continue
-            planned = machine.plan(guest, seen.get(vm_id), now_s, self._options.disk_of)
+            planned = machine.plan(
+                guest, seen.get(vm_id), now_s, self._options.disk_of, may_start=self._memory.heard
+            )
             self._memory = remember(self._memory, planned.memory)
             if planned.act is not None:
                 acts.append((vm_id, planned.act))
@@ -336,7 +338,7 @@ def _store(path: Path, memory: AgentMemory) -> None:
     temporary = path.with_suffix(".new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(memory))
+        file.write(msgspec.json.encode(replace(memory, heard=False)))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

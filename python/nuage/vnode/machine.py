@@ -11,6 +11,8 @@ old; the clock may jump. What must hold whatever happens:
 - a guest whose hand-over was granted never runs here again without a higher epoch;
 - a guest whose memory has not all arrived never runs here;
 - a guest whose lease ends is stopped before the end;
+- a guest that does not run is started only on a wish that came since the agent began: its node
+  may have been switched off for good, and its VM started elsewhere;
 - an orphan is reported and left alone.
 """
 
@@ -161,9 +163,24 @@ def backoff_s(count: int) -> float:
 
 
 def plan(
-    memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: DiskOf = iscsi_disk
+    memory: GuestMemory,
+    seen: GuestSeen | None,
+    now_s: float,
+    disk_of: DiskOf = iscsi_disk,
+    *,
+    may_start: bool = True,
 ) -> Plan:
-    """Return the next act on one VM. `seen` is None when the hypervisor has no such guest."""
+    """Return the next act on one VM. `seen` is None when the hypervisor has no such guest.
+
+    `may_start`: the wish was heard since the agent began (`AgentMemory.heard`).
+    """
+    planned = _plan(memory, seen, now_s, disk_of)
+    if isinstance(planned.act, Start) and not may_start:
+        return Plan(memory=memory)
+    return planned
+
+
+def _plan(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: DiskOf) -> Plan:
     state = None if seen is None else seen.state
     wish = memory.wish
     if now_s < memory.hold_until_s <= now_s + BACKOFF_MAX_S and not _lease_is_over(wish, now_s):

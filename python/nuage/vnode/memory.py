@@ -70,10 +70,15 @@ class GuestMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentMemory:
-    """All VMs, and the revision of the last wish taken."""
+    """All VMs, and the revision of the last wish taken.
+
+    `heard`: that wish came since this agent began. It is not kept on disk: a node that was off may
+    have lost its VMs to others meanwhile, so what does not run is started on a fresh word only.
+    """
 
     revision: int = 0
     guests: dict[VmId, GuestMemory] = field(default_factory=dict)
+    heard: bool = False
 
 
 def take_wish(memory: AgentMemory, wish: VnodeWish) -> AgentMemory:
@@ -86,7 +91,7 @@ def take_wish(memory: AgentMemory, wish: VnodeWish) -> AgentMemory:
     for vm_id, vm in wanted.items():
         if vm_id not in guests:
             guests[vm_id] = GuestMemory(wish=vm, reboots_done=vm.reboot_count)
-    return AgentMemory(revision=wish.revision, guests=guests)
+    return AgentMemory(revision=wish.revision, guests=guests, heard=True)
 
 
 def _take_vm(known: GuestMemory, new: VmWish) -> GuestMemory:
@@ -129,4 +134,4 @@ def lasting(memory: AgentMemory) -> AgentMemory:
         )
         for vm_id, guest in memory.guests.items()
     }
-    return replace(memory, guests=guests)
+    return replace(memory, guests=guests, heard=False)

@@ -1,7 +1,7 @@
 """V-nodes and IO-nodes: the agents' machines on fake hypervisors and storage daemons."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 from tests.simulation.federation.whole_sites import SimSite, Sites, stand_in
@@ -69,6 +69,7 @@ class SimVnode:
     is_powered: bool = True
     bmc_answers: bool = True
     last_wish: VnodeWish | None = None
+    boots: int = 0
 
     def __post_init__(self) -> None:
         self._channel = stand_in(leases=HeardLeases())
@@ -106,6 +107,8 @@ class SimVnode:
         self._new_hypervisor()
         self._channel.leases = HeardLeases()
         self.last_wish = None
+        self.memory = replace(self.memory, heard=False)  # as it is read from the disk
+        self.boots += 1
 
     def power_on(self) -> None:
         self.is_powered = True
@@ -121,20 +124,20 @@ class SimVnode:
 
     async def _talk(self) -> None:
         node_id, site = self.node.node_id, self.site
-        sent_s, report = self.clock.monotonic_s(), self.report()
+        sent_s, report, boots = self.clock.monotonic_s(), self.report(), self.boots
 
         async def tell() -> ReportTaken:
             await site.greet(self.node)
             return site.take_vnode(report)
 
         async def fetch() -> VnodeWish | None:
-            return cast(VnodeWish | None, site.sessions.slot(node_id)._wish)
+            return cast(VnodeWish | None, site.sessions.slot(node_id).wish)
 
         try:
             taken = await self.world.wires.call(
                 node_id, site.machine, tell, timeout_s=3.0, doing="report"
             )
-            if not self.is_powered:
+            if self.boots != boots:
                 return
             if taken.lease_s > 0:
                 self._channel.leases.hear(taken.lease_term, sent_s + taken.lease_s)
@@ -142,10 +145,10 @@ class SimVnode:
             wish = await self.world.wires.call(
                 node_id, site.machine, fetch, timeout_s=3.0, doing="wishes"
             )
-            if self.is_powered:
+            if self.boots == boots:
                 await self._take(wish)
         except NuageError:
-            if self.is_powered:
+            if self.boots == boots:
                 await self._take(self.last_wish)
 
     async def _take(self, wish: VnodeWish | None) -> None:
@@ -172,7 +175,8 @@ class SimVnode:
                 self.memory = forget(self.memory, vm_id)
                 continue
             seen = None if held is None else held.seen
-            planned = machine.plan(guest, seen, self.clock.now_s())
+            now_s, heard = self.clock.now_s(), self.memory.heard
+            planned = machine.plan(guest, seen, now_s, may_start=heard)
             self.memory = remember(self.memory, planned.memory)
             if planned.act is None:
                 continue
@@ -334,7 +338,7 @@ class SimIonode:
         async def exchange() -> IonodeWish | None:
             await site.greet(self.node)
             site.reconciler.take_ionode_report(report)
-            return cast(IonodeWish | None, site.sessions.slot(node_id)._wish)
+            return cast(IonodeWish | None, site.sessions.slot(node_id).wish)
 
         try:
             wish = await self.world.wires.call(

@@ -102,10 +102,30 @@ async def test_an_agent_goes_on_with_its_last_wish_after_a_restart(make: Maker) 
     await first.take_wish(VnodeWish(revision=7, vms=(wish(),)))
     await report_when(first, is_state(VmState.RUNNING))
     await first.close()
-    hypervisor.crash(VM)
     second = make("node-a", hypervisor)
     await second.open()
     assert second.report().wish_revision == 7
+    assert hypervisor.acts == [("start", VM)]
+    hypervisor.lose_disk(VM)
+    await report_when(second, lambda _vm: hypervisor.acts == [("start", VM), ("resume", VM)])
+
+
+async def test_an_agent_that_begins_starts_nothing_before_its_controller_has_spoken(
+    make: Maker,
+) -> None:
+    """Its node may have been switched off for good, and its VMs be running elsewhere."""
+    hypervisor = FakeHypervisor()
+    first = make("node-a", hypervisor)
+    await first.open()
+    await first.take_wish(VnodeWish(revision=7, vms=(wish(),)))
+    await report_when(first, is_state(VmState.RUNNING))
+    await first.close()
+    hypervisor.crash(VM)
+    second = make("node-a", hypervisor)
+    await second.open()
+    await second.step()
+    assert hypervisor.acts == [("start", VM)]
+    await second.take_wish(VnodeWish(revision=7, vms=(wish(),)))
     await report_when(second, is_state(VmState.RUNNING))
     assert hypervisor.acts == [("start", VM), ("start", VM)]
 
