@@ -1,16 +1,17 @@
 //! TLS connections between daemons, without blocking: bytes in, bytes out.
 
 use crate::log;
+use crate::path::{Identity, identity_of};
 use crate::poller::{Interest, Poller, Ready, Token};
 use crate::socket::{Moved, Stream};
-use crate::tls::{Identity, Tls, identity_of};
+use crate::tls::{REFRESH_EVERY, Trust};
 use rustix::fd::AsFd as _;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Links of one daemon.
 const LINKS_MAX: usize = 1024;
@@ -92,14 +93,14 @@ impl io::Write for Wire<'_> {
 }
 
 impl Link {
-    pub fn accept(tls: &Tls) -> Result<Self, rustls::Error> {
-        let session = ServerConnection::new(Arc::clone(&tls.server))?;
+    pub fn accept(trust: &Trust) -> Result<Self, rustls::Error> {
+        let session = ServerConnection::new(trust.server())?;
         Ok(Self::new(None, session.into()))
     }
 
-    pub fn connect(token: u64, address: SocketAddr, tls: &Tls) -> Result<Self, rustls::Error> {
+    pub fn connect(token: u64, address: SocketAddr, trust: &Trust) -> Result<Self, rustls::Error> {
         let name = ServerName::IpAddress(address.ip().into());
-        let session = ClientConnection::new(Arc::clone(&tls.client), name)?;
+        let session = ClientConnection::new(trust.client(), name)?;
         Ok(Self::new(Some(token), session.into()))
     }
 
@@ -166,6 +167,13 @@ impl Link {
         Ok(true)
     }
 
+    /// True when its peer was believed once and is not any more.
+    fn is_revoked(&self, trust: &Trust) -> bool {
+        self.session
+            .peer_certificates()
+            .is_some_and(|chain| trust.revokes(chain))
+    }
+
     /// The peer, once: when the handshake is over.
     pub fn newly_established(&mut self) -> Option<Identity> {
         if self.established || self.session.is_handshaking() {
@@ -198,7 +206,8 @@ struct Held {
 /// All links of a daemon.
 pub(crate) struct LinkSet {
     pub orders: Links,
-    tls: Option<Tls>,
+    trust: Option<Trust>,
+    refresh_at: Instant,
     held: BTreeMap<LinkId, Held>,
     next: LinkId,
     events: Vec<LinkEvent>,
@@ -210,10 +219,11 @@ const BOTH: Interest = Interest {
 };
 
 impl LinkSet {
-    pub fn new(tls: Option<Tls>) -> Self {
+    pub fn new(trust: Option<Trust>) -> Self {
         Self {
             orders: Links::default(),
-            tls,
+            trust,
+            refresh_at: Instant::now(),
             held: BTreeMap::new(),
             next: 1,
             events: Vec::new(),
@@ -256,23 +266,45 @@ impl LinkSet {
         );
     }
 
+    /// Look at our certificates and at the revocation lists, and end the links of who is revoked.
+    pub fn refresh_trust(&mut self, poller: &Poller, now: Instant) {
+        let Some(trust) = self.trust.as_mut().filter(|_| now >= self.refresh_at) else {
+            return;
+        };
+        self.refresh_at = now + REFRESH_EVERY;
+        if !trust.refresh() {
+            return;
+        }
+        let revoked = |held: &&Held| held.link.is_revoked(trust);
+        let revoked = self.held.iter().filter(|(_, held)| revoked(held));
+        let revoked: Vec<LinkId> = revoked.map(|(id, _)| *id).collect();
+        for id in revoked {
+            self.fail(poller, id, "its certificate was revoked".to_owned());
+        }
+    }
+
+    /// Within which time [`LinkSet::refresh_trust`] wants to be called; without links it can wait for one.
+    pub fn refresh_within(&self) -> Option<Duration> {
+        (self.trust.is_some() && !self.held.is_empty()).then_some(REFRESH_EVERY)
+    }
+
     pub fn accept(&mut self, poller: &Poller, stream: Stream) {
-        let Some(tls) = &self.tls else { return };
+        let Some(trust) = &self.trust else { return };
         if self.held.len() >= LINKS_MAX {
             return log::warn("too_many_links", &[]);
         }
-        match Link::accept(tls) {
+        match Link::accept(trust) {
             Ok(link) => self.hold(poller, stream, link),
             Err(error) => log::error("link_not_accepted", &[("error", error.to_string().into())]),
         }
     }
 
     fn connect(&mut self, poller: &Poller, token: u64, address: SocketAddr) {
-        let Some(tls) = &self.tls else {
+        let Some(trust) = &self.trust else {
             let reason = "no certificates were given".to_owned();
             return self.events.push(LinkEvent::Down(0, Some(token), reason));
         };
-        let made = Link::connect(token, address, tls).map_err(|error| error.to_string());
+        let made = Link::connect(token, address, trust).map_err(|error| error.to_string());
         let made = made.and_then(|link| {
             Stream::connect(address)
                 .map(|stream| (stream, link))

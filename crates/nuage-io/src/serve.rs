@@ -11,9 +11,10 @@
 use crate::doors::{Answer, Doors, VolumeId};
 use crate::link::{LinkEvent, LinkId, LinkSet, Links};
 use crate::log;
+use crate::path::Identity;
 use crate::poller::{Interest, Poller, Ready, Token};
 use crate::socket::{Listener, Moved, Stream};
-use crate::tls::{Identity, Tls};
+use crate::tls::Trust;
 use rustix::fd::{AsFd as _, BorrowedFd};
 use serde_json::Value;
 use slab::Slab;
@@ -152,7 +153,7 @@ impl EventLoop {
         doors: Doors,
         listeners: Vec<(Listener, Door)>,
         signals: UnixStream,
-        tls: Option<Tls>,
+        trust: Option<Trust>,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         signals.set_nonblocking(true)?;
@@ -183,7 +184,7 @@ impl EventLoop {
             iscsi_sockets: BTreeMap::new(),
             nbd_sockets: BTreeMap::new(),
             watched: BTreeMap::new(),
-            links: LinkSet::new(tls),
+            links: LinkSet::new(trust),
             signals,
             scratch: vec![0; READ_BYTES],
             replies: Vec::new(),
@@ -209,6 +210,7 @@ impl EventLoop {
             self.watch_devices();
             let timeout = self.timeout(daemon);
             self.poller.wait(timeout, &mut ready)?;
+            self.links.refresh_trust(&self.poller, Instant::now());
             for ready in ready.drain(..) {
                 self.handle(ready, daemon);
             }
@@ -226,7 +228,12 @@ impl EventLoop {
             .volumes()
             .filter_map(|(_, device)| device.poll_within());
         let logins = (self.logins > 0).then_some(Duration::from_secs(1));
-        devices.chain(daemon.wake_within()).chain(logins).min()
+        let trust = self.links.refresh_within();
+        devices
+            .chain(daemon.wake_within())
+            .chain(logins)
+            .chain(trust)
+            .min()
     }
 
     /// Watch the descriptors of devices that came, forget those that went.

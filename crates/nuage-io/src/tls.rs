@@ -1,24 +1,32 @@
 //! TLS 1.3 between the daemons of IO-nodes: both sides show certificates of one federation.
 //!
-//! Certificates are those of the trust room: a daemon's leaf, its site's authority, the federation's
-//! root; Ed25519 throughout. A daemon is named by a URI, `nuage://FEDERATION/SITE/ROLE/NODE`, and the
-//! site authority is constrained to its federation's URIs. `webpki` knows no URI constraints and
-//! refuses such chains, so the path is checked here: signatures, times, authorities, constraints.
+//! Which certificates count is said in [`crate::path`]. Sessions are never resumed: a resumed one would
+//! show no certificate, and who was revoked meanwhile would come back in.
+//!
+//! Certificates live for days and are renewed beside a running daemon, lists change when a node is
+//! revoked: [`Trust::refresh`] looks at the files and takes in what is new.
 
+use crate::log;
+use crate::path::{Identity, Judges, PathError, identity_of};
+use crate::revocation::Lists;
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
 };
-use std::path::Path;
-use std::sync::Arc;
-use x509_parser::prelude::{ASN1Time, FromDer as _, GeneralName, ParsedExtension, X509Certificate};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-/// Certificates of a path: leaf, site authority, root.
-const PATH_MAX: usize = 4;
+/// How often the files are looked at: so long a revoked node may keep its links.
+pub const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -28,235 +36,40 @@ pub enum TlsError {
     Unusable(#[from] Error),
 }
 
-/// What a certificate path is refused for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PathError {
-    #[error("a certificate cannot be read")]
-    Unreadable,
-    #[error("the path does not lead to our root")]
-    NoPath,
-    #[error("a certificate is not valid at this time")]
-    NotNow,
-    #[error("an issuer is no authority")]
-    NoAuthority,
-    #[error("a name lies outside its authority's constraints")]
-    Constrained,
-    #[error("the certificate names no daemon")]
-    NoIdentity,
-    #[error("the certificate names a daemon of another federation or role")]
-    Foreign,
+fn failed(path: &Path, reason: impl std::fmt::Display) -> TlsError {
+    TlsError::File {
+        path: path.display().to_string(),
+        reason: reason.to_string(),
+    }
 }
 
-/// A daemon's name as its certificate says it.
+/// Where a daemon's identity and what it believes lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    pub federation: String,
-    pub site: String,
-    pub role: String,
-    pub node: String,
+pub struct TlsFiles {
+    /// The daemon's certificate, then its authorities'.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// The federation's root.
+    pub ca: PathBuf,
+    /// Revocation lists of the root and of all sites.
+    pub crl: Option<PathBuf>,
 }
 
-impl Identity {
-    fn parse(uri: &str) -> Option<Self> {
-        let mut parts = uri.strip_prefix("nuage://")?.split('/');
-        let mut next = || {
-            parts
-                .next()
-                .filter(|part| !part.is_empty())
-                .map(str::to_owned)
-        };
-        let identity = Self {
-            federation: next()?,
-            site: next()?,
-            role: next()?,
-            node: next()?,
-        };
-        parts.next().is_none().then_some(identity)
-    }
-}
-
-fn names(certificate: &X509Certificate<'_>) -> Vec<(bool, String)> {
-    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
-        return Vec::new();
-    };
-    extension
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some((true, (*uri).to_owned())),
-            GeneralName::DNSName(dns) => Some((false, (*dns).to_owned())),
-            _ => None,
-        })
-        .collect()
-}
-
-/// The identity among a leaf's names. Constraints see a site in DNS names only, so the URI counts
-/// where the DNS name beside it says the same.
-fn identity_among(names: &[(bool, String)]) -> Option<Identity> {
-    let identity = names
-        .iter()
-        .filter(|(is_uri, _)| *is_uri)
-        .find_map(|(_, uri)| Identity::parse(uri))?;
-    let Identity {
-        federation,
-        site,
-        role,
-        node,
-    } = &identity;
-    let dns = format!("{node}.{role}.{site}.{federation}.nuage.internal");
-    names
-        .iter()
-        .any(|(is_uri, name)| !is_uri && *name == dns)
-        .then_some(identity)
-}
-
-/// The identity of a leaf.
-pub fn identity_of(leaf: &CertificateDer<'_>) -> Option<Identity> {
-    let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
-    identity_among(&names(&certificate))
-}
-
-fn is_authority(certificate: &X509Certificate<'_>) -> bool {
-    let authority = matches!(certificate.basic_constraints(), Ok(Some(found)) if found.value.ca);
-    let signs = match certificate.key_usage() {
-        Ok(Some(usage)) => usage.value.key_cert_sign(),
-        Ok(None) => true,
-        Err(_) => false,
-    };
-    authority && signs
-}
-
-/// RFC 5280 §4.2.1.10: the host of a URI equals the constraint or, where that starts with a dot, ends
-/// with it; a DNS name equals the constraint or is below it.
-fn within(name: &(bool, String), constraint: &GeneralName<'_>) -> Option<bool> {
-    match (name, constraint) {
-        ((true, uri), GeneralName::URI(host)) => {
-            let found = uri.split_once("://").map_or("", |(_, rest)| rest);
-            let found = found.split(['/', ':']).next().unwrap_or("");
-            Some(if host.starts_with('.') {
-                found.ends_with(host)
-            } else {
-                found == *host
-            })
-        }
-        ((false, dns), GeneralName::DNSName(domain)) => {
-            let below = dns
-                .strip_suffix(domain)
-                .is_some_and(|head| head.is_empty() || head.ends_with('.'));
-            Some(below)
-        }
-        _ => None,
-    }
-}
-
-fn constraints_hold(authority: &X509Certificate<'_>, leaf: &[(bool, String)]) -> bool {
-    let Ok(found) = authority.name_constraints() else {
-        return false;
-    };
-    let Some(constraints) = found else {
-        return true;
-    };
-    // Excluded subtrees are not used by our authorities: a path with them is not ours.
-    if constraints.value.excluded_subtrees.is_some() {
-        return false;
-    }
-    let permitted = constraints
-        .value
-        .permitted_subtrees
-        .as_deref()
-        .unwrap_or_default();
-    leaf.iter().all(|name| {
-        let verdicts: Vec<bool> = permitted
-            .iter()
-            .filter_map(|tree| within(name, &tree.base))
-            .collect();
-        verdicts.is_empty() || verdicts.contains(&true)
-    })
-}
-
-/// Critical extensions that we do not understand refuse the path (RFC 5280 §4.2).
-fn understood(certificate: &X509Certificate<'_>) -> bool {
-    certificate
-        .extensions()
-        .iter()
-        .filter(|extension| extension.critical)
-        .all(|extension| {
-            matches!(
-                extension.parsed_extension(),
-                ParsedExtension::BasicConstraints(_)
-                    | ParsedExtension::KeyUsage(_)
-                    | ParsedExtension::ExtendedKeyUsage(_)
-                    | ParsedExtension::NameConstraints(_)
-                    | ParsedExtension::SubjectAlternativeName(_)
-            )
-        })
-}
-
-fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PathError> {
-    X509Certificate::from_der(der)
-        .map(|(_, found)| found)
-        .map_err(|_| PathError::Unreadable)
-}
-
-/// Check a path and give the identity of its leaf.
-pub fn check_path(
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    roots: &[CertificateDer<'_>],
-    now_s: i64,
-) -> Result<Identity, PathError> {
-    if intermediates.len() > PATH_MAX {
-        return Err(PathError::NoPath);
-    }
-    let now = ASN1Time::from_timestamp(now_s).map_err(|_| PathError::NotNow)?;
-    let leaf = parse(leaf)?;
-    let issuers: Vec<X509Certificate<'_>> =
-        intermediates.iter().map(parse).collect::<Result<_, _>>()?;
-    let roots: Vec<X509Certificate<'_>> = roots.iter().map(parse).collect::<Result<_, _>>()?;
-    let leaf_names = names(&leaf);
-    let mut current = &leaf;
-    for _ in 0..=PATH_MAX {
-        if !current.validity().is_valid_at(now) {
-            return Err(PathError::NotNow);
-        }
-        if !understood(current) {
-            return Err(PathError::Unreadable);
-        }
-        let issued_by = |issuer: &&X509Certificate<'_>| {
-            issuer.subject() == current.issuer()
-                && current.verify_signature(Some(issuer.public_key())).is_ok()
-        };
-        let root = roots.iter().find(issued_by);
-        let issuer = root
-            .or_else(|| issuers.iter().find(issued_by))
-            .ok_or(PathError::NoPath)?;
-        if !is_authority(issuer) {
-            return Err(PathError::NoAuthority);
-        }
-        if !constraints_hold(issuer, &leaf_names) {
-            return Err(PathError::Constrained);
-        }
-        if let Some(root) = root {
-            if !root.validity().is_valid_at(now) {
-                return Err(PathError::NotNow);
-            }
-            return identity_among(&leaf_names).ok_or(PathError::NoIdentity);
-        }
-        current = issuer;
-    }
-    Err(PathError::NoPath)
-}
-
-/// Both sides' rule: a daemon of our federation and our role.
+/// Both sides' rule: a daemon of our federation and our role that nobody has revoked.
 #[derive(Debug)]
 struct SamePeers {
     roots: Vec<CertificateDer<'static>>,
+    lists: RwLock<Arc<Lists>>,
     own: Identity,
     provider: Arc<CryptoProvider>,
 }
 
 impl SamePeers {
+    fn lists(&self) -> Arc<Lists> {
+        let lists = self.lists.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&lists)
+    }
+
     fn check(
         &self,
         leaf: &CertificateDer<'_>,
@@ -264,14 +77,24 @@ impl SamePeers {
         now: UnixTime,
     ) -> Result<(), Error> {
         let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let verdict = check_path(leaf, intermediates, &self.roots, now_s).and_then(|identity| {
-            if identity.federation == self.own.federation && identity.role == self.own.role {
-                Ok(())
-            } else {
-                Err(PathError::Foreign)
-            }
-        });
-        verdict.map_err(|error| Error::General(error.to_string()))
+        let judges = Judges {
+            roots: &self.roots,
+            lists: &self.lists(),
+        };
+        let verdict = judges
+            .check(leaf, intermediates, now_s)
+            .and_then(|identity| {
+                if identity.federation == self.own.federation && identity.role == self.own.role {
+                    Ok(())
+                } else {
+                    Err(PathError::Foreign)
+                }
+            });
+        verdict.map_err(|error| match error {
+            // The peer is told so, too.
+            PathError::Revoked => Error::InvalidCertificate(CertificateError::Revoked),
+            _ => Error::General(error.to_string()),
+        })
     }
 
     fn signature(
@@ -365,65 +188,186 @@ impl ClientCertVerifier for SamePeers {
     }
 }
 
-/// Both sides' settings, made from files.
-#[derive(Debug, Clone)]
-pub struct Tls {
-    pub server: Arc<ServerConfig>,
-    pub client: Arc<ClientConfig>,
-    /// The node that our certificate names.
-    pub node: String,
-}
-
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let failed = |reason: String| TlsError::File {
-        path: path.display().to_string(),
-        reason,
-    };
     let found: Vec<_> = CertificateDer::pem_file_iter(path)
-        .map_err(|error| failed(error.to_string()))?
+        .map_err(|error| failed(path, error))?
         .collect::<Result<_, _>>()
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| failed(path, error))?;
     if found.is_empty() {
-        Err(failed("no certificate in it".to_owned()))
+        Err(failed(path, "no certificate in it"))
     } else {
         Ok(found)
     }
 }
 
-impl Tls {
-    /// `cert`: the daemon's certificate, then its authorities'; `ca`: the federation's root.
-    pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, TlsError> {
-        let chain = certificates(cert)?;
-        let roots = certificates(ca)?;
-        let failed = |path: &Path, reason: String| TlsError::File {
-            path: path.display().to_string(),
-            reason,
-        };
+/// Both sides' settings under one certificate.
+#[derive(Debug, Clone)]
+struct Configs {
+    chain: Vec<CertificateDer<'static>>,
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+impl Configs {
+    fn load(
+        chain: Vec<CertificateDer<'static>>,
+        key: &Path,
+        verifier: &Arc<SamePeers>,
+    ) -> Result<Self, TlsError> {
         let key =
             || PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()));
-        let own = chain.first().and_then(|leaf| identity_of(leaf));
-        let own = own.ok_or_else(|| failed(cert, PathError::NoIdentity.to_string()))?;
-        let node = own.node.clone();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Arc::new(SamePeers {
-            roots,
-            own,
-            provider: Arc::clone(&provider),
-        });
         let versions = &[&rustls::version::TLS13];
-        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&verifier.provider))
             .with_protocol_versions(versions)?
-            .with_client_cert_verifier(Arc::<SamePeers>::clone(&verifier))
+            .with_client_cert_verifier(Arc::<SamePeers>::clone(verifier))
             .with_single_cert(chain.clone(), key()?)?;
-        let client = ClientConfig::builder_with_provider(provider)
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
             .with_protocol_versions(versions)?
             .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_auth_cert(chain, key()?)?;
+            .with_custom_certificate_verifier(Arc::<SamePeers>::clone(verifier))
+            .with_client_auth_cert(chain.clone(), key()?)?;
+        client.resumption = Resumption::disabled();
         Ok(Self {
+            chain,
             server: Arc::new(server),
             client: Arc::new(client),
-            node,
         })
+    }
+}
+
+/// What tells a file from its successor: written anew it has another inode or another time.
+type Stamp = Option<(u64, i64, i64, u64)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.ino(), found.ctime(), found.ctime_nsec(), found.len()))
+}
+
+/// A daemon's identity and whom it believes, kept as its files say.
+#[derive(Debug)]
+pub struct Trust {
+    files: TlsFiles,
+    verifier: Arc<SamePeers>,
+    configs: Configs,
+    seen: [Stamp; 3],
+}
+
+impl Trust {
+    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+        let seen = Self::stamps(&files);
+        let chain = certificates(&files.cert)?;
+        let own = chain.first().and_then(identity_of);
+        let own = own.ok_or_else(|| failed(&files.cert, PathError::NoIdentity))?;
+        let verifier = Arc::new(SamePeers {
+            roots: certificates(&files.ca)?,
+            lists: RwLock::new(Arc::new(Self::lists(&files)?)),
+            own,
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
+        });
+        Ok(Self {
+            configs: Configs::load(chain, &files.key, &verifier)?,
+            files,
+            verifier,
+            seen,
+        })
+    }
+
+    /// The node that our certificate names.
+    pub fn node(&self) -> &str {
+        &self.verifier.own.node
+    }
+
+    pub(crate) fn server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.configs.server)
+    }
+
+    pub(crate) fn client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.configs.client)
+    }
+
+    fn lists(files: &TlsFiles) -> Result<Lists, TlsError> {
+        match &files.crl {
+            None => Ok(Lists::default()),
+            Some(path) => Lists::load(path).map_err(|reason| failed(path, reason)),
+        }
+    }
+
+    fn stamps(files: &TlsFiles) -> [Stamp; 3] {
+        [
+            stamp(&files.cert),
+            stamp(&files.key),
+            files.crl.as_deref().and_then(stamp),
+        ]
+    }
+
+    /// Look at the files and take in what is new; true when the lists are others now.
+    ///
+    /// What cannot be read is told, and what was known goes on: a list that is lost un-revokes nobody.
+    pub fn refresh(&mut self) -> bool {
+        let seen = Self::stamps(&self.files);
+        let [cert, key, crl] = seen;
+        let [old_cert, old_key, old_crl] = std::mem::replace(&mut self.seen, seen);
+        if (cert, key) != (old_cert, old_key)
+            && let Err(error) = self.renew()
+        {
+            // Key and certificate are two files: the second one may still be on its way.
+            log::warn(
+                "certificate_not_renewed",
+                &[("error", error.to_string().into())],
+            );
+        }
+        crl != old_crl && self.take_lists()
+    }
+
+    fn renew(&mut self) -> Result<(), TlsError> {
+        let chain = certificates(&self.files.cert)?;
+        if chain.first().and_then(identity_of).as_ref() != Some(&self.verifier.own) {
+            return Err(failed(&self.files.cert, PathError::Foreign));
+        }
+        let configs = Configs::load(chain, &self.files.key, &self.verifier)?;
+        if configs.chain != self.configs.chain {
+            log::info("certificate_renewed", &[("node", self.node().into())]);
+        }
+        self.configs = configs;
+        Ok(())
+    }
+
+    fn take_lists(&mut self) -> bool {
+        let lists = match Self::lists(&self.files) {
+            Ok(lists) => lists,
+            Err(error) => {
+                log::error(
+                    "revocations_not_read",
+                    &[("error", error.to_string().into())],
+                );
+                return false;
+            }
+        };
+        let known = self.verifier.lists();
+        let lists = lists.beside(&known);
+        if *known == lists {
+            return false;
+        }
+        log::info("revocations_read", &[("lists", lists.len().into())]);
+        let mut known = self
+            .verifier
+            .lists
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = Arc::new(lists);
+        true
+    }
+
+    /// True when a peer that showed this chain is not believed any more.
+    pub(crate) fn revokes(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let judges = Judges {
+            roots: &self.verifier.roots,
+            lists: &self.verifier.lists(),
+        };
+        chain
+            .split_first()
+            .is_some_and(|(leaf, intermediates)| judges.revoke(leaf, intermediates))
     }
 }

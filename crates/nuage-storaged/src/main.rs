@@ -27,7 +27,7 @@ use nuage_io::doors::Doors;
 use nuage_io::log;
 use nuage_io::serve::{Door, EventLoop};
 use nuage_io::socket::{Endpoint, Listener};
-use nuage_io::tls::Tls;
+use nuage_io::tls::Trust;
 use options::{Command, Options};
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -103,12 +103,9 @@ fn serve(options: &Options) -> io::Result<()> {
         listeners.push((bind(endpoint)?, Door::Replica));
     }
     // The key may be readable only for who starts us.
-    let tls = match &options.tls {
+    let trust = match &options.tls {
         None => None,
-        Some(files) => {
-            let tls = Tls::load(&files.cert, &files.key, &files.ca);
-            Some(tls.map_err(io::Error::other)?)
-        }
+        Some(files) => Some(Trust::load(files.clone()).map_err(io::Error::other)?),
     };
     become_user(options)?;
     let mut portals = options.advertise.clone();
@@ -130,7 +127,8 @@ fn serve(options: &Options) -> io::Result<()> {
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::low_level::pipe::register(signal, rings.try_clone()?)?;
     }
-    let mut daemon = daemon::Storaged::open(options, tls.as_ref().map(|tls| tls.node.clone()))?;
+    let mut daemon =
+        daemon::Storaged::open(options, trust.as_ref().map(|trust| trust.node().to_owned()))?;
     for (listener, door) in &listeners {
         let at = listener.endpoint.to_string();
         log::info(
@@ -138,7 +136,7 @@ fn serve(options: &Options) -> io::Result<()> {
             &[("at", at.into()), ("door", format!("{door:?}").into())],
         );
     }
-    EventLoop::new(Doors::new(iscsi, nbd), listeners, signals, tls)?.run(&mut daemon)
+    EventLoop::new(Doors::new(iscsi, nbd), listeners, signals, trust)?.run(&mut daemon)
 }
 
 /// Give up the rights that binding needed. Done before any thread is started, so that all have

@@ -1,6 +1,7 @@
 //! The command line. Secrets never come this way: argv is readable by everybody.
 
 use nuage_io::socket::Endpoint;
+use nuage_io::tls::TlsFiles;
 use std::path::PathBuf;
 
 pub const USAGE: &str = "\
@@ -14,6 +15,8 @@ usage: nuage-storaged --dir DIR --control SOCKET [options]
   --nbd ADDR:PORT,…       NBD doors; also unix:PATH
   --replica ADDR:PORT     door for the heads of other IO-nodes, TLS 1.3 with both certificates
   --tls-cert FILE --tls-key FILE --tls-ca FILE
+  --tls-crl FILE          revocation lists (PEM) of the root and of all sites; certificate, key and
+                          lists are read again when they change
   --uid UID --gid GID     change to this user and group once the sockets are bound
   --log-format text|json  form of the log on standard error (default text)
   --version, --help";
@@ -32,14 +35,6 @@ pub struct Options {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub log_json: bool,
-}
-
-/// Certificate, key and authority of this IO-node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    pub ca: PathBuf,
 }
 
 /// What the command line asks for.
@@ -92,7 +87,7 @@ fn number<T: std::str::FromStr>(option: &'static str, value: &str) -> Result<T, 
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, OptionsError> {
     let mut arguments = arguments.into_iter();
     let (mut dir, mut control, mut replica) = (None, None, None);
-    let (mut cert, mut key, mut ca) = (None, None, None);
+    let (mut cert, mut key, mut ca, mut crl) = (None, None, None, None);
     let (mut uid, mut gid) = (None, None);
     let (mut iscsi, mut nbd, mut advertise) = (Vec::new(), Vec::new(), Vec::new());
     let (mut portal_group, mut log_json) = (1, false);
@@ -118,6 +113,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
             "--tls-cert" => cert = Some(PathBuf::from(value()?)),
             "--tls-key" => key = Some(PathBuf::from(value()?)),
             "--tls-ca" => ca = Some(PathBuf::from(value()?)),
+            "--tls-crl" => crl = Some(PathBuf::from(value()?)),
             "--uid" => uid = Some(number("--uid", &value()?)?),
             "--gid" => gid = Some(number("--gid", &value()?)?),
             "--log-format" => {
@@ -139,8 +135,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
         }
     }
     let tls = match (cert, key, ca) {
-        (Some(cert), Some(key), Some(ca)) => Some(TlsFiles { cert, key, ca }),
-        (None, None, None) if replica.is_none() => None,
+        (Some(cert), Some(key), Some(ca)) => Some(TlsFiles { cert, key, ca, crl }),
+        (None, None, None) if replica.is_none() && crl.is_none() => None,
         _ => {
             return Err(OptionsError::Missing(
                 "one of --tls-cert, --tls-key, --tls-ca",

@@ -4,6 +4,7 @@ An agent that is cut off goes on with what it last knew. Beside the documents li
 ``revocations.pem``, every revocation list known here: storage daemons read it for their links.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,11 +32,11 @@ class AgentTrust:
         self._book = TrustBook(store.root())
         self.admit = self._book.revocations.admit
         path = self._directory / DOCUMENTS
+        kept: tuple[SiteTrust, ...] = ()
         if path.exists():
-            for document in msgspec.json.decode(path.read_bytes(), type=tuple[SiteTrust, ...]):
-                self._take(document)
-        elif not self.list_file.exists():
-            write_atomically(self.list_file, b"")  # for daemons that start before we are told
+            kept = msgspec.json.decode(path.read_bytes(), type=tuple[SiteTrust, ...])
+        # Also when there are none: daemons may start before we are told.
+        self._write_lists([document for document in kept if self._take(document)])
 
     @property
     def list_file(self) -> Path:
@@ -44,20 +45,28 @@ class AgentTrust:
 
     def take(self, wish: TrustWish, client: ChannelClient) -> None:
         """Take in what the controller told; leave it when it is revoked itself."""
-        for document in wish.documents:
-            self._take(document)
+        believed = [document for document in wish.documents if self._take(document)]
         write_atomically(self._directory / DOCUMENTS, msgspec.json.encode(wish.documents))
-        lists = [document.revocations_pem for document in wish.documents]
-        lists += [document.root_revocations_pem for document in wish.documents]
-        write_atomically(self.list_file, "".join(lists).encode())
+        self._write_lists(believed)
         for peer in self._book.revocations.to_drop(_peers_of(client)):
             peer.close("revoked")
 
-    def _take(self, document: SiteTrust) -> None:
+    def _take(self, document: SiteTrust) -> bool:
+        """Take a document in, and return whether the root's signature stands behind it."""
         try:
             self._book.take(document)
         except NuageError as error:
             log.error("trust refused", of=document.site_id, error=error.message)
+            return False
+        return True
+
+    def _write_lists(self, documents: Sequence[SiteTrust]) -> None:
+        """Write the lists down for daemons; they look whether the file is another one."""
+        lists = [document.revocations_pem for document in documents]
+        lists += [document.root_revocations_pem for document in documents]
+        text = "".join(lists).encode()
+        if not self.list_file.exists() or self.list_file.read_bytes() != text:
+            write_atomically(self.list_file, text)
 
 
 def _peers_of(client: ChannelClient) -> tuple[Peer, ...]:

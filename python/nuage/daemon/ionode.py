@@ -9,6 +9,7 @@ from prometheus_client import Gauge
 from nuage.channel import Handlers, Peer
 from nuage.clock import Clock, SystemClock
 from nuage.daemon.agent import AgentChannel
+from nuage.daemon.agent_trust import REVOCATIONS
 from nuage.daemon.configuration import IonodeConfiguration
 from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
@@ -182,6 +183,7 @@ class IonodeProcess:
             tls_cert=configuration.trust_dir / DAEMON_CHAIN,
             tls_key=configuration.trust_dir / DAEMON_KEY,
             tls_ca=configuration.trust_dir / ROOT,
+            tls_crl=configuration.trust_dir / REVOCATIONS,
         )
         daemon = StoragedDaemon(options, wish.iaas_id, ports)
         await daemon.start()

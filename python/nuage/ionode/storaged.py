@@ -77,7 +77,7 @@ class DaemonPorts(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoragedOptions:
-    """How this node runs its daemons. `tls_dir` holds the node's chain, key and root."""
+    """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew."""
 
     binary: str
     data_dir: Path
@@ -86,6 +86,7 @@ class StoragedOptions:
     tls_cert: Path
     tls_key: Path
     tls_ca: Path
+    tls_crl: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,7 @@ class StoragedDaemon:
             "--tls-cert", str(options.tls_cert),
             "--tls-key", str(options.tls_key),
             "--tls-ca", str(options.tls_ca),
+            "--tls-crl", str(options.tls_crl),
             "--log-format", "json",
         ]  # fmt: skip
 

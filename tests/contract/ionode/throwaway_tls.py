@@ -7,6 +7,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nuage.channel import Identity
+from nuage.daemon.agent_trust import AgentTrust
 from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.pki import pem_of
@@ -21,6 +22,7 @@ class TlsFiles:
     chain: Path
     key: Path
     root: Path
+    lists: Path
 
 
 def write_tls(directory: Path) -> TlsFiles:
@@ -35,5 +37,8 @@ def write_tls(directory: Path) -> TlsFiles:
     store = TrustStore(directory / "ionode")
     store.install(root_pem=pem_of(founder.root()), chain_pem=chain_pem, key=key)
     return TlsFiles(
-        store.directory / DAEMON_CHAIN, store.directory / DAEMON_KEY, store.directory / ROOT
+        store.directory / DAEMON_CHAIN,
+        store.directory / DAEMON_KEY,
+        store.directory / ROOT,
+        AgentTrust(store).list_file,
     )

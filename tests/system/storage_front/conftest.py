@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.system.storage_front.storage_front_daemon import Daemon, free_port
+from tests.system.storage_front.storage_front_daemon import Daemon, Tls, free_port
 
 from nuage.channel.identity import Identity
 from nuage.ids import FederationId, NodeId, SiteId
@@ -62,15 +62,13 @@ def three_sites(storaged_binary: Path, tmp_path: Path) -> Iterator[list[Daemon]]
             ),
             site_key,
         )
-        key = Ed25519PrivateKey.generate()
-        identity = Identity(federation, site, NodeRole.IONODE, NodeId(f"{site}-io1"))
-        leaf = pki.issue_daemon(authority, key.public_key(), identity, now_s=now_s)
         folder = tmp_path / site
         folder.mkdir()
-        (folder / "cert.pem").write_text(pki.pem_of(leaf, authority.certificate))
-        (folder / "key.pem").write_bytes(pki.pem_of_key(key))
-        (folder / "root.pem").write_text(pki.pem_of(root.certificate))
-        tls = (folder / "cert.pem", folder / "key.pem", folder / "root.pem")
+        identity = Identity(federation, site, NodeRole.IONODE, NodeId(f"{site}-io1"))
+        tls = Tls(folder, authority, identity)
+        tls.issue()
+        tls.believe("")
+        (folder / "ca.pem").write_text(pki.pem_of(root.certificate))
         daemon = Daemon(storaged_binary, folder, [free_port()], free_port(), free_port(), tls=tls)
         made.append(daemon)
         daemon.start()

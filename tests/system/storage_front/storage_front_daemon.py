@@ -10,6 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from nuage.channel.identity import Identity
+from nuage.trust import pki
+from nuage.trust.files import write_atomically
 
 START_TIMEOUT_S = 10.0
 MIB = 1 << 20
@@ -36,6 +42,28 @@ def free_port() -> int:
 
 
 @dataclass
+class Tls:
+    """A node's identity in `folder`, as `cert.pem`, `key.pem`, `ca.pem` and `crl.pem`."""
+
+    folder: Path
+    authority: pki.Authority
+    identity: Identity
+
+    def issue(self) -> x509.Certificate:
+        """Give the node a new key and certificate, put in place as its agent does."""
+        key = Ed25519PrivateKey.generate()
+        leaf = pki.issue_daemon(self.authority, key.public_key(), self.identity, now_s=time.time())
+        write_atomically(self.folder / "key.pem", pki.pem_of_key(key), secret=True)
+        chain = pki.pem_of(leaf, self.authority.certificate)
+        write_atomically(self.folder / "cert.pem", chain.encode())
+        return leaf
+
+    def believe(self, lists: str) -> None:
+        """Put revocation lists in place."""
+        write_atomically(self.folder / "crl.pem", lists.encode())
+
+
+@dataclass
 class Daemon:
     """One process; `restart` starts it again on the same ports and data."""
 
@@ -44,7 +72,7 @@ class Daemon:
     iscsi: list[int]
     nbd: int
     replica: int = 0
-    tls: tuple[Path, Path, Path] | None = None
+    tls: Tls | None = None
     process: subprocess.Popen[bytes] | None = None
     lines: list[Json] = field(default_factory=list)
 
@@ -56,9 +84,9 @@ class Daemon:
         command += ["--control", str(self.folder / "control"), "--iscsi", portals]
         command += ["--nbd", f"127.0.0.1:{self.nbd},unix:{self.folder / 'nbd'}"]
         if self.tls is not None:
-            cert, key, authority = map(str, self.tls)
-            command += ["--replica", f"127.0.0.1:{self.replica}", "--tls-cert", cert]
-            command += ["--tls-key", key, "--tls-ca", authority]
+            command += ["--replica", f"127.0.0.1:{self.replica}"]
+            for name in ("cert", "key", "ca", "crl"):
+                command += [f"--tls-{name}", str(self.tls.folder / f"{name}.pem")]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log)
         deadline_s = time.monotonic() + START_TIMEOUT_S
