@@ -14,7 +14,8 @@
     ├── QuotaExceeded          a contract's quota is used up
     ├── Unavailable            not now: try again (retry_after_s), or elsewhere
     │   ├── SiteUnreachable    the home site of the object cannot be reached
-    │   └── Locked             the data key is not here: whoever holds it must give it
+    │   ├── Locked             the data key is not here: whoever holds it must give it
+    │   └── Lost               what was kept is on no disk any more: its owner decides
     ├── TimedOut               no answer in time; the effect is unknown
     ├── LocalProtocolError     we used a protocol wrongly: a bug of ours
     ├── RemoteProtocolError    the peer used a protocol wrongly: close the connection
@@ -164,6 +165,12 @@ class Locked(Unavailable):
     """What is asked for lies encrypted under a key that is not here."""
 
     code = "locked"
+
+
+class Lost(Unavailable):
+    """What was kept is on no disk any more; only its owner can decide what then."""
+
+    code = "lost"
 
 
 class TimedOut(NuageError):

@@ -60,15 +60,16 @@ pub fn open_volume(
 
 /// Make `target` a new volume that begins as `store`'s was after `seq`: at once, sharing its segments
 /// (both directories on one file system). The clone has the same data key. Made of the same moment of
-/// any copy, clones are copies of each other.
+/// any copy, clones are copies of each other. `joins`: the clone has been written to elsewhere since.
 pub fn clone_store(
     store: &mut Store<FileDisk>,
     seq: u64,
     target: &Path,
     uuid: VolumeUuid,
     created_ns: u64,
+    joins: bool,
 ) -> Result<(), JournalError> {
-    let parts = store.clone_parts(seq, uuid, created_ns)?;
+    let parts = store.clone_parts(seq, uuid, created_ns, joins)?;
     let mut disk = FileDisk::open(target, Method::Threads)?;
     if !disk.list_now()?.is_empty() {
         return Err(JournalError::NotThisVolume(

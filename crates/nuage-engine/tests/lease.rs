@@ -66,6 +66,7 @@ impl World {
             mode: AckMode::Durable,
             term: term.into(),
             head: "test".into(),
+            accepts_loss: false,
         };
         let of = CopyOptions {
             policy: Policy::named(PolicyName::Any2Of3, 3).unwrap(),

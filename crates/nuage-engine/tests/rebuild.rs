@@ -71,15 +71,23 @@ fn create(directory: &Path, joins: bool) {
 
 impl Set {
     fn new(directories: &[TempDir]) -> Self {
-        let clock = Rc::new(HandClock(Cell::new(10_000_000_000)));
         for directory in &directories[..3] {
             create(directory.path(), false);
         }
+        let mut set = Self::opened(directories, 1, false);
+        set.until(|set| set.head.is_serving());
+        set
+    }
+
+    /// A head on what the first three directories have.
+    fn opened(directories: &[TempDir], term: u64, accepts_loss: bool) -> Self {
+        let clock = Rc::new(HandClock(Cell::new(10_000_000_000)));
         let options = HeadOptions {
             name: Arc::from("v"),
             mode: AckMode::Durable,
-            term: 1,
+            term,
             head: "a".to_owned(),
+            accepts_loss,
         };
         let policy = Policy::named(PolicyName::Any2Of3, 3).expect("three copies");
         let copies = CopyOptions {
@@ -100,7 +108,6 @@ impl Set {
         };
         set.connect(0, open(directories[1].path()));
         set.connect(1, open(directories[2].path()));
-        set.until(|set| set.head.is_serving());
         set
     }
 
@@ -275,5 +282,29 @@ fn a_rebuild_that_broke_off_goes_on_where_it_was() {
     set.until(|set| done(set) > 0);
     assert!(done(&set) >= 48, "{}", done(&set));
     set.until(|set| set.is_live(1));
+    set.same(1);
+}
+
+#[test]
+fn two_of_three_disks_lost_are_told_and_wait_for_the_owner() {
+    let directories = directories();
+    let mut set = Set::new(&directories);
+    set.write(0..BLOCKS / 8, 5);
+    drop(set);
+    for lost in &directories[1..3] {
+        for file in std::fs::read_dir(lost.path()).expect("a directory") {
+            std::fs::remove_file(file.expect("an entry").path()).expect("a file");
+        }
+        create(lost.path(), true);
+    }
+    // The copy that is left may lack what the other two acknowledged.
+    let mut set = Set::opened(&directories, 2, false);
+    set.until(|set| set.head.is_lost());
+    assert!(!set.head.is_serving());
+    drop(set);
+    let mut set = Set::opened(&directories, 3, true);
+    set.until(|set| set.head.is_serving() && set.is_live(0) && set.is_live(1));
+    assert!(!set.head.is_lost());
+    set.same(0);
     set.same(1);
 }

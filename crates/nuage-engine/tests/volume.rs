@@ -10,7 +10,7 @@ use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request}
 use nuage_disk::FileDisk;
 use nuage_engine::{
     AckMode, Administration, Clock, HeadEvent, HeadOptions, SystemClock, Volume, clone_store,
-    create_volume, open_volume,
+    create_to_join, create_volume, open_volume,
 };
 use nuage_journal::{
     DataKey, JournalError, Now, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec,
@@ -36,6 +36,7 @@ fn open(path: &Path, encrypted: bool, mode: AckMode) -> Volume<FileDisk> {
         mode,
         term: 1,
         head: "test".into(),
+        accepts_loss: false,
     };
     let cipher = encrypted.then(|| DataKey::new(KEY).cipher());
     open_volume(path, cipher, options, Rc::new(SystemClock::default())).unwrap()
@@ -319,7 +320,7 @@ fn a_clone_of_the_past_lives_beside_its_parent() {
             change(&mut prng, &mut parent, &mut model);
         }
         parent
-            .with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2))
+            .with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2, false))
             .unwrap();
         let mut child = open(&second, encrypted, AckMode::WriteBack);
         assert!(read_all(&mut child) == then);
@@ -375,6 +376,7 @@ fn a_write_answered_from_memory_gathers_until_its_time_or_a_flush() {
         mode: AckMode::Memory,
         term: 1,
         head: "test".into(),
+        accepts_loss: false,
     };
     let shared: Rc<dyn Clock> = Rc::clone(&clock) as Rc<dyn Clock>;
     let mut volume = open_volume(directory.path(), None, options, shared).unwrap();
@@ -394,4 +396,30 @@ fn a_write_answered_from_memory_gathers_until_its_time_or_a_flush() {
     let (durable, last) = volume.with(|head| (head.store().durable_seq(), head.last_seq()));
     assert_eq!(durable, last);
     assert_eq!(volume.poll_within(), None);
+}
+
+fn try_open(path: &Path, accepts_loss: bool) -> Result<Volume<FileDisk>, JournalError> {
+    let options = HeadOptions {
+        name: Arc::from("v"),
+        mode: AckMode::Durable,
+        term: 2,
+        head: "test".into(),
+        accepts_loss,
+    };
+    open_volume(path, None, options, Rc::new(SystemClock::default()))
+}
+
+#[test]
+fn an_only_copy_on_a_new_disk_does_not_pass_for_the_volume() {
+    let directory = tempfile::tempdir().unwrap();
+    create_to_join(directory.path(), &spec(false)).unwrap();
+    for _ in 0..2 {
+        let refused = try_open(directory.path(), false);
+        assert_eq!(refused.err(), Some(JournalError::Lost));
+    }
+    let mut volume = try_open(directory.path(), true).unwrap();
+    assert_eq!(read_all(&mut volume), vec![0; SIZE as usize]);
+    drop(volume);
+    // Said once, it holds: what is written from now on is the volume.
+    assert!(try_open(directory.path(), false).is_ok());
 }

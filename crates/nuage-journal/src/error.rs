@@ -39,6 +39,11 @@ pub enum JournalError {
     /// The point lies before the horizon or after the tail.
     #[error("history reaches from {horizon} to {tail}, not to {asked}")]
     OutOfHistory { horizon: u64, tail: u64, asked: u64 },
+    /// The copy knows that it lacks what had been acknowledged, and no other is there that has it.
+    #[error(
+        "what this volume held is lost here: its copy is empty or damaged, and no other has everything"
+    )]
+    Lost,
     /// The store has stopped after a failure.
     #[error("the store has stopped")]
     Stopped,

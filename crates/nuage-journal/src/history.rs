@@ -219,6 +219,7 @@ impl<D: Disk> Store<D> {
         seq: u64,
         volume: VolumeUuid,
         created_ns: u64,
+        joins: bool,
     ) -> Result<CloneParts, JournalError> {
         let state = self.view(seq)?;
         let chain = self.origin_chain(seq)?;
@@ -246,7 +247,7 @@ impl<D: Disk> Store<D> {
             promised: 0,
             created_ns,
             parent: self.superblock.volume,
-            incomplete_seq: 0,
+            incomplete_seq: if joins { u64::MAX } else { 0 },
             previous: [0; 32],
             ..self.superblock.clone()
         };

@@ -51,17 +51,30 @@ pub fn choose(tails: &[Option<Tail>]) -> Option<usize> {
         .map(|(c, _)| c)
 }
 
-/// Whether a new head may go on: a fence set has promised to it.
+/// What the copies that promised to a new head can vouch for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vouching {
+    /// They have all that they told a head: not one that has lost durable groups, nor, where writes are
+    /// acknowledged from memory, one that restarted.
+    pub trusted: Copies,
+    /// They have lost nothing that was durable: not one whose disk is new or damaged.
+    pub whole: Copies,
+    /// The owner accepts that what no copy has is lost.
+    pub accepts_loss: bool,
+}
+
+/// Whether a new head may go on: a fence set that can be trusted has promised to it.
 ///
-/// `trusted` are the copies that can vouch for all that they told a head: not one that has lost durable
-/// groups, nor, where writes are acknowledged from memory, one that restarted. When every copy has answered there is
-/// no more to learn, and the head goes on with what there is.
-pub fn may_recover(policy: &Policy, tails: &[Option<Tail>], trusted: Copies) -> bool {
+/// When every copy has answered there is no more to learn: what a copy had only in memory may then be gone,
+/// as the mode allows, but a fence set must still be whole. Otherwise what was acknowledged may be on no disk
+/// any more, and an empty one would pass for the volume: only the owner can accept that.
+pub fn may_recover(policy: &Policy, tails: &[Option<Tail>], vouching: Vouching) -> bool {
     let mut fenced: Copies = 0;
     for (copy, tail) in tails.iter().enumerate() {
         fenced |= Copies::from(tail.is_some()) << copy;
     }
-    policy.is_fenced(fenced & trusted) || tails.iter().all(Option::is_some)
+    let enough = vouching.accepts_loss || policy.is_fenced(fenced & vouching.whole);
+    policy.is_fenced(fenced & vouching.trusted) || (tails.iter().all(Option::is_some) && enough)
 }
 
 /// What is committed, once `durable` is what each copy holds under this epoch.

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use nuage_replica::rules::{Offer, accept, choose, committed, fence, may_recover};
+use nuage_replica::rules::{Offer, Vouching, accept, choose, committed, fence, may_recover};
 use nuage_replica::{Copies, Policy, PolicyName, Tail};
 
 const COPIES: usize = 3;
@@ -15,6 +15,12 @@ const HEADS: usize = 2;
 const EPOCHS: u8 = 3;
 /// Records after the epoch's first that a head writes; the first of each epoch is one as good as any.
 const WRITES: usize = 0;
+
+const ALL_SOUND: Vouching = Vouching {
+    trusted: Copies::MAX,
+    whole: Copies::MAX,
+    accepts_loss: false,
+};
 
 /// Epoch and number of a record in it.
 type Record = (u8, u8);
@@ -138,7 +144,7 @@ impl State {
             return;
         };
         let ends = tails.clone().map(|log| log.map(|log| tail(&log)));
-        if may_recover(policy, &ends, Copies::MAX)
+        if may_recover(policy, &ends, ALL_SOUND)
             && let Some(best) = choose(&ends)
         {
             let mut log = tails[best].clone().unwrap_or_default();

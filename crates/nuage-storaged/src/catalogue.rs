@@ -41,6 +41,8 @@ pub struct Opening<'a> {
     pub others: usize,
     /// Place of ours among all.
     pub position: usize,
+    /// The owner accepts that what no copy has is lost.
+    pub accepts_loss: bool,
     /// This node's name in the EPOCH record.
     pub node: &'a str,
 }
@@ -75,6 +77,7 @@ pub fn journal_refusal(error: &JournalError) -> Refusal {
         JournalError::NoSpace => Code::NoSpace,
         JournalError::OutOfHistory { .. } | JournalError::Malformed { .. } => Code::InvalidRequest,
         JournalError::NotThisVolume(_) => Code::Conflict,
+        JournalError::Lost => Code::Lost,
         JournalError::Disk(_) | JournalError::Corrupt { .. } => Code::Io,
         _ => Code::Unavailable,
     };
@@ -377,6 +380,7 @@ impl Catalogue {
             mode: opening.mode,
             term: opening.epoch,
             head: opening.node.to_owned(),
+            accepts_loss: opening.accepts_loss,
         };
         let clock = Rc::new(SystemClock::default());
         if opening.others == 0 {

@@ -79,7 +79,7 @@ impl Storaged {
             let seq = reached(store, &asked.moment)?;
             fs::create_dir_all(&folder).map_err(|error| io_refusal(&asked.clone, &error))?;
             let journal = folder.join("journal");
-            clone_store(store, seq, &journal, uuid, now_ns())
+            clone_store(store, seq, &journal, uuid, now_ns(), asked.joins)
                 .and_then(|()| Ok((seq, store.view(seq)?.size_bytes)))
                 .map_err(|error| journal_refusal(&error))
         });

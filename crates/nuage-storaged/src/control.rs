@@ -119,6 +119,9 @@ pub struct CloneVolume {
     pub uuid: Option<String>,
     #[serde(default)]
     pub retention: Option<Retention>,
+    /// The clone has been written to elsewhere: this copy of it vouches for nothing until a head says so.
+    #[serde(default)]
+    pub joins: bool,
 }
 
 /// A past moment to be served.
@@ -182,6 +185,9 @@ pub struct OpenHead {
     pub read_only: bool,
     #[serde(default)]
     pub limits: Limits,
+    /// The owner's word: go on with what the copies have, though it is known not to be all.
+    #[serde(default)]
+    pub accepts_loss: bool,
 }
 
 /// When a write is answered (docs/protocols/storaged.md §5).
@@ -352,6 +358,7 @@ pub enum Code {
     Unavailable,
     Draining,
     Locked,
+    Lost,
 }
 
 impl Code {
@@ -367,6 +374,7 @@ impl Code {
             Self::Unavailable => "unavailable",
             Self::Draining => "draining",
             Self::Locked => "locked",
+            Self::Lost => "lost",
         }
     }
 }

@@ -66,6 +66,7 @@ impl Storaged {
             policy: &open.policy,
             others: peers.len(),
             position: open.position,
+            accepts_loss: open.accepts_loss,
             node: &self.node,
         };
         let opened = self.catalogue.open_head(&open.volume, &opening, copy)?;

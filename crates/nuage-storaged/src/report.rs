@@ -1,6 +1,6 @@
 //! What the daemon tells about itself: status, metrics, receipts, events of the engine.
 
-use crate::catalogue::{hex, journal_refusal};
+use crate::catalogue::{EngineVolume, hex, journal_refusal};
 use crate::control::{Code, Refusal};
 use crate::daemon::{Asker, Head, Storaged};
 use crate::metrics::VolumeFigures;
@@ -61,7 +61,7 @@ impl Storaged {
             "state": state, "epoch": head.epoch, "policy": head.policy, "iqn": head.iqn, "nbd": head.nbd,
             "sessions": sessions, "nbd_connections": context.doors.nbd.connections_of(head.id).len(),
             "sequence": figures.sequence, "durable_sequence": figures.durable_sequence,
-            "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure, "copies": copies_of(head),
+            "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure, "lost": is_lost(head), "copies": copies_of(head),
             "history_bytes": figures.history_bytes, "horizon_sequence": figures.horizon_sequence,
             "history_full": figures.history_full,
         });
@@ -216,6 +216,12 @@ impl Storaged {
             Err(error) => log::error("receipt_not_kept", &[("error", error.to_string().into())]),
         }
     }
+}
+
+/// Every copy has answered the head, and what was acknowledged is on none of them for certain.
+fn is_lost(head: &Head) -> bool {
+    let lost = |engine: &EngineVolume| engine.with(|engine| engine.is_lost());
+    head.engine.as_ref().is_some_and(lost)
 }
 
 /// How the copies of a head stand, our own left out.

@@ -14,7 +14,7 @@ from nuage.cli.session import Session
 Row = dict[str, object]
 STATE_COLOURS = {
     "running": "green", "ready": "green", "on": "green", "yes": "green",
-    "stopped": "dim", "failed": "red", "unknown": "red", "no": "red",
+    "stopped": "dim", "failed": "red", "lost": "red", "unknown": "red", "no": "red",
     "migrating": "yellow", "starting": "yellow", "creating": "yellow", "placing": "yellow",
 }  # fmt: skip
 

@@ -7,7 +7,16 @@ import click
 
 from nuage.cli.iaas import iaas_group
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import inner, listed, print_json, print_table, row_of, rows_of, show
+from nuage.cli.showing import (
+    Row,
+    inner,
+    listed,
+    print_json,
+    print_table,
+    row_of,
+    rows_of,
+    show,
+)
 from nuage.cli.vms import size
 from nuage.errors import CorruptData, InvalidRequest, SovereigntyViolation
 from nuage.trust.verify import (
@@ -65,8 +74,47 @@ def list_volumes(session: Session, iaas: str) -> None:
 @iaas_option
 @pass_session
 def show_volume(session: Session, name: str, iaas: str) -> None:
-    """Show one volume, whole."""
-    print_json(session.client.get(f"{_volumes(session, iaas)}/{name}"))
+    """Show one volume: its state, its copies, and what to do where it needs somebody."""
+    answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}"))
+    if session.as_json:
+        print_json(answer)
+        return
+    volume = inner(answer, "value")
+    for name_shown, value in _facts(answer, volume):
+        click.echo(f"{name_shown:<9} {value}")
+    for line in _advice(volume):
+        click.echo(line)
+
+
+def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
+    nodes = ", ".join(f"{p['node_id']} ({p['site_id']})" for p in listed(volume, "replicas"))
+    facts = [
+        ("volume", f"{volume['name']}  {answer['id']}"),
+        ("state", volume["state"]),
+        ("failure", volume["failure"]),
+        ("size", format_size(int(str(volume["size_bytes"])))),
+        ("attached", volume["vm_id"]),
+        ("head", f"{volume['head']}, epoch {volume['epoch']}"),
+        ("copies", nodes),
+        ("without", ", ".join(str(node) for node in listed(volume, "without"))),
+        ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
+        ("writes", f"acknowledged as {volume['ack_policy']}"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _advice(volume: Row) -> list[str]:
+    """Return what somebody can do about a volume that does not serve."""
+    name = volume["name"]
+    if volume["state"] != "lost":
+        return []
+    return [
+        "No disk has all that this volume held: nothing is served, lest an empty disk pass for it.",
+        f"  a disk or node of {name} comes back     bring it back: the volume opens by itself",
+        "  there is an export                      nuage volume import FILE NEW-NAME",
+        f"  nothing of it is needed                 nuage volume delete {name}",
+        f"  what is left, or nothing, will do       nuage volume accept-loss {name}",
+    ]
 
 
 @volume_group.command("where")
@@ -287,6 +335,21 @@ def degrade_volume(session: Session, name: str, without: str, iaas: str) -> None
     answer = inner(row_of(session.client.call("POST", path, {"without": without})), "value")
     left_out = ", ".join(str(node) for node in listed(answer, "without"))
     click.echo(f"{name} goes on without {left_out}; its head is on {answer['head']}")
+
+
+@volume_group.command("accept-loss")
+@click.argument("name")
+@click.confirmation_option(prompt="What no copy has is gone for good then. Go on?")
+@iaas_option
+@pass_session
+def accept_loss(session: Session, name: str, iaas: str) -> None:
+    """Go on with what the copies of a lost volume have, be it nothing.
+
+    The decision is kept in the audit log.
+    """
+    path = f"{_volumes(session, iaas)}/{name}/accept-loss"
+    answer = inner(row_of(session.client.call("POST", path)), "value")
+    click.echo(f"{name} opens on {answer['head']} with what is left of it")
 
 
 @volume_group.command("replace-copy")

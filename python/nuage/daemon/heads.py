@@ -84,8 +84,8 @@ class HeadWatch:
         if report.erased:
             self._tasks.start(f"erased {report.node_id}", take_report(self._site, report))
         for head in report.heads:
-            if head.state != "failed" or not head.failure:
-                continue
+            if head.state != "failed" or not head.failure or head.is_lost:
+                continue  # what is lost is lost wherever the head opens
             for volume in self._keeper.heads_on(report.node_id):
                 if (volume.volume_id, volume.epoch) == (head.volume_id, head.epoch):
                     self._tasks.start(f"failed {volume.volume_id}", self._failed(volume.volume_id))

@@ -1,5 +1,8 @@
 """Use cases on the copies of volumes: go on with what is left, replace one, move the head.
 
+A volume whose disks are lost stands still until its owner accepts the loss: an empty disk never
+passes for it.
+
 Each is a decision of the owner, kept in the site's signed audit log as every change is. What
 follows from it is taken step by step by the volume's home (`iaas.heads`).
 """
@@ -49,6 +52,14 @@ class MoveVolume:
     iaas: str
     volume: str
     to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptLoss:
+    """Go on with what the copies of a lost volume have, be it nothing."""
+
+    iaas: str
+    volume: str
 
 
 def _require_ready(volume: Volume) -> None:
@@ -144,7 +155,22 @@ async def move_volume(site: Site, _principal: Principal, body: MoveVolume) -> Sh
     return show(site, volume_of(site, body.iaas, body.volume))
 
 
-_Body = DegradeVolume | ReplaceCopy | MoveVolume
+async def accept_loss(site: Site, _principal: Principal, body: AcceptLoss) -> Shown[Volume]:
+    """Have a lost volume go on with what its copies have."""
+    volume = volume_of(site, body.iaas, body.volume)
+    if volume.state is not VolumeState.LOST:
+        raise Conflict(
+            f"volume {volume.name} is {volume.state.value}, not lost",
+            hint="`nuage volume degrade` goes on without copies that do not answer",
+        )
+    epoch = next_local(volume.epoch)
+    await site.save(replace(volume, epoch=epoch, loss_accepted_epoch=epoch, failure=""))
+    told = f"{volume.name} goes on with what its copies have: the loss is accepted"
+    site.announce("volume", volume.volume_id, "loss-accepted", told)
+    return show(site, volume_of(site, body.iaas, body.volume))
+
+
+_Body = DegradeVolume | ReplaceCopy | MoveVolume | AcceptLoss
 
 
 def _scope(site: Site, body: _Body) -> Scope | None:
@@ -198,6 +224,21 @@ def enter(table: OperationTable) -> None:
             action="volume.move",
             summary="Move a volume's head to another of its copies, online",
             run=move_volume,
+            scope=_scope,
+            home=_home,
+            status=202,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.accept-loss",
+            verb="POST",
+            path=path + "/accept-loss",
+            body=AcceptLoss,
+            result=Shown[Volume],
+            action="volume.move",
+            summary="Go on with what the copies of a lost volume have",
+            run=accept_loss,
             scope=_scope,
             home=_home,
             status=202,

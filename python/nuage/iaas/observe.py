@@ -176,6 +176,7 @@ def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> li
         text = f"volume {volume.name} is ready"
     elif head.state == HEAD_FAILED:
         state = VolumeState.FAILED if volume.state is VolumeState.CREATING else volume.state
+        state = VolumeState.LOST if head.is_lost else state
         changed = replace(volume, state=state, failure=head.failure)
         text = f"volume {volume.name}: {head.failure}"
     else:

@@ -360,6 +360,7 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
         policy=asked.policy,
         replicas=tuple(peers),
         position=nodes.index(volume.head),
+        accepts_loss=volume.loss_accepted_epoch == volume.epoch,
         iqn=volume.iqn,
         chap=_initiators(context, volume),
         image_sha256="" if image is None else image.sha256,

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from nuage.clock import Clock
-from nuage.errors import UNREADABLE, Conflict, CorruptData, NotFound, NuageError
+from nuage.errors import UNREADABLE, Conflict, CorruptData, Lost, NotFound, NuageError
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.plan import (
     Act,
@@ -68,6 +68,7 @@ class _Hosted:
     seen: DaemonSeen = field(default_factory=DaemonSeen)
     told: dict[VolumeId, tuple[ChapWish, ...]] = field(default_factory=dict)
     failures: dict[VolumeId, str] = field(default_factory=dict)
+    lost: set[VolumeId] = field(default_factory=set)  # failures that no other node can help
     filling: dict[VolumeId, asyncio.Task[None]] = field(default_factory=dict)
     telling: asyncio.Task[None] | None = None
 
@@ -222,8 +223,12 @@ class IonodeAgent:
             if hosted.failures.get(volume_id) != error.message:
                 log.warning("act failed", act=type(act).__name__, on=volume_id, error=error.message)
             hosted.failures[volume_id] = error.message
+            if isinstance(error, Lost):
+                hosted.lost.add(volume_id)
         else:
             hosted.failures.pop(volume_id, None)
+            if isinstance(act, OpenHead):
+                hosted.lost.discard(volume_id)
 
     async def _act(self, hosted: _Hosted, act: Act) -> None:
         daemon = hosted.daemon
@@ -450,6 +455,7 @@ class IonodeAgent:
                 state="failed",
                 epoch=wanted[volume_id].epoch,
                 failure=failure,
+                is_lost=volume_id in hosted.lost,
             )
             for iaas_id, hosted in sorted(self._hosted.items())
             for volume_id, failure in sorted(hosted.failures.items())
@@ -466,6 +472,8 @@ class IonodeAgent:
         failure = head.failure or hosted.failures.get(head.volume_id, "")
         if head.is_fenced:
             failure = failure or "another head was opened under a later epoch"
+        if head.is_lost:
+            failure = failure or "its copies are empty or damaged: what it held is lost"
         return HeadReport(
             volume_id=head.volume_id,
             iaas_id=iaas_id,
@@ -474,6 +482,7 @@ class IonodeAgent:
             portal=head.portal,
             sequence=head.sequence,
             failure=failure,
+            is_lost=head.is_lost,
             copies=tuple(
                 CopyReport(
                     node_id=copy.node_id,

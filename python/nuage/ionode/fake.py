@@ -10,7 +10,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nuage.errors import Conflict, InvalidRequest, Locked, NotFound, StaleEpoch, Unavailable
+from nuage.errors import (
+    Conflict,
+    InvalidRequest,
+    Locked,
+    Lost,
+    NotFound,
+    StaleEpoch,
+    Unavailable,
+)
 from nuage.ids import VolumeId
 from nuage.ionode.port import (
     ChangedRuns,
@@ -48,6 +56,7 @@ class _Copy:
     marks: list[JournalMark] = field(default_factory=list)
     blocks: dict[int, bytes] = field(default_factory=dict)  # what `write` wrote, by offset
     encrypted: bool = False
+    is_whole: bool = True
 
 
 @dataclass(slots=True)
@@ -129,7 +138,8 @@ class FakeDaemon:
     async def create(self, wish: ReplicaWish) -> None:
         """Make an empty copy; one that is there already stays as it is."""
         self._begin("create", wish.volume_id)
-        self._copies.setdefault(wish.volume_id, _Copy(wish.size_bytes, encrypted=wish.encrypted))
+        fresh = _Copy(wish.size_bytes, encrypted=wish.encrypted, is_whole=not wish.joins)
+        self._copies.setdefault(wish.volume_id, fresh)
 
     async def clone(self, wish: ReplicaWish) -> None:
         """Make a copy that starts from another volume's past."""
@@ -141,6 +151,7 @@ class FakeDaemon:
             mapped_bytes=origin.mapped_bytes,
             blocks=dict(origin.blocks),
             encrypted=origin.encrypted,
+            is_whole=not wish.joins,
         )
         self._copies.setdefault(wish.volume_id, copy)
 
@@ -268,6 +279,8 @@ class FakeDaemon:
         copy = self._require(wish.volume_id)
         if copy.encrypted and not self._key_id:
             raise Locked("the data key of this IaaS is not here")
+        if not wish.replicas and not copy.is_whole and not wish.accepts_loss:
+            raise Lost(f"what {wish.volume_id} held is lost here")
         if wish.epoch < copy.epoch:
             raise StaleEpoch(
                 f"{wish.volume_id} has seen epoch {copy.epoch}, not {wish.epoch}",
@@ -276,7 +289,7 @@ class FakeDaemon:
         known = self._heads.get(wish.volume_id)
         if known is not None and known.wish.epoch != wish.epoch:
             raise Conflict(f"{wish.volume_id} has a head under epoch {known.wish.epoch}")
-        copy.epoch = wish.epoch
+        copy.epoch, copy.is_whole = wish.epoch, True
         self._heads[wish.volume_id] = _Head(wish, _users(wish))
 
     async def set_initiators(self, wish: HeadWish) -> None:

@@ -54,7 +54,8 @@ class CopySeen:
 class HeadSeen:
     """A head that the daemon runs. `mapped_bytes` 0: nothing was ever written.
 
-    `is_fenced`: a copy has promised a later epoch; this head will never write again.
+    `is_fenced`: a copy has promised a later epoch; this head will never write again. `is_lost`:
+    every copy has answered, and too few have all that was acknowledged.
     """
 
     volume_id: VolumeId
@@ -64,6 +65,7 @@ class HeadSeen:
     mapped_bytes: int = 0
     is_ready: bool = True
     is_fenced: bool = False
+    is_lost: bool = False
     copies: tuple[CopySeen, ...] = ()
     failure: str = ""
 

@@ -19,6 +19,7 @@ from nuage.errors import (
     Conflict,
     InvalidRequest,
     Locked,
+    Lost,
     NotFound,
     NuageError,
     StaleEpoch,
@@ -252,6 +253,7 @@ class StoragedDaemon:
                     mapped_bytes=v.head.mapped_bytes,
                     is_ready=v.head.state == HEAD_OPEN,
                     is_fenced=v.head.state == HEAD_FENCED,
+                    is_lost=v.head.lost,
                     copies=tuple(
                         CopySeen(
                             node_id=NodeId(copy.node),
@@ -292,6 +294,7 @@ class StoragedDaemon:
             clone=wish.volume_id,
             uuid=_uuid_of(wish.volume_id),
             retention=_retention(wish),
+            joins=wish.joins,
         )
 
     async def set_key(self, key: str) -> None:
@@ -429,6 +432,7 @@ class StoragedDaemon:
             chap=_chap(wish),
             ack="memory",
             limits=_limits(LIMITS_OF_CLASS[wish.qos_class]),
+            accepts_loss=wish.accepts_loss,
         )
 
     async def set_initiators(self, wish: HeadWish) -> None:
@@ -555,6 +559,7 @@ class _Head(msgspec.Struct):
     mapped_bytes: int = 0
     journal_bytes: int = 0
     failure: str | None = None
+    lost: bool = False
 
 
 class _OwnCopy(msgspec.Struct):
@@ -641,6 +646,8 @@ def _error(document: object) -> NuageError:
             return StaleEpoch(message, epoch=int(str(fields.get("epoch", 0))))
         case "locked":
             return Locked(message)
+        case "lost":
+            return Lost(message)
         case "conflict":
             return Conflict(message)
         case _:

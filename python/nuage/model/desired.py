@@ -168,6 +168,7 @@ class HeadWish:
     """A volume whose writes this IO-node shall order, under `epoch` from the quorum.
 
     `position` is the place of the node's own copy among all; `replicas` are the others in order.
+    `accepts_loss`: the owner's word to go on with what the copies have, though it is not all.
     """
 
     volume_id: VolumeId
@@ -180,6 +181,7 @@ class HeadWish:
     image_sha256: str = ""  # fill a fresh volume from this image first
     qos_class: QosClass = QosClass.SILVER
     position: int = 0
+    accepts_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +243,10 @@ class CopyReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadReport:
-    """What an IO-node sees of one head. `portal` is where initiators log in."""
+    """What an IO-node sees of one head. `portal` is where initiators log in.
+
+    `is_lost`: what was acknowledged is on no copy any more; no other node can help.
+    """
 
     volume_id: VolumeId
     iaas_id: IaasId
@@ -251,6 +256,7 @@ class HeadReport:
     sequence: int = 0
     fill_bytes: int = 0
     failure: str = ""
+    is_lost: bool = False
     copies: tuple[CopyReport, ...] = ()
 
 

@@ -17,6 +17,7 @@ class VolumeState(Enum):
 
     CREATING = "creating"
     READY = "ready"
+    LOST = "lost"  # its disks are gone, and what was acknowledged with them
     DELETING = "deleting"
     FAILED = "failed"
 
@@ -39,7 +40,8 @@ class Volume:
 
     `without` are copies that the head goes on without, by a decision; `catching_up` have not all of
     it yet; `leaving` go once all others are whole. `whole` are those that acknowledged writes were
-    counted on when the head last became ready, under `settled_epoch`: a head may open there.
+    counted on when the head last became ready, under `settled_epoch`: a head may open there. Under
+    `loss_accepted_epoch` the head goes on with what the copies have, by the owner's decision.
 
     `is_template`: it holds an image for the volumes of its IaaS that start from it.
     """
@@ -65,6 +67,7 @@ class Volume:
     leaving: tuple[NodeId, ...] = ()
     whole: tuple[NodeId, ...] = ()
     settled_epoch: int = 0
+    loss_accepted_epoch: int = 0
     is_template: bool = False
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nuage.errors import Conflict, InvalidRequest, Locked, NotFound, StaleEpoch
+from nuage.errors import Conflict, InvalidRequest, Locked, Lost, NotFound, StaleEpoch
 from nuage.ids import IaasId, VolumeId
 from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.port import StorageDaemon
@@ -252,6 +252,27 @@ async def read_first_block(daemon: StorageDaemon, volume_id: VolumeId) -> bytes:
     data = await daemon.read_view(shown.view, 0, 4 * KIB)
     await daemon.close_view(AskCloseView(iaas_id=IAAS, view=shown.view))
     return data
+
+
+async def test_an_only_copy_on_a_new_disk_opens_by_the_owners_word_alone(bench: Bench) -> None:
+    await bench.daemon.create(replace(REPLICA, joins=True))
+    for _ in range(2):
+        with pytest.raises(Lost):
+            await bench.daemon.open_head(HEAD)
+    assert (await bench.daemon.seen()).heads == ()
+    await opened(bench.daemon, replace(HEAD, accepts_loss=True))
+    await bench.daemon.close_head(VOLUME)
+    await opened(bench.daemon, replace(HEAD, epoch=HEAD.epoch + 1))
+
+
+async def test_a_clone_that_was_written_to_is_not_made_again_from_its_origin(bench: Bench) -> None:
+    await bench.daemon.create(REPLICA)
+    await opened(bench.daemon)
+    await bench.daemon.mark(AskMark(iaas_id=IAAS, volume_ids=(VOLUME,), name="then"))
+    origin = CloneOrigin(volume_id=VOLUME, moment=Moment(mark="then"))
+    await bench.daemon.clone(replace(REPLICA, volume_id=OTHER, origin=origin, joins=True))
+    with pytest.raises(Lost):
+        await bench.daemon.open_head(replace(HEAD, volume_id=OTHER, iqn=f"{HEAD.iqn}.clone"))
 
 
 async def test_a_moment_that_is_not_in_the_history_is_refused(bench: Bench) -> None:

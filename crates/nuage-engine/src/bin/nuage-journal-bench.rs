@@ -44,6 +44,7 @@ fn volume(path: &Path, encrypted: bool, mode: AckMode) -> Result<Volume<FileDisk
         mode,
         term: 1,
         head: "bench".into(),
+        accepts_loss: false,
     };
     open_volume(path, cipher, options, Rc::new(SystemClock::default()))
 }

@@ -38,6 +38,7 @@ impl<D: Disk> VolumeHead<D> {
             quiet_ns: copies.quiet_ns,
             steady: copies.steady,
             from_memory: options.mode != AckMode::Durable,
+            accepts_loss: options.accepts_loss,
         };
         let mut replicas = Replicas::new(copies.policy, copies.count, copies.me, volume, own);
         replicas.set_epoch(epoch, store.applied_seq());
@@ -85,6 +86,11 @@ impl<D: Disk> VolumeHead<D> {
         let applied_seq = self.store.applied_seq();
         let may_serve = |replicas: &Replicas| replicas.may_serve(applied_seq);
         self.stopped.is_none() && self.replicas.as_ref().is_none_or(may_serve)
+    }
+
+    /// Every copy has answered and too few have all that was durable: only the owner's word opens it.
+    pub fn is_lost(&self) -> bool {
+        self.replicas.as_ref().is_some_and(Replicas::is_lost)
     }
 
     /// Stop answering and tell the copies, so that the next head need not wait for the lease.

@@ -64,6 +64,8 @@ pub struct HeadOptions {
     pub term: u64,
     /// Who leads, for the EPOCH record.
     pub head: String,
+    /// The owner accepts that what no copy has is lost.
+    pub accepts_loss: bool,
 }
 
 /// What a head tells its daemon.
@@ -121,11 +123,20 @@ pub struct VolumeHead<D: Disk> {
 
 impl<D: Disk> VolumeHead<D> {
     /// Take the lead of a volume that has no other copy.
+    ///
+    /// A copy that is not whole is refused (`Lost`): there is nobody who could fill it, and an empty disk
+    /// must never pass for the volume.
     pub fn open(
-        store: Store<D>,
+        mut store: Store<D>,
         options: HeadOptions,
         clock: Rc<dyn Clock>,
     ) -> Result<Self, JournalError> {
+        if !store.is_whole() {
+            if !options.accepts_loss {
+                return Err(JournalError::Lost);
+            }
+            store.vouch()?;
+        }
         let epoch = next_epoch(store.superblock().promised, options.term)?;
         let mut head = Self::assemble(store, options, clock, epoch, None);
         head.store.promise(epoch)?;

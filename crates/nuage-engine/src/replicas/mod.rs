@@ -63,6 +63,34 @@ pub(crate) enum Phase {
     Serving,
 }
 
+/// What a copy says of itself when it promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    /// Its disk is new or damaged: it lacks what was durable.
+    Damaged,
+    /// It restarted: what it had only in memory may be gone.
+    Forgetful,
+    Sound,
+}
+
+impl Health {
+    fn of(whole: bool, steady: bool) -> Self {
+        match (whole, steady) {
+            (false, _) => Self::Damaged,
+            (true, false) => Self::Forgetful,
+            (true, true) => Self::Sound,
+        }
+    }
+
+    fn is_whole(self) -> bool {
+        self != Self::Damaged
+    }
+
+    fn is_trusted(self, from_memory: bool) -> bool {
+        self == Self::Sound || (self.is_whole() && !from_memory)
+    }
+}
+
 struct Peer {
     state: CopyState,
     reader: FrameReader,
@@ -73,7 +101,7 @@ struct Peer {
     released: bool,
     /// Until when a former head may answer reads for all that it knows, by this head's clock.
     former_until_ns: u64,
-    trusted: bool,
+    health: Health,
     sent_seq: u64,
     memory_seq: u64,
     durable_seq: u64,
@@ -97,7 +125,7 @@ impl Peer {
             applied: Tail::default(),
             released: false,
             former_until_ns: 0,
-            trusted: false,
+            health: Health::Damaged,
             sent_seq: 0,
             memory_seq: 0,
             durable_seq: 0,
@@ -121,7 +149,10 @@ impl Peer {
 pub(crate) struct OwnCopy {
     pub quiet_ns: u64,
     pub steady: bool,
+    /// Writes are acknowledged from memory.
     pub from_memory: bool,
+    /// The owner accepts that what no copy has is lost.
+    pub accepts_loss: bool,
 }
 
 /// What the other copies make the head do.
@@ -158,11 +189,9 @@ pub struct Replicas {
     recent_bytes: u64,
     /// How far a fetched log has been compared with ours.
     fetched_to: Tail,
-    /// For how long the head's own copy had heard no former head when it was opened.
-    own_quiet_ns: u64,
-    own_steady: bool,
-    /// Writes are acknowledged from memory.
-    from_memory: bool,
+    own: OwnCopy,
+    /// Every copy has answered, and too few of them have all that was durable.
+    is_lost: bool,
     wishes: Vec<Wish>,
     /// What all rebuilds together may take of disk and network.
     rebuild_pace: Pace,
@@ -194,9 +223,8 @@ impl Replicas {
             recent: VecDeque::new(),
             recent_bytes: 0,
             fetched_to: Tail::default(),
-            own_quiet_ns: own.quiet_ns,
-            own_steady: own.steady,
-            from_memory: own.from_memory,
+            own,
+            is_lost: false,
             wishes: Vec::new(),
             rebuild_pace: Pace::new(rebuild::BYTES_PER_S),
         }
@@ -226,6 +254,11 @@ impl Replicas {
         peer.fence_sent_ns = now_ns;
         peer.comparing = false;
         peer.send(&frame, now_ns);
+    }
+
+    /// No copy that is left can vouch for what was acknowledged.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost && self.phase == Phase::Fencing
     }
 
     pub(crate) fn connected(&mut self, copy: usize) {
@@ -341,7 +374,7 @@ impl Replicas {
 
     fn marks(&self, sent_ns: u64) -> Marks {
         let committed_seq = self.durable_seq();
-        let acked_seq = if self.from_memory {
+        let acked_seq = if self.own.from_memory {
             self.memory_seq()
         } else {
             committed_seq
@@ -453,7 +486,7 @@ impl Replicas {
                 steady,
                 whole,
             } if epoch == self.epoch => {
-                peer.trusted = whole && (steady || !self.from_memory);
+                peer.health = Health::of(whole, steady);
                 // A copy that restarted has less than it said before.
                 peer.memory_seq = peer.memory_seq.min(tail.seq);
                 peer.durable_seq = peer.durable_seq.min(tail.seq);

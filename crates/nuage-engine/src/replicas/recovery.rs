@@ -5,25 +5,18 @@ use std::sync::Arc;
 use nuage_journal::{Disk, Group, JournalError, Store};
 use nuage_replica::{Copies, Frame, Tail, rules, takeover_wait_ns};
 
-use super::{CATCH_UP_BYTES, CopyState, Phase, Replicas, Wish, tail_of};
+use super::{CATCH_UP_BYTES, CopyState, Health, Phase, Replicas, Wish, tail_of};
 
 impl Replicas {
     pub(super) fn try_recover<D: Disk>(
         &mut self,
         store: &mut Store<D>,
     ) -> Result<(), JournalError> {
-        let mut tails: Vec<Option<Tail>> = self
-            .peers
-            .iter()
-            .map(|peer| peer.tail.filter(|_| peer.state == CopyState::Fenced))
-            .collect();
-        tails[self.me] = Some(tail_of(store));
-        let own = store.is_whole() && (self.own_steady || !self.from_memory);
-        let mut trusted = Copies::from(own) << self.me;
-        for (copy, peer) in self.peers.iter().enumerate() {
-            trusted |= Copies::from(peer.trusted && copy != self.me) << copy;
-        }
-        if !rules::may_recover(&self.policy, &tails, trusted) {
+        let tails = self.tails(store);
+        let vouching = self.vouching(store);
+        let may_go_on = rules::may_recover(&self.policy, &tails, vouching);
+        self.is_lost = !may_go_on && tails.iter().all(Option::is_some);
+        if !may_go_on {
             return Ok(());
         }
         let Some(best) = rules::choose(&tails) else {
@@ -45,10 +38,33 @@ impl Replicas {
         Ok(())
     }
 
+    /// Where the logs end of the copies that promised, ours among them.
+    fn tails<D: Disk>(&self, store: &Store<D>) -> Vec<Option<Tail>> {
+        let promised = |peer: &super::Peer| peer.tail.filter(|_| peer.state == CopyState::Fenced);
+        let mut tails: Vec<Option<Tail>> = self.peers.iter().map(promised).collect();
+        tails[self.me] = Some(tail_of(store));
+        tails
+    }
+
+    fn vouching<D: Disk>(&self, store: &Store<D>) -> rules::Vouching {
+        let own = Health::of(store.is_whole(), self.own.steady);
+        let (mut trusted, mut whole): (Copies, Copies) = (0, 0);
+        for (copy, peer) in self.peers.iter().enumerate() {
+            let health = if copy == self.me { own } else { peer.health };
+            trusted |= Copies::from(health.is_trusted(self.own.from_memory)) << copy;
+            whole |= Copies::from(health.is_whole()) << copy;
+        }
+        rules::Vouching {
+            trusted,
+            whole,
+            accepts_loss: self.own.accepts_loss,
+        }
+    }
+
     /// When no former head can be reading any more, by what the copies that promised have heard.
     fn former_silent_from_ns(&self, tails: &[Option<Tail>]) -> u64 {
         let now_ns = self.now.monotonic_ns;
-        let own_ns = now_ns + takeover_wait_ns().saturating_sub(self.own_quiet_ns);
+        let own_ns = now_ns + takeover_wait_ns().saturating_sub(self.own.quiet_ns);
         self.peers
             .iter()
             .zip(tails)

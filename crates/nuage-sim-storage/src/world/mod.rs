@@ -318,6 +318,7 @@ impl World {
             mode: self.mode,
             term: self.term,
             head: format!("node {node}"),
+            accepts_loss: false,
         };
         let copies = CopyOptions {
             policy: self.policy.clone(),
