@@ -5,7 +5,7 @@ VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
 ONCE ?=
 
-.PHONY: help setup setup-test demo fmt lint type layers rust test unit sim system torture bench docs check clean
+.PHONY: help setup setup-test units demo fmt lint type layers rust test unit sim system torture bench docs check clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ setup:  ## install what Nuage needs and build it (safe to repeat)
 
 setup-test:  ## and what tests and benchmarks need
 	@tools/setup --test
+
+units: setup  ## write systemd's units for this tree (root)
+	@tools/units
 
 demo: setup  ## start a federation of four datacenters and run the main job (ONCE=1 cleans up)
 	@$(VENV)/python -m nuage.cli.main lab demo $(if $(ONCE),--once)

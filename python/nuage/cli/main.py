@@ -52,6 +52,24 @@ def main(context: click.Context, profile: str, site: str, as_json: bool) -> None
     context.obj = Session(profile_name=profile, site=site, as_json=as_json)
 
 
+def _as_json(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        context.ensure_object(Session).as_json = True
+
+
+def _take_json(command: click.Command) -> None:
+    """Let `--json` stand behind the command too, as it may stand before it."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _take_json(inner)
+    elif not any("--json" in parameter.opts for parameter in command.params):
+        option = click.Option(
+            ["--json"], is_flag=True, expose_value=False, callback=_as_json,
+            help="Print the API's answer as JSON.",
+        )  # fmt: skip
+        command.params.append(option)
+
+
 def _mount() -> None:
     from nuage.cli.daemons import DAEMON_COMMANDS
 
@@ -83,6 +101,8 @@ def _mount() -> None:
         *energy.COMMANDS, *fabric.COMMANDS, *addresses.COMMANDS, *simulate.COMMANDS,
         *completion.COMMANDS,
     )  # fmt: skip
+    for command in commands:
+        _take_json(command)
     for command in (*commands, *DAEMON_COMMANDS, *JOINING_COMMANDS, lab_group):
         main.add_command(command)
 

@@ -66,6 +66,14 @@ def _coloured(cell: str) -> str:
     return f"[{colour}]{cell}[/{colour}]" if colour else cell.replace("[", "\\[")
 
 
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Print one thing's facts a line each; those that say nothing are left out."""
+    said = [(name, fact) for name, fact in facts if fact not in ("", None, [])]
+    width = max((len(name) for name, _ in said), default=0)
+    for name, fact in said:
+        click.echo(f"{name:<{width}}  {fact}")
+
+
 def show(
     session: Session,
     answer: object,

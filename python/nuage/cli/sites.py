@@ -102,11 +102,7 @@ def revoke_node(session: Session, node: str, yes: bool) -> None:
     """
     if not yes:
         click.confirm(f"revoke {node}, and lose touch with what runs on it?", abort=True)
-    answer = session.client.call("POST", f"/v1/nodes/{node}/revoke", {})
-    if session.as_json:
-        print_json(answer)
-    else:
-        click.echo(f"{node} is revoked")
+    _revoke(session, f"/v1/nodes/{node}", node)
 
 
 @site_group.command("revoke")
@@ -120,11 +116,15 @@ def revoke_site(session: Session, site: str, yes: bool) -> None:
     """
     if not yes:
         click.confirm(f"revoke {site} with everything in it?", abort=True)
-    answer = session.client.call("POST", f"/v1/sites/{site}/revoke", {})
+    _revoke(session, f"/v1/sites/{site}", site)
+
+
+def _revoke(session: Session, path: str, name: str) -> None:
+    answer = session.client.call("POST", f"{path}/revoke", {})
     if session.as_json:
         print_json(answer)
     else:
-        click.echo(f"{site} is revoked")
+        click.echo(f"{name} is revoked")
 
 
 @click.group("rack")

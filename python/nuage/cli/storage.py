@@ -11,6 +11,7 @@ from nuage.cli.showing import (
     Row,
     inner,
     listed,
+    print_facts,
     print_json,
     print_table,
     row_of,
@@ -80,15 +81,14 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
         print_json(answer)
         return
     volume = inner(answer, "value")
-    for name_shown, value in _facts(answer, volume):
-        click.echo(f"{name_shown:<9} {value}")
+    print_facts(_facts(answer, volume))
     for line in _advice(volume):
         click.echo(line)
 
 
 def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
     nodes = ", ".join(f"{p['node_id']} ({p['site_id']})" for p in listed(volume, "replicas"))
-    facts = [
+    return [
         ("volume", f"{volume['name']}  {answer['id']}"),
         ("state", volume["state"]),
         ("failure", volume["failure"]),
@@ -100,7 +100,6 @@ def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
         ("writes", f"acknowledged as {volume['ack_policy']}"),
     ]
-    return [(name, value) for name, value in facts if value]
 
 
 def _advice(volume: Row) -> list[str]:

@@ -6,7 +6,18 @@ from pathlib import Path
 import click
 
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import Row, inner, listed, print_json, print_table, row_of, rows_of, show
+from nuage.cli.showing import (
+    Row,
+    age,
+    inner,
+    listed,
+    print_facts,
+    print_json,
+    print_table,
+    row_of,
+    rows_of,
+    show,
+)
 from nuage.errors import InvalidRequest, TimedOut
 from nuage.units import parse_size
 
@@ -134,8 +145,32 @@ def list_vms(session: Session, iaas: str) -> None:
 @iaas_option
 @pass_session
 def show_vm(session: Session, name: str, iaas: str) -> None:
-    """Show one VM, whole."""
-    print_json(session.client.get(f"{_vms(session, iaas)}/{name}"))
+    """Show one VM: how it is, where it runs, what it has."""
+    answer = row_of(session.client.get(f"{_vms(session, iaas)}/{name}"))
+    if session.as_json:
+        print_json(answer)
+        return
+    vm, shape = inner(answer, "value"), inner(inner(answer, "value"), "shape")
+    moves = vm["migrating_to"]
+    facts = (
+        ("vm", f"{vm['name']}  {answer['id']}"),
+        (
+            "state",
+            vm["state"] if vm["state"] == vm["wish"] else f"{vm['state']}, {vm['wish']} wanted",
+        ),
+        ("failure", vm["failure"]),
+        (
+            "runs on",
+            f"{vm['node_id']} at {vm['site_id']}, epoch {answer['epoch']}" if vm["node_id"] else "",
+        ),
+        ("moves to", moves or ""),
+        ("shape", f"{shape['vcpu_count']} × {shape['memory_mib']} MiB"),
+        ("volumes", ", ".join(str(volume) for volume in listed(vm, "volumes"))),
+        ("ports", ", ".join(str(port) for port in listed(vm, "ports"))),
+        ("last move", f"stood still for {vm['downtime_ms']:.0f} ms" if vm["downtime_ms"] else ""),
+        ("known", f"as of {age(answer['age_s'])} ago, homed at {answer['site']}"),
+    )
+    print_facts(facts)
 
 
 @vm_group.command("explain")

@@ -38,7 +38,7 @@ def members_of(state_dir: Path) -> QuorumMembers:
     path = state_dir / MEMBERS_FILE
     if not path.exists():
         raise Unavailable(
-            f"{path} is missing", hint="`nuage federation found` or `nuage site join`"
+            f"{path} is missing", hint="`nuage federation found` or `nuage federation join`"
         )
     return msgspec.json.decode(path.read_bytes(), type=QuorumMembers)
 

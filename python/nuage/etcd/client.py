@@ -261,7 +261,7 @@ class EtcdClient:
                 return answer
         raise Unavailable(
             f"no etcd member answers ({path} at {', '.join(self._endpoints)}: {last})",
-            hint="`nuage quorum status` shows which members are up",
+            hint="`nuage quorum-member` runs a site's member: its log says why it is silent",
         ) from last
 
     @property

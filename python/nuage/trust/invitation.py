@@ -134,7 +134,7 @@ def parse_token(text: str) -> JoinToken:
         raise InvalidRequest(
             f"this is not a join token: it begins with {PREFIX}. and is copied whole",
             field="token",
-            hint="make a new one with `nuage site invite` or `nuage node invite`",
+            hint="make a new one with `nuage federation invite` or `nuage invite-node`",
         ) from None
     return token
 

@@ -325,7 +325,7 @@ async def join_site(
     """
     token = parse_token(token_text)
     if token.joining is not Joining.SITE:
-        raise InvalidRequest("this token is for a node; use `nuage node join`", field="token")
+        raise InvalidRequest("this token is for a node; use `nuage join-node`", field="token")
     identity = Identity(token.federation_id, token.site_id, NodeRole.CONTROLLER, node_id)
     requests = {SITE_REQUEST: store.begin_site(token.site_id)}
     answer = await _ask(token, requests, about, clock)
@@ -354,7 +354,9 @@ async def join_node(
     """
     token = parse_token(token_text)
     if token.joining is not Joining.NODE:
-        raise InvalidRequest("this token is for a datacenter; use `nuage site join`", field="token")
+        raise InvalidRequest(
+            "this token is for a datacenter; use `nuage federation join`", field="token"
+        )
     keys = {role: _kept_key(store) for role, store in stores.items()}
     requests = {role.value: make_request(key, role.value) for role, key in keys.items()}
     answer = await _ask(token, requests, about, clock)

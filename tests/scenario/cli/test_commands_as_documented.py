@@ -22,11 +22,13 @@ ROOT = Path(__file__).parents[3]
 GUIDE = ROOT / "docs/guide/commands.md"
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {ROOT / "CHANGELOG.md"})
 SHOWN = re.compile(r"`nuage ([^`]+)`|^\s*(?:\$ )?nuage ([^#\n`]+)", re.MULTILINE)
+SOURCES = sorted((ROOT / "python").rglob("*.py"))
+ADVISED = re.compile(r"`nuage ([^`]+)`")
 STOPS = ("·", "|", ">", "<", "&&", ";", "…", "(", "\\")
 HEAD = """# Commands
 
 Written from the commands themselves, by `pytest --rewrite tests/scenario/cli`. `-h` after any of
-them shows its arguments and options; `--json` before it prints the API's answer; `--site SITE` asks
+them shows its arguments and options; `--json` prints the API's answer; `--site SITE` asks
 another site. `nuage completion bash` prints what a shell needs to complete them.
 """
 
@@ -68,10 +70,16 @@ def test_every_command_says_what_it_does() -> None:
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    return [
+    """Return each command line with the name of the file that shows it: documents and hints."""
+    documents = [
         (document.name, (match[1] or match[2]).strip())
         for document in DOCUMENTS
         for match in SHOWN.finditer(document.read_text())
+    ]
+    return documents + [
+        (source.name, match[1].strip())
+        for source in SOURCES
+        for match in ADVISED.finditer(source.read_text())
     ]
 
 
@@ -104,7 +112,7 @@ def problem_with(text: str) -> str:
     return f"no option {bad[0]}" if bad else ""
 
 
-def test_every_command_that_a_document_shows_exists() -> None:
+def test_every_command_that_a_document_or_a_hint_shows_exists() -> None:
     shown = shown_commands()
     assert len(shown) > 40, "the documents show commands: the search is broken"
     wrong = [(name, text, why) for name, text in shown if (why := problem_with(text))]
