@@ -41,6 +41,27 @@ def list_sites(session: Session) -> None:
     )
 
 
+@site_group.command("leases")
+@pass_session
+def list_leases(session: Session) -> None:
+    """Show which datacenters hold their lease in the quorum, and what each owns there.
+
+    Once a lease has run out, the majority may take over what the contracts let move.
+    """
+    answer = session.client.get("/v1/leases")
+    rows = [
+        (
+            row["site_id"],
+            "no" if row["remaining_s"] is None else "yes",
+            "" if row["remaining_s"] is None else f"{float(str(row['remaining_s'])):.0f} s",
+            ", ".join(f"{count} × {kind}" for kind, count in sorted(inner(row, "owned").items())),
+        )
+        for row in rows_of(answer)
+    ]
+    headers = ("SITE", "HOLDS ITS LEASE", "FOR ANOTHER", "OWNS")
+    show(session, answer, headers, rows, empty="no site is known")
+
+
 @click.group("node")
 def node_group() -> None:
     """The machines of the federation."""

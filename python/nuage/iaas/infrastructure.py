@@ -1,6 +1,7 @@
 """Use cases on datacenters, racks and nodes: the single shared vision (paper §II-A)."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from nuage.iaas.operations import (
@@ -60,6 +61,40 @@ async def list_sites(site: Site, _principal: Principal, _body: ListSites) -> lis
                 node_count=len(local),
             )
         )
+    return views
+
+
+@dataclass(frozen=True, slots=True)
+class ListLeases:
+    """Ask the quorum who holds its lease."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseView:
+    """What the quorum has of a datacenter now.
+
+    `remaining_s` counts to its lease's expiry there, None when it holds none; `owned` counts by
+    kind what it owns under an epoch: after the lease others may take that over.
+    """
+
+    site_id: SiteId
+    remaining_s: float | None
+    owned: dict[str, int]
+
+
+async def list_leases(site: Site, _principal: Principal, _body: ListLeases) -> list[LeaseView]:
+    """Show each datacenter's lease, and what it owns in the quorum.
+
+    Raises:
+        Unavailable, TimedOut: no majority of the members is reached from here.
+    """
+    held = {lease.site: lease.remaining_s for lease in await site.quorum.site_leases()}
+    known = {datacenter.site_id for datacenter in site.index.values(Datacenter)}
+    views = []
+    for site_id in sorted(known | set(held)):
+        owned = Counter(owned.kind for owned in await site.quorum.owners_of(site_id))
+        remaining_s = round(held[site_id], 3) if site_id in held else None
+        views.append(LeaseView(site_id=site_id, remaining_s=remaining_s, owned=dict(owned)))
     return views
 
 
@@ -168,6 +203,20 @@ def enter(table: OperationTable) -> None:
             action="datacenter.read",
             summary="List the datacenters with the age of what is known of each",
             run=list_sites,
+            scope=any_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="site.leases",
+            verb="GET",
+            path="/v1/leases",
+            body=ListLeases,
+            result=list[LeaseView],
+            action="datacenter.read",
+            summary="List the leases that the quorum holds, and what each datacenter owns there",
+            run=list_leases,
             scope=any_scope,
             home=anywhere,
         )

@@ -8,6 +8,7 @@ from tests.scenario.api.conversation import Federation, compare
 
 from nuage.api.http import BODY_BYTES_MAX
 from nuage.iaas.doors import TABLE
+from nuage.ids import SiteId
 from nuage.model.identity import Grant, Role
 from nuage.trust.permissions import TABLE as PERMISSIONS
 
@@ -196,6 +197,22 @@ async def test_a_home_that_is_cut_off_is_named_at_once(
     status, answer = await federation.ask("GET", "/v1/iaas/acme/vms/web", who="tenant")
     assert (status, answer["result"]["site"]) == (200, "rennes")
     compare(HERE / "cut-off.txt", federation.talk.lines, rewrite=rewrite)
+
+
+async def test_the_quorum_tells_who_holds_a_lease_and_what_it_owns(federation: Federation) -> None:
+    hub = federation.hub
+    quorum = federation.sites["lyon"].site.quorum  # type: ignore[index]
+    for name in ("vm-1", "vm-2"):
+        await quorum.claim("vm", name, SiteId("lyon"), expected_epoch=0)
+    now_s = hub.clock.monotonic_s()
+    away = next(lease for lease in hub.state.leases(now_s) if lease.site == "rennes")
+    hub.state.drop(away.site, away.session, now_s)
+    status, answer = await federation.ask("GET", "/v1/leases", at="lyon")
+    assert status == 200, answer
+    shown = {row["site_id"]: row for row in answer["result"]}
+    assert shown["lyon"]["remaining_s"] > 0
+    assert shown["lyon"]["owned"] == {"vm": 2}
+    assert shown["rennes"] == {"site_id": "rennes", "remaining_s": None, "owned": {}}
 
 
 async def test_roles_are_given_and_taken_by_who_may(
