@@ -1,8 +1,9 @@
 """PlanetLab days on CloudSim's datacenter, two columns: CloudSim's rules, and honest ones.
 
 Goals for 20110303, compat: at most 145 kWh, SLAV 2.3e-5 and 10,000 migrations, all at once
-(CloudSim 3.0.3, LR-MMT 1.2: 163.48 kWh, 4.64e-5, 27,859). Honest: within 3 % of the memory bound.
-THR-MMT runs beside as a check of the model (CloudSim: 192.62 kWh, SLAV 3.18e-5).
+(CloudSim 3.0.3, LR-MMT 1.2: 163.48 kWh, 4.64e-5, 27,859). Honest: within 3 % of the memory bound,
+which is told twice: as a fluid (all memory in one heap), and with whole VMs; where the second lies
+more than 3 % above the first, no placement comes within 3 % of the first. THR-MMT runs beside as a check of the model (CloudSim: 192.62 kWh, SLAV 3.18e-5).
 
 The traces are external data (github.com/beloglazov/planetlab-workload-traces), not shipped.
 Run: python benchmarks/planetlab.py FOLDER_OF_DAYS [DAY…]
@@ -12,7 +13,13 @@ import sys
 from pathlib import Path
 
 from nuage.simulation.consolidation import PackedByMemory, Steady, Threshold
-from nuage.simulation.planetlab import DayResult, load_day, memory_bound_kwh, run_day
+from nuage.simulation.planetlab import (
+    DayResult,
+    load_day,
+    memory_bound_kwh,
+    run_day,
+    whole_vms_bound_kwh,
+)
 
 
 def row(day: str, rules: str, result: DayResult) -> str:
@@ -35,10 +42,11 @@ def main() -> None:
         honest = run_day(day, PackedByMemory(), honest=True)
         print(row(name, "honest", honest))
         fluid = memory_bound_kwh(day)
-        whole = memory_bound_kwh(day, hosts=round(honest.host_count_mean))
+        whole = whole_vms_bound_kwh(day, hosts=round(honest.host_count_mean))
         print(
-            f"{'':16} memory bound {fluid:.1f} kWh ({honest.energy_kwh / fluid - 1:+.2%}); "
-            f"with whole VMs {whole:.1f} kWh ({honest.energy_kwh / whole - 1:+.2%})"
+            f"{'':16} memory bound: whole VMs {whole:.1f} kWh (ours {honest.energy_kwh / whole - 1:+.2%});"
+            f" fluid {fluid:.1f} kWh (ours {honest.energy_kwh / fluid - 1:+.2%},"
+            f" the least possible {whole / fluid - 1:+.2%})"
         )
 
 

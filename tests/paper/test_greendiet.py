@@ -1,8 +1,12 @@
 """GreenDIET's claim (paper §II-E, [5]): energy saved by placement at no cost in time."""
 
-from benchmarks.greendiet import Result, replay
+from dataclasses import replace
+from functools import cache
+
+from benchmarks.greendiet import LYON, PAPER, Result, bound_joules, replay, verdict
 
 
+@cache
 def _runs(*, power_off: bool) -> dict[str, Result]:
     policies = ("random", "performance", "power", "green")
     return {p: replay(p, task_s=60.0, power_off=power_off) for p in policies}
@@ -22,3 +26,20 @@ def test_with_all_nodes_on_the_idle_floor_leaves_less_to_save_and_the_order_stay
         assert runs[policy].joules < runs["random"].joules
         assert runs[policy].joules <= runs["performance"].joules
         assert runs[policy].makespan_s <= 1.01 * runs["random"].makespan_s
+
+
+def test_with_all_nodes_on_no_policy_can_save_a_quarter_and_power_comes_near_what_one_can() -> None:
+    """Nodes idle at 27 to 83 % of their peak: most of what is drawn is drawn anyway."""
+    runs = _runs(power_off=False)
+    random = runs["random"]
+    least = bound_joules(PAPER, task_s=60.0, power_off=False, makespan_s_max=random.makespan_s)
+    assert 0.75 * random.joules < least <= runs["power"].joules <= 1.01 * least
+    assert verdict(runs, least).startswith("a quarter saved: out of reach of any policy")
+
+
+def test_the_bound_is_what_a_policy_draws_that_has_no_choice() -> None:
+    """One kind of node under a load that is whole tenths: the hull is its curve."""
+    alone = replace(LYON, counts={"nova": 1}, tasks_per_core=1, span_s=0.0)
+    one = replay("power", task_s=60.0, power_off=False, experiment=alone)
+    least = bound_joules(alone, task_s=60.0, power_off=False, makespan_s_max=one.makespan_s)
+    assert least <= one.joules

@@ -214,9 +214,11 @@ def planetlab_command(
     print_table(headers, rows, empty="no policy")
     if honest:
         hosts = round(results[0].host_count_mean)
+        whole, fluid = planetlab.whole_vms_bound_kwh(day, hosts), planetlab.memory_bound_kwh(day)
+        over = results[0].energy_kwh / whole - 1.0
         click.echo(
-            f"memory bound: {planetlab.memory_bound_kwh(day, hosts=hosts):.2f} kWh with whole VMs "
-            f"({hosts} hosts), {planetlab.memory_bound_kwh(day):.2f} kWh if VMs were fluid"
+            f"memory bound: {whole:.2f} kWh with whole VMs ({hosts} hosts; {over:+.2%}), "
+            f"{fluid:.2f} kWh if VMs were fluid"
         )
 
 

@@ -97,8 +97,9 @@ class Random:
 class Green:
     """The paper's dynamic metric: mean watts over the requests served, per flops, × PUE.
 
-    A node without history is explored on purpose: it sorts before every node with one, the
-    more efficient by its calibration first. One request served ends that.
+    A node that is on, empty and without history is explored on purpose: it sorts before every
+    other, the more efficient by its calibration first. One request does that. While it runs, and
+    for a node that sleeps, the calibration stands in: curiosity neither fills nor wakes a node.
     """
 
     name = "green"
@@ -107,10 +108,11 @@ class Green:
         """Return watts per GFLOPS; minus its inverse for a node to explore."""
         gflops = np.maximum(columns["flops"], 1.0) / 1e9
         explored = columns["requests_served"] > 0
+        is_new = ~explored & (columns["vm_count"] <= 0) & (columns["booted"] > 0)
         watts = np.where(explored, columns["mean_power_watts"], columns["peak_watts"])
         watts_per_gflops = watts * columns["pue"] / gflops
         to_explore = -1.0 / np.maximum(watts_per_gflops, 1e-9)
-        return np.where(explored, watts_per_gflops, to_explore)
+        return np.where(is_new, to_explore, watts_per_gflops)
 
 
 class Cost:

@@ -16,6 +16,7 @@ from nuage.placement.columns import MEASURED_COLUMNS, BoolArray, FloatArray, Ind
 
 CURVE_POINTS: Final = 11  # watts at 0, 10 … 100 % of CPU, as SPECpower reports them
 BOOT_HOLD_S: Final = 3600.0  # a woken node's boot energy is spread over one hour of use
+WATTS_DIGITS: Final = 6  # equal nodes stay equal: what differs below is the sums' own noise
 _ROWS_MIN: Final = 8
 
 _measured = attrgetter(*MEASURED_COLUMNS)
@@ -177,6 +178,7 @@ class NodeTable:
         if self._power_now is None:
             self._power_now = watts_at(curve, load)
         added = watts_at(curve, load + vcpu_count / cpu_count) - self._power_now
+        added = added.round(WATTS_DIGITS)
         is_off = 1.0 - measured[_INDEX["booted"]]
         if is_off.any():
             waking = curve[:, 0] + measured[_INDEX["boot_energy_joules"]] / BOOT_HOLD_S

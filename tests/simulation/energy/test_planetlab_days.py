@@ -17,6 +17,7 @@ from nuage.simulation.planetlab import (
     load_day,
     memory_bound_kwh,
     run_day,
+    whole_vms_bound_kwh,
 )
 
 
@@ -70,9 +71,18 @@ def test_under_honest_rules_memory_holds_and_the_bound_is_near(day: Day) -> None
     assert (center.place >= 0).all()
     assert (center.load(day.vm_memory_mb) <= HOST_MEMORY_MB).all()
     result = run_day(day, PackedByMemory(), honest=True)
-    bound = memory_bound_kwh(day, hosts=round(result.host_count_mean))
+    bound = whole_vms_bound_kwh(day, hosts=round(result.host_count_mean))
     assert memory_bound_kwh(day) <= bound <= result.energy_kwh <= 1.03 * bound
     assert (result.migration_count, result.boot_count) == (0, 0)
+
+
+def test_beyond_four_hundred_hosts_the_bound_pays_for_what_idles_higher() -> None:
+    """512 VMs that fill a host each: 400 G4s, 112 G5s, and the knee of the G5s' curve."""
+    mips, memory = np.full(512, 2000.0), np.full(512, HOST_MEMORY_MB)
+    asleep = Day(np.zeros((512, 288)), mips, memory)
+    assert whole_vms_bound_kwh(asleep, 512) == pytest.approx((400 * 86 + 112 * 93.7) * 24 / 1000)
+    busy = Day(np.full((512, 288), 112 * 1596.0 / 512), mips, memory)  # 30 % of the G5s
+    assert whole_vms_bound_kwh(busy, 512) == pytest.approx((400 * 86 + 112 * 105) * 24 / 1000)
 
 
 def test_packing_is_exact() -> None:

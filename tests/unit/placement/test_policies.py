@@ -55,7 +55,9 @@ def test_each_policy_prefers_what_its_name_says(policy: str, candidates: Columns
 
 
 def test_green_explores_a_node_without_history_then_goes_by_measured_watts() -> None:
-    known = {"flops": [1e9, 1e9, 1e9], "peak_watts": [200.0] * 3}
+    known = {
+        "flops": [1e9] * 3, "peak_watts": [200.0] * 3, "vm_count": [0.0] * 3, "booted": [1.0] * 3
+    }  # fmt: skip
     served = columns(**known, requests_served=[5.0, 0.0, 5.0], mean_power_watts=[90.0, 0.0, 80.0])
     assert first("green", served) == "n1"
     explored = columns(
@@ -66,10 +68,20 @@ def test_green_explores_a_node_without_history_then_goes_by_measured_watts() -> 
 
 def test_green_explores_the_better_calibrated_first() -> None:
     both_new = columns(
-        flops=[1e9, 2e9], peak_watts=[200.0] * 2,
+        flops=[1e9, 2e9], peak_watts=[200.0] * 2, vm_count=[0.0] * 2, booted=[1.0] * 2,
         requests_served=[0.0] * 2, mean_power_watts=[0.0] * 2,
     )  # fmt: skip
     assert first("green", both_new) == "n1"
+
+
+@pytest.mark.parametrize(("vm_count", "booted"), [(1.0, 1.0), (0.0, 0.0)])
+def test_green_neither_fills_nor_wakes_a_node_to_explore_it(vm_count: float, booted: float) -> None:
+    """Its calibration (200 W) stands in, and the node that was seen to draw 90 W is better."""
+    candidates = columns(
+        flops=[1e9] * 2, peak_watts=[200.0] * 2, vm_count=[vm_count, 3.0], booted=[booted, 1.0],
+        requests_served=[0.0, 5.0], mean_power_watts=[0.0, 90.0],
+    )  # fmt: skip
+    assert first("green", candidates) == "n1"
 
 
 def test_the_cursor_goes_from_the_fastest_to_the_thriftiest() -> None:
