@@ -384,6 +384,37 @@ impl Engine {
         Ok(())
     }
 
+    /// Move a VM of `request` to a node that a plan names; a sleeping one wakes. False, and
+    /// nothing has changed, if the node lacks room or its path lacks watts.
+    pub fn migrate(
+        &mut self,
+        request: Request,
+        from: NodeId,
+        to: NodeId,
+    ) -> Result<bool, EngineError> {
+        self.check(request)?;
+        let node = self.nodes.get(to as usize).ok_or(EngineError::Unknown {
+            what: "node",
+            number: to,
+        })?;
+        let class = &self.classes[request.class as usize];
+        let container = &self.containers[node.container as usize];
+        let branch = &self.branches[node.spec.branch as usize];
+        let added_watts = self.added_watts(node, class.vcpu_count);
+        let fits = from != to
+            && node.spec.in_service
+            && node.spec.vcpu_free >= class.vcpu_count
+            && node.spec.memory_free_mib >= class.memory_mib
+            && added_watts <= container.limit_watts - container.power_watts
+            && added_watts <= branch.limit_watts - branch.power_watts
+            && (request.group == 0 || !self.groups.contains_key(&(request.group, to)));
+        if fits {
+            self.release(request, from)?;
+            self.take(request, to);
+        }
+        Ok(fits)
+    }
+
     /// Count who would refuse `request` now, by the first rule that each node breaks.
     ///
     /// Nodes that could take it are counted under `electrical` too, the last rule.

@@ -202,6 +202,37 @@ fn an_empty_node_switches_off_and_is_woken_by_a_placement() {
 }
 
 #[test]
+fn a_migration_carries_room_and_watts_along_or_changes_nothing() {
+    let (mut engine, _) = world(2);
+    let request = Request {
+        class: 0,
+        contract: 0,
+        group: 7,
+    };
+    let from = engine.place(request).unwrap().unwrap().node;
+    let other = engine.place(request).unwrap().unwrap().node;
+    assert_eq!(engine.migrate(request, from, from), Ok(false));
+    assert_eq!(
+        engine.migrate(request, from, other),
+        Ok(false),
+        "kept apart"
+    );
+    let count = NodeId::try_from(engine.node_count()).unwrap();
+    let to = (0..count)
+        .find(|&node| engine.migrate(request, from, node) == Ok(true))
+        .unwrap();
+    let vms = |node| engine.node(node).map(|(_, _, vms, _)| vms);
+    assert_eq!((vms(from), vms(to), vms(other)), (Ok(0), Ok(1), Ok(1)));
+    let sum: f64 = (0..count).map(|node| engine.node(node).unwrap().3).sum();
+    assert!((sum - engine.power_watts()).abs() < 1e-6);
+    assert_eq!(
+        engine.migrate(request, from, other),
+        Ok(false),
+        "nothing of it is left to move, and nothing changed"
+    );
+}
+
+#[test]
 fn what_does_not_exist_is_named() {
     let (mut engine, _) = world(1);
     let request = Request {

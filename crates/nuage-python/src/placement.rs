@@ -128,6 +128,21 @@ impl PlacementEngine {
             .map_err(refused)
     }
 
+    /// False, and nothing has changed, if `to` has no room.
+    #[pyo3(signature = (class_, contract, group, *, from_node, to_node))]
+    fn migrate(
+        &mut self,
+        class_: u32,
+        contract: u32,
+        group: u32,
+        from_node: u32,
+        to_node: u32,
+    ) -> PyResult<bool> {
+        self.engine
+            .migrate(request((class_, contract, group)), from_node, to_node)
+            .map_err(refused)
+    }
+
     /// How many nodes refuse, by rule.
     fn refusals(
         &self,

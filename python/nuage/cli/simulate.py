@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HOURS_OF_YEAR: Final = 8760
 WEIGHTINGS: Final = ("power", "cost", "carbon", "none")
+UNPLANNED: Final = "no-planner"
 
 
 @click.group("simulate")
@@ -40,12 +41,18 @@ def simulate_group() -> None:
 @click.option("--load", default=0.4, show_default=True, help="Share of all vCPUs, on average.")
 @click.option("--ahead", default=24, show_default=True,
               help="Hours over which a site's weight is taken; 1 is the moment alone.")  # fmt: skip
+@click.option("--planner/--no-planner", default=False, show_default=True,
+              help="Have the planner consolidate each container.")  # fmt: skip
+@click.option("--every", default=6, show_default=True, help="Hours between its looks.")
+@click.option("--hold", default=1.0, show_default=True,
+              help="Hours an idle node is expected to stay idle; savings pay within.")  # fmt: skip
+@click.option("--boot", default=120.0, show_default=True, help="Seconds of a boot, at full draw.")
 @click.option("--trace", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None,
               help="Recorded load: CSV of begin_h,end_h,vcpu_count,memory_mib.")  # fmt: skip
 @click.option("--export", "export_file", type=click.Path(path_type=Path), default=None,
               help="Write the load that is made up as such a trace.")  # fmt: skip
-@click.option("--against", type=click.Choice(WEIGHTINGS), default=None,
-              help="Run this weighting too, and compare.")  # fmt: skip
+@click.option("--against", type=click.Choice((*WEIGHTINGS, UNPLANNED)), default=None,
+              help="Run this weighting too, or the same without planner, and compare.")  # fmt: skip
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), default=None)
 @click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
 @pass_session
@@ -66,7 +73,7 @@ def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
         spans = made_up_trace(_scenario(options, str(options["weigh"])))
         export_file.write_text(load_trace.to_csv(spans))
     names = [str(options["weigh"])] + ([str(options["against"])] if options["against"] else [])
-    found = {name: _run(_scenario(options, name)) for name in names}
+    found = {name: _run(_scenario(options, name), name) for name in names}
     first = found[names[0]]
     if csv_file is not None:
         csv_file.write_text(to_csv(first))
@@ -88,31 +95,35 @@ def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
             click.echo(f"wrote {path}")
 
 
-def _scenario(options: dict[str, object], weighting: str) -> "FleetScenario":
+def _scenario(options: dict[str, object], name: str) -> "FleetScenario":
     from nuage.simulation.fleet_year import FleetScenario, Weighting
     from nuage.simulation.load_trace import read_trace
 
     trace = options["trace"]
+    plans = bool(options["planner"]) and name != UNPLANNED
     return FleetScenario(
         node_count=int(str(options["nodes"])),
         zones=tuple(str(options["zones"]).split(",")),
         hours=int(str(options["hours"])),
         start_day=int(str(options["start_day"])),
         seed=int(str(options["seed"])),
-        weighting=Weighting(weighting),
+        weighting=Weighting(str(options["weigh"]) if name == UNPLANNED else name),
         set_point_c=float(str(options["set_point"])),
         target_share=float(str(options["load"])),
         ahead_hours=int(str(options["ahead"])),
+        planner_every_h=int(str(options["every"])) if plans else 0,
+        hold_h=float(str(options["hold"])),
+        boot_s=float(str(options["boot"])),
         trace=() if trace is None else read_trace(Path(str(trace))),
     )
 
 
-def _run(scenario: "FleetScenario") -> "list[HourRow]":
+def _run(scenario: "FleetScenario", name: str) -> "list[HourRow]":
     from nuage.simulation.fleet_year import run
 
     rows: list[HourRow] = []
     with _progress() as progress:
-        task = progress.add_task(scenario.weighting.value, total=scenario.hours)
+        task = progress.add_task(name, total=scenario.hours)
         for hour in run(scenario):
             rows += hour
             progress.advance(task)
@@ -127,7 +138,8 @@ def _progress() -> Progress:
 
 
 COLUMNS: Final = (
-    "SITE", "VMS", "NODES ON", "IT kWh", "PUE", "METER kWh", "EUR", "kgCO2e", "REFUSED",
+    "SITE", "VMS", "NODES ON", "BOOTS", "MOVES", "IT kWh", "PUE", "METER kWh", "EUR", "kgCO2e",
+    "REFUSED",
 )  # fmt: skip
 
 
@@ -148,6 +160,8 @@ def _sums(rows: "Sequence[HourRow]", hours: int = 0) -> tuple[object, ...]:
     return (
         f"{sum(row.vms for row in rows) / count:.0f}",
         f"{sum(row.nodes_on for row in rows) / count:.1f}",
+        sum(row.boots for row in rows),
+        sum(row.migrations for row in rows),
         f"{it_kwh:.1f}",
         f"{meter_kwh / it_kwh:.3f}" if it_kwh else "-",
         f"{meter_kwh:.1f}",

@@ -3,7 +3,7 @@
 Units. Raritan (PDU2-MIB) keeps a table of units and decimal digits beside each sensor; both
 are read from the device, since firmwares differ. APC (PowerNet-MIB rPDU2) fixes them in the
 MIB: power in hundredths of kW for the device and in watts for an outlet, energy in tenths of
-kWh; -1 stands for "this model does not measure it".
+kWh, a bank's current in tenths of A; -1 stands for "this model does not measure it".
 
 The vendor is told by `sysObjectID`.
 """
@@ -32,6 +32,11 @@ _APC_METERED_POWER: Final = f"{_APC_METERED}.7"
 _APC_METERED_ENERGY: Final = f"{_APC_METERED}.11"
 _APC_SWITCHED_STATE: Final = f"{APC}.1.1.26.9.2.3.1.5"
 _APC_SWITCHED_COMMAND: Final = f"{APC}.1.1.26.9.2.4.1.5"
+_APC_OUTLET_BANK: Final = f"{APC}.1.1.26.9.2.2.1.6"
+_APC_BANK_LIMIT: Final = f"{APC}.1.1.26.8.1.1.7"  # the overload threshold, in A
+_APC_BANK_NUMBER: Final = f"{APC}.1.1.26.8.3.1.3"
+_APC_BANK_CURRENT: Final = f"{APC}.1.1.26.8.3.1.5"
+_APC_VOLTAGE: Final = f"{APC}.1.1.26.6.3.1.6.1"  # of phase 1
 _APC_ON: Final = 2
 _APC_ORDERS: Final = {OutletOrder.ON: 1, OutletOrder.OFF: 2, OutletOrder.CYCLE: 3}
 _APC_UNSUPPORTED: Final = -1
@@ -146,8 +151,32 @@ class ApcPdu:
         )
 
     async def branches(self) -> tuple[BranchState, ...]:
-        """Return nothing: banks are not read yet by any room."""
-        return ()
+        """Return its banks, with the volt-amperes that they carry: no bank draws more watts."""
+        values: dict[str, Value] = dict(await self._snmp.get(_APC_VOLTAGE))
+        for table in (_APC_BANK_NUMBER, _APC_BANK_CURRENT, _APC_BANK_LIMIT, _APC_OUTLET_BANK):
+            values |= await self._snmp.walk(table)
+        outlets: dict[int, list[str]] = {}
+        for oid, bank in values.items():
+            if oid.startswith(_APC_OUTLET_BANK + "."):
+                outlets.setdefault(_apc(bank) or 0, []).append(str(_last(oid)))
+        volts = float(_apc(values.get(_APC_VOLTAGE)) or 0)
+        found = []
+        for oid, number in values.items():
+            index = _last(oid)
+            tenths = _apc(values.get(f"{_APC_BANK_CURRENT}.{index}"))
+            if not oid.startswith(_APC_BANK_NUMBER + ".") or tenths is None:
+                continue
+            name = f"{self._snmp.url} bank {number}"
+            found.append(
+                BranchState(
+                    branch_id=str(number),
+                    power_watts=believable_watts(tenths / 10.0 * volts, name),
+                    current_amps=tenths / 10.0,
+                    rated_amps=float(_apc(values.get(f"{_APC_BANK_LIMIT}.{index}")) or 0),
+                    outlet_ids=tuple(sorted(outlets.get(_apc(number) or 0, ()), key=int)),
+                )
+            )
+        return tuple(found)
 
     async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
         """Switch one outlet."""
@@ -222,7 +251,7 @@ class RaritanPdu:
         )
 
     async def branches(self) -> tuple[BranchState, ...]:
-        """Return nothing: overcurrent protectors are not read yet by any room."""
+        """Return nothing: PDU2-MIB does not say which outlets a protector carries."""
         return ()
 
     async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:

@@ -19,6 +19,7 @@ from pysnmp.hlapi.v3arch.asyncio import (
     usmAesCfb128Protocol,
     usmHMAC192SHA256AuthProtocol,
 )
+from pysnmp.proto import errind
 from pysnmp.proto.rfc1902 import ObjectName
 from pysnmp.proto.rfc1905 import EndOfMibView, NoSuchInstance, NoSuchObject
 
@@ -32,6 +33,10 @@ TIMEOUT_S: Final = 2.0
 RETRIES: Final = 2
 WALK_ROWS_MAX: Final = 4000  # 54 outlets with 60 columns each
 BULK_ROWS: Final = 20  # fits an unfragmented datagram
+_WRONG_KEYS: Final = (
+    errind.WrongDigest, errind.AuthenticationFailure, errind.DecryptionError,
+    errind.UnknownUserName, errind.UnknownSecurityName, errind.UnsupportedSecurityLevel,
+)  # fmt: skip
 _REFUSALS: Final = frozenset({"noAccess", "authorizationError", "notWritable", "readOnly"})
 
 
@@ -133,6 +138,8 @@ class PysnmpTransport:
         return self._target
 
     def _judge(self, failure: object, status: object, doing: str, *, is_order: bool) -> None:
+        if isinstance(failure, _WRONG_KEYS):
+            raise BmcRefused(self.url, doing=f"{doing}: {failure}")
         if failure:
             waited_s = self._timeout_s * (self._retries + 1)
             if is_order:

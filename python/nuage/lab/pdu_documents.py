@@ -61,13 +61,9 @@ class PduFace:
 
         return setter
 
-    def branch_of(self, outlet: Outlet) -> str:
-        """Return the branch circuit that feeds an outlet."""
-        return BRANCHES[(outlet.index - 1) % len(BRANCHES)]
-
     def branch_outlets(self, branch: str) -> list[Outlet]:
         """Return the outlets of a branch."""
-        return [outlet for outlet in self.outlets if self.branch_of(outlet) == branch]
+        return [outlet for outlet in self.outlets if branch_of(outlet) == branch]
 
     def branch_watts(self, branch: str) -> float:
         """Return the load of a branch."""
@@ -165,6 +161,11 @@ def power(watts: float, sensor: str) -> Document:
         "ReactiveVAR": round(math.sqrt(max(0.0, apparent**2 - watts**2)), 2),
         "PowerFactor": POWER_FACTOR,
     }
+
+
+def branch_of(outlet: Outlet) -> str:
+    """Return the branch circuit that feeds an outlet."""
+    return BRANCHES[(outlet.index - 1) % len(BRANCHES)]
 
 
 def amps(watts: float) -> float:
@@ -396,7 +397,7 @@ def _outlet(face: PduFace, outlet: Outlet, path: str) -> Document:
         },
         "PowerWatts": power(watts, f"Power{ident}"),
         "EnergykWh": energy(face.rig.outlet_kwh(face.name, outlet), f"Energy{ident}"),
-        "Links": {"BranchCircuit": link(f"{PDU}/Branches/{face.branch_of(outlet)}")},
+        "Links": {"BranchCircuit": link(f"{PDU}/Branches/{branch_of(outlet)}")},
         "Actions": {
             "#Outlet.PowerControl": {
                 "target": f"{ROOT}{path}/Actions/Outlet.PowerControl",

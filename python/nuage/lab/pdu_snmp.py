@@ -1,8 +1,8 @@
 """A lab's PDU through SNMP, as the vendors' MIBs lay it out; written from the MIBs, not the driver.
 
 ``apc``      PowerNet-MIB, rPDU2 (1.3.6.1.4.1.318.1.1.26): hundredths of kW for the device, watts
-             for an outlet, tenths of kWh; an outlet is on (2) or off (1); commands on (1),
-             off (2), reboot (3)
+             for an outlet, tenths of kWh, tenths of A for a bank; an outlet is on (2) or off
+             (1); commands on (1), off (2), reboot (3)
 ``raritan``  PDU2-MIB (1.3.6.1.4.1.13742.6): every sensor with its unit (watt 3, watt hour 5) and
              decimal digits; an outlet is on (7) or off (8); commands off (0), on (1), cycle (2)
 """
@@ -12,6 +12,7 @@ from typing import Final
 
 from nuage.errors import InvalidRequest
 from nuage.lab.description import PduSpeech
+from nuage.lab.pdu_documents import BRANCH_RATED_AMPS, BRANCHES, VOLTS, amps, branch_of
 from nuage.lab.rig import Outlet, Rig
 from nuage.lab.snmp_agent import SnmpAgent, Table
 
@@ -64,6 +65,15 @@ def _apc_table(rig: Rig, pdu: str) -> Table:
         f"{RPDU2}.4.3.1.5.1": round(rig.pdu_watts(pdu) / 10.0),
         f"{RPDU2}.4.3.1.9.1": int(rig.pdu_kwh(pdu) * 10.0),
     }
+    table[f"{RPDU2}.6.3.1.6.1"] = round(VOLTS)
+    for bank, name in enumerate(BRANCHES, start=1):
+        fed = [each for each in rig.outlets[pdu] if branch_of(each) == name]
+        watts = sum(rig.outlet_watts(pdu, each) for each in fed)
+        table |= {
+            f"{RPDU2}.8.1.1.7.{bank}": round(BRANCH_RATED_AMPS),
+            f"{RPDU2}.8.3.1.3.{bank}": bank,
+            f"{RPDU2}.8.3.1.5.{bank}": round(amps(watts) * 10.0),
+        } | {f"{RPDU2}.9.2.2.1.6.{each.index}": bank for each in fed}
     for outlet in rig.outlets[pdu]:
         table |= {
             f"{RPDU2}.9.2.3.1.5.{outlet.index}": 2 if outlet.on else 1,

@@ -30,8 +30,8 @@ class SnmpAgent(asyncio.DatagramProtocol):
         is_silent: Callable[[], bool] = lambda: False,
     ) -> None:
         self._community = community.encode()
-        self._read = read
-        self._set_value = set_value
+        self.read = read
+        self.set_value = set_value
         self._is_silent = is_silent
         self._transport: asyncio.DatagramTransport | None = None
 
@@ -56,39 +56,41 @@ class SnmpAgent(asyncio.DatagramProtocol):
     def _answer(self, message: object) -> object:
         request = v2c.apiMessage.get_pdu(message)
         answer = v2c.apiMessage.get_response(message)
-        table = self._read()
+        table = self.read()
         if request.isSameTypeWith(v2c.GetBulkRequestPDU()):
             rows = _bulk(table, request)
         else:
             rows = v2c.apiPDU.get_varbinds(request)
             if request.isSameTypeWith(v2c.SetRequestPDU()):
                 for oid, value in rows:
-                    self._set_value(str(oid), int(value))
+                    self.set_value(str(oid), int(value))
             else:
-                rows = [(oid, _value(table, str(oid))) for oid, _ in rows]
+                rows = [(oid, value_in(table, str(oid))) for oid, _ in rows]
         v2c.apiPDU.set_varbinds(v2c.apiMessage.get_pdu(answer), rows)
         return answer
 
 
-def _key(oid: str) -> tuple[int, ...]:
+def order_of(oid: str) -> tuple[int, ...]:
+    """Return what objects are ordered by."""
     return tuple(int(part) for part in oid.split("."))
 
 
 def _bulk(table: Table, request: object) -> list[tuple[object, object]]:
     """Return the rows after each object asked for."""
     rows: list[tuple[object, object]] = []
-    ordered = sorted(table, key=_key)
+    ordered = sorted(table, key=order_of)
     repetitions = min(int(v2c.apiBulkPDU.get_max_repetitions(request)), ROWS_MAX)
     for oid, _ in v2c.apiBulkPDU.get_varbinds(request):
-        after = [key for key in ordered if _key(key) > _key(str(oid))]
+        after = [key for key in ordered if order_of(key) > order_of(str(oid))]
         chosen = after[:repetitions]
-        rows += [(v2c.ObjectIdentifier(key), _value(table, key)) for key in chosen]
+        rows += [(v2c.ObjectIdentifier(key), value_in(table, key)) for key in chosen]
         if not chosen:
             rows.append((oid, v2c.EndOfMibView()))
     return rows
 
 
-def _value(table: Table, oid: str) -> object:
+def value_in(table: Table, oid: str) -> object:
+    """Return an object's value as SNMP's type."""
     value = table.get(oid)
     match value:
         case None:

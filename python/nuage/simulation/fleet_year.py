@@ -2,15 +2,21 @@
 
 The product's own engine places (`nuage._core.PlacementEngine`), with the weight of each site set
 by the hour: PUE of its weather, times its price or carbon, as the policy asks, over the hours that
-a VM is expected to live (`ahead_hours`). Nodes that have become empty go off at the hour. 10 to
-100,000 nodes; the same seed, or the same trace, gives the same table, byte for byte.
+a VM is expected to live (`ahead_hours`). 10 to 100,000 nodes; the same seed, or the same trace,
+gives the same table, byte for byte.
+
+Every `planner_every_h` hours the product's own planner looks at each container (`fleet_plan`), and
+its migrations are carried out. At each hour empty nodes go off by the product's rule: where staying
+off for `hold_h`, as long as they are expected to stay idle, saves more than the way off and back
+costs, and not before a woken node has been on for its break-even time. Boots, shutdowns and
+migrations are paid for in the hour in which they happen, at the site's own PUE.
 
 Flow: `FleetScenario` in, one `HourRow` per hour and site out (`run` yields them as they come, so
 that a progress bar has something to show); `to_csv` writes them down, `plots` draws them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from heapq import heappop, heappush
 from io import StringIO
@@ -21,9 +27,11 @@ import numpy as np
 
 from nuage._core import PlacementEngine
 from nuage.energy.cooling import CoolingControl, CoolingModel
-from nuage.energy.power_curve import ACER_AT350_F2, HUAWEI_RH2288_V2
+from nuage.energy.power_curve import ACER_AT350_F2, HUAWEI_RH2288_V2, PowerCurve
 from nuage.energy.weather import ZONES, weather_normal
 from nuage.errors import InvalidRequest
+from nuage.placement.table import BOOT_HOLD_S
+from nuage.simulation.fleet_plan import ContainerView, emptied_by, moves_of, plan_container
 from nuage.simulation.load_trace import VmSpan
 from nuage.units import JOULES_PER_KWH
 
@@ -33,6 +41,7 @@ CONTAINER_NODES: Final = 168  # the StarDC, paper §IV-B
 CONTAINER_WATTS: Final = 60_000.0  # of these servers; the StarDC's own 18 kW carries fewer
 NODES_MAX: Final = 100_000
 AHEAD_HOURS_MAX: Final = 168
+SHUTDOWN_S: Final = 20.0  # at idle draw
 NODE_VCPUS: Final = 24
 NODE_MEMORY_MIB: Final = 65_536
 MONTH_DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
@@ -72,6 +81,9 @@ class FleetScenario:
     target_share: float = 0.4  # of all vCPUs, on average over the day
     vm_hours_mean: float = 24.0
     ahead_hours: int = 24  # 1: what a watt weighs this hour, whatever comes after
+    planner_every_h: int = 0  # 0: nobody migrates
+    hold_h: float = 1.0  # how long a node that is empty now is expected to stay so
+    boot_s: float = 120.0  # at full draw
     trace: tuple[VmSpan, ...] = ()  # recorded load, in place of made-up VMs
     prices: tuple[float, ...] = PRICE_SHAPE
     carbon: tuple[float, ...] = CARBON_SHAPE
@@ -85,6 +97,12 @@ class FleetScenario:
             raise InvalidRequest("target_share is within 0 and 1", field="target_share")
         if not 1 <= self.ahead_hours <= AHEAD_HOURS_MAX:
             raise InvalidRequest(f"1 to {AHEAD_HOURS_MAX} hours ahead", field="ahead_hours")
+        if not 0 <= self.planner_every_h <= AHEAD_HOURS_MAX or self.hold_h < 0 or self.boot_s < 0:
+            raise InvalidRequest(
+                f"the planner looks every 1 to {AHEAD_HOURS_MAX} hours (0: never); hold and boot "
+                "are not negative",
+                field="planner_every_h",
+            )
         if len(self.prices) != 24 or len(self.carbon) != 24:
             raise InvalidRequest("24 prices, 24 carbons: one per hour of the day", field="prices")
 
@@ -103,6 +121,9 @@ class HourRow:
     cost_eur: float
     carbon_g: float
     refused: int
+    boots: int
+    migrations: int
+    switching_kwh: float  # boots, shutdowns and migrations; `it_kwh` holds them
 
 
 class _Load(Protocol):
@@ -161,16 +182,57 @@ def made_up_trace(scenario: FleetScenario) -> Iterator[VmSpan]:
             yield VmSpan(float(hour), end_h, *load.classes[number])
 
 
+@dataclass(slots=True)
+class _Acts:
+    """What one site did within an hour beside running VMs."""
+
+    boots: int = 0
+    migrations: int = 0
+    joules: float = 0.0
+
+
 class FleetYear:
     """One run of a scenario."""
 
     def __init__(self, scenario: FleetScenario) -> None:
         self.scenario = scenario
         self.engine = PlacementEngine()
-        self.site_of: list[int] = []
-        curves = [
-            self.engine.add_curve(list(curve.watts), waking_watts=10.0)
+        self.curves = tuple(
+            replace(
+                curve,
+                boot_time_s=scenario.boot_s,
+                boot_joules=scenario.boot_s * curve.peak_watts,
+                shutdown_joules=SHUTDOWN_S * curve.idle_watts,
+            )
             for curve in (HUAWEI_RH2288_V2, ACER_AT350_F2)
+        )
+        self.site_of: list[int] = []
+        self.containers: list[list[int]] = []
+        self._build()
+        self.load: _Load = _Recorded(scenario) if scenario.trace else _MadeUp(scenario)
+        for vcpu_count, memory_mib in self.load.classes:
+            self.engine.add_class(vcpu_count, memory_mib)
+        self.engine.add_contract(list(range(len(scenario.zones))))
+        self.cooling = CoolingModel(
+            set_point_c=scenario.set_point_c, control=CoolingControl.PROPORTIONAL
+        )
+        self.means = [weather_normal(zone).mean_dry_bulb_c for zone in scenario.zones]
+        self.ends: list[tuple[float, int]] = []  # (hour, VM)
+        self.size_of: dict[int, int] = {}
+        self.node_of: dict[int, int] = {}
+        self.members: list[set[int]] = [set() for _ in range(scenario.node_count)]
+        self.vms_on = np.zeros(scenario.node_count, np.int64)
+        self.is_on = np.zeros(scenario.node_count, np.bool_)
+        self.woken_h = np.zeros(scenario.node_count)
+        self.acts = [_Acts() for _ in scenario.zones]
+        self.order = 0
+
+    def _build(self) -> None:
+        """Give the engine its containers and nodes, all off."""
+        scenario = self.scenario
+        numbers = [
+            self.engine.add_curve(list(curve.watts), waking_watts=curve.boot_joules / BOOT_HOLD_S)
+            for curve in self.curves
         ]
         for number in range(scenario.node_count):
             container = number // CONTAINER_NODES
@@ -181,37 +243,31 @@ class FleetYear:
             if is_first or number % CONTAINER_NODES == 0:
                 self.engine.add_container(site, CONTAINER_WATTS)
                 branch = self.engine.add_branch(CONTAINER_WATTS)
+                self.containers.append([])
             self.engine.add_node(
-                curve=curves[number % 2],
+                curve=numbers[number % 2],
                 branch=branch,
                 cpu_count=NODE_VCPUS,
                 vcpu_free=NODE_VCPUS,
                 memory_free_mib=NODE_MEMORY_MIB,
                 booted=False,
             )
+            self.containers[-1].append(number)
             self.site_of.append(site)
-        self.load: _Load = _Recorded(scenario) if scenario.trace else _MadeUp(scenario)
-        for vcpu_count, memory_mib in self.load.classes:
-            self.engine.add_class(vcpu_count, memory_mib)
-        self.engine.add_contract(list(range(len(scenario.zones))))
-        self.cooling = CoolingModel(
-            set_point_c=scenario.set_point_c, control=CoolingControl.PROPORTIONAL
-        )
-        self.means = [weather_normal(zone).mean_dry_bulb_c for zone in scenario.zones]
-        self.ends: list[tuple[float, int, int, int]] = []  # (hour, order, class, node)
-        self.vms_on = np.zeros(scenario.node_count, np.int64)
-        self.order = 0
 
     def run(self) -> Iterator[list[HourRow]]:
         """Yield the rows of each hour in turn."""
+        every = self.scenario.planner_every_h
         for hour in range(self.scenario.hours):
+            self.acts = [_Acts() for _ in self.scenario.zones]
             pues = [self._pue(site, hour) for site in range(len(self.scenario.zones))]
             self._weigh(hour)
-            emptied = self._end_vms(hour)
+            self._end_vms(hour)
+            if every and hour and hour % every == 0:
+                for container in self.containers:
+                    self._plan(container, hour)
             refused = self._begin_vms(hour)
-            for node in sorted(emptied):
-                if self.vms_on[node] == 0:
-                    self.engine.switch_off(node)
+            self._switch_off(hour)
             yield self._rows(hour, pues, refused)
 
     def _pue(self, site: int, hour: int) -> float:
@@ -233,15 +289,13 @@ class FleetYear:
             is_blind = scenario.weighting is Weighting.NONE
             self.engine.set_weight(site, 1.0 if is_blind else weighed / len(ahead))
 
-    def _end_vms(self, hour: int) -> set[int]:
-        emptied = set()
+    def _end_vms(self, hour: int) -> None:
         while self.ends and self.ends[0][0] <= hour:
-            _, _, size, node = heappop(self.ends)
-            self.engine.release(size, 0, 0, node)
+            _, vm = heappop(self.ends)
+            node = self.node_of.pop(vm)
+            self.engine.release(self.size_of.pop(vm), 0, 0, node)
+            self.members[node].discard(vm)
             self.vms_on[node] -= 1
-            if self.vms_on[node] == 0:
-                emptied.add(node)
-        return emptied
 
     def _begin_vms(self, hour: int) -> int:
         """Place an hour's arrivals; return how many found no node."""
@@ -250,29 +304,97 @@ class FleetYear:
         for (size, end_h), node in zip(arrivals, nodes, strict=True):
             if node >= 0:
                 self.order += 1
-                self.vms_on[node] += 1
-                heappush(self.ends, (end_h, self.order, size, node))
+                self.size_of[self.order] = size
+                self._settle(self.order, node, hour)
+                heappush(self.ends, (end_h, self.order))
         return sum(node < 0 for node in nodes)
 
+    def _settle(self, vm: int, node: int, hour: int) -> None:
+        """Note that a VM runs on a node now, which is awake for it."""
+        self.node_of[vm] = node
+        self.members[node].add(vm)
+        self.vms_on[node] += 1
+        if not self.is_on[node]:
+            self.is_on[node] = True
+            self.woken_h[node] = hour
+            acts = self.acts[self.site_of[node]]
+            acts.boots += 1
+            acts.joules += self._curve(node).boot_joules
+
+    def _curve(self, node: int) -> PowerCurve:
+        return self.curves[node % 2]
+
+    def _plan(self, container: Sequence[int], hour: int) -> None:
+        """Have the planner look at a container, and carry out what it says.
+
+        As at a site, the rest of a plan is left when a step does not fit; the next look plans anew.
+        """
+        site = self.site_of[container[0]]
+        view = ContainerView(
+            site=self.scenario.zones[site],
+            nodes=container,
+            curve_of={node: self._curve(node) for node in container},
+            on=[bool(self.is_on[node]) for node in container],
+            vcpu_count=NODE_VCPUS,
+            memory_mib=NODE_MEMORY_MIB,
+            limit_watts=CONTAINER_WATTS,
+            vms=[
+                (vm, node, self.load.classes[self.size_of[vm]])
+                for node in container
+                for vm in sorted(self.members[node])
+            ],
+        )
+        plan = plan_container(view, hold_s=self.scenario.hold_h * HOUR_S)
+        for vm, to, step in moves_of(plan):
+            came_from = self.node_of[vm]
+            if not self.engine.migrate(self.size_of[vm], 0, 0, from_node=came_from, to_node=to):
+                return
+            self.members[came_from].discard(vm)
+            self.vms_on[came_from] -= 1
+            self._settle(vm, to, hour)
+            self.acts[site].migrations += 1
+            self.acts[site].joules += step.joules
+        for node in emptied_by(plan):
+            self._try_off(node, hour)
+
+    def _switch_off(self, hour: int) -> None:
+        """Switch empty nodes off that are expected to stay idle for longer than break-even."""
+        for node in np.flatnonzero(self.is_on & (self.vms_on == 0)).tolist():
+            if self._curve(node).break_even_s() < self.scenario.hold_h * HOUR_S:
+                self._try_off(node, hour)
+
+    def _try_off(self, node: int, hour: int) -> None:
+        """Switch an empty node off unless it was woken less than its break-even time ago."""
+        curve = self._curve(node)
+        awake_s = (hour - self.woken_h[node]) * HOUR_S
+        if awake_s >= curve.break_even_s() and self.engine.switch_off(node):
+            self.is_on[node] = False
+            self.acts[self.site_of[node]].joules += curve.shutdown_joules
+
     def _rows(self, hour: int, pues: Sequence[float], refused: int) -> list[HourRow]:
-        sites = np.array(self.site_of)
+        count = len(self.scenario.zones)
+        vms = np.bincount(self.site_of, weights=self.vms_on, minlength=count)
+        nodes_on = np.bincount(self.site_of, weights=self.is_on, minlength=count)
         rows = []
         for site, watts in enumerate(self.engine.site_watts()):
-            here = self.vms_on[sites == site]
-            it_kwh = watts * HOUR_S / JOULES_PER_KWH
+            acts = self.acts[site]
+            it_kwh = (watts * HOUR_S + acts.joules) / JOULES_PER_KWH
             facility_kwh = it_kwh * pues[site]
             rows.append(
                 HourRow(
-                    hour,
-                    self.scenario.zones[site],
-                    int(here.sum()),
-                    int((here > 0).sum()),
-                    it_kwh,
-                    pues[site],
-                    facility_kwh,
-                    facility_kwh * self.scenario.prices[hour % 24] / 1000.0,
-                    facility_kwh * self.scenario.carbon[hour % 24],
-                    refused,
+                    hour=hour,
+                    site=self.scenario.zones[site],
+                    vms=round(vms[site]),
+                    nodes_on=round(nodes_on[site]),
+                    it_kwh=it_kwh,
+                    pue=pues[site],
+                    facility_kwh=facility_kwh,
+                    cost_eur=facility_kwh * self.scenario.prices[hour % 24] / 1000.0,
+                    carbon_g=facility_kwh * self.scenario.carbon[hour % 24],
+                    refused=refused,
+                    boots=acts.boots,
+                    migrations=acts.migrations,
+                    switching_kwh=acts.joules / JOULES_PER_KWH,
                 )
             )
         return rows

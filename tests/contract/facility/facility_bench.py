@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tests.contract.facility.snmp_v3_device import snmp_v3_device
+
 from nuage.clock import SystemClock
 from nuage.facility.redfish import Login, RedfishConnection
 from nuage.lab.bmc_documents import install_bmc
@@ -64,8 +66,22 @@ class Bench:
         finally:
             transport.close()
 
+    @asynccontextmanager
+    async def snmp_v3(self, speech: PduSpeech) -> AsyncIterator[int]:
+        """Serve the PDU by SNMP 3, to a user with keys; yields the port."""
+        port = free_udp_port()
+        with snmp_v3_device(snmp_pdu(self.rig, PDU, speech, COMMUNITY), port):
+            yield port
+
     def connect(self, url: str, *, timeout_s: float = 5.0) -> RedfishConnection:
         return RedfishConnection(url, LOGIN, self.clock, timeout_s=timeout_s)
+
+
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @asynccontextmanager

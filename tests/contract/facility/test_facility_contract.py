@@ -116,7 +116,7 @@ async def rack(request: pytest.FixtureRequest) -> AsyncIterator[Rack]:
             pdu = await open_snmp_pdu(transport, bench.clock)
             step_watts = 10.0 if speech is PduSpeech.APC else 0.1
         yield Rack(
-            pdu, bench.clock, step_watts, tells_branches=request.param == "redfish",
+            pdu, bench.clock, step_watts, tells_branches=request.param != "raritan",
             silence=lambda: bench.rig.set_fault(PDU, Fault(silent=True)),
         )  # fmt: skip
 

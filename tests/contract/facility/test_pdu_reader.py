@@ -16,9 +16,11 @@ from tests.contract.facility.facility_bench import (
     StepClock,
     running_bench,
 )
+from tests.contract.facility.snmp_v3_device import USER
 
 from nuage.daemon.energy_pdus import PduLogins, PduReader, PduSeen
 from nuage.errors import InvalidRequest
+from nuage.facility.ports import BmcRefused, OutletOrder
 from nuage.lab.description import PduSpeech
 from nuage.lab.rig import Fault
 
@@ -68,6 +70,28 @@ async def test_the_loop_reads_what_the_rack_draws_whatever_its_pdu_speaks(wired:
     assert outlet is not None
     feeding = wired.bench.rig.outlets[PDU][0]
     assert outlet.power_watts == pytest.approx(wired.bench.rig.outlet_watts(PDU, feeding), abs=1.0)
+
+
+async def test_a_pdu_is_read_and_switched_by_snmp_3_with_keys_from_a_file(tmp_path: Path) -> None:
+    """One PDU for all of it: an engine and its keys take a second to make."""
+    login = {"user": USER.name, "privacy_key": USER.privacy_key}
+    right, wrong = tmp_path / "snmp.json", tmp_path / "wrong.json"
+    right.write_text(json.dumps(login | {"authentication_key": USER.authentication_key}))
+    wrong.write_text(json.dumps(login | {"authentication_key": "not this one"}))
+    async with running_bench() as bench, bench.snmp_v3(PduSpeech.APC) as port:
+        url = f"snmp://127.0.0.1:{port}"
+        async with PduLogins(None, right).opener(url, bench.clock)() as pdu:
+            first, *others = await pdu.outlets()
+            assert first.is_on is True
+            fed = sorted(n for branch in await pdu.branches() for n in branch.outlet_ids)
+            assert fed == sorted(each.outlet_id for each in (first, *others))
+            whole = (await pdu.state()).reading.power_watts
+            assert whole == pytest.approx(bench.rig.pdu_watts(PDU), abs=10.0)
+            await pdu.switch_outlet(first.outlet_id, OutletOrder.OFF)
+            assert (await pdu.outlets())[0].is_on is False
+        with pytest.raises(BmcRefused):
+            async with PduLogins(None, wrong).opener(url, bench.clock)():
+                pass
 
 
 async def test_a_pdu_that_comes_back_is_read_again(wired: Wired) -> None:

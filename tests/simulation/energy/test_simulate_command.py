@@ -48,6 +48,16 @@ def test_a_load_that_was_exported_is_run_again(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_the_planner_is_compared_with_nobody_planning(tmp_path: Path) -> None:
+    csv = tmp_path / "planned.csv"
+    shown = simulate(
+        "fleet", "--nodes", 24, "--hours", 9, "--planner", "--every", 3, "--against", "no-planner",
+        "--csv", csv,
+    )  # fmt: skip
+    assert "power against no-planner: meter" in shown.output
+    assert csv.read_text().splitlines()[0].endswith("boots,migrations,switching_kwh")
+
+
 @pytest.mark.parametrize("rules", ["--compat", "--honest"])
 def test_a_planetlab_folder_is_run_and_drawn(tmp_path: Path, rules: str) -> None:
     day = write_day(tmp_path / "day")
