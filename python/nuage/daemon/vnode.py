@@ -29,7 +29,8 @@ from nuage.vnode.agent import AgentOptions, VnodeAgent
 from nuage.vnode.console import ConsoleHub
 from nuage.vnode.probe import probe_accelerator
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
-from nuage.vnode.sed import NodeFacts, PowerReading, Sed, SliceGauge
+from nuage.vnode.rapl import RaplMeter
+from nuage.vnode.sed import Meter, NodeFacts, PowerReading, Sed, SliceGauge
 
 LEASE_CHECK_S = 1.0
 NOT_ALLOWED_S = 1.0  # the end of a lease that ended long ago; 0.0 would be none
@@ -164,23 +165,35 @@ class VnodeProcess:
             boot_energy_joules=configuration.boot_time_s * configuration.peak_watts,
         )
 
-        def no_meter() -> PowerReading | None:
-            return None
-
-        meter: Callable[[], PowerReading | None] = no_meter
-        if configuration.bmc_login_file is not None and configuration.node.bmc_url:
-            bmc = BmcMeter(configuration.node.bmc_url, configuration.bmc_login_file, self._clock)
-            self._tasks.keep("meter", bmc.run)
-            meter = bmc
         sed = Sed(
             facts,
             clock=self._clock,
-            meter=meter,
+            meter=self._meter(),
             cache=configuration.calibration_file or configuration.state_dir / "flops.json",
             gauge=self._gauge(),
         )
         await sed.calibrate()
         return sed
+
+    def _meter(self) -> Meter:
+        """Return the node's own meter: its BMC, else RAPL, else nothing, and the model speaks.
+
+        A slice of a machine has no RAPL of its own.
+        """
+        configuration = self._configuration
+        meters: list[Meter] = []
+        if configuration.bmc_login_file is not None and configuration.node.bmc_url:
+            bmc = BmcMeter(configuration.node.bmc_url, configuration.bmc_login_file, self._clock)
+            self._tasks.keep("meter", bmc.run)
+            meters.append(bmc)
+        if configuration.cpu_stat_file is None and (rapl := RaplMeter(self._clock)).is_there:
+            meters.append(rapl)
+
+        def read() -> PowerReading | None:
+            readings = [meter() for meter in meters]  # all: RAPL measures between two looks
+            return next((reading for reading in readings if reading is not None), None)
+
+        return read
 
     def _gauge(self) -> SliceGauge | None:
         configuration = self._configuration

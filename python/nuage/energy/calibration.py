@@ -16,7 +16,7 @@ from nuage.errors import CorruptData
 
 Floats = npt.NDArray[np.float64]
 
-ORDER: Final = 2000  # 5.3 Gflop, 32 MB: a second on the slowest node, above any cache
+ORDER: Final = 1000  # 0.67 Gflop, 8 MB: above a core's own cache, and soon done on a slow node
 RUNS: Final = 3
 RESIDUAL_MAX: Final = 16.0  # HPL's own threshold for a run that passes
 

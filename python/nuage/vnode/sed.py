@@ -1,8 +1,8 @@
 """The V-node's server daemon (SeD, paper §II-E): what this node can do, and at which power.
 
 It measures, it does not judge: the Local Agent of the site answers bids from the last vector.
-Utilisation comes from /proc, performance from one short calibration (kept on disk), power from
-the meter it is given.
+Utilisation comes from /proc, performance from one Linpack run (`energy.calibration`, kept on disk),
+power from the meter it is given.
 """
 
 import asyncio
@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from nuage.clock import Clock
+from nuage.energy.calibration import Calibration, calibrate
 from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import VmShape
 
-CALIBRATION_SIZE: Final = 384  # fits the second-level cache of any server of the last ten years
-CALIBRATION_S: Final = 0.3
 REQUESTS_AVERAGED: Final = 10  # the paper averages power over the last requests served
 VCPU_OVERCOMMIT: Final = 4.0  # vCPUs sold per core; memory is never oversold
 POWER_SAMPLES_MAX: Final = 4096
@@ -55,6 +53,7 @@ class NodeFacts:
 
 
 Meter = Callable[[], PowerReading | None]
+Linpack = Callable[[Callable[[], float]], Calibration]
 
 
 class CpuGauge:
@@ -148,26 +147,14 @@ class PowerHistory:
         return joules / seconds if seconds else self._samples[-1][1]
 
 
-def measure_flops(clock: Clock, core_count: int) -> float:
-    """Return the double-precision flop/s of all cores, by multiplying matrices for 0.3 s."""
-    first = np.random.default_rng(1).random((CALIBRATION_SIZE, CALIBRATION_SIZE))
-    second = first.T.copy()
-    np.matmul(first, second)  # the first call loads the library
-    rounds = 0
-    started_s = clock.monotonic_s()
-    while (passed_s := clock.monotonic_s() - started_s) < CALIBRATION_S:
-        np.matmul(first, second)
-        rounds += 1
-    threads = max(os.cpu_count() or 1, 1)
-    return 2.0 * CALIBRATION_SIZE**3 * rounds / passed_s * core_count / threads
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
+class KeptFlops:
     """A measured performance and the machine it holds for."""
 
     flops: float
     machine: str
+    order: int
+    residual: float
 
 
 class Sed:
@@ -175,7 +162,7 @@ class Sed:
 
     def __init__(
         self, facts: NodeFacts, *, clock: Clock, meter: Meter, cache: Path,
-        gauge: CpuGauge | SliceGauge | None = None,
+        gauge: CpuGauge | SliceGauge | None = None, linpack: Linpack = calibrate,
     ) -> None:  # fmt: skip
         cores = facts.cpu_count or os.cpu_count() or 1
         memory_mib = facts.memory_mib or _total_mib()
@@ -184,21 +171,34 @@ class Sed:
         self._meter = meter
         self._cache = cache
         self._gauge = gauge or CpuGauge()
+        self._linpack = linpack
         self._flops = 0.0
         self.history = PowerHistory()
         self.maintenance = False
 
     async def calibrate(self) -> float:
-        """Measure the node's performance once per machine; later calls read the cache."""
+        """Measure the node's performance once per machine, as HPL does; the cache keeps it.
+
+        Raises:
+            CorruptData: the machine computes wrongly; the agent does not start on it.
+        """
         machine = f"{_cpu_model()} x{self._facts.cpu_count}"
         known = _cached(self._cache)
         if known is None or known.machine != machine:
-            cores = self._facts.cpu_count
-            flops = await asyncio.to_thread(measure_flops, self._clock, cores)
-            known = Calibration(flops=flops, machine=machine)
+            found = await asyncio.to_thread(self._linpack, self._clock.monotonic_s)
+            known = KeptFlops(
+                flops=found.flops * self._share_of_machine(),
+                machine=machine,
+                order=found.order,
+                residual=found.residual,
+            )
             _keep(self._cache, known)
         self._flops = known.flops
         return self._flops
+
+    def _share_of_machine(self) -> float:
+        """Return the node's share of the cores that the run used: 1, but for a slice."""
+        return self._facts.cpu_count / max(os.cpu_count() or 1, 1)
 
     def estimation_vector(self, running: Sequence[tuple[VmId, VmShape]]) -> EstimationVector:
         """Return what this node can do now; `running` are the guests it has started."""
@@ -246,12 +246,12 @@ def _cpu_model() -> str:
     return "unknown"
 
 
-def _cached(path: Path) -> Calibration | None:
+def _cached(path: Path) -> KeptFlops | None:
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+        return msgspec.json.decode(path.read_bytes(), type=KeptFlops)
     return None
 
 
-def _keep(path: Path, calibration: Calibration) -> None:
+def _keep(path: Path, calibration: KeptFlops) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(calibration))

@@ -1,11 +1,16 @@
 """Config drives, arguments, the probe's judgement, console logs, cgroups, the SeD's arithmetic."""
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nuage.clock import SystemClock
+from nuage.energy.calibration import Calibration
 from nuage.errors import InvalidRequest
-from nuage.ids import IaasId, PortId, SegmentId, VmId, VolumeId
+from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import QosClass
 from nuage.model.desired import PortWish, VmWish
 from nuage.model.vm import PowerWish, VmShape
@@ -17,7 +22,7 @@ from nuage.vnode.hypervisor import GuestSpec, IscsiDisk
 from nuage.vnode.iso9660 import build_iso
 from nuage.vnode.ports import bridge_name, tap_name
 from nuage.vnode.probe import Trial, judge
-from nuage.vnode.sed import PowerHistory
+from nuage.vnode.sed import NodeFacts, PowerHistory, Sed
 
 PORT = PortWish(
     port_id=PortId("port-1"), segment_id=SegmentId("s"), label=0xFFFFFF, mac="52:54:00:00:00:01",
@@ -130,3 +135,25 @@ def test_power_is_averaged_over_time_since_the_oldest_request_kept() -> None:
     history.sample(20.0, 300.0)
     assert history.mean_watts(40.0) == pytest.approx((10 * 100 + 20 * 300) / 30)
     assert history.requests_served == 1
+
+
+async def test_a_node_s_flops_are_measured_once_and_a_slice_has_its_share(tmp_path: Path) -> None:
+    runs = []
+
+    def linpack(_monotonic_s: Callable[[], float]) -> Calibration:
+        runs.append(1)
+        return Calibration(flops=80e9, order=1000, runs=3, residual=0.01)
+
+    machine_cores = os.cpu_count() or 1
+    for cores, expected in ((machine_cores, 80e9), (1, 80e9 / machine_cores)):
+        facts = NodeFacts(
+            node_id=NodeId("v1"), site_id=SiteId("marne"), accelerator="tcg", cpu_count=cores,
+            memory_mib=1024,
+        )  # fmt: skip
+        cache = tmp_path / f"{cores}" / "flops.json"
+        for _ in range(2):
+            sed = Sed(facts, clock=SystemClock(), meter=lambda: None, cache=cache, linpack=linpack)
+            assert await sed.calibrate() == pytest.approx(expected)
+        kept = json.loads(cache.read_text())
+        assert (kept["order"], kept["residual"]) == (1000, 0.01)
+    assert len(runs) == len({machine_cores, 1}), "the second time the file is believed"
