@@ -72,9 +72,10 @@ def quorum_member_command(config: Path) -> None:
     """Run this site's member of the quorum (etcd, in place of this process)."""
     from nuage.daemon.configuration import ControllerConfiguration, load
     from nuage.daemon.quorum import etcd_command
+    from nuage.quorum.member import MEMBER_ENVIRONMENT
 
     argv = etcd_command(load(config, ControllerConfiguration))
-    os.execvp(argv[0], argv)
+    os.execvpe(argv[0], argv, {**os.environ, **MEMBER_ENVIRONMENT})
 
 
 DAEMON_COMMANDS = (

@@ -343,6 +343,7 @@ class Fabric:
             return
         bits_per_s, echo = SITE_LINK_BITS_PER_S, RACK_ECHO
         follows: tuple[int, ...] = (index,)
+        uplinks: tuple[int, ...] = ()
         line: LineSocket | None = None
         if isinstance(self.plane, KernelPlane):
             self.plane.bind(number, memory.interface)
@@ -353,7 +354,9 @@ class Fabric:
             uplinks = await lines_of(wish.here.address)
             follows = (index, *interface_index(memory.tunnel), *uplinks)
             line = self._open_line(number, memory, wish, uplinks)
-        runner.add_port(number, sockets, is_trunk=True, follows=follows, line=line)
+        runner.add_port(
+            number, sockets, is_trunk=True, follows=follows, asks=uplinks, line=line
+        )
         self._served[number] = memory.interface
         self._trunk_macs[number] = mac
         trunk = Trunk(

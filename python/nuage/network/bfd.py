@@ -158,6 +158,10 @@ class BfdSession:
             return self._next_send_s
         return min(self._next_send_s, self._heard_s + self.detection_s)
 
+    def early_deadline_s(self) -> float:
+        """Return when `tick` may have something to do, if we are awake anyway."""
+        return min(self.next_deadline_s(), self._next_send_s - self._early_s)
+
     def receive(self, packet: BfdPacket, now_s: float) -> list[BfdPacket]:
         """Take one packet; return what must be answered at once."""
         if packet.yours not in (0, self._mine):

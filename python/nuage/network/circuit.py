@@ -40,8 +40,9 @@ from nuage.network.isis_tlv import (
 )
 from nuage.network.wire import MalformedFrame
 
-HELLO_INTERVAL_S: Final = 1.0
-HOLDING_S: Final = 3
+HELLO_INTERVAL_S: Final = 1.0  # until the adjacency stands
+HELLO_STEADY_S: Final = 3.0  # then: echoes tell of a loss, a change of the handshake is told at once
+HOLDING_S: Final = 9
 MTU_PROBE_INTERVAL_S: Final = 0.3
 MTU_PROBE_TRIES_MAX: Final = 3  # RFC 7177 §5: then the link is held not to carry that size
 GRACE_S: Final = 120.0  # how long a neighbour may take to restart
@@ -128,6 +129,7 @@ class Circuit:
         self._probe_count = 0
         self._next_probe_s: float | None = None
         self._probe_id = b""
+        self._rest_until_s = self._due_s = float("-inf")  # echoes apart; -inf: work it out
 
     # ---- events ----
 
@@ -141,6 +143,7 @@ class Circuit:
         three_way, special = self._judge(hello, smac)
         if not self.carrier:
             return None
+        self._stir()
         before = self.state
         received = three_way.state
         if self.neighbour is None:
@@ -250,6 +253,7 @@ class Circuit:
         """Take a BFD packet; return the answers and what became of the adjacency."""
         if self.bfd is None:
             return [], None
+        self._stir()
         answers = self.bfd.receive(packet, now_s)
         return answers, self._follow_bfd(now_s)
 
@@ -268,6 +272,7 @@ class Circuit:
         """Take an acknowledgement of an MTU probe."""
         if self.state is not AdjacencyState.TWO_WAY or probe_id != self._probe_id:
             return None
+        self._stir()
         self.mtu_tested_bytes = size_bytes
         self._next_probe_s = None
         before, self.state = self.state, AdjacencyState.REPORT
@@ -275,12 +280,14 @@ class Circuit:
 
     def carrier_change(self, *, up: bool, now_s: float) -> AdjacencyChange | None:
         """Take a change of carrier."""
+        self._stir()
         self.carrier = up
         self._next_hello_s = now_s
         return None if up else self.reset("carrier lost", now_s)
 
     def reset(self, reason: str, now_s: float) -> AdjacencyChange | None:
         """Forget the neighbour."""
+        self._stir()
         before = self.state
         was = self.neighbour
         self.state = AdjacencyState.DOWN
@@ -309,20 +316,41 @@ class Circuit:
 
     # ---- time ----
 
+    def _stir(self) -> None:
+        """Something happened: what is due is worked out anew."""
+        self._rest_until_s = self._due_s = float("-inf")
+
+    def at_rest(self, now_s: float) -> bool:
+        """Tell whether only echoes may be due: nineteen of twenty wake-ups end here."""
+        if self._rest_until_s == float("-inf"):
+            self._settle()
+        return now_s < self._rest_until_s
+
+    def _settle(self) -> None:
+        """Work out when something but echoes must be done, and when it may be, if we are awake."""
+        must, may = [], []
+        if self.carrier:
+            must.append(self._next_hello_s)
+            may.append(self._next_hello_s - self._hello_early_s)
+        if self.neighbour is not None:
+            must.append(self._hold_until_s)
+        if self.bfd is not None:
+            must.append(self.bfd.next_deadline_s())
+            may.append(self.bfd.early_deadline_s())
+        if self._next_probe_s is not None:
+            must.append(self._next_probe_s)
+        self._due_s = min(must, default=float("inf"))
+        self._rest_until_s = min(self._due_s, *may) if may else self._due_s
+
     def next_deadline_s(self) -> float:
         """Return when `tick` has something to do."""
         if not self.carrier:
             return float("inf")
-        deadline = self._next_hello_s
-        if self._echo is not None:
-            deadline = min(deadline, self._echo.next_deadline_s())
-        if self.neighbour is not None:
-            deadline = min(deadline, self._hold_until_s)
-        if self.bfd is not None:
-            deadline = min(deadline, self.bfd.next_deadline_s())
-        if self._next_probe_s is not None:
-            deadline = min(deadline, self._next_probe_s)
-        return deadline
+        if self._rest_until_s == float("-inf"):
+            self._settle()
+        if self._echo is None:
+            return self._due_s
+        return min(self._due_s, self._echo.next_deadline_s())
 
     def expire(self, now_s: float) -> tuple[list[BfdPacket], AdjacencyChange | None]:
         """Let time pass for echoes, BFD and the holding timer."""
@@ -330,6 +358,9 @@ class Circuit:
         if self._echo is not None and self._echo.silent(now_s):
             why = "restarting, and its plane fell silent" if self.restarting else "echoes lost"
             return packets, self.reset(why, now_s)
+        if self.at_rest(now_s):
+            return packets, None
+        self._stir()
         if self.bfd is not None:
             packets = self.bfd.tick(now_s)
             change = self._follow_bfd(now_s)
@@ -351,7 +382,10 @@ class Circuit:
         """Tell whether a Hello is to be sent now, and count it as sent."""
         if not self.carrier or now_s < self._next_hello_s - self._hello_early_s:
             return False
-        self._next_hello_s = now_s + HELLO_INTERVAL_S * self._prng.uniform(0.8, 1.0)
+        self._stir()
+        steady = self.state is AdjacencyState.REPORT and not self.restarting
+        interval_s = HELLO_STEADY_S if steady else HELLO_INTERVAL_S
+        self._next_hello_s = now_s + interval_s * self._prng.uniform(0.8, 1.0)
         return True
 
     def echo_due(self, now_s: float) -> bytes | None:
@@ -362,6 +396,7 @@ class Circuit:
         """Return the id of an MTU probe to be sent now."""
         if self._next_probe_s is None or now_s < self._next_probe_s:
             return None
+        self._stir()
         self._probe_count += 1
         failed = self._probe_count % MTU_PROBE_TRIES_MAX == 0
         self._next_probe_s = now_s + (MTU_RETRY_S if failed else MTU_PROBE_INTERVAL_S)

@@ -251,8 +251,10 @@ class RBridge:
         """Let time pass; return what is to be done, in order."""
         for circuit in self._circuits.values():
             packets, change = circuit.expire(now_s)
-            self._send_bfd(circuit, packets)
-            self._adjacency(change, now_s)
+            if packets:
+                self._send_bfd(circuit, packets)
+            if change is not None:
+                self._adjacency(change, now_s)
         self._end_restart(now_s)
         if self._lsp_at_s is not None and now_s >= self._lsp_at_s:
             self._originate(now_s)
@@ -435,12 +437,14 @@ class RBridge:
 
     def _hello_and_probe(self, circuit: Circuit, now_s: float) -> None:
         port = circuit.trunk.port
-        if circuit.hello_due(now_s):
-            hello = circuit.hello_pdu(self.nickname)
-            self._send_pdu(port, encode_signed(hello, self._config.ring))
         echo = circuit.echo_due(now_s)
         if echo is not None:
             self._effects.append(SendEcho(port, self._echo_head(circuit), echo))
+        if circuit.at_rest(now_s):
+            return
+        if circuit.hello_due(now_s):
+            hello = circuit.hello_pdu(self.nickname)
+            self._send_pdu(port, encode_signed(hello, self._config.ring))
         probe_id = circuit.probe_due(now_s)
         if probe_id is not None:
             if circuit.mtu_failed:

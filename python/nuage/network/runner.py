@@ -219,6 +219,7 @@ class FabricRunner:
         self._clock = clock
         self._links = ports.links
         self._followers: dict[int, set[PortNumber]] = {}
+        self._asked = {*(ports.indexes or ())}
         self._down: set[int] = set()  # interfaces without carrier
         self._lines: dict[PortNumber, LineSocket] = {}
         self._line_heard_s: dict[PortNumber, float] = {}
@@ -232,7 +233,7 @@ class FabricRunner:
         self._routed = routed
         self._sockets = {**ports.trunks, **ports.access}
         self._timer: asyncio.TimerHandle | None = None
-        self._awake_s = self._due_s = clock.monotonic_s()
+        self._deadline_s = self._due_s = clock.monotonic_s()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -271,11 +272,13 @@ class FabricRunner:
         *,
         is_trunk: bool,
         follows: Iterable[int] = (),
+        asks: Iterable[int] = (),
         line: LineSocket | None = None,
     ) -> None:
         """Serve one more port.
 
-        `follows`: the interfaces whose carrier a trunk depends on. `line`: its echoes go there.
+        `follows`: the interfaces whose carrier a trunk depends on. `asks`: those of them that
+        have one to lose, and are asked at each wake-up. `line`: its echoes go there.
         """
         self.remove_port(port)
         self._sockets[port] = sockets
@@ -285,6 +288,7 @@ class FabricRunner:
             self._lines[port] = line
         for index in follows:
             self._followers.setdefault(index, set()).add(port)
+        self._asked.update(asks)
         if self._loop is not None:
             for one in sockets:
                 self._loop.add_reader(one.fileno(), self._readable, port, one)
@@ -331,10 +335,10 @@ class FabricRunner:
             self._frame(port, frame)
 
     def _read_trunks(self, port: PortNumber | None = None, one: FrameSocket | None = None) -> None:
-        """Read a trunk's socket, or all of them when this loop was held up; then let time pass."""
+        """Read a trunk's socket, or all of them when something is due; then let time pass."""
         now_s = self._clock.monotonic_s()
         waiting = [] if port is None or one is None else [(port, one)]
-        if not waiting or now_s - self._awake_s > STALL_S:
+        if not waiting or now_s >= self._due_s:
             waiting = [(p, s) for p in self._trunks for s in self._sockets[p]]
         events: list[FabricInput] = []
         for number, each in waiting:
@@ -397,8 +401,8 @@ class FabricRunner:
         """Look whether a trunk has lost its carrier without our being told yet."""
         if self._links is None:
             return
-        for index, ports in tuple(self._followers.items()):
-            if ports and index not in self._down and self._links.carrier(index) is False:
+        for index in sorted(self._asked - self._down):
+            if self._followers.get(index) and self._links.carrier(index) is False:
                 self._link_is(LinkState(index, up=False))
 
     def _perform(self, effects: Iterable[FabricEffect]) -> None:
@@ -422,11 +426,14 @@ class FabricRunner:
     def _set_timer(self) -> None:
         if self._loop is None:
             return
+        deadline_s = self.rbridge.next_deadline_s()
         if self._timer is not None:
+            if deadline_s == self._deadline_s:
+                return
             self._timer.cancel()
         now_s = self._clock.monotonic_s()
-        wait_s = max(self.rbridge.next_deadline_s() - now_s, TICK_MIN_S)
-        self._awake_s, self._due_s = now_s, now_s + wait_s
+        wait_s = max(deadline_s - now_s, TICK_MIN_S)
+        self._deadline_s, self._due_s = deadline_s, now_s + wait_s
         self._timer = self._loop.call_later(wait_s, self._tick)
 
     def _tick(self) -> None:
