@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 from keep_alive import Connection
-from machine import cpu_seconds, go_first
+from machine import blocks_written_of, cpu_seconds, go_first, switches_of
 from synthetic_nodes import Places
 
 from nuage.daemon.configuration import AgentConfiguration, ControllerConfiguration, render
@@ -111,6 +111,11 @@ class BareFederation:
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU time that each process has used."""
         return {name: cpu_seconds(process.pid) for name, process in self._processes.items()}
+
+    def events(self) -> tuple[int, int]:
+        """Return the wake-ups of all processes, and the 4 KiB blocks that they have written."""
+        pids = [process.pid for process in self._processes.values()]
+        return sum(map(switches_of, pids)), sum(map(blocks_written_of, pids))
 
     async def connect(
         self, site: SiteId, *, tenant: Tenant | None = None, tls: bool = False, token: str = ""

@@ -2,10 +2,12 @@
 
 import os
 import platform
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+LOOP_COUNT = 1_000_000
 
 
 def describe() -> str:
@@ -26,8 +28,23 @@ def describe() -> str:
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     return (
         f"machine: {model}, {os.cpu_count()} cores, {memory_kib / 1024**2:.0f} GiB, "
-        f"Linux {platform.release()}, Python {platform.python_version()}, load {load}"
+        f"Linux {platform.release()}, Python {platform.python_version()}, load {load}, "
+        f"a loop of a million takes {loop_cpu_ms():.0f} ms of CPU"
     )
+
+
+def loop_cpu_ms() -> float:
+    """Return what a fixed loop of Python costs now: the cores of a rented machine are not always
+    equally fast, and figures of different hours compare only by the ratio of this one.
+    """
+    times_s = []
+    for _ in range(3):
+        begun_s = time.thread_time()
+        total = 0
+        for number in range(LOOP_COUNT):
+            total += number & 7
+        times_s.append(time.thread_time() - begun_s)
+    return sorted(times_s)[1] * 1000
 
 
 def cpu_seconds(pid: int) -> float:
@@ -67,6 +84,14 @@ def switches_of(pid: int) -> int:
             if line.startswith("voluntary_ctxt_switches"):
                 count += int(line.split()[1])
     return count
+
+
+def blocks_written_of(pid: int) -> int:
+    """Return how many blocks of 4 KiB a process has had written."""
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        if line.startswith("write_bytes"):
+            return int(line.split()[1]) // 4096
+    return 0
 
 
 def percentile(values: list[float], share: float) -> float:

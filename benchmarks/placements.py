@@ -93,6 +93,7 @@ async def run(federation: BareFederation, arguments: argparse.Namespace) -> None
     own = machine.cpu_seconds_of_self()
     before = federation.cpu_seconds()
     busy = machine.machine_busy_seconds()
+    wakes, blocks = federation.events()
     begun_s = time.monotonic()
     tally = await load(
         federation,
@@ -106,6 +107,11 @@ async def run(federation: BareFederation, arguments: argparse.Namespace) -> None
     own = machine.cpu_seconds_of_self() - own
     busy = machine.machine_busy_seconds() - busy
     report(tally, took_s, before, after, own, busy)
+    wakes, blocks = (
+        now - then for now, then in zip(federation.events(), (wakes, blocks), strict=True)
+    )
+    count = max(len(tally.latencies_s), 1)
+    print(f"  {wakes / count:.1f} wake-ups and {blocks / count:.1f} blocks written a placement")
 
 
 def report(

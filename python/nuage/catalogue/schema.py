@@ -23,6 +23,7 @@ from nuage.model.record import Record
 APPLICATION_ID: Final = 0x4E756167  # "Nuag": `file` and a careful operator can tell
 PAGE_BYTES: Final = 4096
 CACHE_KIB: Final = 16 * 1024
+CHECKPOINT_PAGES: Final = CACHE_KIB * 1024 // PAGE_BYTES  # SQLite's 1000 write a page more often
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024  # what a WAL shrinks back to after a burst
 
 # Each entry lifts a file by one version; a released entry never changes.
@@ -185,6 +186,7 @@ def _check_file(
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
     if size_bytes_max is not None:
         connection.execute(f"PRAGMA max_page_count = {size_bytes_max // PAGE_BYTES}")

@@ -354,9 +354,7 @@ class Fabric:
             uplinks = await lines_of(wish.here.address)
             follows = (index, *interface_index(memory.tunnel), *uplinks)
             line = self._open_line(number, memory, wish, uplinks)
-        runner.add_port(
-            number, sockets, is_trunk=True, follows=follows, asks=uplinks, line=line
-        )
+        runner.add_port(number, sockets, is_trunk=True, follows=follows, asks=uplinks, line=line)
         self._served[number] = memory.interface
         self._trunk_macs[number] = mac
         trunk = Trunk(

@@ -2,8 +2,9 @@
 
 Theory of operation. A change of the index names the nodes whose wish may differ; they are marked
 dirty and rendered together at the end of the loop's turn, so a burst of changes costs each node
-one wish. Rendering takes a fortieth of the process at most: after a turn that took long the next
-one waits, and gathers what changes meanwhile. A report becomes acts (`iaas.observe`); acts on one
+one wish, of which only the VMs and volumes that changed are worked out anew. Rendering takes a
+fortieth of the process at most: after a turn that took long the next one waits, and gathers what
+changes meanwhile. A report becomes acts (`iaas.observe`); acts on one
 VM run one after another, acts on different VMs side by side. Every act is idempotent: what fails
 is logged and comes again with the next report, which a node sends at least every two seconds.
 """
@@ -38,8 +39,9 @@ from nuage.iaas.wishes import WishContext, ionode_wish, vnode_wish
 from nuage.ids import NodeId
 from nuage.model.desired import IonodeReport, VnodeReport
 from nuage.model.iaas import Iaas, IaasKey
+from nuage.model.image import Image
 from nuage.model.infrastructure import Node, NodeRole
-from nuage.model.network import Port
+from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
 from nuage.model.record import KIND_OF, KINDS, Noun
 from nuage.model.status import Migration, NodeStatus
@@ -68,6 +70,7 @@ class Reconciler:
         self._movement = movement
         self._tasks = tasks
         self._dirty: set[NodeId] = set()
+        self._changed: dict[NodeId, set[str]] = {}  # since its last wish; absent: anything may have
         self._rest_until_s = 0.0
         self._revision = 0
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -87,10 +90,31 @@ class Reconciler:
             listener(change)
         for record in (change.before, change.after):
             if record is not None:
-                self.touch(concerned_nodes(self._site.index, record.value))
+                self._concern(record.value)
+
+    def _concern(self, value: Noun) -> None:
+        nodes = concerned_nodes(self._site.index, value)
+        objects = concerned_objects(value)
+        if isinstance(value, Segment | Image):  # looked at by wishes that change for other reasons
+            self._changed.clear()
+        elif objects is None:
+            self._forget_changes(nodes)
+        else:
+            for node_id in nodes & self._changed.keys():
+                self._changed[node_id].update(objects)
+        self._mark(nodes)
+
+    def _forget_changes(self, node_ids: Iterable[NodeId]) -> None:
+        for node_id in node_ids:
+            self._changed.pop(node_id, None)
 
     def touch(self, node_ids: Iterable[NodeId]) -> None:
-        """Have the wishes of these nodes rendered again at the end of this turn, or soon."""
+        """Have the wishes of these nodes rendered from scratch at the end of this turn, or soon."""
+        touched = set(node_ids)
+        self._forget_changes(touched)
+        self._mark(touched)
+
+    def _mark(self, node_ids: Iterable[NodeId]) -> None:
         was_clean = not self._dirty
         self._dirty.update(node_ids)
         if not was_clean or not self._dirty:
@@ -119,10 +143,12 @@ class Reconciler:
             if node is None or node.site_id != self._site.site_id:
                 continue
             slot = self._sessions.slot(node_id)
+            changed, revision = self._changed.get(node_id), self._next_revision()
             if NodeRole.VNODE in node.roles:
-                slot.put(vnode_wish(self._context, node_id, self._next_revision()))
+                slot.put(vnode_wish(self._context, node_id, revision, changed))
             elif NodeRole.IONODE in node.roles:
-                slot.put(ionode_wish(self._context, node_id, self._next_revision()))
+                slot.put(ionode_wish(self._context, node_id, revision, changed))
+            self._changed[node_id] = set()
 
     def _next_revision(self) -> int:
         """Return a number above all before, also across restarts of this controller."""
@@ -242,6 +268,19 @@ def concerned_nodes(index: FederationIndex, value: Noun) -> set[NodeId]:
         case _:
             pass
     return concerned
+
+
+def concerned_objects(value: Noun) -> tuple[str, ...] | None:
+    """Return the VMs and volumes whose part of a wish `value` decides; None: any of its nodes'."""
+    match value:
+        case Vm():
+            return (value.vm_id, *value.volumes)
+        case Volume():
+            return (value.volume_id, value.vm_id or "")
+        case Decision() | Port():
+            return (value.vm_id or "",)
+        case _:
+            return None
 
 
 def _heads(index: FederationIndex, vm: Vm) -> set[NodeId]:

@@ -262,10 +262,13 @@ def _ports_of(
     old = context.kept.rules.get(node_id, {})
     kept = context.kept.rules[node_id] = {}
     found = []
+    tenants: dict[IaasId, tuple[QosClass, list[PublicAddress]]] = {}
     for vm in local:
-        iaas = index.find_value(Iaas, vm.iaas_id)
-        qos_class = QosClass.SILVER if iaas is None else iaas.contract.qos_class
-        owned = index.of_iaas(PublicAddress, vm.iaas_id)
+        if vm.iaas_id not in tenants:
+            iaas = index.find_value(Iaas, vm.iaas_id)
+            qos_class = QosClass.SILVER if iaas is None else iaas.contract.qos_class
+            tenants[vm.iaas_id] = (qos_class, index.of_iaas(PublicAddress, vm.iaas_id))
+        qos_class, owned = tenants[vm.iaas_id]
         for port_id in vm.ports:
             port = index.find_value(Port, port_id)
             segment = None if port is None else index.find_value(Segment, port.segment_id)

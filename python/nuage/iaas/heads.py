@@ -221,6 +221,8 @@ class HeadKeeper:
     async def look(self) -> None:
         """Take what steps are due; called every second or two."""
         for volume in self.own():
+            if volume.volume_id in self._claimed and not is_settled(volume):
+                continue
             if volume.volume_id in self._busy or is_gone(self._site.index, volume):
                 continue
             if self._rest_until_s.get(volume.volume_id, 0.0) > self._site.clock.monotonic_s():

@@ -7,7 +7,7 @@ only, so a copy in another site appears there as soon as the feed has brought th
 
 import hmac
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
@@ -47,16 +47,26 @@ CHAP_SECRET_CHARS = 32  # hexadecimal; RFC 7143 §12.1.4 asks for 96 bits or mor
 Kept: TypeAlias = dict[str, tuple[tuple[object, ...], T]]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptCopy:
+    """What a node does for a volume, and from what that was worked out."""
+
+    replica: ReplicaWish | None = None
+    replica_of: tuple[object, ...] | None = None
+    head: HeadWish | None = None
+    head_of: tuple[object, ...] | None = None
+
+
 @dataclass(slots=True)
 class KeptWishes:
     """What was worked out for each VM and volume of a node, and from what: most stay as they are.
 
-    A node's wish is made anew with each change, of hundreds of volumes where one changed.
+    A node's wish is made anew with each change, of thousands of volumes where one changed. Whoever
+    knows which (`changed`, ids of VMs and volumes) has only those looked at, and what is new there.
     """
 
     vms: dict[NodeId, Kept[VmWish | None]] = field(default_factory=dict)
-    heads: dict[NodeId, Kept[HeadWish | None]] = field(default_factory=dict)
-    replicas: dict[NodeId, Kept[ReplicaWish]] = field(default_factory=dict)
+    copies: dict[NodeId, dict[VolumeId, KeptCopy]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +97,10 @@ def chap_secret(storage_key: bytes, user: str) -> str:
     return digest.hex()[:CHAP_SECRET_CHARS]
 
 
-def vnode_wish(context: WishContext, node_id: NodeId, revision: int) -> VnodeWish:
-    """Return all that the V-node `node_id` shall run."""
+def vnode_wish(
+    context: WishContext, node_id: NodeId, revision: int, changed: Collection[str] | None = None
+) -> VnodeWish:
+    """Return all that the V-node `node_id` shall run. `changed` None: anything may have."""
     index = context.index
     arriving = {m.vm_id: m for m in index.on_node(Migration, node_id) if m.target_node == node_id}
     wishes = []
@@ -96,10 +108,11 @@ def vnode_wish(context: WishContext, node_id: NodeId, revision: int) -> VnodeWis
     kept = context.kept.vms[node_id] = {}
     for vm in index.on_node(Vm, node_id):
         if vm.vm_id not in arriving and vm.state is not VmState.DELETED:
-            facts = _vm_facts(context, vm)
             known = old.get(vm.vm_id)
-            if known is None or known[0] != facts:
-                known = (facts, _vm_wish(context, vm))
+            if known is None or changed is None or vm.vm_id in changed:
+                facts = _vm_facts(context, vm)
+                if known is None or known[0] != facts:
+                    known = (facts, _vm_wish(context, vm))
             kept[vm.vm_id] = known
             if known[1] is not None:
                 wishes.append(_with_departure(context, vm, known[1]))
@@ -223,10 +236,12 @@ def _port_wishes(index: FederationIndex, vm: Vm) -> tuple[PortWish, ...]:
     return tuple(wishes)
 
 
-def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeWish:
-    """Return all that the IO-node `node_id` shall keep and serve."""
+def ionode_wish(
+    context: WishContext, node_id: NodeId, revision: int, changed: Collection[str] | None = None
+) -> IonodeWish:
+    """Return all that the IO-node `node_id` shall keep and serve. `changed` as in `vnode_wish`."""
     index = context.index
-    replicas, heads = _copies_on(context, node_id)
+    replicas, heads = _copies_on(context, node_id, changed)
     erased: dict[IaasId, list[VolumeId]] = defaultdict(list)
     labels: dict[IaasId, int] = {}
     for erasure in erased_copies(index, node_id):
@@ -250,36 +265,45 @@ def ionode_wish(context: WishContext, node_id: NodeId, revision: int) -> IonodeW
 
 
 def _copies_on(
-    context: WishContext, node_id: NodeId
+    context: WishContext, node_id: NodeId, changed: Collection[str] | None
 ) -> tuple[dict[IaasId, list[ReplicaWish]], dict[IaasId, list[HeadWish]]]:
     """Return the copies and the heads of a node; what did not change is as it was worked out."""
-    index, kept = context.index, context.kept
     replicas: dict[IaasId, list[ReplicaWish]] = defaultdict(list)
     heads: dict[IaasId, list[HeadWish]] = defaultdict(list)
-    old_replicas, old_heads = kept.replicas.get(node_id, {}), kept.heads.get(node_id, {})
-    kept.replicas[node_id], kept.heads[node_id] = {}, {}
-    for volume in index.on_node(Volume, node_id):
-        if volume.state is VolumeState.DELETING or is_gone(index, volume):
-            continue
-        if _waits_for_origin(index, volume):
-            continue
-        volume_id = volume.volume_id
-        if any(place.node_id == node_id for place in volume.replicas):
-            copy = old_replicas.get(volume_id)
-            seen = (volume, _origin(index, volume, node_id), _is_encrypted(index, volume.iaas_id))
-            if copy is None or copy[0] != seen:
-                copy = (seen, _replica_wish(volume, seen[1], encrypted=seen[2]))
-            kept.replicas[node_id][volume_id] = copy
-            replicas[volume.iaas_id].append(copy[1])
-        if volume.head == node_id:
-            facts = _head_facts(index, volume)
-            head = old_heads.get(volume_id)
-            if head is None or head[0] != facts:
-                head = (facts, _head_wish(context, volume))
-            kept.heads[node_id][volume_id] = head
-            if head[1] is not None:
-                heads[volume.iaas_id].append(head[1])
+    old = context.kept.copies.get(node_id, {})
+    kept = context.kept.copies[node_id] = {}
+    for volume in context.index.on_node(Volume, node_id):
+        known = old.get(volume.volume_id)
+        # What starts from another volume's past waits for that one, which may be of any node.
+        look = changed is None or volume.volume_id in changed or volume.origin is not None
+        if known is None or look:
+            known = _copy_on(context, volume, node_id, known or KeptCopy())
+        kept[volume.volume_id] = known
+        if known.replica is not None:
+            replicas[volume.iaas_id].append(known.replica)
+        if known.head is not None:
+            heads[volume.iaas_id].append(known.head)
     return replicas, heads
+
+
+def _copy_on(context: WishContext, volume: Volume, node_id: NodeId, known: KeptCopy) -> KeptCopy:
+    """Return what a node shall do for a volume; `known`: what it was to do before."""
+    index = context.index
+    is_leaving = volume.state is VolumeState.DELETING or is_gone(index, volume)
+    if is_leaving or _waits_for_origin(index, volume):
+        return KeptCopy()
+    replica, replica_of, head, head_of = None, None, None, None
+    if any(place.node_id == node_id for place in volume.replicas):
+        origin = _origin(index, volume, node_id)
+        replica_of = (volume, origin, _is_encrypted(index, volume.iaas_id))
+        replica = known.replica
+        if known.replica_of != replica_of:
+            replica = _replica_wish(volume, origin, encrypted=replica_of[2])
+    if volume.head == node_id:
+        head_of, head = _head_facts(index, volume), known.head
+        if known.head_of != head_of:
+            head = _head_wish(context, volume)
+    return KeptCopy(replica, replica_of, head, head_of)
 
 
 def _replica_wish(volume: Volume, origin: CloneOrigin | None, *, encrypted: bool) -> ReplicaWish:

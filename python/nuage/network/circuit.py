@@ -41,7 +41,7 @@ from nuage.network.isis_tlv import (
 from nuage.network.wire import MalformedFrame
 
 HELLO_INTERVAL_S: Final = 1.0  # until the adjacency stands
-HELLO_STEADY_S: Final = 3.0  # then: echoes tell of a loss, a change of the handshake is told at once
+HELLO_STEADY_S: Final = 3.0  # then: echoes tell of a loss, and news do not wait for it
 HOLDING_S: Final = 9
 MTU_PROBE_INTERVAL_S: Final = 0.3
 MTU_PROBE_TRIES_MAX: Final = 3  # RFC 7177 §5: then the link is held not to carry that size

@@ -348,7 +348,10 @@ class FabricRunner:
                     break
                 events.append(FrameReceived(number, frame))
         # Time as it was before reading: what came by then was read, whatever held us up since.
-        self._advance(events, now_s)
+        if now_s < self._due_s:  # nobody can be held silent yet: the plane's notes can wait
+            self._perform(self.rbridge.handle_all(events, now_s))
+        else:
+            self._advance(events, now_s)
 
     def _frame(self, port: PortNumber, frame: bytes) -> None:
         if self._software is None:

@@ -59,11 +59,10 @@ class LeaseTiming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteLease:
-    """A site's lease as the quorum has it. `remaining_s` counts to its expiry there."""
+    """A site's lease as the quorum has it, not expired there yet."""
 
     site: SiteId
     session: str
-    remaining_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

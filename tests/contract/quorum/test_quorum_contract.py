@@ -102,7 +102,6 @@ async def test_a_lease_is_held_renewed_and_dropped(world: World) -> None:
     await rennes.renew_site_lease("b")
     leases = await rennes.site_leases()
     assert [(lease.site, lease.session) for lease in leases] == [(MARNE, "a"), (RENNES, "b")]
-    assert all(55.0 < lease.remaining_s <= 60.0 for lease in leases)
     await marne.drop_site_lease("other")
     assert len(await marne.site_leases()) == 2
     await marne.drop_site_lease("a")

@@ -6,11 +6,12 @@ from tests.unit.iaas.iaas_makers import LYON, MARNE, datacenter, iaas, node, por
 from tests.unit.iaas.iaas_makers import vm as make_vm
 from tests.unit.iaas.iaas_makers import volume as make_volume
 
+from nuage.daemon.reconciler import concerned_objects
 from nuage.iaas.addresses import host_number
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.fabric_wishes import FabricContext, fabric_wish
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.wishes import WishContext, ionode_wish, vnode_wish
+from nuage.iaas.wishes import KeptWishes, WishContext, ionode_wish, vnode_wish
 from nuage.ids import ImageId, NodeId, PortId, RequestId, SecurityGroupId
 from nuage.model.contract import Contract, CutOffRule, QosClass
 from nuage.model.image import Image, ImageState
@@ -67,11 +68,12 @@ def test_an_ionodes_wish_is_after_every_change_what_it_would_be_made_anew() -> N
         replace(ready, epoch=ready.epoch + 1), replace(ready, head=COPY),
         replace(ready, state=VolumeState.DELETING),
     )  # fmt: skip
-    kept, seen = storage(index), set()
+    kept, partly, seen = storage(index), storage(index), set()
     for revision, value in enumerate(steps, start=1):
         index.put(record(value, revision=revision))
         wish = ionode_wish(kept, HEAD, revision)
         assert wish == ionode_wish(storage(index), HEAD, revision)
+        assert wish == ionode_wish(partly, HEAD, revision, concerned_objects(value))
         seen.add(replace(wish, revision=0))
     assert len(seen) == len(steps) - 3  # what stands alone, or names no address, asks nothing
     index.remove("volume", "vol-2", MARNE)
@@ -98,12 +100,14 @@ def test_a_vnodes_wish_is_after_every_change_what_it_would_be_made_anew() -> Non
     )  # fmt: skip
     lease_s = 7.0
     kept = replace(storage(index), lease_until_s=lambda _vm: lease_s)
+    partly = replace(storage(index), lease_until_s=lambda _vm: lease_s, kept=KeptWishes())
     seen = set()
     for revision, value in enumerate(steps, start=1):
         index.put(record(value, revision=revision))
         wish = vnode_wish(kept, VNODE, 1)
         fresh = replace(storage(index), lease_until_s=lambda _vm: lease_s)
         assert wish == vnode_wish(fresh, VNODE, 1)
+        assert wish == vnode_wish(partly, VNODE, 1, concerned_objects(value))
         seen.add(wish)
     assert len(seen) == len(steps) - 5  # undecided, no segment yet, two go back
     lease_s = 8.0
