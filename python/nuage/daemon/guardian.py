@@ -427,7 +427,7 @@ class Guardian:
     # A site is gone -------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
-        held = {lease.site for lease in await self._site.quorum.site_leases()}
+        held = await self._site.quorum.holders()
         index, own, expected = self._site.index, self._site.site_id, self._expected()
         for record in list(index.records("vm")):
             vm = record.value
@@ -444,7 +444,7 @@ class Guardian:
                 except Conflict as error:
                     log.info("not taken over", vm=vm.vm_id, reason=error.message)
         if self._take_over_heads is not None:
-            await self._take_over_heads(frozenset(held))
+            await self._take_over_heads(held)
 
     async def _take_over_vm(self, vm: Vm, from_site: SiteId) -> None:
         site = self._site

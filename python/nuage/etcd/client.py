@@ -158,6 +158,13 @@ class EtcdClient:
         found = await self._call("lease/keepalive", document, KeepAlive, repeatable=True)
         return max(0, found.result.ttl_s)
 
+    async def lease_remaining_s(self, lease_id: int) -> int:
+        """Return the seconds a lease still has, 0 when it exists no more."""
+        document: Document = {"ID": str(lease_id)}
+        return max(
+            0, (await self._call("lease/timetolive", document, Lease, repeatable=True)).ttl_s
+        )
+
     async def lease_revoke(self, lease_id: int) -> None:
         """End a lease and delete its keys.
 

@@ -109,11 +109,20 @@ class EtcdQuorum:
         self._lease_id = 0
 
     async def site_leases(self) -> tuple[SiteLease, ...]:
-        """Return the leases held now: etcd deletes a key with its lease."""
-        return tuple(
-            SiteLease(site=SiteId(kv.key[len(_LEASES) :].decode()), session=kv.value.decode())
-            for kv in (await self._client.range(_LEASES, prefix=True)).kvs
-        )
+        """Return the leases held now."""
+        found: list[SiteLease] = []
+        for kv in (await self._client.range(_LEASES, prefix=True)).kvs:
+            remaining_s = await self._client.lease_remaining_s(kv.lease)
+            site = SiteId(kv.key[len(_LEASES) :].decode())
+            if remaining_s > 0:
+                session = kv.value.decode()
+                found.append(SiteLease(site=site, session=session, remaining_s=remaining_s))
+        return tuple(found)
+
+    async def holders(self) -> frozenset[SiteId]:
+        """Return the sites that hold a lease: etcd deletes a key with its lease."""
+        found = await self._client.range(_LEASES, prefix=True)
+        return frozenset(SiteId(kv.key[len(_LEASES) :].decode()) for kv in found.kvs)
 
     async def claim(self, kind: str, id: str, owner: SiteId, *, expected_epoch: int) -> Ownership:
         """Make `owner` own an object that nobody owns."""

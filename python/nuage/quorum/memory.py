@@ -58,6 +58,10 @@ class MemoryQuorum:
         """Return the leases held now."""
         return self._answer(self._reach().leases(self._now_s()))
 
+    async def holders(self) -> frozenset[SiteId]:
+        """Return the sites that hold a lease."""
+        return frozenset(lease.site for lease in await self.site_leases())
+
     async def claim(self, kind: str, id: str, owner: SiteId, *, expected_epoch: int) -> Ownership:
         """Make `owner` own an object that nobody owns."""
         state = self._reach()

@@ -59,10 +59,11 @@ class LeaseTiming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteLease:
-    """A site's lease as the quorum has it, not expired there yet."""
+    """A site's lease as the quorum has it. `remaining_s` counts to its expiry there."""
 
     site: SiteId
     session: str
+    remaining_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +120,10 @@ class Quorum(Protocol):
 
     async def site_leases(self) -> tuple[SiteLease, ...]:
         """Return the leases held now, by site; a site that is absent holds none."""
+        ...
+
+    async def holders(self) -> frozenset[SiteId]:
+        """Return the sites that hold a lease: one question, where `site_leases` asks of each."""
         ...
 
     async def claim(self, kind: str, id: str, owner: SiteId, *, expected_epoch: int) -> Ownership:

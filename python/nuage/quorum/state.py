@@ -64,7 +64,7 @@ class QuorumState:
         """Return the leases held now."""
         self.expire(now_s)
         return tuple(
-            SiteLease(site=site, session=held.session)
+            SiteLease(site=site, session=held.session, remaining_s=held.expires_s - now_s)
             for site, held in sorted(self._leases.items())
         )
 

@@ -76,9 +76,11 @@ async def test_a_lease_binds_keys_until_it_is_revoked(client: EtcdClient) -> Non
     assert lease.ttl_s == 60
     await client.txn((), (PutOp(b"k", b"v", lease.id),))
     assert await client.lease_keepalive(lease.id) == 60
+    assert 0 < await client.lease_remaining_s(lease.id) <= 60
     await client.lease_revoke(lease.id)
     assert (await client.range(b"k")).kvs == ()
     assert await client.lease_keepalive(lease.id) == 0
+    assert await client.lease_remaining_s(lease.id) == 0
     with pytest.raises(NotFound):
         await client.lease_revoke(lease.id)
 

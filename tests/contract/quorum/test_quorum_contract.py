@@ -102,6 +102,8 @@ async def test_a_lease_is_held_renewed_and_dropped(world: World) -> None:
     await rennes.renew_site_lease("b")
     leases = await rennes.site_leases()
     assert [(lease.site, lease.session) for lease in leases] == [(MARNE, "a"), (RENNES, "b")]
+    assert await rennes.holders() == {MARNE, RENNES}
+    assert all(55.0 < lease.remaining_s <= 60.0 for lease in leases)
     await marne.drop_site_lease("other")
     assert len(await marne.site_leases()) == 2
     await marne.drop_site_lease("a")
@@ -122,6 +124,7 @@ async def test_an_expired_lease_is_taken_anew(world: World) -> None:
     await marne.renew_site_lease("a")
     await world.expire(MARNE)
     assert await marne.site_leases() == ()
+    assert await marne.holders() == frozenset()
     assert await marne.renew_site_lease("a") == 60.0
     assert len(await marne.site_leases()) == 1
 

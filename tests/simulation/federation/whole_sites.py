@@ -149,6 +149,9 @@ class SimQuorum:
     async def site_leases(self) -> tuple[SiteLease, ...]:
         return await self._ask(self._inner.site_leases)
 
+    async def holders(self) -> frozenset[SiteId]:
+        return await self._ask(self._inner.holders)
+
     async def claim(self, kind: str, id: str, owner: SiteId, *, expected_epoch: int) -> Ownership:
         return await self._ask(
             lambda: self._inner.claim(kind, id, owner, expected_epoch=expected_epoch)
