@@ -31,6 +31,8 @@ def row(day: str, rules: str, result: DayResult) -> str:
 
 
 def main() -> None:
+    if len(sys.argv) < 2:
+        raise SystemExit("which folder holds the days? They are external data: see the module")
     folder = Path(sys.argv[1])
     days = sys.argv[2:] or sorted(path.name for path in folder.iterdir() if path.is_dir())
     print("day      rules   policy             kWh   moves      SLAV   SLATAH      PDM  hosts")
