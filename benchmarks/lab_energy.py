@@ -88,7 +88,7 @@ class Bench:
         self.user.log_in(USER, secret)
         images = [row["value"] for row in self.admin.get("/v1/images")]
         if not any(i["name"] == "guest" and i["state"] == "ready" for i in images):
-            guest = Path(_output([sys.executable, str(BUILD_GUEST), "--print-path"]))
+            guest = Path(_output([sys.executable, str(BUILD_GUEST)]).splitlines()[-1])
             announced = self.admin.call("POST", "/v1/images", {"name": "guest"})
             path = f"/v1/images/{announced['id']}/data"
             self.admin.upload(path, guest, lambda _sent: None)
