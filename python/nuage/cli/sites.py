@@ -140,6 +140,22 @@ def revoke_site(session: Session, site: str, yes: bool) -> None:
     _revoke(session, f"/v1/sites/{site}", site)
 
 
+@site_group.command("rotate-keys")
+@click.argument("site")
+@pass_session
+def rotate_keys(session: Session, site: str) -> None:
+    """Replace the keys by which the fabric's switches know each other, begun at SITE.
+
+    Every revocation does so by itself. Nothing is interrupted: new keys sign after some seconds,
+    and old ones are accepted for two minutes.
+    """
+    answer = session.client.call("POST", f"/v1/sites/{site}/rotate-keys", {})
+    if session.as_json:
+        print_json(answer)
+    else:
+        click.echo("the fabric's keys roll: the old ones end within two minutes")
+
+
 def _revoke(session: Session, path: str, name: str) -> None:
     answer = session.client.call("POST", f"{path}/revoke", {})
     if session.as_json:

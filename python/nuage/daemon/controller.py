@@ -39,7 +39,8 @@ from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
 from nuage.daemon.trust_desk import Distrusting, TrustDesk
 from nuage.errors import Unavailable
-from nuage.iaas.fabric_wishes import FabricContext, fabric_key
+from nuage.iaas.fabric_keys import FabricKeySet, KeyRoll
+from nuage.iaas.fabric_wishes import FabricContext
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.lisp_wishes import lisp_key
@@ -284,12 +285,13 @@ class Controller:
             FabricContext(
                 self.index,
                 self.site_id,
-                fabric_key(storage_key),
+                FabricKeySet(""),
                 lisp_key=lisp_key(storage_key),
             ),
             self._sessions,
             self._tasks,
             self._clock,
+            roll=KeyRoll(storage_key),
             edge_lives=self._reconciler.take_edge_report,
         )
         self._reconciler.listen(self._fabric.on_change)

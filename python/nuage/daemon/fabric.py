@@ -59,6 +59,7 @@ from nuage.network.echo import ECHO_TIMERS
 from nuage.network.fabric_event import (
     FabricLog,
     FabricNews,
+    KeysChanged,
     LabelsChanged,
     TraceAnswered,
     TrunkAdded,
@@ -97,7 +98,6 @@ from nuage.network.trunk_wireguard import run
 from nuage.network.wire import mac_bytes
 from nuage.vnode.ports import tap_name
 
-KEY_ID: Final = 1
 SITE_LINK_BITS_PER_S: Final = 10_000_000_000
 # Inside a rack a node that dies takes its carrier along; between sites echoes are the only
 # witness: those are frequent (echo.ECHO_TIMERS), these every eighth time.
@@ -230,7 +230,7 @@ class Fabric:
             system_id_of(self.options.node_id),
             self.options.node_id,
             nickname=NicknameWish(remembered=nickname),
-            ring=Keyring(KEY_ID, {KEY_ID: bytes.fromhex(wish.key)}),
+            ring=_ring_of(wish),
         )
         now_s = self.clock.monotonic_s()
         rbridge = RBridge(config, Random(), now_s, known=self.plane.entries())
@@ -281,7 +281,7 @@ class Fabric:
         """Take desired state; it is on disk when this returns.
 
         Raises:
-            Conflict: it is older than the last, or of another federation's key.
+            Conflict: it is older than the last.
         """
         memory = self.notebook.memory
         before = memory.wish
@@ -291,8 +291,9 @@ class Fabric:
         self.notebook.save()
         if self.runner is None:
             self._begin(wish)
-        elif before is not None and before.key != wish.key:
-            raise Conflict("the fabric's key changed: restart this process to use it")
+        elif before is None or _ring_of(before) != _ring_of(wish):
+            self.runner.give(KeysChanged(_ring_of(wish)))
+            log.info("keys", signs=wish.key_id, accepts=[number for number, _ in wish.old_keys])
         if before is None or (before.links, before.trunks) != (wish.links, wish.trunks):
             self._wished.set()
         self.update()
@@ -568,6 +569,12 @@ class Fabric:
             if self._served.get(number) == tap.tap:
                 ports.append(_access_port(number, tap, rules.get(tap.port.port_id)))
         return ports
+
+
+def _ring_of(wish: FabricWish) -> Keyring:
+    """Return the keys of a wish."""
+    keys = {**dict(wish.old_keys), wish.key_id: wish.key}
+    return Keyring(wish.key_id, {number: bytes.fromhex(key) for number, key in keys.items()})
 
 
 def _present(tap: TapMemory, *, present: bool) -> TapMemory:

@@ -95,6 +95,7 @@ class TrustDesk:
 
     async def publish(self, site: Site, seal: str, *changed: Node) -> None:
         """Tell the others our keys, revocations and the last seal of our audit log."""
+        self._store.raise_key_generation(key_generation(site))
         trust = self._store.site_trust(audit_seal=seal)
         if changed or site.index.find_value(SiteTrust, site.site_id) != trust:
             await site.save(trust, *changed)
@@ -129,6 +130,7 @@ class Distrusting:
             for peer in self._server.find_peers(site_id=site.site_id, node_id=node_id)
         }
         self._store.revoke_node(node_id, shown=shown, now_s=site.clock.now_s())
+        self._begin_keys()
         self._desk.take(self._store.site_trust())
         node = site.index.find_value(Node, node_id)
         if node is None:
@@ -154,9 +156,22 @@ class Distrusting:
             known = ", ".join(sorted(d.site_id for d in self._site.index.values(Datacenter)))
             raise NotFound("site", site_id, hint=f"there is {known}") from None
         self._store.revoke_site(authority, now_s=self._site.clock.now_s())
+        self._begin_keys()
         self._desk.take(self._store.site_trust())
         await self._publish()
         await self._remove_member(site_id)
+
+    async def roll_keys(self) -> int:
+        """Begin the next generation of the fabric's keys; return its number."""
+        generation = self._begin_keys()
+        self._desk.take(self._store.site_trust())
+        await self._publish()
+        return generation
+
+    def _begin_keys(self) -> int:
+        known = max(key_generation(self._site), self._store.key_generation)
+        self._store.raise_key_generation(known + 1)
+        return known + 1
 
     async def _remove_member(self, site_id: SiteId) -> None:
         if self._open_quorum is None:
@@ -189,3 +204,8 @@ class Distrusting:
     async def _publish(self, *changed: Node) -> None:
         known = self._site.index.find_value(SiteTrust, self._site.site_id)
         await self._desk.publish(self._site, "" if known is None else known.audit_seal, *changed)
+
+
+def key_generation(site: Site) -> int:
+    """Return the highest generation of the fabric's keys that any site has published."""
+    return max((0, *(trust.key_generation for trust in site.index.values(SiteTrust))))

@@ -7,13 +7,13 @@ the numbers out alike, from records that both have.
 """
 
 import hashlib
-import hmac
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import ip_interface
 from typing import Final, TypeAlias, TypeVar
 
+from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.lisp_wishes import lisp_wish
 from nuage.ids import IaasId, NodeId, PortId, SecurityGroupId, SegmentId, SiteId
@@ -59,19 +59,14 @@ class KeptPorts:
 class FabricContext:
     """What fabric wishes need beside the records.
 
-    `key` signs what RBridges tell each other; `lisp_key` makes each site's key of its id.
+    `keys` sign what RBridges tell each other; `lisp_key` makes each site's key of its id.
     """
 
     index: FederationIndex
     site_id: SiteId
-    key: str
+    keys: FabricKeySet
     kept: KeptPorts = field(default_factory=KeptPorts)
     lisp_key: bytes = b""
-
-
-def fabric_key(storage_key: bytes) -> str:
-    """Derive the fabric's key from the one that the federation's controllers share."""
-    return hmac.digest(storage_key, b"fabric:is-is", "sha256").hex()
 
 
 def is_rbridge(node: Node) -> bool:
@@ -104,7 +99,9 @@ def fabric_wish(
         shared[segment_id] = _stations(context, segment_id)
     return FabricWish(
         revision=revision,
-        key=context.key,
+        key=context.keys.key,
+        key_id=context.keys.key_id,
+        old_keys=tuple(context.keys.old.items()),
         links=site_links(index.values(Node), node),
         trunks=site_trunks(index, node) if NodeRole.EDGE in node.roles else (),
         stations=tuple(

@@ -25,6 +25,20 @@ class RevokeSite:
     site: SiteId
 
 
+@dataclass(frozen=True, slots=True)
+class RollKeys:
+    """Replace the keys that the fabric's RBridges share."""
+
+    site: SiteId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysRolled:
+    """The generation that begins: it signs within seconds, and the last one ends in two minutes."""
+
+    generation: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoked:
     """Who is no longer believed."""
@@ -52,6 +66,22 @@ async def revoke_site(site: Site, principal: Principal, body: RevokeSite) -> Rev
         "site", body.site, "revoked", f"datacenter {body.site} is revoked, by {principal.name}"
     )
     return Revoked(revoked=body.site)
+
+
+async def roll_keys(site: Site, principal: Principal, body: RollKeys) -> KeysRolled:
+    """Begin the next generation of the fabric's keys at this site; the feeds bring it to all."""
+    generation = await _distrust(site).roll_keys()
+    text = f"the fabric's keys roll to generation {generation}, by {principal.name}"
+    site.announce("site", body.site, "keys-rolled", text)
+    return KeysRolled(generation=generation)
+
+
+def _named_site(_site: Site, body: RollKeys) -> SiteId:
+    return body.site
+
+
+def _site_scope(_site: Site, body: RollKeys) -> Scope:
+    return Scope(site_id=body.site)
 
 
 def _node_site(site: Site, body: RevokeNode) -> SiteId:
@@ -96,5 +126,19 @@ def enter(table: OperationTable) -> None:
             run=revoke_site,
             scope=federation_scope,
             home=_root_site,
+        )
+    )
+    table.add(
+        Operation(
+            name="site.rotate-keys",
+            verb="POST",
+            path="/v1/sites/{site}/rotate-keys",
+            body=RollKeys,
+            result=KeysRolled,
+            action="node.revoke",
+            summary="Replace the keys that the fabric's switches share",
+            run=roll_keys,
+            scope=_site_scope,
+            home=_named_site,
         )
     )

@@ -178,6 +178,10 @@ class Distrust(Protocol):
         """
         ...
 
+    async def roll_keys(self) -> int:
+        """Begin the next generation of the fabric's keys; return its number."""
+        ...
+
 
 Announce = Callable[[str, str, str, str], None]
 

@@ -120,10 +120,16 @@ class LispWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FabricWish:
-    """All that a node's RBridge shall do."""
+    """All that a node's RBridge shall do.
+
+    `key` signs under the number `key_id`; `old_keys`, each behind its number, are accepted
+    besides while keys roll.
+    """
 
     revision: int
     key: str = field(repr=False)
+    key_id: int = 1
+    old_keys: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     links: tuple[LinkWish, ...] = ()
     trunks: tuple[SiteTrunkWish, ...] = ()
     stations: tuple[StationWish, ...] = ()

@@ -11,7 +11,8 @@ class SiteTrust:
 
     Every part is signed from the federation's root down, so it does not matter who brings it.
     `audit_seal` is the last sealed line of the site's audit log: whoever keeps it can tell when
-    the log was cut short or written anew (docs/protocols/audit.md).
+    the log was cut short or written anew (docs/protocols/audit.md). The highest `key_generation` of
+    all sites says which keys the fabric uses (`iaas.fabric_keys`).
     """
 
     site_id: SiteId
@@ -20,3 +21,4 @@ class SiteTrust:
     revocations_pem: str
     root_revocations_pem: str = ""
     audit_seal: str = ""
+    key_generation: int = 0

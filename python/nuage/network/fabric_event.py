@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from nuage.network.circuit import Trunk
 from nuage.network.forwarding import ForwardingDelta, Label, Nickname, PortNumber
+from nuage.network.isis_auth import Keyring
 
 # ---- in ----
 
@@ -57,6 +58,13 @@ class LabelsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysChanged:
+    """Sign and accept with these keys from now on."""
+
+    ring: Keyring
+
+
+@dataclass(frozen=True, slots=True)
 class OverloadChanged:
     """Ask the campus to route around us (maintenance), or no longer."""
 
@@ -84,6 +92,7 @@ FabricInput: TypeAlias = (
     | TrunkRemoved
     | CarrierChanged
     | LabelsChanged
+    | KeysChanged
     | OverloadChanged
     | TraceAsked
     | Leaving

@@ -42,6 +42,11 @@ class Keyring:
         """Tell whether PDUs are signed and checked."""
         return bool(self.keys)
 
+    @property
+    def signing_key(self) -> tuple[int, bytes]:
+        """Return what signs, with its number on the wire."""
+        return self.send_key_id, self.keys.get(self.send_key_id, b"")
+
 
 def encode_signed(pdu: Pdu, ring: Keyring) -> bytes:
     """Return the bytes of `pdu`, authenticated when the ring has keys (RFC 5310 §3.3)."""

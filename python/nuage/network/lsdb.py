@@ -269,6 +269,13 @@ class Lsdb:
         for number in fresh:
             self._originate(number, now_s)
 
+    def use(self, ring: Keyring, now_s: float) -> None:
+        """Sign with another ring; what we said of ourselves is said again under its key."""
+        before, self._ring = self._ring, ring
+        if before.signing_key != ring.signing_key:
+            for number in tuple(self._own):
+                self._originate(number, now_s)
+
     def withdraw(self, now_s: float) -> None:
         """Purge all we said of ourselves: we are leaving."""
         self.originate({}, overload=False, now_s=now_s)

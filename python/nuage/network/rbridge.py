@@ -33,6 +33,7 @@ from nuage.network.fabric_event import (
     FabricNews,
     FabricView,
     FrameReceived,
+    KeysChanged,
     LabelsChanged,
     Leaving,
     NeighbourView,
@@ -131,6 +132,7 @@ class RBridge:
     ) -> None:
         """Begin anew, or with `known` (`ForwardingPlane.entries`) go on where a life ended."""
         self._config = config
+        self._ring = config.ring
         self._prng = prng
         self._circuits: dict[PortNumber, Circuit] = {}
         self._buckets: dict[PortNumber, TokenBucket] = {}
@@ -224,6 +226,9 @@ class RBridge:
             case LabelsChanged():
                 self._labels = event.labels
                 self._lsp_due(now_s)
+            case KeysChanged():
+                self._ring = event.ring
+                self._lsdb.use(event.ring, now_s)
             case OverloadChanged():
                 self._overload = event.overload
                 self._lsp_due(now_s)
@@ -301,7 +306,7 @@ class RBridge:
 
     def _isis(self, circuit: Circuit, smac: bytes, data: bytes, now_s: float) -> None:
         pdu, raw = decode_pdu(data)
-        verify(raw, pdu, self._config.ring)
+        verify(raw, pdu, self._ring)
         port = circuit.trunk.port
         if isinstance(pdu, Hello):
             self._adjacency(circuit.hello(pdu, smac, now_s), now_s)
@@ -329,7 +334,7 @@ class RBridge:
 
     def _padded(self, pdu: MtuPdu, size_bytes: int) -> bytes:
         """Return `pdu` signed and padded to `size_bytes` (within a byte: a TLV has two)."""
-        missing = size_bytes - len(encode_signed(pdu, self._config.ring))
+        missing = size_bytes - len(encode_signed(pdu, self._ring))
         padding: list[Padding] = []
         while missing >= 2:
             size = min(missing - 2, 255)
@@ -337,7 +342,7 @@ class RBridge:
                 size -= 1
             padding.append(Padding(size))
             missing -= size + 2
-        return encode_signed(replace(pdu, tlvs=(*pdu.tlvs, *padding)), self._config.ring)
+        return encode_signed(replace(pdu, tlvs=(*pdu.tlvs, *padding)), self._ring)
 
     def _channel(self, circuit: Circuit, data: bytes, now_s: float) -> None:
         frame = decode_trill(data)
@@ -444,7 +449,7 @@ class RBridge:
             return
         if circuit.hello_due(now_s):
             hello = circuit.hello_pdu(self.nickname)
-            self._send_pdu(port, encode_signed(hello, self._config.ring))
+            self._send_pdu(port, encode_signed(hello, self._ring))
         probe_id = circuit.probe_due(now_s)
         if probe_id is not None:
             if circuit.mtu_failed:

@@ -11,6 +11,7 @@ Layout of the directory (mode 0700; the keys 0600)::
     site/signers.pem    its certificate, newest first, then earlier ones
     site/revocations.pem
     site/issued.json    every certificate of a daemon that may still be good
+    site/key-generation how often the fabric's keys were rolled, as far as this site knows
     site/quorum.crl     all that is revoked in the federation, as etcd reads it
     federation/root.key the root's key (only where the federation was founded; may be moved
     federation/revocations.pem          to a safe and brought back to admit a datacenter)
@@ -79,6 +80,7 @@ SIGNER_KEY: Final = "site/signer.key"
 SIGNERS: Final = "site/signers.pem"
 SITE_REVOCATIONS: Final = "site/revocations.pem"
 QUORUM_REVOCATIONS: Final = "site/quorum.crl"
+KEY_GENERATION: Final = "site/key-generation"
 ROOT_KEY: Final = "federation/root.key"
 ROOT_REVOCATIONS: Final = "federation/revocations.pem"
 
@@ -375,7 +377,26 @@ class TrustStore:
             revocations_pem=self._text(SITE_REVOCATIONS),
             root_revocations_pem=root_list.read_text() if root_list.exists() else "",
             audit_seal=audit_seal,
+            key_generation=self.key_generation,
         )
+
+    @property
+    def key_generation(self) -> int:
+        """Return the highest generation of the fabric's keys that this site has seen or begun.
+
+        Raises:
+            CorruptData: the file holds something else; without it the other sites tell the number.
+        """
+        path = self.directory / KEY_GENERATION
+        text = path.read_text() if path.exists() else "0"
+        if not text.isdecimal():
+            raise CorruptData(f"{path} holds no number", where=str(path), hint="delete it")
+        return int(text)
+
+    def raise_key_generation(self, generation: int) -> None:
+        """Note a generation that is in use; a lower one than is known changes nothing."""
+        if generation > self.key_generation:
+            self._write(KEY_GENERATION, str(generation))
 
     # The federation's root ------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from tests.scenario.trust.test_trust_scenarios import (
     serving,
     until,
 )
+from tests.unit.iaas.iaas_makers import record
 
 from nuage.catalogue.memory import MemoryCatalogue
 from nuage.channel import ChannelServer, ChannelState, Handlers
@@ -130,7 +132,10 @@ async def test_a_revoked_node_is_refused_with_every_certificate_it_ever_got(
             assert "marne/vnode/v1 is refused: its certificate was revoked" in refused
     node = site.index.value(Node, NodeId("v1"))
     assert (node.maintenance, node.lines, node.trunk_key) == (True, (), "")
-    assert site.index.value(SiteTrust, MARNE).revocations_pem == desk_list(host.store)
+    published = site.index.value(SiteTrust, MARNE)
+    assert published.revocations_pem == desk_list(host.store)
+    assert published.key_generation == 1  # the fabric's keys that it knew are replaced
+    assert TrustStore(host.store.directory).key_generation == 1
     again = await join_vnode(host, tmp_path / "again")
     desk.book.revocations.admit(again.identity(), der(again))
 
@@ -155,6 +160,21 @@ async def test_who_never_joined_and_the_controller_itself_cannot_be_revoked(host
             await revoking.revoke_site(SiteId("atlantis"))
         with pytest.raises(Unavailable, match="revoke itself"):
             await revoking.revoke_site(MARNE)
+
+
+async def test_keys_roll_by_command_and_no_site_falls_behind_what_another_said(
+    host: Host,
+) -> None:
+    desk, site = TrustDesk(host.store, CLOCK), site_of(MARNE)
+    heard = replace(host.store.site_trust(), site_id=LYON)
+    async with serving(host.store) as server:
+        revoking = distrusting(host.store, desk, site, server)
+        assert await revoking.roll_keys() == 1
+        site.index.put(record(replace(heard, key_generation=4), home=LYON))
+        assert await revoking.roll_keys() == 5
+        site.index.put(record(replace(heard, key_generation=9), home=LYON, revision=2))
+        await desk.publish(site, "")
+    assert site.index.value(SiteTrust, MARNE).key_generation == 9
 
 
 async def test_an_agent_leaves_its_controller_when_the_datacenter_is_revoked(

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from nuage.network.campus import Campus, random_campus, system_id
-from nuage.network.fabric_event import CarrierChanged, FabricNews, TraceAsked
+from nuage.network.fabric_event import CarrierChanged, FabricNews, KeysChanged, TraceAsked
 from nuage.network.forwarding import Drop, Label, Nickname, PortNumber, RpfEntry, TreeEntry
 from nuage.network.isis_auth import Keyring
 from nuage.network.nickname import NicknameWish
@@ -201,6 +201,67 @@ def test_keys_roll_without_losing_an_adjacency() -> None:
     campus.run_until(SETTLED_S)
     assert len(databases(campus)) == 1
     assert [n.state for n in campus.nodes[0].rbridge.view().neighbours] == ["report"]
+
+
+def ring(generation: int, *, accepts: tuple[int, ...] = ()) -> Keyring:
+    keys = {number: f"generation {number}".encode() for number in (generation, *accepts)}
+    return Keyring(generation, keys)
+
+
+def test_keys_roll_under_running_rbridges_and_shut_out_who_has_the_old_one() -> None:
+    """Each hears of it at another time; frames go on; a node that was not told is alone at last."""
+    campus = Campus(31)
+    for number in range(4):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}", ring=ring(1)))
+    for number in range(4):
+        campus.connect(number, (number + 1) % 4)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    for number in range(3):
+        campus.give(number, KeysChanged(ring(1, accepts=(2,))))
+        campus.run_for(1.0)
+    for number in range(3):
+        campus.give(number, KeysChanged(ring(2, accepts=(1,))))
+        campus.run_for(0.3)
+        mark = f"<rolled {number}>".encode()
+        campus.from_guest(number, ports[number], frame_of(number, BROADCAST, mark))
+        campus.run_for(0.2)
+        assert len(deliveries(campus, mark)) == 3, mark
+    for number in range(3):
+        campus.give(number, KeysChanged(ring(2)))
+        campus.run_for(1.0)
+    rolled = campus.nodes[:3]
+    downs = {e.detail for n in rolled for e in n.log if e.news is FabricNews.ADJACENCY_DOWN}
+    assert downs == set()
+    campus.kill(3)  # its cables are pulled, as a revoked node's are
+    for cable in (campus.cables[2], campus.cables[3]):
+        campus.lose(cable)
+    campus.run_for(1.0)
+    campus.restart(3, RBridgeConfig(system_id(3), "rb3", ring=ring(1)))
+    for cable in (campus.cables[2], campus.cables[3]):
+        campus.lose(cable, lost=False)
+    campus.run_for(SETTLED_S)
+    assert [n.state for n in campus.nodes[3].rbridge.view().neighbours] == ["down", "down"]
+    assert [n.state for n in campus.nodes[1].rbridge.view().neighbours] == ["report", "report"]
+    assert FabricNews.AUTHENTICATION_FAILED in {e.news for e in campus.nodes[0].log}
+
+
+def test_who_comes_after_a_roll_learns_all_from_a_neighbour() -> None:
+    """What was signed with the key of before has been said again."""
+    campus = Campus(32)
+    for number in range(3):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}", ring=ring(1)))
+    campus.connect(0, 1)
+    campus.connect(1, 2)
+    campus.run_until(SETTLED_S)
+    for step in (ring(1, accepts=(2,)), ring(2, accepts=(1,)), ring(2)):
+        for number in range(3):
+            campus.give(number, KeysChanged(step))
+        campus.run_for(1.0)
+    late = campus.add(RBridgeConfig(system_id(9), "late", ring=ring(2)))
+    campus.connect(0, late)
+    campus.run_for(SETTLED_S)
+    assert len(databases(campus)) == 1
 
 
 def test_a_restart_keeps_the_nickname_and_the_forwarding() -> None:

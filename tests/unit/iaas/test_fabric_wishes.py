@@ -5,11 +5,11 @@ from dataclasses import replace
 from tests.unit.iaas.iaas_makers import LYON, MARNE, datacenter, iaas, node, port, record, segment
 from tests.unit.iaas.iaas_makers import vm as make_vm
 
+from nuage.iaas.fabric_keys import FabricKeySet, fabric_key
 from nuage.iaas.fabric_wishes import (
     SITE_VNI_MIN,
     FabricContext,
     concerned_rbridges,
-    fabric_key,
     fabric_wish,
     is_news,
 )
@@ -47,7 +47,7 @@ def index_at(site: SiteId, *values: Noun) -> FederationIndex:
 
 
 def wish_of(index: FederationIndex, node_id: str) -> FabricWish:
-    context = FabricContext(index, index.site_id, fabric_key(b"k" * 32))
+    context = FabricContext(index, index.site_id, FabricKeySet(fabric_key(b"k" * 32)))
     return fabric_wish(context, NodeId(node_id), 1)
 
 

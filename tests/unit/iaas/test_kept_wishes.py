@@ -9,6 +9,7 @@ from tests.unit.iaas.iaas_makers import volume as make_volume
 from nuage.daemon.reconciler import concerned_objects
 from nuage.iaas.addresses import host_number
 from nuage.iaas.epochs import FIRST_EPOCH
+from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.fabric_wishes import FabricContext, fabric_wish
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.wishes import KeptWishes, WishContext, ionode_wish, vnode_wish
@@ -52,7 +53,7 @@ def storage(index: FederationIndex) -> WishContext:
 
 
 def fabric(index: FederationIndex) -> FabricContext:
-    return FabricContext(index, MARNE, "key")
+    return FabricContext(index, MARNE, FabricKeySet("key"))
 
 
 def test_an_ionodes_wish_is_after_every_change_what_it_would_be_made_anew() -> None:

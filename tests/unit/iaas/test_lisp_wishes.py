@@ -10,6 +10,7 @@ from tests.unit.iaas.test_fabric_wishes import edge, index_at, plugged
 from nuage.daemon.lisp_gate import outside_of, ruleset
 from nuage.errors import InvalidRequest, QuotaExceeded
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
+from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.fabric_wishes import FabricContext, concerned_rbridges, fabric_wish
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.lisp_wishes import lisp_key, site_key, version_of
@@ -36,7 +37,7 @@ def owned(port_number: int | None = 1, last: int = 5) -> PublicAddress:
 
 
 def lisp_of(index: FederationIndex, node_id: str) -> LispWish | None:
-    context = FabricContext(index, index.site_id, "", lisp_key=KEY)
+    context = FabricContext(index, index.site_id, FabricKeySet(""), lisp_key=KEY)
     return fabric_wish(context, NodeId(node_id), 1).lisp
 
 
@@ -109,7 +110,7 @@ def test_a_public_address_concerns_the_edges_and_the_nodes_of_its_iaas() -> None
 
 def test_a_port_may_send_from_its_public_address() -> None:
     index = index_at(MARNE, *world(plugged(1, "marne"), port(1), owned()))
-    context = FabricContext(index, MARNE, "", lisp_key=KEY)
+    context = FabricContext(index, MARNE, FabricKeySet(""), lisp_key=KEY)
     (rules,) = fabric_wish(context, NodeId("marne-vnode-1"), 1).ports
     assert rules.public_addresses == ("203.0.113.5",)
 
