@@ -95,9 +95,9 @@ def show_energy(session: Session, *, nodes: bool) -> None:
             click.secho(f"{site['site_id']}: silent meter: {silent}", fg="yellow")
         for refused in listed(site, "refused_readings"):
             click.secho(f"{site['site_id']}: not believed: {refused}", fg="yellow")
-    if any(listed(site, "feeds") for _, site in sites):
+    if any(listed(site, "public_sources") for _, site in sites):
         click.echo()
-        _show_feeds(sites)
+        _show_sources(sites)
     if nodes:
         click.echo()
         _show_nodes(sites)
@@ -110,16 +110,16 @@ def _sourced(site: Row, name: str, figure: str, digits: int = 1) -> str:
     return f"{number(site[figure], digits)} ({site[f'{name}_source']}{old})"
 
 
-def _show_feeds(sites: Sequence[tuple[Row, Row]]) -> None:
+def _show_sources(sites: Sequence[tuple[Row, Row]]) -> None:
     rows = []
     for _, site in sites:
-        for feed in rows_of(site["feeds"]):
-            fetched_s = feed["fetched_s"]
+        for asked in rows_of(site["public_sources"]):
+            fetched_s = asked["fetched_s"]
             old = "never" if fetched_s is None else age(time.time() - float(str(fetched_s)))
-            reaches_s = feed["reaches_s"]
+            reaches_s = asked["reaches_s"]
             reaches = "" if reaches_s is None else _when(reaches_s)
             rows.append((
-                site["site_id"], feed["source"], feed["address"], old, reaches, feed["failure"],
+                site["site_id"], asked["source"], asked["address"], old, reaches, asked["failure"],
             ))  # fmt: skip
     headers = ("SITE", "SOURCE", "ASKED AT", "ANSWERED", "REACHES", "WHAT IS WRONG")
     print_table(headers, rows, empty="")

@@ -26,8 +26,8 @@ class QuorumConfiguration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeedConfiguration:
-    """A public source that the site asks by itself (`nuage.energy.feeds`).
+class SourceConfiguration:
+    """A public source that the site asks by itself (`nuage.energy.public_sources`).
 
     `url` empty is its public address. `key_file` (0600) holds ENTSO-E's security token, or RTE's
     ``id:secret``, which `token_url` changes for a token.
@@ -45,17 +45,17 @@ class EnergyConfiguration:
     `pdus` maps a rack's name to its PDU's URL, ``https:`` for Redfish or ``snmp:``; outlets are
     ``rack/number`` in `Node`. `snmp_login_file` is what ``snmp:`` PDUs accept.
     The outside temperature is the PDU's probe, else `outside_file` (a number, not older than two
-    hours), else the feed ``weather``, else the normal of `climate_zone` (RT2012; empty: the
-    nearest). `carbon_g_per_kwh` holds where the feed ``eco2mix`` does not tell. Prices are those
-    of `tariff_file`, else of the feed ``day-ahead``. `ashrae` (A1 to A4) lets a dew point above
-    the class's limit close the outside air; it needs the feed ``weather``. `facility_file` models
+    hours), else the source ``weather``, else the normal of `climate_zone` (RT2012; empty: the
+    nearest). `carbon_g_per_kwh` holds where the source ``eco2mix`` does not tell. Prices are those
+    of `tariff_file`, else of the source ``day-ahead``. `ashrae` (A1 to A4) lets a dew point above
+    the class's limit close the outside air; it needs the source ``weather``. `facility_file` models
     the paths of power and cooling, from which the tier is checked. `renewable_share` is of the
     energy bought or made, `reused_share` of the heat given away: REF and ERF.
     """
 
     pdus: dict[str, str] = field(default_factory=dict)
     snmp_login_file: Path | None = None
-    feeds: dict[str, FeedConfiguration] = field(default_factory=dict)
+    sources: dict[str, SourceConfiguration] = field(default_factory=dict)
     feed_amps: float = 32.0
     climate_zone: str = ""
     outside_file: Path | None = None

@@ -6,7 +6,7 @@ sleeping nodes in the table; it waits on nothing. It runs every `LOOK_EVERY_S` a
 something happens: an event posted, rules changed, a probe that moved, a source that answered, a
 price or a dated plan that begins. What follows from a look (a record for the other sites, a plan
 that drains: `energy_conduct`) runs beside it. Meters are `energy_meters`, public sources
-`energy_feeds`, a node's power `energy_power`.
+`energy_public`, a node's power `energy_power`.
 
 Fault model: any meter, source, BMC or site may be silent. A figure that is missing leaves its
 rules as they stand; a node that sleeps on purpose is not lost; the books are on disk every
@@ -23,11 +23,11 @@ from nuage.channel import Handlers
 from nuage.clock import Clock
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_conduct import Conductor, ConductParts
-from nuage.daemon.energy_feeds import Feeds
 from nuage.daemon.energy_figures import Observed, facility_facts, is_news, site_energy
 from nuage.daemon.energy_look import LookParts, SiteLook
 from nuage.daemon.energy_meters import SiteMeters
 from nuage.daemon.energy_power import NodeSwitch
+from nuage.daemon.energy_public import PublicSources
 from nuage.daemon.energy_state import STATE_FILE, KeptState, load_state, save_state
 from nuage.daemon.hardware import OpenBmc, redfish_bmcs
 from nuage.daemon.process import Tasks
@@ -100,10 +100,12 @@ class EnergyKeeper:
             on_lost=around.on_lost,
         )
         self.switch.sleeping.update(kept.sleeping)
-        self.feeds = Feeds(energy.feeds, around.datacenter, around.site, around.clock, self.stir)
+        self.public = PublicSources(
+            energy.sources, around.datacenter, around.site, around.clock, self.stir
+        )
         self._look = SiteLook(configuration, LookParts(
             site=around.site, agent=around.agent, clock=around.clock, meters=self.meters,
-            switch=self.switch, find_feed=self.feeds.find,
+            switch=self.switch, find_source=self.public.find,
         ))  # fmt: skip
         self._conductor = Conductor(ConductParts(
             site=around.site, agent=around.agent, clock=around.clock, tasks=around.tasks,
@@ -121,7 +123,7 @@ class EnergyKeeper:
         tasks = self._around.tasks
         self._conductor.register(handlers)
         self.meters.start(tasks, self.stir, PROBE_STEP_K)
-        self.feeds.start(tasks)
+        self.public.start(tasks)
         tasks.keep("energy", self._watch)
 
     async def close(self) -> None:
@@ -214,7 +216,7 @@ class EnergyKeeper:
                 pdus=self.meters.pdus,
                 sources=self._look.sources,
                 refused=self.meters.refused(now_s),
-                feeds=self.feeds.health,
+                public=self.public.health,
                 facility=self._facility,
             ),
             best=lambda node_id: self.books.best(node_id, now_s),

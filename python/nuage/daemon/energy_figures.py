@@ -25,9 +25,9 @@ from nuage.iaas.index import FederationIndex
 from nuage.ids import NodeId, SiteId
 from nuage.model.energy import (
     EnergyMode,
-    FeedHealth,
     NodeEnergy,
     SiteEnergy,
+    SourceHealth,
     TierSeen,
     require_figures,
 )
@@ -234,7 +234,7 @@ class Observed:
     pdus: Mapping[str, PduSeen]
     sources: Mapping[str, Figure]
     refused: tuple[str, ...]
-    feeds: tuple[FeedHealth, ...]
+    public: tuple[SourceHealth, ...]
     facility: FacilityFacts
 
 
@@ -299,7 +299,7 @@ def site_energy(
             if seen.is_silent(now_s)
         ),
         refused_readings=observed.refused,
-        feeds=observed.feeds,
+        public_sources=observed.public,
         tier=observed.facility.tier,
         renewable_share=observed.facility.renewable_share,
         reused_share=observed.facility.reused_share,
@@ -328,7 +328,7 @@ def _plain(record: SiteEnergy) -> tuple[object, ...]:
         record.outside_source,
         tuple(record.silent_meters),
         tuple(record.refused_readings),
-        tuple(record.feeds),
+        tuple(record.public_sources),
         record.tier,
         record.renewable_share,
         record.reused_share,

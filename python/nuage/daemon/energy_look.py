@@ -13,7 +13,7 @@ from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_figures import EventFigures
 from nuage.daemon.energy_meters import SiteMeters
 from nuage.daemon.energy_power import NodeSwitch
-from nuage.daemon.energy_sources import Carbon, Figure, FindFeed, Outside, Price
+from nuage.daemon.energy_sources import Carbon, Figure, FindSource, Outside, Price
 from nuage.energy.books import Costs
 from nuage.energy.cooling import AshraeClass, CoolingControl, CoolingModel
 from nuage.energy.rules import ShareController, nodes_in_service, rehearse
@@ -59,7 +59,7 @@ class LookParts:
     clock: Clock
     meters: SiteMeters
     switch: NodeSwitch
-    find_feed: FindFeed
+    find_source: FindSource
 
 
 class SiteLook:
@@ -72,9 +72,9 @@ class SiteLook:
         self._meters = parts.meters
         self._switch = parts.switch
         energy = configuration.energy
-        self._outside = Outside(energy, configuration.datacenter, parts.clock, parts.find_feed)
-        self._price = Price(energy.tariff_file, parts.find_feed)
-        self._carbon = Carbon(energy, parts.find_feed)
+        self._outside = Outside(energy, configuration.datacenter, parts.clock, parts.find_source)
+        self._price = Price(energy.tariff_file, parts.find_source)
+        self._carbon = Carbon(energy, parts.find_source)
         self._controller = ShareController(())
         self._cooling = cooling_model(configuration)
         self._steward = Steward(self._agent, self._controller, self._cooling)

@@ -16,17 +16,17 @@ import structlog
 
 from nuage.clock import Clock
 from nuage.daemon.configuration import EnergyConfiguration
-from nuage.energy.feeds import colours_of, series_of, value_at
+from nuage.energy.public_sources import colours_of, series_of, value_at
 from nuage.energy.tariff_file import LiveFigures, SiteTariff, load_tariff
 from nuage.energy.tariffs import PriceUnknown
 from nuage.energy.weather import WeatherNormal, nearest_zone, weather_normal
 from nuage.errors import NuageError
-from nuage.model.energy import EnergyFeed
+from nuage.model.energy import EnergySource
 from nuage.model.infrastructure import Datacenter
 
 OUTSIDE_FILE_AGE_S: Final = 7200.0
 CARBON_AGE_S: Final = 4 * 3600.0  # the mix of a grid turns within hours
-FindFeed = Callable[[str], EnergyFeed | None]
+FindSource = Callable[[str], EnergySource | None]
 log = structlog.get_logger("energy")
 
 
@@ -47,11 +47,11 @@ class Outside:
         configuration: EnergyConfiguration,
         datacenter: Datacenter,
         clock: Clock,
-        find_feed: FindFeed,
+        find_source: FindSource,
     ) -> None:
         self._file = configuration.outside_file
         self._clock = clock
-        self._find_feed = find_feed
+        self._find_source = find_source
         zone = configuration.climate_zone
         if not zone and (datacenter.latitude_deg or datacenter.longitude_deg):
             zone = nearest_zone(datacenter.latitude_deg, datacenter.longitude_deg)
@@ -67,10 +67,10 @@ class Outside:
                 read_s = self._file.stat().st_mtime
                 if now_s - read_s <= OUTSIDE_FILE_AGE_S:
                     return Figure(float(self._file.read_text()), "file", read_s)
-        feed = self._find_feed("weather")
-        hour = value_at(feed, now_s)
-        if feed is not None and hour is not None:
-            return Figure(hour.value, feed.source, feed.fetched_s)
+        kept = self._find_source("weather")
+        hour = value_at(kept, now_s)
+        if kept is not None and hour is not None:
+            return Figure(hour.value, kept.source, kept.fetched_s)
         normal = self.normal_at(now_s)
         if normal is None or self._normal is None:
             return Figure(None)
@@ -78,7 +78,7 @@ class Outside:
 
     def dew_point_c(self) -> float | None:
         """Return the dew point now, which only a forecast tells."""
-        hour = value_at(self._find_feed("weather"), self._clock.now_s())
+        hour = value_at(self._find_source("weather"), self._clock.now_s())
         return None if hour is None else hour.dew_point_c
 
     def normal_at(self, at_s: float) -> float | None:
@@ -99,16 +99,16 @@ class Outside:
         return there if now_celsius is None else there + now_celsius - here
 
     def _expected(self, at_s: float) -> float | None:
-        hour = value_at(self._find_feed("weather"), at_s)
+        hour = value_at(self._find_source("weather"), at_s)
         return self.normal_at(at_s) if hour is None else hour.value
 
 
 class Price:
     """The site's contract, read anew when its file or what it is indexed on changes."""
 
-    def __init__(self, path: Path | None, find_feed: FindFeed) -> None:
+    def __init__(self, path: Path | None, find_source: FindSource) -> None:
         self._path = path
-        self._find_feed = find_feed
+        self._find_source = find_source
         self._seen: tuple[float | None, ...] = ()
         self.tariff: SiteTariff | None = None
         self.failure = ""
@@ -134,8 +134,8 @@ class Price:
         return None if self.tariff is None else self.tariff.next_change_s(at_s, within_s)
 
     def _load(self) -> None:
-        prices, calendar = self._find_feed("day-ahead"), self._find_feed("tempo")
-        fetched_s = [None if feed is None else feed.fetched_s for feed in (prices, calendar)]
+        prices, calendar = self._find_source("day-ahead"), self._find_source("tempo")
+        fetched_s = [None if kept is None else kept.fetched_s for kept in (prices, calendar)]
         try:
             changed_s = None if self._path is None else self._path.stat().st_mtime
             if (changed_s, *fetched_s) == self._seen:
@@ -161,15 +161,15 @@ class Price:
 class Carbon:
     """Carbon of the grid: RTE's éCO2mix if it is asked for, else the figure configured."""
 
-    def __init__(self, configuration: EnergyConfiguration, find_feed: FindFeed) -> None:
+    def __init__(self, configuration: EnergyConfiguration, find_source: FindSource) -> None:
         self._constant = configuration.carbon_g_per_kwh
-        self._find_feed = find_feed
+        self._find_source = find_source
 
     def now(self, at_s: float) -> Figure:
         """Return the last quarter hour that is not too old, else the constant."""
-        feed = self._find_feed("eco2mix")
-        if feed is not None:
-            past = [value for value in feed.values if value.begin_s <= at_s]
+        kept = self._find_source("eco2mix")
+        if kept is not None:
+            past = [value for value in kept.values if value.begin_s <= at_s]
             if past and at_s - past[-1].begin_s <= CARBON_AGE_S:
-                return Figure(past[-1].value, feed.source, past[-1].begin_s)
+                return Figure(past[-1].value, kept.source, past[-1].begin_s)
         return Figure(self._constant, "" if self._constant is None else "configured")

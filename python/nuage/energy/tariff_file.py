@@ -4,7 +4,7 @@
 
     name = "two rates"
     day_begins_hour = 0             # 6 for Tempo
-    colours = "feed"                # Tempo only: the site's feed `tempo`, or a file beside this
+    colours = "source"                # Tempo only: the site's source `tempo`, or a file beside this
                                     # one that holds an answer of RTE's calendar
 
     [[versions]]
@@ -14,8 +14,8 @@
     hours = [6, 22]                 # local, [from, to), may cross midnight
     months = [11, 12, 1, 2, 3]      # optional, as are weekdays (Monday is 0) and colour
 
-Instead of versions, `day_ahead = "feed"` takes the site's feed `day-ahead`, and any other name is
-a file with an answer of ENTSO-E (A44) beside this one. A day-ahead price that is missing is bridged
+Instead of versions, `day_ahead = "source"` takes the site's source `day-ahead`, any other name is a
+file with an answer of ENTSO-E (A44) beside this one. A day-ahead price that is missing is bridged
 by the same hour of the day before, else of the week before, and says so.
 """
 
@@ -43,7 +43,7 @@ from nuage.errors import InvalidRequest
 
 HOUR_S: Final = 3600.0
 INDEX_HOURS: Final = 24  # a price is dear against the day that it is part of
-FEED: Final = "feed"  # what is asked for live, in place of a file's name
+LIVE: Final = "source"  # what is asked for live, in place of a file's name
 
 
 class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,7 +132,7 @@ class SiteTariff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveFigures:
-    """What a site's feeds know: the market's prices and Tempo's colours, and when they came."""
+    """What public sources told the site: prices and Tempo's colours, and when they came."""
 
     series: PriceSeries | None = None
     series_read_s: float | None = None
@@ -145,7 +145,7 @@ class LiveFigures:
 
 
 def load_tariff(path: Path, live: LiveFigures | None = None) -> SiteTariff:
-    """Read a tariff file; `live` stands for what it takes from feeds.
+    """Read a tariff file; `live` stands for what it takes from public sources.
 
     Raises:
         InvalidRequest: there is none, or it is not as the module says; the message names where.
@@ -158,14 +158,14 @@ def load_tariff(path: Path, live: LiveFigures | None = None) -> SiteTariff:
     if bool(document.versions) == bool(document.day_ahead):
         raise InvalidRequest(f"tariff {path} has either versions or day_ahead", field="tariff_file")
     live = live or LiveFigures()
-    if document.day_ahead == FEED:
+    if document.day_ahead == LIVE:
         return live.market(document.name)
     if document.day_ahead:
         series = parse_a44((path.parent / document.day_ahead).read_bytes())
         return SiteTariff(document.name, None, {}, series)
     colours: Mapping[date, DayColour] = {}
     read_s = None
-    if document.colours == FEED:
+    if document.colours == LIVE:
         colours, read_s = live.colours, live.colours_read_s
     elif document.colours:
         colours = parse_tempo((path.parent / document.colours).read_bytes())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from nuage.errors import InvalidRequest
-from nuage.ids import FeedId, IaasId, NodeId, SiteId, VmId
+from nuage.ids import EnergySourceId, IaasId, NodeId, SiteId, VmId
 
 FIGURES = ("temperature_c", "price_eur_per_mwh", "price_index", "carbon_g_per_kwh", "grid_alert")
 
@@ -104,13 +104,13 @@ class DatedValue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnergyFeed:
+class EnergySource:
     """What a site keeps of a public source: dated figures, and when they were fetched.
 
     `unit` is of the values; a Tempo calendar has `colours` by local day (ISO 8601) instead.
     """
 
-    feed_id: FeedId
+    source_id: EnergySourceId
     site_id: SiteId
     source: str
     unit: str
@@ -120,7 +120,7 @@ class EnergyFeed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeedHealth:
+class SourceHealth:
     """How a source does: last answer, until when it reaches, and what was wrong last, if it was.
 
     `address` is where it is asked, without query: a query may hold the site's key.
@@ -174,7 +174,7 @@ class SiteEnergy:
     nodes: tuple[NodeEnergy, ...] = ()
     silent_meters: tuple[str, ...] = ()
     refused_readings: tuple[str, ...] = ()
-    feeds: tuple[FeedHealth, ...] = ()
+    public_sources: tuple[SourceHealth, ...] = ()
     tier: TierSeen | None = None
     renewable_share: float = 0.0
     reused_share: float = 0.0

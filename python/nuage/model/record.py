@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from nuage.ids import SiteId
-from nuage.model.energy import EnergyFeed, EnergyRules, SiteEnergy
+from nuage.model.energy import EnergyRules, EnergySource, SiteEnergy
 from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.identity import User
 from nuage.model.image import Image
@@ -39,7 +39,7 @@ Noun: TypeAlias = (
     | SiteTrust
     | SiteEnergy
     | EnergyRules
-    | EnergyFeed
+    | EnergySource
 )
 
 # The one list of what a catalogue stores: kind as written in it, its class, the id's field.
@@ -66,7 +66,7 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "trust": (SiteTrust, "site_id"),
     "site-energy": (SiteEnergy, "site_id"),
     "energy-rules": (EnergyRules, "site_id"),
-    "energy-feed": (EnergyFeed, "feed_id"),
+    "energy-source": (EnergySource, "source_id"),
 }
 KIND_OF: Final[dict[type[object], str]] = {cls: kind for kind, (cls, _) in KINDS.items()}
 

@@ -26,14 +26,14 @@ from tests.unit.daemon.test_energy_keeper import HandClock
 from tests.unit.placement.placement_builders import site
 
 from nuage.catalogue.memory import MemoryCatalogue
-from nuage.daemon.configuration import EnergyConfiguration, FeedConfiguration
-from nuage.daemon.energy_feeds import FeedReader, Feeds
+from nuage.daemon.configuration import EnergyConfiguration, SourceConfiguration
+from nuage.daemon.energy_public import PublicSources, SourceReader
 from nuage.daemon.energy_sources import Carbon, Outside, Price
 from nuage.errors import InvalidRequest
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
-from nuage.model.energy import EnergyFeed
+from nuage.model.energy import EnergySource
 
 MARNE = SiteId("marne")
 HOUR_S = 3600.0
@@ -47,23 +47,23 @@ class Desk:
     sources: Sources
     clock: HandClock
     index: FederationIndex
-    feeds: Feeds
+    asked: PublicSources
     configuration: EnergyConfiguration
     session: aiohttp.ClientSession
     stirred: list[float]
 
-    def reader(self, name: str) -> FeedReader:
-        return self.feeds._readers[name]
+    def reader(self, name: str) -> SourceReader:
+        return self.asked._readers[name]
 
     async def turn(self, name: str) -> float:
         return await self.reader(name).turn(self.session)
 
     def carbon(self) -> Carbon:
-        return Carbon(self.configuration, self.feeds.find)
+        return Carbon(self.configuration, self.asked.find)
 
     def outside(self) -> Outside:
         place = replace(site("marne"), latitude_deg=48.84, longitude_deg=2.64)
-        return Outside(self.configuration, place, self.clock, self.feeds.find)
+        return Outside(self.configuration, place, self.clock, self.asked.find)
 
 
 def site_with(index: FederationIndex, catalogue: MemoryCatalogue, clock: HandClock) -> Site:
@@ -93,8 +93,8 @@ async def opened(folder: Path) -> AsyncIterator[Desk]:
     clock = HandClock()
     clock.time_s = local(2026, 11, 26, 14, 10)
     async with public_sources() as sources, aiohttp.ClientSession() as session:
-        feeds = {
-            name: FeedConfiguration(
+        asked = {
+            name: SourceConfiguration(
                 url=sources.url(name),
                 token_url=sources.url("token") if name == "tempo" else "",
                 key_file={
@@ -107,12 +107,12 @@ async def opened(folder: Path) -> AsyncIterator[Desk]:
         index = FederationIndex(MARNE)
         stirred: list[float] = []
         place = replace(site("marne"), latitude_deg=48.84, longitude_deg=2.64)
-        desk_feeds = Feeds(
-            feeds, place, site_with(index, MemoryCatalogue(site=MARNE, clock=clock), clock),
+        desk_sources = PublicSources(
+            asked, place, site_with(index, MemoryCatalogue(site=MARNE, clock=clock), clock),
             clock, lambda: stirred.append(clock.now_s()),
         )  # fmt: skip
-        configuration = EnergyConfiguration(feeds=feeds, carbon_g_per_kwh=32.0)
-        yield Desk(sources, clock, index, desk_feeds, configuration, session, stirred)
+        configuration = EnergyConfiguration(sources=asked, carbon_g_per_kwh=32.0)
+        yield Desk(sources, clock, index, desk_sources, configuration, session, stirred)
 
 
 async def test_carbon_comes_from_the_grid_and_is_asked_for_every_quarter_of_an_hour(
@@ -123,7 +123,7 @@ async def test_carbon_comes_from_the_grid_and_is_asked_for_every_quarter_of_an_h
     assert await desk.turn("eco2mix") == 900.0
     figure = desk.carbon().now(now_s)
     assert (figure.value, figure.source, figure.read_s) == (44.0, "éCO2mix", now_s - 1500)
-    assert desk.index.value(EnergyFeed, "marne-eco2mix").values[-1].value == 44.0
+    assert desk.index.value(EnergySource, "marne-eco2mix").values[-1].value == 44.0
     assert desk.stirred == [now_s]
     old = desk.carbon().now(now_s + 5 * HOUR_S)  # too old to be believed
     assert (old.value, old.source) == (32.0, "configured")
@@ -138,7 +138,7 @@ async def test_prices_of_tomorrow_are_asked_for_until_they_are_there(desk: Desk)
     desk.clock.time_s += 900.0
     wait_s = await desk.turn("day-ahead")
     assert desk.clock.now_s() + wait_s == local(2026, 11, 27, 13)
-    price = Price(None, desk.feeds.find)
+    price = Price(None, desk.asked.find)
     evening = price.now(local(2026, 11, 26, 18, 30))
     assert (evening.value, evening.source) == (240.0, "ENTSO-E day-ahead")
     assert evening.read_s == desk.clock.now_s()
@@ -154,7 +154,7 @@ async def test_a_day_that_is_not_published_is_bridged_by_the_same_hour_of_the_da
     desk.clock.time_s = local(2026, 11, 27, 18, 30)
     assert await desk.turn("day-ahead") == 60.0
     assert "No matching data found" in desk.reader("day-ahead").failure
-    bridged = Price(None, desk.feeds.find).now(desk.clock.now_s())
+    bridged = Price(None, desk.asked.find).now(desk.clock.now_s())
     assert bridged.value == 240.0
     assert bridged.source == "ENTSO-E day-ahead, same-hour-before"
 
@@ -170,7 +170,7 @@ async def test_odd_days_come_whole(
         {date(*day): {hour: float(hour) for hour in range(1, hours + 1)}}
     )
     await desk.turn("day-ahead")
-    price = Price(None, desk.feeds.find)
+    price = Price(None, desk.asked.find)
     assert price.now(local(*day, 0)).value == 1.0
     assert price.now(local(*day, 3)).value == at_three + (0.0 if hours == 23 else 1.0)
     assert price.now(local(*day, 23)).value == float(hours)
@@ -182,13 +182,13 @@ async def test_odd_days_come_whole(
 async def test_a_tempo_contract_follows_the_calendar(desk: Desk, tmp_path: Path) -> None:
     tariff = tmp_path / "tariff.toml"
     tariff.write_text(
-        'name = "Tempo"\nday_begins_hour = 6\ncolours = "feed"\n'
+        'name = "Tempo"\nday_begins_hour = 6\ncolours = "source"\n'
         "[[versions]]\nvalid_from = 2025-02-01\n"
         '[[versions.rules]]\neur_per_mwh = 706.0\nhours = [6, 22]\ncolour = "red"\n'
         '[[versions.rules]]\neur_per_mwh = 161.0\nhours = [6, 22]\ncolour = "blue"\n'
         "[[versions.rules]]\neur_per_mwh = 132.5\nhours = [22, 6]\n"
     )
-    price = Price(tariff, desk.feeds.find)
+    price = Price(tariff, desk.asked.find)
     unknown = price.now(desk.clock.now_s())
     assert unknown.value is None
     assert "colour" in unknown.source or "no rule" in unknown.source
@@ -249,17 +249,17 @@ async def test_an_answer_that_cannot_be_true_is_refused_whole_and_changes_nothin
     }
     desk.sources.answers[name] = good[name]
     await desk.turn(name)
-    before = desk.feeds.find(name)
+    before = desk.asked.find(name)
     desk.sources.answers[name] = answer
     assert await desk.turn(name) == 60.0
-    health = next(h for h in desk.feeds.health if h.address.endswith(name))
+    health = next(h for h in desk.asked.health if h.address.endswith(name))
     assert health.failure.startswith("refused: ")
     assert told in health.failure
-    assert desk.feeds.find(name) == before
+    assert desk.asked.find(name) == before
     assert health.fetched_s == desk.clock.now_s()
     desk.sources.answers[name] = good[name]
     await desk.turn(name)
-    assert next(h for h in desk.feeds.health if h.address.endswith(name)).failure == ""
+    assert next(h for h in desk.asked.health if h.address.endswith(name)).failure == ""
 
 
 async def test_a_source_that_fails_is_asked_ever_less_often(desk: Desk) -> None:
@@ -277,14 +277,14 @@ async def test_a_site_without_a_way_out_begins_with_what_its_catalogue_knows(
     now_s = desk.clock.now_s()
     desk.sources.answers["eco2mix"] = eco2mix({now_s - 900: 41})
     await desk.turn("eco2mix")
-    kept = desk.index.value(EnergyFeed, "marne-eco2mix")
+    kept = desk.index.value(EnergySource, "marne-eco2mix")
 
     class NoTasks:
         def keep(self, _name: str, _run: object) -> None:
             """Start nothing: there is no way out."""
 
-    again = Feeds(
-        {"eco2mix": FeedConfiguration(url="http://127.0.0.1:9/")}, site("marne"),
+    again = PublicSources(
+        {"eco2mix": SourceConfiguration(url="http://127.0.0.1:9/")}, site("marne"),
         site_with(desk.index, MemoryCatalogue(site=MARNE, clock=desk.clock), desk.clock),
         desk.clock, lambda: None,
     )  # fmt: skip
@@ -303,7 +303,7 @@ async def test_a_key_is_told_to_its_source_alone(desk: Desk, tmp_path: Path) -> 
             desk.sources.status |= {"day-ahead": status, "tempo": status}
             await desk.turn("day-ahead")
             await desk.turn("tempo")
-        told = repr([logs, desk.feeds.health, desk.feeds.find("tempo")])
+        told = repr([logs, desk.asked.health, desk.asked.find("tempo")])
     for secret in (TOKEN, CLIENT, *CLIENT.split(":")):
         assert secret not in told
     assert "securityToken" not in told
@@ -323,4 +323,4 @@ def test_a_source_without_its_key_or_of_no_name_is_refused_at_the_start(name: st
     index = FederationIndex(MARNE)
     around = site_with(index, MemoryCatalogue(site=MARNE, clock=clock), clock)
     with pytest.raises(InvalidRequest):
-        Feeds({name: FeedConfiguration()}, site("marne"), around, clock, lambda: None)
+        PublicSources({name: SourceConfiguration()}, site("marne"), around, clock, lambda: None)

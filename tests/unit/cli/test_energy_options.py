@@ -13,7 +13,7 @@ from nuage.cli.main import main
 from nuage.cli.session import Session
 from nuage.errors import InvalidRequest
 from nuage.ids import SiteId
-from nuage.model.energy import FeedHealth, SiteEnergy, TierSeen
+from nuage.model.energy import SiteEnergy, SourceHealth, TierSeen
 
 
 def test_durations_are_read_with_their_units() -> None:
@@ -60,8 +60,8 @@ def test_the_table_shows_where_a_figure_comes_from_how_old_it_is_and_what_went_w
         outside_read_s=time.time() - 600.0, price_eur_per_mwh=240.0, price_source="two rates",
         carbon_g_per_kwh=44.0, carbon_source="éCO2mix", carbon_read_s=time.time() - 1200.0,
         refused_readings=("marne-v1 outlet: -40 W (rule negative)",),
-        feeds=(
-            FeedHealth(
+        public_sources=(
+            SourceHealth(
                 source="éCO2mix", address="https://odre.example/records", fetched_s=None,
                 reaches_s=None, failure="refused: not an éCO2mix answer",
             ),

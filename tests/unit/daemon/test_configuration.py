@@ -6,7 +6,7 @@ from tests.unit.placement.placement_builders import site
 from nuage.daemon.configuration import (
     ControllerConfiguration,
     EnergyConfiguration,
-    FeedConfiguration,
+    SourceConfiguration,
     load,
     render,
 )
@@ -18,9 +18,9 @@ CONTROLLER = ControllerConfiguration(
     energy=EnergyConfiguration(
         pdus={"r1": "https://10.1.1.240", "r2": "snmp://10.1.1.241"},
         snmp_login_file=Path("/etc/nuage/snmp.json"),
-        feeds={
-            "eco2mix": FeedConfiguration(),
-            "day-ahead": FeedConfiguration(key_file=Path("/etc/nuage/entsoe.key")),
+        sources={
+            "eco2mix": SourceConfiguration(),
+            "day-ahead": SourceConfiguration(key_file=Path("/etc/nuage/entsoe.key")),
         },
     ),
 )  # fmt: skip
@@ -35,7 +35,7 @@ def test_what_is_rendered_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ("key_file", "keyfile", "energy: feeds.day-ahead: no key 'keyfile'"),
+        ("key_file", "keyfile", "energy: sources.day-ahead: no key 'keyfile'"),
         ("snmp_login_file", "snmp_login", "energy: no key 'snmp_login'"),
     ],
 )

@@ -16,13 +16,13 @@ import aiohttp
 import structlog
 
 from nuage.clock import Clock
-from nuage.daemon.configuration import FeedConfiguration
+from nuage.daemon.configuration import SourceConfiguration
 from nuage.daemon.process import Tasks
 from nuage.energy.connectors import fetch, request_token
-from nuage.energy.feeds import Feed, KeyUse, make_feed, merged, reaches, retry_s
+from nuage.energy.public_sources import KeyUse, PublicSource, make_source, merged, reaches, retry_s
 from nuage.errors import CorruptData, InvalidRequest, NuageError, Unavailable
 from nuage.iaas.site import Site
-from nuage.model.energy import EnergyFeed, FeedHealth
+from nuage.model.energy import EnergySource, SourceHealth
 from nuage.model.infrastructure import Datacenter
 
 RTE_TOKEN_URL: Final = "https://digital.iservices.rte-france.com/token/oauth/"
@@ -32,18 +32,18 @@ OTHERS_MAY: Final = stat.S_IRWXG | stat.S_IRWXO
 log = structlog.get_logger("energy")
 
 
-class FeedReader:
+class SourceReader:
     """Asks one source for ever."""
 
     def __init__(
         self,
-        feed: Feed,
-        configuration: FeedConfiguration,
+        source: PublicSource,
+        configuration: SourceConfiguration,
         clock: Clock,
-        kept: EnergyFeed | None,
-        on_answer: Callable[[EnergyFeed], Awaitable[None]],
+        kept: EnergySource | None,
+        on_answer: Callable[[EnergySource], Awaitable[None]],
     ) -> None:
-        self.feed = feed
+        self.source = source
         self.kept = kept
         self.failure = ""
         self._configuration = configuration
@@ -53,11 +53,11 @@ class FeedReader:
         self._token: tuple[str, float] | None = None
 
     @property
-    def health(self) -> FeedHealth:
+    def health(self) -> SourceHealth:
         """How the source does."""
-        return FeedHealth(
-            source=self.feed.source,
-            address=self.feed.address,
+        return SourceHealth(
+            source=self.source.source,
+            address=self.source.address,
             fetched_s=None if self.kept is None else self.kept.fetched_s,
             reaches_s=None if self.kept is None else reaches(self.kept),
             failure=self.failure,
@@ -67,7 +67,7 @@ class FeedReader:
         """Ask when it is due."""
         # A site behind a proxy says so in the environment.
         async with aiohttp.ClientSession(trust_env=True) as session:
-            wait_s = self.feed.due_s(self.kept, self._clock.now_s()) - self._clock.now_s()
+            wait_s = self.source.due_s(self.kept, self._clock.now_s()) - self._clock.now_s()
             while True:
                 if wait_s > 0:
                     await self._clock.sleep(wait_s)
@@ -76,7 +76,7 @@ class FeedReader:
     async def turn(self, session: aiohttp.ClientSession) -> float:
         """Ask once, keep what may be believed, and return how long to wait before the next."""
         try:
-            fresh = self.feed.take(await self._ask(session), self._clock.now_s())
+            fresh = self.source.take(await self._ask(session), self._clock.now_s())
             self.kept = merged(self.kept, fresh)
             self.failure, self._failure_count = "", 0
             await self._on_answer(self.kept)
@@ -84,20 +84,20 @@ class FeedReader:
             self._failure_count += 1
             told = f"refused: {error.message}" if isinstance(error, CorruptData) else error.message
             if told != self.failure:
-                log.warning("source not read", source=self.feed.source, error=told)
+                log.warning("source not read", source=self.source.source, error=told)
             self.failure = told
             asked_s = error.retry_after_s if isinstance(error, Unavailable) else None
             return retry_s(self._failure_count, asked_s)
         now_s = self._clock.now_s()
-        return max(self.feed.due_s(self.kept, now_s) - now_s, 1.0)
+        return max(self.source.due_s(self.kept, now_s) - now_s, 1.0)
 
     async def _ask(self, session: aiohttp.ClientSession) -> bytes:
         now_s = self._clock.now_s()
-        if self.feed.key_use is KeyUse.NONE:
-            return await fetch(session, self.feed.url(now_s, ""))
-        key = await asyncio.to_thread(_read_key, self._configuration.key_file, self.feed.name)
-        if self.feed.key_use is KeyUse.QUERY:
-            return await fetch(session, self.feed.url(now_s, key))
+        if self.source.key_use is KeyUse.NONE:
+            return await fetch(session, self.source.url(now_s, ""))
+        key = await asyncio.to_thread(_read_key, self._configuration.key_file, self.source.name)
+        if self.source.key_use is KeyUse.QUERY:
+            return await fetch(session, self.source.url(now_s, key))
         token, until_s = self._token or ("", 0.0)
         if now_s >= until_s - TOKEN_MARGIN_S:
             address = self._configuration.token_url or RTE_TOKEN_URL
@@ -106,7 +106,7 @@ class FeedReader:
         try:
             return await fetch(
                 session,
-                self.feed.url(now_s, ""),
+                self.source.url(now_s, ""),
                 headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
             )
         except NuageError:
@@ -114,12 +114,12 @@ class FeedReader:
             raise
 
 
-class Feeds:
+class PublicSources:
     """A site's public sources, by name."""
 
     def __init__(
         self,
-        configured: Mapping[str, FeedConfiguration],
+        configured: Mapping[str, SourceConfiguration],
         datacenter: Datacenter,
         site: Site,
         clock: Clock,
@@ -127,37 +127,37 @@ class Feeds:
     ) -> None:
         self._site = site
         self._stir = stir
-        self._readers: dict[str, FeedReader] = {}
+        self._readers: dict[str, SourceReader] = {}
         for name, configuration in configured.items():
-            feed = make_feed(
+            source = make_source(
                 name,
                 site.site_id,
                 address=configuration.url,
                 latitude_deg=datacenter.latitude_deg,
                 longitude_deg=datacenter.longitude_deg,
             )
-            if feed.key_use is not KeyUse.NONE and configuration.key_file is None:
-                raise InvalidRequest(f"feed {name} needs a key_file", field=f"feeds.{name}")
-            self._readers[name] = FeedReader(feed, configuration, clock, None, self._keep)
+            if source.key_use is not KeyUse.NONE and configuration.key_file is None:
+                raise InvalidRequest(f"source {name} needs a key_file", field=f"sources.{name}")
+            self._readers[name] = SourceReader(source, configuration, clock, None, self._keep)
 
     def start(self, tasks: Tasks) -> None:
         """Take up what the catalogue knows, and begin to ask."""
         for name, reader in self._readers.items():
-            feed_id = f"{self._site.site_id}-{name}"
-            reader.kept = self._site.index.find_value(EnergyFeed, feed_id)
+            source_id = f"{self._site.site_id}-{name}"
+            reader.kept = self._site.index.find_value(EnergySource, source_id)
             tasks.keep(f"source {name}", reader.run)
 
-    def find(self, name: str) -> EnergyFeed | None:
+    def find(self, name: str) -> EnergySource | None:
         """Return what is kept of a source; None for one that never answered or is not asked."""
         reader = self._readers.get(name)
         return None if reader is None else reader.kept
 
     @property
-    def health(self) -> tuple[FeedHealth, ...]:
+    def health(self) -> tuple[SourceHealth, ...]:
         """How each does."""
         return tuple(reader.health for reader in self._readers.values())
 
-    async def _keep(self, kept: EnergyFeed) -> None:
+    async def _keep(self, kept: EnergySource) -> None:
         self._stir()
         try:
             await self._site.save(kept)
@@ -173,14 +173,14 @@ def _read_key(path: Path | None, name: str) -> str:
         if mode & OTHERS_MAY:
             raise InvalidRequest(
                 f"{path} is readable by others than its owner",
-                field=f"feeds.{name}.key_file",
+                field=f"sources.{name}.key_file",
                 hint=f"chmod 600 {path}, and have the source issue another key",
             )
         with path.open(encoding="ascii") as file:
             key = file.read(KEY_BYTES_MAX).strip()
     except (OSError, UnicodeDecodeError) as error:
         kind = type(error).__name__  # a decoder's words would quote the key
-        raise InvalidRequest(f"{path}: {kind}", field=f"feeds.{name}.key_file") from None
+        raise InvalidRequest(f"{path}: {kind}", field=f"sources.{name}.key_file") from None
     if not key:
-        raise InvalidRequest(f"{path} is empty", field=f"feeds.{name}.key_file")
+        raise InvalidRequest(f"{path} is empty", field=f"sources.{name}.key_file")
     return key

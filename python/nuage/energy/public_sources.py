@@ -38,8 +38,8 @@ from nuage.energy.connectors import (
 )
 from nuage.energy.tariffs import PARIS, DayColour, Interval, PriceSeries
 from nuage.errors import CorruptData, InvalidRequest
-from nuage.ids import FeedId, SiteId
-from nuage.model.energy import DatedValue, EnergyFeed
+from nuage.ids import EnergySourceId, SiteId
+from nuage.model.energy import DatedValue, EnergySource
 
 HOUR_S: Final = 3600.0
 DAY_S: Final = 86_400.0
@@ -67,7 +67,7 @@ class KeyUse(Enum):
     TOKEN = "token"  # the key is a client's id:secret, changed for an OAuth 2 token first
 
 
-class Feed(Protocol):
+class PublicSource(Protocol):
     """A public source."""
 
     @property
@@ -94,7 +94,7 @@ class Feed(Protocol):
         """Return what to ask now; some sources want the key within."""
         ...
 
-    def take(self, answer: bytes, now_s: float) -> EnergyFeed:
+    def take(self, answer: bytes, now_s: float) -> EnergySource:
         """Return what an answer tells.
 
         Raises:
@@ -102,7 +102,7 @@ class Feed(Protocol):
         """
         ...
 
-    def due_s(self, kept: EnergyFeed | None, now_s: float) -> float:
+    def due_s(self, kept: EnergySource | None, now_s: float) -> float:
         """Return when to ask next, after an answer that was kept or before the first."""
         ...
 
@@ -112,9 +112,9 @@ class _Base:
     site_id: SiteId
     address: str
 
-    def _kept(self, name: str, source: str, unit: str, now_s: float) -> EnergyFeed:
-        return EnergyFeed(
-            feed_id=FeedId(f"{self.site_id}-{name}"),
+    def _kept(self, name: str, source: str, unit: str, now_s: float) -> EnergySource:
+        return EnergySource(
+            source_id=EnergySourceId(f"{self.site_id}-{name}"),
             site_id=self.site_id,
             source=source,
             unit=unit,
@@ -139,7 +139,7 @@ class Eco2mix(_Base):
         del now_s, key
         return with_query(self.address, eco2mix_query())
 
-    def take(self, answer: bytes, now_s: float) -> EnergyFeed:
+    def take(self, answer: bytes, now_s: float) -> EnergySource:
         """Return the last day's quarter hours."""
         records = parse_eco2mix(answer)
         values = [
@@ -149,7 +149,7 @@ class Eco2mix(_Base):
         ]
         return _checked(self._kept(self.name, self.source, "gCO2/kWh", now_s), values)
 
-    def due_s(self, kept: EnergyFeed | None, now_s: float) -> float:
+    def due_s(self, kept: EnergySource | None, now_s: float) -> float:
         """Return when to ask next."""
         return now_s if kept is None else max(kept.fetched_s + QUARTER_S, now_s)
 
@@ -170,7 +170,7 @@ class Weather(_Base):
         del now_s, key
         return with_query(self.address, open_meteo_query(self.latitude_deg, self.longitude_deg))
 
-    def take(self, answer: bytes, now_s: float) -> EnergyFeed:
+    def take(self, answer: bytes, now_s: float) -> EnergySource:
         """Return the hours of the forecast."""
         hours = parse_open_meteo(answer)
         values = [
@@ -179,7 +179,7 @@ class Weather(_Base):
         ]
         return _checked(self._kept(self.name, self.source, "°C", now_s), values)
 
-    def due_s(self, kept: EnergyFeed | None, now_s: float) -> float:
+    def due_s(self, kept: EnergySource | None, now_s: float) -> float:
         """Return when to ask next."""
         return now_s if kept is None else max(kept.fetched_s + HOUR_S, now_s)
 
@@ -199,7 +199,7 @@ class DayAhead(_Base):
         query = a44_query(today - timedelta(days=1), today + timedelta(days=1), token=key)
         return with_query(self.address, query)
 
-    def take(self, answer: bytes, now_s: float) -> EnergyFeed:
+    def take(self, answer: bytes, now_s: float) -> EnergySource:
         """Return the answer's prices; neighbours that are equal are one."""
         values: list[DatedValue] = []
         for each in parse_a44(answer).intervals:
@@ -210,7 +210,7 @@ class DayAhead(_Base):
                 values.append(DatedValue(each.begin_s, each.end_s, each.eur_per_mwh))
         return _checked(self._kept(self.name, self.source, "EUR/MWh", now_s), values)
 
-    def due_s(self, kept: EnergyFeed | None, now_s: float) -> float:
+    def due_s(self, kept: EnergySource | None, now_s: float) -> float:
         """Return when to ask next."""
         reaches_s = reaches(kept) if kept is not None else None
         return _due_daily(kept, reaches_s, now_s, PRICES_OUT)
@@ -235,7 +235,7 @@ class TempoCalendar(_Base):
         query = tempo_query(today - timedelta(days=2), today + timedelta(days=1))
         return with_query(self.address, query)
 
-    def take(self, answer: bytes, now_s: float) -> EnergyFeed:
+    def take(self, answer: bytes, now_s: float) -> EnergySource:
         """Return the answer's colours."""
         colours = parse_tempo(answer)
         if not colours or len(colours) > VALUES_MAX:
@@ -243,42 +243,45 @@ class TempoCalendar(_Base):
         kept = self._kept(self.name, self.source, "colour", now_s)
         return replace(kept, colours={d.isoformat(): colours[d].value for d in sorted(colours)})
 
-    def due_s(self, kept: EnergyFeed | None, now_s: float) -> float:
+    def due_s(self, kept: EnergySource | None, now_s: float) -> float:
         """Return when to ask next."""
         reaches_s = reaches(kept) if kept is not None else None
         return _due_daily(kept, reaches_s, now_s, COLOUR_OUT)
 
 
-def make_feed(
+def make_source(
     name: str, site_id: SiteId, *, address: str, latitude_deg: float, longitude_deg: float
-) -> Feed:
+) -> PublicSource:
     """Return the source that a configuration names; `address` "" is the public one.
 
     Raises:
         InvalidRequest: there is no such source, or the weather of nowhere is asked for.
     """
-    feed: Eco2mix | DayAhead | TempoCalendar | Weather
+    source: Eco2mix | DayAhead | TempoCalendar | Weather
     match name:
         case "eco2mix":
-            feed = Eco2mix(site_id=site_id)
+            source = Eco2mix(site_id=site_id)
         case "day-ahead":
-            feed = DayAhead(site_id=site_id)
+            source = DayAhead(site_id=site_id)
         case "tempo":
-            feed = TempoCalendar(site_id=site_id)
+            source = TempoCalendar(site_id=site_id)
         case "weather":
             if not (latitude_deg or longitude_deg):
                 raise InvalidRequest(
-                    "the weather of a site needs its latitude and longitude", field="feeds.weather"
+                    "the weather of a site needs its latitude and longitude",
+                    field="sources.weather",
                 )
-            feed = Weather(site_id=site_id, latitude_deg=latitude_deg, longitude_deg=longitude_deg)
+            source = Weather(
+                site_id=site_id, latitude_deg=latitude_deg, longitude_deg=longitude_deg
+            )
         case _:
             raise InvalidRequest(
-                f"no source {name!r}; there are eco2mix, day-ahead, tempo, weather", field="feeds"
+                f"no source {name!r}; there are eco2mix, day-ahead, tempo, weather", field="sources"
             )
-    return replace(feed, address=address) if address else feed
+    return replace(source, address=address) if address else source
 
 
-def merged(before: EnergyFeed | None, fresh: EnergyFeed) -> EnergyFeed:
+def merged(before: EnergySource | None, fresh: EnergySource) -> EnergySource:
     """Return `fresh` with what `before` knows of other times, as far back as is of use."""
     if before is None:
         return fresh
@@ -298,7 +301,7 @@ def merged(before: EnergyFeed | None, fresh: EnergyFeed) -> EnergyFeed:
     return replace(fresh, values=tuple(values), colours=dict(sorted(colours.items())))
 
 
-def value_at(kept: EnergyFeed | None, at_s: float) -> DatedValue | None:
+def value_at(kept: EnergySource | None, at_s: float) -> DatedValue | None:
     """Return what covers an instant."""
     if kept is None:
         return None
@@ -308,17 +311,17 @@ def value_at(kept: EnergyFeed | None, at_s: float) -> DatedValue | None:
     return kept.values[index]
 
 
-def series_of(kept: EnergyFeed) -> PriceSeries:
+def series_of(kept: EnergySource) -> PriceSeries:
     """Return prices as a market's series."""
     return PriceSeries(Interval(v.begin_s, v.end_s, v.value) for v in kept.values)
 
 
-def colours_of(kept: EnergyFeed) -> Mapping[date, DayColour]:
+def colours_of(kept: EnergySource) -> Mapping[date, DayColour]:
     """Return a calendar's colours."""
     return {date.fromisoformat(d): DayColour(c) for d, c in kept.colours.items()}
 
 
-def reaches(kept: EnergyFeed) -> float | None:
+def reaches(kept: EnergySource) -> float | None:
     """Return until when a source's figures reach."""
     if kept.colours:
         day = date.fromisoformat(max(kept.colours))
@@ -332,7 +335,7 @@ def retry_s(failure_count: int, asked_s: float | None) -> float:
     return min(max(doubled_s, asked_s or 0.0), RETRY_S_MAX)
 
 
-def _checked(kept: EnergyFeed, values: Iterable[DatedValue]) -> EnergyFeed:
+def _checked(kept: EnergySource, values: Iterable[DatedValue]) -> EnergySource:
     """Return `kept` with values that can all be true."""
     low, high = RANGES[kept.unit]
     found = tuple(values)
@@ -352,7 +355,7 @@ def _checked(kept: EnergyFeed, values: Iterable[DatedValue]) -> EnergyFeed:
 
 
 def _due_daily(
-    kept: EnergyFeed | None, reaches_s: float | None, now_s: float, out: tuple[int, int]
+    kept: EnergySource | None, reaches_s: float | None, now_s: float, out: tuple[int, int]
 ) -> float:
     """Return when to ask a source that publishes tomorrow at a local time of today."""
     if kept is None or reaches_s is None:
