@@ -81,6 +81,16 @@ def xtr_name(node_id: NodeId, site_id: SiteId) -> XtrName:
     return XtrName(hashlib.sha256(f"xtr {node_id}".encode()).digest()[:16], site_name(site_id))
 
 
+def _key_of(wish: LispWish, site_id: SiteId) -> LispKey:
+    """Return a site's key as a wish has it, and what is accepted besides."""
+    old = wish.old_site_keys.items()
+    return LispKey(
+        bytes.fromhex(wish.site_keys[site_id]),
+        key_id=wish.key_id,
+        old=tuple((number, bytes.fromhex(keys[site_id])) for number, keys in old),
+    )
+
+
 def site_name(site_id: SiteId) -> bytes:
     """Return a site's LISP site-ID."""
     return hashlib.sha256(f"site {site_id}".encode()).digest()[:8]
@@ -193,7 +203,7 @@ class Lisp:
             rloc,
             xtr_name(options.node_id, options.site_id),
             ((rloc,),) if options.is_edge else _servers(wish),
-            LispKey(bytes.fromhex(wish.site_keys[options.site_id])),
+            _key_of(wish, options.site_id),
             nonce_start=int(self._clock.now_s() * 1_000_000),
             lines=frozenset(lines),
             is_proxy=options.is_edge,
@@ -225,13 +235,14 @@ class Lisp:
         self._bring_eids(wish)
 
     def _around(self, wish: LispWish) -> SurroundingsChanged:
-        servers = _servers(wish)
+        servers, key = _servers(wish), _key_of(wish, self.options.site_id)
         if self.options.is_edge:  # itself first, then others: after a start it knows little
             me = ip_address(self.options.address)
-            return SurroundingsChanged(((me,), *(each for each in servers if me not in each)))
+            around = ((me,), *(each for each in servers if me not in each))
+            return SurroundingsChanged(around, key=key)
         lines = (Locator(ip_address(each), BACKUP_PRIORITY, local=False) for each in wish.lines)
         proxies = (Locator(ip_address(each.address), each.priority) for each in wish.proxies)
-        return SurroundingsChanged(servers, tuple(lines), tuple(proxies))
+        return SurroundingsChanged(servers, tuple(lines), tuple(proxies), key)
 
     def _bring_eids(self, wish: LispWish | None) -> None:
         """Give the router what is newly here, take from it what has no port here any more."""
@@ -280,10 +291,8 @@ class Lisp:
             )
             for each in registrable
         ]
-        keys = {} if wish is None else wish.site_keys
-        self.server.allow(
-            allowances, {site_name(site): LispKey(bytes.fromhex(key)) for site, key in keys.items()}
-        )
+        keys = {} if wish is None else {s: _key_of(wish, s) for s in wish.site_keys}
+        self.server.allow(allowances, {site_name(site): key for site, key in keys.items()})
         used = {allowance.eid for allowance in allowances}
         for eid in [e for e in self.xtr.relayed() if e not in used]:
             self._give(MappingTold(MapRecord(eid, ())))

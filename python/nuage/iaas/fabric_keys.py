@@ -26,11 +26,13 @@ KEY_IDS: Final = 65_535  # RFC 5310 §3.1: sixteen bits; 0 is left out
 
 @dataclass(frozen=True, slots=True)
 class FabricKeySet:
-    """The key that signs, and others that are accepted, in hexadecimal."""
+    """The key that signs, and others that are accepted, in hexadecimal; and their generations."""
 
     key: str = field(repr=False)
     key_id: int = 1
     old: dict[int, str] = field(default_factory=dict, repr=False)
+    generation: int = 0
+    accepted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class KeyRoll:
             fabric_key(self._storage_key, signing),
             key_id_of(signing),
             {key_id_of(g): fabric_key(self._storage_key, g) for g in sorted(accepted - {signing})},
+            signing,
+            tuple(sorted(accepted - {signing})),
         )
 
     def next_s(self, now_s: float) -> float | None:

@@ -108,7 +108,7 @@ def fabric_wish(
             station for segment_id in sorted(segments) for station in shared[segment_id]
         ),
         ports=_ports_of(context, node_id, local),
-        lisp=lisp_wish(index, node, local, context.lisp_key),
+        lisp=lisp_wish(index, node, local, context.lisp_key, context.keys),
     )
 
 

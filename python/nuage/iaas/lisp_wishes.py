@@ -9,6 +9,7 @@ import hmac
 from typing import Final
 
 from nuage.iaas.epochs import EPOCH_STEP, quorum_part
+from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.index import FederationIndex
 from nuage.ids import NodeId, SiteId
 from nuage.model.fabric import EidWish, LispWish, ProxyWish, RegistrableWish
@@ -21,6 +22,7 @@ LOCAL_STEPS: Final = 64  # of a map-version between two owners; more moves insid
 VERSIONS: Final = 4095  # 12 bits on a circle; 0 says nothing (RFC 9302)
 OWN_PROXY: Final = 1
 FOREIGN_PROXY: Final = 2
+KEY_IDS: Final = 256  # RFC 9301 §5.6: eight bits
 
 
 def lisp_key(storage_key: bytes) -> bytes:
@@ -28,9 +30,10 @@ def lisp_key(storage_key: bytes) -> bytes:
     return hmac.digest(storage_key, b"fabric:lisp", "sha256")
 
 
-def site_key(key: bytes, site_id: SiteId) -> str:
-    """Return a site's key for its registers, in hexadecimal."""
-    return hmac.digest(key, site_id.encode(), "sha256").hex()
+def site_key(key: bytes, site_id: SiteId, generation: int = 0) -> str:
+    """Return a site's key for its registers, in hexadecimal, of a generation (`fabric_keys`)."""
+    label = site_id + (f":{generation}" if generation else "")  # no site's id has a colon
+    return hmac.digest(key, label.encode(), "sha256").hex()
 
 
 def version_of(epoch: int) -> int:
@@ -39,7 +42,9 @@ def version_of(epoch: int) -> int:
     return (quorum_part(epoch) * LOCAL_STEPS + local) % VERSIONS + 1
 
 
-def lisp_wish(index: FederationIndex, node: Node, local: list[Vm], key: bytes) -> LispWish | None:
+def lisp_wish(
+    index: FederationIndex, node: Node, local: list[Vm], key: bytes, keys: FabricKeySet
+) -> LispWish | None:
     """Return a node's part in carrying public addresses; None while there are none."""
     pools = sorted(pool.prefix for pool in index.values(AddressPool))
     edges = sorted(
@@ -65,7 +70,12 @@ def lisp_wish(index: FederationIndex, node: Node, local: list[Vm], key: bytes) -
         pools=tuple(pools),
         eids=tuple(eid for vm in local for eid in _eids(index, vm, node.node_id)),
         registrable=_registrable(index) if is_edge else (),
-        site_keys={site_id: site_key(key, site_id) for site_id in sorted(sites)},
+        site_keys={s: site_key(key, s, keys.generation) for s in sorted(sites)},
+        key_id=keys.generation % KEY_IDS,
+        old_site_keys={
+            old % KEY_IDS: {s: site_key(key, s, old) for s in sorted(sites)}
+            for old in keys.accepted
+        },
     )
 
 

@@ -106,7 +106,8 @@ class LispWish:
     """A node's part in carrying public addresses. What only edges need is empty elsewhere.
 
     Each of `servers` is a map-server with its addresses, the own site's first; `lines` are those
-    of the own site's edges towards providers. `site_keys` are hexadecimal.
+    of the own site's edges towards providers. `site_keys` are hexadecimal, with the number `key_id`
+    on the wire; `old_site_keys`, by number, are accepted besides while keys roll.
     """
 
     servers: tuple[tuple[str, ...], ...]
@@ -116,6 +117,8 @@ class LispWish:
     eids: tuple[EidWish, ...] = ()
     registrable: tuple[RegistrableWish, ...] = ()
     site_keys: dict[SiteId, str] = field(default_factory=dict, repr=False)
+    key_id: int = 0
+    old_site_keys: dict[int, dict[SiteId, str]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

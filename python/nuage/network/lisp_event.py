@@ -5,7 +5,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from nuage.network.forwarding import ForwardingDelta, PortNumber
-from nuage.network.lisp_message import Address, Eid, Locator, MapRecord
+from nuage.network.lisp_message import Address, Eid, LispKey, Locator, MapRecord
 
 # ---- in ----
 
@@ -59,12 +59,14 @@ class SurroundingsChanged:
     """Who is there to ask, and which ways there are beside our own.
 
     `backups` lead to our EIDs when our own RLOC does not answer (the lines of our site's edges);
-    `petrs` take what goes to addresses that are no EIDs (RFC 9300: proxy ETRs).
+    `petrs` take what goes to addresses that are no EIDs (RFC 9300: proxy ETRs). `key`: our site's
+    from now on; None: as it was.
     """
 
     map_servers: tuple[tuple[Address, ...], ...]
     backups: tuple[Locator, ...] = ()
     petrs: tuple[Locator, ...] = ()
+    key: LispKey | None = None
 
 
 @dataclass(frozen=True, slots=True)

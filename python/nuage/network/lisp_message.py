@@ -158,11 +158,15 @@ Message: TypeAlias = MapRequest | MapReply | MapRegister | MapNotify
 
 @dataclass(frozen=True, slots=True)
 class LispKey:
-    """A shared secret and its algorithm (1 or 2)."""
+    """A shared secret and its algorithm (1 or 2).
+
+    `old`, secrets behind their key IDs, are accepted besides while keys roll.
+    """
 
     secret: bytes
     algorithm: int = 2
     key_id: int = 0
+    old: tuple[tuple[int, bytes], ...] = ()
 
     def __repr__(self) -> str:
         return f"LispKey(algorithm={self.algorithm}, key_id={self.key_id})"
@@ -376,11 +380,12 @@ def verify_signed(data: bytes, key: LispKey) -> None:
     reader.take(12)
     key_id, algorithm, length = reader.u8(), reader.u8(), reader.u16()
     name, _, lengths = ALGORITHMS.get(algorithm, ("", 0, ()))
-    if algorithm != key.algorithm or key_id != key.key_id or length not in lengths:
+    secret = {**dict(key.old), key.key_id: key.secret}.get(key_id)
+    if algorithm != key.algorithm or secret is None or length not in lengths:
         raise MalformedFrame("lisp_auth", "another key or algorithm")
     digest = reader.take(length)
     blank = data[:16] + bytes(length) + data[16 + length :]
-    if not hmac.compare_digest(hmac.digest(key.secret, blank, name)[:length], digest):
+    if not hmac.compare_digest(hmac.digest(secret, blank, name)[:length], digest):
         raise MalformedFrame("lisp_auth", "wrong digest")
 
 

@@ -75,6 +75,7 @@ class _Registration:
     record: MapRecord
     xtr: bytes
     rloc: Address
+    site: bytes
     key: LispKey
     expires_s: float
 
@@ -131,6 +132,11 @@ class MapServer:
         until its new site registers it, or it expires.
         """
         self._keys = dict(keys)
+        for registration in self._registrations.values():
+            registration.key = self._newest(registration.site, registration.key)
+        for subscribers in self._subscriptions.values():
+            for subscription in subscribers.values():
+                subscription.key = self._newest(subscription.name.site_id, subscription.key)
         self._allowances = {allowance.eid: allowance for allowance in allowances}
         wide = [a for a in self._allowances.values() if a.eid.prefix.num_addresses > 1]
         self._prefixes = tuple(wide)
@@ -262,12 +268,18 @@ class MapServer:
                 return
         self._nonces[xtr] = message.nonce
         for record in message.records:
-            self._take(record, xtr, source, key)
+            self._take(record, xtr, source, key, site)
         if message.want_notify:
             notify = MapNotify(message.nonce, message.records, sender=message.sender)
             self._send(source, encode_signed(notify, key))
 
-    def _take(self, record: MapRecord, xtr: bytes, source: Address, key: LispKey) -> None:
+    def _newest(self, site: bytes, key: LispKey) -> LispKey:
+        """Return a site's key of now, with the algorithm that its router spoke."""
+        return replace(self._keys.get(site, key), algorithm=key.algorithm)
+
+    def _take(
+        self, record: MapRecord, xtr: bytes, source: Address, key: LispKey, site: bytes
+    ) -> None:
         eid = record.eid
         old = self._registrations.get(eid)
         if old is not None and version_is_older(record.version, old.record.version):
@@ -285,7 +297,7 @@ class MapServer:
                 self._publish(eid, gone)
             return
         self._registrations[eid] = _Registration(
-            record, xtr, source, key, self._now_s + REGISTRATION_S
+            record, xtr, source, site, key, self._now_s + REGISTRATION_S
         )
         self._effects.append(MappingTold(record))
         if old is None or old.xtr != xtr:

@@ -159,6 +159,7 @@ class Xtr:
     ) -> None:
         """Begin; `known` is what the plane holds, which serves until it is asked for anew."""
         self._config = config
+        self._key = config.key
         self._around = SurroundingsChanged(config.map_servers)
         self._prng = prng
         self._now_s = now_s
@@ -277,6 +278,7 @@ class Xtr:
     def _surroundings(self, event: SurroundingsChanged) -> None:
         if event == self._around:
             return
+        self._key = event.key or self._key
         before, self._around = self._around, event
         if before.backups != event.backups or not before.map_servers:
             for local in self._local.values():
@@ -361,7 +363,7 @@ class Xtr:
     def _send_register(self, records: Sequence[MapRecord]) -> int:
         nonce = self._next_nonce()
         message = MapRegister(nonce, tuple(records), sender=self._config.name)
-        data = encode_signed(message, self._config.key)
+        data = encode_signed(message, self._key)
         for address in self._servers():
             self._send(address, data)
         return nonce
@@ -458,7 +460,7 @@ class Xtr:
         if not any(source in server for server in self._around.map_servers):
             self.counters["notify_stranger"] += 1
             return
-        verify_signed(data, self._config.key)
+        verify_signed(data, self._key)
         ours = all(
             self._config.rloc in {locator.address for locator in record.locators}
             for record in notify.records
@@ -479,7 +481,7 @@ class Xtr:
                 self._learn(record)
         if pending is None:
             ack = MapNotify(notify.nonce, notify.records, ack=True, sender=notify.sender)
-            self._send(source, encode_signed(ack, self._config.key))
+            self._send(source, encode_signed(ack, self._key))
 
     def _confirmed(self, eids: Sequence[Eid], source: Address) -> None:
         servers = self._around.map_servers

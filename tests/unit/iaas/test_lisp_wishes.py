@@ -62,6 +62,19 @@ def test_a_node_has_the_addresses_of_its_ports_and_the_key_of_its_site_alone() -
     assert "site_keys" not in repr(wish), "keys are in no log"
 
 
+def test_a_sites_key_rolls_with_the_fabrics() -> None:
+    index = index_at(MARNE, *world())
+    keys = FabricKeySet("", generation=3, accepted=(2, 4))
+    wish = fabric_wish(
+        FabricContext(index, MARNE, keys, lisp_key=KEY), NodeId("marne-edge-9"), 1
+    ).lisp
+    assert wish is not None
+    sites = (LYON, MARNE)
+    assert (wish.key_id, wish.site_keys) == (3, {s: site_key(KEY, s, 3) for s in sites})
+    assert wish.old_site_keys == {old: {s: site_key(KEY, s, old) for s in sites} for old in (2, 4)}
+    assert len({site_key(KEY, s, g) for s in sites for g in range(9)}) == 18
+
+
 def test_an_edge_knows_which_site_may_register_an_address_and_a_move_allows_both() -> None:
     vm = plugged(1, "marne")
     index = index_at(MARNE, *world(vm, port(1), owned(), owned(None, 6)))

@@ -1,6 +1,7 @@
 """LISP machines on a small made-up network: register, ask, subscribe, move, probe, refuse."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, ip_address, ip_network
 from itertools import count
@@ -416,6 +417,42 @@ def test_another_site_cannot_register_an_address_with_its_own_key() -> None:
         effects = server.handle(DatagramReceived(ip_address("10.6.6.6"), 4342, data), 0.0)
         assert [e.news for e in effects if isinstance(e, LispLog)] == [news]
     assert server.registered() == ()
+
+
+def test_a_sites_key_rolls_and_who_has_the_old_one_is_refused_at_last() -> None:
+    old, new = LispKey(b"old", key_id=1), LispKey(b"new", key_id=2)
+    allowed = [EidAllowance(EID, SITES)]
+    server = MapServer(SERVER, 0.0)
+    source = ip_address("10.0.0.1")
+    record = MapRecord(EID, (Locator(source),))
+
+    def registers(nonce: int, key: LispKey) -> tuple[list[LispNews], list[int]]:
+        data = encode_signed(MapRegister(nonce, (record,), want_notify=True), key)
+        effects = server.handle(DatagramReceived(source, 4342, data), 1.0)
+        answers = [e.data[12] for e in effects if isinstance(e, SendDatagram)]
+        return [e.news for e in effects if isinstance(e, LispLog)], answers
+
+    server.allow(allowed, {SITE: replace(old, old=((2, b"new"),))})
+    assert registers(1, old) == ([LispNews.REGISTERED], [1])
+    assert registers(2, new) == ([], [1])
+    server.allow(allowed, {SITE: replace(new, old=((1, b"old"),))})
+    assert registers(3, old) == ([], [2])
+    server.allow(allowed, {SITE: new})
+    assert registers(4, old) == ([LispNews.AUTHENTICATION_FAILED], [])
+    assert registers(5, new) == ([], [2])
+
+
+def test_a_routers_key_rolls_with_its_surroundings() -> None:
+    net = Net(xtr_count=1)
+    new = LispKey(b"new", key_id=1, old=((0, KEY.secret),))
+    prefix = [EidAllowance(Eid(IID, ip_network("203.0.113.0/24")), SITES)]
+    net.server.allow(prefix, {SITE: new})
+    net.give(0, SurroundingsChanged(((SERVER,),), key=new))
+    net.give(0, EidArrived(EID, PortNumber(1), bytes(6), 1))
+    net.run(1.0)
+    assert len(net.server.registered()) == 1
+    registers = [d for _, rloc, d in net.sent if rloc == net.rlocs[0]]
+    assert {each.data[12] for each in registers if each.data[0] >> 4 == 3} == {1}
 
 
 def test_a_server_that_began_anew_does_not_say_that_an_address_is_nowhere() -> None:
