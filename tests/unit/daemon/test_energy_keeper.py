@@ -21,11 +21,12 @@ from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId
 from nuage.model.desired import VnodeReport
-from nuage.model.energy import EnergyRules, PlanAsk, SharePlan, ShareRule, SiteEnergy
+from nuage.model.energy import EnergyMode, EnergyRules, PlanAsk, SharePlan, ShareRule, SiteEnergy
 from nuage.model.infrastructure import Node, NodePower, NodeRole
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import Vm, VmShape, VmState
 from nuage.placement.local_agent import LocalAgent
+from nuage.placement.planner.make import curve_of
 from nuage.placement.rack_agents import RackAgents, SiteAgent
 
 MARNE = SiteId("marne")
@@ -257,6 +258,26 @@ async def test_an_empty_node_sleeps_and_a_vm_that_is_placed_there_wakes_it(world
     assert switch.awake(world.vector(NODES[0]))
     assert not world.keeper.is_asleep(NODES[0])
     assert world.index.value(Node, NODES[0]).power is NodePower.ON
+
+
+async def test_a_woken_node_is_left_on_for_its_break_even_time(world: World) -> None:
+    """It idles and everything says off, but going off so soon would cost more than it saves."""
+    await world.site.save(EnergyRules(site_id=MARNE, mode=EnergyMode.AUTOMATIC, nodes_kept_on=1))
+    for node_id in NODES:
+        world.agent.update(world.vector(node_id, boot_energy_joules=60_000.0))
+    worth = max(curve_of(node).break_even_s() for node in world.agent.nodes)
+    world.keeper.switch.woken_s = dict.fromkeys(NODES, world.clock.time_s)
+
+    async def offs() -> int:
+        world.clock.time_s += 1.0
+        plan = await world.keeper.what_if(PlanAsk(consolidate=True))
+        return sum(step.act == "power-off" for step in plan.steps)
+
+    assert await offs() == 0
+    world.clock.time_s += worth
+    for node_id in NODES:  # they still report
+        world.agent.update(world.vector(node_id, boot_energy_joules=60_000.0))
+    assert await offs() == 1
 
 
 async def test_rules_act_when_they_are_written(world: World) -> None:

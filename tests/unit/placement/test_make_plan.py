@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 from tests.unit.placement.placement_builders import site, vector
 
 from nuage.energy.electrical import PowerLimit
@@ -56,6 +57,18 @@ def test_idle_nodes_are_emptied_when_that_pays() -> None:
     off = {step.node_id for step in plan.steps if step.act is Act.POWER_OFF}
     assert off == {"marne-v1", "lyon-v1"}
     assert plan.saved_watts > 100.0
+
+
+@pytest.mark.parametrize(("idle_for_s", "goes_off"), [(599.0, False), (601.0, True)])
+def test_an_empty_node_goes_off_only_if_it_stays_idle_beyond_its_break_even_time(
+    idle_for_s: float, *, goes_off: bool
+) -> None:
+    """400 J of shutdown (20 s) and 11.6 kJ of boot against 20 W of idling: 600 s."""
+    idle = vector("lyon-v1", idle_watts=20.0, peak_watts=200.0, boot_energy_joules=11_600.0)
+    (node,) = fleet_of([idle], []).nodes
+    assert node.curve.break_even_s() == pytest.approx(600.0)
+    off = [step.act for step in make_plan(fleet_of([idle], []), hold_s=idle_for_s).steps]
+    assert off == ([Act.POWER_OFF] if goes_off else [])
 
 
 def test_apart_and_near_and_limits_are_kept() -> None:
