@@ -6,50 +6,32 @@ import signal
 import subprocess
 import tempfile
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nuage.api.client import Client
 from nuage.cli.showing import inner, row_of, rows_of
-from nuage.errors import NuageError, TimedOut
+from nuage.cli.tenant import HEAR_WAIT_S, Tenant
+from nuage.errors import TimedOut
 from nuage.lab import addresses as at
 from nuage.lab.lab import Lab
 
-if TYPE_CHECKING:
-    from nuage.cli.fabric_demo import FabricDemo
-
 GROUP: Final = "public"
-REACH_WAIT_S: Final = 60.0  # feeds, wishes, registers: seconds; a loaded machine takes longer
-POLL_S: Final = 0.3
 INTERVAL_MS: Final = 20
 
 
-def give_address(demo: "FabricDemo", admin: Client, vm: str, site: str) -> str:
+def give_address(tenant: Tenant, lab: Lab, admin: Client, *, vm: str, site: str) -> str:
     """Give a VM a public address that is open to everybody; return it."""
-    user, addresses = demo.user, f"/v1/iaas/{demo.iaas}/addresses"
-    prefix = at.public_prefix(demo.lab.description)
+    user, addresses = tenant.user, f"/v1/iaas/{tenant.iaas}/addresses"
+    prefix = at.public_prefix(lab.description)
     if not rows_of(admin.get("/v1/address-pools")):
         admin.call("POST", "/v1/address-pools", {"name": "public", "prefix": prefix, "site": site})
     address = str(row_of(user.call("POST", addresses, {}))["id"])
-    groups = f"/v1/iaas/{demo.iaas}/security-groups"
+    groups = f"/v1/iaas/{tenant.iaas}/security-groups"
     if not any(inner(row, "value")["name"] == GROUP for row in rows_of(user.get(groups))):
         user.call("POST", groups, {"group": GROUP, "rules": [{"protocol": "any"}]})
-    _patiently(user, f"{demo.vm(vm)}/port", {"groups": [GROUP]})
-    _patiently(user, f"{addresses}/{address}/port", {"vm": vm})
+    tenant.put(f"{tenant.path(vm)}/port", {"groups": [GROUP]})
+    tenant.put(f"{addresses}/{address}/port", {"vm": vm})
     return address
-
-
-def _patiently(user: Client, path: str, body: dict[str, object]) -> None:
-    """Ask until the site that answers has heard of what another site made."""
-    deadline_s = time.monotonic() + REACH_WAIT_S
-    while True:
-        try:
-            user.call("PUT", path, body)
-        except NuageError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(POLL_S)  # noqa: TID251 - waits for a feed
-        else:
-            return
 
 
 class OutsidePing:
@@ -69,8 +51,8 @@ class OutsidePing:
         """Wait until the address answers; return how many seconds that took."""
         begun_s = time.monotonic()
         while not self.reaches():
-            if time.monotonic() - begun_s > REACH_WAIT_S:
-                raise TimedOut(f"{self._address}, to answer from outside", after_s=REACH_WAIT_S)
+            if time.monotonic() - begun_s > HEAR_WAIT_S:
+                raise TimedOut(f"{self._address}, to answer from outside", after_s=HEAR_WAIT_S)
         return time.monotonic() - begun_s
 
     def start(self) -> None:
@@ -93,7 +75,7 @@ class OutsidePing:
             text = told.read().decode()
         heard = [int(number) for number in re.findall(r"seq=(\d+) ttl", text)]
         if not heard:
-            raise TimedOut(f"{self._address}, to answer from outside", after_s=REACH_WAIT_S)
+            raise TimedOut(f"{self._address}, to answer from outside", after_s=HEAR_WAIT_S)
         steps = [after - before for before, after in itertools.pairwise(heard)]
         sent = re.search(r"(\d+) packets transmitted", text)
         if sent is not None:  # a silence that did not end is the longest of all

@@ -5,27 +5,21 @@ longest gap is the longest run of answers that did not come, times the ping's in
 """
 
 import re
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from nuage.api.client import Client
-from nuage.api.console_client import Console
 from nuage.cli.address_demo import OutsidePing, give_address
-from nuage.cli.console import wait_for_text
 from nuage.cli.showing import inner, row_of, rows_of
-from nuage.errors import NotFound, TimedOut
+from nuage.cli.tenant import CONSOLE_WAIT_S, Tenant
+from nuage.errors import TimedOut
 from nuage.lab.lab import Lab
 
 Tell = Callable[[str], None]
 Figure = Callable[[str, str], None]
 
-BOOT_WAIT_S: Final = 120.0
-MOVE_WAIT_S: Final = 120.0
-CONSOLE_WAIT_S: Final = 20.0
-POLL_S: Final = 0.2
 INTERVAL_S: Final = 0.02
 CUT_AFTER_S: Final = 2.0
 WATCH_CUT_S: Final = 5.0
@@ -40,21 +34,12 @@ GAPS: Final = (
 class FabricDemo:
     """What the steps share."""
 
-    user: Client
+    tenant: Tenant
     lab: Lab
-    iaas: str
     image: str
     say: Tell
     note: Tell
     figure: Figure
-
-    def vm(self, name: str) -> str:
-        """Return the API's path of a VM."""
-        return f"/v1/iaas/{self.iaas}/vms/{name}"
-
-    def value(self, name: str) -> dict[str, object]:
-        """Return a VM."""
-        return inner(row_of(self.user.get(self.vm(name))), "value")
 
 
 def fabric_demo(
@@ -72,7 +57,7 @@ def fabric_demo(
 
     `user` administers `iaas`; `admin` the federation: it defines public addresses.
     """
-    demo = FabricDemo(user, lab, iaas, image, say, note, figure)
+    demo = FabricDemo(Tenant(user, iaas), lab, image, say, note, figure)
     sites = [site.id for site in lab.description.sites]
     address = _meet(demo, sites)
     _cut(demo, sites[0], address)
@@ -82,21 +67,16 @@ def fabric_demo(
 
 def _meet(demo: FabricDemo, sites: list[str]) -> str:
     demo.say("Two machines in two datacenters share one layer-2 segment (TRILL)")
+    tenant = demo.tenant
     for name, site in (("net1", sites[0]), ("net2", sites[1])):
-        listed = rows_of(demo.user.get(f"/v1/iaas/{demo.iaas}/vms"))
-        if not any(inner(row, "value")["name"] == name for row in listed):
-            body = {"name": name, "image": demo.image, "site": site}
-            demo.user.call("POST", f"/v1/iaas/{demo.iaas}/vms", body)
+        tenant.create(name, image=demo.image, site=site)
     for name in ("net1", "net2"):
-        _until(demo, name, site="")
-        path = f"{demo.vm(name)}/console"
-        if not wait_for_text(demo.user, path, " ready ", after=0, timeout_s=BOOT_WAIT_S):
-            raise TimedOut(f"boot of {name}", after_s=BOOT_WAIT_S)
-    address = _address(demo, "net2")
-    told = _run(demo, "net1", f"ping -c 20 -i {INTERVAL_S} {address} | tail -2")
+        tenant.until_booted(name)
+    address = tenant.address("net2")
+    told = demo.tenant.type("net1", f"ping -c 20 -i {INTERVAL_S} {address} | tail -2")
     answered = re.search(r"(\d+) packets received", told)
     times = re.search(r"= ([\d.]+)/([\d.]+)/", told)
-    where = f"{demo.value('net1')['node_id']} → {demo.value('net2')['node_id']}"
+    where = f"{demo.tenant.vm('net1')['node_id']} → {demo.tenant.vm('net2')['node_id']}"
     demo.note(f"{where}: {answered.group(1) if answered else 'none'} of 20 answers")
     if times is not None:
         demo.figure("round trip between two datacenters", f"{times.group(1)} ms at best")
@@ -104,22 +84,10 @@ def _meet(demo: FabricDemo, sites: list[str]) -> str:
     return address
 
 
-def _until(demo: FabricDemo, name: str, *, site: str, state: str = "running") -> None:
-    """Wait until a VM is in `state`, at `site` if one is named."""
-    deadline_s = time.monotonic() + MOVE_WAIT_S
-    while True:
-        vm = demo.value(name)
-        if vm["state"] == state and site in ("", vm["site_id"]):
-            return
-        if time.monotonic() > deadline_s:
-            raise TimedOut(f"{name}, to be {state}", after_s=MOVE_WAIT_S, hint=str(vm["failure"]))
-        time.sleep(POLL_S)  # noqa: TID251 - waits for a process
-
-
 def _tell_path(demo: FabricDemo) -> None:
     shown = row_of(
-        demo.user.get(
-            f"/v1/iaas/{demo.iaas}/path", source="net1", destination="net2", traced="true"
+        demo.tenant.user.get(
+            f"/v1/iaas/{demo.tenant.iaas}/path", source="net1", destination="net2", traced="true"
         )
     )
     answer = inner(shown, "answer")
@@ -145,78 +113,45 @@ def _cut(demo: FabricDemo, site: str, address: str) -> None:
 
 def _go_public(demo: FabricDemo, admin: Client, site: str) -> OutsidePing:
     demo.say("net2 gets a public address, which a host on the internet reaches (LISP)")
-    address = give_address(demo, admin, "net2", site)
-    _run(demo, "net2", f"ip addr add {address}/32 dev eth0")
+    address = give_address(demo.tenant, demo.lab, admin, vm="net2", site=site)
+    demo.tenant.type("net2", f"ip addr add {address}/32 dev eth0")
     outside = OutsidePing(demo.lab, address)
     demo.note(f"{address} answers from outside after {outside.wait():.1f} s")
     return outside
 
 
 def _move(demo: FabricDemo, sites: list[str], address: str, outside: OutsidePing) -> None:
-    start = str(demo.value("net2")["site_id"])
+    start = str(demo.tenant.vm("net2")["site_id"])
     target = next(site for site in reversed(sites) if site != start)
     demo.say(f"net2 moves from {start} to {target} while net1 and the outside talk to it")
     _start_ping(demo, address)
     outside.start()
     time.sleep(CUT_AFTER_S)  # noqa: TID251 - a person watches
-    demo.user.call("POST", f"{demo.vm('net2')}/migrate", {"site": target})
-    _until(demo, "net2", site=target)
+    demo.tenant.move("net2", target)
     time.sleep(WATCH_CUT_S)  # noqa: TID251 - a person watches
     longest_ms = _stop_ping(demo)
     demo.figure("longest gap of a ping through a live migration", f"{longest_ms:.0f} ms")
     outside_ms = outside.stop()
     demo.figure("longest gap of its public address, from outside", f"{outside_ms:.0f} ms")
-    told = float(str(demo.value("net2")["downtime_ms"]))
+    told = float(str(demo.tenant.vm("net2")["downtime_ms"]))
     if told:
         demo.note(f"of which the guest stood still for {told:.0f} ms, by QEMU's own count")
-    if not answers(demo, address):
+    if not demo.tenant.answers("net1", address):
         demo.note("net2 has not survived its move: QEMU's emulator loses writes now and then")
         demo.note("(docs/design/vnode.md, KVM or TCG); it is started anew")
-        start_anew(demo, "net2")
-
-
-def answers(demo: FabricDemo, address: str) -> bool:
-    """Tell whether `address` answers net1."""
-    return " 0 packets received" not in _run(demo, "net1", f"ping -c 3 -W 2 {address} | tail -3")
-
-
-def start_anew(demo: FabricDemo, name: str) -> None:
-    """Stop a VM whatever its guest does, start it, and wait until its shell answers."""
-    demo.user.call("POST", f"{demo.vm(name)}/stop", {})
-    _until(demo, name, site="", state="stopped")
-    demo.user.call("POST", f"{demo.vm(name)}/start", {})
-    _until(demo, name, site="")
-    deadline_s = time.monotonic() + BOOT_WAIT_S
-    while True:
-        try:
-            _run(demo, name, "true")
-        except TimedOut:
-            if time.monotonic() > deadline_s:
-                raise
-        else:
-            return
+        demo.tenant.start_anew("net2")
 
 
 # The guest's console ----------------------------------------------------------------------------
 
 
-def _address(demo: FabricDemo, name: str) -> str:
-    vm_id = demo.value(name)["vm_id"]
-    for row in rows_of(demo.user.get(f"/v1/iaas/{demo.iaas}/ports")):
-        port = inner(row, "value")
-        addresses = port["addresses"]
-        if port["vm_id"] == vm_id and isinstance(addresses, list) and addresses:
-            return str(addresses[0]).partition("/")[0]
-    raise NotFound("address", name)
-
-
 def _start_ping(demo: FabricDemo, address: str) -> None:
-    _run(demo, "net1", f"(ping -i {INTERVAL_S} {address} >{LOG} 2>&1 &)")
+    demo.tenant.type("net1", f"(ping -i {INTERVAL_S} {address} >{LOG} 2>&1 &)")
 
 
 def _stop_ping(demo: FabricDemo) -> float:
     """Stop the ping; return its longest gap in milliseconds."""
-    told = _run(demo, "net1", f"killall -INT ping; sleep 1; {GAPS}")
+    told = demo.tenant.type("net1", f"killall -INT ping; sleep 1; {GAPS}")
     last = re.search(r"last (\d+)", told)
     if last is None or not int(last.group(1)):
         raise TimedOut("the ping in net1", after_s=CONSOLE_WAIT_S, hint="it had no answer at all")
@@ -225,14 +160,3 @@ def _stop_ping(demo: FabricDemo) -> float:
     if sent is not None:  # a silence that did not end is the longest of all
         steps.append(int(sent.group(1)) - int(last.group(1)))
     return max(steps, default=1) * INTERVAL_S * 1000
-
-
-def _run(demo: FabricDemo, name: str, command: str) -> str:
-    """Type a command on a VM's console; return what it printed."""
-    mark = secrets.token_hex(4)
-    # The quotes keep the echo of what is typed from looking like the marks.
-    text = f"echo b''{mark}; {command}; echo e''{mark}\n"
-    with Console(demo.user, demo.vm(name), after_bytes=-1) as console:
-        console.type(text)
-        told = console.wait_for(f"e{mark}", CONSOLE_WAIT_S)
-    return told.rpartition(f"b{mark}")[2].partition(f"e{mark}")[0]

@@ -7,9 +7,10 @@ offloads); it outlives this process, and so do trunks and taps.
 
 A VM on the move. Its line leaves the directory when its migration begins; from then on frames
 themselves tell where it is. Its port at the target is not `present`: it takes nothing, until the
-first frame from the guest shows that it runs here; then the port opens, and an announcement
-under the guest's MAC goes over the tree so that every RBridge learns the new place at once. At
-the source the port closes when the hypervisor has handed the guest over.
+first frame from the guest (QEMU's announcement as it resumes) shows that it runs here; then the
+port opens, and an announcement under the guest's MAC goes over the tree so that every RBridge
+learns the new place at once. At the source what comes while the guest stands still is kept
+(`fabric_departures`); the port closes, and that is sent on, when the announcement is heard.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from typing import Final
 import structlog
 
 from nuage.clock import Clock
+from nuage.daemon.fabric_departures import FOLLOW_MAX_S, LOOK_EVERY_S, Departures
 from nuage.daemon.fabric_memory import FabricNotebook, TapMemory, TrunkMemory
 from nuage.daemon.fabric_trunks import (
     Standing,
@@ -93,6 +95,7 @@ from nuage.network.runner import (
 from nuage.network.security_group import SecurityRule
 from nuage.network.segment import AccessPort, SegmentSwitch, Station
 from nuage.network.software_plane import SoftwarePlane
+from nuage.network.stray import sent_after
 from nuage.network.trunk import TrunkDriver
 from nuage.network.trunk_wireguard import run
 from nuage.network.wire import mac_bytes
@@ -155,6 +158,8 @@ class Fabric:
         self.switch = SegmentSwitch()
         self._served: dict[PortNumber, str] = {}
         self._arriving: dict[PortId, PacketSocket] = {}
+        self._departures = Departures()
+        self._following: set[PortId] = set()
         self._trunk_macs: dict[PortNumber, bytes] = {}
         self._update_due: asyncio.TimerHandle | None = None
         self._wished = asyncio.Event()
@@ -195,6 +200,7 @@ class Fabric:
         for watch in self._arriving.values():
             self._close_watch(watch)
         self._arriving.clear()
+        self._departures.end_all()
         self.lisp.stop()
         if self.runner is not None:
             self.runner.stop()
@@ -427,6 +433,7 @@ class Fabric:
         watch = self._arriving.pop(port_id, None)
         if watch is not None:
             self._close_watch(watch)
+        self._departures.end(port_id)
         self.update()
         name = tap_name(port_id) if tap is None else tap.tap
         if tap is not None:
@@ -436,20 +443,84 @@ class Fabric:
             await run(("ip", "link", "del", name))
 
     def vm_runs(self, vm_id: VmId) -> None:
-        """Open the ports of a VM that is seen to run here."""
+        """Open the ports of a VM that is seen to run here, or to go on here after all."""
         for port_id, tap in list(self.notebook.memory.taps.items()):
-            if tap.vm_id == vm_id and not tap.present:
+            if tap.vm_id != vm_id:
+                continue
+            if not tap.present:
                 self._arrived(port_id)
+            elif port_id in self._departures:
+                self._departures.end(port_id)  # the tap's own queue has them still
+                self.update()
+
+    def vm_leaves_soon(self, vm_id: VmId) -> None:
+        """Listen to what comes for a VM that may stand still at any moment, to go elsewhere."""
+        for port_id, tap in self.notebook.memory.taps.items():
+            if tap.vm_id != vm_id or not tap.present or port_id in self._departures:
+                continue
+            try:
+                self._departures.begin(port_id, tap.tap, mac_bytes(tap.port.mac))
+            except OSError as error:
+                log.warning("nothing is kept", tap=tap.tap, error=str(error))
+
+    def vm_stands_still(self, vm_id: VmId, at_s: float) -> None:
+        """Keep what came for a VM since it stopped (by the wall's clock), to go elsewhere."""
+        taps = self.notebook.memory.taps
+        leaving = [i for i, tap in taps.items() if tap.vm_id == vm_id and i in self._departures]
+        for port_id in leaving:
+            self._departures.stand_still(port_id, at_s or self.clock.now_s())
+        if leaving:
+            self.update()
 
     def vm_left(self, vm_id: VmId) -> None:
-        """Close the ports of a VM that was handed over to another node."""
+        """Close the ports of a VM that was handed over to another node, as soon as it is there."""
         taps = self.notebook.memory.taps
-        left = [i for i, tap in taps.items() if tap.vm_id == vm_id and tap.present]
-        for port_id in left:
-            taps[port_id] = _present(taps[port_id], present=False)
-        if left:
-            self.update()
-            self.notebook.save()
+        for port_id in [i for i, tap in taps.items() if tap.vm_id == vm_id and tap.present]:
+            if not self._departures.is_still(port_id):
+                self._closed(port_id)
+            elif port_id not in self._following:
+                self._following.add(port_id)
+                self._tasks.start("departure", self._follow(port_id))
+
+    async def _follow(self, port_id: PortId) -> None:
+        """Wait until a guest's new place is known; send after it what came meanwhile."""
+        tap, loop = self.notebook.memory.taps[port_id], asyncio.get_running_loop()
+        until_s = loop.time() + FOLLOW_MAX_S
+        try:
+            while port_id in self._departures and loop.time() < until_s:
+                place = self._new_place(port_id, tap)
+                if place:
+                    self._send_after(port_id, tap, place)
+                    break
+                await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            self._following.discard(port_id)
+            self._departures.end(port_id)
+        if port_id in self.notebook.memory.taps:
+            self._closed(port_id)
+
+    def _new_place(self, port_id: PortId, tap: TapMemory) -> Nickname:
+        found = self.plane.learned_at(Label(tap.port.label), mac_bytes(tap.port.mac))
+        still_s = self.clock.now_s() - self._departures.still_since_s(port_id)
+        if found is None or found.age_s > still_s:
+            return NICKNAME_UNKNOWN
+        return found.nickname
+
+    def _send_after(self, port_id: PortId, tap: TapMemory, place: Nickname) -> None:
+        frames, runner = self._departures.end(port_id), self.runner
+        if runner is None:
+            return
+        entries, label = runner.rbridge.table, Label(tap.port.label)
+        for port, frame in sent_after(entries, label, place, frames, self._trunk_macs):
+            runner.send(port, frame)
+        log.info("sent after its guest", vm=tap.vm_id, frames=len(frames))
+
+    def _closed(self, port_id: PortId) -> None:
+        self._departures.end(port_id)
+        taps = self.notebook.memory.taps
+        taps[port_id] = _present(taps[port_id], present=False)
+        self.update()
+        self.notebook.save()
 
     def _watch_arrivals(self) -> None:
         for port_id, tap in self.notebook.memory.taps.items():
@@ -476,8 +547,9 @@ class Fabric:
             self._close_watch(watch)
         taps = self.notebook.memory.taps
         taps[port_id] = tap = _present(taps[port_id], present=True)
+        self.plane.apply(self.switch.arrive(PortNumber(self.notebook.number_of(tap.tap))))
+        self._announce(tap)  # senders go by this; all else takes longer the larger the campus
         self.update()
-        self._announce(tap)
         log.info("guest arrived", vm=tap.vm_id, port=port_id)
         self.notebook.save()
 
@@ -567,7 +639,8 @@ class Fabric:
         for tap in self.notebook.memory.taps.values():
             number = PortNumber(self.notebook.number_of(tap.tap))
             if self._served.get(number) == tap.tap:
-                ports.append(_access_port(number, tap, rules.get(tap.port.port_id)))
+                port = _access_port(number, tap, rules.get(tap.port.port_id))
+                ports.append(replace(port, leaving=self._departures.is_still(tap.port.port_id)))
         return ports
 
 

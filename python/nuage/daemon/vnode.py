@@ -31,6 +31,7 @@ from nuage.vnode.probe import probe_accelerator
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 from nuage.vnode.rapl import RaplMeter
 from nuage.vnode.sed import Meter, NodeFacts, PowerReading, Sed, SliceGauge
+from nuage.vnode.send_queue import shorten_send_queues
 
 LEASE_CHECK_S = 1.0
 NOT_ALLOWED_S = 1.0  # the end of a lease that ended long ago; 0.0 would be none
@@ -79,9 +80,13 @@ class VnodeProcess:
             self._clock,
         )
         self._fabric.start()  # first: neighbours wait for its word
+        shorten_send_queues()
         accelerator = await self._accelerator()
         self._hypervisor = QemuHypervisor(
             QemuOptions(root=configuration.state_dir / "guests", accelerator=accelerator)
+        )
+        self._hypervisor.subscribe_leaving(
+            self._fabric.vm_leaves_soon, self._fabric.vm_stands_still
         )
         await self._hypervisor.open()
         sed = await self._sed(accelerator)

@@ -442,6 +442,10 @@ class ForwardingPlane(Protocol):
         """Return what was learned and has not aged out; directory entries are not listed."""
         ...
 
+    def learned_at(self, label: Label, mac: bytes) -> LearnedMac | None:
+        """Return where one station was learned to be; what the directory lists is not learned."""
+        ...
+
     def take_echoes(self) -> tuple[EchoSeen, ...]:
         """Return the last echo that came back on each trunk, when it is a new one."""
         ...

@@ -183,6 +183,7 @@ class KernelPlane:
             case MacEntry():
                 key = tables.STATION_KEY.pack(entry.label, entry.mac)
                 put("directory", key, tables.encode_station(entry))
+                self._unlearn(key)  # it may be of another place, and this line may go again
             case GuardEntry():
                 put("guards", tables.guard_key(entry), U32.pack(1))
             case PolicyEntry():
@@ -474,11 +475,7 @@ class KernelPlane:
         for key, value in zip(
             pieces(keys, tables.STATION_KEY.size), pieces(values, tables.STATION.size), strict=True
         ):
-            label, mac = tables.STATION_KEY.unpack(key)
-            nickname, port, _, seen_ns = tables.STATION.unpack(value)
-            age_s = max(0, now_ns - seen_ns) / 1e9
-            found = LearnedMac(Label(label), mac, Nickname(nickname), PortNumber(port), age_s)
-            yield key, found
+            yield key, tables.decode_learned(key, value, now_ns)
 
     def _forget(self, is_gone: Callable[[LearnedMac], bool]) -> int:
         """Unlearn; a port may then learn as many again."""
@@ -490,15 +487,36 @@ class KernelPlane:
         if keys:
             self._try(lambda: self._bpf.delete("learned", b"".join(keys)))
         for number, count in freed.items():
-            state = self._bpf.lookup("states", U32.pack(number)) if number else None
-            if state is not None:
-                fields = list(tables.STATE.unpack(state))
-                fields[1] = max(0, fields[1] - count)
-                value = tables.STATE.pack(*fields)
-                self._try(lambda number=number, value=value: self._bpf.update(  # type: ignore[misc]
-                    "states", U32.pack(number), value
-                ))  # fmt: skip
+            self._give_back(number, count)
         return len(keys)
+
+    def _give_back(self, number: PortNumber, count: int) -> None:
+        """Let a port learn `count` more."""
+        state = self._bpf.lookup("states", U32.pack(number)) if number else None
+        if state is None:
+            return
+        fields = list(tables.STATE.unpack(state))
+        fields[1] = max(0, fields[1] - count)
+        value = tables.STATE.pack(*fields)
+        self._try(lambda: self._bpf.update("states", U32.pack(number), value))
+
+    def _unlearn(self, key: bytes) -> None:
+        value = self._bpf.lookup("learned", key)
+        if value is None:
+            return
+        self._batch.delete("learned", key)
+        port = PortNumber(tables.STATION.unpack(value)[1])
+        if port:
+            self._give_back(port, 1)
+
+    def learned_at(self, label: Label, mac: bytes) -> LearnedMac | None:
+        """Return where a station was learned to be."""
+        key = tables.STATION_KEY.pack(label, mac)
+        value = self._bpf.lookup("learned", key)
+        if value is None:
+            return None
+        found = tables.decode_learned(key, value, time.monotonic_ns())
+        return found if found.age_s < AGE_MAX_S else None
 
     def learned(self) -> tuple[LearnedMac, ...]:
         """Return what was learned and has not aged out; directory entries are not listed."""

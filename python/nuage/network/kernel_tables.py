@@ -19,6 +19,7 @@ from nuage.network.forwarding import (
     FloodEntry,
     GuardEntry,
     Label,
+    LearnedMac,
     MacEntry,
     MapAction,
     MapCacheEntry,
@@ -279,6 +280,14 @@ def decode_station(key: bytes, value: bytes) -> MacEntry:
     label, mac = STATION_KEY.unpack(key)
     nickname, port, _, _ = STATION.unpack(value)
     return MacEntry(Label(label), mac, Nickname(nickname), PortNumber(port))
+
+
+def decode_learned(key: bytes, value: bytes, now_ns: int) -> LearnedMac:
+    """Return what the programs learned of a station; `now_ns` is CLOCK_MONOTONIC."""
+    label, mac = STATION_KEY.unpack(key)
+    nickname, port, _, seen_ns = STATION.unpack(value)
+    age_s = max(0, now_ns - seen_ns) / 1e9
+    return LearnedMac(Label(label), mac, Nickname(nickname), PortNumber(port), age_s)
 
 
 # ---- guests ----

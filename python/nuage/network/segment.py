@@ -6,7 +6,7 @@ tenants may use the same addresses. A port's guest may send from its own MAC and
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_network
 from typing import Final
 
@@ -67,6 +67,7 @@ class AccessPort:
     guarded: bool = True
     rules: tuple[SecurityRule, ...] | None = (ALL_OUT,)
     present: bool = True
+    leaving: bool = False  # it stands still here: what floods the segment still comes to its tap
     rate_bits_per_s: int = 0  # 0: what the class gives
 
 
@@ -118,6 +119,23 @@ class SegmentSwitch:
         self._applied = new
         return delta
 
+    def arrive(self, number: PortNumber) -> ForwardingDelta:
+        """Open the port of a guest that is here now, and that alone: it waits for this.
+
+        An `update` with the same port present changes nothing more of it.
+        """
+        port = self._ports.get(number)
+        if port is None or port.present:
+            return ForwardingDelta()
+        self._ports[number] = replace(port, present=True)
+        others = (p for p in self._ports.values() if p.label == port.label and p.present)
+        opened: tuple[Entry, ...] = (
+            MacEntry(port.label, mac_bytes(port.mac), port=number),
+            FloodEntry(port.label, tuple(sorted(p.port for p in others))),
+        )
+        self._applied.update(table(opened))
+        return ForwardingDelta(set=opened)
+
     def _note(self, label: Label, mac: bytes, addresses: Iterable[str]) -> None:
         for address in addresses:
             self._macs[label, ip_address(address)] = mac
@@ -134,6 +152,7 @@ class SegmentSwitch:
             here.setdefault(port.label, [])
             if port.present:
                 here[port.label].append(port.port)
+            if port.present and not port.leaving:
                 local.add((port.label, mac))
                 entries.append(MacEntry(port.label, mac, port=port.port))
             entries.append(

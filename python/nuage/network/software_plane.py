@@ -149,6 +149,7 @@ class SoftwarePlane:
                 self._flood[entry.label] = entry.ports
             case MacEntry():
                 self._directory[entry.key] = entry
+                self._unlearn((entry.label, entry.mac))
             case GuardEntry():
                 self._guards.setdefault(entry.port, set()).add(entry.address)
             case PolicyEntry():
@@ -213,6 +214,12 @@ class SoftwarePlane:
         if port:
             del self._learned_at[port]
 
+    def _unlearn(self, key: tuple[int, bytes]) -> None:
+        """Forget one station: it may be of another place, and a directory line may go again."""
+        found = self._learned.pop(key, None)
+        if found is not None and found.port:
+            self._learned_at[found.port] -= 1
+
     def counters(self) -> PlaneCounters:
         """Return the sums so far."""
         return PlaneCounters(
@@ -230,6 +237,10 @@ class SoftwarePlane:
             for (label, mac), found in self._learned.items()
             if self._now_s - found.seen_s < AGE_MAX_S
         )
+
+    def learned_at(self, label: Label, mac: bytes) -> LearnedMac | None:
+        """Return where a station was learned to be."""
+        return next((at for at in self.learned() if (at.label, at.mac) == (label, mac)), None)
 
     def take_echoes(self) -> tuple[EchoSeen, ...]:
         """None: those that come back are handed up as frames."""

@@ -121,6 +121,9 @@ class Guest:
     is_sent: bool = True  # it is, or may be, on its way to another node: a restarted agent asks
     sent: asyncio.Event = field(default_factory=asyncio.Event)  # the way has ended, well or not
     unplugged: Callable[[str], None] = field(default=lambda _device: None)
+    leaves_soon: Callable[[VmId], None] = field(default=lambda _vm_id: None)
+    stands_still: Callable[[VmId, float], None] = field(default=lambda _vm_id, _at_s: None)
+    is_nearly_sent: bool = False  # what is left of its memory is what it has just written
 
     def __post_init__(self) -> None:
         log = self.folder / "console.log"
@@ -179,7 +182,14 @@ class Guest:
         if event.name == "MIGRATION":
             self.is_sent = True
             if _MIGRATION_STATES.get(str(event.data.get("status"))) not in _UNDER_WAY:
+                self.is_nearly_sent = False
                 self.sent.set()
+        elif event.name == "MIGRATION_PASS" and _number(event.data.get("pass")) > 1:
+            if not self.is_nearly_sent:
+                self.is_nearly_sent = True
+                self.leaves_soon(self.record.vm_id)
+        elif event.name == "STOP" and self.is_nearly_sent:
+            self.stands_still(self.record.vm_id, event.at_s)
         elif event.name == "DEVICE_DELETED" and isinstance(device := event.data.get("device"), str):
             self.unplugged(device)
         self.changed(self.record.vm_id)

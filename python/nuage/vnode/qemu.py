@@ -78,6 +78,7 @@ class QemuHypervisor:
         self._children: set[int] = set()
         self._listeners: list[Callable[[VmId], None]] = []
         self._chores: set[asyncio.Task[None]] = set()
+        self._leaving: tuple[Callable[[VmId], None], Callable[[VmId, float], None]] | None = None
         self._rerouting = Rerouting()
         self._repoints: dict[tuple[VmId, int], int] = {}
 
@@ -94,6 +95,15 @@ class QemuHypervisor:
     def subscribe(self, changed: Callable[[VmId], None]) -> None:
         """Call `changed` whenever a guest's state may have changed."""
         self._listeners.append(changed)
+
+    def subscribe_leaving(
+        self, soon: Callable[[VmId], None], still: Callable[[VmId, float], None]
+    ) -> None:
+        """Tell when a guest may stop at any moment to go elsewhere, and that, and when, it did.
+
+        At once, from QEMU's own events: what is on its way to the guest is lost otherwise.
+        """
+        self._leaving = (soon, still)
 
     def _changed(self, vm_id: VmId) -> None:
         for listener in self._listeners:
@@ -114,6 +124,8 @@ class QemuHypervisor:
 
     def _take(self, guest: Guest) -> None:
         self._guests[guest.record.vm_id] = guest
+        if self._leaving is not None:
+            guest.leaves_soon, guest.stands_still = self._leaving
         guest.unplugged = lambda device: self._later(self._finish_detach(guest, device))
 
     def _later(self, chore: Coroutine[None, None, None]) -> None:

@@ -55,6 +55,7 @@ class Event:
 
     name: str
     data: Mapping[str, Json]
+    at_s: float = 0.0  # by the host's clock; 0 when QEMU does not know
 
 
 Message: TypeAlias = Greeting | Answer | Event
@@ -94,9 +95,18 @@ def _message(line: bytes) -> Message:
             return Answer(_command_id(document), value, None)
         case {"event": str(name)}:
             data = document.get("data")
-            return Event(name, data if isinstance(data, Mapping) else {})
+            known = data if isinstance(data, Mapping) else {}
+            return Event(name, known, _time_of(document.get("timestamp")))
         case _:
             raise RemoteProtocolError(f"QEMU sent no QMP message: {line[:80]!r}")
+
+
+def _time_of(stamp: Json) -> float:
+    match stamp:
+        case {"seconds": int(seconds), "microseconds": int(microseconds)} if seconds > 0:
+            return seconds + microseconds / 1e6
+        case _:
+            return 0.0
 
 
 def _command_id(rest: Mapping[str, Json]) -> int:

@@ -319,6 +319,20 @@ def test_a_directory_entry_outranks_what_is_learned(driver: Driver) -> None:
     assert len(driver.send(GUEST, native(REMOTE, STATION))) == 3
 
 
+def test_what_was_learned_before_a_directory_line_does_not_come_back_when_that_goes(
+    driver: Driver,
+) -> None:
+    driver.send(LEFT, encode_trill(multi()))
+    found = driver.plane.learned_at(RED, REMOTE)
+    assert found is not None
+    assert (found.nickname, found.port) == (LEFT_PEER, 0)
+    line = MacEntry(RED, REMOTE, nickname=FAR)
+    driver.plane.apply(ForwardingDelta(set=(line,)))
+    driver.plane.apply(ForwardingDelta(removed=(line,)))
+    assert driver.plane.learned_at(RED, REMOTE) is None
+    assert len(driver.send(GUEST, native(REMOTE, STATION))) == 3, "flooded: nobody knows"
+
+
 def test_learning_in_one_segment_says_nothing_of_another(driver: Driver) -> None:
     driver.send(LEFT, encode_trill(multi()))
     out = driver.send(BLUE_GUEST, native(REMOTE, STATION))

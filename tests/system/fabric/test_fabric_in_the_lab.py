@@ -14,15 +14,9 @@ import pytest
 
 from nuage.api.client import Client
 from nuage.cli.address_demo import GROUP, give_address
-from nuage.cli.fabric_demo import (
-    FabricDemo,
-    _run,
-    _until,
-    answers,
-    fabric_demo,
-    start_anew,
-)
+from nuage.cli.fabric_demo import fabric_demo
 from nuage.cli.showing import inner, row_of, rows_of
+from nuage.cli.tenant import Tenant
 from nuage.errors import NuageError
 from nuage.lab import kernel
 from nuage.lab.assembly import admin_of, api_socket, assemble, disband
@@ -72,16 +66,9 @@ class Federation:
     admin: Client
     user: Client
 
-    def demo(self, tenant: str) -> FabricDemo:
+    def tenant(self, iaas: str) -> Tenant:
         """Return what types on a tenant's consoles."""
-        return FabricDemo(self.user, self.lab, tenant, "guest", _quiet, _quiet, _told)
-
-    def address(self, tenant: str, name: str) -> str:
-        """Return a VM's address."""
-        vm_id = self.demo(tenant).value(name)["vm_id"]
-        ports = [inner(row, "value") for row in rows_of(self.user.get(f"/v1/iaas/{tenant}/ports"))]
-        (address,) = (port["addresses"][0] for port in ports if port["vm_id"] == vm_id)  # type: ignore[index]
-        return str(address).partition("/")[0]
+        return Tenant(self.user, iaas)
 
 
 @pytest.fixture(scope="module")
@@ -130,50 +117,36 @@ def test_guests_meet_over_trill_through_a_cut_and_a_move(federation: Federation)
 
 
 def test_tenants_with_the_same_addresses_do_not_meet(federation: Federation) -> None:
-    red, blue = federation.demo("red"), federation.demo("blue")
+    red, blue = federation.tenant("red"), federation.tenant("blue")
     for name, site in (("net1", "marne"), ("net2", "lyon")):
-        body = {"name": name, "image": "guest", "site": site}
-        federation.user.call("POST", "/v1/iaas/blue/vms", body)
-    for name in ("net1", "net2"):
-        _until(blue, name, site="")
-    _run_when_up(blue, "net2")
-    _run_when_up(blue, "net1")
-    address = federation.address("blue", "net2")
-    assert address == federation.address("red", "net2")
-    for demo in (red, blue):
-        told = _run(demo, "net1", f"wget -qO- http://{address}/ || echo silent; hostname")
+        blue.create(name, image="guest", site=site)
+    for name in ("net2", "net1"):
+        blue.until(name)
+        blue.until_it_has_a_shell(name)
+    address = blue.address("net2")
+    assert address == red.address("net2")
+    for tenant in (red, blue):
+        told = tenant.type("net1", f"wget -qO- http://{address}/ || echo silent; hostname")
         assert f"net2 {address}" in told
-    _run(blue, "net2", "ip link set eth0 down")
-    told = _run(red, "net1", f"ping -c 3 -W 2 {address}")
+    blue.type("net2", "ip link set eth0 down")
+    told = red.type("net1", f"ping -c 3 -W 2 {address}")
     assert "3 packets received" in told, "the other tenant's machine is another machine"
-    told = _run(blue, "net1", f"ping -c 2 -W 1 {address}")
+    told = blue.type("net1", f"ping -c 2 -W 1 {address}")
     assert " 0 packets received" in told
-
-
-def _run_when_up(demo: FabricDemo, name: str) -> None:
-    for _ in range(20):
-        try:
-            _run(demo, name, "true")
-        except NuageError:
-            continue
-        else:
-            return
-    raise AssertionError(f"{name} has no shell")
 
 
 def _part_them(federation: Federation) -> None:
     """Have net1 and net2 at two sites."""
-    red = federation.demo("red")
-    if red.value("net2")["site_id"] == red.value("net1")["site_id"]:
-        federation.user.call("POST", f"{red.vm('net2')}/migrate", {"site": "lyon"})
-        _until(red, "net2", site="lyon")
-    if not answers(red, federation.address("red", "net2")):
-        start_anew(red, "net2")  # emulated guests do not survive every move: docs/design/vnode.md
+    red = federation.tenant("red")
+    if red.vm("net2")["site_id"] == red.vm("net1")["site_id"]:
+        red.move("net2", "lyon")
+    if not red.answers("net1", red.address("net2")):
+        red.start_anew("net2")  # emulated guests do not survive every move: docs/design/vnode.md
 
 
 def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:
-    red = federation.demo("red")
-    address = federation.address("red", "net2")
+    red = federation.tenant("red")
+    address = red.address("net2")
     sockets = []
     for provider in federation.lab.description.providers:
         namespace = f"nuage.{federation.lab.description.name}.{provider}"
@@ -182,7 +155,7 @@ def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:
     for one in sockets:
         while one.receive():
             pass
-    told = _run(red, "net1", f"ping -c 20 -i 0.1 -p 5a -s 600 {address}")
+    told = red.type("net1", f"ping -c 20 -i 0.1 -p 5a -s 600 {address}")
     assert "20 packets received" in told
     frames = [frame for one in sockets for frame in iter(one.receive, None)]
     for one in sockets:
@@ -195,28 +168,64 @@ def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:
 def test_an_edge_that_loses_its_daemon_forwards_on_and_keeps_its_nickname(
     federation: Federation,
 ) -> None:
-    red, edge = federation.demo("red"), "marne-edge1"
-    address = federation.address("red", "net2")
+    red, edge = federation.tenant("red"), "marne-edge1"
+    address = red.address("net2")
     before = row_of(federation.admin.get(f"/v1/fabric/{edge}"))["nickname"]
-    _run(red, "net1", f"(ping -c 400 -i 0.02 {address} >/data/kill 2>&1 &)")
+    red.type("net1", f"(ping -c 400 -i 0.02 {address} >/data/kill 2>&1 &)")
     os.kill(_daemon(federation.lab, edge), signal.SIGKILL)
     deadline_s = time.monotonic() + 60.0
     while _nickname(federation, edge) != before:
         assert time.monotonic() < deadline_s, "the edge did not come back as it was"
-    told = _run(red, "net1", "sleep 8; tail -2 /data/kill")
+    told = red.type("net1", "sleep 8; tail -2 /data/kill")
     lost = re.search(r"(\d+)% packet loss", told)
     assert lost is not None, told
     assert int(lost.group(1)) <= 5, told
 
 
-def _daemon(lab: Lab, node: str) -> int:
-    namespace = lab.namespace(node)
+def test_a_tunnel_whose_process_dies_is_made_anew_and_carries_again(
+    federation: Federation,
+) -> None:
+    red, edge = federation.tenant("red"), "marne-edge1"
+    before = _tunnels(federation.lab, edge)
+    if not before:
+        pytest.skip("the kernel's WireGuard has no process that could die")
+    tunnel, pid = min(before.items())
+    os.kill(pid, signal.SIGKILL)
+    _await(lambda: _tunnels(federation.lab, edge).get(tunnel, pid) != pid, "a new process")
+    _await(lambda: _trunk_states(federation, edge) == {"report"}, "all trunks up")
+    assert red.answers("net1", red.address("net2"))
+
+
+def _trunk_states(federation: Federation, node: str) -> set[object]:
+    trunks = rows_of(row_of(federation.admin.get(f"/v1/fabric/{node}"))["trunks"])
+    return {trunk["state"] for trunk in trunks if trunk["provider"]}
+
+
+def _tunnels(lab: Lab, node: str) -> dict[str, int]:
+    """Return wireguard-go's processes by their tunnel."""
+    found = {}
+    for pid, words in _processes(lab, node):
+        if words[0].endswith("wireguard-go"):
+            found[words[1]] = pid
+    return found
+
+
+def _processes(lab: Lab, node: str) -> Iterator[tuple[int, list[str]]]:
     done = subprocess.run(
-        ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True
+        ["ip", "netns", "pids", lab.namespace(node)], capture_output=True, text=True, check=True
     )
     for pid in map(int, done.stdout.split()):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"nuage.cli.main" in words and b"edge" in words:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        if len(words) > 1:
+            yield pid, words
+
+
+def _daemon(lab: Lab, node: str) -> int:
+    for pid, words in _processes(lab, node):
+        if "nuage.cli.main" in words and "edge" in words:
             return pid
     raise AssertionError(f"{node} has no daemon")
 
@@ -229,47 +238,33 @@ def _nickname(federation: Federation, node: str) -> object:
         return None
 
 
-def _put(federation: Federation, path: str, body: dict[str, list[str]]) -> None:
-    """Ask until the VM's site has heard of what another site made."""
-    for _ in range(20):
-        try:
-            federation.user.call("PUT", path, body)
-        except NuageError as error:
-            if "no security-group" not in error.message:
-                raise
-            time.sleep(0.2)  # noqa: TID251 - waits for a feed
-        else:
-            return
-    raise AssertionError("the group did not reach the VM's site")
-
-
 def test_a_port_in_a_group_takes_what_the_group_says(federation: Federation) -> None:
-    red = federation.demo("red")
-    address = federation.address("red", "net2")
+    red = federation.tenant("red")
+    address = red.address("net2")
     rule = {"protocol": "tcp", "port_first": 80, "port_last": 80}
     federation.user.call("POST", "/v1/iaas/red/security-groups", {"group": "web", "rules": [rule]})
-    _put(federation, f"{red.vm('net2')}/port", {"groups": ["web"]})
+    red.put(f"{red.path('net2')}/port", {"groups": ["web"]})
     time.sleep(1.0)  # noqa: TID251 - waits for a node
-    told = _run(red, "net1", f"ping -c 2 -W 1 {address} | tail -2; wget -qO- http://{address}/")
+    told = red.type("net1", f"ping -c 2 -W 1 {address} | tail -2; wget -qO- http://{address}/")
     assert " 0 packets received" in told
     assert f"net2 {address}" in told
-    federation.user.call("PUT", f"{red.vm('net2')}/port", {"groups": []})
+    federation.user.call("PUT", f"{red.path('net2')}/port", {"groups": []})
 
 
 def test_a_public_address_is_reached_by_the_other_provider_when_one_swallows_all(
     federation: Federation,
 ) -> None:
     """After `test_guests_meet…`, which gave net2 its address; net1 gets one here."""
-    red = federation.demo("red")
-    mine = give_address(red, federation.admin, "net1", "marne")
-    _run(red, "net1", f"ip addr add {mine}/32 dev eth0")
+    red = federation.tenant("red")
+    mine = give_address(red, federation.lab, federation.admin, vm="net1", site="marne")
+    red.type("net1", f"ip addr add {mine}/32 dev eth0")
     _part_them(federation)
     rows = rows_of(federation.user.get("/v1/iaas/red/addresses"))
     (theirs,) = (str(row["address"]) for row in rows if row["vm"] == "net2")
-    _run(red, "net2", f"ip addr add {theirs}/32 dev eth0")
-    _put(federation, f"{red.vm('net2')}/port", {"groups": [GROUP]})
+    red.type("net2", f"ip addr add {theirs}/32 dev eth0")
+    red.put(f"{red.path('net2')}/port", {"groups": [GROUP]})
     _await(lambda: " 0 packets" not in _ping(red, mine, theirs), "net1 reaches net2's address")
-    told = _run(red, "net1", f"ping -c 2 -W 1 {theirs}")
+    told = red.type("net1", f"ping -c 2 -W 1 {theirs}")
     assert " 0 packets received" in told, "from a private address nothing leaves the segment"
     provider = federation.lab.description.providers[0]
     federation.lab.cut("lyon", provider=provider)
@@ -282,8 +277,8 @@ def test_a_public_address_is_reached_by_the_other_provider_when_one_swallows_all
     _await(lambda: "priority 1" in _why(federation, theirs), "the first way is taken again")
 
 
-def _ping(demo: FabricDemo, source: str, destination: str) -> str:
-    return _run(demo, "net1", f"ping -c 3 -i 0.5 -W 2 -I {source} {destination} | tail -3")
+def _ping(tenant: Tenant, source: str, destination: str) -> str:
+    return tenant.type("net1", f"ping -c 3 -i 0.5 -W 2 -I {source} {destination} | tail -3")
 
 
 def _why(federation: Federation, destination: str) -> str:

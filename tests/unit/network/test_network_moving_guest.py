@@ -20,10 +20,10 @@ RED = Label(0x100)
 GUEST = "06:00:00:00:00:01"
 
 
-def port(*, present: bool) -> AccessPort:
+def port(*, present: bool, leaving: bool = False) -> AccessPort:
     return AccessPort(
         port=PortNumber(7), port_id=PortId("port-7"), label=RED, mac=GUEST,
-        addresses=("10.0.0.2",), present=present,
+        addresses=("10.0.0.2",), present=present, leaving=leaving,
     )  # fmt: skip
 
 
@@ -38,6 +38,28 @@ def test_a_port_whose_guest_is_elsewhere_takes_nothing_and_keeps_its_segment() -
         MacEntry(RED, mac_bytes(GUEST), port=PortNumber(7)),
         FloodEntry(RED, (PortNumber(7),)),
     }
+
+
+def test_an_arrival_opens_its_port_alone_and_the_next_update_has_nothing_to_add() -> None:
+    switch = SegmentSwitch()
+    switch.update([port(present=False)], [])
+    opened = switch.arrive(PortNumber(7))
+    assert set(opened.set) == {
+        MacEntry(RED, mac_bytes(GUEST), port=PortNumber(7)),
+        FloodEntry(RED, (PortNumber(7),)),
+    }
+    assert not switch.arrive(PortNumber(7))
+    assert not switch.arrive(PortNumber(8))
+    assert not switch.update([port(present=True)], [])
+
+
+def test_a_guest_that_stands_still_before_it_leaves_is_flooded_to_but_not_listed() -> None:
+    """So that its announcement from elsewhere is learned, and what comes before it is kept."""
+    switch = SegmentSwitch()
+    switch.update([port(present=True)], [])
+    still = switch.update([port(present=True, leaving=True)], [])
+    assert still.removed == (MacEntry(RED, mac_bytes(GUEST), port=PortNumber(7)),)
+    assert still.set == ()
 
 
 def test_an_announcement_goes_over_the_branches_that_want_the_segment() -> None:

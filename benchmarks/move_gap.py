@@ -1,0 +1,354 @@
+"""How long traffic stops when a machine moves between two datacenters, beside its own standstill.
+
+    python benchmarks/move_gap.py [--rounds 4] [--kinds ping,from,to]
+
+A lab of its own with two sites (`lab/duo.toml`) and two guests on one segment. One of them moves
+from site to site and back while the other talks to it:
+
+    ping    an echo request every millisecond, from the guest that stays
+    from    a TCP stream out of the guest that moves, a line every 2 ms
+    to      the same into it
+
+Gaps are read from the frames at the staying guest's tap, with the kernel's time on each: the
+longest time between two answers, two new segments, two acknowledgements that rise. Beside them
+stands what QEMU says that the guest stood still (`downtime`). The goal is that and 60 ms. Of what
+is more, two parts are told by the guest's new tap: how long the network took to reach it, and how
+long the guest then took to say its first word (an emulator has its code to translate anew). One
+that does not live on is told apart and started anew: QEMU's emulator (TCG) loses writes of a busy
+guest's memory now and then (docs/design/vnode.md), which is no gap of the network. Needs root and
+`.build/guest/guest.raw`.
+"""
+
+import argparse
+import ctypes
+import errno
+import os
+import secrets
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import machine
+
+from nuage.api.client import Client
+from nuage.cli.showing import inner, row_of, rows_of
+from nuage.cli.tenant import Tenant
+from nuage.errors import Unavailable
+from nuage.ids import PortId
+from nuage.lab import kernel
+from nuage.lab.assembly import admin_of, api_socket, assemble, disband
+from nuage.lab.description import DEFAULT_DESCRIPTION
+from nuage.lab.lab import Lab
+from nuage.model.infrastructure import NodeRole
+from nuage.vnode.ports import tap_name
+
+GUEST = Path(__file__).parents[1] / ".build/guest/guest.raw"
+CONTRACT = {
+    "data_countries": ["FR"], "operator_countries": ["FR"], "copies": 1, "copy_sites": 1,
+    "ack_policy": "all",
+}  # fmt: skip
+STAYS, MOVES = "stays", "moves"
+ALLOWED_MS = 60.0
+SETTLE_S = 2.0
+AFTER_S = 1.5
+TAP_WAIT_S = 60.0
+STREAM_PORT = 9
+# A clock that needs no process for each tick: `ping` writes a line for every answer of its own.
+LINES = "ping -i 0.002 127.0.0.1"
+TALK = {  # what the one that stays and the one that moves are told to run
+    "ping": ("ping -i 0.001 {address}", ""),
+    "from": ("sleep 9999 | nc {address} 9", LINES + " | nc -l -p 9"),
+    "to": (LINES + " | nc {address} 9", "sleep 9999 | nc -l -p 9"),
+}
+SNAP_BYTES = 96
+KEPT_BYTES = 256 * 2**20
+ETH_P_ALL, PACKET_OUTGOING = 0x0003, 4
+SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_TIMESTAMPNS = 26, 33, 35
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame at a tap: when, whether towards the guest, its first bytes."""
+
+    at_s: float
+    to_guest: bool
+    head: bytes
+
+
+class TapWatch:
+    """All frames of a tap, kept by the kernel until somebody asks: no work meanwhile."""
+
+    def __init__(self, namespace: str, tap: str) -> None:
+        self._raw = kernel.inside(namespace, lambda: self._open(tap))
+
+    def _open(self, tap: str) -> socket.socket:
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        raw.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, KEPT_BYTES)
+        raw.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        shorten = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, SNAP_BYTES))
+        program = struct.pack("HxxxxxxP", 1, ctypes.addressof(shorten))
+        raw.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        raw.bind((tap, ETH_P_ALL))
+        raw.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+        return raw
+
+    def frames(self) -> list[Frame]:
+        """Return what came since the last call."""
+        found = []
+        while True:
+            try:
+                head, told, _flags, address = self._raw.recvmsg(SNAP_BYTES, 64)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:
+                    raise
+                continue  # said once when a tap goes; what it kept is still there
+            seconds, nanoseconds = struct.unpack("qq", told[0][2][:16])
+            at_s = seconds + nanoseconds / 1e9
+            found.append(Frame(at_s, address[2] == PACKET_OUTGOING, head))
+
+    def close(self) -> None:
+        """Let go of the tap."""
+        self._raw.close()
+
+
+class Progress:
+    """Tells which frames show that a conversation goes on."""
+
+    def __init__(self, kind: str, peer: str) -> None:
+        self._kind = kind
+        self._peer = IPv4Address(peer).packed
+        self._highest: int | None = None
+
+    def shows(self, frame: Frame) -> bool:
+        """Tell whether a frame to the staying guest is an answer, or brings its stream on."""
+        head = frame.head
+        if not frame.to_guest or head[12:14] != b"\x08\x00" or head[26:30] != self._peer:
+            return False
+        protocol, inner_at = head[23], 14 + (head[14] & 0xF) * 4
+        if self._kind == "ping":
+            return protocol == socket.IPPROTO_ICMP and head[inner_at] == 0
+        if protocol != socket.IPPROTO_TCP:
+            return False
+        if head[inner_at : inner_at + 2] != STREAM_PORT.to_bytes(2, "big"):
+            return False
+        at = inner_at + (4 if self._kind == "from" else 8)
+        number = int.from_bytes(head[at : at + 4], "big")
+        if self._kind == "from":  # only bytes count, and only new ones
+            length = int.from_bytes(head[16:18], "big") - (inner_at - 14)
+            number += length - (head[inner_at + 12] >> 4) * 4
+        rises = self._highest is None or 0 < (number - self._highest) % 2**32 < 2**31
+        if rises:
+            self._highest = number
+        return rises
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The lab and its two guests."""
+
+    lab: Lab
+    tenant: Tenant
+
+    def node_of(self, site: str) -> str:
+        """Return the only V-node of a site."""
+        nodes = self.lab.description.nodes()
+        (name,) = (n.name for n in nodes if n.site == site and n.role is NodeRole.VNODE)
+        return name
+
+    def other_site(self, vm: str) -> str:
+        """Return the site where a VM is not."""
+        here = self.tenant.vm(vm)["site_id"]
+        return next(site.id for site in self.lab.description.sites if site.id != here)
+
+    def tap(self, vm: str) -> str:
+        """Return the name of a VM's tap."""
+        vm_id = self.tenant.vm(vm)["vm_id"]
+        ports = rows_of(self.tenant.user.get(f"/v1/iaas/{self.tenant.iaas}/ports"))
+        (port,) = (v for v in (inner(row, "value") for row in ports) if v["vm_id"] == vm_id)
+        return tap_name(PortId(str(port["port_id"])))
+
+
+@contextmanager
+def scene() -> Iterator[Scene]:
+    """Bring up the lab, the IaaS and the guests; take all of it down."""
+    name = f"mg{os.getpid()}"
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab.open(DEFAULT_DESCRIPTION.with_name("duo.toml"), Path(folder), name=name)
+        try:
+            lab.create_hardware()
+            assemble(lab, lambda _text: None)
+            yield Scene(lab, settle(lab))
+        finally:
+            lab.destroy()
+            disband(name)
+
+
+def settle(lab: Lab) -> Tenant:
+    """Return a new IaaS with the two guests running, one at each site."""
+    sites = [site.id for site in lab.description.sites]
+    endpoint = f"unix:{api_socket(lab, sites[0])}"
+    admin, user = Client(endpoint), Client(endpoint)
+    login = admin_of(lab)
+    admin.log_in(login.name, login.secret)
+    admin.call("POST", "/v1/iaas", {"name": "gap", "owner": "gap", "contract": CONTRACT})
+    secret = secrets.token_urlsafe(18)
+    body = {"name": "ada", "secret": secret, "grants": ["iaas-admin@gap"]}
+    admin.call("POST", "/v1/users", body)
+    user.log_in("ada", secret)
+    image = row_of(admin.call("POST", "/v1/images", {"name": "guest"}))
+    admin.upload(f"/v1/images/{image['id']}/data", GUEST, lambda _sent: None)
+    tenant = Tenant(user, "gap")
+    for vm, site in ((STAYS, sites[0]), (MOVES, sites[1])):
+        tenant.create(vm, image="guest", site=site)
+    for vm in (STAYS, MOVES):
+        tenant.until_booted(vm)
+    return tenant
+
+
+def watch_soon(namespace: str, tap: str) -> TapWatch:
+    """Watch a tap as soon as it is there."""
+    deadline_s = time.monotonic() + TAP_WAIT_S
+    while True:
+        try:
+            return TapWatch(namespace, tap)
+        except Unavailable:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Move:
+    """What one move did. `gap_ms`: the longest; None when the guest did not live on.
+
+    `network_ms`: from the guest's first sign at the target to the first frame let in to it;
+    `guest_ms`: from there to its first IP packet, which an emulator translates its code anew for.
+    """
+
+    kind: str
+    gap_ms: float | None
+    downtime_ms: float
+    network_ms: float
+    guest_ms: float
+
+
+def talk(tenant: Tenant, kind: str, address: str) -> None:
+    """Start a conversation."""
+    stays, moves = TALK[kind]
+    for vm, words in ((MOVES, moves), (STAYS, stays.format(address=address))):
+        if words:
+            tenant.type(vm, f"({{ {words}; }} >/dev/null 2>&1 </dev/null &)")
+
+
+def hush(tenant: Tenant, *vms: str) -> None:
+    """End it."""
+    for vm in vms:
+        tenant.type(vm, "killall -q ping nc sleep; true")
+
+
+def move(scene: Scene, kind: str) -> Move:
+    """Move the guest once; say what was seen."""
+    tenant, lab = scene.tenant, scene.lab
+    address, target = tenant.address(MOVES), scene.other_site(MOVES)
+    if not tenant.answers(STAYS, address):
+        tenant.start_anew(MOVES)
+    tap = scene.tap(MOVES)
+    talk(tenant, kind, address)
+    time.sleep(SETTLE_S)
+    stays = str(tenant.vm(STAYS)["node_id"])
+    at_stays = TapWatch(lab.namespace(stays), scene.tap(STAYS))
+    tenant.user.call("POST", f"{tenant.path(MOVES)}/migrate", {"site": target})
+    at_target = watch_soon(lab.namespace(scene.node_of(target)), tap)
+    tenant.until(MOVES, site=target)
+    time.sleep(AFTER_S)
+    ended_s = time.time()
+    progress = Progress(kind, address)
+    seen = [frame.at_s for frame in at_stays.frames() if progress.shows(frame)]
+    there = at_target.frames()
+    at_stays.close()
+    at_target.close()
+    downtime_ms = float(str(tenant.vm(MOVES)["downtime_ms"]))
+    longest_s = max((b - a for a, b in pairwise((*seen, ended_s))), default=AFTER_S)
+    lives = longest_s < AFTER_S or tenant.answers(STAYS, address)
+    if lives:
+        hush(tenant, STAYS, MOVES)
+    else:
+        hush(tenant, STAYS)
+        tenant.start_anew(MOVES)
+    parts = (arrival_ms(there), first_word_ms(there))
+    return Move(kind, longest_s * 1000 if lives else None, downtime_ms, *parts)
+
+
+def let_in(frames: list[Frame]) -> Frame | None:
+    """Return the first frame that the target's port let in to the guest."""
+    return next((frame for frame in frames if frame.to_guest), None)
+
+
+def arrival_ms(frames: list[Frame]) -> float:
+    """Return how long after the guest's first sign the fabric reaches it, by its new tap."""
+    sign = next((frame for frame in frames if not frame.to_guest), None)
+    reached = let_in(frames)
+    return 0.0 if sign is None or reached is None else max(0.0, reached.at_s - sign.at_s) * 1000
+
+
+def first_word_ms(frames: list[Frame]) -> float:
+    """Return how long after being reached the guest itself says something."""
+    reached = let_in(frames)
+    said = next((f for f in frames if not f.to_guest and f.head[12:14] == b"\x08\x00"), None)
+    return 0.0 if said is None or reached is None else max(0.0, said.at_s - reached.at_s) * 1000
+
+
+def report(moves: list[Move]) -> None:
+    """Print a line per kind."""
+    heads = ("gap ms", "downtime ms", "gap - downtime", "of it network", "of it guest")
+    print(f"{'':6}" + "".join(f"{head:>20}" for head in heads) + f"{'within':>8}{'died':>6}")
+    for kind in dict.fromkeys(one.kind for one in moves):
+        lived = [one for one in moves if one.kind == kind and one.gap_ms is not None]
+        died = sum(one.kind == kind for one in moves) - len(lived)
+        gaps = [one.gap_ms or 0.0 for one in lived]
+        downs = [one.downtime_ms for one in lived]
+        rests = [gap - down for gap, down in zip(gaps, downs, strict=True)]
+        parts = ([one.network_ms for one in lived], [one.guest_ms for one in lived])
+        cells = "".join(f"{spread(values):>20}" for values in (gaps, downs, rests, *parts))
+        within = f"{sum(rest <= ALLOWED_MS for rest in rests)}/{len(rests)}"
+        print(f"{kind:6}{cells}{within:>8}{died:>6}")
+
+
+def spread(values: list[float]) -> str:
+    """Return median and worst."""
+    if not values:
+        return "none"
+    return f"{median(values):.0f} (worst {max(values):.0f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--kinds", default=",".join(TALK))
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
+    print(machine.describe())
+    moves = []
+    with scene() as one:
+        for _ in range(options.rounds):
+            for kind in kinds:
+                done = move(one, kind)
+                moves.append(done)
+                gap = "died" if done.gap_ms is None else f"{done.gap_ms:.1f} ms"
+                print(f"{kind}: gap {gap}, downtime {done.downtime_ms:.0f} ms, network"
+                      f" {done.network_ms:.1f} ms, guest {done.guest_ms:.1f} ms", flush=True)  # fmt: skip
+    report(moves)
+
+
+if __name__ == "__main__":
+    main()
