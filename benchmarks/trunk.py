@@ -1,0 +1,201 @@
+"""What the fabric costs on an encrypted trunk: guests over TRILL beside the bare driver.
+
+    python benchmarks/trunk.py [--rounds 7] [--driver wireguard-go] [--seconds 2]
+
+Two sites in network namespaces with a line of 1500 bytes between them and one tunnel over it. The
+same tunnel carries both, in turns:
+
+    bare    TCP between the tunnel's own addresses
+    ours    TCP between two guests: RBridge, VXLAN port, tunnel, RBridge (guests have 1362 bytes)
+
+Prints medians and the median of each round's own ratio; the goal is 0.9 in throughput and 1.1 in
+round trips. `--driver wireguard-kernel` where the kernel has it. Needs root, iperf3 and wireguard.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import machine
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.system.bpf.bpf_netns import Bridge, Namespaces, inside, run, within
+
+from nuage.clock import SystemClock
+from nuage.network.forwarding import (
+    FibEntry,
+    FloodEntry,
+    Label,
+    MacEntry,
+    NextHop,
+    Nickname,
+    PortNumber,
+    SelfEntry,
+)
+from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish
+from nuage.network.trunk_wireguard import (
+    TrunkUp,
+    new_private_key,
+    public_key_of,
+    set_up,
+    tear_down,
+)
+
+LABEL = Label(7)
+TRUNK, GUEST = 1, 9
+ADDRESSES = ("192.0.2.1", "192.0.2.2")
+NICKNAMES = (Nickname(0x11), Nickname(0x22))
+KINDS = ("bare", "ours")
+
+
+class Sites:
+    """Both sites, the tunnel and a guest on each side."""
+
+    def __init__(self, pins: Path, driver: TrunkDriver) -> None:
+        self._net = Namespaces("nqtk")
+        self._trunks: list[TrunkUp] = []
+        try:
+            self._build(pins, driver)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _build(self, pins: Path, driver: TrunkDriver) -> None:
+        net = self._net
+        self.edges = [net.add("a"), net.add("b")]
+        self.hosts = [net.add("h0"), net.add("h1")]
+        net.cable(self.edges[0], "wan", self.edges[1], "wan")
+        for edge, host, address in zip(self.edges, self.hosts, ADDRESSES, strict=True):
+            run("ip", "-n", edge, "link", "set", "wan", "mtu", "1500")
+            run("ip", "-n", edge, "addr", "add", f"{address}/24", "dev", "wan")
+            net.cable(edge, "guest", host, "eth0")
+        self._join(driver)
+        self._forward([Bridge(edge, n, pins / edge) for n, edge in enumerate(self.edges)])
+
+    def _join(self, driver: TrunkDriver) -> None:
+        keys = [new_private_key() for _ in ADDRESSES]
+        ends = [
+            TrunkEnd(site_id=f"site-{n}", address=address, public_key=public_key_of(key))
+            for n, (address, key) in enumerate(zip(ADDRESSES, keys, strict=True))
+        ]
+        for n, edge in enumerate(self.edges):
+            wish = TrunkWish(
+                number=5, provider="isp", here=ends[n], there=ends[1 - n], drivers=(driver,)
+            )
+            joined = set_up(wish, keys[n], SystemClock())
+            self._trunks.append(within(edge, lambda made=joined: asyncio.run(made)))  # type: ignore[misc]
+
+    def _forward(self, bridges: list[Bridge]) -> None:
+        port = self._trunks[0].plan.port
+        macs = [bridge.mac(port) for bridge in bridges]
+        guests = [bytes((6, 0, 0, 0, 0, n)) for n in range(2)]
+        for n, (bridge, host) in enumerate(zip(bridges, self.hosts, strict=True)):
+            far = 1 - n
+            bridge.trunk(TRUNK, port, macs[far])
+            bridge.access(GUEST, "guest", LABEL, guests[n])
+            bridge.set(
+                SelfEntry(NICKNAMES[n], NICKNAMES[0]),
+                FibEntry(NICKNAMES[far], (NextHop(PortNumber(TRUNK), macs[far], macs[n]),)),
+                FloodEntry(LABEL, (PortNumber(GUEST),)),
+                MacEntry(LABEL, guests[n], port=PortNumber(GUEST)),
+                MacEntry(LABEL, guests[far], nickname=NICKNAMES[far]),
+            )
+            mtu = str(self._trunks[n].plan.guest_mtu_bytes)
+            address = f"06:00:00:00:00:0{n}"
+            run("ip", "-n", host, "link", "set", "eth0", "address", address, "mtu", mtu)
+            run("ip", "-n", host, "addr", "add", f"10.9.0.{n + 1}/24", "dev", "eth0")
+            run("ip", "-n", host, "neigh", "add", f"10.9.0.{far + 1}", "lladdr",
+                f"06:00:00:00:00:0{far}", "dev", "eth0")  # fmt: skip
+        self._bridges = bridges
+
+    def way(self, kind: str) -> tuple[str, str, str]:
+        """Return who asks, who answers, and how the second is called."""
+        if kind == "bare":
+            return self.edges[0], self.edges[1], self._trunks[0].plan.tunnel_remote
+        return self.hosts[0], self.hosts[1], "10.9.0.2"
+
+    def remove(self) -> None:
+        """Take all of it away."""
+        for edge, trunk in zip(self.edges, self._trunks, strict=False):
+            within(edge, lambda up=trunk: asyncio.run(tear_down(up)))  # type: ignore[misc]
+        self._net.remove()
+
+
+def mbit_per_s(sites: Sites, kind: str, seconds: float) -> float:
+    """Return what one TCP stream gets through."""
+    asks, _, target = sites.way(kind)
+    done = inside(asks, "iperf3", "-c", target, "-t", str(seconds), "-J")
+    try:
+        return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
+    except (KeyError, ValueError):
+        raise SystemExit(f"{kind}: nothing gets through: {done.stdout[-300:]}") from None
+
+
+def round_trip_us(sites: Sites, kind: str) -> float:
+    """Return the mean round trip of 200 echoes."""
+    asks, _, target = sites.way(kind)
+    done = inside(asks, "ping", "-q", "-i", "0.005", "-c", "200", target)
+    line = next((each for each in done.stdout.splitlines() if "min/avg/max" in each), "")
+    if not line:
+        raise SystemExit(f"{kind}: nothing comes back: {done.stdout}")
+    return float(line.split("=")[1].split("/")[1]) * 1000
+
+
+def measure(sites: Sites, rounds: int, seconds: float) -> dict[tuple[str, str], list[float]]:
+    """Return all values; who goes first changes from round to round."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds):
+        for kind in KINDS[:: -1 if turn % 2 else 1]:
+            found.setdefault((kind, "Mb/s"), []).append(mbit_per_s(sites, kind, seconds))
+            found.setdefault((kind, "rtt us"), []).append(round_trip_us(sites, kind))
+    return found
+
+
+def report(found: dict[tuple[str, str], list[float]]) -> None:
+    """Print a line per kind, ratios to the bare driver beside."""
+    for kind in KINDS:
+        cells = []
+        for what in ("Mb/s", "rtt us"):
+            values, bare = found[kind, what], found["bare", what]
+            ratio = median(a / b for a, b in zip(values, bare, strict=True))
+            spread = f"[{min(values):.0f}..{max(values):.0f}]"
+            cells.append(f"{what} {median(values):.0f} {spread} x{ratio:.2f}")
+        print(f"{kind:6}" + "".join(f"{cell:>36}" for cell in cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--driver", default=TrunkDriver.WIREGUARD_GO.value)
+    options = parser.parse_args()
+    print(machine.describe())
+    servers = []
+    with tempfile.TemporaryDirectory() as pins:
+        run("mount", "-t", "bpf", "bpf", pins)
+        try:
+            sites = Sites(Path(pins), TrunkDriver(options.driver))
+            try:
+                for kind in KINDS:
+                    answers = sites.way(kind)[1]
+                    command = ["ip", "netns", "exec", answers, "iperf3", "-s"]
+                    servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+                measure(sites, 1, 1.0)
+                report(measure(sites, options.rounds, options.seconds))
+            finally:
+                for server in servers:
+                    server.terminate()
+                    server.wait()
+                sites.remove()
+        finally:
+            run("umount", "-l", pins)
+
+
+if __name__ == "__main__":
+    main()
