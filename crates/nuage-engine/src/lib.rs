@@ -27,5 +27,5 @@ pub use head::{
 pub use local::{SystemClock, clone_store, create_to_join, create_volume, open_volume};
 pub use pace::Pace;
 pub use qos::{Bucket, Buckets, Class, Limited, Rate, SharedBucket};
-pub use replicas::{CopyState, CopyStatus, RebuildProgress};
+pub use replicas::{Answering, CUT_OFF_NS, CopyState, CopyStatus, Lag, LagBound, RebuildProgress};
 pub use server::{Handover, ReplicaStore, SessionId};

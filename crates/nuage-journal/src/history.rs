@@ -373,6 +373,21 @@ impl<D: Disk> Store<D> {
         Ok(items)
     }
 
+    /// When the first group after `seq` was made that is still kept, and the bytes of log from there on at
+    /// most; `None`: there is none.
+    pub fn made_after(&mut self, seq: u64) -> Result<Option<(u64, u64)>, JournalError> {
+        let slots: Vec<u32> = self.log_slots_after(seq);
+        let bytes = slots.len() as u64 * u64::from(self.superblock.segment_bytes);
+        for number in slots {
+            for (head, _) in self.groups_of(number)? {
+                if head.info.last_seq() > seq {
+                    return Ok(Some((head.info.time_ns, bytes)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Marks and snapshots within the history.
     pub fn marks(&self) -> Vec<Mark> {
         let horizon = self.horizon_seq();

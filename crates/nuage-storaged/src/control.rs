@@ -153,6 +153,19 @@ pub struct Limits {
     pub bytes_per_s: u64,
 }
 
+/// How far the copies on `nodes` may be behind; 0 seconds: as they can.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LagBound {
+    #[serde(default)]
+    pub seconds: u64,
+    /// Writers stop also while such a copy is cut off.
+    #[serde(default)]
+    pub strict: bool,
+    #[serde(default)]
+    pub nodes: Vec<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenHead {
@@ -185,6 +198,8 @@ pub struct OpenHead {
     pub read_only: bool,
     #[serde(default)]
     pub limits: Limits,
+    #[serde(default)]
+    pub lag_bound: LagBound,
     /// The owner's word: go on with what the copies have, though it is known not to be all.
     #[serde(default)]
     pub accepts_loss: bool,
@@ -317,6 +332,10 @@ pub enum Request {
     SetLimits {
         volume: String,
         limits: Limits,
+    },
+    SetLagBound {
+        volume: String,
+        lag_bound: LagBound,
     },
     /// What all volumes of this daemon may take together.
     SetShare {

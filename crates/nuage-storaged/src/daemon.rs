@@ -301,6 +301,9 @@ impl Storaged {
             Request::SetKey { key } => self.set_key(&key).map(Some),
             Request::ForgetKey => Ok(Some(self.forget_key(context))),
             Request::SetLimits { volume, limits } => self.set_limits(&volume, limits).map(Some),
+            Request::SetLagBound { volume, lag_bound } => {
+                self.set_lag_bound(&volume, &lag_bound).map(Some)
+            }
             Request::SetShare { limits } => Ok(Some(self.set_share(limits))),
             Request::Rollback {
                 volume,

@@ -3,6 +3,7 @@
 use crate::catalogue::{EngineVolume, Opening, journal_refusal};
 use crate::control::{self, Ack, Code, OpenHead, Refusal, SetChap};
 use crate::daemon::{Asker, Handled, Head, Pending, Storaged, access, failure_refusal, reply};
+use crate::limits;
 use crate::replication::Peer;
 use nuage_block::{Operation, Outcome};
 use nuage_disk::FileDisk;
@@ -91,6 +92,9 @@ impl Storaged {
                 limit,
             },
         );
+        if let Some(head) = self.heads.get(&open.volume) {
+            limits::bind(head, &open.lag_bound);
+        }
         // A head with copies elsewhere opens when a fence set has promised, which may take long.
         let waits = !open.replicas.is_empty();
         let volume = open.volume.clone();

@@ -1,9 +1,10 @@
-//! How much volumes may do: each its own limit, and all of this daemon their share of the disk.
+//! How much volumes may do: each its own limit, and all of this daemon their share of the disk; and how
+//! far their copies elsewhere may be behind.
 
-use crate::control::{Limits, Refusal};
-use crate::daemon::Storaged;
+use crate::control::{self, Limits, Refusal};
+use crate::daemon::{Head, Storaged};
 use nuage_block::BlockDevice;
-use nuage_engine::{Bucket, Limited, Rate, SharedBucket, SystemClock};
+use nuage_engine::{Answering, Bucket, LagBound, Limited, Rate, SharedBucket, SystemClock};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -42,5 +43,42 @@ impl Storaged {
     pub(crate) fn set_share(&mut self, limits: Limits) -> Value {
         self.share.borrow_mut().set_rate(limits.into());
         json!({})
+    }
+}
+
+impl Storaged {
+    pub(crate) fn set_lag_bound(
+        &mut self,
+        volume: &str,
+        bound: &control::LagBound,
+    ) -> Result<Value, Refusal> {
+        bind(self.head(volume)?, bound);
+        Ok(json!({"volume": volume}))
+    }
+}
+
+/// Hold a head's copies to a bound.
+pub(crate) fn bind(head: &Head, bound: &control::LagBound) {
+    let bound_copy = |peer: &&crate::replication::Peer| bound.nodes.contains(&peer.name);
+    let bound = LagBound {
+        age_ns: bound.seconds.saturating_mul(1_000_000_000),
+        strict: bound.strict,
+        copies: head
+            .peers
+            .iter()
+            .filter(bound_copy)
+            .fold(0, |copies, peer| copies | 1 << peer.copy),
+    };
+    if let Some(engine) = &head.engine {
+        let bound = Some(bound).filter(|bound| bound.age_ns > 0 && bound.copies != 0);
+        engine.with(|engine| engine.set_lag_bound(bound));
+    }
+}
+
+pub(crate) fn answering_name(answering: Answering) -> &'static str {
+    match answering {
+        Answering::AtOnce => "at_once",
+        Answering::Slowed { .. } => "slowed",
+        Answering::Held => "held",
     }
 }

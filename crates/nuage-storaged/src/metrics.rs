@@ -1,5 +1,6 @@
 //! Counters and gauges in Prometheus' text format.
 
+use nuage_engine::Lag;
 use nuage_io::doors::Counters;
 use std::fmt::Write as _;
 
@@ -15,7 +16,16 @@ pub struct VolumeFigures {
     pub history_bytes: u64,
     pub horizon_sequence: u64,
     pub history_full: bool,
+    /// No write is answered: a copy is at the bound of its lag.
+    pub held: bool,
+    pub copies: Vec<CopyFigures>,
     pub sessions: usize,
+}
+
+/// A copy elsewhere.
+pub struct CopyFigures {
+    pub node: String,
+    pub lag: Lag,
 }
 
 type Column = (
@@ -98,9 +108,27 @@ const COLUMNS: &[Column] = &[
         "1: a strict history holds writers up",
         |figures| u64::from(figures.history_full),
     ),
+    (
+        "answers_held",
+        "gauge",
+        "1: writes wait for a copy that is too far behind",
+        |figures| u64::from(figures.held),
+    ),
     ("sessions", "gauge", "iSCSI sessions", |figures| {
         figures.sessions as u64
     }),
+];
+
+type CopyColumn = (&'static str, &'static str, fn(&Lag) -> u64);
+
+const COPY_COLUMNS: &[CopyColumn] = &[
+    (
+        "lag_milliseconds",
+        "Age of the oldest record a copy lacks",
+        |lag| lag.age_ns / 1_000_000,
+    ),
+    ("lag_bytes", "Bytes of log a copy lacks", |lag| lag.bytes),
+    ("lag_writes", "Records a copy lacks", |lag| lag.records),
 ];
 
 /// The text of all volumes.
@@ -119,6 +147,23 @@ pub fn text(figures: &[VolumeFigures]) -> String {
                 figures.volume,
                 value(figures)
             );
+        }
+    }
+    for (name, help, value) in COPY_COLUMNS {
+        let _ = writeln!(
+            text,
+            "# HELP nuage_copy_{name} {help}.\n# TYPE nuage_copy_{name} gauge"
+        );
+        for figures in figures {
+            for copy in &figures.copies {
+                let _ = writeln!(
+                    text,
+                    "nuage_copy_{name}{{volume=\"{}\",node=\"{}\"}} {}",
+                    figures.volume,
+                    copy.node,
+                    value(&copy.lag)
+                );
+            }
         }
     }
     text

@@ -3,8 +3,9 @@
 use crate::catalogue::{EngineVolume, hex, journal_refusal};
 use crate::control::{Code, Refusal};
 use crate::daemon::{Asker, Head, Storaged};
-use crate::metrics::VolumeFigures;
-use nuage_engine::HeadEvent;
+use crate::limits::answering_name;
+use crate::metrics::{CopyFigures, VolumeFigures};
+use nuage_engine::{Answering, HeadEvent};
 use nuage_io::log;
 use nuage_io::serve::Context;
 use nuage_journal::{Receipt, StoreEvent};
@@ -61,7 +62,7 @@ impl Storaged {
             "state": state, "epoch": head.epoch, "policy": head.policy, "iqn": head.iqn, "nbd": head.nbd,
             "sessions": sessions, "nbd_connections": context.doors.nbd.connections_of(head.id).len(),
             "sequence": figures.sequence, "durable_sequence": figures.durable_sequence,
-            "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure, "lost": is_lost(head), "copies": copies_of(head),
+            "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure, "lost": is_lost(head), "answers": answers(head), "copies": copies_of(head),
             "history_bytes": figures.history_bytes, "horizon_sequence": figures.horizon_sequence,
             "history_full": figures.history_full,
         });
@@ -89,6 +90,8 @@ impl Storaged {
             history_bytes: 0,
             horizon_sequence: 0,
             history_full: false,
+            held: answers(head) == answering_name(Answering::Held),
+            copies: copy_figures(head),
             sessions: context.doors.iscsi.sessions(head.id).len(),
         };
         if let Some(engine) = &head.engine {
@@ -218,6 +221,12 @@ impl Storaged {
     }
 }
 
+/// How writes are answered now, by the bound on the copies' lag.
+fn answers(head: &Head) -> &'static str {
+    let answering = |engine: &EngineVolume| engine.with(|engine| engine.answers());
+    answering_name(head.engine.as_ref().map_or(Answering::AtOnce, answering))
+}
+
 /// Every copy has answered the head, and what was acknowledged is on none of them for certain.
 fn is_lost(head: &Head) -> bool {
     let lost = |engine: &EngineVolume| engine.with(|engine| engine.is_lost());
@@ -238,10 +247,29 @@ fn copies_of(head: &Head) -> Vec<Value> {
                 "node": peer.name, "connected": peer.link.is_some(),
                 "state": format!("{:?}", copy.state).to_lowercase(),
                 "memory_sequence": copy.memory_seq, "durable_sequence": copy.durable_seq,
+                "lag": {
+                    "writes": copy.lag.records, "bytes": copy.lag.bytes,
+                    "milliseconds": copy.lag.age_ns / 1_000_000,
+                },
+                "let_go": copy.let_go,
                 "rebuild": copy.rebuild.map(|rebuild| json!({
                     "done_bytes": rebuild.done_blocks * 4096, "total_bytes": rebuild.total_blocks * 4096,
                 })),
             }))
         })
         .collect()
+}
+
+fn copy_figures(head: &Head) -> Vec<CopyFigures> {
+    let Some(engine) = &head.engine else {
+        return Vec::new();
+    };
+    let known = engine.with(|engine| engine.copies());
+    let of = |peer: &crate::replication::Peer| {
+        known.get(peer.copy).map(|copy| CopyFigures {
+            node: peer.name.clone(),
+            lag: copy.lag,
+        })
+    };
+    head.peers.iter().filter_map(of).collect()
 }

@@ -58,6 +58,14 @@ def iaas_group() -> None:
     "--journal-hours", default=24.0, show_default=True, help="How far back volumes can be read."
 )
 @click.option(
+    "--rpo",
+    "rpo_s",
+    default=0,
+    metavar="SECONDS",
+    help="No copy lacks older writes: writers wait for one that does.  [default: no bound]",
+)
+@click.option("--rpo-strict", is_flag=True, help="Writers wait also for a copy that is cut off.")
+@click.option(
     "--when-cut-off",
     "cut_off",
     type=click.Choice(["stay", "fail-over"]),
@@ -91,6 +99,7 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
         "ack_policy": options["ack_policy"] or default_ack,
         "qos_class": options["qos_class"],
         "journal": {"window_s": int(float(str(options["journal_hours"])) * 3600)},
+        "rpo": {"seconds": options["rpo_s"], "strict": options["rpo_strict"]},
         "cut_off": options["cut_off"],
     }
     key_file = options["key_file"]
@@ -144,6 +153,10 @@ def contract_line(contract: dict[str, object]) -> str:
     parts.append(
         f"{contract['copies']} copies in {contract['copy_sites']} sites ({contract['ack_policy']})"
     )
+    rpo = inner(contract, "rpo")
+    if rpo["seconds"]:
+        strict = ", strictly" if rpo["strict"] else ""
+        parts.append(f"copies at most {rpo['seconds']} s behind{strict}")
     if contract["cut_off"] == "fail-over":
         parts.append("fails over")
     return ", ".join(parts)

@@ -76,18 +76,34 @@ def list_volumes(session: Session, iaas: str) -> None:
 @pass_session
 def show_volume(session: Session, name: str, iaas: str) -> None:
     """Show one volume: its state, its copies, and what to do where it needs somebody."""
-    answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}"))
+    path = f"{_volumes(session, iaas)}/{name}"
+    answer = row_of(session.client.get(path))
+    standing = row_of(session.client.get(f"{path}/copies"))
     if session.as_json:
-        print_json(answer)
+        print_json({**answer, "standing": standing})
         return
     volume = inner(answer, "value")
     print_facts(_facts(answer, volume))
+    print_table(
+        ("COPY", "SITE", "STATE", "BEHIND", "WRITES", "BYTES"),
+        [_copy_row(copy) for copy in listed(standing, "copies")],
+        empty="no copy yet",
+    )
+    if standing["answering"] in ("slowed", "held"):
+        click.echo(f"writes are {standing['answering']}: a copy is near its RPO or beyond it")
     for line in _advice(volume):
         click.echo(line)
 
 
+def _copy_row(copy: Row) -> tuple[object, ...]:
+    cells = (copy["node"], copy["site"], copy["state"])
+    if not copy["lag_writes"]:
+        return (*cells, "", "", "")
+    size_shown = format_size(int(str(copy["lag_bytes"])))
+    return (*cells, f"{copy['lag_s']:.1f} s", copy["lag_writes"], size_shown)
+
+
 def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
-    nodes = ", ".join(f"{p['node_id']} ({p['site_id']})" for p in listed(volume, "replicas"))
     return [
         ("volume", f"{volume['name']}  {answer['id']}"),
         ("state", volume["state"]),
@@ -95,7 +111,6 @@ def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
         ("size", format_size(int(str(volume["size_bytes"])))),
         ("attached", volume["vm_id"]),
         ("head", f"{volume['head']}, epoch {volume['epoch']}"),
-        ("copies", nodes),
         ("without", ", ".join(str(node) for node in listed(volume, "without"))),
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
         ("writes", f"acknowledged as {volume['ack_policy']}"),

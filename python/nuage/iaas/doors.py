@@ -16,6 +16,7 @@ from nuage.iaas import (
     provenance,
     public_addresses,
     revoking,
+    standing,
     transfers,
     views,
     volumes,
@@ -48,6 +49,7 @@ for _module in (
     public_addresses,
     revoking,
     transfers,
+    standing,
     views,
 ):
     _module.enter(TABLE)

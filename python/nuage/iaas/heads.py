@@ -22,6 +22,7 @@ from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
 from nuage.iaas.erasure import erasure_of, is_gone
 from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
 from nuage.iaas.site import Site
+from nuage.iaas.standing import note_head
 from nuage.iaas.volumes import ionode_spaces
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.desired import CopyReport, IonodeReport
@@ -92,6 +93,7 @@ class HeadKeeper:
         for head in report.heads:
             key = (head.volume_id, head.epoch)
             self._copies[key] = {copy.node_id: copy for copy in head.copies}
+            note_head(self._site, head)
 
     def is_usable(self, node_id: NodeId) -> bool:
         """Tell whether a node answers, as far as this site knows."""

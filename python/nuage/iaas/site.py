@@ -16,8 +16,9 @@ from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
 from nuage.clock import Clock
 from nuage.errors import Conflict
 from nuage.iaas.index import Change, FederationIndex
-from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId
+from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract
+from nuage.model.desired import HeadReport
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
@@ -203,7 +204,7 @@ class Site:
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
     what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
-    new VMs whose decision is not written down yet.
+    new VMs whose decision is not written down yet. `heads_seen` is what heads said last.
     """
 
     site_id: SiteId
@@ -226,6 +227,7 @@ class Site:
     ledgers: LedgerShelf | None = None
     keyring: Keyring = field(default_factory=Keyring)
     deciding: set[VmId] = field(default_factory=set)
+    heads_seen: dict[VolumeId, HeadReport] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.

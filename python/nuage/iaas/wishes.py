@@ -15,7 +15,7 @@ from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.erasure import erased_copies, is_gone
 from nuage.iaas.index import FederationIndex
 from nuage.ids import IaasId, NodeId, VmId, VolumeId
-from nuage.model.contract import CutOffRule, QosClass
+from nuage.model.contract import LIMITS_OF_CLASS, Contract, CutOffRule, within
 from nuage.model.desired import (
     ChapWish,
     DaemonWish,
@@ -375,6 +375,7 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
             return None
         peers.append(ReplicaPeer(node_id=place.node_id, site_id=place.site_id, address=address))
     iaas = index.find_value(Iaas, volume.iaas_id)
+    contract = Contract() if iaas is None else iaas.contract
     is_fresh = volume.state is VolumeState.CREATING and volume.origin is None
     image = index.find_value(Image, volume.image_id) if is_fresh and volume.image_id else None
     return HeadWish(
@@ -388,7 +389,9 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
         iqn=volume.iqn,
         chap=_initiators(context, volume),
         image_sha256="" if image is None else image.sha256,
-        qos_class=QosClass.SILVER if iaas is None else iaas.contract.qos_class,
+        limits=within(volume.limits, LIMITS_OF_CLASS[contract.qos_class]),
+        rpo=contract.rpo,
+        bound=tuple(peer.node_id for peer in peers if peer.node_id not in volume.catching_up),
     )
 
 

@@ -25,13 +25,12 @@ from nuage.ionode.plan import (
     Fill,
     OpenHead,
     Resize,
-    SetInitiators,
+    Tell,
     plan,
 )
 from nuage.ionode.port import DaemonReceipt, DaemonSeen, HeadSeen, StorageDaemon
 from nuage.ionode.receipts import BATCH_MAX, Outbox, ReceiptBatch, Signer
 from nuage.model.desired import (
-    ChapWish,
     CopyReport,
     DaemonWish,
     HeadReport,
@@ -66,7 +65,7 @@ class _Hosted:
 
     daemon: StorageDaemon
     seen: DaemonSeen = field(default_factory=DaemonSeen)
-    told: dict[VolumeId, tuple[ChapWish, ...]] = field(default_factory=dict)
+    told: dict[VolumeId, HeadWish] = field(default_factory=dict)
     failures: dict[VolumeId, str] = field(default_factory=dict)
     lost: set[VolumeId] = field(default_factory=set)  # failures that no other node can help
     filling: dict[VolumeId, asyncio.Task[None]] = field(default_factory=dict)
@@ -241,10 +240,11 @@ class IonodeAgent:
                 await daemon.resize(volume_id, size_bytes)
             case OpenHead(wish=head):
                 await daemon.open_head(head)
-                hosted.told[head.volume_id] = head.chap
-            case SetInitiators(wish=head):
+                hosted.told[head.volume_id] = head
+            case Tell(wish=head):
+                await daemon.set_terms(head)
                 await daemon.set_initiators(head)
-                hosted.told[head.volume_id] = head.chap
+                hosted.told[head.volume_id] = head
             case Fill(volume_id=volume_id, sha256=sha256):
                 task = asyncio.create_task(self._fill(hosted, volume_id, sha256))
                 hosted.filling[volume_id] = task
@@ -483,12 +483,17 @@ class IonodeAgent:
             sequence=head.sequence,
             failure=failure,
             is_lost=head.is_lost,
+            answering=head.answering,
             copies=tuple(
                 CopyReport(
                     node_id=copy.node_id,
                     is_connected=copy.is_connected,
                     is_live=copy.is_live,
                     durable_sequence=copy.durable_sequence,
+                    lag_writes=copy.lag.writes,
+                    lag_bytes=copy.lag.bytes,
+                    lag_s=copy.lag.milliseconds / 1000,
+                    is_let_go=copy.is_let_go,
                 )
                 for copy in head.copies
             ),
@@ -508,7 +513,7 @@ async def _next_batch(queue: asyncio.Queue[DaemonReceipt]) -> list[DaemonReceipt
 
 
 def _volume_of(act: Act) -> VolumeId:
-    if isinstance(act, Create | OpenHead | SetInitiators):
+    if isinstance(act, Create | OpenHead | Tell):
         return act.wish.volume_id
     return act.volume_id
 
@@ -517,7 +522,12 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
     """Return what is news when it changes: not counters, not the wish's number."""
     return (
         tuple((h.volume_id, h.state, h.epoch, h.portal, h.failure) for h in report.heads),
-        tuple((c.node_id, c.is_connected, c.is_live) for h in report.heads for c in h.copies),
+        tuple(h.answering for h in report.heads),
+        tuple(
+            (c.node_id, c.is_connected, c.is_live, c.is_let_go)
+            for h in report.heads
+            for c in h.copies
+        ),
         report.erased,
         report.locked,
         tuple((r.volume_id, r.state) for r in report.replicas),

@@ -28,7 +28,7 @@ from nuage.ionode.port import (
     HeadSeen,
     VolumeSeen,
 )
-from nuage.model.contract import Limits
+from nuage.model.contract import Limits, RpoRule
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
@@ -78,7 +78,6 @@ class FakeDaemon:
         self.receipts: list[DaemonReceipt] = []
         self.silent_copies: set[str] = set()  # nodes whose copies do not answer a head here
         self.views: dict[str, tuple[int, dict[int, bytes]]] = {}
-        self.limits: dict[VolumeId, Limits] = {}
         self._key_id = ""  # of the key that is here now
         self._known_key_id = ""  # of the key that the volumes were written with
         self._noted = asyncio.Event()
@@ -225,10 +224,12 @@ class FakeDaemon:
         """Do nothing: nothing waits here."""
         self._served("flush", volume_id)
 
-    async def set_limits(self, volume_id: VolumeId, limits: Limits) -> None:
-        """Keep the limits of a head."""
-        self._served("set_limits", volume_id)
-        self.limits[volume_id] = limits
+    async def set_terms(self, wish: HeadWish) -> None:
+        """Hold a head here to the wish's limits and RPO."""
+        self._served("set_terms", wish.volume_id)
+        self._heads[wish.volume_id].wish = replace(
+            self._heads[wish.volume_id].wish, limits=wish.limits, rpo=wish.rpo, bound=wish.bound
+        )
 
     async def history(self, ask: AskHistory) -> VolumeHistory:
         """Return what a head's journal keeps: here, its marks."""
@@ -349,6 +350,11 @@ class FakeDaemon:
             )
         )
         self._noted.set()
+
+    def terms_of(self, volume_id: VolumeId) -> tuple[Limits, RpoRule]:
+        """Return what a head here was told to keep to."""
+        wish = self._heads[volume_id].wish
+        return wish.limits, wish.rpo
 
     def may_log_in(self, volume_id: VolumeId, user: str) -> bool:
         """Tell whether an initiator of this name is let in now."""

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from nuage.ids import VolumeId
 from nuage.ionode.port import DaemonSeen, HeadSeen
-from nuage.model.desired import ChapWish, DaemonWish, HeadWish, ReplicaWish
+from nuage.model.desired import DaemonWish, HeadWish, ReplicaWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class OpenHead:
 
 
 @dataclass(frozen=True, slots=True)
-class SetInitiators:
-    """Let exactly these initiators in."""
+class Tell:
+    """Let exactly the wish's initiators in; hold the head to its limits, its copies to the RPO."""
 
     wish: HeadWish
 
@@ -65,7 +65,7 @@ class Erase:
     volume_id: VolumeId
 
 
-Act: TypeAlias = Create | Resize | OpenHead | SetInitiators | Fill | CloseHead | Erase
+Act: TypeAlias = Create | Resize | OpenHead | Tell | Fill | CloseHead | Erase
 
 
 def plan(
@@ -73,14 +73,14 @@ def plan(
     seen: DaemonSeen,
     *,
     filled: Collection[VolumeId],
-    told: Mapping[VolumeId, tuple[ChapWish, ...]],
+    told: Mapping[VolumeId, HeadWish],
     released: Collection[tuple[VolumeId, int]] = (),
 ) -> list[Act]:
     """Return the acts that bring a daemon nearer to its wish.
 
     `filled` are the volumes whose first image this node has copied in or is copying now,
-    `told` the initiators that each head was given last, `released` the epochs under which a head
-    was given up for another node to open the next: it is not opened again.
+    `told` the wish by which each head was opened or changed last, `released` the epochs under
+    which a head was given up for another node to open the next: it is not opened again.
     """
     sizes = {volume.volume_id: volume.size_bytes for volume in seen.volumes}
     heads = {head.volume_id: head for head in seen.heads}
@@ -116,7 +116,7 @@ def _head_acts(
     wish: HeadWish,
     head: HeadSeen | None,
     filled: Collection[VolumeId],
-    told: Mapping[VolumeId, tuple[ChapWish, ...]],
+    told: Mapping[VolumeId, HeadWish],
 ) -> list[Act]:
     if head is None:
         return [OpenHead(wish)]
@@ -124,6 +124,11 @@ def _head_acts(
         return []
     if wish.image_sha256 and wish.volume_id not in filled:  # also what was begun and broke off
         return [Fill(wish.volume_id, wish.image_sha256)]
-    if told.get(wish.volume_id) != wish.chap:
-        return [SetInitiators(wish)]
+    last = told.get(wish.volume_id)
+    if last is None or _terms(last) != _terms(wish):
+        return [Tell(wish)]
     return []
+
+
+def _terms(wish: HeadWish) -> tuple[object, ...]:
+    return wish.chap, wish.limits, wish.rpo, wish.bound

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from nuage.ids import NodeId, VolumeId
-from nuage.model.contract import Limits
-from nuage.model.desired import HeadWish, ReplicaWish
+from nuage.model.desired import Answering, HeadWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
     AskHistory,
@@ -41,13 +40,27 @@ class VolumeSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyLag:
+    """What a copy lacks of its head's log; `milliseconds` is the age of the oldest of it."""
+
+    writes: int = 0
+    bytes: int = 0
+    milliseconds: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CopySeen:
-    """How another copy stands with a head: `is_live` once it gets each write as it is made."""
+    """How another copy stands with a head: `is_live` once it gets each write as it is made.
+
+    `lag` is what it lacks; `is_let_go`: no bound holds writers back for it.
+    """
 
     node_id: NodeId
     is_connected: bool
     is_live: bool
     durable_sequence: int = 0
+    lag: CopyLag = CopyLag()
+    is_let_go: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +79,7 @@ class HeadSeen:
     is_ready: bool = True
     is_fenced: bool = False
     is_lost: bool = False
+    answering: Answering = Answering.AT_ONCE
     copies: tuple[CopySeen, ...] = ()
     failure: str = ""
 
@@ -153,8 +167,8 @@ class StorageDaemon(Protocol):
         """Return when all that was written is durable by the volume's policy."""
         ...
 
-    async def set_limits(self, volume_id: VolumeId, limits: Limits) -> None:
-        """Hold a head here to so many operations and bytes a second."""
+    async def set_terms(self, wish: HeadWish) -> None:
+        """Hold a head here to the wish's limits, and its copies to the wish's RPO."""
         ...
 
     async def find_moment(self, ask: AskMoment) -> FoundMoment:

@@ -29,14 +29,15 @@ from nuage.errors import (
 from nuage.ids import IaasId, NodeId, VolumeId
 from nuage.ionode.port import (
     ChangedRuns,
+    CopyLag,
     CopySeen,
     DaemonReceipt,
     DaemonSeen,
     HeadSeen,
     VolumeSeen,
 )
-from nuage.model.contract import LIMITS_OF_CLASS, Limits
-from nuage.model.desired import HeadWish, ReplicaWish
+from nuage.model.contract import Limits
+from nuage.model.desired import Answering, HeadWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
     AskHistory,
@@ -254,12 +255,15 @@ class StoragedDaemon:
                     is_ready=v.head.state == HEAD_OPEN,
                     is_fenced=v.head.state == HEAD_FENCED,
                     is_lost=v.head.lost,
+                    answering=Answering(v.head.answers),
                     copies=tuple(
                         CopySeen(
                             node_id=NodeId(copy.node),
                             is_connected=copy.connected,
                             is_live=copy.state == COPY_LIVE,
                             durable_sequence=copy.durable_sequence,
+                            lag=copy.lag,
+                            is_let_go=copy.let_go,
                         )
                         for copy in v.head.copies
                     ),
@@ -338,10 +342,6 @@ class StoragedDaemon:
             after = part.last_sequence
             if part.complete:
                 return VerifiedChain(sequence=after, chain=part.chain, group_count=groups)
-
-    async def set_limits(self, volume_id: VolumeId, limits: Limits) -> None:
-        """Hold a head here to so many operations and bytes a second."""
-        await self._ask("set_limits", volume=volume_id, limits=_limits(limits))
 
     async def find_moment(self, ask: AskMoment) -> FoundMoment:
         """Return which write a moment is."""
@@ -431,9 +431,15 @@ class StoragedDaemon:
             iqn=wish.iqn,
             chap=_chap(wish),
             ack="memory",
-            limits=_limits(LIMITS_OF_CLASS[wish.qos_class]),
+            limits=_limits(wish.limits),
+            lag_bound=_lag_bound(wish),
             accepts_loss=wish.accepts_loss,
         )
+
+    async def set_terms(self, wish: HeadWish) -> None:
+        """Hold a head here to the wish's limits, and its copies to the wish's RPO."""
+        await self._ask("set_limits", volume=wish.volume_id, limits=_limits(wish.limits))
+        await self._ask("set_lag_bound", volume=wish.volume_id, lag_bound=_lag_bound(wish))
 
     async def set_initiators(self, wish: HeadWish) -> None:
         """Let exactly the wish's initiators in."""
@@ -548,6 +554,8 @@ class _Copy(msgspec.Struct):
     connected: bool = False
     state: str = ""
     durable_sequence: int = 0
+    lag: CopyLag = CopyLag()
+    let_go: bool = False
 
 
 class _Head(msgspec.Struct):
@@ -560,6 +568,7 @@ class _Head(msgspec.Struct):
     journal_bytes: int = 0
     failure: str | None = None
     lost: bool = False
+    answers: str = "at_once"
 
 
 class _OwnCopy(msgspec.Struct):
@@ -613,6 +622,10 @@ def _retention(wish: ReplicaWish) -> Json:
 
 def _limits(limits: Limits) -> Json:
     return {"operations_per_s": limits.operations_per_s, "bytes_per_s": limits.bytes_per_s}
+
+
+def _lag_bound(wish: HeadWish) -> Json:
+    return {"seconds": wish.rpo.seconds, "strict": wish.rpo.strict, "nodes": list(wish.bound)}
 
 
 def _moment(moment: Moment) -> Json:

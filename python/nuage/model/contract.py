@@ -14,6 +14,8 @@ from nuage.errors import InvalidRequest, SovereigntyViolation
 from nuage.ids import SiteId
 from nuage.model.infrastructure import Datacenter, require_country
 
+RPO_SECONDS_MAX: Final = 7 * 86_400
+
 
 class AckPolicy(Enum):
     """When a write is acknowledged (docs/protocols/replication.md)."""
@@ -45,12 +47,26 @@ class Limits:
                 raise InvalidRequest("a limit is not negative", field=f"limits.{name}")
 
 
+NO_LIMITS: Final = Limits()
+
 # What a volume of a class may take at most. Gold and silver differ in their share, not here.
 LIMITS_OF_CLASS: Final = {
-    QosClass.GOLD: Limits(),
-    QosClass.SILVER: Limits(),
+    QosClass.GOLD: NO_LIMITS,
+    QosClass.SILVER: NO_LIMITS,
     QosClass.BRONZE: Limits(operations_per_s=2_000, bytes_per_s=128 * 1024**2),
 }
+
+
+def within(asked: Limits, allowed: Limits) -> Limits:
+    """Return what a volume may take that asks for `asked` where its class allows `allowed`."""
+
+    def least(one: int, other: int) -> int:
+        return min(one, other) if one and other else one or other
+
+    return Limits(
+        operations_per_s=least(asked.operations_per_s, allowed.operations_per_s),
+        bytes_per_s=least(asked.bytes_per_s, allowed.bytes_per_s),
+    )
 
 
 class CutOffRule(Enum):
@@ -86,6 +102,28 @@ class JournalRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RpoRule:
+    """How much of the last writes may be lost with all copies but one; 0 s: whatever it is.
+
+    A copy may lack no acknowledged write that is older than `seconds`: writers are slowed from half
+    of it on, and stall at it. A copy that is cut off is let go, which is announced, and bound again
+    once it is near; `strict`: writers stall for it too, until it is back or the owner decides.
+    """
+
+    seconds: int = 0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds <= RPO_SECONDS_MAX:
+            raise InvalidRequest(
+                f"the RPO is 0 (no bound) to {RPO_SECONDS_MAX} seconds", field="contract.rpo"
+            )
+
+
+NO_RPO: Final = RpoRule()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
     """The rules of one IaaS. Empty `sites` or `countries` means any.
 
@@ -102,6 +140,7 @@ class Contract:
     qos_class: QosClass = QosClass.SILVER
     quota: Quota = Quota()
     journal: JournalRule = JournalRule()
+    rpo: RpoRule = NO_RPO
     cut_off: CutOffRule = CutOffRule.STAY
 
     def __post_init__(self) -> None:

@@ -5,9 +5,18 @@ and works towards it without its controller. Reports are facts; nothing in them 
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
-from nuage.model.contract import AckPolicy, JournalRule, QosClass
+from nuage.model.contract import (
+    NO_LIMITS,
+    NO_RPO,
+    AckPolicy,
+    JournalRule,
+    Limits,
+    QosClass,
+    RpoRule,
+)
 from nuage.model.history import CloneOrigin
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import PowerWish, VmShape, VmState
@@ -168,6 +177,7 @@ class HeadWish:
     """A volume whose writes this IO-node shall order, under `epoch` from the quorum.
 
     `position` is the place of the node's own copy among all; `replicas` are the others in order.
+    `rpo` binds the copies on the nodes `bound`: not those that are still being filled.
     `accepts_loss`: the owner's word to go on with what the copies have, though it is not all.
     """
 
@@ -179,7 +189,9 @@ class HeadWish:
     iqn: str
     chap: tuple[ChapWish, ...]
     image_sha256: str = ""  # fill a fresh volume from this image first
-    qos_class: QosClass = QosClass.SILVER
+    limits: Limits = NO_LIMITS
+    rpo: RpoRule = NO_RPO
+    bound: tuple[NodeId, ...] = ()
     position: int = 0
     accepts_loss: bool = False
 
@@ -233,12 +245,28 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyReport:
-    """How a head sees another copy: `is_live` once it gets each write as it is made."""
+    """How a head sees another copy: `is_live` once it gets each write as it is made.
+
+    `lag_writes`, `lag_bytes` and `lag_s` are what it lacks, the last the age of the oldest of it.
+    `is_let_go`: it is cut off, or not yet near again, and no bound holds writers back for it.
+    """
 
     node_id: NodeId
     is_connected: bool
     is_live: bool
     durable_sequence: int = 0
+    lag_writes: int = 0
+    lag_bytes: int = 0
+    lag_s: float = 0.0
+    is_let_go: bool = False
+
+
+class Answering(Enum):
+    """How a head answers writes, by the bound on its copies' lag."""
+
+    AT_ONCE = "at_once"
+    SLOWED = "slowed"
+    HELD = "held"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +285,7 @@ class HeadReport:
     fill_bytes: int = 0
     failure: str = ""
     is_lost: bool = False
+    answering: Answering = Answering.AT_ONCE
     copies: tuple[CopyReport, ...] = ()
 
 

@@ -5,7 +5,7 @@ from enum import Enum
 
 from nuage.errors import InvalidRequest
 from nuage.ids import IaasId, ImageId, NodeId, SiteId, VmId, VolumeId
-from nuage.model.contract import AckPolicy, JournalRule
+from nuage.model.contract import NO_LIMITS, AckPolicy, JournalRule, Limits
 from nuage.model.history import CloneOrigin
 from nuage.units import MIB, TIB
 
@@ -43,6 +43,8 @@ class Volume:
     counted on when the head last became ready, under `settled_epoch`: a head may open there. Under
     `loss_accepted_epoch` the head goes on with what the copies have, by the owner's decision.
 
+    `limits` are the owner's, within what its class allows.
+
     `is_template`: it holds an image for the volumes of its IaaS that start from it.
     """
 
@@ -69,6 +71,7 @@ class Volume:
     settled_epoch: int = 0
     loss_accepted_epoch: int = 0
     is_template: bool = False
+    limits: Limits = NO_LIMITS
 
     def __post_init__(self) -> None:
         if not MIB <= self.size_bytes <= VOLUME_BYTES_MAX or self.size_bytes % 4096:

@@ -322,8 +322,8 @@ async def test_an_encrypted_volume_is_served_with_its_key_and_never_without(benc
 async def test_a_head_takes_its_limits(bench: Bench) -> None:
     await bench.daemon.create(REPLICA)
     await opened(bench.daemon)
-    await bench.daemon.set_limits(VOLUME, Limits(operations_per_s=1000))
-    await bench.daemon.set_limits(VOLUME, Limits())
+    await bench.daemon.set_terms(replace(HEAD, limits=Limits(operations_per_s=1000)))
+    await bench.daemon.set_terms(HEAD)
 
 
 async def test_volumes_do_not_touch_each_other(bench: Bench) -> None:

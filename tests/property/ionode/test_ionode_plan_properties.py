@@ -15,7 +15,7 @@ from nuage.ionode.plan import (
     Fill,
     OpenHead,
     Resize,
-    SetInitiators,
+    Tell,
     plan,
 )
 from nuage.model.contract import AckPolicy, JournalRule
@@ -55,7 +55,7 @@ def wishes(draw: st.DrawFn) -> DaemonWish:
     )
 
 
-async def perform(daemon: FakeDaemon, wish: DaemonWish, told: dict[VolumeId, tuple[ChapWish, ...]],
+async def perform(daemon: FakeDaemon, wish: DaemonWish, told: dict[VolumeId, HeadWish],
                   filled: set[VolumeId]) -> bool:  # fmt: skip
     """Do one turn as the agent does; tell whether there was anything to do."""
     acts = plan(wish, await daemon.seen(), filled=filled, told=told)
@@ -67,10 +67,10 @@ async def perform(daemon: FakeDaemon, wish: DaemonWish, told: dict[VolumeId, tup
                 await daemon.resize(volume_id, size_bytes)
             case OpenHead(wish=head):
                 await daemon.open_head(head)
-                told[head.volume_id] = head.chap
-            case SetInitiators(wish=head):
+                told[head.volume_id] = head
+            case Tell(wish=head):
                 await daemon.set_initiators(head)
-                told[head.volume_id] = head.chap
+                told[head.volume_id] = head
             case Fill(volume_id=volume_id):
                 await daemon.fill(volume_id, Path("/nonexistent"))
                 filled.add(volume_id)
@@ -87,7 +87,7 @@ def test_any_sequence_of_wishes_is_reached_and_nothing_unnamed_is_deleted(
 ) -> None:
     async def run() -> None:
         daemon = FakeDaemon()
-        told: dict[VolumeId, tuple[ChapWish, ...]] = {}
+        told: dict[VolumeId, HeadWish] = {}
         filled: set[VolumeId] = set()
         highest: dict[VolumeId, int] = {}
         for wish in sequence:

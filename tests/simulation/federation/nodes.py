@@ -19,12 +19,12 @@ from nuage.ionode.plan import (
     Fill,
     OpenHead,
     Resize,
-    SetInitiators,
+    Tell,
     plan,
 )
 from nuage.model.desired import (
-    ChapWish,
     HeadReport,
+    HeadWish,
     IonodeReport,
     IonodeWish,
     ReplicaReport,
@@ -320,7 +320,7 @@ class SimIonode:
     node: Node
     clock: SkewedClock
     daemons: dict[IaasId, FakeDaemon] = field(default_factory=dict)
-    told: dict[VolumeId, tuple[ChapWish, ...]] = field(default_factory=dict)
+    told: dict[VolumeId, HeadWish] = field(default_factory=dict)
     filled: set[VolumeId] = field(default_factory=set)
     wish: IonodeWish = field(default_factory=lambda: IonodeWish(revision=0, daemons=()))
 
@@ -360,7 +360,7 @@ class SimIonode:
     async def _act(
         self,
         daemon: FakeDaemon,
-        act: Create | Resize | OpenHead | SetInitiators | Fill | CloseHead | Erase,
+        act: Create | Resize | OpenHead | Tell | Fill | CloseHead | Erase,
     ) -> None:
         try:
             match act:
@@ -370,10 +370,10 @@ class SimIonode:
                     await daemon.resize(volume_id, size_bytes)
                 case OpenHead(wish=head):
                     await daemon.open_head(head)
-                    self.told[head.volume_id] = head.chap
-                case SetInitiators(wish=head):
+                    self.told[head.volume_id] = head
+                case Tell(wish=head):
                     await daemon.set_initiators(head)
-                    self.told[head.volume_id] = head.chap
+                    self.told[head.volume_id] = head
                 case Fill(volume_id=volume_id):
                     await daemon.fill(volume_id, cast("Path", stand_in(exists=lambda: False)))
                     self.filled.add(volume_id)

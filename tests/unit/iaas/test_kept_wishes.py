@@ -65,7 +65,7 @@ def test_an_ionodes_wish_is_after_every_change_what_it_would_be_made_anew() -> N
         iaas(), vm, image("aa"), fresh, make_volume(2, places=PLACES), daemon_at(""),
         daemon_at("10.0.0.9:1"), image("bb"), daemon_at("10.0.0.9:2"), ready,
         replace(vm, state=VmState.MIGRATING), replace(vm, epoch=6),
-        iaas(Contract(qos_class=QosClass.GOLD)), replace(ready, without=(COPY,)),
+        iaas(Contract(qos_class=QosClass.BRONZE)), replace(ready, without=(COPY,)),
         replace(ready, epoch=ready.epoch + 1), replace(ready, head=COPY),
         replace(ready, state=VolumeState.DELETING),
     )  # fmt: skip

@@ -7,7 +7,7 @@ use nuage_journal::{Disk, GroupBuilder, JournalError, Store};
 use nuage_replica::{FrameError, Policy};
 
 use super::{AckMode, Clock, HeadEvent, HeadOptions, VolumeHead, next_epoch};
-use crate::replicas::{CopyStatus, OwnCopy, Replicas, Wish};
+use crate::replicas::{Answering, CopyStatus, LagBound, OwnCopy, Replicas, Wish};
 
 /// The copies of a replicated volume, as the quorum's record of it says.
 #[derive(Debug, Clone)]
@@ -86,6 +86,18 @@ impl<D: Disk> VolumeHead<D> {
         let applied_seq = self.store.applied_seq();
         let may_serve = |replicas: &Replicas| replicas.may_serve(applied_seq);
         self.stopped.is_none() && self.replicas.as_ref().is_none_or(may_serve)
+    }
+
+    /// Bound how far copies may be behind; `None`: they follow as they can.
+    pub fn set_lag_bound(&mut self, bound: Option<LagBound>) {
+        if let Some(replicas) = &mut self.replicas {
+            replicas.set_bound(bound);
+        }
+    }
+
+    /// How writes are answered now, by what the bound says.
+    pub fn answers(&self) -> Answering {
+        self.answering()
     }
 
     /// Every copy has answered and too few have all that was durable: only the owner's word opens it.

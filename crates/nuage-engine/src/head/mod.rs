@@ -118,6 +118,8 @@ pub struct VolumeHead<D: Disk> {
     pub(crate) replicas: Option<Replicas>,
     /// When `poll` first saw what is gathering, by the monotonic clock.
     gathering_since_ns: Option<u64>,
+    /// Where a copy is behind: when writes are answered next.
+    answer_from_ns: u64,
     stopped: Option<Failure>,
 }
 
@@ -182,6 +184,7 @@ impl<D: Disk> VolumeHead<D> {
             administered: VecDeque::new(),
             replicas,
             gathering_since_ns: None,
+            answer_from_ns: 0,
             stopped: None,
         }
     }

@@ -9,12 +9,15 @@ use nuage_journal::{BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind
 
 use super::merge::NO_TAG;
 use super::{AckMode, HeadEvent, VolumeHead};
-use crate::replicas::Replicas;
+use crate::replicas::{Answering, Replicas};
 
 /// A group that nobody waits for gathers as long as this or until it has as many blocks: then a flush finds one
 /// commit to wait for, not two, and a crash takes no more than a guest's cache would lose anyway.
 const GATHER_TIME: Duration = Duration::from_millis(1);
 const GATHER_BLOCKS: u32 = 64;
+
+/// While answers rest, how soon is looked again at least.
+const REST_LOOK: Duration = Duration::from_millis(1);
 
 /// A record that is not yet visible.
 pub(super) struct Pending {
@@ -140,7 +143,7 @@ impl<D: Disk> VolumeHead<D> {
         }
         if fua || self.options.mode == AckMode::Durable {
             self.wait_durable(tag, seq);
-        } else if self.answers_at_once() {
+        } else if self.answers_at_once() && self.answering() == Answering::AtOnce {
             self.complete(tag, Outcome::Done);
         } else {
             self.visible_waiters.push_back(Waiter { seq, tag });
@@ -228,7 +231,19 @@ impl<D: Disk> VolumeHead<D> {
     /// Longest time until `poll` has a group to close; what is on its way to the disk wakes by itself.
     pub(crate) fn poll_within(&self) -> Option<Duration> {
         let can_close = self.stopped.is_none() && self.holds_the_last();
-        self.gathers_for().filter(|_| can_close)
+        let closes = self.gathers_for().filter(|_| can_close);
+        closes.into_iter().chain(self.rests_for()).min()
+    }
+
+    /// How much longer answers rest for a copy that is behind.
+    fn rests_for(&self) -> Option<Duration> {
+        let waits = !(self.visible_waiters.is_empty() && self.durable_waiters.is_empty());
+        let slowed = matches!(self.answering(), Answering::Slowed { .. });
+        (waits && slowed).then(|| {
+            let now_ns = self.clock.now().monotonic_ns;
+            let rest = Duration::from_nanos(self.answer_from_ns.saturating_sub(now_ns));
+            rest.max(REST_LOOK)
+        })
     }
 
     /// Show, apply and answer what the policy now covers.
@@ -251,6 +266,29 @@ impl<D: Disk> VolumeHead<D> {
         }
         self.overlay.applied(self.store.applied_seq());
         self.size_bytes = self.size_bytes.max(self.store.state().size_bytes);
+        if self.may_answer() {
+            self.answer_up_to(visible, durable);
+        }
+        self.answer_administration();
+    }
+
+    pub(super) fn answering(&self) -> Answering {
+        let copies = self.replicas.as_ref();
+        copies.map_or(Answering::AtOnce, |copies| copies.answering)
+    }
+
+    /// No copy is so far behind that answers wait for it.
+    fn may_answer(&mut self) -> bool {
+        let now_ns = match self.answering() {
+            Answering::AtOnce => return true,
+            Answering::Held => return false,
+            Answering::Slowed { .. } => self.clock.now().monotonic_ns,
+        };
+        now_ns >= self.answer_from_ns
+    }
+
+    fn answer_up_to(&mut self, visible: u64, durable: u64) {
+        let waiting = self.visible_waiters.len() + self.durable_waiters.len();
         while self
             .visible_waiters
             .front()
@@ -269,6 +307,13 @@ impl<D: Disk> VolumeHead<D> {
                 self.complete(waiter.tag, Outcome::Done);
             }
         }
+        let answered = self.visible_waiters.len() + self.durable_waiters.len() < waiting;
+        if let (true, Answering::Slowed { rest_ns }) = (answered, self.answering()) {
+            self.answer_from_ns = self.clock.now().monotonic_ns + rest_ns;
+        }
+    }
+
+    fn answer_administration(&mut self) {
         while self
             .administered
             .front()

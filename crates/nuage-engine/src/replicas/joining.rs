@@ -23,6 +23,7 @@ impl Replicas {
             let peer = &mut self.peers[copy];
             peer.state = CopyState::CatchingUp;
             peer.sent_seq = tail.seq;
+            self.note_former(copy, tail.seq, store)?;
         } else if tail.seq > applied.seq && joins(store, &applied)? {
             let peer = &mut self.peers[copy];
             peer.comparing = true;

@@ -5,6 +5,7 @@
 //! must be rebuilt. The decisions are those of `nuage_replica::rules`.
 
 mod joining;
+mod lag;
 mod rebuild;
 mod recovery;
 
@@ -18,6 +19,8 @@ use nuage_replica::{
 };
 
 use crate::pace::Pace;
+pub use lag::{Answering, CUT_OFF_NS, Lag, LagBound};
+use lag::{Former, Trail};
 use rebuild::Rebuild;
 pub use rebuild::RebuildProgress;
 
@@ -53,6 +56,9 @@ pub struct CopyStatus {
     pub state: CopyState,
     pub memory_seq: u64,
     pub durable_seq: u64,
+    pub lag: Lag,
+    /// Cut off, or not yet near again: no bound holds the head back for it.
+    pub let_go: bool,
     pub rebuild: Option<RebuildProgress>,
 }
 
@@ -102,6 +108,11 @@ struct Peer {
     /// Until when a former head may answer reads for all that it knows, by this head's clock.
     former_until_ns: u64,
     health: Health,
+    /// What it is known to hold of our log.
+    held_seq: u64,
+    former: Option<Former>,
+    heard_ns: u64,
+    let_go: bool,
     sent_seq: u64,
     memory_seq: u64,
     durable_seq: u64,
@@ -126,6 +137,10 @@ impl Peer {
             released: false,
             former_until_ns: 0,
             health: Health::Damaged,
+            held_seq: 0,
+            former: None,
+            heard_ns: 0,
+            let_go: true,
             sent_seq: 0,
             memory_seq: 0,
             durable_seq: 0,
@@ -192,6 +207,9 @@ pub struct Replicas {
     own: OwnCopy,
     /// Every copy has answered, and too few of them have all that was durable.
     is_lost: bool,
+    trail: Trail,
+    bound: Option<LagBound>,
+    pub(crate) answering: Answering,
     wishes: Vec<Wish>,
     /// What all rebuilds together may take of disk and network.
     rebuild_pace: Pace,
@@ -225,6 +243,9 @@ impl Replicas {
             fetched_to: Tail::default(),
             own,
             is_lost: false,
+            trail: Trail::default(),
+            bound: None,
+            answering: Answering::AtOnce,
             wishes: Vec::new(),
             rebuild_pace: Pace::new(rebuild::BYTES_PER_S),
         }
@@ -256,6 +277,11 @@ impl Replicas {
         peer.send(&frame, now_ns);
     }
 
+    /// Hold the copies to this bound from now on.
+    pub(crate) fn set_bound(&mut self, bound: Option<LagBound>) {
+        self.bound = bound;
+    }
+
     /// No copy that is left can vouch for what was acknowledged.
     pub(crate) fn is_lost(&self) -> bool {
         self.is_lost && self.phase == Phase::Fencing
@@ -265,11 +291,15 @@ impl Replicas {
         if copy == self.me || copy >= self.peers.len() {
             return;
         }
-        let (memory_seq, durable_seq) = (self.peers[copy].memory_seq, self.peers[copy].durable_seq);
-        let promised = self.peers[copy].tail.is_some();
+        let former = &self.peers[copy];
+        let promised = former.tail.is_some();
         self.peers[copy] = Peer {
-            memory_seq,
-            durable_seq,
+            memory_seq: former.memory_seq,
+            durable_seq: former.durable_seq,
+            held_seq: former.held_seq,
+            former: former.former,
+            let_go: former.let_go,
+            heard_ns: self.now.monotonic_ns,
             ..Peer::new()
         };
         // It may have promised on the connection before: then it knows this very epoch.
@@ -301,6 +331,8 @@ impl Replicas {
             state: CopyState::Live,
             memory_seq: self.local_memory,
             durable_seq: self.local_durable,
+            lag: Lag::default(),
+            let_go: false,
             rebuild: None,
         };
         let of = |(copy, peer): (usize, &Peer)| {
@@ -311,6 +343,8 @@ impl Replicas {
                 state: peer.state,
                 memory_seq: peer.memory_seq,
                 durable_seq: peer.durable_seq,
+                lag: self.lag(copy),
+                let_go: peer.let_go,
                 rebuild: peer.rebuild.as_ref().map(|rebuild| rebuild.progress()),
             }
         };
@@ -321,6 +355,8 @@ impl Replicas {
         self.local_memory = group.head.info.last_seq();
         self.recent_bytes += group.total_bytes();
         let now_ns = self.now.monotonic_ns;
+        self.trail
+            .made(self.local_memory, group.total_bytes(), now_ns);
         for copy in 0..self.peers.len() {
             if copy != self.me && self.peers[copy].state == CopyState::Live {
                 if self.peers[copy].out.len() > OUT_BYTES_MAX {
@@ -463,6 +499,7 @@ impl Replicas {
             if !store.is_whole() && self.durable_seq() >= self.first_seq {
                 store.vouch()?;
             }
+            self.mind_lag();
         }
         // What was committed stays so, even if a copy comes back with less.
         self.known_committed = self.durable_seq();
@@ -477,6 +514,7 @@ impl Replicas {
         store: &mut Store<D>,
     ) -> Result<(), JournalError> {
         let peer = &mut self.peers[copy];
+        peer.heard_ns = self.now.monotonic_ns;
         match frame {
             Frame::Fenced {
                 epoch,
@@ -490,6 +528,7 @@ impl Replicas {
                 // A copy that restarted has less than it said before.
                 peer.memory_seq = peer.memory_seq.min(tail.seq);
                 peer.durable_seq = peer.durable_seq.min(tail.seq);
+                peer.held_seq = peer.held_seq.min(tail.seq);
                 peer.state = CopyState::Fenced;
                 peer.tail = Some(tail);
                 peer.applied = applied;
@@ -510,6 +549,7 @@ impl Replicas {
                 if matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
                     peer.memory_seq = memory_seq.min(peer.sent_seq);
                     peer.durable_seq = durable_seq.min(peer.sent_seq);
+                    peer.held_seq = peer.held_seq.max(peer.durable_seq);
                     self.lease.renewed(copy, sent_ns);
                 }
             }

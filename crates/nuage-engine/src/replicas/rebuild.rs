@@ -87,6 +87,7 @@ impl Replicas {
             size_bytes: reader.size_bytes,
             until_seq: store.tail().seq,
         };
+        self.note_former(copy, 0, store)?;
         let now_ns = self.now.monotonic_ns;
         let peer = &mut self.peers[copy];
         let went_on = anew || peer.rebuild.is_some();

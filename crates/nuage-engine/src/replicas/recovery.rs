@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nuage_journal::{Disk, Group, JournalError, Store};
 use nuage_replica::{Copies, Frame, Tail, rules, takeover_wait_ns};
 
-use super::{CATCH_UP_BYTES, CopyState, Health, Phase, Replicas, Wish, tail_of};
+use super::{CATCH_UP_BYTES, CopyState, Health, Phase, Replicas, Trail, Wish, tail_of};
 
 impl Replicas {
     pub(super) fn try_recover<D: Disk>(
@@ -125,6 +125,7 @@ impl Replicas {
         self.local_log(store.tail().seq, store.durable_seq());
         self.recent.clear();
         self.recent_bytes = 0;
+        self.trail = Trail::starting_after(store.tail().seq);
         for peer in &mut self.peers {
             (peer.memory_seq, peer.durable_seq) = (0, 0);
         }

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         };
     }
     let (mut failed, mut writes, mut reads, mut failovers, mut crashes) = (0, 0, 0, 0, 0);
-    let (mut replaced, mut rebuilt) = (0, 0);
+    let (mut replaced, mut rebuilt, mut views, mut lags) = (0, 0, 0, 0);
     let count = range.end.saturating_sub(range.start);
     for seed in range {
         match nuage_sim_storage::run(seed) {
@@ -49,6 +49,8 @@ fn main() -> ExitCode {
                 crashes += outcome.crashes;
                 replaced += outcome.replaced;
                 rebuilt += outcome.rebuilt;
+                views += outcome.views_checked;
+                lags += outcome.lags_checked;
             }
             Err(error) => {
                 failed += 1;
@@ -58,7 +60,8 @@ fn main() -> ExitCode {
     }
     println!(
         "{count} seeds, {failed} failed: {writes} writes acknowledged, {reads} reads checked, \
-         {failovers} failovers, {crashes} crashes, {replaced} disks replaced, {rebuilt} copies made anew"
+         {failovers} failovers, {crashes} crashes, {replaced} disks replaced, {rebuilt} copies made anew, \
+         {views} moments of the past compared, {lags} answers with a copy behind"
     );
     if failed == 0 {
         ExitCode::SUCCESS

@@ -1,5 +1,7 @@
 //! Three nodes, a volume, a client, and everything that can go wrong.
 
+mod lag;
+mod past;
 mod settle;
 
 use std::cell::{Cell, RefCell};
@@ -9,8 +11,8 @@ use std::sync::Arc;
 
 use nuage_block::{Completion, Operation, Outcome as Answer, Request};
 use nuage_engine::{
-    AckMode, Clock, CopyOptions, CopyState, CopyStatus, HeadEvent, HeadOptions, ReplicaStore,
-    VolumeHead,
+    AckMode, Clock, CopyOptions, CopyState, CopyStatus, HeadEvent, HeadOptions, LagBound,
+    ReplicaStore, VolumeHead,
 };
 use nuage_journal::{Cipher, Now, Retention, Store, TailRule, VolumeSpec};
 use nuage_replica::{Policy, PolicyName};
@@ -83,10 +85,13 @@ pub struct Outcome {
     pub reads_checked: u64,
     pub failovers: u64,
     pub crashes: u64,
+    /// Moments of the past compared with a replay of the log.
     pub views_checked: u64,
     /// Disks replaced by empty ones, and copies made anew from another's blocks.
     pub replaced: u64,
     pub rebuilt: u64,
+    /// Answers given while a copy lacked something, within its bound.
+    pub lags_checked: u64,
 }
 
 // What kind of world it is: each is drawn apart.
@@ -117,6 +122,12 @@ struct World {
     outcome: Outcome,
     told: Vec<String>,
     serving: [bool; NODES],
+    /// How far copies may be behind, strictly.
+    bound_ns: Option<u64>,
+    /// When each head made its records: the last seq of a turn, and the turn's time.
+    made: [VecDeque<(u64, u64)>; NODES],
+    /// What copies had on disk when each head last heard from them.
+    held: [[u64; NODES]; NODES],
     /// Copies that were being made anew at the last look.
     rebuilding: [bool; NODES],
     quiet_steps: u64,
@@ -205,6 +216,9 @@ impl World {
             outcome: Outcome::default(),
             told: Vec::new(),
             serving: [false; NODES],
+            bound_ns: (seed % 5 == 3).then_some(lag::BOUND_NS),
+            made: std::array::from_fn(|_| VecDeque::new()),
+            held: [[0; NODES]; NODES],
         };
         for node in 0..NODES {
             world.start_replica(node);
@@ -329,7 +343,14 @@ impl World {
         };
         let clock: Rc<dyn Clock> = self.nodes[node].clock.clone();
         match VolumeHead::open_replicated(handover.store, options, copies, clock) {
-            Ok(head) => {
+            Ok(mut head) => {
+                head.set_lag_bound(self.bound_ns.map(|age_ns| LagBound {
+                    age_ns,
+                    strict: true,
+                    copies: (1 << NODES) - 1,
+                }));
+                self.made[node].clear();
+                self.held[node] = [0; NODES];
                 self.nodes[node].role = Role::Head(Box::new(head));
                 self.tell(node, "is to lead");
             }
@@ -540,6 +561,7 @@ impl World {
                 }
                 Role::Down => {}
             }
+            self.note_made(node);
             for completion in completions {
                 self.complete(node, epoch, completion)?;
             }
@@ -679,6 +701,7 @@ impl World {
                 self.highest_acked_epoch = epoch;
                 self.outcome.writes_acked += 1;
                 self.checker.write_acked(lba);
+                self.check_lag(node)?;
             }
             (Wish::Write { lba }, _) => self.checker.write_lost(lba),
             (Wish::Read { lba }, Answer::Data(data)) => {

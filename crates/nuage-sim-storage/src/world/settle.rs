@@ -112,33 +112,6 @@ impl World {
         Ok(())
     }
 
-    /// History: the present view equals what was just read, and views at any seq can be made.
-    pub(super) fn check_past(&mut self, head: usize) -> Result<(), String> {
-        let Role::Head(found) = &mut self.nodes[head].role else {
-            return Ok(());
-        };
-        let store = found.store_mut();
-        let (horizon, applied) = (store.horizon_seq(), store.applied_seq());
-        let view = store
-            .view(applied)
-            .map_err(|error| format!("view of {applied}: {error}"))?;
-        for lba in 0..BLOCKS {
-            if view.index.get(lba) != store.state().index.get(lba) {
-                return Err(format!(
-                    "block {lba}: the view of now differs from the index"
-                ));
-            }
-        }
-        for _ in 0..4 {
-            let seq = horizon + self.prng.below(applied - horizon + 1);
-            store
-                .view(seq)
-                .map_err(|error| format!("view of {seq}: {error}"))?;
-            self.outcome.views_checked += 1;
-        }
-        Ok(())
-    }
-
     pub(super) fn wait_for_copies(&mut self, head: usize) -> Result<(), String> {
         for _ in 0..QUIET_STEPS {
             self.quiet_step()?;

@@ -1,0 +1,153 @@
+"""How the copies of a volume stand with its head: what each lacks, and what waits for it.
+
+A head tells it in each report; it is known at the volume's home and nowhere kept. What changes in
+it that somebody must hear of is put on the event stream.
+"""
+
+from dataclasses import dataclass
+
+from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.site import Site
+from nuage.iaas.volumes import NameVolume, volume_home, volume_of, volume_scope
+from nuage.ids import NodeId, SiteId
+from nuage.model.desired import Answering, CopyReport, HeadReport
+from nuage.model.iaas import Iaas
+from nuage.model.volume import Volume
+from nuage.trust.permissions import Principal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyStanding:
+    """One copy. `lag_s` is the age of the oldest write that it lacks; `state` how it stands."""
+
+    node: NodeId
+    site: SiteId
+    state: str
+    lag_writes: int = 0
+    lag_bytes: int = 0
+    lag_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeStanding:
+    """All copies of a volume, how writes are answered, and the RPO that its contract promises."""
+
+    answering: str
+    rpo_s: int
+    copies: tuple[CopyStanding, ...]
+
+
+async def show_standing(site: Site, _principal: Principal, body: NameVolume) -> VolumeStanding:
+    """Say how the copies of a volume stand now."""
+    volume = volume_of(site, body.iaas, body.volume)
+    iaas = site.index.value(Iaas, volume.iaas_id)
+    head = site.heads_seen.get(volume.volume_id)
+    if head is not None and head.epoch != volume.epoch:
+        head = None  # of another head, before this one
+    return VolumeStanding(
+        answering="unknown" if head is None else head.answering.value,
+        rpo_s=iaas.contract.rpo.seconds,
+        copies=tuple(
+            _standing(volume, place.node_id, place.site_id, head) for place in volume.replicas
+        ),
+    )
+
+
+def _standing(
+    volume: Volume, node_id: NodeId, site_id: SiteId, head: HeadReport | None
+) -> CopyStanding:
+    if node_id == volume.head:
+        state = "unknown" if head is None else "head"
+        return CopyStanding(node=node_id, site=site_id, state=state)
+    if node_id in volume.without:
+        return CopyStanding(node=node_id, site=site_id, state="left out")
+    seen = None if head is None else next((c for c in head.copies if c.node_id == node_id), None)
+    if seen is None:
+        return CopyStanding(node=node_id, site=site_id, state="unknown")
+    return CopyStanding(
+        node=node_id,
+        site=site_id,
+        state=_state(seen),
+        lag_writes=seen.lag_writes,
+        lag_bytes=seen.lag_bytes,
+        lag_s=seen.lag_s,
+    )
+
+
+def _state(seen: CopyReport) -> str:
+    if not seen.is_connected:
+        return "cut off"
+    return "live" if seen.is_live else "catching up"
+
+
+def note_head(site: Site, head: HeadReport) -> None:
+    """Keep what an IO-node says of a head, and announce what its owner should hear of."""
+    volume = site.index.find_value(Volume, head.volume_id)
+    if volume is None or volume.epoch != head.epoch:
+        return
+    before = site.heads_seen.get(head.volume_id)
+    site.heads_seen[head.volume_id] = head
+    if site.index.home("volume", volume.volume_id) != site.site_id:
+        return
+    iaas = site.index.find_value(Iaas, volume.iaas_id)
+    bound_s = 0 if iaas is None else iaas.contract.rpo.seconds
+    for what, text in _news(volume, bound_s, before, head):
+        site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
+
+
+def _news(
+    volume: Volume, bound_s: int, before: HeadReport | None, head: HeadReport
+) -> list[tuple[str, str]]:
+    """Return what changed about the RPO since the last report, for people.
+
+    A copy that is being filled has nothing promised of it yet.
+    """
+    if not bound_s:
+        return []
+    same = before if before is not None and before.epoch == head.epoch else None
+    news = []
+    was = Answering.AT_ONCE if same is None else same.answering
+    if head.answering is not was:
+        news.append(("rpo", _answering_line(bound_s, head)))
+    broken = _beyond(bound_s, head) - set(volume.catching_up)
+    broken_before = _beyond(bound_s, same) - set(volume.catching_up)
+    for copy in sorted(broken - broken_before):
+        text = f"the copy on {copy} is cut off, and more than {bound_s} s behind: the RPO is broken"
+        news.append(("rpo-broken", text))
+    near = sorted(broken_before - broken)
+    news += [("rpo-kept", f"the copy on {copy} is near again: the RPO is kept") for copy in near]
+    return news
+
+
+def _beyond(bound_s: int, head: HeadReport | None) -> set[NodeId]:
+    """Return the copies that lack more than the RPO allows while nobody waits for them."""
+    copies = () if head is None else head.copies
+    return {copy.node_id for copy in copies if copy.is_let_go and copy.lag_s > bound_s}
+
+
+def _answering_line(bound_s: int, head: HeadReport) -> str:
+    if head.answering is Answering.AT_ONCE:
+        return "writes are answered at once again: its copies are near"
+    bound = [copy for copy in head.copies if not copy.is_let_go]
+    worst = max(bound, key=lambda copy: copy.lag_s, default=None)
+    behind = "" if worst is None else f": the copy on {worst.node_id} is {worst.lag_s:.1f} s behind"
+    word = "slowed" if head.answering is Answering.SLOWED else "held back"
+    return f"writes are {word}{behind}, and the contract allows {bound_s} s"
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    table.add(
+        Operation(
+            name="volume.copies",
+            verb="GET",
+            path="/v1/iaas/{iaas}/volumes/{volume}/copies",
+            body=NameVolume,
+            result=VolumeStanding,
+            action="volume.read",
+            summary="Say how far each copy of a volume is behind its head",
+            run=show_standing,
+            scope=volume_scope,
+            home=volume_home,
+        )
+    )

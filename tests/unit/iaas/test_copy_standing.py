@@ -1,0 +1,138 @@
+"""How far copies are behind is shown, and what its owner must hear of is announced once."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
+
+from nuage.errors import InvalidRequest
+from nuage.iaas.index import FederationIndex
+from nuage.iaas.site import Site
+from nuage.iaas.standing import note_head, show_standing
+from nuage.iaas.volumes import NameVolume
+from nuage.iaas.wishes import WishContext, ionode_wish
+from nuage.ids import NodeId, SiteId
+from nuage.model.contract import Contract, Limits, QosClass, RpoRule
+from nuage.model.desired import Answering, CopyReport, HeadReport, HeadWish
+from nuage.model.status import NodeStatus
+from nuage.model.volume import Volume
+from nuage.trust.permissions import Principal
+
+FAR = NodeId("r-io")
+PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
+
+
+class Watcher:
+    """A site's index, and what it announced."""
+
+    def __init__(self, value: Volume, contract: Contract) -> None:
+        self.news: list[str] = []
+        self.index = FederationIndex(SiteId("marne"))
+        for noun in (datacenter("marne"), iaas(contract), value):
+            self.index.put(record(noun))
+        for number, (site, node) in enumerate(PLACES):
+            self.index.put(
+                record(
+                    NodeStatus(
+                        node_id=NodeId(node), site_id=SiteId(site), connected=True, since_s=0.0,
+                        replica_addresses={IAAS: f"10.0.0.{number}:1"},
+                    )
+                )
+            )  # fmt: skip
+        fields = SimpleNamespace(
+            site_id=SiteId("marne"), index=self.index, heads_seen={}, announce=self._announce
+        )
+        self.site = cast(Site, fields)
+
+    def _announce(self, _kind: str, _id: str, what: str, _text: str) -> None:
+        self.news.append(what)
+
+    def hears(self, head: HeadReport) -> list[str]:
+        self.news.clear()
+        note_head(self.site, head)
+        return list(self.news)
+
+
+def bound(seconds: int = 30) -> Contract:
+    return Contract(copies=3, copy_sites=3, rpo=RpoRule(seconds=seconds))
+
+
+def head(value: Volume, *copies: CopyReport, answering: Answering) -> HeadReport:
+    return HeadReport(
+        volume_id=value.volume_id, iaas_id=IAAS, state="ready", epoch=value.epoch,
+        copies=copies, answering=answering,
+    )  # fmt: skip
+
+
+def far(lag_s: float, *, let_go: bool = False) -> CopyReport:
+    return CopyReport(
+        node_id=FAR, is_connected=not let_go, is_live=not let_go, lag_writes=7, lag_bytes=4096,
+        lag_s=lag_s, is_let_go=let_go,
+    )  # fmt: skip
+
+
+def test_writers_that_are_held_back_and_let_go_on_are_announced_once() -> None:
+    value = volume(1, places=PLACES)
+    watcher = Watcher(value, bound())
+    held = head(value, far(31.0), answering=Answering.HELD)
+    assert watcher.hears(head(value, far(1.0), answering=Answering.AT_ONCE)) == []
+    assert watcher.hears(held) == ["rpo"]
+    assert watcher.hears(held) == []
+    assert watcher.hears(head(value, far(0.0), answering=Answering.AT_ONCE)) == ["rpo"]
+
+
+def test_a_copy_that_is_cut_off_breaks_the_rpo_once_it_lacks_more_than_that() -> None:
+    value = volume(1, places=PLACES)
+    watcher = Watcher(value, bound())
+    assert watcher.hears(head(value, far(5.0, let_go=True), answering=Answering.AT_ONCE)) == []
+    gone = head(value, far(40.0, let_go=True), answering=Answering.AT_ONCE)
+    assert watcher.hears(gone) == ["rpo-broken"]
+    assert watcher.hears(gone) == []
+    assert watcher.hears(head(value, far(0.0), answering=Answering.AT_ONCE)) == ["rpo-kept"]
+    filling = replace(value, catching_up=(FAR,))
+    assert Watcher(filling, bound()).hears(gone) == []
+
+
+async def test_each_copy_is_shown_with_what_it_lacks() -> None:
+    value = replace(volume(1, places=PLACES), without=(NodeId("l-io"),))
+    watcher = Watcher(value, bound())
+    ask = NameVolume(iaas=IAAS, volume=value.name)
+    nobody = cast(Principal, None)
+    shown = await show_standing(watcher.site, nobody, ask)
+    assert (shown.answering, shown.copies[0].state) == ("unknown", "unknown")
+    watcher.hears(head(value, far(2.5), answering=Answering.SLOWED))
+    shown = await show_standing(watcher.site, nobody, ask)
+    assert (shown.answering, shown.rpo_s) == ("slowed", 30)
+    assert [copy.state for copy in shown.copies] == ["head", "left out", "live"]
+    assert (shown.copies[2].lag_writes, shown.copies[2].lag_s) == (7, 2.5)
+
+
+def wished(value: Volume, contract: Contract) -> HeadWish:
+    context = WishContext(
+        index=Watcher(value, contract).index,
+        storage_key=b"k" * 32,
+        lease_until_s=lambda _vm: 0.0,
+        may_switch=lambda _vm: False,
+    )
+    (daemon,) = ionode_wish(context, NodeId("m-io"), 1).daemons
+    return daemon.heads[0]
+
+
+def test_the_bound_covers_the_copies_that_have_been_filled() -> None:
+    value = volume(1, places=PLACES)
+    assert wished(value, bound()).bound == (NodeId("l-io"), FAR)
+    assert wished(replace(value, catching_up=(FAR,)), bound()).bound == (NodeId("l-io"),)
+
+
+def test_a_volume_takes_what_it_asks_for_within_its_class() -> None:
+    value = replace(volume(1, places=PLACES), limits=Limits(operations_per_s=5_000, bytes_per_s=7))
+    bronze = replace(bound(), qos_class=QosClass.BRONZE)
+    assert wished(value, bound()).limits == value.limits
+    assert wished(value, bronze).limits == Limits(operations_per_s=2_000, bytes_per_s=7)
+
+
+def test_an_rpo_is_a_time_that_can_be_waited_for() -> None:
+    with pytest.raises(InvalidRequest, match="RPO"):
+        RpoRule(seconds=-1)
