@@ -114,7 +114,15 @@ def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
         ("without", ", ".join(str(node) for node in listed(volume, "without"))),
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
         ("writes", f"acknowledged as {volume['ack_policy']}"),
+        ("limits", _limits_line(inner(volume, "limits"))),
     ]
+
+
+def _limits_line(limits: Row) -> str:
+    operations, bytes_per_s = int(str(limits["operations_per_s"])), int(str(limits["bytes_per_s"]))
+    parts = [f"{operations} operations/s"] if operations else []
+    parts += [f"{format_size(bytes_per_s)}/s"] if bytes_per_s else []
+    return ", ".join(parts)
 
 
 def _advice(volume: Row) -> list[str]:
@@ -323,6 +331,25 @@ def grow_volume(session: Session, name: str, volume_size: str, iaas: str) -> Non
     body = {"size_bytes": size(volume_size)}
     session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/size", body)
     click.echo(f"{name} has {volume_size}")
+
+
+@volume_group.command("set")
+@click.argument("name")
+@click.option("--iops-max", default=0, metavar="N", help="Operations a second.  [default: class's]")
+@click.option(
+    "--bandwidth-max", default="", metavar="SIZE", help="Bytes a second (64M).  [default: class's]"
+)
+@iaas_option
+@pass_session
+def set_volume(session: Session, name: str, iops_max: int, bandwidth_max: str, iaas: str) -> None:
+    """Hold a volume to so many operations and bytes a second, within what its class allows."""
+    bytes_per_s = size(bandwidth_max) if bandwidth_max else 0
+    body = {"operations_per_s": iops_max, "bytes_per_s": bytes_per_s}
+    session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/limits", body)
+    asked = [f"{iops_max} operations"] if iops_max else []
+    asked += [format_size(bytes_per_s)] if bytes_per_s else []
+    told = f"at most {' and '.join(asked)} a second" if asked else "what its class allows"
+    click.echo(f"{name} may take {told}")
 
 
 @volume_group.command("delete")

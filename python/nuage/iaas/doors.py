@@ -238,6 +238,18 @@ TABLE.enter(
     home=volumes.volume_home,
 )
 TABLE.enter(
+    "volume.limit",
+    "PUT",
+    VOLUMES + "/{volume}/limits",
+    volumes.LimitVolume,
+    Shown[Volume],
+    volumes.limit_volume,
+    "Set what a volume may take, within its class",
+    action="volume.write",
+    scope=volumes.volume_scope,
+    home=volumes.volume_home,
+)
+TABLE.enter(
     "volume.grow",
     "PUT",
     VOLUMES + "/{volume}/size",

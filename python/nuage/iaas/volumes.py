@@ -10,6 +10,7 @@ from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, ImageId, SiteId, VmId, VolumeId, new_id
+from nuage.model.contract import Limits
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, require_slug
 from nuage.model.status import NodeStatus
@@ -62,6 +63,16 @@ class GrowVolume:
     iaas: str
     volume: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitVolume:
+    """Hold a volume to so many operations and bytes a second; 0: to its class alone."""
+
+    iaas: str
+    volume: str
+    operations_per_s: int = 0
+    bytes_per_s: int = 0
 
 
 def volume_of(site: Site, iaas: str, volume: str) -> Volume:
@@ -250,6 +261,15 @@ async def grow_volume(site: Site, _principal: Principal, body: GrowVolume) -> Sh
     return show(site, grown)
 
 
+async def limit_volume(site: Site, _principal: Principal, body: LimitVolume) -> Shown[Volume]:
+    """Set what a volume may take, within what its class allows; its head keeps to it at once."""
+    volume = volume_of(site, body.iaas, body.volume)
+    limits = Limits(operations_per_s=body.operations_per_s, bytes_per_s=body.bytes_per_s)
+    changed = replace(volume, limits=limits)
+    await site.save(changed)
+    return show(site, changed)
+
+
 def clones_being_made(site: Site, volume: Volume) -> list[Volume]:
     """Return the clones that some node has still to make from `volume`."""
     return [
@@ -277,13 +297,14 @@ async def delete_volume(site: Site, _principal: Principal, body: NameVolume) -> 
     site.announce("volume", volume.volume_id, "deleted", f"volume {volume.name} deleted")
 
 
-def volume_home(site: Site, body: NameVolume | AttachVolume | GrowVolume) -> SiteId:
+def volume_home(site: Site, body: NameVolume | AttachVolume | GrowVolume | LimitVolume) -> SiteId:
     """Let the site of the volume's head answer."""
     return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
 
 
 def volume_scope(
-    site: Site, body: CreateVolume | ListVolumes | NameVolume | AttachVolume | GrowVolume
+    site: Site,
+    body: CreateVolume | ListVolumes | NameVolume | AttachVolume | GrowVolume | LimitVolume,
 ) -> Scope | None:
     """Ask for the role on the IaaS named."""
     return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)

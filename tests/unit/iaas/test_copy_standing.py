@@ -11,7 +11,7 @@ from nuage.errors import InvalidRequest
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
 from nuage.iaas.standing import note_head, show_standing
-from nuage.iaas.volumes import NameVolume
+from nuage.iaas.volumes import LimitVolume, NameVolume, limit_volume
 from nuage.iaas.wishes import WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import Contract, Limits, QosClass, RpoRule
@@ -131,6 +131,23 @@ def test_a_volume_takes_what_it_asks_for_within_its_class() -> None:
     bronze = replace(bound(), qos_class=QosClass.BRONZE)
     assert wished(value, bound()).limits == value.limits
     assert wished(value, bronze).limits == Limits(operations_per_s=2_000, bytes_per_s=7)
+
+
+async def test_a_limit_is_set_on_a_volume_and_reaches_its_head() -> None:
+    value = volume(1, places=PLACES)
+    watcher = Watcher(value, bound())
+    kept: list[Volume] = []
+
+    async def save(changed: Volume) -> None:
+        watcher.index.put(replace(record(changed), revision=2))
+        kept.append(changed)
+
+    vars(watcher.site)["save"] = save
+    vars(watcher.site)["age_of"] = lambda _site: 0.0
+    ask = LimitVolume(iaas=IAAS, volume=value.name, operations_per_s=500)
+    shown = await limit_volume(watcher.site, cast(Principal, None), ask)
+    assert shown.value.limits == Limits(operations_per_s=500)
+    assert wished(kept[0], bound()).limits == Limits(operations_per_s=500)
 
 
 def test_an_rpo_is_a_time_that_can_be_waited_for() -> None:
