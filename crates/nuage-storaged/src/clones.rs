@@ -76,6 +76,10 @@ impl Storaged {
         spec.retention = asked.retention.unwrap_or(spec.retention);
         let folder = self.catalogue.folder(&asked.clone);
         let made = self.with_store(&asked.volume, context, |store| {
+            if !store.is_whole() {
+                let message = format!("the copy of {:?} here is being made anew", asked.volume);
+                return Err(Refusal::new(Code::NotFound, message));
+            }
             let seq = reached(store, &asked.moment)?;
             fs::create_dir_all(&folder).map_err(|error| io_refusal(&asked.clone, &error))?;
             let journal = folder.join("journal");

@@ -20,6 +20,7 @@ from nuage.iaas.erasure import ERASED_METHOD, CopyErased, copy_erased, take_repo
 from nuage.iaas.heads import TAKE_HEAD_METHOD, HeadKeeper, TakeHead
 from nuage.iaas.keys import UNLOCK_METHOD, UnlockHere, give_keys, unlock_here
 from nuage.iaas.site import Site
+from nuage.iaas.templates import Templates
 from nuage.ids import NodeId, SiteId
 from nuage.model.desired import IonodeReport
 from nuage.model.infrastructure import Node, NodeRole
@@ -72,6 +73,7 @@ class HeadWatch:
         """Begin to watch."""
         self._tasks.keep("heads", self._watch)
         self._tasks.keep("copies", self._look)
+        self._tasks.keep("templates", Templates(self._site).watch)
 
     def take_report(self, report: IonodeReport) -> None:
         """Hear what an IO-node of this site reports."""

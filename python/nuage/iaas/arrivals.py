@@ -14,7 +14,7 @@ from nuage.errors import Conflict
 from nuage.iaas.addresses import free_number, host_number, mac_of
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.site import ArrivalDraft, Draft, RestartDraft, Site, VmDraft
-from nuage.iaas.volumes import placed, with_own_id
+from nuage.iaas.templates import made_here
 from nuage.ids import NodeId, PortId, VmId, VolumeId, new_id
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
@@ -42,7 +42,7 @@ async def enter(site: Site, node_id: NodeId, draft: Draft) -> None:
 
 async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
     iaas = site.index.value(Iaas, draft.vm.iaas_id)
-    volumes = [placed(site, iaas, with_own_id(site, volume)) for volume in draft.volumes]
+    volumes = [made_here(site, iaas, volume) for volume in draft.volumes]
     if not draft.volumes:
         volumes = [_attached(site, volume_id, draft.vm.vm_id) for volume_id in draft.vm.volumes]
     port = _port(site, draft)

@@ -244,7 +244,7 @@ class HeadKeeper:
         if volume.volume_id not in self._claimed:
             await self._claim(volume)
         iaas = self._site.index.find_value(Iaas, volume.iaas_id)
-        if iaas is None or not is_settled(volume):
+        if iaas is None or volume.is_template or not is_settled(volume):
             return
         facts = VolumeFacts(
             usable={p.node_id for p in volume.replicas if self._is_reachable(volume, p.node_id)},

@@ -6,6 +6,7 @@ Only the home of a record acts on it; a report changes nothing unless it says so
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from nuage.iaas.epochs import next_local
 from nuage.iaas.index import FederationIndex
 from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.desired import HeadReport, IonodeReport, VmReport, VnodeReport
@@ -174,6 +175,9 @@ def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> li
             asked = head_set(volume)
             changed = replace(changed, settled_epoch=volume.epoch, whole=asked.acknowledging)
         text = f"volume {volume.name} is ready"
+    elif head.lacks_origin and volume.image_id is not None and not volume.whole:
+        changed = replace(volume, origin=None, epoch=next_local(volume.epoch))
+        text = f"volume {volume.name} is filled from its image: its template is not there"
     elif head.state == HEAD_FAILED:
         state = VolumeState.FAILED if volume.state is VolumeState.CREATING else volume.state
         state = VolumeState.LOST if head.is_lost else state

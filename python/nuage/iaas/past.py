@@ -12,6 +12,7 @@ from nuage.iaas.volumes import new_volume, volume_of
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import AckPolicy
 from nuage.model.history import (
+    IMAGE_MARK,
     MARK_CHARS_MAX,
     AskHistory,
     AskMark,
@@ -112,6 +113,8 @@ async def mark_volumes(site: Site, _principal: Principal, body: MarkVolumes) -> 
     """Write one mark into the journals of a group of volumes at one instant."""
     if not 0 < len(body.name) <= MARK_CHARS_MAX:
         raise InvalidRequest(f"a mark's name has 1 to {MARK_CHARS_MAX} characters", field="name")
+    if body.name == IMAGE_MARK:
+        raise InvalidRequest(f"{IMAGE_MARK!r} marks where a volume was its image", field="name")
     names = (body.volume, *body.together_with)
     volumes = [volume_of(site, body.iaas, name) for name in names]
     heads = {head_of(volume) for volume in volumes}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from nuage.errors import Conflict, InvalidRequest
+from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.erasure import delete_with_copies
@@ -76,8 +76,11 @@ class LimitVolume:
 
 
 def volume_of(site: Site, iaas: str, volume: str) -> Volume:
-    """Return the volume named within an IaaS."""
-    return site.index.named(Volume, volume, site.index.iaas_named(iaas).iaas_id)
+    """Return the volume named within an IaaS; templates are nobody's to use."""
+    found = site.index.named(Volume, volume, site.index.iaas_named(iaas).iaas_id)
+    if found.is_template:
+        raise NotFound("volume", volume)
+    return found
 
 
 def ionode_spaces(site: Site) -> list[IonodeSpace]:

@@ -298,7 +298,7 @@ def _copy_on(context: WishContext, volume: Volume, node_id: NodeId, known: KeptC
         replica_of = (volume, origin, _is_encrypted(index, volume.iaas_id))
         replica = known.replica
         if known.replica_of != replica_of:
-            replica = _replica_wish(volume, origin, encrypted=replica_of[2])
+            replica = _replica_wish(volume, node_id, origin, encrypted=replica_of[2])
     if volume.head == node_id:
         head_of, head = _head_facts(index, volume), known.head
         if known.head_of != head_of:
@@ -306,7 +306,9 @@ def _copy_on(context: WishContext, volume: Volume, node_id: NodeId, known: KeptC
     return KeptCopy(replica, replica_of, head, head_of)
 
 
-def _replica_wish(volume: Volume, origin: CloneOrigin | None, *, encrypted: bool) -> ReplicaWish:
+def _replica_wish(
+    volume: Volume, node_id: NodeId, origin: CloneOrigin | None, *, encrypted: bool
+) -> ReplicaWish:
     return ReplicaWish(
         volume_id=volume.volume_id,
         iaas_id=volume.iaas_id,
@@ -314,6 +316,7 @@ def _replica_wish(volume: Volume, origin: CloneOrigin | None, *, encrypted: bool
         journal=volume.journal,
         origin=origin,
         encrypted=encrypted,
+        leads=volume.head == node_id,
         joins=bool(volume.whole),
     )
 
@@ -337,12 +340,15 @@ def _waits_for_origin(index: FederationIndex, volume: Volume) -> bool:
 
 
 def _origin(index: FederationIndex, volume: Volume, node_id: NodeId) -> CloneOrigin | None:
-    """Return the past that this node's copy starts from; later copies are filled from others."""
+    """Return the past that this node's copy starts from; later copies are filled from others.
+
+    Once the volume was written to, a copy vouches for nothing however it starts (`joins`).
+    """
     origin = volume.origin
     if origin is None or node_id not in origin.nodes:
         return None
     is_there = index.find_value(Volume, origin.volume_id) is not None
-    return origin if is_there or volume.state is VolumeState.CREATING else None
+    return origin if is_there or not volume.whole else None
 
 
 def _head_facts(index: FederationIndex, volume: Volume) -> tuple[object, ...]:

@@ -17,6 +17,7 @@ import structlog
 from nuage.clock import Clock
 from nuage.errors import UNREADABLE, Conflict, CorruptData, Lost, NotFound, NuageError
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
+from nuage.ionode.copies import OriginMissing, make_copy
 from nuage.ionode.plan import (
     Act,
     CloseHead,
@@ -68,6 +69,7 @@ class _Hosted:
     told: dict[VolumeId, HeadWish] = field(default_factory=dict)
     failures: dict[VolumeId, str] = field(default_factory=dict)
     lost: set[VolumeId] = field(default_factory=set)  # failures that no other node can help
+    lacking: set[VolumeId] = field(default_factory=set)  # the past they should start from
     filling: dict[VolumeId, asyncio.Task[None]] = field(default_factory=dict)
     telling: asyncio.Task[None] | None = None
 
@@ -169,6 +171,7 @@ class IonodeAgent:
         due = {_volume_of(act) for act in acts} | set(hosted.filling)
         for volume_id in set(hosted.failures) - due:  # what failed is no longer wanted
             del hosted.failures[volume_id]
+        hosted.lacking &= hosted.failures.keys()
         for act in acts:
             await self._perform(hosted, act)
         if acts:
@@ -224,6 +227,8 @@ class IonodeAgent:
             hosted.failures[volume_id] = error.message
             if isinstance(error, Lost):
                 hosted.lost.add(volume_id)
+            if isinstance(error, OriginMissing):
+                hosted.lacking.add(volume_id)
         else:
             hosted.failures.pop(volume_id, None)
             if isinstance(act, OpenHead):
@@ -232,10 +237,8 @@ class IonodeAgent:
     async def _act(self, hosted: _Hosted, act: Act) -> None:
         daemon = hosted.daemon
         match act:
-            case Create(wish=wish) if wish.origin is not None:
-                await daemon.clone(wish)
             case Create(wish=wish):
-                await daemon.create(wish)
+                await make_copy(daemon, wish)
             case Resize(volume_id=volume_id, size_bytes=size_bytes):
                 await daemon.resize(volume_id, size_bytes)
             case OpenHead(wish=head):
@@ -456,6 +459,7 @@ class IonodeAgent:
                 epoch=wanted[volume_id].epoch,
                 failure=failure,
                 is_lost=volume_id in hosted.lost,
+                lacks_origin=volume_id in hosted.lacking,
             )
             for iaas_id, hosted in sorted(self._hosted.items())
             for volume_id, failure in sorted(hosted.failures.items())

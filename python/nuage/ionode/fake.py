@@ -145,6 +145,15 @@ class FakeDaemon:
         self._begin("clone", wish.volume_id)
         assert wish.origin is not None
         origin = self._require(wish.origin.volume_id)
+        if not origin.is_whole:
+            raise NotFound("past", str(wish.origin.volume_id))
+        await self.find_moment(
+            AskMoment(
+                iaas_id=wish.iaas_id,
+                volume_id=wish.origin.volume_id,
+                moment=wish.origin.moment,
+            )
+        )
         copy = _Copy(
             origin.size_bytes,
             mapped_bytes=origin.mapped_bytes,

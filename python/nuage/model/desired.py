@@ -152,6 +152,7 @@ class ReplicaWish:
     journal: JournalRule
     origin: CloneOrigin | None = None  # make it from that volume's past, which is here
     encrypted: bool = False
+    leads: bool = False  # the volume's head opens here
     joins: bool = False  # the volume was written to elsewhere: an empty copy vouches for nothing
 
 
@@ -274,6 +275,7 @@ class HeadReport:
     """What an IO-node sees of one head. `portal` is where initiators log in.
 
     `is_lost`: what was acknowledged is on no copy any more; no other node can help.
+    `lacks_origin`: the past that the volume should start from is not there.
     """
 
     volume_id: VolumeId
@@ -286,6 +288,7 @@ class HeadReport:
     failure: str = ""
     is_lost: bool = False
     answering: Answering = Answering.AT_ONCE
+    lacks_origin: bool = False
     copies: tuple[CopyReport, ...] = ()
 
 

@@ -232,6 +232,15 @@ async def test_a_clone_has_the_past_and_its_parent_goes_on(bench: Bench) -> None
     assert await read_first_block(daemon, OTHER) == b"then" * 1024
 
 
+async def test_a_copy_that_is_being_made_anew_has_no_past_to_clone(bench: Bench) -> None:
+    daemon = bench.daemon
+    await daemon.create(replace(REPLICA, joins=True))
+    origin = CloneOrigin(volume_id=VOLUME, moment=Moment(sequence=0))
+    with pytest.raises(NotFound):
+        await daemon.clone(replace(REPLICA, volume_id=OTHER, origin=origin))
+    assert [v.volume_id for v in (await daemon.seen()).volumes] == [VOLUME]
+
+
 def moment_of(volume_id: VolumeId, moment: Moment) -> AskMoment:
     return AskMoment(iaas_id=IAAS, volume_id=volume_id, moment=moment)
 

@@ -11,6 +11,7 @@ from nuage.daemon.nodes import ReportTaken
 from nuage.daemon.vnode import VnodeProcess
 from nuage.errors import NuageError, Unavailable
 from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId, VolumeId
+from nuage.ionode.copies import OriginMissing, make_copy
 from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.plan import (
     CloseHead,
@@ -31,6 +32,7 @@ from nuage.model.desired import (
     VnodeReport,
     VnodeWish,
 )
+from nuage.model.history import IMAGE_MARK, AskMark
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.placement import EstimationVector
 from nuage.simulation.virtual_time import SkewedClock
@@ -322,10 +324,15 @@ class SimIonode:
     daemons: dict[IaasId, FakeDaemon] = field(default_factory=dict)
     told: dict[VolumeId, HeadWish] = field(default_factory=dict)
     filled: set[VolumeId] = field(default_factory=set)
+    lacking: set[VolumeId] = field(default_factory=set)
     wish: IonodeWish = field(default_factory=lambda: IonodeWish(revision=0, daemons=()))
 
     def may_log_in(self, volume_id: VolumeId, user: str) -> bool:
         return any(daemon.may_log_in(volume_id, user) for daemon in self.daemons.values())
+
+    def kept(self) -> set[VolumeId]:
+        """Return the volumes that have a copy here."""
+        return {volume_id for daemon in self.daemons.values() for volume_id in daemon._copies}
 
     async def run(self) -> None:
         while True:
@@ -365,7 +372,8 @@ class SimIonode:
         try:
             match act:
                 case Create(wish=replica):
-                    await daemon.create(replica)
+                    self.lacking.discard(replica.volume_id)
+                    await make_copy(daemon, replica)
                 case Resize(volume_id=volume_id, size_bytes=size_bytes):
                     await daemon.resize(volume_id, size_bytes)
                 case OpenHead(wish=head):
@@ -376,12 +384,17 @@ class SimIonode:
                     self.told[head.volume_id] = head
                 case Fill(volume_id=volume_id):
                     await daemon.fill(volume_id, cast("Path", stand_in(exists=lambda: False)))
+                    ask = AskMark(iaas_id=IaasId(""), volume_ids=(volume_id,), name=IMAGE_MARK)
+                    await daemon.mark(ask)
                     self.filled.add(volume_id)
                 case CloseHead(volume_id=volume_id):
                     await daemon.close_head(volume_id)
                     self.told.pop(volume_id, None)
                 case Erase(volume_id=volume_id):
                     await daemon.erase(volume_id)
+        except OriginMissing:
+            assert isinstance(act, Create)
+            self.lacking.add(act.wish.volume_id)
         except NuageError:
             return  # told by the next report, tried again with the next step
 
@@ -400,6 +413,13 @@ class SimIonode:
                 )
                 for h in seen.heads
             ]  # fmt: skip
+        heads += [
+            HeadReport(
+                volume_id=h.volume_id, iaas_id=h.iaas_id, state="failed", epoch=h.epoch,
+                failure="no past", lacks_origin=True,
+            )
+            for daemon in self.wish.daemons for h in daemon.heads if h.volume_id in self.lacking
+        ]  # fmt: skip
         return IonodeReport(
             node_id=self.node.node_id, site_id=self.site.site_id,
             wish_revision=self.wish.revision, replicas=tuple(replicas), heads=tuple(heads),

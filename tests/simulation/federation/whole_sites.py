@@ -39,6 +39,7 @@ from nuage.iaas.movement import (
 )
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
+from nuage.iaas.templates import Templates
 from nuage.iaas.wishes import WishContext
 from nuage.ids import NodeId, SiteId, UserId, VmId
 from nuage.model.desired import VnodeReport
@@ -407,6 +408,7 @@ class SimSite:
         self.tasks.keep("lease", self.holder.hold)
         self.tasks.keep("guardian", self.guardian.watch)
         self.tasks.keep("movement", self.movement.watch)
+        self.tasks.keep("templates", Templates(self.site).watch)
         self.tasks.keep("sessions", self.sessions.watch)
         self.tasks.keep("lease refresh", self._refresh_leases)
         self.tasks.start("publish", self._publish())

@@ -92,15 +92,15 @@ def test_a_copy_on_a_further_node_is_filled_from_the_others() -> None:
     assert [r.origin for r in wish.replicas] == [None]
 
 
-def test_a_copy_that_comes_back_later_still_starts_from_the_past_while_it_is_there() -> None:
+def test_a_copy_that_is_made_once_the_clone_was_written_to_vouches_for_nothing() -> None:
     source = template()
-    ready = replace(boot(source), state=VolumeState.READY)
-    wish = told(index_of(iaas(), source, ready), "r-io")
-    assert wish is not None
-    assert ready.origin in [r.origin for r in wish.replicas]
-    wish = told(index_of(iaas(), ready), "r-io")
-    assert wish is not None
-    assert [r.origin for r in wish.replicas] == [None]
+    clone = boot(source)
+    written = replace(clone, state=VolumeState.READY, whole=(NodeId("m-io"), NodeId("l-io")))
+    for volumes, origin in (((source, written), clone.origin), ((written,), None)):
+        wish = told(index_of(iaas(), *volumes), "r-io")
+        assert wish is not None
+        copy = next(r for r in wish.replicas if r.volume_id == clone.volume_id)
+        assert (copy.origin, copy.joins) == (origin, True)
 
 
 def test_a_clone_needs_as_many_whole_copies_as_acknowledge_its_writes() -> None:
