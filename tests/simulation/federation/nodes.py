@@ -10,6 +10,7 @@ from nuage.daemon.agent import HeardLeases
 from nuage.daemon.nodes import ReportTaken
 from nuage.daemon.vnode import VnodeProcess
 from nuage.errors import NuageError, Unavailable
+from nuage.iaas import heads, past
 from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId, VolumeId
 from nuage.ionode.copies import OriginMissing, make_copy
 from nuage.ionode.fake import FakeDaemon
@@ -24,6 +25,7 @@ from nuage.ionode.plan import (
     plan,
 )
 from nuage.model.desired import (
+    CopyReport,
     HeadReport,
     HeadWish,
     IonodeReport,
@@ -32,7 +34,7 @@ from nuage.model.desired import (
     VnodeReport,
     VnodeWish,
 )
-from nuage.model.history import IMAGE_MARK, AskMark
+from nuage.model.history import IMAGE_MARK, AskMark, AskMoment
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.placement import EstimationVector
 from nuage.simulation.virtual_time import SkewedClock
@@ -53,6 +55,7 @@ from nuage.vnode.reporting import orphan_report, vm_report
 if TYPE_CHECKING:
     from pathlib import Path
 
+AGENT_DOWN_S = 2.0
 POLL_S = 0.8
 VCPUS = 16
 MEMORY_MIB = 16_384
@@ -325,6 +328,9 @@ class SimIonode:
     told: dict[VolumeId, HeadWish] = field(default_factory=dict)
     filled: set[VolumeId] = field(default_factory=set)
     lacking: set[VolumeId] = field(default_factory=set)
+    released: set[tuple[VolumeId, int]] = field(default_factory=set)
+    dies_before_act: int = 0  # 1: the next one; 0: it lives on
+    down_until_s: float = 0.0
     wish: IonodeWish = field(default_factory=lambda: IonodeWish(revision=0, daemons=()))
 
     def may_log_in(self, volume_id: VolumeId, user: str) -> bool:
@@ -339,12 +345,38 @@ class SimIonode:
             await asyncio.sleep(POLL_S * self.world.prng.uniform(0.9, 1.1))
             await self._talk()
 
+    async def asked(self, method: str, body: object) -> object:
+        """Answer a controller, as `daemon.ionode` does."""
+        match method, body:
+            case heads.RELEASE_METHOD, heads.ReleaseHead():
+                released = (body.volume_id, body.epoch)
+                if body.reopen:
+                    self.released.discard(released)
+                else:
+                    self.released.add(released)
+                    await self.daemons[body.iaas_id].close_head(body.volume_id)
+                return None
+            case past.MOMENT_METHOD, AskMoment():
+                return await self.daemons[body.iaas_id].find_moment(body)
+        raise AssertionError(f"nobody asks {method} here")
+
+    def _is_down(self) -> bool:
+        """Tell whether the agent is dead; at an act that it dies before, it dies."""
+        now_s = asyncio.get_running_loop().time()
+        if self.dies_before_act == 1:
+            self.told, self.released = {}, set()
+            self.dies_before_act, self.down_until_s = 0, now_s + AGENT_DOWN_S
+        self.dies_before_act = max(0, self.dies_before_act - 1)
+        return now_s < self.down_until_s
+
     async def _talk(self) -> None:
+        if asyncio.get_running_loop().time() < self.down_until_s:
+            return
         node_id, site, report = self.node.node_id, self.site, await self.report()
 
         async def exchange() -> IonodeWish | None:
             await site.greet(self.node)
-            site.reconciler.take_ionode_report(report)
+            site.take_ionode(report)
             return cast(IonodeWish | None, site.sessions.slot(node_id).wish)
 
         try:
@@ -361,7 +393,13 @@ class SimIonode:
         for wish in self.wish.daemons:
             daemon = self.daemons.setdefault(wish.iaas_id, FakeDaemon(address=self.node.node_id))
             for _ in range(4):
-                for act in plan(wish, await daemon.seen(), filled=self.filled, told=self.told):
+                acts = plan(
+                    wish, await daemon.seen(), filled=self.filled, told=self.told,
+                    released=self.released,
+                )  # fmt: skip
+                for act in acts:
+                    if self._is_down():
+                        return
                     await self._act(daemon, act)
 
     async def _act(
@@ -410,6 +448,10 @@ class SimIonode:
                 HeadReport(
                     volume_id=h.volume_id, iaas_id=iaas_id, state="ready", epoch=h.epoch,
                     portal=h.portal,
+                    copies=tuple(
+                        CopyReport(node_id=NodeId(c.node_id), is_connected=True, is_live=True)
+                        for c in h.copies
+                    ),
                 )
                 for h in seen.heads
             ]  # fmt: skip
@@ -427,6 +469,12 @@ class SimIonode:
                 daemon.iaas_id: f"{self.node.node_id}:21001" for daemon in self.wish.daemons
             },
             free_bytes=900 * GIB, total_bytes=1000 * GIB,
+            erased=tuple(
+                volume_id
+                for wish in self.wish.daemons
+                for volume_id in wish.erased
+                if volume_id not in self.kept()
+            ),
         )  # fmt: skip
 
 

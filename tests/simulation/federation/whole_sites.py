@@ -6,7 +6,7 @@ Master Agents, dispatcher, every use case; on the nodes the agents' machines (`v
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from math import inf
@@ -23,12 +23,14 @@ from nuage.catalogue.memory import MemoryCatalogue
 from nuage.catalogue.replica import MemoryReplicas
 from nuage.channel import Handlers, Peer
 from nuage.daemon.guardian import Guardian, Held, lease_until_s
+from nuage.daemon.heads import HeadWatch
 from nuage.daemon.nodes import NodeSessions, ReportTaken
 from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChannels
 from nuage.daemon.process import Tasks
 from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.sites import IndexedReplicas
 from nuage.errors import Forbidden, NotFound, NuageError, TimedOut, Unavailable
+from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import (
     DECIDED_METHOD,
@@ -42,7 +44,7 @@ from nuage.iaas.site import Site
 from nuage.iaas.templates import Templates
 from nuage.iaas.wishes import WishContext
 from nuage.ids import NodeId, SiteId, UserId, VmId
-from nuage.model.desired import VnodeReport
+from nuage.model.desired import IonodeReport, VnodeReport
 from nuage.model.identity import Grant, Role
 from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.record import Record
@@ -167,10 +169,13 @@ class SimQuorum:
     async def transfer(
         self, kind: str, id: str, *, from_site: SiteId, to_site: SiteId, expected_epoch: int
     ) -> Ownership:
-        return await self._ask(
-            lambda: self._inner.transfer(
-                kind, id, from_site=from_site, to_site=to_site, expected_epoch=expected_epoch
-            )
+        return await self._world.transferring(
+            self._site,
+            lambda: self._ask(
+                lambda: self._inner.transfer(
+                    kind, id, from_site=from_site, to_site=to_site, expected_epoch=expected_epoch
+                )
+            ),
         )
 
     async def takeover(
@@ -271,6 +276,27 @@ class SimLinks:
             await cast(Any, stream).aclose()
 
 
+class SimSessions(NodeSessions):
+    """A controller's nodes; what it asks of them goes over the same lines as their reports."""
+
+    def __init__(self, own: "SimSite") -> None:
+        super().__init__(own.site_id, own.clock)
+        self._own = own
+
+    async def ask(
+        self, node_id: NodeId, method: str, body: object, result: type[R], *, timeout_s: float
+    ) -> R:
+        del timeout_s
+        wires, site_id = self._own.world.wires, self._own.site_id
+        found = [n for n in self._own.ionodes if n.node.node_id == node_id]
+        await asyncio.sleep(wires.delay_s())
+        if not found or not wires.is_up(node_id, site_id):
+            raise Unavailable(f"{node_id} does not answer")
+        answer = await found[0].asked(method, body)
+        await asyncio.sleep(wires.delay_s())
+        return msgspec.convert(answer, result, from_attributes=True)
+
+
 class SimSite:
     """A site: what is on its controller's disk, and the controller while it runs."""
 
@@ -315,7 +341,7 @@ class SimSite:
         self.placer = Placer(
             MasterAgent(policies=policies), transport, self.clock, sites=self.world.all_ids
         )
-        self.sessions = NodeSessions(self.site_id, self.clock)
+        self.sessions = SimSessions(self)
         indexed = IndexedReplicas(self.replicas, self.index, self.on_change)
         self.follower = FeedFollower(
             indexed, reader=self.site_id, subscribe=self.links.feed, clock=self.clock
@@ -352,6 +378,9 @@ class SimSite:
             acquired=self._acquired,
         )
         self.movement = Movement(self.site)
+        self.heads = HeadWatch(
+            self.site, HeadKeeper(self.site), self.sessions, self.tasks, on_lost=lambda _node: None
+        )
         self.guardian = Guardian(
             self.site,
             self.holder.view,
@@ -378,6 +407,8 @@ class SimSite:
         self.guardian.acquired(owned)
 
     def _serve(self) -> None:
+        self.heads.register(self.handlers)
+
         @self.handlers.method(VOLUME_LEFT_METHOD, VolumeLeft)
         async def left(_peer: Peer, body: VolumeLeft) -> None:
             await volume_left(self.site, body)
@@ -408,7 +439,10 @@ class SimSite:
         self.tasks.keep("lease", self.holder.hold)
         self.tasks.keep("guardian", self.guardian.watch)
         self.tasks.keep("movement", self.movement.watch)
-        self.tasks.keep("templates", Templates(self.site).watch)
+        if self.world.keeps_heads:
+            self.heads.start()
+        else:
+            self.tasks.keep("templates", Templates(self.site).watch)
         self.tasks.keep("sessions", self.sessions.watch)
         self.tasks.keep("lease refresh", self._refresh_leases)
         self.tasks.start("publish", self._publish())
@@ -481,6 +515,11 @@ class SimSite:
             await self.site.save(fresh)
         self.reconciler.touch((node.node_id,))
 
+    def take_ionode(self, report: IonodeReport) -> None:
+        self.reconciler.take_ionode_report(report)
+        if self.world.keeps_heads:
+            self.heads.take_report(report)
+
     def take_vnode(self, report: VnodeReport) -> ReportTaken:
         self.agent.update(replace(report.estimate, sent_s=self.clock.now_s()))
         self.reconciler.take_vnode_report(report)
@@ -499,6 +538,8 @@ class SimSite:
 
 class Sites:
     """The sites of a run and what lies between them."""
+
+    keeps_heads = False  # moves heads and copies by itself, as a controller does
 
     def __init__(self, seed: int, *, slow_share: float = 0.0) -> None:
         self.prng = Random(seed)
@@ -520,6 +561,11 @@ class Sites:
     def has_majority(self, site_id: SiteId) -> bool:
         linked = sum(self.wires.is_up(site_id, other) for other in self.sites)
         return 2 * linked > len(self.sites)
+
+    async def transferring(self, site_id: SiteId, act: Callable[[], Awaitable[R]]) -> R:
+        """Have the quorum give something to another site, at the asking of `site_id`."""
+        del site_id
+        return await act()
 
     def saw(self, site: SimSite, change: Change) -> None:
         """Hear of a change of an index; the checkers look here."""
