@@ -102,8 +102,10 @@ async def measure(folder: Path, size_bytes: int, rounds: int) -> None:
     try:
         await _in_turns(daemon, folder, image, rounds)
     finally:
-        for pid in pids_of(folder / "run"):
-            os.kill(pid, signal.SIGTERM)
+        while pids := pids_of(folder / "run"):
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
         await daemon.disconnect()
 
 
