@@ -382,6 +382,9 @@ fn write_same(unit: &LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Result<Step,
         return Err(Sense::cdb_field(1));
     }
     let unmap = cdb[1] & 0x08 != 0;
+    if unmap && cdb[0] == op::WRITE_SAME_10 {
+        return Err(Sense::cdb_field(1)); // VPD B2, LBPWS10=0: WRITE SAME (16) unmaps
+    }
     let no_data = cdb[0] == op::WRITE_SAME_16 && cdb[1] & 0x01 != 0;
     let mut range = range(cdb);
     unit.bytes(range)?;
@@ -396,9 +399,9 @@ fn write_same(unit: &LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Result<Step,
     if length == 0 {
         return Ok(Step::Finished(Reply::good()));
     }
-    // UNMAP=1 asks for deallocation whatever the block of data holds: so do LIO and tgt, and the
-    // conformance suite wants it. Initiators send zeros there.
-    if unmap || no_data || data.iter().all(|byte| *byte == 0) {
+    // With LBPRZ=1 only blocks of zeros may be unmapped: what is read afterwards is what was sent
+    // (SBC-3 §4.7.3.4.3).
+    if no_data || data.iter().all(|byte| *byte == 0) {
         let operation = if unmap {
             Operation::Unmap { offset, length }
         } else {

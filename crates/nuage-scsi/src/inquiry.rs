@@ -168,5 +168,5 @@ fn characteristics() -> Vec<u8> {
 
 /// Logical block provisioning (SBC-3 §6.5.4): thin, unmapped blocks read as zeros.
 fn provisioning() -> Vec<u8> {
-    vec![0, 0xe4, 0x02, 0] // LBPU, LBPWS, LBPWS10, LBPRZ; thin
+    vec![0, 0xc4, 0x02, 0] // LBPU, LBPWS, LBPRZ; thin
 }

@@ -173,7 +173,7 @@ pub const COMMANDS: &[Command] = &[
         Class::Reads,
         &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0x04],
     ),
-    row(WRITE_SAME_10, Class::Writes, cdb10!(0x41, 0xf8)),
+    row(WRITE_SAME_10, Class::Writes, cdb10!(0x41, 0xe0)),
     row(
         UNMAP,
         Class::Writes,

@@ -285,7 +285,7 @@ impl LogicalUnit {
             }
             .into();
         };
-        if let Some(sense) = self.wrong_path(cdb[0], command.class) {
+        if let Some(sense) = self.wrong_path(cdb, command.class) {
             return sense.into();
         }
         if self.reserved_for_another(nexus, cdb, command.class) {
@@ -303,8 +303,9 @@ impl LogicalUnit {
     }
 
     /// On a standby or unavailable path only commands about the target itself are answered
-    /// (SPC-4 §5.15.2.4).
-    fn wrong_path(&self, opcode: u8, class: Class) -> Option<Sense> {
+    /// (SPC-4 §5.15.2.4), and the capacity: hosts would take the disk for an empty one. Whose
+    /// reservations hold is known where the volume is led.
+    fn wrong_path(&self, cdb: &[u8; 16], class: Class) -> Option<Sense> {
         let sense = match self.alua.own_state() {
             AccessState::Optimized | AccessState::NonOptimized => return None,
             AccessState::Standby => Sense::STANDBY,
@@ -312,15 +313,15 @@ impl LogicalUnit {
             AccessState::Transitioning => Sense::TRANSITION,
         };
         let answered = matches!(
-            opcode,
+            cdb[0],
             op::INQUIRY
                 | op::REPORT_LUNS
                 | op::REQUEST_SENSE
                 | op::MAINTENANCE_IN
                 | op::MODE_SENSE_6
                 | op::MODE_SENSE_10
-                | op::PERSISTENT_IN
-        );
+                | op::READ_CAPACITY_10
+        ) || (cdb[0] == op::SERVICE_IN_16 && cdb[1] & 0x1f == op::READ_CAPACITY_16);
         if answered && class != Class::Writes {
             None
         } else {

@@ -4,9 +4,9 @@
 mod initiator;
 
 use initiator::{NONE, World};
-use nuage_scsi::Access;
 use nuage_scsi::chap::Account;
 use nuage_scsi::pdu::{Bhs, request, response};
+use nuage_scsi::{Access, AccessState, Alua, PortGroup};
 
 #[test]
 fn a_write_is_read_back_and_the_first_command_hears_of_the_power_on() {
@@ -143,4 +143,117 @@ fn a_login_of_impossible_size_ends_the_connection() {
     header.0[5..8].copy_from_slice(&[0xff, 0xff, 0xff]);
     world.server.receive(world.connection, &header.0);
     assert!(world.server.finished(world.connection));
+}
+
+/// The status of a block (GET LBA STATUS): its first descriptor's address and whether it is mapped.
+fn lba_status(world: &mut World, tag: u32, lba: u8) -> (u8, bool) {
+    let cdb = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, lba, 0, 0, 0, 24, 0, 0];
+    world.command(tag, 0xc0, 24, &cdb, &[]);
+    let data = world.received().remove(0).data;
+    (data[15], data[20] == 0)
+}
+
+fn write_same_16(world: &mut World, tag: u32, flags: u8, block: &[u8]) -> u8 {
+    let cdb = [0x93, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0];
+    world.command(tag, 0xa0, 512, &cdb, block);
+    world.received()[0].header.0[3]
+}
+
+#[test]
+fn write_same_unmaps_only_what_reads_back_as_it_was_sent() {
+    let mut world = World::logged_in();
+    world.settle();
+    world.write_10(1, 0, &[1; 4096]);
+    world.received();
+    assert_eq!(write_same_16(&mut world, 2, 0x08, &[0xa5; 512]), 0);
+    assert_eq!(lba_status(&mut world, 3, 0), (0, true));
+    world.command(4, 0xc0, 4096, &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], &[]);
+    assert_eq!(world.received()[0].data, [0xa5; 4096]);
+    assert_eq!(write_same_16(&mut world, 5, 0x08, &[0; 512]), 0);
+    assert_eq!(lba_status(&mut world, 6, 0), (0, false));
+    // WRITE SAME (10) does not unmap, and says so.
+    let cdb = [0x41, 0x08, 0, 0, 0, 0, 0, 0, 8, 0];
+    world.command(7, 0xa0, 512, &cdb, &[0; 512]);
+    let pdus = world.received();
+    assert_eq!((pdus[0].header.0[3], pdus[0].data[4]), (2, 5));
+}
+
+#[test]
+fn write_same_takes_one_block_of_data_and_no_other_size() {
+    let mut world = World::logged_in();
+    world.settle();
+    let cdbs: [&[u8]; 2] = [
+        &[0x41, 0, 0, 0, 0, 0, 0, 0, 8, 0],
+        &[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0],
+    ];
+    for (tag, cdb) in (1..).zip(cdbs) {
+        world.command(tag, 0xa0, 1024, cdb, &[1; 1024]);
+        let pdus = world.received();
+        assert_eq!((pdus[0].header.0[3], pdus[0].data[4]), (2, 5));
+        world.command(tag + 10, 0xa0, 512, cdb, &[1; 512]);
+        assert_eq!(world.received()[0].header.0[3], 0);
+    }
+}
+
+#[test]
+fn the_status_of_a_block_begins_at_the_block_that_was_asked_for() {
+    let mut world = World::logged_in();
+    world.settle();
+    world.write_10(1, 0, &[1; 8192]);
+    world.received();
+    // In the middle of a page: QEMU refuses an answer that begins elsewhere.
+    assert_eq!(lba_status(&mut world, 2, 3), (3, true));
+}
+
+#[test]
+fn a_path_that_does_not_serve_shows_the_disk_and_refuses_its_data() {
+    let mut world = World::logged_in();
+    world.settle();
+    world.write_10(1, 0, &[7; 512]);
+    world.received();
+    let groups = |own| {
+        [(1, own), (2, AccessState::Optimized)]
+            .map(|(id, state)| PortGroup {
+                id,
+                state,
+                ports: vec![id],
+            })
+            .to_vec()
+    };
+    let tell = |world: &mut World, own| {
+        let alua = Alua {
+            own_group: 1,
+            groups: groups(own),
+        };
+        world.server.set_alua(1, alua);
+        // ASYMMETRIC ACCESS STATE CHANGED.
+        world.command(90, 0x80, 0, &[0; 6], &[]);
+        let data = &world.received()[0].data;
+        assert_eq!((data[4], data[14], data[15]), (0x06, 0x2a, 0x06));
+    };
+    tell(&mut world, AccessState::Unavailable);
+    let refused = |world: &mut World, cdb: &[u8]| {
+        world.command(91, 0xc0, 512, cdb, &[]);
+        let pdus = world.received();
+        (pdus[0].header.0[3] == 2).then(|| (pdus[0].data[4], pdus[0].data[14], pdus[0].data[15]))
+    };
+    let unavailable = Some((0x02, 0x04, 0x0c));
+    assert_eq!(
+        refused(&mut world, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]),
+        unavailable
+    );
+    assert_eq!(
+        refused(&mut world, &[0x5e, 0, 0, 0, 0, 0, 0, 0, 8, 0]),
+        unavailable
+    );
+    assert_eq!(refused(&mut world, &[0x12, 0x01, 0x83, 0, 0xff, 0]), None);
+    assert_eq!(
+        refused(&mut world, &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0]),
+        None
+    );
+    let capacity = [0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0];
+    assert_eq!(refused(&mut world, &capacity), None);
+    tell(&mut world, AccessState::Optimized);
+    world.command(92, 0xc0, 512, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[]);
+    assert_eq!(world.received()[0].data, [7; 512]);
 }

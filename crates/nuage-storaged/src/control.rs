@@ -242,6 +242,22 @@ pub struct SetChap {
     pub initiators: Vec<String>,
 }
 
+/// A path to a volume that is led elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandBy {
+    pub volume: String,
+    pub iqn: String,
+    #[serde(default)]
+    pub chap: Vec<Credential>,
+    #[serde(default)]
+    pub chap_own: Option<Credential>,
+    #[serde(default)]
+    pub initiators: Vec<String>,
+    pub own: u16,
+    pub groups: Vec<PortGroup>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortGroup {
@@ -263,6 +279,10 @@ pub enum Request {
         volume: String,
     },
     SetChap(SetChap),
+    StandBy(StandBy),
+    EndStandby {
+        volume: String,
+    },
     SetPortGroups {
         volume: String,
         own: u16,

@@ -7,6 +7,7 @@ use crate::metrics::{self};
 use crate::options::Options;
 use crate::receipts::Receipts;
 use crate::replication::{Copies, HEARTBEAT, Peer};
+use crate::standby::Standby;
 use crate::tidying::TIDY_EVERY;
 use crate::views::View;
 use nuage_block::{Failure, Operation, Outcome};
@@ -103,6 +104,7 @@ pub struct Storaged {
     pub(crate) catalogue: Catalogue,
     pub(crate) heads: BTreeMap<String, Head>,
     pub(crate) views: BTreeMap<String, View>,
+    pub(crate) standbys: BTreeMap<String, Standby>,
     pub(crate) pending: HashMap<u64, Pending>,
     pub(crate) marks: HashMap<u64, MarkGroup>,
     pub(crate) fills: BTreeMap<u64, Fill>,
@@ -190,6 +192,7 @@ impl Storaged {
             catalogue: Catalogue::open(&options.dir)?,
             heads: BTreeMap::new(),
             views: BTreeMap::new(),
+            standbys: BTreeMap::new(),
             pending: HashMap::new(),
             marks: HashMap::new(),
             fills: BTreeMap::new(),
@@ -243,6 +246,7 @@ impl Storaged {
                 | Request::CreateReplica(_)
                 | Request::Clone(_)
                 | Request::OpenHead(_)
+                | Request::StandBy(_)
                 | Request::At(_)
         );
         if self.draining && changes {
@@ -256,6 +260,11 @@ impl Storaged {
             Request::OpenHead(open) => self.open_head(open, asker, context),
             Request::CloseHead { volume } => Ok(self.close_head(&volume, asker, context)),
             Request::SetChap(set) => self.set_chap(&set, context).map(Some),
+            Request::StandBy(wish) => self.stand_by(&wish, context).map(Some),
+            Request::EndStandby { volume } => {
+                self.end_standby(&volume, context);
+                Ok(Some(json!({"volume": volume})))
+            }
             Request::SetPortGroups {
                 volume,
                 own,
@@ -338,6 +347,7 @@ impl Storaged {
                 format!("{volume:?} is open: close_head first"),
             ));
         }
+        self.end_standby(volume, context);
         drop(self.take_copy(volume, context));
         self.catalogue.delete(volume)?;
         log::info("volume_deleted", &[("volume", volume.into())]);

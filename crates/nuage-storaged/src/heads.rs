@@ -71,7 +71,7 @@ impl Storaged {
             node: &self.node,
         };
         let opened = self.catalogue.open_head(&open.volume, &opening, copy)?;
-        let id = self.new_id();
+        let id = self.id_for_head(&open.volume, open.iqn.as_deref(), context);
         let (device, limit) = self.limited(opened.device, open.limits);
         context.doors.add_volume(id, device);
         self.heads.insert(
@@ -137,11 +137,11 @@ impl Storaged {
         let geometry = geometry.ok_or_else(|| Refusal::new(Code::Io, "the volume is gone"))?;
         if let Some(iqn) = &open.iqn {
             let access = access(&open.chap, open.chap_own.as_ref(), &open.initiators)?;
-            if !context
-                .doors
-                .iscsi
-                .add_target(id, iqn, geometry.clone(), access)
-            {
+            let iscsi = &mut context.doors.iscsi;
+            if let Some(unit) = iscsi.unit_mut(id) {
+                unit.set_geometry(geometry.clone());
+                iscsi.set_access(id, access);
+            } else if !iscsi.add_target(id, iqn, geometry.clone(), access) {
                 return Err(Refusal::new(
                     Code::Conflict,
                     format!("the target {iqn:?} is in use"),
@@ -176,6 +176,7 @@ impl Storaged {
             "head_opened",
             &[("volume", volume.into()), ("epoch", head.epoch.into())],
         );
+        self.serve_after_standby(volume, context);
         self.status(volume, context)
     }
 
@@ -212,6 +213,7 @@ impl Storaged {
             return;
         }
         head.closing = true;
+        self.standbys.remove(volume);
         // Without its copies it would wait for them: what is acknowledged is safe there.
         if let Some(engine) = &head.engine {
             engine.with(|engine| {
@@ -289,34 +291,8 @@ impl Storaged {
         context: &mut Context<'_>,
     ) -> Result<Value, Refusal> {
         let id = self.head(volume)?.id;
-        let mut parsed = Vec::new();
-        for group in groups {
-            let state = match group.state.as_str() {
-                "optimized" => AccessState::Optimized,
-                "non_optimized" => AccessState::NonOptimized,
-                "standby" => AccessState::Standby,
-                "unavailable" => AccessState::Unavailable,
-                "transitioning" => AccessState::Transitioning,
-                other => {
-                    return Err(Refusal::new(
-                        Code::InvalidRequest,
-                        format!("{other:?} is no access state"),
-                    ));
-                }
-            };
-            parsed.push(PortGroup {
-                id: group.id,
-                state,
-                ports: vec![group.id],
-            });
-        }
-        context.doors.iscsi.set_alua(
-            id,
-            Alua {
-                own_group: own,
-                groups: parsed,
-            },
-        );
+        let alua = access_states(own, groups)?;
+        context.doors.iscsi.set_alua(id, alua);
         Ok(json!({"volume": volume}))
     }
 
@@ -331,6 +307,33 @@ impl Storaged {
             self.begin_close(&volume, context);
         }
     }
+}
+
+/// Access states by their words.
+pub(crate) fn access_states(own: u16, groups: &[control::PortGroup]) -> Result<Alua, Refusal> {
+    let mut parsed = Vec::new();
+    for group in groups {
+        let state = match group.state.as_str() {
+            "optimized" => AccessState::Optimized,
+            "non_optimized" => AccessState::NonOptimized,
+            "standby" => AccessState::Standby,
+            "unavailable" => AccessState::Unavailable,
+            "transitioning" => AccessState::Transitioning,
+            other => {
+                let message = format!("{other:?} is no access state");
+                return Err(Refusal::new(Code::InvalidRequest, message));
+            }
+        };
+        parsed.push(PortGroup {
+            id: group.id,
+            state,
+            ports: vec![group.id],
+        });
+    }
+    Ok(Alua {
+        own_group: own,
+        groups: parsed,
+    })
 }
 
 /// Tell the copies that this head reads and writes no more, and end the links to them.

@@ -73,6 +73,8 @@ class Daemon:
     nbd: int
     replica: int = 0
     tls: Tls | None = None
+    group: int = 1
+    host: str = "127.0.0.1"  # as initiators see this machine
     process: subprocess.Popen[bytes] | None = None
     lines: list[Json] = field(default_factory=list)
 
@@ -83,6 +85,8 @@ class Daemon:
         command = [str(self.binary), "--dir", str(self.folder / "data")]
         command += ["--control", str(self.folder / "control"), "--iscsi", portals]
         command += ["--nbd", f"127.0.0.1:{self.nbd},unix:{self.folder / 'nbd'}"]
+        portals = ",".join(f"{self.host}:{port}" for port in self.iscsi)
+        command += ["--portal-group", str(self.group), "--advertise", portals]
         if self.tls is not None:
             command += ["--replica", f"127.0.0.1:{self.replica}"]
             for name in ("cert", "key", "ca", "crl"):

@@ -252,6 +252,37 @@ def test_a_head_of_an_older_epoch_is_fenced_by_its_copies(three_sites: list[Daem
     works(three_sites[1].url(), "read -P 2 0 1M")
 
 
+def test_a_path_without_head_shows_the_disk_and_serves_once_the_head_is_there(
+    three_sites: list[Daemon],
+) -> None:
+    for site in three_sites:
+        site.ask(
+            "create_replica", volume="v", size_bytes=64 * MIB, logical_block_bytes=512,
+            uuid="01" * 16,
+        )  # fmt: skip
+    open_on(three_sites, 0, epoch=1)
+    works(three_sites[0].url(), "write -P 1 0 1M", "flush")
+    other = three_sites[1]
+    states = [{"id": 1, "state": "optimized"}, {"id": 2, "state": "unavailable"}]
+    for own, code in ((1, "invalid_request"), (3, "invalid_request")):
+        with pytest.raises(Refused) as refusal:
+            other.ask("stand_by", volume="v", iqn=IQN, own=own, groups=states)
+        assert refusal.value.code == code
+    with pytest.raises(Refused, match="set_port_groups"):
+        three_sites[0].ask("stand_by", volume="v", iqn=IQN, own=2, groups=states)
+    for _ in range(2):
+        other.ask("stand_by", volume="v", iqn=IQN, own=2, groups=states)
+    assert qemu_io(other.url(), "read 0 4k").returncode != 0
+    assert "iscsi_login " in other.log  # let in, though nothing is served
+    three_sites[0].kill()
+    open_on(three_sites, 1, epoch=2)
+    works(other.url(), "read -P 1 0 1M", "write -P 2 0 4k", "flush")
+    other.ask("close_head", volume="v")
+    other.ask("stand_by", volume="v", iqn=IQN, own=2, groups=states)
+    other.ask("end_standby", volume="v")
+    assert qemu_io(other.url(), "read 0 4k").returncode != 0
+
+
 def test_a_stranger_is_not_let_in_at_the_replicas_door(
     three_sites: list[Daemon], tmp_path: Path
 ) -> None:
