@@ -111,6 +111,29 @@ proptest! {
     }
 
     #[test]
+    fn of_a_damaged_segment_only_groups_as_written_are_seen(
+        edits in proptest::collection::vec(
+            (any::<usize>(), proptest::collection::vec(any::<u8>(), 1..64), any::<bool>()), 1..6,
+        ),
+        cut in 0usize..1 << 18,
+    ) {
+        let (mut bytes, places) = segment();
+        let written = scan(&bytes, &header()).groups;
+        let end = places[2] + 4 * BLOCK_BYTES;
+        for (at, noise, zeroes) in edits {
+            let at = at % end;
+            let noise = if zeroes { vec![0; BLOCK_BYTES] } else { noise };
+            bytes[at..at + noise.len()].copy_from_slice(&noise);
+        }
+        bytes.truncate((1 << 18) - cut / 2);
+        let found = scan(&bytes, &header()).groups;
+        prop_assert!(found.len() <= written.len());
+        for (seen, made) in found.iter().zip(&written) {
+            prop_assert_eq!((seen.offset, seen.head.chain), (made.offset, made.head.chain));
+        }
+    }
+
+    #[test]
     fn a_cut_group_is_refused(length in 0usize..3 * BLOCK_BYTES) {
         let bytes = bytes_of(&group(5, [1; 32], 4, true));
         prop_assert!(Group::decode(&bytes[..length]).is_err());

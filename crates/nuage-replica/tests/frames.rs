@@ -112,6 +112,36 @@ proptest! {
     }
 
     #[test]
+    fn of_a_damaged_stream_only_what_came_before_the_damage_arrives(
+        sent in proptest::collection::vec(frames(), 1..6),
+        edits in proptest::collection::vec((any::<usize>(), proptest::collection::vec(any::<u8>(), 1..40)), 1..4),
+        step in 1usize..50,
+    ) {
+        let mut bytes = Vec::new();
+        for frame in &sent {
+            frame.encode(&mut bytes);
+        }
+        for (at, noise) in edits {
+            let at = at % bytes.len();
+            let end = bytes.len().min(at + noise.len());
+            bytes[at..end].copy_from_slice(&noise[..end - at]);
+        }
+        let mut reader = FrameReader::default();
+        let mut arrived = Vec::new();
+        'pieces: for piece in bytes.chunks(step) {
+            reader.receive(piece);
+            loop {
+                match reader.next_frame() {
+                    Ok(Some(frame)) => arrived.push(frame),
+                    Ok(None) => break,
+                    Err(_) => break 'pieces,
+                }
+            }
+        }
+        prop_assert!(sent.starts_with(&arrived));
+    }
+
+    #[test]
     fn noise_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut reader = FrameReader::default();
         reader.receive(&bytes);

@@ -89,6 +89,42 @@ proptest! {
     }
 
     #[test]
+    fn a_damaged_session_never_panics_and_harms_no_other(
+        edits in prop::collection::vec((any::<usize>(), prop::collection::vec(any::<u8>(), 1..24)), 1..6),
+        logged_in in any::<bool>(), piece in 1..600_usize,
+    ) {
+        let mut world = if logged_in { World::logged_in() } else { World::new(nuage_scsi::Access::default()) };
+        let mut stream = Vec::new();
+        if !logged_in {
+            let text = format!("InitiatorName=iqn.x:host\0TargetName={}\0", initiator::TARGET);
+            stream.extend(World::encode(Bhs::new(0x43, 0x87), text.as_bytes()));
+        }
+        let cdbs: [&[u8]; 4] = [
+            &[0x2a, 0, 0, 0, 0, 1, 0, 0, 2, 0], &[0x28, 0, 0, 0, 0, 1, 0, 0, 2, 0],
+            &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &[0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0],
+        ];
+        for (tag, cdb) in (1..).zip(cdbs) {
+            let header = world.command_header(tag, 0xa0, 1024, cdb);
+            stream.extend(World::encode(header, &[0x5a; 1024]));
+        }
+        for (at, noise) in edits {
+            let at = at % stream.len();
+            let end = stream.len().min(at + noise.len());
+            stream[at..end].copy_from_slice(&noise[..end - at]);
+        }
+        for part in stream.chunks(piece) {
+            world.server.receive(world.connection, part);
+            world.pump();
+        }
+        // Another initiator is served as before.
+        let second = world.server.accept("192.0.2.1:3260", [9; 33]).unwrap();
+        let text = format!("InitiatorName=iqn.x:other\0TargetName={}\0", initiator::TARGET);
+        world.server.receive(second, &World::encode(Bhs::new(0x43, 0x87), text.as_bytes()));
+        world.pump();
+        prop_assert!(world.server.logged_in(second));
+    }
+
+    #[test]
     fn any_command_is_answered_once_or_waits_for_its_data(commands in prop::collection::vec(any_command(), 1..8)) {
         let mut world = World::logged_in();
         world.settle();

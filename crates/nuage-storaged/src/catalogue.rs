@@ -124,6 +124,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), Refusal> {
     }
 }
 
+/// Whole pages, up to what a journal can address.
+pub(crate) fn size_fits(size_bytes: u64) -> bool {
+    size_bytes > 0 && size_bytes <= SIZE_BYTES_MAX && size_bytes.is_multiple_of(4096)
+}
+
 /// The uuid asked for, or a fresh one.
 pub(crate) fn chosen_uuid(asked: Option<&str>) -> Result<[u8; 16], Refusal> {
     if let Some(text) = asked {
@@ -189,10 +194,7 @@ impl Catalogue {
     pub fn create(&mut self, mut spec: CreateVolume) -> Result<&CreateVolume, Refusal> {
         check_name(&spec.volume)?;
         let block_fits = matches!(spec.logical_block_bytes, 512 | 4096);
-        let size_fits = spec.size_bytes > 0
-            && spec.size_bytes <= SIZE_BYTES_MAX
-            && spec.size_bytes.is_multiple_of(4096);
-        if !block_fits || !size_fits {
+        if !block_fits || !size_fits(spec.size_bytes) {
             let message =
                 "size_bytes: a multiple of 4096 up to 64 TiB; logical_block_bytes: 512 or 4096";
             return Err(Refusal::new(Code::InvalidRequest, message));

@@ -88,8 +88,23 @@ fn keep_buffers() {
     }
 }
 
+/// As many descriptors as we may have: shells give 1024, which a thousand connections and the segments of
+/// a few volumes exceed. Refused, the fewer must do.
+fn widen_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let all = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, all) {
+        log::warn("few_descriptors", &[("error", error.to_string().into())]);
+    }
+}
+
 fn serve(options: &Options) -> io::Result<()> {
     keep_buffers();
+    widen_descriptors();
     let mut listeners = vec![(
         bind(&Endpoint::Unix(options.control.clone()))?,
         Door::Control,

@@ -1,6 +1,6 @@
 //! Growing a volume, its marks, its history and its past moments.
 
-use crate::catalogue::{EngineVolume, journal_refusal};
+use crate::catalogue::{EngineVolume, journal_refusal, size_fits};
 use crate::clones;
 use crate::control::{At, Code, Moment, Refusal};
 use crate::daemon::{Asker, Handled, MarkGroup, Pending, Storaged, access, reply};
@@ -20,6 +20,10 @@ impl Storaged {
         }
         if size_bytes < known {
             let message = format!("{volume:?} has {known} bytes: volumes grow");
+            return Err(Refusal::new(Code::InvalidRequest, message));
+        }
+        if !size_fits(size_bytes) {
+            let message = "size_bytes: a multiple of 4096 up to 64 TiB";
             return Err(Refusal::new(Code::InvalidRequest, message));
         }
         let token = self.remember(Pending::Resize {
