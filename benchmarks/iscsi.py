@@ -2,17 +2,19 @@
 
 Peers run one after the other in each round, on the same disk, over TCP loopback. Durability is the same on
 both sides of a row: rows without flushes compare write caches (`--ack memory` against tgt's WCE=1),
-rows with flushes compare what is on stable storage after each of them. The loopback disk of a virtual
+rows with flushes compare what is on stable storage after each of them. Before a row that reads, every
+peer's unit is read once from end to end: the row says what a second read costs. The disk of a virtual
 machine flushes into a host's cache: no figure here is one of real media.
 
 Debian packages: tgt, libiscsi-bin, qemu-utils, qemu-block-extra.
 
-    benchmarks/iscsi.py --daemon target/release/nuage-storaged [--backend journal] [--rounds 5]
+    benchmarks/iscsi.py [--daemon FILE] [--backend journal] [--rounds 5]
 """
 
 import argparse
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -25,6 +27,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from machine import go_first
 
 VOLUME_BYTES: Final = 1 << 30
 # An odd multiple of 4096: over 2^18 blocks it visits them in scattered order, all of them once.
@@ -205,6 +209,12 @@ ROWS: Final[dict[str, Measure]] = {
 }
 
 
+def read_once(url: str) -> None:
+    """Read a unit from end to end, so that no row depends on what was written how."""
+    count = VOLUME_BYTES // MIB
+    qemu_bench(url, count, 4, writes=False, size_bytes=MIB, step_bytes=MIB)
+
+
 def make_image(path: Path) -> None:
     """Write an image without holes."""
     block = bytes(range(256)) * 4096
@@ -218,6 +228,8 @@ def run(peers: list[Peer], rows: dict[str, Measure], rounds: int) -> None:
     for number in range(rounds):
         for row, measure in rows.items():
             for peer in peers:
+                if "read" in row:
+                    read_once(peer.url)
                 peer.rows.setdefault(row, []).append(measure(peer.url))
             print(f"round {number + 1}: {row}", file=sys.stderr)
 
@@ -243,12 +255,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--daemon", type=Path, required=True)
+    own = Path(__file__).resolve().parents[1] / ".venv/bin/nuage-storaged"
+    parser.add_argument("--daemon", type=Path, default=own)
     parser.add_argument("--backend", choices=["journal", "file", "memory"], default="journal")
     parser.add_argument("--ack", choices=["durable", "memory", "write_back"], default="memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", default="", help="only rows that contain this text")
+    parser.add_argument(
+        "--first", action="store_true", help="run before what else the machine does (root)"
+    )
     options = parser.parse_args()
+    if options.first:
+        go_first(os.getpid())
     rows = {row: measure for row, measure in ROWS.items() if options.rows in row}
     with (
         tempfile.TemporaryDirectory(prefix="nuage-bench-") as folder,

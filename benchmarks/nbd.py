@@ -5,12 +5,13 @@ TCP is left out on purpose: it stalls on delayed acknowledgements and would flat
 
 Debian packages: fio, nbdkit, qemu-utils.
 
-    benchmarks/nbd.py --daemon target/release/nuage-storaged [--backend journal] [--rounds 5]
+    benchmarks/nbd.py [--daemon FILE] [--backend journal] [--rounds 5]
 """
 
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from iscsi import Measure, Peer, free_port, make_image, qemu_bench, report, run, storaged
+from machine import go_first
 
 FIO_SECONDS: Final = 3
 
@@ -69,12 +71,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--daemon", type=Path, required=True)
+    own = Path(__file__).resolve().parents[1] / ".venv/bin/nuage-storaged"
+    parser.add_argument("--daemon", type=Path, default=own)
     parser.add_argument("--backend", choices=["journal", "file", "memory"], default="journal")
     parser.add_argument("--ack", choices=["durable", "memory", "write_back"], default="memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", default="", help="only rows that contain this text")
+    parser.add_argument(
+        "--first", action="store_true", help="run before what else the machine does (root)"
+    )
     options = parser.parse_args()
+    if options.first:
+        go_first(os.getpid())
     rows = {row: measure for row, measure in ROWS.items() if options.rows in row}
     with (
         tempfile.TemporaryDirectory(prefix="nuage-bench-") as folder,
