@@ -19,7 +19,14 @@ from nuage.cli.showing import (
     show,
 )
 from nuage.cli.vms import size
-from nuage.errors import CorruptData, InvalidRequest, SovereigntyViolation
+from nuage.cli.volume_groups import (
+    Instant,
+    act_on_each,
+    is_cloned,
+    marked_instant,
+    require_stopped,
+)
+from nuage.errors import CorruptData, InvalidRequest, NuageError, SovereigntyViolation
 from nuage.trust.verify import (
     load_keys,
     told,
@@ -248,13 +255,39 @@ def mark_volume(
 @click.option(
     "--at", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '90s ago'.  [default: now]"
 )
+@click.option(
+    "--with", "others", multiple=True, metavar="VOLUME=NEW", help="At the same @MARK; repeat."
+)
 @iaas_option
 @pass_session
-def clone_volume(session: Session, name: str, new_name: str, moment: str, iaas: str) -> None:
-    """Make NEW_NAME from any moment of NAME's past, at once."""
-    body = {"name": new_name, **(read_moment(moment) if moment else {})}
-    answer = row_of(session.client.call("POST", f"{_volumes(session, iaas)}/{name}/clone", body))
-    click.echo(f"{answer['id']}  {new_name}")
+def clone_volume(
+    session: Session, name: str, new_name: str, moment: str, others: tuple[str, ...], iaas: str
+) -> None:
+    """Make NEW_NAME from any moment of NAME's past, at once; of several at one instant."""
+    path = _volumes(session, iaas)
+
+    def clone(source: str, new: str, point: Row) -> None:
+        body = {"name": new, **point}
+        answer = row_of(session.client.call("POST", f"{path}/{source}/clone", body))
+        click.echo(f"{answer['id']}  {new}")
+
+    if not others:
+        clone(name, new_name, read_moment(moment) if moment else {})
+        return
+    clones = {name: new_name, **dict(_pair(text) for text in others)}
+    names = [name, *(_pair(text)[0] for text in others)]
+    instants = marked_instant(session, path, names, moment)
+    if len(set(clones.values())) < len(clones):
+        raise InvalidRequest("two clones have one name", field="with")
+    missing = [i for i in instants if not is_cloned(session, path, i, clones[i.volume])]
+    act_on_each(missing, lambda i: clone(i.volume, clones[i.volume], {"sequence": i.sequence}))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    source, _, new = text.partition("=")
+    if not source or not new:
+        raise InvalidRequest(f"{text!r} is not VOLUME=NEW", field="with")
+    return source, new
 
 
 @volume_group.command("at")
@@ -262,42 +295,98 @@ def clone_volume(session: Session, name: str, new_name: str, moment: str, iaas: 
 @click.option("--time", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '90s ago'.")
 @click.option("--seconds", default=3600, show_default=True, help="How long it is shown.")
 @click.option("--close", "view", default="", metavar="VIEW", help="End a view before its time.")
+@click.option(
+    "--with", "others", multiple=True, metavar="VOLUME", help="At the same @MARK; repeat."
+)
 @iaas_option
 @pass_session
 def view_volume(
-    session: Session, name: str, moment: str, seconds: int, view: str, iaas: str
+    session: Session,
+    name: str,
+    moment: str,
+    seconds: int,
+    view: str,
+    others: tuple[str, ...],
+    iaas: str,
 ) -> None:
-    """Show NAME as it was, read-only, as an iSCSI disk of its own."""
-    path = f"{_volumes(session, iaas)}/{name}/views"
+    """Show NAME as it was, read-only, as an iSCSI disk of its own; several at one instant."""
+    volumes = _volumes(session, iaas)
     if view:
-        session.client.call("DELETE", path, {"view": view})
+        session.client.call("DELETE", f"{volumes}/{name}/views", {"view": view})
         click.echo(f"{view} is closed")
         return
-    body = {"seconds": seconds, **(read_moment(moment) if moment else {})}
-    answer = row_of(session.client.call("POST", path, body))
+    if not others:
+        body = {"seconds": seconds, **(read_moment(moment) if moment else {})}
+        answer = row_of(session.client.call("POST", f"{volumes}/{name}/views", body))
+        _tell_views(session, [answer], answer)
+        return
+    instants = marked_instant(session, volumes, [name, *others], moment)
+    opened = _open_views(session, volumes, instants, seconds)
+    _tell_views(session, opened, opened)
+
+
+def _open_views(session: Session, volumes: str, instants: list[Instant], seconds: int) -> list[Row]:
+    """Open all views or none: what was opened before a refusal is closed again."""
+    opened: list[tuple[str, Row]] = []
+
+    def show_one(instant: Instant) -> None:
+        body = {"seconds": seconds, "sequence": instant.sequence}
+        path = f"{volumes}/{instant.volume}/views"
+        opened.append((path, row_of(session.client.call("POST", path, body))))
+
+    try:
+        act_on_each(instants, show_one)
+    except NuageError:
+        for path, row in opened:
+            session.client.call("DELETE", path, {"view": row["view"]})
+            click.echo(f"{row['view']} is closed again", err=True)
+        raise
+    return [row for _, row in opened]
+
+
+def _tell_views(session: Session, views: list[Row], answer: object) -> None:
     if session.as_json:
         print_json(answer)
         return
-    click.echo(
-        f"{answer['view']}  until {_day(answer['until_s'])}, after write #{answer['sequence']}"
-    )
-    click.echo(f"portal  {answer['portal']}")
-    click.echo(f"target  {answer['iqn']}")
-    click.echo(f"user    {answer['user']}")
-    click.echo(f"secret  {answer['secret']}")
+    for view in views:
+        until = _day(view["until_s"])
+        click.echo(f"{view['view']}  until {until}, after write #{view['sequence']}")
+        click.echo(f"portal  {view['portal']}")
+        click.echo(f"target  {view['iqn']}")
+        click.echo(f"user    {view['user']}")
+        click.echo(f"secret  {view['secret']}")
 
 
 @volume_group.command("rollback")
 @click.argument("name")
 @click.argument("moment")
 @click.option("--force", is_flag=True, help="Even while a VM uses it.")
+@click.option(
+    "--with", "others", multiple=True, metavar="VOLUME", help="To the same @MARK; repeat."
+)
 @iaas_option
 @pass_session
-def rollback_volume(session: Session, name: str, moment: str, force: bool, iaas: str) -> None:
-    """Take a volume back to MOMENT (#NUMBER, @MARK, HH:MM:SS, '90s ago'); nothing is lost."""
-    body = {**read_moment(moment), "force": force}
-    session.client.call("POST", f"{_volumes(session, iaas)}/{name}/rollback", body)
-    click.echo(f"{name} is back at {moment}")
+def rollback_volume(
+    session: Session, name: str, moment: str, force: bool, others: tuple[str, ...], iaas: str
+) -> None:
+    """Take a volume back to MOMENT (#NUMBER, @MARK, HH:MM:SS, '90s ago'); nothing is lost.
+
+    Several go back to one instant, or none of them begins: a mark that was made of all at once.
+    """
+    path = _volumes(session, iaas)
+
+    def roll_back(volume: str, point: Row) -> None:
+        body = {**point, "force": force}
+        session.client.call("POST", f"{path}/{volume}/rollback", body)
+        click.echo(f"{volume} is back at {moment}")
+
+    if not others:
+        roll_back(name, read_moment(moment))
+        return
+    instants = marked_instant(session, path, [name, *others], moment)
+    if not force:
+        require_stopped(session, path, [name, *others])
+    act_on_each(instants, lambda instant: roll_back(instant.volume, {"sequence": instant.sequence}))
 
 
 @volume_group.command("attach")

@@ -78,6 +78,7 @@ class FakeDaemon:
         self.receipts: list[DaemonReceipt] = []
         self.silent_copies: set[str] = set()  # nodes whose copies do not answer a head here
         self.views: dict[str, tuple[int, dict[int, bytes]]] = {}
+        self._last_mark_id = 0
         self._key_id = ""  # of the key that is here now
         self._known_key_id = ""  # of the key that the volumes were written with
         self._noted = asyncio.Event()
@@ -247,16 +248,23 @@ class FakeDaemon:
             horizon_sequence=0,
             sequence=copy.sequence,
             history_bytes=0,
-            marks=tuple(m for m in copy.marks if m.sequence > ask.after_sequence)[: ask.count],
+            marks=tuple(copy.marks),
             groups=(),
         )
 
     async def mark(self, ask: AskMark) -> Marked:
         """Write one mark into several journals at one instant."""
         copies = {volume_id: self._served("mark", volume_id) for volume_id in ask.volume_ids}
+        self._last_mark_id += 1
         for copy in copies.values():
             copy.sequence += 1
-            mark = JournalMark(sequence=copy.sequence, time_s=0.0, name=ask.name, kind="user")
+            mark = JournalMark(
+                sequence=copy.sequence,
+                time_s=0.0,
+                name=ask.name,
+                kind="user",
+                mark_id=self._last_mark_id,
+            )
             copy.marks.append(mark)
         return Marked(sequences={volume_id: copy.sequence for volume_id, copy in copies.items()})
 

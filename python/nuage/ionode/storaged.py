@@ -385,6 +385,7 @@ class StoragedDaemon:
                     time_s=mark.time_us / 1e6,
                     name=mark.name,
                     kind=mark.kind,
+                    mark_id=mark.id,
                 )
                 for mark in told.marks
             ),
@@ -530,6 +531,7 @@ class _Mark(msgspec.Struct):
     time_us: int
     name: str
     kind: str
+    id: int
 
 
 class _Group(msgspec.Struct):

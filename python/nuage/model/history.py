@@ -31,12 +31,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalMark:
-    """A named point."""
+    """A named point. Marks with one `mark_id` are one instant of several volumes; names repeat."""
 
     sequence: int
     time_s: float
     name: str
     kind: str
+    mark_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

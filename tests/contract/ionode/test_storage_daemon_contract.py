@@ -21,6 +21,7 @@ from nuage.model.contract import AckPolicy, JournalRule, Limits
 from nuage.model.desired import ChapWish, HeadWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
+    AskHistory,
     AskMark,
     AskMoment,
     AskView,
@@ -284,6 +285,27 @@ async def test_a_clone_that_was_written_to_is_not_made_again_from_its_origin(ben
         await bench.daemon.open_head(replace(HEAD, volume_id=OTHER, iqn=f"{HEAD.iqn}.clone"))
 
 
+async def marks_of(daemon: StorageDaemon, volume_id: VolumeId) -> list[tuple[str, int]]:
+    kept = await daemon.history(AskHistory(iaas_id=IAAS, volume_id=volume_id, count=1))
+    return [(mark.name, mark.mark_id) for mark in kept.marks]
+
+
+async def test_marks_of_one_instant_have_one_id_and_those_of_another_a_different_one(
+    bench: Bench,
+) -> None:
+    both = (VOLUME, OTHER)
+    for volume_id in both:
+        await bench.daemon.create(replace(REPLICA, volume_id=volume_id))
+        await opened(
+            bench.daemon, replace(HEAD, volume_id=volume_id, iqn=f"{HEAD.iqn}-{volume_id}")
+        )
+    for _ in range(2):
+        await bench.daemon.mark(AskMark(iaas_id=IAAS, volume_ids=both, name="noon"))
+    first, second = await marks_of(bench.daemon, VOLUME)
+    assert await marks_of(bench.daemon, OTHER) == [first, second]
+    assert first != second
+
+
 async def test_a_moment_that_is_not_in_the_history_is_refused(bench: Bench) -> None:
     await bench.daemon.create(REPLICA)
     await opened(bench.daemon)
@@ -387,12 +409,18 @@ async def test_a_killed_daemon_comes_back_with_its_copies_and_epochs(tmp_path: P
         await daemon.start()
         await daemon.create(REPLICA)
         await opened(daemon, replace(HEAD, epoch=HEAD.epoch + 3))
+        noon = AskMark(iaas_id=IAAS, volume_ids=(VOLUME,), name="noon")
+        await daemon.mark(noon)
         await end_storaged(tmp_path)
         await daemon.disconnect()
         await daemon.start()
         assert [v.volume_id for v in (await daemon.seen()).volumes] == [VOLUME]
         with pytest.raises(StaleEpoch):
             await opened(daemon)
+        await opened(daemon, replace(HEAD, epoch=HEAD.epoch + 4))
+        await daemon.mark(noon)
+        first, second = await marks_of(daemon, VOLUME)
+        assert first != second, "a restart gives no mark's id again"
     finally:
         await end_storaged(tmp_path)
         await daemon.disconnect()
