@@ -291,6 +291,60 @@ fn history_that_is_full_makes_room_and_the_present_stays() {
     assert!(read_all(&mut volume) == model);
 }
 
+/// A volume whose history has several moments to go back to, and the times of these.
+fn with_a_past(directory: &Path) -> (Volume<FileDisk>, Vec<u64>) {
+    create_volume(directory, &spec(true)).unwrap();
+    let (mut prng, mut model) = (Prng(11), vec![0; SIZE as usize]);
+    let mut volume = open(directory, true, AckMode::WriteBack);
+    let times = |volume: &Volume<FileDisk>| -> Vec<u64> {
+        volume.with(|head| {
+            let anchors = head.store().anchors();
+            anchors
+                .iter()
+                .map(|anchor| anchor.position.time_ns)
+                .collect()
+        })
+    };
+    while times(&volume).len() < 4 {
+        change(&mut prng, &mut volume, &mut model);
+    }
+    run(&mut volume, Operation::Flush);
+    while !volume.with(|head| head.store().is_idle()) {
+        volume.poll(&mut Vec::new()); // a checkpoint may still be on its way
+    }
+    let found = times(&volume);
+    (volume, found)
+}
+
+#[test]
+fn history_that_leaves_before_its_time_is_known_and_strict_history_never_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let (volume, times) = with_a_past(directory.path());
+    let mut rule = Retention {
+        window_ns: 1_000_000_000,
+        window_bytes: 1,
+        strict: true,
+    };
+    let now_ns = times[1] + rule.window_ns + 1; // the first moment is too old, the next is not
+    let enforce = |rule: Retention| {
+        volume.with(|head| {
+            let store = head.store_mut();
+            store.set_retention(rule);
+            let due = store.due_bytes(now_ns);
+            store.enforce_retention(now_ns).unwrap();
+            (due, store.horizon_time_ns(), store.dropped_early_ns())
+        })
+    };
+    let (due, horizon, early) = enforce(rule);
+    assert!(due > 0);
+    assert_eq!((horizon, early), (times[1], 0));
+    rule.strict = false;
+    let (due, horizon, early) = enforce(rule);
+    assert!(due > 0);
+    assert_eq!((horizon, early), (*times.last().unwrap(), now_ns));
+    assert_eq!(enforce(rule).0, 0, "nothing is due twice");
+}
+
 #[test]
 fn a_clone_of_the_past_lives_beside_its_parent() {
     for encrypted in [false, true] {

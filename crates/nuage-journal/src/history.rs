@@ -172,6 +172,13 @@ impl<D: Disk> Store<D> {
         self.anchors.first().map_or(0, |anchor| anchor.position.seq)
     }
 
+    /// When the horizon was the present (ns since 1970); 0: before the first write.
+    pub fn horizon_time_ns(&self) -> u64 {
+        self.anchors
+            .first()
+            .map_or(0, |anchor| anchor.position.time_ns)
+    }
+
     /// The volume as it was right after `seq`. Reads the nearest checkpoint and footers: blocks.
     pub fn view(&mut self, seq: u64) -> Result<State, JournalError> {
         let asked = seq;
@@ -402,8 +409,11 @@ impl<D: Disk> Store<D> {
 
     /// Payload bytes of the log still kept for history.
     pub fn history_bytes(&self) -> u64 {
-        let horizon = self.horizon_seq();
-        let log = self.log_slots_after(horizon);
+        self.log_bytes_after(self.horizon_seq())
+    }
+
+    pub(crate) fn log_bytes_after(&self, seq: u64) -> u64 {
+        let log = self.log_slots_after(seq);
         u64::from(narrow(log.len())) * u64::from(self.superblock.segment_bytes)
     }
 }

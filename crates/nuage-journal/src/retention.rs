@@ -13,34 +13,33 @@ use crate::store::{ReceiptAct, Slot, SlotState, Store, StoreEvent, receipt};
 /// Spares kept of what leaves; more go back to the file system.
 const SPARES_MAX: usize = 8;
 
+/// What the rule lets go now: so many anchors, one of them before its time or none.
+#[derive(Default)]
+struct Due {
+    anchors: usize,
+    early: bool,
+}
+
 impl<D: Disk> Store<D> {
     /// Move the horizon to what the retention rule allows at `now_ns` (UTC) and give back what nothing
     /// refers to any more. Cheap when nothing is due; the owner calls it now and then.
     pub fn enforce_retention(&mut self, now_ns: u64) -> Result<(), JournalError> {
         // A read under way (or a checkpoint) may still want a block of what would leave.
-        if self.failed.is_some()
-            || !self.jobs.is_empty()
-            || self.checkpoint_running
-            || self.retention.strict && self.is_within_window(now_ns)
-        {
+        if self.failed.is_some() || !self.jobs.is_empty() || self.checkpoint_running {
             return Ok(());
         }
-        let mut moved = false;
-        while self.anchors.len() > 1 {
-            let next = self.anchors[1].position;
-            let too_old = next.time_ns.saturating_add(self.retention.window_ns) < now_ns;
-            let too_much = self.history_bytes() > self.retention.window_bytes;
-            if !too_old && !too_much {
-                break;
-            }
+        let due = self.due(now_ns);
+        for _ in 0..due.anchors {
             let gone = self.anchors.remove(0);
             match self.disk.remove_now(&checkpoint_name(gone.position.seq)) {
                 Ok(()) | Err(DiskError::NotFound { .. }) => {}
                 Err(error) => return Err(self.fail(error.into())),
             }
-            moved = true;
         }
-        if moved {
+        if due.early {
+            self.dropped_early_ns = now_ns;
+        }
+        if due.anchors > 0 {
             let horizon = self.anchors[0].position;
             self.state.side.marks.retain(|mark| mark.seq >= horizon.seq);
             self.free_dead_segments()?;
@@ -56,12 +55,39 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    fn is_within_window(&self, now_ns: u64) -> bool {
-        let oldest = self
-            .anchors
-            .get(1)
-            .map_or(u64::MAX, |anchor| anchor.position.time_ns);
-        oldest.saturating_add(self.retention.window_ns) >= now_ns
+    /// A strict rule lets go for age alone.
+    fn due(&self, now_ns: u64) -> Due {
+        let mut due = Due::default();
+        while let Some(next) = self.anchors.get(due.anchors + 1) {
+            let too_old = next
+                .position
+                .time_ns
+                .saturating_add(self.retention.window_ns)
+                < now_ns;
+            let horizon = self.anchors[due.anchors].position.seq;
+            let too_much = !self.retention.strict
+                && self.log_bytes_after(horizon) > self.retention.window_bytes;
+            if !too_old && !too_much {
+                break;
+            }
+            due.early |= !too_old;
+            due.anchors += 1;
+        }
+        due
+    }
+
+    /// Bytes of log that the rule would let go at `now_ns`: an open view holds them back.
+    pub fn due_bytes(&self, now_ns: u64) -> u64 {
+        let next = self.anchors.get(self.due(now_ns).anchors);
+        next.map_or(0, |anchor| {
+            self.history_bytes()
+                .saturating_sub(self.log_bytes_after(anchor.position.seq))
+        })
+    }
+
+    /// When history last left before its time for being too much; 0: never since this was opened.
+    pub fn dropped_early_ns(&self) -> u64 {
+        self.dropped_early_ns
     }
 
     /// True when a strict rule holds writers up: history is full and may not be dropped.

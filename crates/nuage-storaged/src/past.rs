@@ -168,7 +168,8 @@ impl Storaged {
                 })
                 .collect();
             Ok(json!({
-                "horizon_sequence": store.horizon_seq(), "sequence": store.applied_seq(),
+                "horizon_sequence": store.horizon_seq(), "horizon_time_us": store.horizon_time_ns() / 1000,
+                "dropped_early_us": store.dropped_early_ns() / 1000, "sequence": store.applied_seq(),
                 "history_bytes": store.history_bytes(), "marks": marks, "groups": groups,
             }))
         })

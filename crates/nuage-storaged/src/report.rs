@@ -66,6 +66,14 @@ impl Storaged {
             "history_bytes": figures.history_bytes, "horizon_sequence": figures.horizon_sequence,
             "history_full": figures.history_full,
         });
+        if let Some(engine) = &head.engine {
+            engine.with(|engine| {
+                let store = engine.store();
+                value["head"]["horizon_time_us"] = (store.horizon_time_ns() / 1000).into();
+                value["head"]["dropped_early_us"] = (store.dropped_early_ns() / 1000).into();
+                value["head"]["held_by_views_bytes"] = engine.held_by_views().into();
+            });
+        }
         Ok(value)
     }
 

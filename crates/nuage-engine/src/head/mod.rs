@@ -328,6 +328,14 @@ impl<D: Disk> VolumeHead<D> {
         }
     }
 
+    /// Bytes of history that are due to leave and that open views hold back.
+    pub fn held_by_views(&self) -> u64 {
+        if self.views.is_empty() {
+            return 0;
+        }
+        self.store.due_bytes(self.clock.now().unix_ns)
+    }
+
     /// Nothing is in flight.
     pub fn is_idle(&self) -> bool {
         self.store.is_idle()

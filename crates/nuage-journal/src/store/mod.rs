@@ -193,6 +193,7 @@ pub struct Store<D: Disk> {
     starved: Vec<u32>,
     pub(crate) log_bytes_since_checkpoint: u64,
     pub(crate) retention: Retention,
+    pub(crate) dropped_early_ns: u64,
     /// Rises each time this copy is made anew from another.
     pub(crate) life: u64,
     pub(crate) staging: Option<Staging>,
@@ -244,6 +245,7 @@ impl<D: Disk> Store<D> {
             starved: Vec::new(),
             log_bytes_since_checkpoint: opened.replayed_bytes,
             retention: Retention::default(),
+            dropped_early_ns: 0,
             life: opened.life,
             staging: None,
         }
