@@ -35,7 +35,7 @@ def seconds(text: str) -> float:
     try:
         return float(number) * UNITS[text[len(number) :] or "s"]
     except (ValueError, KeyError):
-        raise InvalidRequest(f"{text!r} is not a duration such as 2h", field="for") from None
+        raise InvalidRequest(f"{text!r} is not a duration such as 2h") from None
 
 
 def moment(text: str) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from nuage.cli.energy import seconds
 from nuage.cli.iaas import iaas_group
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
@@ -212,6 +213,9 @@ def history_volume(session: Session, name: str, after: int, count: int, iaas: st
         return
     kept = format_size(int(str(answer["history_bytes"])))
     click.echo(f"writes #{answer['horizon_sequence']} to #{answer['sequence']} are kept, {kept}")
+    if answer["dropped_early_s"]:
+        when, begin = _day(answer["dropped_early_s"]), _day(answer["kept_from_s"])
+        click.echo(f"older ones left before their time, last at {when}: kept from {begin} on")
     rows = [
         (_clock(m["time_s"]), f"#{m['sequence']}", f"mark {m['name']}", "")
         for m in rows_of(answer["marks"])
@@ -293,7 +297,9 @@ def _pair(text: str) -> tuple[str, str]:
 @volume_group.command("at")
 @click.argument("name")
 @click.option("--time", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '90s ago'.")
-@click.option("--seconds", default=3600, show_default=True, help="How long it is shown.")
+@click.option(
+    "--keep", default="1h", show_default=True, help="For how long: 15min, 2h; 7d at most."
+)
 @click.option("--close", "view", default="", metavar="VIEW", help="End a view before its time.")
 @click.option(
     "--with", "others", multiple=True, metavar="VOLUME", help="At the same @MARK; repeat."
@@ -304,7 +310,7 @@ def view_volume(
     session: Session,
     name: str,
     moment: str,
-    seconds: int,
+    keep: str,
     view: str,
     others: tuple[str, ...],
     iaas: str,
@@ -315,22 +321,23 @@ def view_volume(
         session.client.call("DELETE", f"{volumes}/{name}/views", {"view": view})
         click.echo(f"{view} is closed")
         return
+    kept_s = int(seconds(keep))
     if not others:
-        body = {"seconds": seconds, **(read_moment(moment) if moment else {})}
+        body = {"seconds": kept_s, **(read_moment(moment) if moment else {})}
         answer = row_of(session.client.call("POST", f"{volumes}/{name}/views", body))
         _tell_views(session, [answer], answer)
         return
     instants = marked_instant(session, volumes, [name, *others], moment)
-    opened = _open_views(session, volumes, instants, seconds)
+    opened = _open_views(session, volumes, instants, kept_s)
     _tell_views(session, opened, opened)
 
 
-def _open_views(session: Session, volumes: str, instants: list[Instant], seconds: int) -> list[Row]:
+def _open_views(session: Session, volumes: str, instants: list[Instant], kept_s: int) -> list[Row]:
     """Open all views or none: what was opened before a refusal is closed again."""
     opened: list[tuple[str, Row]] = []
 
     def show_one(instant: Instant) -> None:
-        body = {"seconds": seconds, "sequence": instant.sequence}
+        body = {"seconds": kept_s, "sequence": instant.sequence}
         path = f"{volumes}/{instant.volume}/views"
         opened.append((path, row_of(session.client.call("POST", path, body))))
 

@@ -204,7 +204,8 @@ class Site:
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
     what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
-    new VMs whose decision is not written down yet. `heads_seen` is what heads said last.
+    new VMs whose decision is not written down yet. `heads_seen` is what heads said last, and
+    `drops_told` the last day (since 1970) on which a volume's early loss of history was announced.
     """
 
     site_id: SiteId
@@ -228,6 +229,7 @@ class Site:
     keyring: Keyring = field(default_factory=Keyring)
     deciding: set[VmId] = field(default_factory=set)
     heads_seen: dict[VolumeId, HeadReport] = field(default_factory=dict)
+    drops_told: dict[VolumeId, int] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.

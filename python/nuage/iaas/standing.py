@@ -4,7 +4,9 @@ A head tells it in each report; it is known at the volume's home and nowhere kep
 it that somebody must hear of is put on the event stream.
 """
 
+import time
 from dataclasses import dataclass
+from typing import Final
 
 from nuage.iaas.operations import Operation, OperationTable
 from nuage.iaas.site import Site
@@ -14,6 +16,10 @@ from nuage.model.desired import Answering, CopyReport, HeadReport
 from nuage.model.iaas import Iaas
 from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal
+from nuage.units import GIB, format_size
+
+VIEWS_HOLD_BYTES: Final = GIB  # history that open views may hold back before it is announced
+DAY_S: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,30 @@ def note_head(site: Site, head: HeadReport) -> None:
     bound_s = 0 if iaas is None else iaas.contract.rpo.seconds
     for what, text in _news(volume, bound_s, before, head):
         site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
+    for what, text in _news_of_past(site, volume, before, head):
+        site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
+
+
+def _news_of_past(
+    site: Site, volume: Volume, before: HeadReport | None, head: HeadReport
+) -> list[tuple[str, str]]:
+    """Return what leaves the history early, once a day, and what open views keep in it."""
+    news = []
+    past = head.past
+    day = int(past.dropped_early_s) // DAY_S
+    if day > site.drops_told.get(volume.volume_id, 0):
+        site.drops_told[volume.volume_id] = day
+        begin = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(past.kept_from_s))
+        text = f"history leaves before its time, for its bytes: it is kept from {begin} UTC on"
+        news.append(("history-dropped", text))
+    held_before = 0 if before is None else before.past.held_by_views_bytes
+    if held_before <= VIEWS_HOLD_BYTES < past.held_by_views_bytes:
+        size = format_size(past.held_by_views_bytes)
+        hint = f"nuage volume at {volume.name} --close VIEW ends one"
+        news.append(("history-held", f"open views hold back {size} of history; {hint}"))
+    elif past.held_by_views_bytes <= VIEWS_HOLD_BYTES < held_before:
+        news.append(("history-freed", "open views hold back little or no history any more"))
+    return news
 
 
 def _news(

@@ -488,6 +488,7 @@ class IonodeAgent:
             failure=failure,
             is_lost=head.is_lost,
             answering=head.answering,
+            past=head.past,
             copies=tuple(
                 CopyReport(
                     node_id=copy.node_id,

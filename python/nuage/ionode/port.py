@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from nuage.ids import NodeId, VolumeId
 from nuage.model.desired import Answering, HeadWish, ReplicaWish
 from nuage.model.history import (
+    NO_PAST,
     AskCloseView,
     AskHistory,
     AskMark,
@@ -21,6 +22,7 @@ from nuage.model.history import (
     FoundMoment,
     Marked,
     OpenedView,
+    PastSeen,
     VolumeHistory,
 )
 
@@ -80,6 +82,7 @@ class HeadSeen:
     is_fenced: bool = False
     is_lost: bool = False
     answering: Answering = Answering.AT_ONCE
+    past: PastSeen = NO_PAST
     copies: tuple[CopySeen, ...] = ()
     failure: str = ""
 

@@ -51,6 +51,7 @@ from nuage.model.history import (
     Marked,
     Moment,
     OpenedView,
+    PastSeen,
     VolumeHistory,
 )
 from nuage.trust.files import write_atomically
@@ -267,6 +268,11 @@ class StoragedDaemon:
                         )
                         for copy in v.head.copies
                     ),
+                    past=PastSeen(
+                        kept_from_s=v.head.horizon_time_us / 1e6,
+                        dropped_early_s=v.head.dropped_early_us / 1e6,
+                        held_by_views_bytes=v.head.held_by_views_bytes,
+                    ),
                     failure=v.head.failure or "",
                 )
                 for v in answer.volumes
@@ -379,6 +385,8 @@ class StoragedDaemon:
             horizon_sequence=told.horizon_sequence,
             sequence=told.sequence,
             history_bytes=told.history_bytes,
+            kept_from_s=told.horizon_time_us / 1e6,
+            dropped_early_s=told.dropped_early_us / 1e6,
             marks=tuple(
                 JournalMark(
                     sequence=mark.sequence,
@@ -545,6 +553,8 @@ class _Group(msgspec.Struct):
 
 class _History(msgspec.Struct):
     horizon_sequence: int
+    horizon_time_us: int
+    dropped_early_us: int
     sequence: int
     history_bytes: int
     marks: list[_Mark]
@@ -571,6 +581,9 @@ class _Head(msgspec.Struct):
     failure: str | None = None
     lost: bool = False
     answers: str = "at_once"
+    horizon_time_us: int = 0
+    dropped_early_us: int = 0
+    held_by_views_bytes: int = 0
 
 
 class _OwnCopy(msgspec.Struct):

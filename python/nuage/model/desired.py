@@ -17,7 +17,7 @@ from nuage.model.contract import (
     QosClass,
     RpoRule,
 )
-from nuage.model.history import CloneOrigin
+from nuage.model.history import NO_PAST, CloneOrigin, PastSeen
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import PowerWish, VmShape, VmState
 
@@ -288,6 +288,7 @@ class HeadReport:
     failure: str = ""
     is_lost: bool = False
     answering: Answering = Answering.AT_ONCE
+    past: PastSeen = NO_PAST
     lacks_origin: bool = False
     copies: tuple[CopyReport, ...] = ()
 

@@ -54,13 +54,33 @@ class JournalGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeHistory:
-    """What the journal keeps: any sequence from `horizon_sequence` to `sequence` can be read."""
+    """What the journal keeps: any sequence from `horizon_sequence` to `sequence` can be read.
+
+    `kept_from_s` and `dropped_early_s` are as in `PastSeen`.
+    """
 
     horizon_sequence: int
     sequence: int
     history_bytes: int
+    kept_from_s: float = 0.0
+    dropped_early_s: float = 0.0
     marks: tuple[JournalMark, ...]
     groups: tuple[JournalGroup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastSeen:
+    """How far back a head's journal goes, 0: to its first write, and what open views hold back.
+
+    `dropped_early_s` is when something last left before its time, for being too much; 0: never.
+    """
+
+    kept_from_s: float = 0.0
+    dropped_early_s: float = 0.0
+    held_by_views_bytes: int = 0
+
+
+NO_PAST = PastSeen()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -403,6 +403,40 @@ async def test_no_byte_of_an_encrypted_volume_lies_in_clear_and_a_restart_needs_
 
 
 @pytest.mark.skipif(not BINARY.exists(), reason="nuage-storaged is not built: run `make setup`")
+async def test_what_a_view_holds_back_is_told_and_leaves_before_its_time_once_it_is_closed(
+    tmp_path: Path,
+) -> None:
+    daemon = storaged_of(tmp_path)
+    try:
+        await daemon.start()
+        await daemon.create(replace(REPLICA, journal=JournalRule(window_bytes=0)))
+        held = 0
+        for turn in range(50):  # a turn counts for nothing if history left before the view was open
+            await opened(daemon, replace(HEAD, epoch=HEAD.epoch + turn))
+            view = await view_of(daemon, VOLUME)
+            (head,) = (await daemon.seen()).heads
+            held = head.past.held_by_views_bytes
+            if held:
+                break
+            await daemon.write(VOLUME, 0, b"x" * 4096)
+            await daemon.close_head(VOLUME)  # which makes a moment that history can begin at
+        assert held > 0
+        await daemon.close_view(AskCloseView(iaas_id=IAAS, view=view.view))
+        while not head.past.dropped_early_s:
+            await asyncio.sleep(0.02)
+            (head,) = (await daemon.seen()).heads
+        told = await daemon.history(AskHistory(iaas_id=IAAS, volume_id=VOLUME))
+        assert (told.kept_from_s, told.dropped_early_s) == (
+            head.past.kept_from_s, head.past.dropped_early_s,
+        )  # fmt: skip
+        assert 0 < told.kept_from_s <= told.dropped_early_s
+        assert head.past.held_by_views_bytes == 0
+    finally:
+        await end_storaged(tmp_path)
+        await daemon.disconnect()
+
+
+@pytest.mark.skipif(not BINARY.exists(), reason="nuage-storaged is not built: run `make setup`")
 async def test_a_killed_daemon_comes_back_with_its_copies_and_epochs(tmp_path: Path) -> None:
     daemon = storaged_of(tmp_path)
     try:

@@ -27,6 +27,8 @@ class Volumes:
         self.users: dict[str, str] = {}
         self.clones: dict[str, tuple[str, object]] = {}
         self.refusing: set[str] = set()
+        self.kept_s: list[object] = []
+        self.dropped_s = 0.0
         self.acts: list[tuple[str, str, object]] = []
 
     def get(self, path: str, **_query: object) -> object:
@@ -34,7 +36,10 @@ class Volumes:
             return [{"id": "vm-1", "value": {"name": "web", "state": "running"}}]
         name, _, what = path.removeprefix(f"{ALL}/").partition("/")
         if what == "history":
-            return {"marks": self.marks[name]}
+            return {
+                "marks": self.marks[name], "groups": [], "horizon_sequence": 7, "sequence": 40,
+                "history_bytes": 4096, "kept_from_s": 1e9, "dropped_early_s": self.dropped_s,
+            }  # fmt: skip
         if name in self.marks:
             value = {"name": name, "vm_id": self.users.get(name), "origin": None}
             return {"id": f"id-of-{name}", "value": value}
@@ -49,6 +54,8 @@ class Volumes:
         if name in self.refusing:
             raise Unavailable(f"the node of {name} does not answer")
         self.acts.append((name, f"{verb} {act}", body.get("sequence", body.get("view"))))
+        if act == "views" and verb == "POST":
+            self.kept_s.append(body["seconds"])
         if act == "clone":
             self.clones[str(body["name"])] = (name, body["sequence"])
             return {"id": f"id-of-{body['name']}"}
@@ -153,3 +160,20 @@ def test_views_of_a_group_are_all_open_or_none(volumes: Volumes) -> None:
     volumes.refusing = {"log"}
     assert refused(volumes.run(*words))
     assert volumes.acts == [("data", "POST views", 10), ("data", "DELETE views", "data@1")]
+
+
+def test_a_view_is_kept_for_an_hour_or_as_long_as_is_said(volumes: Volumes) -> None:
+    assert volumes.run("at", "data", "--time", "#10").exit_code == 0
+    assert (
+        volumes.run("at", "data", "--time", "@noon", "--with", "log", "--keep", "2d").exit_code == 0
+    )
+    assert volumes.kept_s == [3600, 172_800, 172_800]
+    assert refused(volumes.run("at", "data", "--time", "#10", "--keep", "soon"))
+
+
+def test_history_that_left_before_its_time_is_shown(volumes: Volumes) -> None:
+    assert "before their time" not in volumes.run("history", "data").output
+    volumes.dropped_s = 2e9
+    told = volumes.run("history", "data").output
+    assert "left before their time, last at 2033-05-1" in told
+    assert "kept from 2001-09-0" in told

@@ -10,12 +10,13 @@ from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
 from nuage.errors import InvalidRequest
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
-from nuage.iaas.standing import note_head, show_standing
+from nuage.iaas.standing import VIEWS_HOLD_BYTES, note_head, show_standing
 from nuage.iaas.volumes import LimitVolume, NameVolume, limit_volume
 from nuage.iaas.wishes import WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import Contract, Limits, QosClass, RpoRule
 from nuage.model.desired import Answering, CopyReport, HeadReport, HeadWish
+from nuage.model.history import PastSeen
 from nuage.model.status import NodeStatus
 from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal
@@ -42,7 +43,11 @@ class Watcher:
                 )
             )  # fmt: skip
         fields = SimpleNamespace(
-            site_id=SiteId("marne"), index=self.index, heads_seen={}, announce=self._announce
+            site_id=SiteId("marne"),
+            index=self.index,
+            heads_seen={},
+            drops_told={},
+            announce=self._announce,
         )
         self.site = cast(Site, fields)
 
@@ -93,6 +98,34 @@ def test_a_copy_that_is_cut_off_breaks_the_rpo_once_it_lacks_more_than_that() ->
     assert watcher.hears(head(value, far(0.0), answering=Answering.AT_ONCE)) == ["rpo-kept"]
     filling = replace(value, catching_up=(FAR,))
     assert Watcher(filling, bound()).hears(gone) == []
+
+
+def with_past(value: Volume, past: PastSeen) -> HeadReport:
+    return replace(head(value, answering=Answering.AT_ONCE), past=past)
+
+
+def test_history_that_leaves_before_its_time_is_announced_once_a_day() -> None:
+    value = volume(1, places=PLACES)
+    watcher = Watcher(value, Contract())
+    day = 86_400.0
+    told = {
+        when: watcher.hears(with_past(value, PastSeen(kept_from_s=1.0, dropped_early_s=when)))
+        for when in (0.0, 20_000 * day, 20_000 * day + 60, 20_001 * day - 1, 20_001 * day)
+    }
+    assert list(told.values()) == [[], ["history-dropped"], [], [], ["history-dropped"]]
+    later = replace(value, epoch=value.epoch + 1)
+    watcher.index.put(record(later, revision=2))
+    assert watcher.hears(with_past(later, PastSeen())) == []
+    again = PastSeen(kept_from_s=1.0, dropped_early_s=20_001 * day + 5)
+    assert watcher.hears(with_past(later, again)) == [], "a new head announces no day again"
+
+
+def test_views_that_hold_back_much_history_are_announced_and_so_is_their_end() -> None:
+    value = volume(1, places=PLACES)
+    watcher = Watcher(value, Contract())
+    sizes = (0, VIEWS_HOLD_BYTES, VIEWS_HOLD_BYTES + 1, 5 * VIEWS_HOLD_BYTES, 0, 0)
+    told = [watcher.hears(with_past(value, PastSeen(held_by_views_bytes=held))) for held in sizes]
+    assert told == [[], [], ["history-held"], [], ["history-freed"], []]
 
 
 async def test_each_copy_is_shown_with_what_it_lacks() -> None:
