@@ -62,8 +62,9 @@ fn a_rebuild_that_broke_off_goes_on_where_it_was() {
     set.disconnect(1);
     set.connect(1, open(directories[3].path()));
     // Three groups of 16 blocks fill a segment: what was sealed is there, what was open is sent again.
-    set.until(|set| done(set) > 0);
-    assert!(done(&set) >= 48, "{}", done(&set));
+    // What is left may be sent in one turn: then it is not seen on its way.
+    set.until(|set| done(set) > 0 || set.is_live(1));
+    assert!(set.is_live(1) || done(&set) >= 48, "{}", done(&set));
     set.until(|set| set.is_live(1));
     set.same(1);
 }
