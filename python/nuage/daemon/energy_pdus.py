@@ -12,9 +12,9 @@ import msgspec
 import structlog
 
 from nuage.clock import Clock
-from nuage.daemon.hardware import connect
+from nuage.daemon.hardware import connect, read_login
 from nuage.energy.meters import Reading
-from nuage.errors import UNREADABLE, InvalidRequest, NuageError
+from nuage.errors import InvalidRequest, NuageError
 from nuage.facility.ports import BranchState, RackPdu
 from nuage.facility.redfish_pdu import RedfishPdu
 from nuage.facility.snmp import open_snmp_pdu
@@ -59,7 +59,7 @@ class PduSeen:
 class SnmpLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``snmp_login_file`` holds: version 3's user, or version 2c's community.
 
-    The file is 0600 and never logged.
+    The file is refused unless it is 0600, and never logged.
     """
 
     user: str = ""
@@ -110,10 +110,7 @@ async def _open_redfish(url: str, login_file: Path, clock: Clock) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def _open_snmp(url: str, login_file: Path, clock: Clock) -> AsyncIterator[RackPdu]:
-    try:
-        login = msgspec.json.decode(login_file.read_bytes(), type=SnmpLogin)
-    except (OSError, *UNREADABLE) as error:
-        raise InvalidRequest(f"{login_file}: {error}", field="energy.snmp_login_file") from None
+    login = read_login(login_file, SnmpLogin, field="energy.snmp_login_file")
     place = urlsplit(url)
     transport = PysnmpTransport(
         place.hostname or "", login.credentials, port=place.port or SNMP_PORT

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -17,17 +17,19 @@ from nuage.facility.redfish import Login, RedfishConnection, Trust
 from nuage.facility.redfish_node import RedfishNode
 from nuage.ids import NodeId
 from nuage.model.infrastructure import Node
+from nuage.trust.files import require_private
 from nuage.vnode.sed import PowerReading
 
 METER_EVERY_S: Final = 5.0
 OFF_TIMEOUT_S: Final = 20.0
 OFF_POLL_S: Final = 1.0
+LoginKind = TypeVar("LoginKind", bound=msgspec.Struct)
 OpenBmc = Callable[[Node], AbstractAsyncContextManager[PowerControl]]
 log = structlog.get_logger("hardware")
 
 
 class BmcLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``bmc_login_file`` holds; the file is 0600 and never logged."""
+    """What ``bmc_login_file`` holds; the file is refused unless it is 0600, and never logged."""
 
     user: str
     password: str
@@ -35,16 +37,28 @@ class BmcLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fingerprint: str = ""
 
 
+def read_login(path: Path, kind: type[LoginKind], *, field: str) -> LoginKind:
+    """Return the login in `path`, read anew each time: it may be changed without a restart.
+
+    Raises:
+        Forbidden: others may read the file.
+        InvalidRequest: the file is missing or not as `kind` says; names `field`.
+    """
+    try:
+        require_private(path)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, *UNREADABLE) as error:
+        raise InvalidRequest(f"{path}: {error}", field=field) from None
+
+
 def connect(url: str, login_file: Path, clock: Clock) -> RedfishConnection:
     """Return a connection to a BMC with the login in `login_file`.
 
     Raises:
+        Forbidden: others may read the file.
         InvalidRequest: the file is missing or not as `BmcLogin` says.
     """
-    try:
-        login = msgspec.json.decode(login_file.read_bytes(), type=BmcLogin)
-    except (OSError, *UNREADABLE) as error:
-        raise InvalidRequest(f"{login_file}: {error}", field="bmc_login_file") from None
+    login = read_login(login_file, BmcLogin, field="bmc_login_file")
     trust = Trust(
         certificate=Path(login.certificate) if login.certificate else None,
         fingerprint=login.fingerprint,
