@@ -43,3 +43,24 @@ def test_the_bound_is_what_a_policy_draws_that_has_no_choice() -> None:
     one = replay("power", task_s=60.0, power_off=False, experiment=alone)
     least = bound_joules(alone, task_s=60.0, power_off=False, makespan_s_max=one.makespan_s)
     assert least <= one.joules
+
+
+def test_a_crowded_cluster_saves_a_quarter_with_two_thirds_of_its_nodes_in_service() -> None:
+    """Four fifths full its first wave wakes the slowest machines, which draw for ten minutes."""
+    crowded = {p: replay(p, task_s=160.0, power_off=True) for p in ("random", "performance")}
+    preferred = replay("green", task_s=160.0, power_off=True, share=2 / 3)
+    assert preferred.tasks["sagittaire"] == 0
+    assert preferred.joules <= 0.75 * crowded["random"].joules
+    assert preferred.makespan_s <= crowded["performance"].makespan_s
+
+
+def test_green_explores_at_no_cost_what_its_calibration_knows() -> None:
+    """Machines of three kinds, the fastest also the thriftiest: nobody tries the others."""
+    small = replace(LYON, counts={"taurus": 3, "sagittaire": 3, "nova": 5}, span_s=1100.0)
+    for power_off in (False, True):
+        green, performance = (
+            replay(p, task_s=60.0, power_off=power_off, experiment=small)
+            for p in ("green", "performance")
+        )
+        assert green.tasks == performance.tasks
+        assert green.joules <= 1.0005 * performance.joules

@@ -16,6 +16,7 @@ from nuage.cli.energy_plot import require_plot
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import inner, print_json, print_table, rows_of
 from nuage.errors import InvalidRequest
+from nuage.placement.policies import PolicyBook
 
 if TYPE_CHECKING:
     from nuage.simulation.fleet_year import FleetScenario, HourRow
@@ -37,6 +38,9 @@ def simulate_group() -> None:
 @click.option("--start-day", default=181, show_default=True, help="Of the year.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--weigh", type=click.Choice(WEIGHTINGS), default="power", show_default=True)
+@click.option("--policy", default="", metavar="NAME",
+              help="Place by this policy, a plug-in's too, through the product's Master and Local "
+              "Agents, up to 2,000 nodes. Left out, the engine places by --weigh.")  # fmt: skip
 @click.option("--set-point", default=20.0, show_default=True, help="°C")
 @click.option("--load", default=0.4, show_default=True, help="Share of all vCPUs, on average.")
 @click.option("--ahead", default=24, show_default=True,
@@ -51,8 +55,9 @@ def simulate_group() -> None:
               help="Recorded load: CSV of begin_h,end_h,vcpu_count,memory_mib.")  # fmt: skip
 @click.option("--export", "export_file", type=click.Path(path_type=Path), default=None,
               help="Write the load that is made up as such a trace.")  # fmt: skip
-@click.option("--against", type=click.Choice((*WEIGHTINGS, UNPLANNED)), default=None,
-              help="Run this weighting too, or the same without planner, and compare.")  # fmt: skip
+@click.option("--against", default="", metavar="NAME",
+              help=f"Run another weighting too (another policy, if there is one), or {UNPLANNED}: "
+              "the same without planner; and compare.")  # fmt: skip
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), default=None)
 @click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
 @pass_session
@@ -70,16 +75,16 @@ def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
             raise InvalidRequest(
                 "a trace is not made up: there is nothing to export", field="export"
             )
-        spans = made_up_trace(_scenario(options, str(options["weigh"])))
+        spans = made_up_trace(_scenario(options, _names(options)[0]))
         export_file.write_text(load_trace.to_csv(spans))
-    names = [str(options["weigh"])] + ([str(options["against"])] if options["against"] else [])
+    names = _names(options)
     found = {name: _run(_scenario(options, name), name) for name in names}
     first = found[names[0]]
     if csv_file is not None:
         csv_file.write_text(to_csv(first))
     if plot is not None:
         load = "a recorded load" if options["trace"] else f"seed {options['seed']}"
-        title = f"{options['nodes']} nodes, placed by {options['weigh']}, {load}"
+        title = f"{options['nodes']} nodes, placed by {names[0]}, {load}"
         plot.write_bytes(plot_fleet(first, kind=plot.suffix.removeprefix("."), title=title))
     tables = {name: _by_site(rows) for name, rows in found.items()}
     if session.as_json:
@@ -87,12 +92,27 @@ def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
                     for name, table in tables.items()})  # fmt: skip
         return
     shown = [(name, *row) for name, table in tables.items() for row in table]
-    print_table(("WEIGHING", *COLUMNS), shown, empty="nothing ran")
+    placed_by = "POLICY" if options["policy"] else "WEIGHING"
+    print_table((placed_by, *COLUMNS), shown, empty="nothing ran")
+    click.echo(f"placed by the product's {'agents' if options['policy'] else 'engine'}")
     if len(names) == 2:
         _compare(names, found)
     for path in (csv_file, plot, export_file):
         if path is not None:
             click.echo(f"wrote {path}")
+
+
+def _names(options: dict[str, object]) -> list[str]:
+    """Return the weighting or the policy to run, and what to compare it with."""
+    policy, against = str(options["policy"]), str(options["against"])
+    if not policy and against and against not in (*WEIGHTINGS, UNPLANNED):
+        told = ", ".join((*WEIGHTINGS, UNPLANNED))
+        raise InvalidRequest(f"no weighting {against!r}; there are {told}", field="against")
+    if policy:
+        book = PolicyBook.load()
+        for name in (policy, *([against] if against not in ("", UNPLANNED) else [])):
+            book.require(name)
+    return [policy or str(options["weigh"]), *([against] if against else [])]
 
 
 def _scenario(options: dict[str, object], name: str) -> "FleetScenario":
@@ -101,13 +121,17 @@ def _scenario(options: dict[str, object], name: str) -> "FleetScenario":
 
     trace = options["trace"]
     plans = bool(options["planner"]) and name != UNPLANNED
+    policy = str(options["policy"])
+    if name == UNPLANNED:
+        name = policy or str(options["weigh"])
     return FleetScenario(
         node_count=int(str(options["nodes"])),
         zones=tuple(str(options["zones"]).split(",")),
         hours=int(str(options["hours"])),
         start_day=int(str(options["start_day"])),
         seed=int(str(options["seed"])),
-        weighting=Weighting(str(options["weigh"]) if name == UNPLANNED else name),
+        weighting=Weighting(str(options["weigh"]) if policy else name),
+        policy=name if policy else "",
         set_point_c=float(str(options["set_point"])),
         target_share=float(str(options["load"])),
         ahead_hours=int(str(options["ahead"])),

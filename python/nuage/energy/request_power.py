@@ -3,7 +3,7 @@
 `P_dyn = Σ p_k · dt_k / Σ dt_k` over the power samples inside the windows of the last
 requests: the measured power, weighted by time. It follows the machine as it ages, warms and
 fills, which a calibration made once does not. A node without history has none: 0 requests,
-and the `green` policy explores it on purpose.
+and the `green` policy goes by its calibration, or explores it on purpose where there is none.
 """
 
 from collections import deque

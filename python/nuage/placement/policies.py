@@ -97,22 +97,24 @@ class Random:
 class Green:
     """The paper's dynamic metric: mean watts over the requests served, per flops, × PUE.
 
-    A node that is on, empty and without history is explored on purpose: it sorts before every
-    other, the more efficient by its calibration first. One request does that. While it runs, and
-    for a node that sleeps, the calibration stands in: curiosity neither fills nor wakes a node.
+    Until a node has history its calibration stands in: peak watts per flops. A node that is on,
+    empty and without either is explored on purpose: it sorts before every other, and one request
+    does that. Where a calibration is known finding out costs nothing: the node waits for its turn.
+    A node that serves nobody is charged its idle draw too, since it would be on for this request
+    alone; or else a node that once served few would look better than one that serves many.
     """
 
     name = "green"
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
-        """Return watts per GFLOPS; minus its inverse for a node to explore."""
-        gflops = np.maximum(columns["flops"], 1.0) / 1e9
-        explored = columns["requests_served"] > 0
-        is_new = ~explored & (columns["vm_count"] <= 0) & (columns["booted"] > 0)
-        watts = np.where(explored, columns["mean_power_watts"], columns["peak_watts"])
-        watts_per_gflops = watts * columns["pue"] / gflops
-        to_explore = -1.0 / np.maximum(watts_per_gflops, 1e-9)
-        return np.where(is_new, to_explore, watts_per_gflops)
+        """Return watts per GFLOPS; below zero for a node to explore."""
+        flops, peak_watts = columns["flops"], columns["peak_watts"]
+        served, is_empty = columns["requests_served"] > 0, columns["vm_count"] <= 0
+        watts = np.where(served, columns["mean_power_watts"], peak_watts)
+        watts = watts + np.where(is_empty, columns["idle_watts"], 0.0)
+        score = watts * columns["pue"] / (np.maximum(flops, 1.0) / 1e9)
+        is_unknown = ~served & ((flops <= 0) | (peak_watts <= 0))
+        return np.where(is_unknown & is_empty & (columns["booted"] > 0), -1.0, score)
 
 
 class Cost:

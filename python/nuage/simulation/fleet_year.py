@@ -3,7 +3,8 @@
 The product's own engine places (`nuage._core.PlacementEngine`), with the weight of each site set
 by the hour: PUE of its weather, times its price or carbon, as the policy asks, over the hours that
 a VM is expected to live (`ahead_hours`). 10 to 100,000 nodes; the same seed, or the same trace,
-gives the same table, byte for byte.
+gives the same table, byte for byte. With a `policy` the product's agents place in its stead, by
+that policy, in fleets up to 2,000 nodes (`fleet_agents`).
 
 Every `planner_every_h` hours the product's own planner looks at each container (`fleet_plan`), and
 its migrations are carried out. At each hour empty nodes go off by the product's rule: where staying
@@ -30,7 +31,9 @@ from nuage.energy.cooling import CoolingControl, CoolingModel
 from nuage.energy.power_curve import ACER_AT350_F2, HUAWEI_RH2288_V2, PowerCurve
 from nuage.energy.weather import ZONES, weather_normal
 from nuage.errors import InvalidRequest
+from nuage.placement.local_agent import SiteConditions
 from nuage.placement.table import BOOT_HOLD_S
+from nuage.simulation.fleet_agents import FleetAgents, require_affordable
 from nuage.simulation.fleet_plan import ContainerView, emptied_by, moves_of, plan_container
 from nuage.simulation.load_trace import VmSpan
 from nuage.units import JOULES_PER_KWH
@@ -44,6 +47,7 @@ AHEAD_HOURS_MAX: Final = 168
 SHUTDOWN_S: Final = 20.0  # at idle draw
 NODE_VCPUS: Final = 24
 NODE_MEMORY_MIB: Final = 65_536
+NODE_FLOPS: Final = 220.8e9  # 2 × Xeon E5-2630, in both machines
 MONTH_DAYS: Final = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 CLASSES: Final = ((1, 1024), (2, 2048), (2, 4096), (4, 8192))
 # Day-ahead prices and carbon of a typical French day by hour (EUR/MWh, gCO2e/kWh): a shape to
@@ -77,6 +81,7 @@ class FleetScenario:
     start_day: int = 181  # of the year: 1 July, when sites differ most
     seed: int = 1
     weighting: Weighting = Weighting.POWER
+    policy: str = ""  # the agents place by it; empty: the engine by `weighting`
     set_point_c: float = 20.0
     target_share: float = 0.4  # of all vCPUs, on average over the day
     vm_hours_mean: float = 24.0
@@ -103,6 +108,8 @@ class FleetScenario:
                 "are not negative",
                 field="planner_every_h",
             )
+        if self.policy:
+            require_affordable(self.node_count)
         if len(self.prices) != 24 or len(self.carbon) != 24:
             raise InvalidRequest("24 prices, 24 carbons: one per hour of the day", field="prices")
 
@@ -209,6 +216,7 @@ class FleetYear:
         self.site_of: list[int] = []
         self.containers: list[list[int]] = []
         self._build()
+        self.agents = self._agents() if scenario.policy else None
         self.load: _Load = _Recorded(scenario) if scenario.trace else _MadeUp(scenario)
         for vcpu_count, memory_mib in self.load.classes:
             self.engine.add_class(vcpu_count, memory_mib)
@@ -255,13 +263,32 @@ class FleetYear:
             self.containers[-1].append(number)
             self.site_of.append(site)
 
+    def _agents(self) -> FleetAgents:
+        """Return agents that know the same nodes, all off."""
+        watts = [0.0] * len(self.scenario.zones)
+        for container in self.containers:
+            watts[self.site_of[container[0]]] += CONTAINER_WATTS
+        agents = FleetAgents(watts, policy=self.scenario.policy)
+        for number, site in enumerate(self.site_of):
+            agents.add_node(
+                site,
+                self._curve(number),
+                flops=NODE_FLOPS,
+                vcpu_count=NODE_VCPUS,
+                memory_mib=NODE_MEMORY_MIB,
+            )
+        return agents
+
     def run(self) -> Iterator[list[HourRow]]:
         """Yield the rows of each hour in turn."""
         every = self.scenario.planner_every_h
         for hour in range(self.scenario.hours):
             self.acts = [_Acts() for _ in self.scenario.zones]
             pues = [self._pue(site, hour) for site in range(len(self.scenario.zones))]
-            self._weigh(hour)
+            if self.agents is None:
+                self._weigh(hour)
+            else:
+                self.agents.begin_hour(hour * HOUR_S, self._conditions(hour))
             self._end_vms(hour)
             if every and hour and hour % every == 0:
                 for container in self.containers:
@@ -289,18 +316,41 @@ class FleetYear:
             is_blind = scenario.weighting is Weighting.NONE
             self.engine.set_weight(site, 1.0 if is_blind else weighed / len(ahead))
 
+    def _conditions(self, hour: int) -> list[SiteConditions]:
+        """Return what agents are told: as `_weigh`, means of the hours ahead, weighed by PUE."""
+        scenario = self.scenario
+        ahead = range(hour, hour + scenario.ahead_hours)
+        found = []
+        for site in range(len(scenario.zones)):
+            pues = [self._pue(site, then) for then in ahead]
+            total = sum(pues)
+            priced = sum(p * scenario.prices[t % 24] for p, t in zip(pues, ahead, strict=True))
+            grams = sum(p * scenario.carbon[t % 24] for p, t in zip(pues, ahead, strict=True))
+            found.append(
+                SiteConditions(
+                    pue=total / len(ahead),
+                    price_eur_per_mwh=priced / total,
+                    carbon_g_per_kwh=grams / total,
+                )
+            )
+        return found
+
     def _end_vms(self, hour: int) -> None:
         while self.ends and self.ends[0][0] <= hour:
             _, vm = heappop(self.ends)
             node = self.node_of.pop(vm)
-            self.engine.release(self.size_of.pop(vm), 0, 0, node)
+            size = self.size_of.pop(vm)
+            if self.agents is None:
+                self.engine.release(size, 0, 0, node)
+            else:
+                self.agents.end(vm, node)
             self.members[node].discard(vm)
             self.vms_on[node] -= 1
 
     def _begin_vms(self, hour: int) -> int:
         """Place an hour's arrivals; return how many found no node."""
         arrivals = self.load.arrivals(hour)
-        nodes = self.engine.place_many([(size, 0, 0) for size, _ in arrivals])
+        nodes = self._place([size for size, _ in arrivals])
         for (size, end_h), node in zip(arrivals, nodes, strict=True):
             if node >= 0:
                 self.order += 1
@@ -308,6 +358,16 @@ class FleetYear:
                 self._settle(self.order, node, hour)
                 heappush(self.ends, (end_h, self.order))
         return sum(node < 0 for node in nodes)
+
+    def _place(self, sizes: Sequence[int]) -> list[int]:
+        """Return a node for each VM, -1 for none; those placed are numbered from the next on."""
+        if self.agents is None:
+            return self.engine.place_many([(size, 0, 0) for size in sizes])
+        nodes, vm = [], self.order + 1
+        for size in sizes:
+            nodes.append(self.agents.place(vm, *self.load.classes[size]))
+            vm += nodes[-1] >= 0
+        return nodes
 
     def _settle(self, vm: int, node: int, hour: int) -> None:
         """Note that a VM runs on a node now, which is awake for it."""
@@ -347,7 +407,7 @@ class FleetYear:
         plan = plan_container(view, hold_s=self.scenario.hold_h * HOUR_S)
         for vm, to, step in moves_of(plan):
             came_from = self.node_of[vm]
-            if not self.engine.migrate(self.size_of[vm], 0, 0, from_node=came_from, to_node=to):
+            if not self._migrate(vm, came_from, to):
                 return
             self.members[came_from].discard(vm)
             self.vms_on[came_from] -= 1
@@ -356,6 +416,11 @@ class FleetYear:
             self.acts[site].joules += step.joules
         for node in emptied_by(plan):
             self._try_off(node, hour)
+
+    def _migrate(self, vm: int, came_from: int, to: int) -> bool:
+        if self.agents is not None:
+            return self.agents.move(vm, came_from, to)
+        return self.engine.migrate(self.size_of[vm], 0, 0, from_node=came_from, to_node=to)
 
     def _switch_off(self, hour: int) -> None:
         """Switch empty nodes off that are expected to stay idle for longer than break-even."""
@@ -367,7 +432,8 @@ class FleetYear:
         """Switch an empty node off unless it was woken less than its break-even time ago."""
         curve = self._curve(node)
         awake_s = (hour - self.woken_h[node]) * HOUR_S
-        if awake_s >= curve.break_even_s() and self.engine.switch_off(node):
+        placing = self.engine if self.agents is None else self.agents
+        if awake_s >= curve.break_even_s() and placing.switch_off(node):
             self.is_on[node] = False
             self.acts[self.site_of[node]].joules += curve.shutdown_joules
 
@@ -376,7 +442,8 @@ class FleetYear:
         vms = np.bincount(self.site_of, weights=self.vms_on, minlength=count)
         nodes_on = np.bincount(self.site_of, weights=self.is_on, minlength=count)
         rows = []
-        for site, watts in enumerate(self.engine.site_watts()):
+        placing = self.engine if self.agents is None else self.agents
+        for site, watts in enumerate(placing.site_watts()):
             acts = self.acts[site]
             it_kwh = (watts * HOUR_S + acts.joules) / JOULES_PER_KWH
             facility_kwh = it_kwh * pues[site]

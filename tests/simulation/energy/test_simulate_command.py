@@ -1,5 +1,6 @@
 """`nuage simulate` from end to end: tables, CSV and plots, the same seed the same bytes."""
 
+import re
 from pathlib import Path
 from random import Random
 
@@ -8,6 +9,8 @@ from click.testing import CliRunner, Result
 
 from nuage.cli.session import Session
 from nuage.cli.simulate import simulate_group
+from nuage.errors import InvalidRequest
+from nuage.placement.policies import PolicyBook
 
 
 def simulate(*arguments: object) -> Result:
@@ -69,3 +72,45 @@ def test_a_planetlab_folder_is_run_and_drawn(tmp_path: Path, rules: str) -> None
         written.append((csv.read_bytes(), plot.read_bytes()))
     assert written[0] == written[1]
     assert ("memory bound" in shown.output) == (rules == "--honest")
+
+
+@pytest.mark.parametrize("policy", sorted(PolicyBook()))
+def test_each_policy_places_through_agents_and_the_same_seed_gives_the_same_bytes(
+    tmp_path: Path, policy: str
+) -> None:
+    written = []
+    for turn in ("one", "two"):
+        csv = tmp_path / f"{turn}.csv"
+        shown = simulate("fleet", "--nodes", 12, "--hours", 8, "--policy", policy, "--csv", csv)
+        assert "placed by the product's agents" in shown.output
+        written.append(csv.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_policy_is_compared_with_another_and_packs_where_that_one_spreads() -> None:
+    shown = simulate(
+        "fleet", "--nodes", 24, "--hours", 9, "--policy", "pack", "--against", "spread",
+        "--planner", "--every", 4,
+    )  # fmt: skip
+    change = re.search(r"pack against spread: meter (-?[\d.]+|\+[\d.]+) %", shown.output)
+    assert change is not None
+    assert float(change[1]) < -5.0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--policy", "grene"), "no placement policy 'grene'"),
+        (("--policy", "green", "--against", "none"), "no placement policy 'none'"),
+        (("--policy", "green", "--nodes", 2_001), "up to 2000 nodes"),
+        (("--against", "green"), "no weighting 'green'"),
+    ],
+)
+def test_what_cannot_place_is_refused_before_anything_runs(
+    options: tuple[object, ...], told: str
+) -> None:
+    result = CliRunner().invoke(
+        simulate_group, ["fleet", *(str(option) for option in options)], obj=Session()
+    )
+    assert isinstance(result.exception, InvalidRequest)
+    assert told in str(result.exception)

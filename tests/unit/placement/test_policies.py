@@ -17,7 +17,10 @@ from nuage.placement.policies import BUILT_IN, Policy, PolicyBook, scored
 def columns(**values: list[float]) -> Columns:
     count = len(next(iter(values.values())))
     names = tuple(NodeId(f"n{index}") for index in range(count))
-    defaults = {"pue": [1.0] * count, "booted": [1.0] * count, "cpu_count": [12.0] * count}
+    defaults = {
+        "pue": [1.0] * count, "booted": [1.0] * count, "cpu_count": [12.0] * count,
+        "idle_watts": [50.0] * count,
+    }  # fmt: skip
     arrays = {name: np.array(column) for name, column in (defaults | values).items()}
     return Columns(names, (SiteId("marne"),) * count, arrays)
 
@@ -54,19 +57,46 @@ def test_each_policy_prefers_what_its_name_says(policy: str, candidates: Columns
     assert first(policy, candidates) == "n1"
 
 
-def test_green_explores_a_node_without_history_then_goes_by_measured_watts() -> None:
+@pytest.mark.parametrize(("flops", "peak_watts"), [(0.0, 200.0), (1e9, 0.0)])
+def test_green_explores_a_node_without_history_then_goes_by_measured_watts(
+    flops: float, peak_watts: float
+) -> None:
     known = {
-        "flops": [1e9] * 3, "peak_watts": [200.0] * 3, "vm_count": [0.0] * 3, "booted": [1.0] * 3
+        "flops": [1e9, flops, 1e9], "peak_watts": [200.0, peak_watts, 200.0],
+        "vm_count": [0.0] * 3, "booted": [1.0] * 3,
     }  # fmt: skip
     served = columns(**known, requests_served=[5.0, 0.0, 5.0], mean_power_watts=[90.0, 0.0, 80.0])
     assert first("green", served) == "n1"
+    known["flops"] = [1e9] * 3
     explored = columns(
         **known, requests_served=[5.0, 1.0, 5.0], mean_power_watts=[90.0, 120.0, 80.0]
     )
     assert first("green", explored) == "n2"
 
 
-def test_green_explores_the_better_calibrated_first() -> None:
+@pytest.mark.parametrize(("peak_watts", "elected"), [(29.0, "n1"), (31.0, "n0")])
+def test_green_lets_a_calibrated_node_without_history_wait_for_its_turn(
+    peak_watts: float, elected: str
+) -> None:
+    """The other was seen to draw 80 W; an empty node is charged its 50 W of idling, too."""
+    candidates = columns(
+        flops=[1e9] * 2, peak_watts=[200.0, peak_watts], vm_count=[3.0, 0.0],
+        requests_served=[5.0, 0.0], mean_power_watts=[80.0, 0.0],
+    )  # fmt: skip
+    assert first("green", candidates) == elected
+
+
+def test_green_prefers_a_node_that_serves_to_an_empty_one_that_drew_less_when_it_served_few() -> (
+    None
+):
+    alike = columns(
+        flops=[1e9] * 2, peak_watts=[200.0] * 2, vm_count=[0.0, 8.0],
+        requests_served=[9.0, 9.0], mean_power_watts=[110.0, 150.0],
+    )  # fmt: skip
+    assert first("green", alike) == "n1"
+
+
+def test_green_tries_the_better_calibrated_first() -> None:
     both_new = columns(
         flops=[1e9, 2e9], peak_watts=[200.0] * 2, vm_count=[0.0] * 2, booted=[1.0] * 2,
         requests_served=[0.0] * 2, mean_power_watts=[0.0] * 2,
