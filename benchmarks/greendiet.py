@@ -10,7 +10,7 @@ wave, one request a second, then evenly until 2,200 s. *lyon*: the same load on 
 Two machine rooms: every node always on (as in the experiment), and nodes switched off once
 idle for their break-even time, woken by a placement. Both rules are the same for all policies.
 
-`green, 2/3` is `green` with the two thirds of the nodes in service that have most flops per watt: the
+`green 2/3` is `green` with the two thirds of the nodes in service that have most flops per watt: the
 provider's preference of the paper, set as a site's rules set it. `random` still has them all.
 
 The bound under each table holds for every policy, clairvoyant ones too: work spread as a convex
@@ -52,7 +52,7 @@ BOOT_S = 120.0
 METROLOGY_S = 15.0  # a sample at least that often, as Grid'5000's PDUs give
 GOAL_SAVED: Final = 0.25
 GOAL_LONGER: Final = 0.01
-SHARED: Final = "green, 2/3"
+SHARED: Final = "green 2/3"
 TAURUS_CORE_FLOPS: Final = 18.4e9
 
 # kind: cores, flops, watts at 0 … 100 %, MiB
@@ -350,7 +350,7 @@ def table(experiment: Experiment, *, task_s: float, power_off: bool) -> None:
     runs: dict[str, Result] = {}
     for policy in ("random", "performance", "power", "green", SHARED, "cursor", "spread"):
         one = replay(
-            policy.partition(",")[0], task_s=task_s, power_off=power_off, experiment=experiment,
+            policy.partition(" ")[0], task_s=task_s, power_off=power_off, experiment=experiment,
             share=2 / 3 if policy == SHARED else 1.0,
         )  # fmt: skip
         runs[policy] = one
@@ -384,7 +384,7 @@ def verdict(runs: dict[str, Result], least_joules: float) -> str:
     )
     saved = "missed"
     if reached:
-        saved = f"met by {' and '.join(reached)}"
+        saved = f"met by {', '.join(reached)}"
     elif least_joules > (1 - GOAL_SAVED) * base.joules:
         saved = f"out of reach of any policy: {1 - least_joules / base.joules:.1%} at most"
     return f"a quarter saved: {saved}; joules against performance: {compared}"
