@@ -14,7 +14,6 @@ mod extents;
 mod head;
 mod local;
 mod overlay;
-mod pace;
 mod qos;
 mod replicas;
 mod server;
@@ -25,7 +24,6 @@ pub use head::{
     QUEUE_DEPTH_MAX, VolumeHead, next_epoch,
 };
 pub use local::{SystemClock, clone_store, create_to_join, create_volume, open_volume};
-pub use pace::Pace;
-pub use qos::{Bucket, Buckets, Class, Limited, Rate, SharedBucket};
+pub use qos::{Bucket, Budget, Class, Limited, Rate, SharedBucket, SharedBudget, Use};
 pub use replicas::{Answering, CUT_OFF_NS, CopyState, CopyStatus, Lag, LagBound, RebuildProgress};
 pub use server::{Handover, ReplicaStore, SessionId};

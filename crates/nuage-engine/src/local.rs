@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nuage_disk::{FileDisk, Method, link_file};
@@ -10,16 +11,18 @@ use nuage_journal::{Cipher, Disk, JournalError, Now, Store, TailRule, VolumeSpec
 use crate::device::Volume;
 use crate::head::{Clock, HeadOptions, VolumeHead};
 
-/// The machine's clocks.
+/// The machine's clocks. All of a process agree: what several heads share is counted by them.
 #[derive(Debug)]
 pub struct SystemClock {
     start: Instant,
 }
 
+static START: OnceLock<Instant> = OnceLock::new();
+
 impl Default for SystemClock {
     fn default() -> Self {
         Self {
-            start: Instant::now(),
+            start: *START.get_or_init(Instant::now),
         }
     }
 }

@@ -3,7 +3,12 @@
 //! A [`Bucket`] is the generic cell rate algorithm twice, once for operations and once for bytes: it holds
 //! the moment at which what was taken so far would be paid for, and lets the next one pass while that moment
 //! is at most a burst ahead. Time is a parameter. [`Limited`] holds a device's requests back by two buckets:
-//! the volume's own, and the one that all volumes of the daemon share.
+//! the volume's own, and the share of its daemon.
+//!
+//! A [`Budget`] is that share, and who may take of it: clients first, and three classes of background work, each with
+//! a reservation, a limit and a weight (mClock: Gulati, Merchant, Varman, OSDI 2010). A class takes its reservation
+//! whatever the load. Beyond that it takes what clients leave: while they are active no more than its weight
+//! against theirs, else up to its limit.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,17 +23,35 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// What may pass at once after a pause: a tenth of a second's worth.
 const BURST_NS: u64 = SECOND_NS / 10;
 
-/// Whose work it is. Each class of a daemon has a bucket of its own, so that mending never starves guests.
+/// Background work of a daemon, by what it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Requests of initiators.
-    Front,
-    /// Copies that catch up.
+    /// Copies that catch up from the log.
     Replication,
-    /// Blocks and copies that are mended or made anew.
+    /// Copies that are made anew.
     Repair,
     /// Reading everything to find damage.
     Scrub,
+}
+
+const MIB: u64 = 1 << 20;
+/// Requests of initiators weigh so much; classes of background work as [`Class::course`] says.
+const FRONT_WEIGHT: u64 = 16;
+const WEIGHTS: u64 = FRONT_WEIGHT + 8 + 4 + 1;
+/// Clients count as active for so long after their last request.
+const ACTIVE_NS: u64 = SECOND_NS / 10;
+
+impl Class {
+    /// Weight, and bytes a second: kept whatever the load, and at most (0: no limit).
+    fn course(self) -> (u64, u64, u64) {
+        match self {
+            Self::Replication => (8, 64 * MIB, 0),
+            // A copy of 100 GiB takes an hour at worst.
+            Self::Repair => (4, 32 * MIB, 256 * MIB),
+            // 10 TiB a month at worst.
+            Self::Scrub => (1, 4 * MIB, 32 * MIB),
+        }
+    }
 }
 
 /// Operations and bytes a second; zero: no limit.
@@ -92,13 +115,115 @@ impl Bucket {
 /// A bucket that several hold.
 pub type SharedBucket = Rc<RefCell<Bucket>>;
 
-/// One bucket a class.
-#[derive(Debug, Default)]
-pub struct Buckets([Bucket; 4]);
+/// What clients took of a daemon's share so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Use {
+    pub operations: u64,
+    pub bytes: u64,
+    /// Requests that had to wait for the share.
+    pub held: u64,
+}
 
-impl Buckets {
-    pub fn of(&mut self, class: Class) -> &mut Bucket {
-        &mut self.0[class as usize]
+#[derive(Debug)]
+struct Course {
+    weight: u64,
+    kept_bytes_per_s: u64,
+    kept: Bucket,
+    most: Bucket,
+    /// Bytes by weight, in line with the clients'.
+    spent: u64,
+}
+
+/// A daemon's share of its disk, and what of it background work may take.
+#[derive(Debug)]
+pub struct Budget {
+    share: Bucket,
+    used: Use,
+    seen_bytes: u64,
+    seen_ns: u64,
+    courses: [Course; 3],
+}
+
+/// A budget that several hold.
+pub type SharedBudget = Rc<RefCell<Budget>>;
+
+impl Default for Budget {
+    fn default() -> Self {
+        let course = |class: Class| {
+            let (weight, kept, most) = class.course();
+            Course {
+                weight,
+                kept_bytes_per_s: kept,
+                kept: Bucket::new(bytes(kept)),
+                most: Bucket::new(bytes(most)),
+                spent: 0,
+            }
+        };
+        Self {
+            share: Bucket::default(),
+            used: Use::default(),
+            seen_bytes: 0,
+            seen_ns: 0,
+            courses: [Class::Replication, Class::Repair, Class::Scrub].map(course),
+        }
+    }
+}
+
+fn bytes(bytes_per_s: u64) -> Rate {
+    Rate {
+        operations_per_s: 0,
+        bytes_per_s,
+    }
+}
+
+impl Budget {
+    /// What the daemon may take in all. No reservation is more than its weight of it.
+    pub fn set_share(&mut self, rate: Rate) {
+        self.share.set_rate(rate);
+        for course in &mut self.courses {
+            let fair = match rate.bytes_per_s {
+                0 => u64::MAX,
+                all => (all / WEIGHTS * course.weight).max(1),
+            };
+            course
+                .kept
+                .set_rate(bytes(course.kept_bytes_per_s.min(fair)));
+        }
+    }
+
+    pub fn share(&self) -> Rate {
+        self.share.rate()
+    }
+
+    pub fn used(&self) -> Use {
+        self.used
+    }
+
+    /// True when a piece of background work may be done now.
+    pub fn may(&mut self, class: Class, now_ns: u64) -> bool {
+        if self.used.bytes != self.seen_bytes {
+            (self.seen_bytes, self.seen_ns) = (self.used.bytes, now_ns);
+        }
+        let active = now_ns.saturating_sub(self.seen_ns) < ACTIVE_NS && self.seen_ns != 0;
+        let course = &self.courses[class as usize];
+        let is_due = |bucket: &Bucket| bucket.ready_at(now_ns) <= now_ns;
+        is_due(&course.kept)
+            || is_due(&course.most)
+                && is_due(&self.share)
+                && (!active || course.spent <= self.used.bytes / FRONT_WEIGHT)
+    }
+
+    /// It was done.
+    pub fn take(&mut self, class: Class, now_ns: u64, bytes: u64) {
+        let clients = self.used.bytes / FRONT_WEIGHT;
+        let course = &mut self.courses[class as usize];
+        if course.kept.ready_at(now_ns) <= now_ns {
+            course.kept.take(now_ns, bytes);
+        } else {
+            course.spent = course.spent.max(clients) + bytes / course.weight;
+        }
+        course.most.take(now_ns, bytes);
+        self.share.take(now_ns, bytes);
     }
 }
 
@@ -106,7 +231,7 @@ impl Buckets {
 pub struct Limited {
     device: Box<dyn BlockDevice>,
     own: SharedBucket,
-    shared: SharedBucket,
+    budget: SharedBudget,
     clock: Rc<dyn Clock>,
     waiting: VecDeque<Request>,
 }
@@ -115,13 +240,13 @@ impl Limited {
     pub fn new(
         device: Box<dyn BlockDevice>,
         own: SharedBucket,
-        shared: SharedBucket,
+        budget: SharedBudget,
         clock: Rc<dyn Clock>,
     ) -> Self {
         Self {
             device,
             own,
-            shared,
+            budget,
             clock,
             waiting: VecDeque::new(),
         }
@@ -129,13 +254,13 @@ impl Limited {
 
     fn ready_ns(&self, now_ns: u64) -> u64 {
         let own_ns = self.own.borrow().ready_at(now_ns);
-        own_ns.max(self.shared.borrow().ready_at(now_ns))
+        own_ns.max(self.budget.borrow().share.ready_at(now_ns))
     }
 
     fn pass(&mut self, request: Request, now_ns: u64) {
         let bytes = cost_bytes(&request.operation);
         self.own.borrow_mut().take(now_ns, bytes);
-        self.shared.borrow_mut().take(now_ns, bytes);
+        self.budget.borrow_mut().share.take(now_ns, bytes);
         self.device.submit(request);
     }
 
@@ -163,21 +288,26 @@ fn cost_bytes(operation: &Operation) -> u64 {
     }
 }
 
-fn is_unlimited(bucket: &SharedBucket) -> bool {
-    bucket.borrow().rate() == Rate::default()
-}
-
 impl BlockDevice for Limited {
     fn geometry(&self) -> Geometry {
         self.device.geometry()
     }
 
     fn submit(&mut self, request: Request) {
-        if self.waiting.is_empty() && is_unlimited(&self.own) && is_unlimited(&self.shared) {
+        let mut budget = self.budget.borrow_mut();
+        budget.used.operations += 1;
+        budget.used.bytes += cost_bytes(&request.operation);
+        let own_rate = self.own.borrow().rate();
+        let is_unlimited = own_rate == Rate::default() && budget.share() == Rate::default();
+        drop(budget);
+        if self.waiting.is_empty() && is_unlimited {
             return self.device.submit(request); // no clock is read for who has no limit
         }
         self.waiting.push_back(request);
         self.release();
+        if !self.waiting.is_empty() {
+            self.budget.borrow_mut().used.held += 1;
+        }
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {

@@ -5,14 +5,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nuage_journal::{
-    BaseOffer, Disk, DiskError, Group, JournalError, Position, Store, StoreEvent, decode_side,
+    BaseOffer, BlockWish, Disk, DiskError, Group, JournalError, Position, Store, StoreEvent,
+    decode_side,
 };
 use nuage_replica::{
     Base, Frame, FrameError, FrameReader, Marks, RELEASED_NS, Refusal, Tail, rules,
 };
 
 use crate::head::Clock;
-use crate::replicas::tail_of;
+use crate::replicas::{fetch, tail_of};
 
 /// Marks and reservations of a volume at most: 100,000 marks with the longest names.
 const SIDE_BYTES_MAX: usize = 32 << 20;
@@ -113,6 +114,7 @@ impl<D: Disk> ReplicaStore<D> {
 
     pub fn session_closed(&mut self, session: SessionId) {
         self.sessions.remove(&session);
+        self.store.ask_again();
     }
 
     /// Bytes from a head. After an error its connection is of no more use.
@@ -184,14 +186,27 @@ impl<D: Disk> ReplicaStore<D> {
                 self.released |= epoch == promised;
                 None
             }
-            Frame::FetchBlock { lba, crc } => {
-                let data = self
-                    .store
-                    .stored_block(lba, crc)
-                    .ok()
-                    .flatten()
-                    .unwrap_or_default();
-                Some(Frame::Block { lba, data })
+            Frame::FetchBlock { lba, seq, crc } => {
+                let found = self.store.stored_version(BlockWish { lba, seq, crc });
+                Some(Frame::Block {
+                    lba,
+                    seq,
+                    crc,
+                    data: found.ok().flatten().unwrap_or_default(),
+                })
+            }
+            Frame::Block {
+                lba,
+                seq,
+                crc,
+                data,
+            } => {
+                let wish = BlockWish { lba, seq, crc };
+                // A failure shows at the next poll.
+                if !self.store.mend(wish, &data).unwrap_or(false) {
+                    self.store.give_up(wish);
+                }
+                None
             }
             Frame::Base { base, anew } => Some(self.offered(&base, anew)),
             Frame::BaseGroup { group } => match Group::decode(&group) {
@@ -397,6 +412,7 @@ impl<D: Disk> ReplicaStore<D> {
             .any(|event| matches!(event, StoreEvent::Durable { .. }));
         let failed = self.store.failure().is_some();
         let promised = self.store.superblock().promised;
+        self.ask_for_damaged(promised);
         let (memory_seq, durable_seq) = (self.store.tail().seq, self.store.durable_seq());
         for session in self.sessions.values_mut() {
             if session.epoch != Some(promised) || !(grown || session.owes_answer || failed) {
@@ -415,6 +431,22 @@ impl<D: Disk> ReplicaStore<D> {
             frame.encode(&mut session.out);
         }
         events
+    }
+}
+
+impl<D: Disk> ReplicaStore<D> {
+    /// Ask the head for what is damaged here, once this copy has what the head has.
+    fn ask_for_damaged(&mut self, promised: u64) {
+        if self.store.tail().epoch != promised {
+            return;
+        }
+        let of_head = |session: &&mut Session| session.epoch == Some(promised);
+        let Some(session) = self.sessions.values_mut().find(of_head) else {
+            return;
+        };
+        for wish in self.store.take_wishes() {
+            fetch(wish).encode(&mut session.out);
+        }
     }
 }
 

@@ -1,7 +1,14 @@
 //! Buckets under a virtual clock: what passes in any window is bounded, and nothing waits for nothing.
 #![allow(clippy::cast_possible_truncation)]
 
-use nuage_engine::{Bucket, Buckets, Class, Rate};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nuage_block::memory::MemoryDevice;
+use nuage_block::{BlockDevice as _, Geometry, Operation, Request};
+use nuage_engine::{Bucket, Class, Clock, Limited, Rate, SharedBucket, SharedBudget};
+use nuage_journal::Now;
 use proptest::prelude::*;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -70,22 +77,124 @@ proptest! {
     }
 }
 
-#[test]
-fn the_classes_do_not_pay_for_one_another() {
-    let mut buckets = Buckets::default();
-    let slow = Rate {
-        operations_per_s: 1,
-        bytes_per_s: 0,
-    };
-    for class in [
-        Class::Front,
-        Class::Replication,
-        Class::Repair,
-        Class::Scrub,
-    ] {
-        buckets.of(class).set_rate(slow);
+/// Look each millisecond for `seconds`, with a client that takes so much in each; what the class got, by second.
+fn background(class: Class, share: Rate, client_bytes: u64, seconds: u64) -> u64 {
+    let budget = SharedBudget::default();
+    budget.borrow_mut().set_share(share);
+    let own = SharedBucket::default();
+    let clock = Rc::new(HandClock::default());
+    let disk = Box::new(MemoryDevice::new(Geometry {
+        size_bytes: 1 << 20,
+        logical_block_bytes: 4096,
+        uuid: [1; 16],
+        name: Arc::from("v"),
+        read_only: false,
+        write_cache: false,
+    }));
+    let mut device = Limited::new(disk, own, Rc::clone(&budget), clock.clone());
+    let (mut got, mut tag) = (0, 0);
+    for step in 1..=seconds * 1000 {
+        clock.0.set(SECOND_NS + step * 1_000_000);
+        if client_bytes > 0 {
+            tag += 1;
+            let operation = Operation::Read {
+                offset: 0,
+                length: client_bytes as u32,
+            };
+            device.submit(Request { tag, operation });
+        }
+        device.poll(&mut Vec::new());
+        let now_ns = clock.0.get();
+        let mut budget = budget.borrow_mut();
+        while budget.may(class, now_ns) {
+            budget.take(class, now_ns, 64 << 10);
+            got += 64 << 10;
+        }
     }
-    buckets.of(Class::Repair).take(SECOND_NS, 0);
-    assert!(buckets.of(Class::Repair).ready_at(SECOND_NS) > SECOND_NS);
-    assert_eq!(buckets.of(Class::Front).ready_at(SECOND_NS), SECOND_NS);
+    got / seconds
+}
+
+#[test]
+fn background_work_takes_its_limit_when_idle_and_its_reservation_or_weight_when_not() {
+    const MIB: u64 = 1 << 20;
+    let free = Rate::default();
+    let about = |got: u64, wanted: u64| got >= wanted * 8 / 10 && got <= wanted * 13 / 10;
+    let idle = background(Class::Scrub, free, 0, 10);
+    assert!(about(idle, 32 * MIB), "{idle}");
+    // 64 KiB each millisecond: a sixteenth of that by weight, and what is kept.
+    let busy = background(Class::Scrub, free, 64 << 10, 10);
+    assert!(about(busy, 8 * MIB), "{busy}");
+    let repair = background(Class::Repair, free, 64 << 10, 10);
+    assert!(about(repair, 48 * MIB), "{repair}");
+    // A small share: no more than the weight of it is kept.
+    let share = Rate {
+        operations_per_s: 0,
+        bytes_per_s: 29 * MIB,
+    };
+    let small = background(Class::Scrub, share, 64 << 10, 10);
+    assert!(small <= 3 * MIB, "{small}");
+    assert!(small >= MIB / 2, "{small}");
+}
+
+#[test]
+fn heads_of_one_daemon_share_and_what_they_take_is_counted() {
+    let budget = SharedBudget::default();
+    budget.borrow_mut().set_share(Rate {
+        operations_per_s: 100,
+        bytes_per_s: 0,
+    });
+    let clock = Rc::new(HandClock::default());
+    clock.0.set(SECOND_NS);
+    let mut devices: Vec<Limited> = (0..2)
+        .map(|_| {
+            let geometry = Geometry {
+                size_bytes: 1 << 20,
+                logical_block_bytes: 4096,
+                uuid: [1; 16],
+                name: Arc::from("v"),
+                read_only: false,
+                write_cache: false,
+            };
+            let disk = Box::new(MemoryDevice::new(geometry));
+            Limited::new(
+                disk,
+                SharedBucket::default(),
+                Rc::clone(&budget),
+                clock.clone(),
+            )
+        })
+        .collect();
+    for tag in 0..400 {
+        for device in &mut devices {
+            let operation = Operation::Read {
+                offset: 0,
+                length: 4096,
+            };
+            device.submit(Request { tag, operation });
+        }
+    }
+    let mut done = Vec::new();
+    for step in 0..=2000 {
+        clock.0.set(SECOND_NS + step * 1_000_000);
+        for device in &mut devices {
+            device.poll(&mut done);
+        }
+    }
+    assert!((190..=220).contains(&done.len()), "{}", done.len());
+    let used = budget.borrow().used();
+    assert_eq!(used.operations, 800);
+    assert_eq!(used.bytes, 800 * 4096);
+    assert!(used.held > 500);
+}
+
+#[derive(Default)]
+struct HandClock(Cell<u64>);
+
+impl Clock for HandClock {
+    fn now(&self) -> Now {
+        Now {
+            monotonic_ns: self.0.get(),
+            unix_ns: self.0.get(),
+        }
+    }
 }

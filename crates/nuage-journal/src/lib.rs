@@ -22,11 +22,13 @@ mod error;
 mod history;
 mod index;
 mod layout;
+mod mending;
 mod reading;
 mod rebuild;
 mod recovery;
 mod replay;
 mod retention;
+mod scrubbing;
 mod segment;
 mod store;
 
@@ -45,9 +47,11 @@ pub use layout::{
     BlockFacts, Chain, Closing, Descriptor, FLAG_ATOMIC, FLAG_FUA, Group, GroupBuilder, GroupHead,
     GroupInfo, Kind, RESERVATIONS_BYTES_MAX, chain_of,
 };
+pub use mending::{BlockWish, Damage};
 pub use reading::{ReadError, ReadOutcome, Wanted};
 pub use rebuild::{BaseOffer, BaseRead, BaseReader};
 pub use recovery::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, TailRule, VolumeSpec, segment_bytes_for};
 pub use replay::State;
+pub use scrubbing::{ScrubReport, ScrubStep};
 pub use segment::{Scan, Scanned, Seal, SegmentHeader, SegmentKind, decode_first_block, scan};
 pub use store::{Anchor, Receipt, ReceiptAct, Retention, Store, StoreEvent};

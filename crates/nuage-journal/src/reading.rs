@@ -27,9 +27,13 @@ pub struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     #[error("block {lba} is damaged on this copy")]
-    Damaged { lba: u64 },
+    Damaged { lba: u64, entry: Entry },
     #[error("block {lba}: {error}")]
-    Disk { lba: u64, error: DiskError },
+    Disk {
+        lba: u64,
+        entry: Entry,
+        error: DiskError,
+    },
 }
 
 /// The buffer, filled; on failure of no use, with the first block that failed.
@@ -49,6 +53,8 @@ pub(crate) struct ReadJob {
     facts: Vec<Option<BlockFacts>>,
     tables_waiting: usize,
     error: Option<ReadError>,
+    /// Tables that did not fit their blocks were taken from the footers once.
+    is_second: bool,
 }
 
 /// Tags and nonces of groups lately written or read.
@@ -88,6 +94,13 @@ impl TableCache {
         self.groups.contains_key(&(slot, block))
     }
 
+    fn forget_group(&mut self, slot: u32, block: u32) {
+        if let Some((_, facts)) = self.groups.remove(&(slot, block)) {
+            self.entries -= facts.len();
+            self.order.retain(|group| *group != (slot, block));
+        }
+    }
+
     pub(crate) fn forget_slot(&mut self, slot: u32) {
         self.order.retain(|(found, _)| *found != slot);
         let entries = &mut self.entries;
@@ -119,6 +132,7 @@ impl<D: Disk> Store<D> {
             facts: Vec::new(),
             tables_waiting: 0,
             error: None,
+            is_second: false,
         };
         // A job has the number of its tag: the caller keeps tags unique among its reads.
         self.jobs.insert(tag, job);
@@ -156,7 +170,7 @@ impl<D: Disk> Store<D> {
 
     fn read_table(&mut self, job: u64, slot: u32, block: u32, blocks: usize) {
         let Some(file) = self.file_of(slot) else {
-            self.table_ready(job, true);
+            self.table_ready(job, Some((slot, block)));
             return;
         };
         let segment_blocks = self.superblock.segment_bytes as usize / BLOCK_BYTES;
@@ -192,16 +206,32 @@ impl<D: Disk> Store<D> {
     ) {
         let head = outcome.ok().map(|buffer| GroupHead::decode(&buffer));
         match head {
-            Some(Ok(head)) => {
+            Some(Ok(head)) if self.table_suffices(job, slot, block, &head) => {
                 self.tables.insert(slot, block, &head);
-                let damaged = !self.table_suffices(job, slot, block, &head);
-                self.table_ready(job, damaged);
+                self.table_ready(job, None);
             }
             Some(Err(_)) if blocks < GROUP_HEADER_BLOCKS_MAX => {
                 self.read_table(job, slot, block, (blocks * 8).min(GROUP_HEADER_BLOCKS_MAX));
             }
-            _ => self.table_ready(job, true),
+            _ => {
+                let found = self.table_from_footer(job, slot, block);
+                self.table_ready(job, (!found).then_some((slot, block)));
+            }
         }
+    }
+
+    /// The header of a group is damaged where it lies, or another's lies there: the footer has it too. Blocks.
+    fn table_from_footer(&mut self, job: u64, slot: u32, block: u32) -> bool {
+        self.tables.forget_group(slot, block);
+        let found = self.group_around(slot, block);
+        let Some((head, _)) = found.filter(|(_, at)| *at == block) else {
+            return false;
+        };
+        let suffices = self.table_suffices(job, slot, block, &head);
+        if suffices {
+            self.tables.insert(slot, block, &head);
+        }
+        suffices
     }
 
     /// False when the header found does not describe the blocks that the index places there.
@@ -222,14 +252,22 @@ impl<D: Disk> Store<D> {
         })
     }
 
-    fn table_ready(&mut self, number: u64, damaged: bool) {
+    fn table_ready(&mut self, number: u64, damaged: Option<(u32, u32)>) {
         let Some(job) = self.jobs.get_mut(&number) else {
             return;
         };
         job.tables_waiting -= 1;
-        if damaged && job.error.is_none() {
-            let lba = job.blocks.first().map_or(0, |block| block.lba);
-            job.error = Some(ReadError::Damaged { lba });
+        let of_group = |group: (u32, u32)| {
+            job.blocks.iter().find(|wanted| {
+                let entry = wanted.entry;
+                (entry.slot(), entry.block().wrapping_sub(entry.back())) == group
+            })
+        };
+        if let Some(wanted) = damaged.and_then(of_group)
+            && job.error.is_none()
+        {
+            let (lba, entry) = (wanted.lba, wanted.entry);
+            job.error = Some(ReadError::Damaged { lba, entry });
         }
         if job.tables_waiting == 0 {
             self.start_data(number);
@@ -281,8 +319,11 @@ impl<D: Disk> Store<D> {
             slot = Some(wanted.entry.slot());
             let Some(file) = self.file_of(wanted.entry.slot()) else {
                 let name = crate::store::segment_name(wanted.entry.slot());
-                let (lba, error) = (wanted.lba, DiskError::NotFound { name });
-                return Err(ReadError::Disk { lba, error });
+                return Err(ReadError::Disk {
+                    lba: wanted.lba,
+                    entry: wanted.entry,
+                    error: DiskError::NotFound { name },
+                });
             };
             pieces.push(Piece {
                 file,
@@ -318,15 +359,42 @@ impl<D: Disk> Store<D> {
                     let end = wanted.buffer_offset + BLOCK_BYTES;
                     let block = &mut job.buffer[wanted.buffer_offset..end];
                     if !self.check_block(wanted, *facts, block) {
-                        job.error
-                            .get_or_insert(ReadError::Damaged { lba: wanted.lba });
+                        job.error.get_or_insert(ReadError::Damaged {
+                            lba: wanted.lba,
+                            entry: wanted.entry,
+                        });
                     }
                 }
             }
             Err(error) => {
-                let lba = job.blocks.first().map_or(0, |block| block.lba);
-                job.error = Some(ReadError::Disk { lba, error });
+                job.error = job.blocks.first().map(|first| ReadError::Disk {
+                    lba: first.lba,
+                    entry: first.entry,
+                    error,
+                });
             }
+        }
+        let damaged = match &job.error {
+            Some(ReadError::Damaged { entry, .. }) => Some(*entry),
+            _ => None,
+        };
+        if let Some(entry) = damaged.filter(|entry| self.needs_table(entry.slot()))
+            && !job.is_second
+        {
+            // Maybe the table is at fault: what lay in its place was another group's header.
+            (job.is_second, job.error) = (true, None);
+            self.jobs.insert(number, job);
+            let group = entry.block() - entry.back();
+            if self.table_from_footer(number, entry.slot(), group) {
+                return self.start_tables(number);
+            }
+            job = match self.jobs.remove(&number) {
+                Some(job) => job,
+                None => return,
+            };
+            let lba = job.blocks.iter().find(|wanted| wanted.entry == entry);
+            let lba = lba.map_or(0, |wanted| wanted.lba);
+            job.error = Some(ReadError::Damaged { lba, entry });
         }
         self.finish_job(number, job);
     }
@@ -366,7 +434,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Encrypted blocks need tag and nonce, moved ones the uuid that seeds their checksum.
-    fn needs_table(&self, slot: u32) -> bool {
+    pub(crate) fn needs_table(&self, slot: u32) -> bool {
         self.superblock.encrypted
             || matches!(
                 self.slots.get(slot as usize).and_then(Option::as_ref),

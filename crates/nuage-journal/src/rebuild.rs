@@ -66,7 +66,7 @@ pub enum BaseRead {
     /// A block is damaged on this copy: mend it, then read on.
     Damaged {
         lba: u64,
-        crc: u32,
+        entry: Entry,
     },
     End,
 }
@@ -154,14 +154,14 @@ impl<D: Disk> Store<D> {
             let run = run_length(&wanted[at..]);
             let stored = self.read_run(wanted[at].1, run)?;
             if stored.is_empty() {
-                let (lba, crc) = (wanted[at].0, wanted[at].1.crc_bits());
-                return Ok(BaseRead::Damaged { lba, crc });
+                let (lba, entry) = wanted[at];
+                return Ok(BaseRead::Damaged { lba, entry });
             }
             for ((lba, entry), block) in wanted[at..at + run].iter().zip(stored.chunks(BLOCK_BYTES))
             {
                 let Some(facts) = self.facts_of(*entry, *lba, block)? else {
-                    let (lba, crc) = (*lba, entry.crc_bits());
-                    return Ok(BaseRead::Damaged { lba, crc });
+                    let (lba, entry) = (*lba, *entry);
+                    return Ok(BaseRead::Damaged { lba, entry });
                 };
                 builder.push_base(&facts, block);
             }

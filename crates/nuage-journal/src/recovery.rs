@@ -353,6 +353,7 @@ impl<D: Disk> Store<D> {
         self.open = None;
         for (number, header, footer, end, _) in cuts.into_iter().rev() {
             self.tables.forget_slot(number);
+            self.forget_cut(number, end);
             if footer.is_empty() {
                 self.make_spare(number)?;
             } else {
@@ -405,35 +406,6 @@ impl<D: Disk> Store<D> {
             }
         }
         Ok(None)
-    }
-
-    /// A block as stored, when this copy's applied state has the version with `crc`'s low bits.
-    pub fn stored_block(&mut self, lba: u64, crc: u32) -> Result<Option<Vec<u8>>, JournalError> {
-        let entry = self.state.index.get(lba);
-        let Some(file) = self
-            .file_of(entry.slot())
-            .filter(|_| entry.matches_crc(crc))
-        else {
-            return Ok(None);
-        };
-        let offset = crate::segment::block_bytes(entry.block());
-        Ok(Some(self.disk.read_now(file, offset, BLOCK_BYTES)?))
-    }
-
-    /// Put a good copy of a damaged block where the index has it. False: `stored` is not that version.
-    pub fn repair_block(&mut self, lba: u64, stored: &[u8]) -> Result<bool, JournalError> {
-        let entry = self.state.index.get(lba);
-        let volume = self.volume_of_slot(entry.slot());
-        let fits = stored.len() == BLOCK_BYTES
-            && entry.is_mapped()
-            && entry.matches_crc(crate::cipher::block_crc(&volume, lba, stored));
-        let Some(file) = self.file_of(entry.slot()).filter(|_| fits) else {
-            return Ok(false);
-        };
-        let offset = crate::segment::block_bytes(entry.block());
-        self.disk
-            .write_now(file, offset, &AlignedBuffer::from_bytes(stored))?;
-        Ok(true)
     }
 
     /// Whole durable groups after `seq`, about `bytes` of them, back to back; empty at the durable end.

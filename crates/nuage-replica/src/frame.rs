@@ -116,14 +116,18 @@ pub enum Frame {
         epoch: u64,
     },
     Refused(Refusal),
-    /// Head: send blocks `lba..lba + count` of `seq` or later that you have applied (repair).
+    /// Either side: send the version of a block that record `seq` wrote (0: not told), whose checksum ends in
+    /// the low 19 bits of `crc`. It is damaged here.
     FetchBlock {
         lba: u64,
+        seq: u64,
         crc: u32,
     },
-    /// Replica: a stored block (ciphertext), or nothing.
+    /// The answer: what was asked, and the stored block (ciphertext), or nothing.
     Block {
         lba: u64,
+        seq: u64,
+        crc: u32,
         data: Vec<u8>,
     },
     /// Head: your log does not reach ours; take the state of `base`. `anew`: whatever else you have begun to take.
@@ -328,8 +332,18 @@ impl Frame {
                 let (code, value) = refusal.code();
                 (10, empty.u64(code).u64(value))
             }
-            Self::FetchBlock { lba, crc } => (11, empty.u64(*lba).u64(u64::from(*crc))),
-            Self::Block { lba, data } => (12, empty.u64(*lba).bytes(data)),
+            Self::FetchBlock { lba, seq, crc } => {
+                (11, empty.u64(*lba).u64(*seq).u64(u64::from(*crc)))
+            }
+            Self::Block {
+                lba,
+                seq,
+                crc,
+                data,
+            } => (
+                12,
+                empty.u64(*lba).u64(*seq).u64(u64::from(*crc)).bytes(data),
+            ),
             Self::Base { base, anew } => (13, empty.base(base).u64(u64::from(*anew))),
             Self::Staged {
                 seq,
@@ -402,10 +416,13 @@ impl Frame {
             }
             11 => Self::FetchBlock {
                 lba: body.u64()?,
+                seq: body.u64()?,
                 crc: body.u32()?,
             },
             12 => Self::Block {
                 lba: body.u64()?,
+                seq: body.u64()?,
+                crc: body.u32()?,
                 data: body.rest().to_vec(),
             },
             13..=17 => Self::decode_rebuild(kind, &mut body)?,

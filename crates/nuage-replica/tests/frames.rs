@@ -52,7 +52,19 @@ fn frames() -> impl Strategy<Value = Frame> {
         marks().prop_map(|marks| Frame::Renew { marks }),
         (any::<bool>(), bytes()).prop_map(|(last, groups)| Frame::Groups { last, groups }),
         any::<u64>().prop_map(|promised| Frame::Refused(Refusal::StaleEpoch { promised })),
-        (any::<u64>(), bytes()).prop_map(|(lba, data)| Frame::Block { lba, data }),
+        (any::<u64>(), any::<u64>(), any::<u32>(), bytes()).prop_map(|(lba, seq, crc, data)| {
+            Frame::Block {
+                lba,
+                seq,
+                crc,
+                data,
+            }
+        }),
+        (any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(lba, seq, crc)| Frame::FetchBlock {
+            lba,
+            seq,
+            crc
+        }),
         (any::<[u64; 6]>(), any::<[u8; 32]>(), any::<bool>()).prop_map(|(numbers, chain, anew)| {
             let [seq, time_ns, epoch, segment, size_bytes, until_seq] = numbers;
             let base = Base {

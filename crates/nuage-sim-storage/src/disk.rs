@@ -26,6 +26,8 @@ pub struct Medium {
     pub fail_next_write: bool,
     /// Nothing new fits.
     pub is_full: bool,
+    /// Segments whose footer (true) or headers (false) were hit.
+    rotten: HashMap<Vec<u8>, bool>,
     dead: bool,
 }
 
@@ -37,6 +39,7 @@ impl Medium {
             fuse: None,
             fail_next_write: false,
             is_full: false,
+            rotten: HashMap::new(),
             dead: false,
         }))
     }
@@ -80,8 +83,8 @@ impl Medium {
         }
     }
 
-    /// Damage a block that holds data of a sealed segment, as rot does, a misdirected write or one that was
-    /// lost; false when there is none.
+    /// Damage a block of a sealed segment, as rot does, a misdirected write or one that was lost; false when
+    /// there is none. Headers are kept twice: of a segment only one of headers and footer is hit.
     pub fn rot(&mut self) -> bool {
         let names: Vec<String> = self
             .files
@@ -98,9 +101,19 @@ impl Medium {
         };
         let blocks = (bytes.len() / BLOCK_BYTES) as u64;
         let block = usize::try_from(1 + self.prng.below(blocks - 1)).unwrap_or(1) * BLOCK_BYTES;
-        // Headers are kept twice (footer), so only payload is interesting.
-        if bytes[block..block + 8] == *b"NUAGGRP1" {
-            return false;
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let footer = word(512 + 84) as usize;
+        let is_footer = (footer..footer + word(512 + 88) as usize).contains(&block);
+        let is_header = bytes[block..block + 8] == *b"NUAGGRP1" && !is_footer;
+        if is_footer || is_header {
+            let segment = [names[pick].as_bytes(), &bytes[32..40]].concat();
+            let is_other = |kind: &bool| *kind != is_footer;
+            if self.rotten.get(&segment).is_some_and(is_other) {
+                return false;
+            }
+            self.rotten.insert(segment, is_footer);
         }
         match self.prng.below(3) {
             0 => bytes[block + 77] ^= 4,
@@ -108,9 +121,6 @@ impl Medium {
             _ => {
                 let other = usize::try_from(1 + self.prng.below(blocks - 1)).unwrap_or(1);
                 let from = other * BLOCK_BYTES;
-                if bytes[from..from + 8] == *b"NUAGGRP1" {
-                    return false;
-                }
                 bytes.copy_within(from..from + BLOCK_BYTES, block);
             }
         }

@@ -5,8 +5,8 @@ use std::thread;
 
 /// Seeds that once broke an invariant, one a line.
 const REMEMBERED: &str = include_str!("seeds.txt");
-/// Seeds of a run without optimization; `make torture` plays many times more.
-const SEEDS: u64 = 300;
+/// About 15 ms each, with assertions (the profile in Cargo.toml); `make torture` plays many times more.
+const SEEDS: u64 = 1000;
 
 #[test]
 fn no_seed_breaks_an_invariant() {

@@ -361,6 +361,10 @@ pub enum Request {
     SetShare {
         limits: Limits,
     },
+    /// Read all of the copy here at once, to find damage.
+    Scrub {
+        volume: String,
+    },
     Rollback {
         volume: String,
         moment: Moment,

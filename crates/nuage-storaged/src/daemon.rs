@@ -7,11 +7,12 @@ use crate::metrics::{self};
 use crate::options::Options;
 use crate::receipts::Receipts;
 use crate::replication::{Copies, HEARTBEAT, Peer};
+use crate::scrubbing::{SCRUB_POLL, Scrubbing};
 use crate::standby::Standby;
 use crate::tidying::TIDY_EVERY;
 use crate::views::View;
 use nuage_block::{Failure, Operation, Outcome};
-use nuage_engine::SharedBucket;
+use nuage_engine::{SharedBucket, SharedBudget};
 use nuage_io::doors::{Answer, VolumeId};
 use nuage_io::link::LinkId;
 use nuage_io::log;
@@ -117,8 +118,9 @@ pub struct Storaged {
     pub(crate) wake: Arc<OwnedFd>,
     pub(crate) draining: bool,
     pub(crate) drain_askers: Vec<Asker>,
-    /// What all heads here may take together.
-    pub(crate) share: SharedBucket,
+    /// What all heads here may take together, and background work of it.
+    pub(crate) budget: SharedBudget,
+    pub(crate) scrubbing: Scrubbing,
     pub(crate) tidied_at: Instant,
 }
 
@@ -204,7 +206,8 @@ impl Storaged {
             wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             draining: false,
             drain_askers: Vec::new(),
-            share: SharedBucket::default(),
+            budget: SharedBudget::default(),
+            scrubbing: Scrubbing::default(),
             tidied_at: Instant::now(),
         })
     }
@@ -314,6 +317,7 @@ impl Storaged {
                 self.set_lag_bound(&volume, &lag_bound).map(Some)
             }
             Request::SetShare { limits } => Ok(Some(self.set_share(limits))),
+            Request::Scrub { volume } => self.scrub(&volume, context).map(Some),
             Request::Rollback {
                 volume,
                 moment,
@@ -350,6 +354,7 @@ impl Storaged {
         self.end_standby(volume, context);
         drop(self.take_copy(volume, context));
         self.catalogue.delete(volume)?;
+        self.scrubbing.forget(volume);
         log::info("volume_deleted", &[("volume", volume.into())]);
         Ok(json!({"volume": volume}))
     }
@@ -474,6 +479,7 @@ impl Daemon for Storaged {
         self.run_replication(context);
         self.engine_events(context);
         self.run_fills(context);
+        self.run_scrubs();
         self.tidy(context);
         self.finish_closings(context);
     }
@@ -494,6 +500,7 @@ impl Daemon for Storaged {
         let busy = !self.heads.is_empty() || !self.copies.by_volume.is_empty();
         closing
             .then_some(CLOSING_POLL)
+            .or_else(|| self.scrubbing.is_running().then_some(SCRUB_POLL))
             .or_else(|| replicated.then_some(HEARTBEAT))
             .or_else(|| busy.then_some(TIDY_EVERY))
     }

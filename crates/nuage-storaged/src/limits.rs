@@ -26,9 +26,9 @@ impl Storaged {
         limits: Limits,
     ) -> (Box<dyn BlockDevice>, SharedBucket) {
         let own = Rc::new(RefCell::new(Bucket::new(limits.into())));
-        let shared = Rc::clone(&self.share);
+        let budget = Rc::clone(&self.budget);
         let clock = Rc::new(SystemClock::default());
-        let device = Limited::new(device, Rc::clone(&own), shared, clock);
+        let device = Limited::new(device, Rc::clone(&own), budget, clock);
         (Box::new(device), own)
     }
 
@@ -41,8 +41,18 @@ impl Storaged {
     }
 
     pub(crate) fn set_share(&mut self, limits: Limits) -> Value {
-        self.share.borrow_mut().set_rate(limits.into());
+        self.budget.borrow_mut().set_share(limits.into());
         json!({})
+    }
+
+    /// What all heads here may take and have taken: the agent divides the disk by it.
+    pub(crate) fn share_status(&self) -> Value {
+        let budget = self.budget.borrow();
+        let (share, used) = (budget.share(), budget.used());
+        json!({
+            "operations_per_s": share.operations_per_s, "bytes_per_s": share.bytes_per_s,
+            "operations": used.operations, "bytes": used.bytes, "held": used.held,
+        })
     }
 }
 

@@ -20,6 +20,7 @@ mod past;
 mod receipts;
 mod replication;
 mod report;
+mod scrubbing;
 mod standby;
 mod tidying;
 mod views;

@@ -20,6 +20,18 @@ pub struct VolumeFigures {
     pub held: bool,
     pub copies: Vec<CopyFigures>,
     pub sessions: usize,
+    pub scrub: ScrubFigures,
+}
+
+/// How far a copy has looked itself over.
+#[derive(Default)]
+pub struct ScrubFigures {
+    /// When the last whole pass ended, in seconds since 1970; 0: none yet.
+    pub last_s: u64,
+    pub done_bytes: u64,
+    pub found: u64,
+    pub mended: u64,
+    pub lost_blocks: u64,
 }
 
 /// A copy elsewhere.
@@ -117,6 +129,36 @@ const COLUMNS: &[Column] = &[
     ("sessions", "gauge", "iSCSI sessions", |figures| {
         figures.sessions as u64
     }),
+    (
+        "scrub_last_seconds",
+        "gauge",
+        "When the copy here was last read whole",
+        |figures| figures.scrub.last_s,
+    ),
+    (
+        "scrub_done_bytes",
+        "gauge",
+        "Bytes read by the pass that runs",
+        |figures| figures.scrub.done_bytes,
+    ),
+    (
+        "damage_found_total",
+        "counter",
+        "Damaged blocks and headers found here",
+        |figures| figures.scrub.found,
+    ),
+    (
+        "damage_mended_total",
+        "counter",
+        "Of those, written anew",
+        |figures| figures.scrub.mended,
+    ),
+    (
+        "lost_blocks",
+        "gauge",
+        "Blocks that no copy has",
+        |figures| figures.scrub.lost_blocks,
+    ),
 ];
 
 type CopyColumn = (&'static str, &'static str, fn(&Lag) -> u64);

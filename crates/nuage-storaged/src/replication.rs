@@ -362,9 +362,7 @@ impl Storaged {
                         ("error", error.to_string().into()),
                     ],
                 ),
-                StoreEvent::Durable { .. }
-                | StoreEvent::Read { .. }
-                | StoreEvent::HorizonMoved { .. } => {}
+                event => crate::report::tell_damage(&volume, &event),
             }
         }
     }

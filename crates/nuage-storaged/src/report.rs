@@ -19,7 +19,7 @@ impl Storaged {
             .keys()
             .filter_map(|name| self.status(name, context).ok())
             .collect();
-        json!({"volumes": names, "key_id": self.key_id()})
+        json!({"volumes": names, "key_id": self.key_id(), "share": self.share_status()})
     }
 
     pub(crate) fn status(&self, volume: &str, context: &Context<'_>) -> Result<Value, Refusal> {
@@ -35,6 +35,9 @@ impl Storaged {
                 "sequence": store.tail().seq, "durable_sequence": store.durable_seq(),
                 "journal_bytes": store.segment_bytes_used(),
             });
+        }
+        if let Some(scrub) = self.scrub_status(volume) {
+            value["scrub"] = scrub;
         }
         let Some(head) = self.heads.get(volume) else {
             return Ok(value);
@@ -101,6 +104,7 @@ impl Storaged {
             held: answers(head) == answering_name(Answering::Held),
             copies: copy_figures(head),
             sessions: context.doors.iscsi.sessions(head.id).len(),
+            scrub: self.scrub_figures(volume),
         };
         if let Some(engine) = &head.engine {
             engine.with(|engine| {
@@ -197,15 +201,7 @@ impl Storaged {
                         ],
                     );
                 }
-                // Facts for people: what was repaired, what was read or became durable.
-                HeadEvent::Store(_) => {}
-                other @ HeadEvent::Repaired { .. } => log::info(
-                    "head_event",
-                    &[
-                        ("volume", volume.into()),
-                        ("event", format!("{other:?}").into()),
-                    ],
-                ),
+                HeadEvent::Store(event) => tell_damage(&volume, &event),
             }
         }
     }
@@ -239,6 +235,25 @@ fn answers(head: &Head) -> &'static str {
 fn is_lost(head: &Head) -> bool {
     let lost = |engine: &EngineVolume| engine.with(|engine| engine.is_lost());
     head.engine.as_ref().is_some_and(lost)
+}
+
+/// Blocks of a copy that were mended, or that no copy has.
+pub(crate) fn tell_damage(volume: &str, event: &StoreEvent) {
+    match event {
+        StoreEvent::Mended { lba } => log::warn(
+            "block_mended",
+            &[("volume", volume.into()), ("lba", (*lba).into())],
+        ),
+        StoreEvent::Lost { lba, seq } => log::error(
+            "block_lost",
+            &[
+                ("volume", volume.into()),
+                ("lba", (*lba).into()),
+                ("sequence", (*seq).into()),
+            ],
+        ),
+        _ => {}
+    }
 }
 
 /// How the copies of a head stand, our own left out.

@@ -28,6 +28,7 @@ impl Storaged {
                 engine.with(VolumeHead::tidy);
             }
         }
+        self.tidy_scrubs();
         let now_ns = crate::catalogue::now_ns();
         for (volume, copy) in &mut self.copies.by_volume {
             let store = copy.store.store_mut();

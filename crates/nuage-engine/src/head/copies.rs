@@ -7,6 +7,7 @@ use nuage_journal::{Disk, GroupBuilder, JournalError, Store};
 use nuage_replica::{FrameError, Policy};
 
 use super::{AckMode, Clock, HeadEvent, HeadOptions, VolumeHead, next_epoch};
+use crate::qos::SharedBudget;
 use crate::replicas::{Answering, CopyStatus, LagBound, OwnCopy, Replicas, Wish};
 
 /// The copies of a replicated volume, as the quorum's record of it says.
@@ -43,6 +44,13 @@ impl<D: Disk> VolumeHead<D> {
         let mut replicas = Replicas::new(copies.policy, copies.count, copies.me, volume, own);
         replicas.set_epoch(epoch, store.applied_seq());
         Ok(Self::assemble(store, options, clock, epoch, Some(replicas)))
+    }
+
+    /// Let this head's copies be brought up to date within the daemon's budget.
+    pub fn share_budget(&mut self, budget: SharedBudget) {
+        if let Some(replicas) = &mut self.replicas {
+            replicas.budget = budget;
+        }
     }
 
     /// A connection to a copy is there. The first frame is already waiting in `peer_output`.
@@ -116,6 +124,10 @@ impl<D: Disk> VolumeHead<D> {
     pub(super) fn pump_replicas(&mut self) {
         let now = self.clock.now();
         let Some(replicas) = &mut self.replicas else {
+            // No other copy: nobody can be asked.
+            for wish in self.store.take_wishes() {
+                self.store.give_up(wish);
+            }
             return;
         };
         let Ok(wishes) = replicas.pump(&mut self.store, now) else {
@@ -130,7 +142,6 @@ impl<D: Disk> VolumeHead<D> {
                 }
                 Wish::RaiseEpoch { above } => self.raise_epoch(above),
                 Wish::StartEpoch => self.begin_recovered(),
-                Wish::Repaired { lba, data } => self.repaired(lba, &data),
             }
         }
     }

@@ -20,6 +20,13 @@ pub(super) struct Merge {
     pub(super) then: Option<Box<Merge>>,
 }
 
+impl Merge {
+    /// Blocks that it reads.
+    pub(super) fn block_count(&self) -> u64 {
+        (self.skip as u64 + self.length).div_ceil(BLOCK)
+    }
+}
+
 pub(super) enum Change {
     Data(Vec<u8>),
     Compare { expected: Vec<u8>, data: Vec<u8> },
@@ -38,7 +45,7 @@ pub(super) const NO_TAG: Tag = Tag::MAX;
 impl<D: Disk> VolumeHead<D> {
     /// Read what a change needs to see, under a lock.
     pub(super) fn start_merge(&mut self, merge: Merge) {
-        let blocks = (merge.skip as u64 + merge.length).div_ceil(BLOCK);
+        let blocks = merge.block_count();
         let whole = merge.skip == 0 && merge.length.is_multiple_of(BLOCK);
         match merge.change {
             Change::Zero(kind) if whole => {

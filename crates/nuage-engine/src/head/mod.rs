@@ -18,9 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nuage_block::{Completion, Failure, Geometry, Outcome, Request, Tag};
-use nuage_journal::{
-    BLOCK_BYTES, Disk, GroupBuilder, JournalError, Kind, Now, ReadError, Store, StoreEvent,
-};
+use nuage_journal::{BLOCK_BYTES, Disk, GroupBuilder, JournalError, Kind, Now, Store, StoreEvent};
 
 pub use administration::Administration;
 pub use copies::CopyOptions;
@@ -76,10 +74,6 @@ pub enum HeadEvent {
     Administered {
         tag: u64,
         outcome: Result<u64, JournalError>,
-    },
-    /// A damaged block was replaced by another copy's.
-    Repaired {
-        lba: u64,
     },
     /// A newer epoch has taken over: this head has stopped for good.
     Fenced {
@@ -262,6 +256,7 @@ impl<D: Disk> VolumeHead<D> {
         loop {
             self.poll_store();
             self.pump_replicas();
+            self.resume_damaged();
             self.advance();
             self.start_blocked();
             self.start_administration();
@@ -294,8 +289,9 @@ impl<D: Disk> VolumeHead<D> {
                 }
                 StoreEvent::Read { tag, outcome } => {
                     let mut purpose = self.reads.remove(&tag);
-                    if let Some(ReadError::Damaged { lba }) = outcome.error {
-                        purpose = purpose.and_then(|purpose| self.seek_repair(purpose, lba));
+                    if let Some(error) = &outcome.error {
+                        let error = error.clone();
+                        purpose = purpose.and_then(|purpose| self.seek_repair(purpose, error));
                     }
                     if let Some(purpose) = purpose {
                         self.finish_read(purpose, outcome);

@@ -1,11 +1,13 @@
 //! Reads: of the front, of views; and the mending of what is found damaged.
 
 use nuage_block::{Completion, Failure, Outcome, Tag};
-use nuage_journal::{BLOCK_BYTES, Disk, Index, ReadError, ReadOutcome, State, Wanted};
+use nuage_journal::{
+    BLOCK_BYTES, Damage, Disk, Entry, Index, ReadError, ReadOutcome, State, Wanted,
+};
 
 use super::merge::Merge;
 use super::request::skip;
-use super::{BLOCK, HeadEvent, QUEUE_DEPTH_MAX, VolumeHead};
+use super::{BLOCK, QUEUE_DEPTH_MAX, VolumeHead};
 use crate::overlay::Found;
 
 /// Whose read it is.
@@ -29,11 +31,12 @@ pub(super) enum ReadPurpose {
 
 /// A read that met a damaged block and waits for a good copy of it.
 pub(super) struct Damaged {
-    pub(super) damaged_lba: u64,
+    /// What the disk has there is not what `entry` says.
+    pub(super) entry: Entry,
+    pub(super) error: ReadError,
     pub(super) lba: u64,
     pub(super) blocks: u64,
     pub(super) purpose: ReadPurpose,
-    pub(super) answers_left: usize,
 }
 
 /// Where history is read from.
@@ -123,60 +126,52 @@ impl<D: Disk> VolumeHead<D> {
         self.store.read(number, wanted, buffer);
     }
 
-    /// A copy sent a good version of a block that is damaged here: put it in place and read again.
-    pub(super) fn repaired(&mut self, lba: u64, data: &[u8]) {
-        let Some(at) = self
-            .damaged
-            .iter()
-            .position(|waiting| waiting.damaged_lba == lba)
-        else {
-            return;
-        };
-        if self.store.repair_block(lba, data).unwrap_or(false) {
-            self.events.push(HeadEvent::Repaired { lba });
-            while let Some(at) = self.damaged.iter().position(|w| w.damaged_lba == lba) {
-                let waiting = self.damaged.swap_remove(at);
-                self.read_blocks(waiting.lba, waiting.blocks, waiting.purpose);
-            }
-            return;
-        }
-        self.damaged[at].answers_left = self.damaged[at].answers_left.saturating_sub(1);
-        if self.damaged[at].answers_left == 0 {
-            let waiting = self.damaged.swap_remove(at);
-            let buffer = vec![0; waiting.blocks as usize * BLOCK_BYTES];
-            let error = Some(ReadError::Damaged { lba });
-            self.finish_read(waiting.purpose, ReadOutcome { buffer, error });
-        }
-    }
-
-    /// Ask other copies for a block that is damaged here; gives the purpose back when none can help.
-    pub(super) fn seek_repair(&mut self, purpose: ReadPurpose, lba: u64) -> Option<ReadPurpose> {
-        let entry = self.store.state().index.get(lba);
+    /// Wait for another copy's version of a block that is damaged here, or that the disk does not give; gives the
+    /// purpose back when there is no other copy.
+    pub(super) fn seek_repair(
+        &mut self,
+        purpose: ReadPurpose,
+        error: ReadError,
+    ) -> Option<ReadPurpose> {
+        let (ReadError::Damaged { lba, entry } | ReadError::Disk { lba, entry, .. }) = error;
         let (first, blocks) = match &purpose {
-            ReadPurpose::Data {
-                reader: Reader::Front,
-                first,
-                blocks,
-                ..
-            } => (*first, *blocks),
-            _ => return Some(purpose),
+            ReadPurpose::Data { first, blocks, .. } => (*first, *blocks),
+            ReadPurpose::Merge(merge) => (merge.lba, merge.block_count()),
         };
-        let crc = entry.crc_bits();
-        let asked = self
-            .replicas
-            .as_mut()
-            .map_or(0, |replicas| replicas.ask_for_block(lba, crc));
-        if asked == 0 || self.damaged.len() >= QUEUE_DEPTH_MAX {
+        let may_wait = self.replicas.is_some() && self.damaged.len() < QUEUE_DEPTH_MAX;
+        if !may_wait || self.stopped.is_some() || !self.store.note_damage(entry, lba) {
             return Some(purpose);
         }
         self.damaged.push(Damaged {
-            damaged_lba: lba,
+            entry,
+            error,
             lba: first,
             blocks,
             purpose,
-            answers_left: asked,
         });
         None
+    }
+
+    /// Read again what was mended meanwhile; what no copy has is an error now.
+    pub(super) fn resume_damaged(&mut self) {
+        let mut at = 0;
+        while at < self.damaged.len() {
+            let damage = self.store.damage_of(self.damaged[at].entry);
+            if self.stopped.is_none() && matches!(damage, Some(Damage::Noted | Damage::Asked)) {
+                at += 1;
+                continue;
+            }
+            let waiting = self.damaged.swap_remove(at);
+            if damage.is_none() && self.stopped.is_none() {
+                self.read_blocks(waiting.lba, waiting.blocks, waiting.purpose);
+                continue;
+            }
+            let outcome = ReadOutcome {
+                buffer: vec![0; waiting.blocks as usize * BLOCK_BYTES],
+                error: Some(waiting.error),
+            };
+            self.finish_read(waiting.purpose, outcome);
+        }
     }
 
     pub(super) fn finish_read(&mut self, purpose: ReadPurpose, outcome: ReadOutcome) {

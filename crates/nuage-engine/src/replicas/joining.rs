@@ -3,7 +3,9 @@
 use nuage_journal::{Chain, Disk, Group, JournalError, Store};
 use nuage_replica::{Frame, Tail};
 
-use super::{CATCH_UP_BYTES, CopyState, Replicas};
+use crate::qos::Class;
+
+use super::{ASK_AGAIN_NS, CATCH_UP_BYTES, CopyState, Replicas};
 
 impl Replicas {
     /// Find where a fenced peer's log joins ours.
@@ -96,6 +98,9 @@ impl Replicas {
                 self.send_group(copy, &group, now_ns);
                 continue;
             }
+            if !self.budget.borrow_mut().may(Class::Replication, now_ns) {
+                return Ok(());
+            }
             let bytes = match store.read_groups(next - 1, CATCH_UP_BYTES) {
                 Err(JournalError::OutOfHistory { .. }) => {
                     return self.offer_base(copy, store, false);
@@ -105,11 +110,17 @@ impl Replicas {
             if bytes.is_empty() {
                 return Ok(()); // on its way to our own disk
             }
+            self.budget
+                .borrow_mut()
+                .take(Class::Replication, now_ns, bytes.len() as u64);
             let mut at = 0;
             while at < bytes.len() {
-                // Damaged here: another copy may still mend it; this peer cannot be served from it.
+                // Damaged here: another copy may have it. This one is served once it is mended.
                 let Ok(group) = Group::decode(&bytes[at..]) else {
-                    self.peers[copy].state = CopyState::Lost;
+                    if !store.note_damaged_group(&bytes[at..])? {
+                        self.peers[copy].state = CopyState::Lost;
+                        self.peers[copy].ask_at_ns = Some(now_ns + ASK_AGAIN_NS);
+                    }
                     return Ok(());
                 };
                 at += group.total_bytes() as usize;

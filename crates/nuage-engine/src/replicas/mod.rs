@@ -6,21 +6,24 @@
 
 mod joining;
 mod lag;
+mod mending;
 mod rebuild;
 mod recovery;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use nuage_journal::{Disk, Group, JournalError, Now, Store};
+use nuage_journal::{BlockWish, Disk, Group, JournalError, Now, Store};
 use nuage_replica::{
     Frame, FrameError, FrameReader, Lease, Marks, Policy, RELEASED_NS, Refusal, Tail, rules,
     takeover_wait_ns,
 };
 
-use crate::pace::Pace;
+use crate::qos::SharedBudget;
 pub use lag::{Answering, CUT_OFF_NS, Lag, LagBound};
 use lag::{Former, Trail};
+use mending::Ask;
+pub(crate) use mending::fetch;
 use rebuild::Rebuild;
 pub use rebuild::RebuildProgress;
 
@@ -178,8 +181,6 @@ pub(crate) enum Wish {
     RaiseEpoch { above: u64 },
     /// The log is recovered: begin the epoch.
     StartEpoch,
-    /// A good copy of a damaged block.
-    Repaired { lba: u64, data: Vec<u8> },
 }
 
 /// All copies of a volume, by number; `me` is the head's own.
@@ -211,8 +212,10 @@ pub struct Replicas {
     bound: Option<LagBound>,
     pub(crate) answering: Answering,
     wishes: Vec<Wish>,
-    /// What all rebuilds together may take of disk and network.
-    rebuild_pace: Pace,
+    /// Damaged blocks that copies were asked for.
+    asks: Vec<Ask>,
+    /// What catching up and rebuilds may take of disk and network.
+    pub(crate) budget: SharedBudget,
 }
 
 impl Replicas {
@@ -247,7 +250,8 @@ impl Replicas {
             bound: None,
             answering: Answering::AtOnce,
             wishes: Vec::new(),
-            rebuild_pace: Pace::new(rebuild::BYTES_PER_S),
+            asks: Vec::new(),
+            budget: SharedBudget::default(),
         }
     }
 
@@ -500,6 +504,8 @@ impl Replicas {
                 store.vouch()?;
             }
             self.mind_lag();
+            self.forget_unanswered(store);
+            self.ask_for_damaged(store);
         }
         // What was committed stays so, even if a copy comes back with less.
         self.known_committed = self.durable_seq();
@@ -565,7 +571,15 @@ impl Replicas {
                 next_lba,
             } => self.staged(copy, (seq, epoch), next_lba, store)?,
             Frame::Refused(refusal) => self.refused(copy, refusal),
-            Frame::Block { lba, data } => self.wishes.push(Wish::Repaired { lba, data }),
+            Frame::Block {
+                lba,
+                seq,
+                crc,
+                data,
+            } => self.block_came(copy, BlockWish { lba, seq, crc }, &data, store)?,
+            Frame::FetchBlock { lba, seq, crc } if self.phase == Phase::Serving => {
+                self.asked_for(copy, BlockWish { lba, seq, crc }, store)?;
+            }
             // Late answers to what an earlier phase asked.
             _ => {}
         }
@@ -633,23 +647,6 @@ impl Replicas {
         Ok(())
     }
 
-    /// Ask every connected copy for a block that is damaged here.
-    pub(crate) fn ask_for_block(&mut self, lba: u64, crc: u32) -> usize {
-        let now_ns = self.now.monotonic_ns;
-        let mut asked = 0;
-        let marks = self.marks(now_ns);
-        for (copy, peer) in self.peers.iter_mut().enumerate() {
-            if copy != self.me && matches!(peer.state, CopyState::Live | CopyState::CatchingUp) {
-                // What is committed first: a copy looks in what it has applied.
-                peer.send(&Frame::Renew { marks }, now_ns);
-                peer.send(&Frame::FetchBlock { lba, crc }, now_ns);
-                asked += 1;
-            }
-        }
-        asked
-    }
-
-    /// Tell all copies that this head reads and writes no more.
     /// Tell the copies that this head reads no more. One that was still waiting for a former head's
     /// lease cannot say so for that one: it says nothing, and the next head waits.
     pub(crate) fn release(&mut self) {

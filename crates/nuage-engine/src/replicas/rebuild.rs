@@ -9,9 +9,10 @@ use nuage_journal::{BaseRead, BaseReader, Disk, JournalError, Store, encode_side
 use nuage_replica::{Base, Frame};
 
 use super::{CopyState, Replicas};
+use crate::qos::Class;
 
-/// Bytes a second for all rebuilds of a head, kept for them whatever the load: a copy of 100 GiB takes an hour.
-pub(super) const BYTES_PER_S: u64 = 32 << 20;
+/// When to look again at a block that another copy is asked for.
+const MENDED_AFTER_NS: u64 = 1_000_000_000;
 /// Blocks read in one turn: a few milliseconds of random reads in which the head does nothing else.
 const BLOCKS_A_TURN: usize = 64;
 /// Groups that may be ahead of the copy's answers.
@@ -40,7 +41,8 @@ pub(super) struct Rebuild {
     went_on: bool,
     ahead: u32,
     done_blocks: u64,
-    mending: bool,
+    /// It waits for a block to be mended until then.
+    mended_ns: u64,
 }
 
 impl Rebuild {
@@ -98,7 +100,7 @@ impl Replicas {
             went_on,
             ahead: 0,
             done_blocks: 0,
-            mending: false,
+            mended_ns: 0,
         }));
         peer.send(&Frame::Base { base, anew }, now_ns);
         Ok(())
@@ -147,24 +149,23 @@ impl Replicas {
             return Ok(());
         };
         let may_send = rebuild.step == Step::Sending && rebuild.ahead < GROUPS_AHEAD;
-        if !may_send || !self.rebuild_pace.is_due(now_ns) {
+        let waits = rebuild.mended_ns > now_ns;
+        if !may_send || waits || !self.budget.borrow_mut().may(Class::Repair, now_ns) {
             return Ok(());
         }
         match store.next_base(&mut rebuild.reader, BLOCKS_A_TURN)? {
             BaseRead::Group(group) => {
                 rebuild.ahead += 1;
-                rebuild.mending = false;
-                self.rebuild_pace.spend(group.total_bytes());
+                let bytes = group.total_bytes();
+                self.budget.borrow_mut().take(Class::Repair, now_ns, bytes);
                 let mut bytes = group.header.bytes().to_vec();
                 bytes.extend_from_slice(group.payload.bytes());
                 self.peers[copy].send(&Frame::BaseGroup { group: bytes }, now_ns);
             }
-            BaseRead::Damaged { lba, crc } => {
-                // Tried again at the next turn; meanwhile another copy may send a good one.
-                if !std::mem::replace(&mut rebuild.mending, true) {
-                    self.ask_for_block(lba, crc);
-                }
-                self.rebuild_pace.spend(BYTES_PER_S);
+            BaseRead::Damaged { lba, entry } => {
+                // Tried again a second later; meanwhile another copy may send a good one.
+                store.note_damage(entry, lba);
+                rebuild.mended_ns = now_ns + MENDED_AFTER_NS;
             }
             BaseRead::End if rebuild.ahead == 0 => {
                 rebuild.step = Step::Installing;

@@ -22,9 +22,11 @@ use crate::cipher::Cipher;
 use crate::disk::{BLOCK_BYTES, Disk, DiskOperation, DiskResult, FileId};
 use crate::error::JournalError;
 use crate::layout::{Chain, Group, GroupHead};
+use crate::mending::BadBlock;
 use crate::reading::{ReadJob, ReadOutcome, TableCache};
 use crate::rebuild::Staging;
 use crate::replay::State;
+use crate::scrubbing::Scrub;
 use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes};
 
 /// Handle of a slot whose file is being prepared.
@@ -87,6 +89,15 @@ pub enum StoreEvent {
     HorizonMoved {
         seq: u64,
         time_ns: u64,
+    },
+    /// A damaged block was written anew from another copy.
+    Mended {
+        lba: u64,
+    },
+    /// No copy has what the record `seq` wrote there.
+    Lost {
+        lba: u64,
+        seq: u64,
     },
     /// The disk failed: this copy has stopped.
     Failed(JournalError),
@@ -197,6 +208,12 @@ pub struct Store<D: Disk> {
     /// Rises each time this copy is made anew from another.
     pub(crate) life: u64,
     pub(crate) staging: Option<Staging>,
+    /// Damaged blocks that wait for a good copy.
+    pub(crate) bad: Vec<BadBlock>,
+    pub(crate) scrub: Option<Box<Scrub>>,
+    pub(crate) found_count: u64,
+    pub(crate) mended_count: u64,
+    pub(crate) lost_segments: Vec<u64>,
 }
 
 /// A checkpoint on disk.
@@ -248,6 +265,11 @@ impl<D: Disk> Store<D> {
             dropped_early_ns: 0,
             life: opened.life,
             staging: None,
+            bad: Vec::new(),
+            scrub: None,
+            found_count: 0,
+            mended_count: 0,
+            lost_segments: Vec::new(),
         }
     }
 

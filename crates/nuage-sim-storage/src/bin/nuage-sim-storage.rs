@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     }
     let (mut failed, mut writes, mut reads, mut failovers, mut crashes) = (0, 0, 0, 0, 0);
     let (mut replaced, mut rebuilt, mut views, mut lags) = (0, 0, 0, 0);
+    let (mut rotted, mut scrubs, mut mended) = (0, 0, 0);
     let count = range.end.saturating_sub(range.start);
     for seed in range {
         match nuage_sim_storage::run(seed) {
@@ -51,6 +52,9 @@ fn main() -> ExitCode {
                 rebuilt += outcome.rebuilt;
                 views += outcome.views_checked;
                 lags += outcome.lags_checked;
+                rotted += outcome.rotted;
+                scrubs += outcome.scrubs;
+                mended += outcome.mended;
             }
             Err(error) => {
                 failed += 1;
@@ -61,7 +65,8 @@ fn main() -> ExitCode {
     println!(
         "{count} seeds, {failed} failed: {writes} writes acknowledged, {reads} reads checked, \
          {failovers} failovers, {crashes} crashes, {replaced} disks replaced, {rebuilt} copies made anew, \
-         {views} moments of the past compared, {lags} answers with a copy behind"
+         {views} moments of the past compared, {lags} answers with a copy behind, \
+         {rotted} blocks rotted, {scrubs} passes over a copy, {mended} blocks mended"
     );
     if failed == 0 {
         ExitCode::SUCCESS

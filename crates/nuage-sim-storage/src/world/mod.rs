@@ -2,6 +2,7 @@
 
 mod lag;
 mod past;
+mod scrubs;
 mod settle;
 
 use std::cell::{Cell, RefCell};
@@ -14,12 +15,13 @@ use nuage_engine::{
     AckMode, Clock, CopyOptions, CopyState, CopyStatus, HeadEvent, HeadOptions, LagBound,
     ReplicaStore, VolumeHead,
 };
-use nuage_journal::{Cipher, Now, Retention, Store, TailRule, VolumeSpec};
+use nuage_journal::{Cipher, Now, Retention, Store, StoreEvent, TailRule, VolumeSpec};
 use nuage_replica::{Policy, PolicyName};
 
 use crate::checker::Checker;
 use crate::disk::{Medium, SimDisk};
 use crate::prng::Prng;
+use scrubs::Rotten;
 
 const NODES: usize = 3;
 const BLOCKS: u64 = 64;
@@ -92,6 +94,10 @@ pub struct Outcome {
     pub rebuilt: u64,
     /// Answers given while a copy lacked something, within its bound.
     pub lags_checked: u64,
+    /// Blocks that rotted, passes over a copy, and blocks that were written anew.
+    pub rotted: u64,
+    pub scrubs: u64,
+    pub mended: u64,
 }
 
 // What kind of world it is: each is drawn apart.
@@ -131,6 +137,8 @@ struct World {
     /// Copies that were being made anew at the last look.
     rebuilding: [bool; NODES],
     quiet_steps: u64,
+    /// The copy that has rotted since it was last found whole. Two at once could lose a block.
+    rotten: Option<Rotten>,
 }
 
 /// Play one seed.
@@ -200,12 +208,13 @@ impl World {
             policy,
             mode,
             encrypted,
-            rots: seed.is_multiple_of(8),
+            rots: seed.is_multiple_of(4),
             forgets: seed % 3 == 1,
             fills: seed % 4 == 2,
             steps,
             rebuilding: [false; NODES],
             quiet_steps: 0,
+            rotten: None,
             term: 0,
             checker: Checker::default(),
             in_flight: BTreeMap::new(),
@@ -257,19 +266,18 @@ impl World {
     fn tidy(&mut self) {
         for node in &mut self.nodes {
             let now_ns = node.clock.now().unix_ns;
-            let store = match &mut node.role {
-                Role::Head(head) => Some(head.store_mut()),
-                Role::Replica(replica) => Some(replica.store_mut()),
-                Role::Down => None,
-            };
-            // An anchor that the horizon may move to: else there is one each MiB only.
-            if let Some(store) = store.filter(|_| self.forgets) {
-                store.checkpoint(false);
+            if let Some(store) = store_of(&mut node.role) {
+                store.retry_lost();
             }
             match &mut node.role {
                 Role::Head(head) => head.tidy(),
                 Role::Replica(replica) => replica.tidy(now_ns),
                 Role::Down => {}
+            }
+            // An anchor that the horizon may move to next time: else there is one each MiB only.
+            let store = store_of(&mut node.role).filter(|_| self.forgets);
+            if let Some(store) = store {
+                store.checkpoint(false);
             }
         }
     }
@@ -301,6 +309,7 @@ impl World {
         Store::create_to_join(&mut disk, &spec(self.encrypted)).expect("a fresh disk");
         self.nodes[node].medium = medium;
         self.outcome.replaced += 1;
+        self.rotten = self.rotten.filter(|rotten| rotten.node != node);
         self.start_replica(node);
     }
 
@@ -439,9 +448,8 @@ impl World {
             10..30 => self.cut = [[false; NODES]; NODES],
             30..33 => self.fail_over(node),
             33..36 => self.drop_links(|head, copy| (head, copy) == (node, other)),
-            36..38 if self.rots && self.mode == AckMode::Durable && self.all_have_all() => {
-                self.nodes[node].medium.borrow_mut().rot();
-            }
+            75..92 if self.rots && self.mode == AckMode::Durable => self.rot(node),
+            92..96 => self.begin_scrub(node),
             38..39 if self.mode == AckMode::Durable => {
                 let mut medium = self.nodes[node].medium.borrow_mut();
                 medium.fail_next_write = true;
@@ -546,6 +554,7 @@ impl World {
         for node in 0..NODES {
             self.connect(node);
             self.deliver(node);
+            self.scrub(node);
             let mut completions = Vec::new();
             let mut fenced = false;
             let mut epoch = 0;
@@ -554,10 +563,16 @@ impl World {
                     head.poll(&mut completions);
                     epoch = head.epoch();
                     let stopped = |event: &HeadEvent| matches!(event, HeadEvent::Fenced { .. });
-                    fenced = head.take_events().iter().any(stopped);
+                    let events = head.take_events();
+                    fenced = events.iter().any(stopped);
+                    let mended = |event: &&HeadEvent| {
+                        matches!(event, HeadEvent::Store(StoreEvent::Mended { .. }))
+                    };
+                    self.outcome.mended += events.iter().filter(mended).count() as u64;
                 }
                 Role::Replica(replica) => {
-                    replica.poll();
+                    let mended = |event: &&StoreEvent| matches!(event, StoreEvent::Mended { .. });
+                    self.outcome.mended += replica.poll().iter().filter(mended).count() as u64;
                 }
                 Role::Down => {}
             }
@@ -717,6 +732,14 @@ impl World {
             (Wish::Flush, _) => {}
         }
         Ok(())
+    }
+}
+
+fn store_of(role: &mut Role) -> Option<&mut Store<SimDisk>> {
+    match role {
+        Role::Head(head) => Some(head.store_mut()),
+        Role::Replica(replica) => Some(replica.store_mut()),
+        Role::Down => None,
     }
 }
 

@@ -34,19 +34,33 @@ impl World {
                 return Err(format!("node {node} does not open: {}", self.why_not(node)));
             }
         }
-        let leader = self.prng.below(NODES as u64) as usize;
-        self.lead(leader);
-        let head = (0..NODES).find(|node| matches!(self.nodes[*node].role, Role::Head(_)));
-        let head = head.ok_or("nobody leads")?;
+        let head = self.elect()?;
         for lba in 0..BLOCKS {
             self.final_read(head, lba)?;
         }
         self.check_past(head)?;
-        if self.rots {
-            return Ok(()); // what rots in the log is mended block by block, not whole
-        }
         self.wait_for_copies(head)?;
+        self.mend_all()?;
         self.check_chains(head)
+    }
+
+    /// Have a copy lead. One that was away for longer than history reaches steps down: then the next.
+    fn elect(&mut self) -> Result<usize, String> {
+        let first = self.prng.below(NODES as u64) as usize;
+        for leader in (first..first + NODES).map(|node| node % NODES) {
+            self.lead(leader);
+            for _ in 0..QUIET_STEPS {
+                match &self.nodes[leader].role {
+                    Role::Head(head) if head.is_serving() => return Ok(leader),
+                    Role::Head(_) => self.quiet_step()?,
+                    _ => break,
+                }
+            }
+            if !self.forgets {
+                return Ok(leader); // what it lacks is told by the reads
+            }
+        }
+        Err("no copy can lead".into())
     }
 
     pub(super) fn why_not(&mut self, node: usize) -> String {
@@ -158,9 +172,10 @@ impl World {
                 }
                 let mut at = 0;
                 while at < bytes.len() {
-                    // Rotten payload keeps its header: the chain is of headers.
-                    let group = nuage_journal::GroupHead::decode(&bytes[at..])
-                        .map_err(|error| format!("node {node} after seq {seq}: {error}"))?;
+                    // What had rotted is mended: header and payload.
+                    let group = nuage_journal::Group::decode(&bytes[at..])
+                        .map_err(|error| format!("node {node} after seq {seq}: {error}"))?
+                        .head;
                     if group.info.previous_chain != previous {
                         return Err(format!("node {node}: chain broken after seq {seq}"));
                     }
