@@ -5,7 +5,7 @@ import time
 import click
 
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import age, inner, listed, print_json, row_of, rows_of, show
+from nuage.cli.showing import Row, age, inner, listed, print_json, row_of, rows_of, show
 from nuage.units import format_size
 
 
@@ -86,7 +86,7 @@ def list_nodes(session: Session, at_site: str) -> None:
                 node["name"],
                 node["site_id"],
                 ", ".join(str(role) for role in listed(node, "roles")),
-                "maintenance" if node["maintenance"] else "in service",
+                _service(row),
                 "yes" if status.get("connected") else "no",
                 row["vm_count"] or "",
                 status.get("accelerator", "") or space,
@@ -95,6 +95,44 @@ def list_nodes(session: Session, at_site: str) -> None:
         )
     headers = ("NODE", "SITE", "ROLE", "SERVICE", "CONNECTED", "VMS", "HAS", "ORPHANS")
     show(session, answer, headers, rows, empty="no node is known")
+
+
+def _service(row: Row) -> str:
+    node = inner(row, "node")
+    if node.get("draining"):
+        left = int(str(row.get("copy_count", 0)))
+        return f"draining, {left} copies left" if left else "drained"
+    return "maintenance" if node["maintenance"] else "in service"
+
+
+@node_group.command("drain")
+@click.argument("node")
+@pass_session
+def drain_node(session: Session, node: str) -> None:
+    """Move all copies of volumes off an IO-node, online, one by one; `undrain` takes it back.
+
+    Refused where a contract leaves a copy no other place.
+    """
+    _set_draining(session, node, draining=True)
+
+
+@node_group.command("undrain")
+@click.argument("node")
+@pass_session
+def undrain_node(session: Session, node: str) -> None:
+    """Let an IO-node take copies again; what has moved stays where it is."""
+    _set_draining(session, node, draining=False)
+
+
+def _set_draining(session: Session, node: str, *, draining: bool) -> None:
+    path = f"/v1/nodes/{node}/draining"
+    answer = session.client.call("PUT", path, {"draining": draining})
+    if session.as_json:
+        print_json(answer)
+    elif draining:
+        click.echo(f"{node} is emptied; `nuage node list` shows how many copies are left")
+    else:
+        click.echo(f"{node} takes copies again")
 
 
 @node_group.command("maintenance")

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -87,8 +88,9 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
     path = f"{_volumes(session, iaas)}/{name}"
     answer = row_of(session.client.get(path))
     standing = row_of(session.client.get(f"{path}/copies"))
+    conditions = rows_of(session.client.get(f"{path}/conditions"))
     if session.as_json:
-        print_json({**answer, "standing": standing})
+        print_json({**answer, "standing": standing, "conditions": conditions})
         return
     volume = inner(answer, "value")
     print_facts(_facts(answer, volume))
@@ -101,6 +103,49 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
         click.echo(f"writes are {standing['answering']}: a copy is near its RPO or beyond it")
     for line in _advice(volume):
         click.echo(line)
+    _print_conditions(session, conditions)
+
+
+def _print_conditions(session: Session, conditions: list[Row]) -> None:
+    rows = [
+        (
+            row["node_id"], _last_pass(row), row["found"], row["mended"],
+            ", ".join(f"{first}+{count}" for first, count in _runs(row))
+            or "none",
+        )
+        for row in conditions
+    ]  # fmt: skip
+    headers = ("COPY", "READ WHOLE", "DAMAGED", "MENDED", "LOST BLOCKS")
+    show(session, conditions, headers, rows, empty="no copy yet")
+
+
+def _runs(row: Row) -> list[tuple[int, int]]:
+    return [(int(first), int(count)) for first, count in cast("list[list[int]]", row["lost"])]
+
+
+def _last_pass(row: Row) -> str:
+    if row["failure"]:
+        return str(row["failure"])
+    total = int(str(row["total_bytes"]))
+    if total:
+        return f"now, {100 * int(str(row['done_bytes'])) // total} %"
+    return _day(row["last_s"]) if row["last_s"] else "never"
+
+
+@volume_group.command("scrub")
+@click.argument("name")
+@iaas_option
+@pass_session
+def scrub_volume(session: Session, name: str, iaas: str) -> None:
+    """Have each copy of a volume read itself whole at once, and mend what has rotted.
+
+    Copies do so each week by themselves; `nuage volume show` tells what was found.
+    """
+    answer = session.client.call("POST", f"{_volumes(session, iaas)}/{name}/scrub")
+    if session.as_json:
+        print_json(answer)
+    else:
+        _print_conditions(session, rows_of(answer))
 
 
 def _copy_row(copy: Row) -> tuple[object, ...]:

@@ -79,6 +79,7 @@ class ControllerConfiguration:
 
     `api_listen` holds ``host:port`` (TLS) and ``unix:/path``. `catalogue` is ``sqlite`` or the
     client URL of the site's own etcd. `rack_agents` gives each rack a Local Agent of its own.
+    Copies on an IO-node that was lost for `replace_lost_after_s` are made anew on others.
     """
 
     state_dir: Path
@@ -91,6 +92,7 @@ class ControllerConfiguration:
     catalogue: str = "sqlite"
     policy: str = "power"
     rack_agents: bool = False
+    replace_lost_after_s: float = 900.0
     log_level: str = "info"
     bmc_login_file: Path | None = None
     energy: EnergyConfiguration = field(default_factory=EnergyConfiguration)

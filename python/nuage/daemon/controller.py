@@ -248,7 +248,7 @@ class Controller:
         self._movement = Movement(self.site)
         self._heads = HeadWatch(
             self.site,
-            HeadKeeper(self.site),
+            HeadKeeper(self.site, replace_lost_after_s=configuration.replace_lost_after_s),
             self._sessions,
             self._tasks,
             on_lost=self._ionode_lost,
@@ -378,7 +378,12 @@ class Controller:
     async def _node_hello(self, node: Node) -> None:
         known = self.index.find_value(Node, node.node_id)
         if known is not None:
-            node = replace(node, maintenance=known.maintenance, power=known.power)
+            node = replace(
+                node,
+                maintenance=known.maintenance,
+                draining=known.draining,
+                power=known.power,
+            )
         if self.index.find_value(Rack, node.rack_id) is None:
             rack = Rack(rack_id=node.rack_id, site_id=self.site_id, name=node.rack_id)
             await self.site.save(rack)

@@ -16,6 +16,12 @@ from nuage.channel import Handlers, Peer, parse_address
 from nuage.daemon.nodes import NodeSessions
 from nuage.daemon.process import Tasks
 from nuage.errors import NuageError
+from nuage.iaas.conditions import (
+    CONDITION_METHOD,
+    AskCondition,
+    CopyCondition,
+    condition_here,
+)
 from nuage.iaas.erasure import ERASED_METHOD, CopyErased, copy_erased, take_report
 from nuage.iaas.heads import TAKE_HEAD_METHOD, HeadKeeper, TakeHead
 from nuage.iaas.keys import UNLOCK_METHOD, UnlockHere, give_keys, unlock_here
@@ -60,6 +66,10 @@ class HeadWatch:
         @handlers.method(TAKE_HEAD_METHOD, TakeHead, roles=controllers, runs_to_end=True)
         async def take(_peer: Peer, asked: TakeHead) -> None:
             await self._keeper.take(asked)
+
+        @handlers.method(CONDITION_METHOD, AskCondition, roles=controllers)
+        async def condition(_peer: Peer, asked: AskCondition) -> CopyCondition:
+            return await condition_here(self._site, asked)
 
         @handlers.method(UNLOCK_METHOD, UnlockHere, roles=controllers)
         async def unlock(_peer: Peer, asked: UnlockHere) -> None:

@@ -1,6 +1,7 @@
 """An IO-node's process: the agent, its storage daemons, the channel. Wiring only."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
@@ -13,6 +14,7 @@ from nuage.daemon.agent_trust import REVOCATIONS
 from nuage.daemon.configuration import IonodeConfiguration
 from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
+from nuage.iaas.conditions import CONDITION_METHOD, AskCondition, CopyCondition
 from nuage.iaas.heads import RELEASE_METHOD, ReleaseHead
 from nuage.iaas.keys import SET_KEY_METHOD
 from nuage.iaas.past import HISTORY_METHOD, MARK_METHOD, MOMENT_METHOD, ROLLBACK_METHOD
@@ -148,6 +150,14 @@ class IonodeProcess:
         @handlers.method(ROLLBACK_METHOD, AskRollback, roles=controllers)
         async def rollback(_peer: Peer, ask: AskRollback) -> None:
             await self._agent.daemon_of(ask.iaas_id).rollback(ask)
+
+        @handlers.method(CONDITION_METHOD, AskCondition, roles=controllers)
+        async def condition(_peer: Peer, ask: AskCondition) -> CopyCondition:
+            daemon = self._agent.daemon_of(ask.iaas_id)
+            act = daemon.scrub if ask.begin else daemon.scrubbed
+            seen = await act(ask.volume_id)
+            node = self._configuration.node
+            return CopyCondition(node_id=node.node_id, site_id=node.site_id, **asdict(seen))
 
         @handlers.method(RELEASE_METHOD, ReleaseHead, roles=controllers, runs_to_end=True)
         async def release(_peer: Peer, ask: ReleaseHead) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.epochs import next_local
-from nuage.iaas.heads import HeadKeeper
+from nuage.iaas.heads import HeadKeeper, choose_place
 from nuage.iaas.operations import Operation, OperationTable, Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -132,6 +132,15 @@ async def replace_copy(site: Site, _principal: Principal, body: ReplaceCopy) -> 
     iaas = site.index.value(Iaas, volume.iaas_id)
     leaving = replace(volume, leaving=(NodeId(body.node),))
     wanted = NodeId(body.to) if body.to else None
+    if body.node == volume.head and len(whole_copies(volume)) > 1:
+        if wanted is not None:
+            raise Conflict(
+                f"the head of {volume.name} is on {body.node}",
+                hint=f"`nuage volume move {volume.name} --to …` first, or leave --to out",
+            )
+        choose_place(site, iaas, leaving)  # refused here if there is none
+        await site.save(leaving)  # the head moves first, then a copy is begun (`iaas.heads`)
+        return show(site, volume_of(site, body.iaas, body.volume))
     await HeadKeeper(site).add_copy(leaving, iaas, node_id=wanted)
     return show(site, volume_of(site, body.iaas, body.volume))
 

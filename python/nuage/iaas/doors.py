@@ -4,7 +4,9 @@ from typing import TypeVar
 
 from nuage.iaas import (
     building,
+    conditions,
     copies,
+    draining,
     energy,
     fabric,
     images,
@@ -38,7 +40,9 @@ VOLUMES = "/v1/iaas/{iaas}/volumes"
 
 for _module in (
     building,
+    conditions,
     copies,
+    draining,
     energy,
     fabric,
     infrastructure,

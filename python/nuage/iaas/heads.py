@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from nuage.errors import Conflict, NuageError
+from nuage.errors import Conflict, NoCandidate, NuageError
 from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
 from nuage.iaas.erasure import erasure_of, is_gone
 from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
@@ -27,7 +27,7 @@ from nuage.iaas.volumes import ionode_spaces
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.desired import CopyReport, IonodeReport
 from nuage.model.iaas import Iaas
-from nuage.model.infrastructure import Datacenter
+from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Erasure, ReplicaPlace, Volume, VolumeState
@@ -37,6 +37,7 @@ from nuage.storage.heads import (
     Drop,
     Include,
     MoveHead,
+    Replace,
     Repolicy,
     Retire,
     Step,
@@ -53,6 +54,9 @@ RELEASE_METHOD = "volume.release-head"
 ASK_TIMEOUT_S = 10.0
 FAILED_HEAD_REST_S = 10.0  # between two automatic moves of a head that fails by itself
 STEP_REST_S = 5.0  # between two steps of one volume that could not be taken
+NO_PLACE_REST_S = 60.0  # before a place is looked for again where none was
+REPLACE_LOST_AFTER_S = 900.0  # a node that restarts or is repaired on the spot is back by then
+REPLACED_AT_ONCE = 1  # of a node's copies, by each home: they are moved away one by one
 log = structlog.get_logger("heads")
 
 
@@ -76,8 +80,9 @@ class ReleaseHead:
 class HeadKeeper:
     """Heads and copies of the volumes whose home this site is."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, replace_lost_after_s: float = REPLACE_LOST_AFTER_S) -> None:
         self._site = site
+        self._replace_lost_after_s = replace_lost_after_s
         self._copies: dict[tuple[VolumeId, int], dict[NodeId, CopyReport]] = {}
         self._lost: set[NodeId] = set()
         self._moved_s: dict[VolumeId, float] = {}
@@ -233,7 +238,8 @@ class HeadKeeper:
             try:
                 await self._look_at(volume)
             except NuageError as error:
-                rest_s = self._site.clock.monotonic_s() + STEP_REST_S
+                rest_s = NO_PLACE_REST_S if isinstance(error, NoCandidate) else STEP_REST_S
+                rest_s += self._site.clock.monotonic_s()
                 self._rest_until_s[volume.volume_id] = rest_s
                 log.warning("step not taken", volume=volume.volume_id, error=error.message)
             finally:
@@ -252,11 +258,39 @@ class HeadKeeper:
             wanted_policy=iaas.contract.ack_policy,
             copies=self._copies.get((volume.volume_id, volume.epoch), {}),
             vm_site=self._vm_site(volume),
+            draining={p.node_id for p in volume.replicas if self._is_draining(p.node_id)},
+            gone={p.node_id for p in volume.replicas if self._is_gone(p.node_id)},
         )
         step = next_step(volume, facts)
+        if isinstance(step, Replace) and not self._may_replace(step.node_id):
+            return
         if step is not None:
             log.info("step", volume=volume.volume_id, step=repr(step))
             await self._take_step(volume, step, iaas)
+
+    def _is_draining(self, node_id: NodeId) -> bool:
+        node = self._site.index.find_value(Node, node_id)
+        return node is not None and node.draining
+
+    def _is_gone(self, node_id: NodeId) -> bool:
+        """Tell whether a node was lost for so long that its copies are made anew elsewhere.
+
+        Not one that its operator works on: what is in maintenance comes back, or is drained.
+        """
+        node = self._site.index.find_value(Node, node_id)
+        status = self._site.index.find_value(NodeStatus, node_id)
+        if node is None or status is None or node.maintenance or self.is_usable(node_id):
+            return False
+        silent_s = self._site.age_of(status.site_id)
+        if not status.connected:
+            silent_s = max(silent_s, self._site.clock.now_s() - status.since_s)
+        return silent_s >= self._replace_lost_after_s
+
+    def _may_replace(self, node_id: NodeId) -> bool:
+        begun = sum(
+            node_id in volume.leaving and volume.state is VolumeState.READY for volume in self.own()
+        )
+        return begun < REPLACED_AT_ONCE
 
     def _is_reachable(self, volume: Volume, node_id: NodeId) -> bool:
         status = self._site.index.find_value(NodeStatus, node_id)
@@ -285,7 +319,7 @@ class HeadKeeper:
                 await self.move_head(volume, place)
             case AddCopy():
                 await self.add_copy(volume, iaas)
-            case Retire(node_id=node_id):
+            case Retire(node_id=node_id) | Replace(node_id=node_id):
                 await self._site.save(replace(volume, leaving=(*volume.leaving, node_id)))
             case Repolicy(policy=policy):
                 changed = replace(volume, ack_policy=policy)
@@ -302,6 +336,7 @@ class HeadKeeper:
             volume,
             replicas=tuple(place for place in volume.replicas if place.node_id != node_id),
             leaving=_less(volume.leaving, node_id),
+            without=_less(volume.without, node_id),
             whole=_less(volume.whole, node_id),
             epoch=next_local(volume.epoch),
         )
@@ -321,7 +356,9 @@ class HeadKeeper:
             await site.nodes.ask(
                 volume.head, RELEASE_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
             )
-            await self.open_at(volume, place, "near its VM")
+            leaves = volume.head in volume.leaving or self._is_draining(volume.head)
+            reason = "its copy leaves" if leaves else "near its VM"
+            await self.open_at(volume, place, reason)
         except NuageError:
             back = replace(ask, reopen=True)
             await site.nodes.ask(
@@ -338,14 +375,7 @@ class HeadKeeper:
             NoCandidate: no IO-node may take it; each refusal is kept.
         """
         site = self._site
-        place = choose_another(
-            iaas.contract,
-            volume,
-            near=site.site_id,
-            sites=site.index.values(Datacenter),
-            nodes=ionode_spaces(site),
-            wanted=node_id,
-        )
+        place = choose_place(site, iaas, volume, wanted=node_id)
         erasure = site.index.find("erasure", volume.volume_id)
         value = None if erasure is None else erasure.value
         if isinstance(value, Erasure) and place.node_id in {p.node_id for p in value.places}:
@@ -432,6 +462,24 @@ class HeadKeeper:
         for volume in self.own():
             if is_gone(site.index, volume):
                 await site.delete(volume)
+
+
+def choose_place(
+    site: Site, iaas: Iaas, volume: Volume, *, wanted: NodeId | None = None
+) -> ReplicaPlace:
+    """Return where another copy of `volume` rests, by all that this site knows.
+
+    Raises:
+        NoCandidate: no IO-node may take it; each refusal is kept.
+    """
+    return choose_another(
+        iaas.contract,
+        volume,
+        near=site.site_id,
+        sites=site.index.values(Datacenter),
+        nodes=ionode_spaces(site),
+        wanted=wanted,
+    )
 
 
 def _less(nodes: tuple[NodeId, ...], node_id: NodeId) -> tuple[NodeId, ...]:

@@ -18,6 +18,7 @@ from nuage.ids import NodeId, SiteId
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, Pdu, Rack
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm, VmState
+from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal, Scope
 
 CUT_OFF_AFTER_S = 5.0  # of silence: five heartbeats of a feed
@@ -112,6 +113,7 @@ class NodeView:
     node: Node
     status: NodeStatus | None
     vm_count: int
+    copy_count: int = 0
 
 
 async def list_nodes(site: Site, _principal: Principal, body: ListNodes) -> list[NodeView]:
@@ -121,6 +123,7 @@ async def list_nodes(site: Site, _principal: Principal, body: ListNodes) -> list
             node=node,
             status=site.index.find_value(NodeStatus, node.node_id),
             vm_count=len(site.index.on_node(Vm, node.node_id)),
+            copy_count=len(site.index.on_node(Volume, node.node_id)),
         )
         for node in sorted(site.index.values(Node), key=lambda n: (n.site_id, n.name))
         if not body.site or node.site_id == body.site

@@ -26,6 +26,7 @@ from nuage.ionode.port import (
     DaemonReceipt,
     DaemonSeen,
     HeadSeen,
+    ScrubSeen,
     VolumeSeen,
 )
 from nuage.model.contract import Limits, RpoRule
@@ -79,6 +80,7 @@ class FakeDaemon:
         self.silent_copies: set[str] = set()  # nodes whose copies do not answer a head here
         self.views: dict[str, tuple[int, dict[int, bytes]]] = {}
         self._last_mark_id = 0
+        self.scrubs: dict[VolumeId, ScrubSeen] = {}
         self._key_id = ""  # of the key that is here now
         self._known_key_id = ""  # of the key that the volumes were written with
         self._noted = asyncio.Event()
@@ -240,6 +242,18 @@ class FakeDaemon:
         self._heads[wish.volume_id].wish = replace(
             self._heads[wish.volume_id].wish, limits=wish.limits, rpo=wish.rpo, bound=wish.bound
         )
+
+    async def scrub(self, volume_id: VolumeId) -> ScrubSeen:
+        """Begin to read all of a copy; it is over at once."""
+        self._begin("scrub", volume_id)
+        self._require(volume_id)
+        self.scrubs[volume_id] = replace(self.scrubs.get(volume_id, ScrubSeen()), last_s=1_000.0)
+        return self.scrubs[volume_id]
+
+    async def scrubbed(self, volume_id: VolumeId) -> ScrubSeen:
+        """Return what the last pass found."""
+        self._require(volume_id)
+        return self.scrubs.get(volume_id, ScrubSeen())
 
     async def history(self, ask: AskHistory) -> VolumeHistory:
         """Return what a head's journal keeps: here, its marks."""

@@ -51,6 +51,24 @@ class CopyLag:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScrubSeen:
+    """How a copy stands with itself. `last_s` 0: it was never read whole.
+
+    `found` and `mended` count damage since the copy was made; `lost` are runs (first block, count)
+    of which no copy has what must lie there, `lost_segments` cannot be read at all.
+    """
+
+    last_s: float = 0.0
+    done_bytes: int = 0
+    total_bytes: int = 0
+    found: int = 0
+    mended: int = 0
+    waiting: int = 0
+    lost: tuple[tuple[int, int], ...] = ()
+    lost_segments: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CopySeen:
     """How another copy stands with a head: `is_live` once it gets each write as it is made.
 
@@ -172,6 +190,14 @@ class StorageDaemon(Protocol):
 
     async def set_terms(self, wish: HeadWish) -> None:
         """Hold a head here to the wish's limits, and its copies to the wish's RPO."""
+        ...
+
+    async def scrub(self, volume_id: VolumeId) -> ScrubSeen:
+        """Begin to read all of a copy kept here, to find damage."""
+        ...
+
+    async def scrubbed(self, volume_id: VolumeId) -> ScrubSeen:
+        """Return how far a copy kept here is with that, and what was found."""
         ...
 
     async def find_moment(self, ask: AskMoment) -> FoundMoment:

@@ -34,6 +34,7 @@ from nuage.ionode.port import (
     DaemonReceipt,
     DaemonSeen,
     HeadSeen,
+    ScrubSeen,
     VolumeSeen,
 )
 from nuage.model.contract import Limits
@@ -349,6 +350,15 @@ class StoragedDaemon:
             if part.complete:
                 return VerifiedChain(sequence=after, chain=part.chain, group_count=groups)
 
+    async def scrub(self, volume_id: VolumeId) -> ScrubSeen:
+        """Begin to read all of a copy kept here, to find damage."""
+        return _scrub_seen(await self._ask("scrub", volume=volume_id))
+
+    async def scrubbed(self, volume_id: VolumeId) -> ScrubSeen:
+        """Return how far a copy kept here is with that, and what was found."""
+        told = (await self._ask("status", volume=volume_id)).get("scrub")
+        return ScrubSeen() if told is None else _scrub_seen(told)
+
     async def find_moment(self, ask: AskMoment) -> FoundMoment:
         """Return which write a moment is."""
         moment = ask.moment
@@ -615,6 +625,36 @@ def _journal_bytes(volume: _Volume) -> int:
     if volume.head is not None:
         return volume.head.journal_bytes
     return 0 if volume.copy is None else volume.copy.journal_bytes
+
+
+class _Running(msgspec.Struct):
+    done_bytes: int
+    total_bytes: int
+
+
+class _Scrub(msgspec.Struct):
+    last_s: int
+    found: int
+    mended: int
+    waiting: int
+    lost: list[tuple[int, int]]
+    lost_segments: list[int]
+    running: _Running | None = None
+
+
+def _scrub_seen(document: object) -> ScrubSeen:
+    told = msgspec.convert(document, _Scrub)
+    running = told.running
+    return ScrubSeen(
+        last_s=told.last_s,
+        done_bytes=0 if running is None else running.done_bytes,
+        total_bytes=0 if running is None else running.total_bytes,
+        found=told.found,
+        mended=told.mended,
+        waiting=told.waiting,
+        lost=tuple(told.lost),
+        lost_segments=tuple(told.lost_segments),
+    )
 
 
 def _receipt(noted: _Receipt) -> DaemonReceipt:

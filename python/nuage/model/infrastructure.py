@@ -110,6 +110,7 @@ class ProviderLine:
 class Node:
     """A machine of a rack. `bmc_url` is its Redfish service; `outlets` are PDU outlet names.
 
+    One that is `draining` is in maintenance, and its copies of volumes move to others.
     An edge has `lines`, the public half of its trunk key, and says when its trunks need no
     encryption: only both ends' word makes a bare trunk.
     """
@@ -125,6 +126,7 @@ class Node:
     bmc_url: str = ""
     outlets: tuple[str, ...] = ()
     maintenance: bool = False
+    draining: bool = False
     power: NodePower = NodePower.ON
     lines: tuple[ProviderLine, ...] = ()
     trunk_key: str = ""

@@ -7,7 +7,8 @@ follow the set that the head works with and the policy it works under:
 - what is `catching_up` follows: with two whole copies beside it the head works as `metro`, whose
   first two copies acknowledge while the others are brought up to date. With one whole copy it works
   as `all`: writes wait until the second has everything;
-- what is `leaving` still acknowledges while it is needed for two.
+- what is `leaving` still acknowledges while it is needed for two, and while the head is there; then
+  it follows as long as another is brought up to date.
 
 A head opens only at a copy of which acknowledged writes were demanded when the last head became
 ready (`whole`). So a copy that is still being filled is never taken for the truth, whatever its log
@@ -26,6 +27,7 @@ from nuage.model.desired import CopyReport
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
 
 PAIR: Final = 2  # copies whose acknowledgement survives the loss of one
+THREE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +42,23 @@ class HeadSet:
 def head_set(volume: Volume) -> HeadSet:
     """Return what the head of `volume` works with."""
     sound = [p for p in volume.replicas if p.node_id not in volume.without]
-    followers = tuple(p for p in sound if p.node_id in volume.catching_up)
+    joining = tuple(p for p in sound if p.node_id in volume.catching_up)
     leaders = [p for p in sound if p.node_id not in volume.catching_up]
-    if len(leaders) > PAIR:
-        staying = [p for p in leaders if p.node_id not in volume.leaving]
-        leaders = staying if len(staying) >= PAIR and followers else leaders
-    policy = _policy(volume.ack_policy, len(leaders), len(followers))
+    staying = [p for p in leaders if p.node_id not in volume.leaving or p.node_id == volume.head]
+    trailing: tuple[ReplicaPlace, ...] = ()
+    is_three = volume.ack_policy is AckPolicy.ANY_2_OF_3 and not joining
+    if len(leaders) > len(staying) >= (THREE if is_three else PAIR):
+        trailing = tuple(p for p in leaders if p not in staying)
+        leaders = staying
+    policy = _policy(volume.ack_policy, len(leaders), len(joining))
     counted = leaders if policy is not AckPolicy.METRO else leaders[:PAIR]
-    if followers and policy is AckPolicy.ALL:
-        counted = [*leaders, *followers]
+    if joining and policy is AckPolicy.ALL:
+        counted = [*leaders, *joining]
+    if policy is not AckPolicy.METRO:
+        trailing = ()
     return HeadSet(
         policy=policy,
-        members=(*leaders, *followers),
+        members=(*leaders, *trailing, *joining),
         acknowledging=tuple(place.node_id for place in counted),
     )
 
@@ -61,7 +68,7 @@ def _policy(contract: AckPolicy, leader_count: int, follower_count: int) -> AckP
         return AckPolicy.METRO if leader_count == PAIR else AckPolicy.ALL
     match contract:
         case AckPolicy.ANY_2_OF_3:
-            return contract if leader_count == 3 else AckPolicy.ALL
+            return contract if leader_count == THREE else AckPolicy.ALL
         case AckPolicy.METRO:
             return contract if leader_count >= PAIR else AckPolicy.ALL
         case _:
@@ -162,7 +169,14 @@ class Repolicy:
     policy: AckPolicy
 
 
-Step: TypeAlias = Include | Complete | Drop | MoveHead | AddCopy | Retire | Repolicy
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Have this copy leave once another is whole: its node is emptied, or was lost for long."""
+
+    node_id: NodeId
+
+
+Step: TypeAlias = Include | Complete | Drop | MoveHead | AddCopy | Retire | Repolicy | Replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +184,8 @@ class VolumeFacts:
     """What is known of a volume's surroundings.
 
     `usable` are nodes that answer and whose daemon's address is known; `copies` what the head says
-    of the others; `vm_site` where a VM that runs and does not move uses it.
+    of the others; `vm_site` where a VM that runs and does not move uses it. `draining` nodes are to
+    be empty, `gone` ones have been lost for so long that their copies are made anew elsewhere.
     """
 
     usable: Collection[NodeId]
@@ -178,6 +193,8 @@ class VolumeFacts:
     wanted_policy: AckPolicy
     copies: Mapping[NodeId, CopyReport] = field(default_factory=dict)
     vm_site: SiteId | None = None
+    draining: Collection[NodeId] = ()
+    gone: Collection[NodeId] = ()
 
 
 def is_settled(volume: Volume) -> bool:
@@ -196,16 +213,49 @@ def next_step(volume: Volume, facts: VolumeFacts) -> Step | None:
     completed = _completed(volume, facts)
     if completed is not None:
         return completed
-    if volume.without or volume.catching_up:
+    if volume.catching_up or any(node_id not in facts.gone for node_id in volume.without):
         return None  # one change at a time
+    is_enough = len(volume.replicas) - len(volume.leaving) >= facts.wanted_copies
     for node_id in volume.leaving:
-        staying = [p for p in whole_copies(volume) if p.node_id not in volume.leaving]
-        if node_id != volume.head:
+        if node_id != volume.head and is_enough:
             return Drop(node_id)
-        usable = [p for p in staying if p.node_id in facts.usable]
-        if usable:
-            return MoveHead(min(usable, key=lambda p: p.site_id != facts.vm_site))
-    return _towards_contract(volume, facts)
+        another = _another_head(volume, facts) if node_id == volume.head else None
+        if another is not None:
+            return MoveHead(another)
+    return _away(volume, facts) or _towards_contract(volume, facts)
+
+
+def _another_head(volume: Volume, facts: VolumeFacts) -> ReplicaPlace | None:
+    """Return the best of the whole copies that stay and answer, the present head's left out."""
+    fit = [
+        place
+        for place in whole_copies(volume)
+        if place.node_id in facts.usable
+        and place.node_id not in (*volume.leaving, *facts.draining, volume.head)
+    ]
+    return min(fit, key=lambda p: p.site_id != facts.vm_site) if fit else None
+
+
+def _away(volume: Volume, facts: VolumeFacts) -> Step | None:
+    """Return how a copy comes off a node that is emptied or gone: the head first."""
+    for place in volume.replicas:
+        node_id = place.node_id
+        if node_id in volume.leaving:
+            continue
+        if node_id in facts.draining:
+            another = _another_head(volume, facts) if node_id == volume.head else None
+            return Replace(node_id) if another is None else MoveHead(another)
+        if node_id in facts.gone and node_id != volume.head and _serves_without(volume, node_id):
+            return Replace(node_id)
+    return None
+
+
+def _serves_without(volume: Volume, node_id: NodeId) -> bool:
+    """Tell whether writes go on without a copy; where they wait for it, its owner decides first."""
+    asked = head_set(volume)
+    if node_id in volume.without or node_id not in asked.acknowledging:
+        return True
+    return asked.policy is AckPolicy.ANY_2_OF_3
 
 
 def _completed(volume: Volume, facts: VolumeFacts) -> Complete | None:
@@ -227,7 +277,7 @@ def _towards_contract(volume: Volume, facts: VolumeFacts) -> Step | None:
         return Retire(surplus[-1])
     here = next(p.site_id for p in volume.replicas if p.node_id == volume.head)
     if facts.vm_site is not None and facts.vm_site != here:
-        for place in whole_copies(volume):
-            if place.site_id == facts.vm_site and place.node_id in facts.usable:
-                return MoveHead(place)
+        another = _another_head(volume, facts)
+        if another is not None and another.site_id == facts.vm_site:
+            return MoveHead(another)
     return None

@@ -137,6 +137,18 @@ async def test_a_copy_is_seen_once_it_is_made_and_making_it_again_changes_nothin
     assert seen.heads == ()
 
 
+async def test_a_copy_reads_itself_whole_when_asked(bench: Bench) -> None:
+    await bench.daemon.create(REPLICA)
+    await bench.daemon.scrub(VOLUME)
+    for _ in range(3000):
+        told = await bench.daemon.scrubbed(VOLUME)
+        if told.last_s:
+            assert (told.found, told.lost, told.lost_segments) == (0, (), ())
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"the pass does not end: {told}")
+
+
 async def test_a_head_shows_its_epoch_and_where_to_log_in(bench: Bench) -> None:
     await bench.daemon.create(REPLICA)
     await opened(bench.daemon)

@@ -449,7 +449,9 @@ class SimIonode:
                     volume_id=h.volume_id, iaas_id=iaas_id, state="ready", epoch=h.epoch,
                     portal=h.portal,
                     copies=tuple(
-                        CopyReport(node_id=NodeId(c.node_id), is_connected=True, is_live=True)
+                        CopyReport(
+                            node_id=c.node_id, is_connected=c.is_connected, is_live=c.is_live
+                        )
                         for c in h.copies
                     ),
                 )

@@ -15,6 +15,7 @@ from nuage.storage.heads import (
     Drop,
     Include,
     MoveHead,
+    Replace,
     Repolicy,
     Retire,
     VolumeFacts,
@@ -42,13 +43,13 @@ def volume(
 
 def facts(
     *usable: NodeId, copies: int = 2, policy: AckPolicy = AckPolicy.ALL, live: Collection[str] = (),
-    vm_site: str | None = None,
+    vm_site: str | None = None, draining: Collection[NodeId] = (), gone: Collection[NodeId] = (),
 ) -> VolumeFacts:  # fmt: skip
     return VolumeFacts(
         usable=usable, wanted_copies=copies, wanted_policy=policy,
         copies={NodeId(n): CopyReport(node_id=NodeId(n), is_connected=True, is_live=True)
                 for n in live},
-        vm_site=None if vm_site is None else SiteId(vm_site),
+        vm_site=None if vm_site is None else SiteId(vm_site), draining=draining, gone=gone,
     )  # fmt: skip
 
 
@@ -85,7 +86,9 @@ def test_one_of_three_that_is_replaced_does_not_acknowledge_any_more() -> None:
         volume(A, B, C, D, policy=AckPolicy.ANY_2_OF_3, whole=(A, B, C)),
         catching_up=(D,), leaving=(C,),
     )  # fmt: skip
-    assert names(moving) == (AckPolicy.METRO, [A, B, D], [A, B])
+    assert names(moving) == (AckPolicy.METRO, [A, B, C, D], [A, B])
+    filled = replace(moving, catching_up=())
+    assert names(filled) == (AckPolicy.ANY_2_OF_3, [A, B, D], [A, B, D])
 
 
 def test_a_head_opens_first_in_its_own_site_then_at_its_vm() -> None:
@@ -142,6 +145,35 @@ def test_a_head_leaves_before_its_copy_does() -> None:
     leaving = replace(volume(A, B, C), leaving=(A,))
     step = next_step(leaving, facts(A, B, C, vm_site="c"))
     assert step == MoveHead(leaving.replicas[2])
+
+
+def test_a_node_is_emptied_head_first_and_no_copy_leaves_before_another_is_there() -> None:
+    drained = facts(A, B, C, vm_site="a", draining=[A])
+    assert next_step(volume(A, B), drained) == MoveHead(volume(A, B).replicas[1])
+    moved = replace(volume(A, B), head=B)
+    assert next_step(moved, drained) == Replace(A)
+    leaving = replace(moved, leaving=(A,))
+    assert next_step(leaving, drained) == AddCopy()
+    filled = replace(volume(A, B, C), head=B, leaving=(A,))
+    assert next_step(filled, drained) == Drop(A)
+    left = replace(volume(B, C), head=B)
+    assert next_step(left, drained) is None
+    alone = volume(A)
+    assert next_step(alone, facts(A, copies=1, draining=[A])) == Replace(A)
+
+
+def test_what_was_lost_for_long_is_made_anew_where_writes_go_on_without_it() -> None:
+    three = volume(A, B, C, policy=AckPolicy.ANY_2_OF_3)
+    lost = facts(A, B, copies=3, policy=AckPolicy.ANY_2_OF_3, gone=[C])
+    assert next_step(three, lost) == Replace(C)
+    pair = volume(A, B)
+    assert next_step(pair, facts(A, gone=[B])) is None  # writes wait: its owner decides
+    decided = replace(pair, without=(B,))
+    assert next_step(decided, facts(A, gone=[B])) == Replace(B)
+    begun = replace(decided, leaving=(B,))
+    assert next_step(begun, facts(A, gone=[B])) == AddCopy()
+    filled = replace(volume(A, B, D), without=(B,), leaving=(B,))
+    assert next_step(filled, facts(A, D, gone=[B])) == Drop(B)
 
 
 def test_a_contract_that_asks_for_more_or_less_is_followed() -> None:

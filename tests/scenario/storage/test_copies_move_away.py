@@ -1,0 +1,197 @@
+"""Copies leave an IO-node that is drained, or was lost for long: whole sites, played daemons.
+
+Real: every use case, index, feeds, `iaas.heads`. The contract is looked at after every step.
+"""
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from tests.scenario.api.conversation import Federation
+from tests.simulation.federation.nodes import SimIonode, make_node
+
+from nuage.iaas.heads import (
+    RELEASE_METHOD,
+    HeadKeeper,
+    ReleaseHead,
+)
+from nuage.ids import NodeId, SiteId
+from nuage.model.iaas import Iaas
+from nuage.model.identity import Grant, Role
+from nuage.model.infrastructure import Node, NodeRole
+from nuage.model.status import NodeStatus
+from nuage.model.volume import Volume, VolumeState
+from nuage.storage.heads import head_set, is_settled
+
+LYON, RENNES = SiteId("lyon"), SiteId("rennes")
+STEPS_MAX = 60
+LOST_AFTER_S = 900.0
+
+
+class Storage(Federation):
+    """Three sites with two IO-nodes each, and the keepers of their volumes' copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keepers: dict[SiteId, HeadKeeper] = {}
+        self.history: list[tuple[str, ...]] = []
+
+    async def open(self) -> None:
+        await super().open()
+        for site in self.sites.values():
+            node = make_node(site.site_id, NodeRole.IONODE, 2)
+            site.ionodes.append(SimIonode(self, site, node, site.clock))
+            site.sessions.ask = self._ask_node  # type: ignore[method-assign, assignment]
+            self.restart_controller(site.site_id)
+        await self.settle()
+
+    async def _ask_node(
+        self, node_id: NodeId, method: str, body: object, *_rest: object, **_more: object
+    ) -> None:
+        assert method == RELEASE_METHOD
+        assert isinstance(body, ReleaseHead)
+        ionode = next(
+            i for s in self.sites.values() for i in s.ionodes if i.node.node_id == node_id
+        )
+        if not body.reopen:
+            await ionode.daemons[body.iaas_id].close_head(body.volume_id)
+
+    def restart_controller(self, site_id: SiteId) -> None:
+        """What a controller has in memory is lost; what it wrote stays."""
+        self.keepers[site_id] = HeadKeeper(
+            self.sites[site_id].site, replace_lost_after_s=LOST_AFTER_S
+        )
+
+    async def build(self, **contract: object) -> None:
+        status, answer = await self.ask("POST", "/v1/iaas", {"name": "acme", "contract": contract})
+        assert status == 201, answer
+        self.tokens.know("tenant", Grant(Role.IAAS_ADMIN, answer["result"]["id"]))
+        await self.settle()
+        for name in ("data", "logs"):
+            body = {"name": name, "size_bytes": 64 << 20}
+            status, answer = await self.ask("POST", "/v1/iaas/acme/volumes", body, who="tenant")
+            assert status == 202, answer
+        await self.until(lambda: all(is_settled(v) for v in self.volumes()))
+
+    def volumes(self) -> list[Volume]:
+        found = self.sites[LYON].index.values(Volume)
+        return sorted(found, key=lambda volume: volume.name)
+
+    def on(self, node_id: NodeId) -> list[str]:
+        return [v.name for v in self.volumes() if any(p.node_id == node_id for p in v.replicas)]
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        for _ in range(STEPS_MAX):
+            await self.settle()
+            self.check_contract()
+            if holds():
+                return
+            for site in self.sites.values():
+                keeper = self.keepers[site.site_id]
+                for ionode in site.ionodes:
+                    if site.index.value(NodeStatus, ionode.node.node_id).connected:
+                        keeper.take_report(await ionode.report())
+                await keeper.look()
+        raise AssertionError(f"it never came to this: {self.volumes()}")
+
+    def check_contract(self) -> None:
+        """As many copies with everything, in as many sites, as the contract says."""
+        for volume in self.volumes():
+            iaas = self.sites[LYON].index.value(Iaas, volume.iaas_id)
+            if volume.state is not VolumeState.READY:
+                continue
+            full = [p for p in head_set(volume).members if p.node_id not in volume.catching_up]
+            assert len(full) >= iaas.contract.copies, volume
+            assert len({place.site_id for place in full}) >= iaas.contract.copy_sites, volume
+            assert {place.site_id for place in volume.replicas} <= {LYON, RENNES}, volume
+
+
+@pytest.fixture
+async def storage() -> AsyncIterator[Storage]:
+    bench = Storage()
+    await bench.open()
+    bench.tokens.know("operator", Grant(Role.OPERATOR, "lyon"))
+    yield bench
+    await bench.close()
+
+
+FRENCH_PAIR = {"data_countries": ["FR"], "copies": 2, "copy_sites": 2, "ack_policy": "all"}
+
+
+async def test_a_drained_node_is_left_head_first_and_one_copy_at_a_time(storage: Storage) -> None:
+    await storage.build(**FRENCH_PAIR)
+    node = storage.volumes()[0].head
+    assert node is not None
+    assert storage.on(node) == ["data", "logs"]
+    path = f"/v1/nodes/{node}/draining"
+    status, answer = await storage.ask("PUT", path, {"draining": True}, who="operator")
+    assert status == 200, answer
+    seen_leaving = []
+
+    def one_at_a_time() -> bool:
+        leaving = [v.name for v in storage.volumes() if v.leaving]
+        seen_leaving.append(leaving)
+        # Half way through its controller starts anew.
+        if len(seen_leaving) == 4:
+            for site_id in storage.sites:
+                storage.restart_controller(site_id)
+        return not storage.on(node) and all(is_settled(v) for v in storage.volumes())
+
+    await storage.until(one_at_a_time)
+    homes = {storage.sites[LYON].index.home("volume", v.volume_id) for v in storage.volumes()}
+    assert len(homes) <= 2
+    assert all(len(leaving) <= len(storage.sites) for leaving in seen_leaving)
+    assert {len(v.replicas) for v in storage.volumes()} == {2}
+    shown = storage.sites[LYON].index.value(Node, node)
+    assert (shown.maintenance, shown.draining) == (True, True)
+    status, _ = await storage.ask("PUT", path, {"draining": False}, who="operator")
+    assert status == 200
+    await storage.settle()
+    assert not storage.sites[LYON].index.value(Node, node).maintenance
+
+
+async def test_a_drain_is_refused_where_the_contract_leaves_no_other_place(
+    storage: Storage,
+) -> None:
+    await storage.build(sites=["lyon"], copies=2, copy_sites=1, ack_policy="all")
+    node = storage.volumes()[0].head
+    path = f"/v1/nodes/{node}/draining"
+    status, answer = await storage.ask("PUT", path, {"draining": True}, who="operator")
+    assert status == 422, answer
+    assert "cannot leave" in answer["error"]["message"], answer
+    assert node is not None
+    assert not storage.sites[LYON].index.value(Node, node).draining
+
+
+async def test_copies_of_a_node_that_is_lost_for_long_are_made_anew_elsewhere(
+    storage: Storage,
+) -> None:
+    pair = FRENCH_PAIR | {"copies": 3, "ack_policy": "any-2-of-3"}
+    await storage.build(**pair)
+    volume = storage.volumes()[0]
+    lost = next(p for p in volume.replicas if p.node_id != volume.head)
+    site = storage.sites[lost.site_id]
+    gone = next(i for i in site.ionodes if i.node.node_id == lost.node_id)
+    site.ionodes.remove(gone)
+    for daemons in (i.daemons for s in storage.sites.values() for i in s.ionodes):
+        for daemon in daemons.values():
+            daemon.silent_copies.add(lost.node_id)
+    status = site.index.value(NodeStatus, lost.node_id)
+    just_now = site.clock.now_s()
+    await site.site.save(
+        NodeStatus(
+            node_id=lost.node_id, site_id=lost.site_id, connected=False, since_s=just_now,
+            replica_addresses=status.replica_addresses,
+        )
+    )  # fmt: skip
+    await storage.settle()
+    for keeper in storage.keepers.values():
+        await keeper.look()
+    assert not any(v.leaving for v in storage.volumes()), "it may be back in a moment"
+    await site.site.save(
+        NodeStatus(
+            node_id=lost.node_id, site_id=lost.site_id, connected=False,
+            since_s=just_now - LOST_AFTER_S, replica_addresses=status.replica_addresses,
+        )
+    )  # fmt: skip
+    await storage.until(lambda: not storage.on(lost.node_id))
+    assert {len(v.replicas) for v in storage.volumes()} == {3}
