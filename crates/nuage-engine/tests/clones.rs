@@ -49,6 +49,8 @@ fn clones(of: &[TempDir], nodes: &[usize]) -> (Vec<TempDir>, u64) {
         };
         clone_store(store, seq, target, CLONE, 2, false).expect("a clone");
     }
+    // What is committed is on a copy's disk with the groups that follow.
+    parent.until(|set| set.is_live(0) && set.is_live(1));
     (clones, seq)
 }
 
