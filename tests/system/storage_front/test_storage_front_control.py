@@ -193,10 +193,11 @@ def test_a_clone_made_by_each_copy_is_one_replicated_volume_and_no_empty_copy_pa
     three_sites[1].wait_until_open("c")
     url = three_sites[1].url().replace(IQN, iqn)
     works(url, "read -P 1 0 8M", "write -P 3 1M 1M", "flush")
-    found = three_sites[1].head("c")["copies"]
-    assert isinstance(found, list)
-    states = {copy["node"]: copy["state"] for copy in found}
-    assert states[replica_of(three_sites[2])["name"]] != "live", states
+    # The empty copy is live once it was filled, not before.
+    deadline_s = time.monotonic() + 60
+    while [copy["state"] for copy in copies(three_sites[1], "c")] != ["live", "live"]:
+        assert time.monotonic() < deadline_s, (copies(three_sites[1], "c"), three_sites[1].log)
+        time.sleep(0.05)  # noqa: TID251 - real processes
     works(three_sites[0].url(), "read -P 2 0 8M")
     # The other clone leads, with what was written to the first.
     three_sites[1].ask("close_head", volume="c")
@@ -206,6 +207,14 @@ def test_a_clone_made_by_each_copy_is_one_replicated_volume_and_no_empty_copy_pa
     )  # fmt: skip
     three_sites[0].wait_until_open("c")
     works(three_sites[0].url().replace(IQN, iqn), "read -P 3 1M 1M", "read -P 1 2M 6M")
+    # And the one that was empty, which has nothing but what it was filled with.
+    three_sites[0].ask("close_head", volume="c")
+    three_sites[2].ask(
+        "open_head", volume="c", epoch=3, policy="all", iqn=iqn, ack="memory", position=0,
+        replicas=[replica_of(three_sites[1])],
+    )  # fmt: skip
+    three_sites[2].wait_until_open("c")
+    works(three_sites[2].url().replace(IQN, iqn), "read -P 3 1M 1M", "read -P 1 2M 6M")
 
 
 def clone_on(site: Daemon) -> object:
@@ -223,9 +232,9 @@ def clone_on(site: Daemon) -> object:
             time.sleep(0.05)  # noqa: TID251 - real processes
 
 
-def copies(daemon: Daemon) -> list[dict[str, object]]:
-    """Return the copies of the volume as its head sees them."""
-    found = daemon.head()["copies"]
+def copies(daemon: Daemon, volume: str = "v") -> list[dict[str, object]]:
+    """Return the copies of a volume as its head sees them."""
+    found = daemon.head(volume)["copies"]
     assert isinstance(found, list)
     return found
 
