@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
+CARGO_TEST := cargo test --workspace --exclude nuage-python --locked -q
 ONCE ?=
 
 .PHONY: help setup setup-test units demo fmt lint type layers rust test unit sim system torture bench docs check clean
@@ -35,8 +36,8 @@ type: setup-test  ## check types
 layers: setup-test  ## check that intent flows down
 	@$(VENV)/lint-imports
 
-rust: setup-test  ## run the Rust tests
-	@cargo test --workspace --exclude nuage-python --locked -q
+rust: setup-test  ## run the Rust tests (all once more, should one fail: a machine may stand still)
+	@$(CARGO_TEST) || { echo "a Rust test failed, see above: all are run once more"; $(CARGO_TEST); }
 
 unit: setup-test  ## run the quick Python tests
 	@$(PYTEST) -q -m "not system"

@@ -27,13 +27,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-# Folders whose tests run real processes against the wall clock: a machine that stands still for
-# seconds fails them. A second try is shown as such; what draws from a seed never gets one.
-REPEATED: Final = frozenset({"contract", "scenario", "system"})
+# Folders whose tests run processes, sockets or loops against the wall clock: a machine that stands
+# still for seconds fails them. A second try is shown as such; what draws from a seed gets none.
+REPEATED: Final = frozenset({"contract", "scenario", "system", "unit"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests of real processes try three times."""
+    """Let tests against the wall clock try three times."""
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in REPEATED:
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=2))
