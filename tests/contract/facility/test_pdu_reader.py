@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,8 @@ class Wired:
 @pytest.fixture(params=["redfish", "apc", "raritan"])
 async def wired(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Wired]:
     redfish, snmp = tmp_path / "bmc.json", tmp_path / "snmp.json"
-    redfish.write_text(json.dumps({"user": LOGIN.user, "password": LOGIN.password}))
-    snmp.write_text(json.dumps({"community": COMMUNITY}))
+    _keep(redfish, {"user": LOGIN.user, "password": LOGIN.password})
+    _keep(snmp, {"community": COMMUNITY})
     async with AsyncExitStack() as stack:
         bench = await stack.enter_async_context(running_bench())
         url = bench.pdu_url
@@ -46,6 +46,12 @@ async def wired(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             port = await stack.enter_async_context(bench.snmp(PduSpeech(request.param)))
             url = f"snmp://127.0.0.1:{port}"
         yield Wired(bench, url, PduLogins(redfish, snmp))
+
+
+def _keep(path: Path, login: Mapping[str, str]) -> None:
+    """Write a login as its owner must: nobody else may read it."""
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(login))
 
 
 async def _first_reading(wired: Wired) -> PduSeen:
@@ -76,8 +82,8 @@ async def test_a_pdu_is_read_and_switched_by_snmp_3_with_keys_from_a_file(tmp_pa
     """One PDU for all of it: an engine and its keys take a second to make."""
     login = {"user": USER.name, "privacy_key": USER.privacy_key}
     right, wrong = tmp_path / "snmp.json", tmp_path / "wrong.json"
-    right.write_text(json.dumps(login | {"authentication_key": USER.authentication_key}))
-    wrong.write_text(json.dumps(login | {"authentication_key": "not this one"}))
+    _keep(right, login | {"authentication_key": USER.authentication_key})
+    _keep(wrong, login | {"authentication_key": "not this one"})
     async with running_bench() as bench, bench.snmp_v3(PduSpeech.APC) as port:
         url = f"snmp://127.0.0.1:{port}"
         async with PduLogins(None, right).opener(url, bench.clock)() as pdu:
