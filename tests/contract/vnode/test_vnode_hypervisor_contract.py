@@ -247,9 +247,8 @@ async def test_a_handed_over_guest_can_be_taken_back(pair: Pair) -> None:
     await pair.left.migrate_continue(VM)
     await until(pair.left, in_state(RunState.HANDED_OVER))
     await pair.right.kill(VM)
-    await until(
-        pair.right, in_state(RunState.SHUT_DOWN)
-    )  # a process that ends still locks its file
+    # A process that has not ended yet still locks its file.
+    await until(pair.right, in_state(RunState.SHUT_DOWN))
     await pair.left.resume(VM)
     await until(pair.left, in_state(RunState.RUNNING))
 
