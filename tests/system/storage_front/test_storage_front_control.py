@@ -159,10 +159,7 @@ def test_a_head_that_dies_is_followed_by_another_site_with_every_write(
     works(three_sites[1].url(), "read -P 1 0 1M", "read -P 2 1M 64k", "write -P 3 0 4k", "flush")
     # The old one comes back, as a copy, and catches up; then it leads again.
     three_sites[0].start()
-    deadline_s = time.monotonic() + 20
-    while [copy["state"] for copy in copies(three_sites[1])] != ["live", "live"]:
-        assert time.monotonic() < deadline_s, (copies(three_sites[1]), three_sites[1].log)
-        time.sleep(0.05)  # noqa: TID251 - real processes
+    until_live(three_sites[1], "v", within_s=20)
     three_sites[1].ask("close_head", volume="v")
     open_on(three_sites, 0, epoch=3)
     works(three_sites[0].url(), "read -P 3 0 4k", "read -P 2 1M 64k", "read -P 1 4M 4M")
@@ -194,27 +191,24 @@ def test_a_clone_made_by_each_copy_is_one_replicated_volume_and_no_empty_copy_pa
     url = three_sites[1].url().replace(IQN, iqn)
     works(url, "read -P 1 0 8M", "write -P 3 1M 1M", "flush")
     # The empty copy is live once it was filled, not before.
-    deadline_s = time.monotonic() + 60
-    while [copy["state"] for copy in copies(three_sites[1], "c")] != ["live", "live"]:
-        assert time.monotonic() < deadline_s, (copies(three_sites[1], "c"), three_sites[1].log)
-        time.sleep(0.05)  # noqa: TID251 - real processes
+    until_live(three_sites[1], "c", within_s=60)
     works(three_sites[0].url(), "read -P 2 0 8M")
     # The other clone leads, with what was written to the first.
     three_sites[1].ask("close_head", volume="c")
-    three_sites[0].ask(
-        "open_head", volume="c", epoch=2, policy="all", iqn=iqn, ack="memory", position=0,
-        replicas=[replica_of(three_sites[1])],
-    )  # fmt: skip
-    three_sites[0].wait_until_open("c")
-    works(three_sites[0].url().replace(IQN, iqn), "read -P 3 1M 1M", "read -P 1 2M 6M")
+    leads_clone(three_sites[0], three_sites[1], epoch=2, iqn=iqn)
     # And the one that was empty, which has nothing but what it was filled with.
     three_sites[0].ask("close_head", volume="c")
-    three_sites[2].ask(
-        "open_head", volume="c", epoch=3, policy="all", iqn=iqn, ack="memory", position=0,
-        replicas=[replica_of(three_sites[1])],
+    leads_clone(three_sites[2], three_sites[1], epoch=3, iqn=iqn)
+
+
+def leads_clone(site: Daemon, other: Daemon, *, epoch: int, iqn: str) -> None:
+    """Let a site lead the clone with one other copy, and read what is known to be in it."""
+    site.ask(
+        "open_head", volume="c", epoch=epoch, policy="all", iqn=iqn, ack="memory", position=0,
+        replicas=[replica_of(other)],
     )  # fmt: skip
-    three_sites[2].wait_until_open("c")
-    works(three_sites[2].url().replace(IQN, iqn), "read -P 3 1M 1M", "read -P 1 2M 6M")
+    site.wait_until_open("c")
+    works(site.url().replace(IQN, iqn), "read -P 3 1M 1M", "read -P 1 2M 6M")
 
 
 def clone_on(site: Daemon) -> object:
@@ -230,6 +224,14 @@ def clone_on(site: Daemon) -> object:
             if refused.code not in ("not_found", "unavailable") or time.monotonic() > deadline_s:
                 raise
             time.sleep(0.05)  # noqa: TID251 - real processes
+
+
+def until_live(daemon: Daemon, volume: str, *, within_s: float) -> None:
+    """Wait until both copies elsewhere have all that the head has."""
+    deadline_s = time.monotonic() + within_s
+    while [copy["state"] for copy in copies(daemon, volume)] != ["live", "live"]:
+        assert time.monotonic() < deadline_s, (copies(daemon, volume), daemon.log)
+        time.sleep(0.05)  # noqa: TID251 - real processes
 
 
 def copies(daemon: Daemon, volume: str = "v") -> list[dict[str, object]]:
