@@ -15,6 +15,7 @@ from aiohttp import web
 
 from nuage.api.consoles import Consoles
 from nuage.api.dispatch import Caller, Dispatcher, invalid_body
+from nuage.api.doors import DOORS, Health, LogIn, Token
 from nuage.api.errors import document_of, status_of
 from nuage.api.events import EventRing
 from nuage.api.openapi import openapi_document
@@ -77,14 +78,6 @@ class ImageSink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogIn:
-    """What a user shows to get a token."""
-
-    name: str
-    secret: str
-
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Hears of every answer: the operation's name, "ok" or the error's code, the seconds it took.
@@ -113,18 +106,19 @@ def build_application(doors_: Doors) -> web.Application:
         (operation.name, operation.verb, operation.path, routes.of(operation))
         for operation in TABLE.all()
     ]
-    table += [
-        ("token.create", "POST", "/v1/tokens", routes.log_in),
-        ("image.upload", "PUT", "/v1/images/{image}/data", routes.upload),
-        ("event.follow", "GET", "/v1/events", routes.follow_events),
-        ("vm.attach", "GET", "/v1/iaas/{iaas}/vms/{vm}/console/stream", routes.attach),
-        ("audit.list", "GET", "/v1/audit", routes.list_audit),
-        ("audit.keys", "GET", "/v1/audit/keys", routes.audit_keys),
-        ("audit.file", "GET", "/v1/audit/files/{name}", routes.audit_file),
-        ("openapi", "GET", "/v1/openapi.json", routes.describe),
-        ("health", "GET", "/healthz", routes.health),
-        ("metrics", "GET", "/metrics", routes.show_metrics),
-    ]
+    behind: dict[str, Handler] = {
+        "token.create": routes.log_in,
+        "image.upload": routes.upload,
+        "event.follow": routes.follow_events,
+        "vm.attach": routes.attach,
+        "audit.list": routes.list_audit,
+        "audit.keys": routes.audit_keys,
+        "audit.file": routes.audit_file,
+        "openapi": routes.describe,
+        "health": routes.health,
+        "metrics": routes.show_metrics,
+    }
+    table += [(door.name, door.verb, door.path, behind[door.name]) for door in DOORS]
     names = {(verb, path): name for name, verb, path, _ in table}
     answering = _Answering(doors_.site, doors_.answered, names)
     application = web.Application(
@@ -224,7 +218,7 @@ class _Routes:
         except UNREADABLE as error:
             raise InvalidRequest(f"the body is not JSON: {error}") from None
         token = await self._doors.issuer.issue(body.name, body.secret)
-        return self._result(request, {"token": token}, 201)
+        return self._result(request, Token(token=token), 201)
 
     async def upload(self, request: web.Request) -> web.Response:
         shown = await self._doors.images.receive(
@@ -275,7 +269,7 @@ class _Routes:
         return json_response(openapi_document())
 
     async def health(self, request: web.Request) -> web.Response:
-        return self._result(request, {"status": "ok"}, 200)
+        return self._result(request, Health(status="ok"), 200)
 
     async def show_metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._doors.metrics(), content_type="text/plain", charset="utf-8")

@@ -1,4 +1,4 @@
-"""OpenAPI 3.1 of the REST API, read off the table of operations."""
+"""OpenAPI 3.1 of the REST API, read off the table of operations and the list of other doors."""
 
 import re
 from typing import Final, cast
@@ -6,6 +6,7 @@ from typing import Final, cast
 import msgspec
 
 from nuage import __version__
+from nuage.api.doors import DOORS, JSON, Door
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 
@@ -26,6 +27,7 @@ def openapi_document() -> dict[str, object]:
     """Return the whole description as a JSON-ready document."""
     operations = TABLE.all()
     types = [t for operation in operations for t in (operation.body, operation.result)]
+    types += [cast(type, t) for d in DOORS for t in (d.body, d.result) if _is_type(t)]
     schemas, components = msgspec.json.schema_components(cast(list[type], types), ref_template=_REF)
     paths: dict[str, dict[str, object]] = {}
     for index, operation in enumerate(operations):
@@ -33,6 +35,11 @@ def openapi_document() -> dict[str, object]:
         paths.setdefault(operation.path, {})[operation.verb.lower()] = _described(
             operation, _resolved(body, components), result
         )
+    rest = iter(schemas[2 * len(operations) :])
+    for door in DOORS:
+        body = next(rest) if _is_type(door.body) else {}
+        result = next(rest) if _is_type(door.result) else {}
+        paths.setdefault(door.path, {})[door.verb.lower()] = _door(door, body, result)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Nuage", "version": __version__, "license": {"name": "Apache-2.0"}},
@@ -43,6 +50,52 @@ def openapi_document() -> dict[str, object]:
         },
         "security": [{"token": []}],
     }
+
+
+def _is_type(what: object) -> bool:
+    return what is not None and not isinstance(what, str)
+
+
+def _door(door: Door, body: dict[str, object], result: dict[str, object]) -> dict[str, object]:
+    """Describe a door that is no operation."""
+    content: dict[str, object] = {door.media: {}} if door.media else {}
+    if door.result is not None:
+        content[JSON] = {"schema": _answer(result)}
+    described: dict[str, object] = {
+        "operationId": door.name,
+        "summary": door.summary,
+        "tags": [door.name.partition(".")[0]],
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in _PARAMETER.findall(door.path)
+        ]
+        + [
+            {
+                "name": name, "in": "query", "required": False, "description": text,
+                "schema": {"type": "integer"},
+            }
+            for name, text in door.query.items()
+        ],
+        "responses": {
+            str(door.status): {"description": "done", **({"content": content} if content else {})},
+            **{
+                str(status): {
+                    "description": _ERRORS[str(status)],
+                    "content": {JSON: {"schema": _ERROR}},
+                }
+                for status in door.errors
+            },
+        },
+    }  # fmt: skip
+    if door.body is not None:
+        media = door.body if isinstance(door.body, str) else JSON
+        described["requestBody"] = {
+            "required": True,
+            "content": {media: {"schema": body} if body else {}},
+        }
+    if not door.needs_token:
+        described["security"] = []
+    return described
 
 
 def _resolved(schema: dict[str, object], components: dict[str, object]) -> dict[str, object]:

@@ -71,7 +71,10 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 class ChannelClient:
-    """A channel to one daemon, kept open. Has the calls of `Peer`."""
+    """A channel to one daemon, kept open. Has the calls of `Peer`.
+
+    `address` may hold several, with commas between: they are tried in turn.
+    """
 
     def __init__(
         self,
@@ -85,9 +88,11 @@ class ChannelClient:
         on_state: Callable[[ChannelState, str], None] | None = None,
         prng: Random | None = None,
     ) -> None:
-        self.address = address
+        self._addresses = address.split(",")
+        self._turn = 0
         self.state = ChannelState.CLOSED
-        self._host, self._port = parse_address(address)
+        for each in self._addresses:
+            parse_address(each)
         self._ssl_context = ssl_context
         self._handlers = handlers
         self._clock = clock
@@ -100,6 +105,11 @@ class ChannelClient:
         self._peer: Peer | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        """Return the address that is tried or connected now."""
+        return self._addresses[self._turn]
 
     def start(self) -> None:
         """Begin to connect, and to connect again whenever the channel is lost."""
@@ -188,6 +198,7 @@ class ChannelClient:
             delay_s = self._backoff.next_s()
             self._retry_at_s = self._clock.monotonic_s() + delay_s
             self._set_state(ChannelState.WAITING, reason)
+            self._turn = (self._turn + 1) % len(self._addresses)
             await self._clock.sleep(delay_s)
 
     async def _connect_once(self) -> str:
@@ -220,8 +231,7 @@ class ChannelClient:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await asyncio.get_running_loop().create_connection(
                     lambda: protocol,
-                    self._host,
-                    self._port,
+                    *parse_address(self.address),
                     ssl=self._ssl_context,
                     ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 )

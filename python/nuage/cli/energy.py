@@ -14,9 +14,9 @@ from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
     age,
+    answered,
     inner,
     listed,
-    print_json,
     print_table,
     row_of,
     rows_of,
@@ -62,8 +62,7 @@ def energy_group() -> None:
 def show_energy(session: Session, *, nodes: bool) -> None:
     """Show every site's watts and what they cost now, and every node's meter."""
     answer = session.client.get("/v1/energy")
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     sites = [(row, inner(row, "value")) for row in rows_of(answer)]
     rows = []
@@ -172,8 +171,7 @@ def rules_command(session: Session, /, site: str, **options: object) -> None:
     if changes:
         body = {k: v for k, v in known.items() if k != "site_id"} | changes
         known = row_of(session.client.call("PUT", path, body))
-    if session.as_json:
-        print_json(known)
+    if answered(session, known):
         return
     rows: list[tuple[object, ...]] = [
         (
@@ -295,8 +293,7 @@ def plan_command(
     plan = row_of(session.client.call("POST", f"/v1/energy/{site}/what-if", body))
     if plot is not None:
         plot_plan(plan, plot)
-    if session.as_json:
-        print_json(plan)
+    if answered(session, plan):
         return
     _show_plan(plan)
     _show_foreseen(plan)
@@ -323,9 +320,7 @@ def apply_command(
             raise TimedOut(f"the plan of {site}", after_s=PLAN_WAIT_S)
         time.sleep(POLL_S)  # noqa: TID251 - a person waits
         plan = row_of(session.client.get(path))
-    if session.as_json:
-        print_json(plan)
-    else:
+    if not answered(session, plan):
         _show_plan(plan)
 
 
@@ -335,9 +330,7 @@ def apply_command(
 def progress_command(session: Session, site: str) -> None:
     """Show the plan under way at SITE, or how the last one ended."""
     plan = row_of(session.client.get(f"/v1/energy/{site}/plan"))
-    if session.as_json:
-        print_json(plan)
-    else:
+    if not answered(session, plan):
         _show_plan(plan)
 
 
@@ -423,8 +416,7 @@ def vm_command(session: Session, name: str, iaas: str) -> None:
     """Show the energy that a VM has used at its present site."""
     path = f"/v1/iaas/{session.require_iaas(iaas)}/vms/{name}/energy"
     answer = row_of(session.client.get(path))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     joules = float(str(answer["it_joules"]))
     click.echo(f"{name}: {joules:.0f} J ({joules / 3.6e6:.6f} kWh) of IT at {answer['site_id']}")

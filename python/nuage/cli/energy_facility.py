@@ -7,7 +7,7 @@ from datetime import datetime
 import click
 
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import Row, inner, listed, print_json, print_table, rows_of
+from nuage.cli.showing import Row, answered, inner, listed, print_table, rows_of
 from nuage.energy.kpi import Category, EnergyPeriod, Kpi, kpis
 from nuage.energy.tier import TIER_AVAILABILITY, at_least
 from nuage.errors import InvalidRequest, NuageError
@@ -23,14 +23,14 @@ def facility_command(session: Session, month: str) -> None:
     sites = {str(r["site_id"]): r for r in _values(session.client.get("/v1/energy"))}
     claimed = _claimed_tiers(session)
     figures = {site_id: _figures(session, site, month) for site_id, site in sites.items()}
-    if session.as_json:
-        print_json({
-            site_id: {
-                "claimed_tier": claimed.get(site_id), "tier": sites[site_id]["tier"],
-                "month": month, "figures": {kpi.name: kpi.value for kpi in figures[site_id]},
-            }
-            for site_id in sites
-        })  # fmt: skip
+    told = {
+        site_id: {
+            "claimed_tier": claimed.get(site_id), "tier": sites[site_id]["tier"],
+            "month": month, "figures": {kpi.name: kpi.value for kpi in figures[site_id]},
+        }
+        for site_id in sites
+    }  # fmt: skip
+    if answered(session, told):
         return
     rows = []
     for site_id, site in sites.items():
@@ -78,8 +78,7 @@ def availability_command(session: Session, iaas: str, needed: int) -> None:
     claimed = _claimed_tiers(session)
     parts = {s: _availability(sites.get(s), claimed.get(s, 1)) for s in everywhere}
     whole = at_least([availability for availability, _ in parts.values()], needed)
-    if session.as_json:
-        print_json({"sites": {s: a for s, (a, _) in parts.items()}, "availability": whole})
+    if answered(session, {"sites": {s: a for s, (a, _) in parts.items()}, "availability": whole}):
         return
     rows = [(site_id, f"{value:.4%}", source) for site_id, (value, source) in parts.items()]
     print_table(("SITE", "AVAILABILITY", "FROM"), rows, empty="")

@@ -3,7 +3,7 @@
 import click
 
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import inner, print_json, row_of, rows_of, show
+from nuage.cli.showing import answered, inner, row_of, rows_of, show
 
 Row = dict[str, object]
 
@@ -20,8 +20,7 @@ def fabric_group() -> None:
 def show_fabric(session: Session, node: str, stations: bool) -> None:
     """Show the fabric as NODE (a V-node or an edge) sees it."""
     answer = row_of(session.client.get(f"/v1/fabric/{node}"))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     click.echo(
         f"{answer['node_id']}  nickname {_nickname(answer['nickname'])}  plane {answer['plane']}  "
@@ -143,8 +142,7 @@ def _path(session: Session, iaas: str, source: str, destination: str, *, traced:
             traced="true" if traced else "false",
         )
     )
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     found = inner(answer, "answer")
     click.echo(

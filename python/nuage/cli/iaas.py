@@ -9,7 +9,7 @@ from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile
 from nuage.cli.keyfile import make_key_file
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import inner, listed, print_json, row_of, rows_of, show
+from nuage.cli.showing import answered, inner, listed, row_of, rows_of, show
 from nuage.units import format_size
 
 
@@ -112,9 +112,7 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
         "tenant_key": make_key_file(key_file) if isinstance(key_file, Path) else "",
     }
     answer = row_of(session.client.call("POST", "/v1/iaas", body))
-    if session.as_json:
-        print_json(answer)
-    else:
+    if not answered(session, answer):
         click.echo(f"{answer['id']}  {name}, homed at {answer['site']}")
         click.echo(f"next: nuage user create NAME --grant iaas-admin@{name}")
 
@@ -169,8 +167,7 @@ def show_iaas(session: Session, name: str) -> None:
     """Show an IaaS: contract, segments, what is used of its quotas."""
     answer = row_of(session.client.get(f"/v1/iaas/{name}"))
     quota = session.client.get(f"/v1/iaas/{name}/quota")
-    if session.as_json:
-        print_json({**answer, "quota": quota})
+    if answered(session, {**answer, "quota": quota}):
         return
     value = inner(answer, "value")
     click.echo(f"{value['name']}  {answer['id']}  owner {value['owner']}  home {answer['site']}")
@@ -266,8 +263,7 @@ def import_image(
                 lambda sent: progress.update(task, completed=sent),
             )
         )
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     value = inner(answer, "value")
     size = format_size(int(str(value["size_bytes"])))
@@ -368,8 +364,7 @@ def grant_roles(session: Session, name: str, roles: tuple[str, ...], take: bool)
     """
     body = {"take" if take else "give": list(roles)}
     answer = row_of(session.client.call("POST", f"/v1/users/{name}/grants", body))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     click.echo(f"{name}: {_roles_text(answer) or 'no role'}")
 

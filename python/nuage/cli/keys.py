@@ -7,7 +7,7 @@ import click
 from nuage.cli.iaas import iaas_group
 from nuage.cli.keyfile import read_key_file
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import listed, print_json, row_of
+from nuage.cli.showing import answered, listed, row_of
 
 
 @iaas_group.command("unlock")
@@ -20,8 +20,7 @@ def unlock_iaas(session: Session, name: str, key_file: Path) -> None:
     """Give NAME's key to the sites, in memory, until they restart."""
     body = {"tenant_key": read_key_file(key_file)}
     answer = row_of(session.client.call("POST", f"/v1/iaas/{name}/unlock", body))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     click.echo(f"{name} is unlocked at {', '.join(map(str, listed(answer, 'sites')))}")
     for site in listed(answer, "silent"):

@@ -44,6 +44,13 @@ def print_json(answer: object) -> None:
     click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
 
 
+def answered(session: Session, answer: object) -> bool:
+    """Print an answer as JSON if that was asked for; tell whether it was: nothing more is said."""
+    if session.as_json:
+        print_json(answer)
+    return session.as_json
+
+
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a table, or `empty` when there is nothing."""
     listed = [[str(cell) for cell in row] for row in rows]
@@ -83,9 +90,7 @@ def show(
     empty: str,
 ) -> None:
     """Print an answer as JSON or as a table, as the caller asked."""
-    if session.as_json:
-        print_json(answer)
-    else:
+    if not answered(session, answer):
         print_table(headers, rows, empty=empty)
 
 

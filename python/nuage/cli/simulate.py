@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nuage.cli.energy_plot import require_plot
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import inner, print_json, print_table, rows_of
+from nuage.cli.showing import answered, inner, print_table, rows_of
 from nuage.errors import InvalidRequest
 from nuage.placement.policies import PolicyBook
 
@@ -87,9 +87,11 @@ def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
         title = f"{options['nodes']} nodes, placed by {names[0]}, {load}"
         plot.write_bytes(plot_fleet(first, kind=plot.suffix.removeprefix("."), title=title))
     tables = {name: _by_site(rows) for name, rows in found.items()}
-    if session.as_json:
-        print_json({name: [dict(zip(COLUMNS, row, strict=True)) for row in table]
-                    for name, table in tables.items()})  # fmt: skip
+    named = {
+        name: [dict(zip(COLUMNS, row, strict=True)) for row in table]
+        for name, table in tables.items()
+    }
+    if answered(session, named):
         return
     shown = [(name, *row) for name, table in tables.items() for row in table]
     placed_by = "POLICY" if options["policy"] else "WEIGHING"
@@ -246,8 +248,7 @@ def planetlab_command(
         rules = "memory enforced" if honest else "CloudSim's rules"
         title = f"PlanetLab {folder.name}, {len(day.vm_mips):,} VMs, {rules}"
         plot.write_bytes(plot_day(results, kind=plot.suffix.removeprefix("."), title=title))
-    if session.as_json:
-        print_json([dict(zip(headers, row, strict=True)) for row in rows])
+    if answered(session, [dict(zip(headers, row, strict=True)) for row in rows]):
         return
     print_table(headers, rows, empty="no policy")
     if honest:

@@ -5,7 +5,7 @@ import time
 import click
 
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import Row, age, inner, listed, print_json, row_of, rows_of, show
+from nuage.cli.showing import Row, age, answered, inner, listed, row_of, rows_of, show
 from nuage.units import format_size
 
 
@@ -127,9 +127,9 @@ def undrain_node(session: Session, node: str) -> None:
 def _set_draining(session: Session, node: str, *, draining: bool) -> None:
     path = f"/v1/nodes/{node}/draining"
     answer = session.client.call("PUT", path, {"draining": draining})
-    if session.as_json:
-        print_json(answer)
-    elif draining:
+    if answered(session, answer):
+        return
+    if draining:
         click.echo(f"{node} is emptied; `nuage node list` shows how many copies are left")
     else:
         click.echo(f"{node} takes copies again")
@@ -143,9 +143,7 @@ def maintenance(session: Session, node: str, state: str) -> None:
     """Take a node out of service (on), or back (off)."""
     body = {"maintenance": state == "on"}
     answer = session.client.call("PUT", f"/v1/nodes/{node}/maintenance", body)
-    if session.as_json:
-        print_json(answer)
-    else:
+    if not answered(session, answer):
         click.echo(f"{node}: maintenance {state}")
 
 
@@ -188,17 +186,13 @@ def rotate_keys(session: Session, site: str) -> None:
     and old ones are accepted for two minutes.
     """
     answer = session.client.call("POST", f"/v1/sites/{site}/rotate-keys", {})
-    if session.as_json:
-        print_json(answer)
-    else:
+    if not answered(session, answer):
         click.echo("the fabric's keys roll: the old ones end within two minutes")
 
 
 def _revoke(session: Session, path: str, name: str) -> None:
     answer = session.client.call("POST", f"{path}/revoke", {})
-    if session.as_json:
-        print_json(answer)
-    else:
+    if not answered(session, answer):
         click.echo(f"{name} is revoked")
 
 
@@ -239,8 +233,7 @@ def events_command(session: Session, follow: bool, last: int) -> None:
 
 
 def _print_event(session: Session, line: dict[str, object]) -> None:
-    if session.as_json:
-        print_json(line)
+    if answered(session, line):
         return
     moment = time.strftime("%H:%M:%S", time.localtime(float(str(line["at_s"]))))
     click.echo(f"{moment}  {line['site']!s:<10} {line['kind']!s:<8} {line['text']}")

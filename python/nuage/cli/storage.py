@@ -11,10 +11,10 @@ from nuage.cli.iaas import iaas_group
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
+    answered,
     inner,
     listed,
     print_facts,
-    print_json,
     print_table,
     row_of,
     rows_of,
@@ -89,8 +89,7 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
     answer = row_of(session.client.get(path))
     standing = row_of(session.client.get(f"{path}/copies"))
     conditions = rows_of(session.client.get(f"{path}/conditions"))
-    if session.as_json:
-        print_json({**answer, "standing": standing, "conditions": conditions})
+    if answered(session, {**answer, "standing": standing, "conditions": conditions}):
         return
     volume = inner(answer, "value")
     print_facts(_facts(answer, volume))
@@ -142,9 +141,7 @@ def scrub_volume(session: Session, name: str, iaas: str) -> None:
     Copies do so each week by themselves; `nuage volume show` tells what was found.
     """
     answer = session.client.call("POST", f"{_volumes(session, iaas)}/{name}/scrub")
-    if session.as_json:
-        print_json(answer)
-    else:
+    if not answered(session, answer):
         _print_conditions(session, rows_of(answer))
 
 
@@ -253,8 +250,7 @@ def history_volume(session: Session, name: str, after: int, count: int, iaas: st
     """Show what a volume's journal keeps: any write from the horizon on can be gone back to."""
     path = f"{_volumes(session, iaas)}/{name}/history"
     answer = row_of(session.client.get(path, after=after, count=count))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     kept = format_size(int(str(answer["history_bytes"])))
     click.echo(f"writes #{answer['horizon_sequence']} to #{answer['sequence']} are kept, {kept}")
@@ -397,8 +393,7 @@ def _open_views(session: Session, volumes: str, instants: list[Instant], kept_s:
 
 
 def _tell_views(session: Session, views: list[Row], answer: object) -> None:
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     for view in views:
         until = _day(view["until_s"])
@@ -570,8 +565,7 @@ def move_volume(session: Session, name: str, to: str, iaas: str) -> None:
 def trace_volume(session: Session, name: str, iaas: str) -> None:
     """Tell where each segment of a volume has been, from when to when, and under whose law."""
     answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}/trace"))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     rows = [
         (
@@ -664,8 +658,7 @@ def _is_proof(path: Path) -> bool:
 def check_iaas(session: Session, name: str) -> None:
     """Look for any VM, copy or receipt of an IaaS that is outside its contract."""
     answer = row_of(session.client.get(f"/v1/iaas/{name}/check"))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     rows = [
         (row["kind"], row["id"], row["site"], row["rule"], row["reason"])

@@ -9,10 +9,10 @@ from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
     age,
+    answered,
     inner,
     listed,
     print_facts,
-    print_json,
     print_table,
     row_of,
     rows_of,
@@ -99,8 +99,7 @@ def create_vm(session: Session, /, name: str, iaas: str, wait: bool, **options: 
     answer = row_of(session.client.call("POST", _vms(session, iaas), body))
     if wait:
         _wait_for(session, iaas, name, "running")
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     decision = inner(answer, "decision")
     vm = inner(answer, "vm")
@@ -147,8 +146,7 @@ def list_vms(session: Session, iaas: str) -> None:
 def show_vm(session: Session, name: str, iaas: str) -> None:
     """Show one VM: how it is, where it runs, what it has."""
     answer = row_of(session.client.get(f"{_vms(session, iaas)}/{name}"))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     vm, shape = inner(answer, "value"), inner(inner(answer, "value"), "shape")
     moves = vm["migrating_to"]
@@ -180,8 +178,7 @@ def show_vm(session: Session, name: str, iaas: str) -> None:
 def explain_vm(session: Session, name: str, iaas: str) -> None:
     """Tell why a VM is where it is: the score of each candidate, each refusal by rule."""
     answer = row_of(session.client.get(f"{_vms(session, iaas)}/{name}/decision"))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     asked = ", ".join(map(str, listed(answer, "asked_sites")))
     silent = ", ".join(map(str, listed(answer, "silent_sites")))

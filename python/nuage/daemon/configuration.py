@@ -77,9 +77,10 @@ class EnergyConfiguration:
 class ControllerConfiguration:
     """A site's controller.
 
-    `api_listen` holds ``host:port`` (TLS) and ``unix:/path``. `catalogue` is ``sqlite`` or the
-    client URL of the site's own etcd. `rack_agents` gives each rack a Local Agent of its own.
-    Copies on an IO-node that was lost for `replace_lost_after_s` are made anew on others.
+    `api_listen` holds ``host:port`` (TLS) and ``unix:/path``. `catalogue` is ``sqlite``, or the
+    client URLs of the site's own etcd where it runs several controllers (`daemon.seat`); all their
+    addresses stand in `datacenter.addresses`. `rack_agents` gives each rack a Local Agent of its
+    own. Copies on an IO-node that was lost for `replace_lost_after_s` are made anew on others.
     """
 
     state_dir: Path
@@ -100,7 +101,10 @@ class ControllerConfiguration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfiguration:
-    """What every agent needs: who it is, and where its controller listens."""
+    """What every agent needs: who it is, and where its controller listens.
+
+    A site with several controllers has several addresses in `controller`, with commas between.
+    """
 
     node: Node
     state_dir: Path

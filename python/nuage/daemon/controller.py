@@ -15,8 +15,6 @@ from nuage.api.dispatch import OPERATION_METHOD, Carried, Dispatcher
 from nuage.api.events import Announcement, EventRing
 from nuage.api.http import Doors, build_application
 from nuage.catalogue.follow import FeedFollower
-from nuage.catalogue.replica import SqliteReplicas
-from nuage.catalogue.sqlite import SqliteCatalogue
 from nuage.channel import ChannelServer, Handlers, Peer, current_request_id, parse_address
 from nuage.clock import Clock, SystemClock
 from nuage.daemon.access import Access, Audit, AuditExport, known_user
@@ -28,7 +26,7 @@ from nuage.daemon.guardian import Guardian, lease_until_s, read_held, write_held
 from nuage.daemon.hardware import RedfishFence, redfish_bmcs
 from nuage.daemon.heads import HeadWatch
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
-from nuage.daemon.joining import STORAGE_KEY_FILE, Welcoming, first_user, own_number, service_hosts
+from nuage.daemon.joining import Welcoming, first_user, own_number, service_hosts
 from nuage.daemon.ledgers import keep_ledgers, open_ledgers, serve_ledgers
 from nuage.daemon.metrics import ControllerMetrics
 from nuage.daemon.nodes import NodeSessions, Reactions
@@ -36,6 +34,8 @@ from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChanne
 from nuage.daemon.process import Tasks, new_registry
 from nuage.daemon.quorum import open_etcd, open_quorum
 from nuage.daemon.reconciler import Reconciler
+from nuage.daemon.seat import has_seat, open_catalogue, open_seat
+from nuage.daemon.secret_desk import SecretDesk
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
 from nuage.daemon.trust_desk import Distrusting, TrustDesk
 from nuage.errors import Unavailable
@@ -43,7 +43,6 @@ from nuage.iaas.fabric_keys import FabricKeySet, KeyRoll
 from nuage.iaas.fabric_wishes import FabricContext
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
-from nuage.iaas.lisp_wishes import lisp_key
 from nuage.iaas.movement import (
     DECIDED_METHOD,
     GIVE_UP_METHOD,
@@ -52,7 +51,7 @@ from nuage.iaas.movement import (
     Movement,
 )
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
-from nuage.iaas.site import Site
+from nuage.iaas.site import Distrust, Site
 from nuage.iaas.wishes import WishContext
 from nuage.ids import NodeId, RackId, SiteId, VmId
 from nuage.model.desired import IonodeReport, VnodeReport
@@ -99,7 +98,14 @@ class Controller:
         self._metrics = ControllerMetrics(new_registry())
 
     async def start(self) -> Callable[[], Awaitable[None]]:
-        """Start everything, in order of dependence; return what stops it."""
+        """Start everything, in order of dependence; return what stops it.
+
+        At a site with several controllers this waits until none of the others serves.
+        """
+        if has_seat(self._configuration):
+            seat = open_seat(self._configuration, self._clock)
+            await seat.take()
+            self._closers.append(seat.leave)
         self._datacenter = replace(
             self._configuration.datacenter, number=own_number(self._configuration)
         )
@@ -127,16 +133,12 @@ class Controller:
         self._identity = self._store.identity()
         self.site_id = configuration.datacenter.site_id
         self._trust = TrustDesk(self._store, self._clock)
-        self._catalogue = await SqliteCatalogue.open(
-            state_dir / "catalogue.db", site=self.site_id, clock=self._clock
-        )
-        self._closers.append(self._catalogue.close)
+        self._catalogue, replicas, closing = await open_catalogue(configuration, self._clock)
+        self._closers += [each.close for each in closing]
         self.index = FederationIndex(self.site_id)
         _, records = self._catalogue.all_records()
         for record in records:
             self.index.put(record)
-        replicas = await SqliteReplicas.open(self._catalogue, self._clock)
-        self._closers.append(replicas.close)
         for site_id in replicas.sites():
             table = replicas.table(site_id)
             if table is not None:
@@ -196,6 +198,11 @@ class Controller:
             on_known=self._hear_events,
         )
         self.links.register(self._handlers, self._catalogue)
+        self._secrets = SecretDesk(
+            self._store.shared_secrets(), self._store, self._trust, self.index, self.links,
+            self._tasks, self._clock,
+        )  # fmt: skip
+        self._secrets.register(self._handlers)
         self._local.register(self._handlers)
         self._transport = PlacementOnChannels(
             self.site_id,
@@ -242,7 +249,8 @@ class Controller:
             on_change=self._on_change,
             age_of=self.links.age_of,
             ledgers=self._ledgers,
-            keyring=Keyring((configuration.state_dir / STORAGE_KEY_FILE).read_bytes()),
+            keyring=Keyring(self._secrets.secrets),
+            secrets=self._secrets.secrets,
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)
@@ -268,7 +276,7 @@ class Controller:
         )
         context = WishContext(
             index=self.index,
-            storage_key=(configuration.state_dir / STORAGE_KEY_FILE).read_bytes(),
+            secrets=self._secrets.secrets,
             lease_until_s=lease_until_s(self._guardian, self._clock),
             may_switch=self._movement.may_switch,
             lease_term=lambda: self._guardian.lease_term,
@@ -277,25 +285,35 @@ class Controller:
             self.site, context, self._sessions, self._movement, self._tasks
         )
         self._wire_energy()
-        self._wire_fabric(context.storage_key)
+        self._wire_fabric()
         self._serve_other_sites()
 
-    def _wire_fabric(self, storage_key: bytes) -> None:
+    def _wire_fabric(self) -> None:
+        secrets = self._secrets.secrets
+        self._roll = KeyRoll(secrets)
         self._fabric = FabricDesk(
-            FabricContext(
-                self.index,
-                self.site_id,
-                FabricKeySet(""),
-                lisp_key=lisp_key(storage_key),
-            ),
+            FabricContext(self.index, self.site_id, FabricKeySet(""), secrets),
             self._sessions,
             self._tasks,
             self._clock,
-            roll=KeyRoll(storage_key),
+            roll=self._roll,
+            usable=self._secrets.usable,
             edge_lives=self._reconciler.take_edge_report,
         )
         self._reconciler.listen(self._fabric.on_change)
         self._fabric.register(self._handlers)
+        self._secrets.on_news = self._secret_came
+
+    def _secret_came(self) -> None:
+        """Have all that derives from the controllers' secret made anew, where it changes."""
+        self._fabric.secrets_changed()
+        self._touch_all()
+        if self._roll.newest >= self._secrets.secrets.newest and self.site.distrust is not None:
+            # Somebody began the same generation meanwhile, of the secret before: one that differs.
+            self._tasks.start("keys roll", self._roll_keys(self.site.distrust))
+
+    async def _roll_keys(self, distrust: Distrust) -> None:
+        await distrust.roll_keys()
 
     def _wire_energy(self) -> None:
         around = Surroundings(
@@ -356,6 +374,7 @@ class Controller:
             self.site,
             self._server,
             (lambda: open_etcd(self._configuration)) if has_member else None,
+            self._secrets.begin,
         )
         self._sessions.serve_on(self._server)
         self._sessions.register(
@@ -431,6 +450,7 @@ class Controller:
         value = None if change.after is None else change.after.value
         if isinstance(value, SiteTrust) and value.site_id != self.site_id:
             self._trust.take(value)
+            self._secrets.look()
         elif isinstance(value, Datacenter) and value.site_id != self.site_id:
             self.links.know(value.site_id, value.addresses)
         elif isinstance(value, Vm) and value.site_id != self.site_id:
@@ -470,6 +490,7 @@ class Controller:
         for site_trust in self.index.values(SiteTrust):
             if site_trust.site_id != self.site_id:
                 self._trust.take(site_trust)
+        self._secrets.look()
 
     async def _listen(self) -> None:
         configuration = self._configuration

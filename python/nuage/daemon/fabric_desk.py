@@ -36,7 +36,10 @@ log = structlog.get_logger("fabric")
 
 
 class FabricDesk:
-    """Keeps this site's RBridges told."""
+    """Keeps this site's RBridges told.
+
+    `usable` says up to which generation the keys can be made here (`daemon.secret_desk`).
+    """
 
     def __init__(
         self,
@@ -46,10 +49,12 @@ class FabricDesk:
         clock: Clock,
         *,
         roll: KeyRoll,
+        usable: Callable[[int], int],
         edge_lives: Callable[[NodeId], None],
     ) -> None:
         self._context = context
         self._roll = roll
+        self._usable = usable
         self._rolls_at_s: float | None = None
         self._sessions = sessions
         self._tasks = tasks
@@ -100,6 +105,10 @@ class FabricDesk:
             if value is not None:
                 self._touch(self._mine(getattr(value, "node_id", None)))
 
+    def secrets_changed(self) -> None:
+        """Have the wishes of this site's RBridges made with what is known now."""
+        self._touch(self._own())
+
     def _mine(self, node_id: object) -> set[NodeId]:
         node = None if node_id is None else self._context.index.find_value(Node, str(node_id))
         own = node is not None and node.site_id == self._context.site_id and is_rbridge(node)
@@ -113,7 +122,7 @@ class FabricDesk:
         """Have wishes made with the keys of now, and again when those change."""
         now_s = self._clock.monotonic_s()
         documents = self._context.index.values(SiteTrust)
-        newest = max((0, *(document.key_generation for document in documents)))
+        newest = self._usable(max((0, *(document.key_generation for document in documents))))
         if self._roll.learn(newest, now_s) and newest:
             log.info("keys roll", generation=newest)
         self._context = replace(self._context, keys=self._roll.keys(now_s))

@@ -1,11 +1,10 @@
 """How a federation begins, how a datacenter joins it, how a node joins a site.
 
 One single-use token each (`trust.join`). What a newcomer needs beside its certificates travels
-in the answer: a site gets its number, the federation's storage key, its peers and its place in the
+in the answer: a site gets its number, what controllers share, its peers and its place in the
 quorum; a node gets nothing more.
 """
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +27,9 @@ from nuage.trust import invitation
 from nuage.trust.files import write_atomically
 from nuage.trust.join import JoinServer, invite, join_node, join_site
 from nuage.trust.secrets import hash_secret
+from nuage.trust.shared_secrets import SharedSecrets
 from nuage.trust.store import TrustStore
 
-STORAGE_KEY_FILE: Final = "storage.key"
-STORAGE_KEY_BYTES: Final = 32
 FIRST_USER_FILE: Final = "first-user.json"
 NUMBER_FILE: Final = "site-number"
 PEERS_FILE: Final = "peers.json"
@@ -48,15 +46,15 @@ class SiteArrives(msgspec.Struct, frozen=True):
 
 
 class SiteWelcome(msgspec.Struct, frozen=True):
-    """What it is told. The storage key is as secret as the CHAP secrets that derive from it."""
+    """What it is told. `secrets` are what controllers share (`trust.shared_secrets`)."""
 
     number: int
-    storage_key: bytes
+    secrets: dict[int, bytes]
     peers: dict[SiteId, str]
     members: QuorumMembers
 
     def __repr__(self) -> str:
-        return f"SiteWelcome(number={self.number}, key hidden)"
+        return f"SiteWelcome(number={self.number}, secrets hidden)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +82,6 @@ def found(
     store.found(identity, now_s=used.now_s())
     state_dir = configuration.state_dir
     state_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(state_dir / STORAGE_KEY_FILE, os.urandom(STORAGE_KEY_BYTES), secret=True)
     write_atomically(state_dir / NUMBER_FILE, b"0")
     members = QuorumMembers(
         initial_members={site_id: configuration.quorum.peer_url},
@@ -118,6 +115,7 @@ def service_hosts(configuration: ControllerConfiguration) -> list[str]:
     """Return the addresses that the site's service certificate must name."""
     hosts = {parse_address(configuration.channel_listen)[0]}
     hosts |= {parse_address(a)[0] for a in configuration.api_listen if not a.startswith("unix:")}
+    hosts |= {parse_address(a)[0] for a in configuration.datacenter.addresses}
     return sorted(hosts)
 
 
@@ -136,7 +134,7 @@ async def join_as_site(configuration: ControllerConfiguration, token: str) -> Si
     welcome = msgspec.msgpack.decode(joined.about, type=SiteWelcome)
     state_dir = configuration.state_dir
     state_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(state_dir / STORAGE_KEY_FILE, welcome.storage_key, secret=True)
+    store.keep_shared_secrets(SharedSecrets(welcome.secrets))
     write_atomically(state_dir / NUMBER_FILE, str(welcome.number).encode())
     write_atomically(state_dir / PEERS_FILE, msgspec.json.encode(welcome.peers))
     _write_members(configuration, store, welcome.members, clock)
@@ -183,6 +181,7 @@ class Welcoming:
         self, site: Site, store: TrustStore, configuration: ControllerConfiguration, clock: Clock
     ) -> None:
         self._site = site
+        self._store = store
         self._configuration = configuration
         self._server = JoinServer(
             store,
@@ -226,13 +225,13 @@ class Welcoming:
             members = QuorumMembers(initial_members=initial, is_new_cluster=False, client_urls=urls)
             path = self._configuration.state_dir / MEMBERS_FILE
             write_atomically(path, msgspec.json.encode(replace(before, client_urls=urls)))
-        peers = {d.site_id: d.addresses[0] for d in known.values() if d.addresses}
+        peers = {d.site_id: ",".join(d.addresses) for d in known.values() if d.addresses}
         self._site.announce(
             "site", site_id, "joined", f"datacenter {site_id} joins, number {number}"
         )
         return SiteWelcome(
             number=number,
-            storage_key=(self._configuration.state_dir / STORAGE_KEY_FILE).read_bytes(),
+            secrets=self._store.shared_secrets().held(),
             peers=peers,
             members=members,
         )

@@ -115,16 +115,24 @@ async def _main(start: Start) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    starting = asyncio.ensure_future(start())
+    told = asyncio.ensure_future(stopped.wait())
+    await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # one that stands by, say
+        starting.cancel()
+        await asyncio.wait({starting})
+        return 0
     try:
-        stop = await start()
+        stop = starting.result()
     except (NuageError, OSError) as error:
+        told.cancel()
         log.error("start failed", error=str(error), hint=getattr(error, "hint", ""))
         return 1
     log.info("started")
     gc.collect()
     gc.freeze()  # modules and what was loaded live as long as the process: never looked at again
     gc.set_threshold(*GC_THRESHOLD)
-    await stopped.wait()
+    await told
     log.info("stopping")
     try:
         await asyncio.wait_for(stop(), STOP_TIMEOUT_S)

@@ -149,8 +149,8 @@ class SiteLinks:
                 self.know(site_id, (address,))
 
     def know(self, site_id: SiteId, addresses: Iterable[str]) -> None:
-        """Take in where a site's controllers listen; its first address is used."""
-        address = next(iter(addresses), "")
+        """Take in where a site's controllers listen; the one that serves is found by trying."""
+        address = ",".join(addresses)
         if site_id == self._datacenter.site_id or not address:
             return
         link = self._links.get(site_id)

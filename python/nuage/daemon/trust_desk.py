@@ -25,6 +25,7 @@ from nuage.model.infrastructure import Datacenter, Node, NodeRole
 from nuage.model.trust import SiteTrust
 from nuage.quorum.member import remove_member
 from nuage.trust.book import TrustBook
+from nuage.trust.revocation import read_revocation_list
 from nuage.trust.store import TrustStore
 
 TRUST_STREAM: Final = "trust.documents"
@@ -53,6 +54,7 @@ class TrustDesk:
         self._revision = 0
         self._server: ChannelServer | None = None
         self._links: SiteLinks | None = None
+        self.root_list = ""  # the newest of the root's revocation lists known here
         self.take(store.site_trust())
 
     def guard(self, server: ChannelServer, links: SiteLinks) -> None:
@@ -75,6 +77,7 @@ class TrustDesk:
         except NuageError as error:
             log.error("trust refused", of=document.site_id, error=error.message)
             return
+        self._note_root_list(document.root_revocations_pem)
         told = replace(document, audit_seal="")  # of no use to an agent, and new every minute
         if self._documents.get(document.site_id) != told:
             self._documents[document.site_id] = told
@@ -83,6 +86,28 @@ class TrustDesk:
             self._slot.put(TrustWish(revision=self._revision, documents=documents))
         if is_news:
             self._refuse_revoked()
+
+    def take_root_list(self, pem: str) -> None:
+        """Take in the root's revocation list, whoever brings it.
+
+        Raises:
+            InvalidRequest, Unauthenticated: it is not the root's.
+        """
+        if self.book.revocations.take(pem, self.book.root, is_root=True):
+            self._note_root_list(pem)
+            self._refuse_revoked()
+
+    def _note_root_list(self, pem: str) -> None:
+        root = self.book.root
+        if pem and read_revocation_list(pem, root)[0] == self.book.revocations.number_of(root):
+            self.root_list = pem
+
+    def is_believed(self, site_id: SiteId) -> bool:
+        """Tell whether a datacenter has published its trust and was not revoked."""
+        if site_id not in self.book.site_ids():
+            return False
+        revoked = self.book.revocations.serials_of(self.book.root)
+        return self.book.authority_of(site_id).serial_number not in revoked
 
     def _refuse_revoked(self) -> None:
         revocations = self.book.revocations
@@ -102,7 +127,10 @@ class TrustDesk:
 
 
 class Distrusting:
-    """Revokes (`iaas.site.Distrust`). `open_quorum` opens a client of the quorum's members."""
+    """Revokes (`iaas.site.Distrust`). `open_quorum` opens a client of the quorum's members.
+
+    `begin_secret` makes the secret that controllers share from a generation of keys on.
+    """
 
     def __init__(
         self,
@@ -111,12 +139,14 @@ class Distrusting:
         site: Site,
         server: ChannelServer,
         open_quorum: Callable[[], EtcdClient] | None,
+        begin_secret: Callable[[int], None],
     ) -> None:
         self._desk = desk
         self._store = store
         self._site = site
         self._server = server
         self._open_quorum = open_quorum
+        self._begin_secret = begin_secret
 
     async def revoke_node(self, node_id: NodeId) -> None:
         """Believe nothing any more that a node of this site shows.
@@ -156,7 +186,7 @@ class Distrusting:
             known = ", ".join(sorted(d.site_id for d in self._site.index.values(Datacenter)))
             raise NotFound("site", site_id, hint=f"there is {known}") from None
         self._store.revoke_site(authority, now_s=self._site.clock.now_s())
-        self._begin_keys()
+        self._begin_secret(self._begin_keys())
         self._desk.take(self._store.site_trust())
         await self._publish()
         await self._remove_member(site_id)

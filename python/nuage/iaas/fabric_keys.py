@@ -2,7 +2,9 @@
 
 Every controller derives the key of a generation from the secret that controllers share, so a roll
 moves no secret: a number in `SiteTrust` rises, and the feeds bring it. A node that was revoked knew
-the keys of the past and cannot make the next.
+the keys of the past and cannot make the next. A datacenter that was revoked could: with it the
+secret itself is replaced (`trust.shared_secrets`), and no generation of a new secret is learnt here
+before that secret is.
 
 ::
 
@@ -17,6 +19,8 @@ import hmac
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
+
+from nuage.trust.shared_secrets import SharedSecrets
 
 SIGN_AFTER_S: Final = 5.0
 DROP_AFTER_S: Final = 120.0  # as long as a neighbour may take to restart: its agent may be away
@@ -42,10 +46,10 @@ class _Known:
     signs_s: float
 
 
-def fabric_key(storage_key: bytes, generation: int = 0) -> str:
-    """Derive a generation's key from the one that the federation's controllers share."""
+def fabric_key(secret: bytes, generation: int = 0) -> str:
+    """Derive a generation's key from the secret that the federation's controllers share."""
     label = b"fabric:is-is" + (f":{generation}".encode() if generation else b"")
-    return hmac.digest(storage_key, label, "sha256").hex()
+    return hmac.digest(secret, label, "sha256").hex()
 
 
 def key_id_of(generation: int) -> int:
@@ -56,8 +60,8 @@ def key_id_of(generation: int) -> int:
 class KeyRoll:
     """Says at each time which keys an RBridge shall have. Told the highest generation known."""
 
-    def __init__(self, storage_key: bytes) -> None:
-        self._storage_key = storage_key
+    def __init__(self, secrets: SharedSecrets) -> None:
+        self._secrets = secrets
         self._began_s: float | None = None
         self._known: list[_Known] = []
 
@@ -88,12 +92,15 @@ class KeyRoll:
             if now_s < after.learnt_s + DROP_AFTER_S:
                 accepted.add(known.generation)
         return FabricKeySet(
-            fabric_key(self._storage_key, signing),
+            self._key(signing),
             key_id_of(signing),
-            {key_id_of(g): fabric_key(self._storage_key, g) for g in sorted(accepted - {signing})},
+            {key_id_of(g): self._key(g) for g in sorted(accepted - {signing})},
             signing,
             tuple(sorted(accepted - {signing})),
         )
+
+    def _key(self, generation: int) -> str:
+        return fabric_key(self._secrets.of(generation), generation)
 
     def next_s(self, now_s: float) -> float | None:
         """Return when `keys` says something else, None: not before something is learnt."""

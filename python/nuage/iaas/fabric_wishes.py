@@ -31,6 +31,7 @@ from nuage.model.infrastructure import Datacenter, Node, NodeRole, ProviderLine
 from nuage.model.network import AddressPool, Port, PublicAddress, SecurityGroup, Segment
 from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
+from nuage.trust.shared_secrets import SharedSecrets
 
 T = TypeVar("T")
 MESH_NODES_MAX: Final = 32  # a plane has 64 trunks: half for the site, half for other sites
@@ -59,14 +60,14 @@ class KeptPorts:
 class FabricContext:
     """What fabric wishes need beside the records.
 
-    `keys` sign what RBridges tell each other; `lisp_key` makes each site's key of its id.
+    `keys` sign what RBridges tell each other; each site's LISP key derives from `secrets`.
     """
 
     index: FederationIndex
     site_id: SiteId
     keys: FabricKeySet
+    secrets: SharedSecrets
     kept: KeptPorts = field(default_factory=KeptPorts)
-    lisp_key: bytes = b""
 
 
 def is_rbridge(node: Node) -> bool:
@@ -108,7 +109,7 @@ def fabric_wish(
             station for segment_id in sorted(segments) for station in shared[segment_id]
         ),
         ports=_ports_of(context, node_id, local),
-        lisp=lisp_wish(index, node, local, context.lisp_key, context.keys),
+        lisp=lisp_wish(index, node, local, context.secrets, context.keys),
     )
 
 

@@ -17,6 +17,7 @@ from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import AddressPool, Port, PublicAddress
 from nuage.model.status import Migration
 from nuage.model.vm import Vm
+from nuage.trust.shared_secrets import SharedSecrets
 
 LOCAL_STEPS: Final = 64  # of a map-version between two owners; more moves inside a site stay equal
 VERSIONS: Final = 4095  # 12 bits on a circle; 0 says nothing (RFC 9302)
@@ -25,13 +26,9 @@ FOREIGN_PROXY: Final = 2
 KEY_IDS: Final = 256  # RFC 9301 §5.6: eight bits
 
 
-def lisp_key(storage_key: bytes) -> bytes:
-    """Derive the key of all sites' LISP keys from the one that the controllers share."""
-    return hmac.digest(storage_key, b"fabric:lisp", "sha256")
-
-
-def site_key(key: bytes, site_id: SiteId, generation: int = 0) -> str:
+def site_key(secrets: SharedSecrets, site_id: SiteId, generation: int = 0) -> str:
     """Return a site's key for its registers, in hexadecimal, of a generation (`fabric_keys`)."""
+    key = hmac.digest(secrets.of(generation), b"fabric:lisp", "sha256")
     label = site_id + (f":{generation}" if generation else "")  # no site's id has a colon
     return hmac.digest(key, label.encode(), "sha256").hex()
 
@@ -43,7 +40,11 @@ def version_of(epoch: int) -> int:
 
 
 def lisp_wish(
-    index: FederationIndex, node: Node, local: list[Vm], key: bytes, keys: FabricKeySet
+    index: FederationIndex,
+    node: Node,
+    local: list[Vm],
+    secrets: SharedSecrets,
+    keys: FabricKeySet,
 ) -> LispWish | None:
     """Return a node's part in carrying public addresses; None while there are none."""
     pools = sorted(pool.prefix for pool in index.values(AddressPool))
@@ -51,7 +52,7 @@ def lisp_wish(
         (n for n in index.values(Node) if NodeRole.EDGE in n.roles and n.address),
         key=lambda n: (n.site_id != node.site_id, n.node_id),
     )
-    if not pools or not edges or not key:
+    if not pools or not edges:
         return None
     is_edge = NodeRole.EDGE in node.roles
     sites = {n.site_id for n in index.values(Node)} if is_edge else {node.site_id}
@@ -70,10 +71,10 @@ def lisp_wish(
         pools=tuple(pools),
         eids=tuple(eid for vm in local for eid in _eids(index, vm, node.node_id)),
         registrable=_registrable(index) if is_edge else (),
-        site_keys={s: site_key(key, s, keys.generation) for s in sorted(sites)},
+        site_keys={s: site_key(secrets, s, keys.generation) for s in sorted(sites)},
         key_id=keys.generation % KEY_IDS,
         old_site_keys={
-            old % KEY_IDS: {s: site_key(key, s, old) for s in sorted(sites)}
+            old % KEY_IDS: {s: site_key(secrets, s, old) for s in sorted(sites)}
             for old in keys.accepted
         },
     )

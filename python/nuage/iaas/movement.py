@@ -123,6 +123,7 @@ class Movement:
             site_id=site.site_id,
             state=state,
             epoch=migration.target_epoch,
+            login_generation=migration.login_generation,
             migrating_to=None,
             failure="",
         )

@@ -39,6 +39,7 @@ from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
 from nuage.storage.heads import head_set
+from nuage.trust.shared_secrets import SharedSecrets
 
 T = TypeVar("T")
 CHAP_SECRET_CHARS = 32  # hexadecimal; RFC 7143 §12.1.4 asks for 96 bits or more
@@ -73,28 +74,30 @@ class KeptWishes:
 class WishContext:
     """What wishes need beside the records.
 
-    `storage_key` is shared by the federation's controllers; CHAP secrets derive from it, so that
+    `secrets` are shared by the federation's controllers; CHAP secrets derive from them, so that
     they never travel in a feed. `may_switch` says whether the quorum has given a migrating VM to
     its target.
     """
 
     index: FederationIndex
-    storage_key: bytes
+    secrets: SharedSecrets
     lease_until_s: Callable[[VmId], float]
     may_switch: Callable[[VmId], bool]
     lease_term: Callable[[], int] = lambda: 0
     kept: KeptWishes = field(default_factory=KeptWishes)
 
 
-def chap_user(volume_id: VolumeId, epoch: int) -> str:
-    """Return the initiator name of a volume under one epoch of the VM that uses it."""
-    return f"{volume_id}.{epoch}"
+def chap_login(
+    secrets: SharedSecrets, volume_id: VolumeId, epoch: int, generation: int = 0
+) -> ChapWish:
+    """Return how a VM logs in at a volume under one of its epochs.
 
-
-def chap_secret(storage_key: bytes, user: str) -> str:
-    """Derive the CHAP secret of an initiator name (HMAC-SHA-256, cut to 128 bits)."""
-    digest = hmac.digest(storage_key, f"chap:{user}".encode(), "sha256")
-    return digest.hex()[:CHAP_SECRET_CHARS]
+    The secret derives from that of the controllers of which the VM's epoch began (HMAC-SHA-256, cut
+    to 128 bits), which its name tells: a datacenter that was revoked knows none of a later one.
+    """
+    user = f"{volume_id}.{epoch}" + (f".{generation}" if generation else "")
+    digest = hmac.digest(secrets.of(generation), f"chap:{user}".encode(), "sha256")
+    return ChapWish(user=user, secret=digest.hex()[:CHAP_SECRET_CHARS])
 
 
 def vnode_wish(
@@ -120,7 +123,10 @@ def vnode_wish(
         vm_moving = index.find_value(Vm, migration.vm_id)
         if vm_moving is None:
             continue
-        wish = _vm_wish(context, replace(vm_moving, epoch=migration.target_epoch))
+        arrived = replace(
+            vm_moving, epoch=migration.target_epoch, login_generation=migration.login_generation
+        )
+        wish = _vm_wish(context, arrived)
         if wish is None:
             continue
         incoming = IncomingMigration(
@@ -155,6 +161,7 @@ def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
         index.find_value(Iaas, vm.iaas_id),
         _is_decided(index, vm),
         context.lease_until_s(vm.vm_id),
+        context.secrets.has(vm.login_generation),
         *ports,
         *(None if p is None else index.find_value(Segment, p.segment_id) for p in ports),
         *(index.find_value(Volume, volume_id) for volume_id in vm.volumes),
@@ -162,10 +169,10 @@ def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
 
 
 def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
-    """Return the wish for `vm`, or None while one of its volumes is not ready."""
+    """Return the wish for `vm`, or None while one of its volumes or its log-in is not ready."""
     index = context.index
     iaas = index.find_value(Iaas, vm.iaas_id)
-    if iaas is None or not _is_decided(index, vm):
+    if iaas is None or not _is_decided(index, vm) or not context.secrets.has(vm.login_generation):
         return None
     disks = []
     for volume_id in vm.volumes:
@@ -174,14 +181,14 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
             continue
         if volume is None or volume.state is not VolumeState.READY or not volume.portal:
             return None
-        user = chap_user(volume_id, vm.epoch)
+        login = chap_login(context.secrets, volume_id, vm.epoch, vm.login_generation)
         disks.append(
             DiskWish(
                 volume_id=volume_id,
                 portal=volume.portal,
                 iqn=volume.iqn,
-                chap_user=user,
-                chap_secret=chap_secret(context.storage_key, user),
+                chap_user=login.user,
+                chap_secret=login.secret,
                 epoch=volume.epoch,
                 size_bytes=volume.size_bytes,
             )
@@ -300,7 +307,7 @@ def _copy_on(context: WishContext, volume: Volume, node_id: NodeId, known: KeptC
         if known.replica_of != replica_of:
             replica = _replica_wish(volume, node_id, origin, encrypted=replica_of[2])
     if volume.head == node_id:
-        head_of, head = _head_facts(index, volume), known.head
+        head_of, head = _head_facts(context, volume), known.head
         if known.head_of != head_of:
             head = _head_wish(context, volume)
     return KeptCopy(replica, replica_of, head, head_of)
@@ -351,13 +358,15 @@ def _origin(index: FederationIndex, volume: Volume, node_id: NodeId) -> CloneOri
     return origin if is_there or not volume.whole else None
 
 
-def _head_facts(index: FederationIndex, volume: Volume) -> tuple[object, ...]:
+def _head_facts(context: WishContext, volume: Volume) -> tuple[object, ...]:
     """Return all that `_head_wish` looks at, to be compared with what it was made of last."""
+    index = context.index
     statuses = (index.find_value(NodeStatus, place.node_id) for place in volume.replicas)
     vm = None if volume.vm_id is None else index.find_value(Vm, volume.vm_id)
     return (
         volume,
-        None if vm is None else (vm.epoch, vm.state is VmState.MIGRATING),
+        None if vm is None else (vm.epoch, vm.login_generation, vm.state is VmState.MIGRATING),
+        context.secrets.newest,
         index.find_value(Iaas, volume.iaas_id),
         None if volume.image_id is None else index.find_value(Image, volume.image_id),
         *(None if s is None else s.replica_addresses.get(volume.iaas_id) for s in statuses),
@@ -406,10 +415,9 @@ def _initiators(context: WishContext, volume: Volume) -> tuple[ChapWish, ...]:
     vm = None if volume.vm_id is None else context.index.find_value(Vm, volume.vm_id)
     if vm is None:
         return ()
-    epochs = [vm.epoch]
+    secrets, own = context.secrets, vm.login_generation
+    logins = [(vm.epoch, own)] if secrets.has(own) else []
     if vm.state is VmState.MIGRATING:
-        epochs += [next_local(vm.epoch), next_owner(vm.epoch)]
-    users = [chap_user(volume.volume_id, epoch) for epoch in epochs]
-    return tuple(
-        ChapWish(user=user, secret=chap_secret(context.storage_key, user)) for user in users
-    )
+        epochs = (next_local(vm.epoch), next_owner(vm.epoch))
+        logins += [(epoch, held) for epoch in epochs for held in secrets.held() if held >= own]
+    return tuple(chap_login(secrets, volume.volume_id, *login) for login in logins)

@@ -61,5 +61,6 @@ class Migration:
     target_node: NodeId
     source_epoch: int
     target_epoch: int
+    login_generation: int = 0
     address: str = ""
     failure: str = ""

@@ -12,7 +12,8 @@ class SiteTrust:
     Every part is signed from the federation's root down, so it does not matter who brings it.
     `audit_seal` is the last sealed line of the site's audit log: whoever keeps it can tell when
     the log was cut short or written anew (docs/protocols/audit.md). The highest `key_generation` of
-    all sites says which keys the fabric uses (`iaas.fabric_keys`).
+    all sites says which keys the fabric uses (`iaas.fabric_keys`). `secret_generation` names the
+    newest of the controllers' secrets that this site holds (`trust.shared_secrets`).
     """
 
     site_id: SiteId
@@ -22,3 +23,4 @@ class SiteTrust:
     root_revocations_pem: str = ""
     audit_seal: str = ""
     key_generation: int = 0
+    secret_generation: int = 0

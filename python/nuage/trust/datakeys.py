@@ -13,6 +13,7 @@ from nuage.errors import CorruptData, Forbidden, InvalidRequest, Locked, NotFoun
 from nuage.ids import EntropySource, IaasId
 from nuage.model.iaas import KEY_SHREDDED, IaasKey, KeyHolder
 from nuage.trust.sealing import Sealer
+from nuage.trust.shared_secrets import SharedSecrets
 
 KEY_BYTES = 32
 
@@ -42,16 +43,21 @@ def _purpose(iaas_id: IaasId) -> str:
 
 
 class Keyring:
-    """The data keys that are unlocked at this site. `secret` is what the controllers share."""
+    """The data keys that are unlocked at this site. `secrets` are what the controllers share."""
 
-    def __init__(self, secret: bytes = b"", entropy: EntropySource = os.urandom) -> None:
-        self._secret = secret
+    def __init__(
+        self, secrets: SharedSecrets | None = None, entropy: EntropySource = os.urandom
+    ) -> None:
+        self._secrets = SharedSecrets({0: b""}) if secrets is None else secrets
         self._entropy = entropy
         self._unlocked: dict[IaasId, bytes] = {}
 
     def _own_sealer(self, iaas_id: IaasId) -> Sealer:
-        key = hmac.digest(self._secret, f"seal:{iaas_id}".encode(), "sha256")
-        return Sealer((key,), self._entropy)
+        """Seal with the newest secret; what was sealed with an earlier one opens as well."""
+        label = f"seal:{iaas_id}".encode()
+        secrets = self._secrets.held().values()
+        keys = tuple(hmac.digest(secret, label, "sha256") for secret in secrets)
+        return Sealer(keys, self._entropy)
 
     def make(self, iaas_id: IaasId, tenant_key: str = "") -> IaasKey:
         """Make a data key; it is unlocked here from now on."""

@@ -12,6 +12,7 @@ Layout of the directory (mode 0700; the keys 0600)::
     site/revocations.pem
     site/issued.json    every certificate of a daemon that may still be good
     site/key-generation how often the fabric's keys were rolled, as far as this site knows
+    site/secrets        what the federation's controllers share (`shared_secrets`)
     site/quorum.crl     all that is revoked in the federation, as etcd reads it
     federation/root.key the root's key (only where the federation was founded; may be moved
     federation/revocations.pem          to a safe and brought back to admit a datacenter)
@@ -66,6 +67,7 @@ from nuage.trust.pki import (
     require_site_authority,
 )
 from nuage.trust.revocation import make_revocation_list, read_revocation_list
+from nuage.trust.shared_secrets import SharedSecrets, read_secrets, write_secrets
 
 log: Final = structlog.get_logger("nuage.trust")
 
@@ -81,6 +83,7 @@ SIGNERS: Final = "site/signers.pem"
 SITE_REVOCATIONS: Final = "site/revocations.pem"
 QUORUM_REVOCATIONS: Final = "site/quorum.crl"
 KEY_GENERATION: Final = "site/key-generation"
+SECRETS: Final = "site/secrets"
 ROOT_KEY: Final = "federation/root.key"
 ROOT_REVOCATIONS: Final = "federation/revocations.pem"
 
@@ -378,6 +381,7 @@ class TrustStore:
             root_revocations_pem=root_list.read_text() if root_list.exists() else "",
             audit_seal=audit_seal,
             key_generation=self.key_generation,
+            secret_generation=max(self.shared_secrets().newest, 0),
         )
 
     @property
@@ -398,6 +402,14 @@ class TrustStore:
         if generation > self.key_generation:
             self._write(KEY_GENERATION, str(generation))
 
+    def shared_secrets(self) -> SharedSecrets:
+        """Return what the federation's controllers share, as it is kept."""
+        return read_secrets(self.directory / SECRETS)
+
+    def keep_shared_secrets(self, secrets: SharedSecrets) -> None:
+        """Keep what the federation's controllers share."""
+        write_secrets(self.directory / SECRETS, secrets)
+
     # The federation's root ------------------------------------------------------------------
 
     @property
@@ -415,6 +427,9 @@ class TrustStore:
             raise Forbidden(f"{self.directory} belongs to a federation already")
         root = make_root(identity.federation_id, now_s)
         self._write_key(ROOT_KEY, root.key)
+        secrets = SharedSecrets({})
+        secrets.begin(0)
+        self.keep_shared_secrets(secrets)
         empty = make_revocation_list(root, (), number=1, now_s=now_s)
         self._write(ROOT_REVOCATIONS, empty)
         request_pem = self.begin_site(identity.site_id)

@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aiohttp.test_utils import TestClient, TestServer
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from tests.simulation.federation.nodes import SimIonode, SimVnode, Watching, make_node
 from tests.simulation.federation.whole_sites import SimSite
 
@@ -20,6 +22,7 @@ from nuage.api.consoles import Consoles
 from nuage.api.dispatch import Caller, Dispatcher
 from nuage.api.events import EventRing
 from nuage.api.http import Doors, build_application
+from nuage.api.openapi import openapi_document
 from nuage.errors import Unauthenticated
 from nuage.ids import ImageId, SiteId, UserId
 from nuage.model.identity import Grant, Role
@@ -71,6 +74,35 @@ class NoFiles:
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} was asked for")
+
+
+@cache
+def _described() -> tuple[dict[str, Any], list[tuple[re.Pattern[str], dict[str, Any]]]]:
+    document = cast(dict[str, Any], openapi_document())
+    paths = [
+        (re.compile(re.sub(r"{\w+}", "[^/]+", path)), verbs)
+        for path, verbs in sorted(document["paths"].items(), key=lambda item: "{" in item[0])
+    ]
+    return document["components"], paths
+
+
+@cache
+def _validator(path: re.Pattern[str], verb: str, status: int) -> Any:
+    components, paths = _described()
+    responses = dict(paths)[path][verb.lower()]["responses"]
+    assert str(status) in responses, f"{verb} {path.pattern} does not tell of {status}"
+    schema = responses[str(status)]["content"]["application/json"]["schema"]
+    return Draft202012Validator({**schema, "components": components})
+
+
+def require_described(verb: str, path: str, status: int, document: object) -> None:
+    """Check an answer against the OpenAPI description: its status, and every field of it."""
+    plain = path.partition("?")[0]
+    for pattern, verbs in _described()[1]:
+        if pattern.fullmatch(plain) and verb.lower() in verbs and status != 413:
+            _validator(pattern, verb, status).validate(document)
+            return
+    assert status in (404, 405, 413), f"{verb} {path} is not described"
 
 
 @dataclass
@@ -203,6 +235,7 @@ class Federation(Watching):
         sent = None if data is None else io.BytesIO(data)
         response = await self.clients[at].request(verb, path, data=sent, headers=headers)
         document = json.loads(await response.read())
+        require_described(verb, path, response.status, document)
         shown = self.talk.mask(path)
         self.talk.lines.append(f"> {verb} {shown}    ({who or 'nobody'}, at {at})")
         if body is not None:

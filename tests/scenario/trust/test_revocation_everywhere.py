@@ -69,7 +69,12 @@ def site_of(site_id: SiteId) -> Site:
 def distrusting(
     store: TrustStore, desk: TrustDesk, site: Site, server: ChannelServer
 ) -> Distrusting:
-    return Distrusting(desk, store, site, server, None)
+    def begin_secret(generation: int) -> None:
+        secrets = store.shared_secrets()
+        secrets.begin(generation)
+        store.keep_shared_secrets(secrets)
+
+    return Distrusting(desk, store, site, server, None, begin_secret)
 
 
 async def eventually(holds: Callable[[], bool]) -> None:

@@ -78,16 +78,23 @@ def test_a_quorum_that_answers_again_finds_the_vm_running() -> None:
     play(story)
 
 
+async def marne_enters_it_and_lyon_dies(move: Move) -> CreateVm:
+    """Have a VM asked for at Lyon and entered at Marne, and no decision written down."""
+    lyon, marne = move.sites[LYON], move.sites[MARNE]
+    body = CreateVm(iaas="stay", name="web", image="guest", site="marne")
+    move.people.spawn(move._ask(lyon, "vm.create", body, "create web"))
+    await move.until(lambda: any(marne.index.values(Vm)), "marne has entered it")
+    lyon.crash()
+    assert not any(lyon.index.values(Decision)), "too late for this test"
+    return body
+
+
 def test_a_vm_whose_decision_was_never_written_down_is_dropped_and_its_name_is_free() -> None:
     """The controller that took the request dies between commitment and record."""
 
     async def story(move: Move) -> None:
+        body = await marne_enters_it_and_lyon_dies(move)
         lyon, marne = move.sites[LYON], move.sites[MARNE]
-        body = CreateVm(iaas="stay", name="web", image="guest", site="marne")
-        move.people.spawn(move._ask(lyon, "vm.create", body, "create web"))
-        await move.until(lambda: any(marne.index.values(Vm)), "marne has entered it")
-        lyon.crash()
-        assert not any(lyon.index.values(Decision)), "too late for this test"
         await asyncio.sleep(2.0)
         lyon.boot()
         await asyncio.sleep(60.0)
@@ -106,13 +113,10 @@ def test_a_vm_that_is_being_decided_is_not_dropped() -> None:
     """Its asking site is cut off for long: it alone knows, so nobody guesses."""
 
     async def story(move: Move) -> None:
-        lyon, marne = move.sites[LYON], move.sites[MARNE]
-        body = CreateVm(iaas="stay", name="web", image="guest", site="marne")
-        move.people.spawn(move._ask(lyon, "vm.create", body, "create web"))
-        await move.until(lambda: any(marne.index.values(Vm)), "marne has entered it")
-        lyon.crash()
+        await marne_enters_it_and_lyon_dies(move)
         await asyncio.sleep(90.0)
-        assert any(marne.index.values(Vm)), "nobody but lyon can say that it was not decided"
+        kept = any(move.sites[MARNE].index.values(Vm))
+        assert kept, "nobody but lyon can say that it was not decided"
 
     play(story)
 

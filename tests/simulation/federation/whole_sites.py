@@ -59,6 +59,7 @@ from nuage.quorum.model import LeaseTiming, Ownership, QuorumEvent, SiteLease
 from nuage.simulation.virtual_time import SkewedClock
 from nuage.simulation.wires import Machine, Wires
 from nuage.trust.permissions import Principal
+from nuage.trust.shared_secrets import SharedSecrets
 
 if TYPE_CHECKING:
     from tests.simulation.federation.nodes import SimIonode, SimVnode
@@ -394,7 +395,7 @@ class SimSite:
         )
         context = WishContext(
             index=self.index,
-            storage_key=b"k" * 32,
+            secrets=SharedSecrets({0: b"k" * 32}),
             lease_until_s=lease_until_s(self.guardian, self.clock),
             may_switch=self.movement.may_switch,
             lease_term=lambda: self.guardian.lease_term,

@@ -6,6 +6,7 @@ import pytest
 from tests.system.federation.bare_federation import SITES, BareFederation, running, until
 
 from nuage.errors import Unauthenticated
+from nuage.trust.store import TrustStore
 
 pytestmark = pytest.mark.system
 
@@ -20,6 +21,10 @@ def holds_lease(federation: BareFederation, site: str) -> bool:
     text = federation.client(site).download("/metrics").decode()
     line = next(line for line in text.splitlines() if line.startswith("nuage_site_lease_seconds"))
     return float(line.rpartition(" ")[2]) > 0
+
+
+def secrets_of(federation: BareFederation, site: str) -> dict[int, bytes]:
+    return TrustStore(federation.configurations[site].trust_dir).shared_secrets().held()
 
 
 def test_a_whole_federation_switched_off_at_once_comes_back_and_has_lost_nothing(
@@ -48,9 +53,17 @@ def test_a_whole_federation_switched_off_at_once_comes_back_and_has_lost_nothing
             client.call("POST", "/v1/iaas", {"name": f"new-at-{site}", "contract": {}})
         # A datacenter is revoked: the others close their channels, refuse its tokens and go on.
         of_rennes = federation.client("rennes").token
+        shared = secrets_of(federation, "rennes")
+        assert shared == secrets_of(federation, "lyon") == secrets_of(federation, "marne")
         federation.client("marne").call("POST", "/v1/sites/rennes/revoke", {})
+        until(
+            lambda: secrets_of(federation, "marne") == secrets_of(federation, "lyon") != shared,
+            "the sites that stay share a new secret",
+        )
         until(lambda: not reaches(federation, "lyon", "rennes"), "rennes is cut off")
         until(lambda: not reaches(federation, "marne", "rennes"), "rennes is cut off")
+        # What it knew is replaced, by nobody's hand, and it is told nothing of what came after.
+        assert secrets_of(federation, "rennes") == shared
         stranger = federation.client("lyon")
         stranger.token = of_rennes
         with pytest.raises(Unauthenticated):

@@ -15,6 +15,7 @@ from nuage.ids import NodeId, SiteId
 from nuage.model.fabric import FabricWish
 from nuage.model.infrastructure import NodeRole
 from nuage.model.trust import SiteTrust
+from nuage.trust.shared_secrets import SharedSecrets
 
 SECRET = b"s" * 32
 VNODE = NodeId("marne-vnode-1")
@@ -34,9 +35,15 @@ def signs_and_accepts(wish: FabricWish) -> tuple[int, list[int]]:
 
 async def test_a_revocation_anywhere_rolls_the_keys_of_this_sites_rbridges() -> None:
     index, clock, tasks = FederationIndex(MARNE), HandClock(), Tasks()
-    context = FabricContext(index, MARNE, FabricKeySet(""))
+    context = FabricContext(index, MARNE, FabricKeySet(""), SharedSecrets({0: SECRET}))
     desk = FabricDesk(
-        context, cast(Any, None), tasks, clock, roll=KeyRoll(SECRET), edge_lives=lambda _node: None
+        context,
+        cast(Any, None),
+        tasks,
+        clock,
+        roll=KeyRoll(SharedSecrets({0: SECRET})),
+        usable=lambda generation: generation,
+        edge_lives=lambda _node: None,
     )
     desk.on_change(index.put(record(datacenter("marne"))))
     for site in ("marne", "lyon"):

@@ -19,6 +19,7 @@ from nuage.model.record import Noun
 from nuage.model.status import NodeStatus
 from nuage.model.volume import Volume, VolumeState
 from nuage.trust.datakeys import Keyring, key_id_of
+from nuage.trust.shared_secrets import SharedSecrets
 
 PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
 TENANT_KEY = "5a" * 32
@@ -41,7 +42,7 @@ def index_of(*values: Noun) -> FederationIndex:
 def told(index: FederationIndex, node: str) -> DaemonWish | None:
     context = WishContext(
         index=index,
-        storage_key=b"k" * 32,
+        secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
         may_switch=lambda _vm: False,
     )
@@ -123,17 +124,17 @@ def key_of(keyring: Keyring, tenant_key: str = "") -> IaasKey:
 
 
 def test_the_sites_unseal_a_key_of_the_federation_by_themselves() -> None:
-    key = key_of(Keyring(b"shared"))
-    opened = Keyring(b"shared").data_key(key)
+    key = key_of(Keyring(SharedSecrets({0: b"shared"})))
+    opened = Keyring(SharedSecrets({0: b"shared"})).data_key(key)
     assert opened is not None
     assert key_id_of(opened) == key.key_id
     assert opened.hex() not in key.sealed
 
 
 def test_a_tenants_key_is_wanted_after_a_restart_and_no_other_will_do() -> None:
-    key = key_of(Keyring(b"shared"), TENANT_KEY)
+    key = key_of(Keyring(SharedSecrets({0: b"shared"})), TENANT_KEY)
     assert key.holder is KeyHolder.TENANT
-    restarted = Keyring(b"shared")
+    restarted = Keyring(SharedSecrets({0: b"shared"}))
     assert restarted.data_key(key) is None
     with pytest.raises(Forbidden):
         restarted.unlock(key, "00" * 32)
@@ -146,13 +147,15 @@ def test_a_tenants_key_is_wanted_after_a_restart_and_no_other_will_do() -> None:
 
 
 def test_a_sealed_key_does_not_open_for_another_iaas() -> None:
-    key = key_of(Keyring(b"shared"), TENANT_KEY)
+    key = key_of(Keyring(SharedSecrets({0: b"shared"})), TENANT_KEY)
     with pytest.raises(Forbidden):
-        Keyring(b"shared").unlock(replace(key, iaas_id=IaasId("iaas-2")), TENANT_KEY)
+        Keyring(SharedSecrets({0: b"shared"})).unlock(
+            replace(key, iaas_id=IaasId("iaas-2")), TENANT_KEY
+        )
 
 
 def test_a_destroyed_key_is_gone_from_the_ring_and_for_all() -> None:
-    ring = Keyring(b"shared")
+    ring = Keyring(SharedSecrets({0: b"shared"}))
     key = key_of(ring)
     destroyed = replace(key, key_id=KEY_SHREDDED, sealed="")
     assert ring.data_key(destroyed) is None
@@ -161,7 +164,7 @@ def test_a_destroyed_key_is_gone_from_the_ring_and_for_all() -> None:
 
 
 def test_a_node_is_told_which_key_and_never_the_key() -> None:
-    ring = Keyring(b"shared")
+    ring = Keyring(SharedSecrets({0: b"shared"}))
     key = key_of(ring)
     opened = ring.data_key(key)
     assert opened is not None

@@ -20,6 +20,7 @@ from nuage.model.history import PastSeen
 from nuage.model.status import NodeStatus
 from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal
+from nuage.trust.shared_secrets import SharedSecrets
 
 FAR = NodeId("r-io")
 PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
@@ -145,7 +146,7 @@ async def test_each_copy_is_shown_with_what_it_lacks() -> None:
 def wished(value: Volume, contract: Contract) -> HeadWish:
     context = WishContext(
         index=Watcher(value, contract).index,
-        storage_key=b"k" * 32,
+        secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
         may_switch=lambda _vm: False,
     )

@@ -10,12 +10,13 @@ from nuage.iaas.fabric_keys import (
     fabric_key,
     key_id_of,
 )
+from nuage.trust.shared_secrets import SharedSecrets
 
 SECRET = b"s" * 32
 
 
 def settled() -> KeyRoll:
-    roll = KeyRoll(SECRET)
+    roll = KeyRoll(SharedSecrets({0: SECRET}))
     assert roll.learn(0, 0.0)
     return roll
 
@@ -51,7 +52,7 @@ def test_a_site_that_learns_seconds_later_accepts_what_the_first_signs() -> None
 
 
 def test_a_controller_that_begins_signs_with_the_newest_at_once() -> None:
-    roll = KeyRoll(SECRET)
+    roll = KeyRoll(SharedSecrets({0: SECRET}))
     roll.learn(3, 50.0)
     roll.learn(4, 50.0 + SETTLE_S / 2)  # a replica that was read a moment later
     keys = roll.keys(50.0 + SETTLE_S / 2)

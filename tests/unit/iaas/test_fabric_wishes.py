@@ -20,6 +20,7 @@ from nuage.model.infrastructure import Node, NodeRole, ProviderLine
 from nuage.model.network import GroupRule, SecurityGroup
 from nuage.model.record import Noun
 from nuage.model.vm import Vm, VmState
+from nuage.trust.shared_secrets import SharedSecrets
 
 
 def rbridge(site: str, role: NodeRole, number: int = 1, **more: object) -> Node:
@@ -47,7 +48,9 @@ def index_at(site: SiteId, *values: Noun) -> FederationIndex:
 
 
 def wish_of(index: FederationIndex, node_id: str) -> FabricWish:
-    context = FabricContext(index, index.site_id, FabricKeySet(fabric_key(b"k" * 32)))
+    context = FabricContext(
+        index, index.site_id, FabricKeySet(fabric_key(b"k" * 32)), SharedSecrets({0: b"k" * 32})
+    )
     return fabric_wish(context, NodeId(node_id), 1)
 
 

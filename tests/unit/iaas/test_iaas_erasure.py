@@ -9,6 +9,7 @@ from nuage.iaas.index import FederationIndex
 from nuage.iaas.wishes import WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
 from nuage.model.volume import Erasure, Volume
+from nuage.trust.shared_secrets import SharedSecrets
 
 NODE = NodeId("marne-ionode-1")
 PLACES = (("marne", "marne-ionode-1"), ("lyon", "lyon-ionode-1"))
@@ -23,7 +24,7 @@ def erasure(of: Volume, *, is_deleted: bool = True) -> Erasure:
 
 def context(index: FederationIndex) -> WishContext:
     return WishContext(
-        index=index, storage_key=b"k" * 32, lease_until_s=lambda _vm: 0.0,
+        index=index, secrets=SharedSecrets({0: b"k" * 32}), lease_until_s=lambda _vm: 0.0,
         may_switch=lambda _vm: False,
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from nuage.model.record import Noun
 from nuage.model.status import NodeStatus
 from nuage.model.vm import VmState
 from nuage.model.volume import VolumeState
+from nuage.trust.shared_secrets import SharedSecrets
 
 HEAD, COPY, VNODE = NodeId("m-io"), NodeId("l-io"), NodeId("marne-vnode-1")
 GROUP = SecurityGroupId("group-1")
@@ -46,14 +47,14 @@ def image(sha256: str) -> Image:
 def storage(index: FederationIndex) -> WishContext:
     return WishContext(
         index=index,
-        storage_key=b"k" * 32,
+        secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
         may_switch=lambda _vm: False,
     )
 
 
 def fabric(index: FederationIndex) -> FabricContext:
-    return FabricContext(index, MARNE, FabricKeySet("key"))
+    return FabricContext(index, MARNE, FabricKeySet("key"), SharedSecrets({0: b"k" * 32}))
 
 
 def test_an_ionodes_wish_is_after_every_change_what_it_would_be_made_anew() -> None:

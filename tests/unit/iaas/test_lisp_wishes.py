@@ -13,7 +13,7 @@ from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.fabric_wishes import FabricContext, concerned_rbridges, fabric_wish
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.lisp_wishes import lisp_key, site_key, version_of
+from nuage.iaas.lisp_wishes import site_key, version_of
 from nuage.iaas.public_addresses import free_address, parse_prefix
 from nuage.ids import NodeId, PoolId, PortId
 from nuage.model.fabric import LispWish
@@ -22,9 +22,10 @@ from nuage.model.record import Noun
 from nuage.model.status import Migration
 from nuage.model.vm import VmState
 from nuage.network.map_server import version_is_older
+from nuage.trust.shared_secrets import SharedSecrets
 
 POOL = AddressPool(pool_id=PoolId("pool-1"), name="public", prefix="203.0.113.0/24")
-KEY = lisp_key(b"k" * 32)
+SECRETS = SharedSecrets({0: b"k" * 32})
 
 
 def owned(port_number: int | None = 1, last: int = 5) -> PublicAddress:
@@ -37,7 +38,7 @@ def owned(port_number: int | None = 1, last: int = 5) -> PublicAddress:
 
 
 def lisp_of(index: FederationIndex, node_id: str) -> LispWish | None:
-    context = FabricContext(index, index.site_id, FabricKeySet(""), lisp_key=KEY)
+    context = FabricContext(index, index.site_id, FabricKeySet(""), SECRETS)
     return fabric_wish(context, NodeId(node_id), 1).lisp
 
 
@@ -56,7 +57,7 @@ def test_a_node_has_the_addresses_of_its_ports_and_the_key_of_its_site_alone() -
     assert wish is not None
     (eid,) = wish.eids
     assert (eid.address, eid.port_id, eid.arriving) == ("203.0.113.5", "port-1", False)
-    assert wish.site_keys == {MARNE: site_key(KEY, MARNE)}
+    assert wish.site_keys == {MARNE: site_key(SECRETS, MARNE)}
     assert wish.registrable == ()
     assert wish.servers[0][0] == "10.0.0.9"
     assert "site_keys" not in repr(wish), "keys are in no log"
@@ -65,14 +66,14 @@ def test_a_node_has_the_addresses_of_its_ports_and_the_key_of_its_site_alone() -
 def test_a_sites_key_rolls_with_the_fabrics() -> None:
     index = index_at(MARNE, *world())
     keys = FabricKeySet("", generation=3, accepted=(2, 4))
-    wish = fabric_wish(
-        FabricContext(index, MARNE, keys, lisp_key=KEY), NodeId("marne-edge-9"), 1
-    ).lisp
+    wish = fabric_wish(FabricContext(index, MARNE, keys, SECRETS), NodeId("marne-edge-9"), 1).lisp
     assert wish is not None
     sites = (LYON, MARNE)
-    assert (wish.key_id, wish.site_keys) == (3, {s: site_key(KEY, s, 3) for s in sites})
-    assert wish.old_site_keys == {old: {s: site_key(KEY, s, old) for s in sites} for old in (2, 4)}
-    assert len({site_key(KEY, s, g) for s in sites for g in range(9)}) == 18
+    assert (wish.key_id, wish.site_keys) == (3, {s: site_key(SECRETS, s, 3) for s in sites})
+    assert wish.old_site_keys == {
+        old: {s: site_key(SECRETS, s, old) for s in sites} for old in (2, 4)
+    }
+    assert len({site_key(SECRETS, s, g) for s in sites for g in range(9)}) == 18
 
 
 def test_an_edge_knows_which_site_may_register_an_address_and_a_move_allows_both() -> None:
@@ -123,7 +124,7 @@ def test_a_public_address_concerns_the_edges_and_the_nodes_of_its_iaas() -> None
 
 def test_a_port_may_send_from_its_public_address() -> None:
     index = index_at(MARNE, *world(plugged(1, "marne"), port(1), owned()))
-    context = FabricContext(index, MARNE, FabricKeySet(""), lisp_key=KEY)
+    context = FabricContext(index, MARNE, FabricKeySet(""), SECRETS)
     (rules,) = fabric_wish(context, NodeId("marne-vnode-1"), 1).ports
     assert rules.public_addresses == ("203.0.113.5",)
 

@@ -11,6 +11,7 @@ from nuage.ids import NodeId, SiteId
 from nuage.model.desired import HeadReport, HeadWish, IonodeReport
 from nuage.model.status import NodeStatus
 from nuage.model.volume import Volume, VolumeState
+from nuage.trust.shared_secrets import SharedSecrets
 
 NODE = NodeId("m-io")
 WHY = "what this volume held is lost here"
@@ -41,7 +42,7 @@ def report(value: Volume, state: str, *, is_lost: bool) -> IonodeReport:
 def wished(value: Volume) -> HeadWish:
     context = WishContext(
         index=index_of(value),
-        storage_key=b"k" * 32,
+        secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
         may_switch=lambda _vm: False,
     )

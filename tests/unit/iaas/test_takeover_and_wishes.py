@@ -9,8 +9,7 @@ from nuage.iaas.index import FederationIndex
 from nuage.iaas.takeover import successors
 from nuage.iaas.wishes import (
     WishContext,
-    chap_secret,
-    chap_user,
+    chap_login,
     ionode_wish,
     vnode_wish,
 )
@@ -20,6 +19,7 @@ from nuage.model.placement import Decision
 from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.trust.shared_secrets import SharedSecrets
 
 PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
 ALIVE = {SiteId("lyon"), SiteId("rennes")}
@@ -44,7 +44,7 @@ def decision(elected_site: str) -> Decision:
 
 def context(index: FederationIndex, *, lease_s: float = 9.0, switch: bool = False) -> WishContext:
     return WishContext(
-        index=index, storage_key=b"k" * 32, lease_until_s=lambda _vm: lease_s,
+        index=index, secrets=SharedSecrets({0: b"k" * 32}), lease_until_s=lambda _vm: lease_s,
         may_switch=lambda _vm: switch,
     )  # fmt: skip
 
@@ -142,13 +142,51 @@ def test_a_vm_that_the_quorum_gave_away_is_stopped_where_it_was() -> None:
 def test_a_head_lets_in_the_vm_under_its_epoch_and_during_a_move_those_that_may_follow() -> None:
     index = index_of(running(), disk(), decision("marne"))
     (head,) = ionode_wish(context(index), NodeId("m-io"), 1).daemons[0].heads
-    assert [c.user for c in head.chap] == [chap_user(VolumeId("vol-1"), FIRST_EPOCH)]
-    assert head.chap[0].secret == chap_secret(b"k" * 32, head.chap[0].user)
+    secrets = SharedSecrets({0: b"k" * 32})
+    assert head.chap == (chap_login(secrets, VolumeId("vol-1"), FIRST_EPOCH),)
     moving = index_of(running(state=VmState.MIGRATING), disk(), decision("marne"))
     (head,) = ionode_wish(context(moving), NodeId("m-io"), 1).daemons[0].heads
     assert [c.user.rpartition(".")[2] for c in head.chap] == [
         str(FIRST_EPOCH), str(FIRST_EPOCH + 1), str(2 * EPOCH_STEP),
     ]  # fmt: skip
+
+
+def test_log_ins_of_later_epochs_derive_from_a_secret_that_the_revoked_do_not_know() -> None:
+    """A VM keeps the log-in that its epoch began with; its next epoch begins under the newest."""
+    volume_id, old = VolumeId("vol-1"), SharedSecrets({0: b"k" * 32})
+    both = SharedSecrets({0: b"k" * 32, 5: b"n" * 32})
+    index = index_of(running(), disk(), decision("marne"))
+    used = replace(context(index), secrets=both)
+    (told,) = vnode_wish(used, NODE, 1).vms
+    (head,) = ionode_wish(used, NodeId("m-io"), 1).daemons[0].heads
+    assert head.chap == (chap_login(old, volume_id, FIRST_EPOCH),)
+    assert told.disks[0].chap_secret == head.chap[0].secret
+    index.put(record(running(state=VmState.MIGRATING), revision=2))
+    (head,) = ionode_wish(used, NodeId("m-io"), 2).daemons[0].heads
+    offered = {login.user: login.secret for login in head.chap}
+    arrived = chap_login(both, volume_id, FIRST_EPOCH + 1, 5)
+    assert offered[arrived.user] == arrived.secret  # its target knows the new secret
+    late = chap_login(old, volume_id, FIRST_EPOCH + 1, 0)
+    assert offered[late.user] == late.secret  # its target has not heard of it yet
+    moved = replace(running(), epoch=FIRST_EPOCH + 1, login_generation=5)
+    index.put(record(moved, revision=3, epoch=FIRST_EPOCH + 1))
+    (head,) = ionode_wish(used, NodeId("m-io"), 3).daemons[0].heads
+    assert head.chap == (arrived,)
+    (told,) = vnode_wish(used, NODE, 3).vms
+    assert (told.disks[0].chap_user, told.disks[0].chap_secret) == (arrived.user, arrived.secret)
+
+
+def test_a_vm_whose_log_in_cannot_be_made_yet_waits_for_its_secret() -> None:
+    secrets = SharedSecrets({0: b"k" * 32})
+    index = index_of(running(login_generation=5), disk(), decision("marne"))
+    used = replace(context(index), secrets=secrets)
+    assert vnode_wish(used, NODE, 1).vms == ()
+    (head,) = ionode_wish(used, NodeId("m-io"), 1).daemons[0].heads
+    assert head.chap == ()
+    secrets.take({5: b"n" * 32})
+    assert len(vnode_wish(used, NODE, 2, changed=None).vms) == 1
+    (head,) = ionode_wish(used, NodeId("m-io"), 2).daemons[0].heads
+    assert [login.user for login in head.chap] == [f"vol-1.{FIRST_EPOCH}.5"]
 
 
 def test_a_head_waits_until_it_knows_where_its_copies_listen() -> None:
