@@ -37,14 +37,31 @@ def loop_cpu_ms() -> float:
     """Return what a fixed loop of Python costs now: the cores of a rented machine are not always
     equally fast, and figures of different hours compare only by the ratio of this one.
     """
-    times_s = []
-    for _ in range(3):
-        begun_s = time.thread_time()
-        total = 0
-        for number in range(LOOP_COUNT):
-            total += number & 7
-        times_s.append(time.thread_time() - begun_s)
-    return sorted(times_s)[1] * 1000
+    return sorted(_loop_s(LOOP_COUNT) for _ in range(3))[1] * 1000
+
+
+def _loop_s(count: int) -> float:
+    begun_s = time.thread_time()
+    total = 0
+    for number in range(count):
+        total += number & 7
+    return time.thread_time() - begun_s
+
+
+class Pace:
+    """What the loop costs while a run goes on, when both threads of a core may be busy."""
+
+    def __init__(self) -> None:
+        self._samples_s: list[float] = []
+
+    def sample(self) -> None:
+        """Time a fiftieth of the loop; a millisecond."""
+        self._samples_s.append(_loop_s(LOOP_COUNT // 50))
+
+    @property
+    def loop_ms(self) -> float:
+        """Return what the loop took on average, in ms of CPU."""
+        return sum(self._samples_s) / max(len(self._samples_s), 1) * 50_000
 
 
 def cpu_seconds(pid: int) -> float:

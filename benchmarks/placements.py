@@ -18,6 +18,8 @@ import uvloop
 from bare_federation import BareFederation, Tenant
 from keep_alive import Connection
 
+PACE_EVERY_S = 0.1
+
 
 @dataclass
 class Tally:
@@ -26,6 +28,7 @@ class Tally:
     latencies_s: list[float] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     names: "itertools.count[int]" = field(default_factory=itertools.count)
+    pace: machine.Pace = field(default_factory=machine.Pace)
 
 
 async def create_one(connection: Connection, tenant: Tenant, name: str) -> str:
@@ -54,6 +57,13 @@ async def client(connection: Connection, tenant: Tenant, tally: Tally, until_s: 
             tally.latencies_s.append(time.monotonic() - begun_s)
 
 
+async def keep_pace(tally: Tally, until_s: float) -> None:
+    """Time a fixed piece of Python now and then, to know how fast the machine is meanwhile."""
+    while time.monotonic() < until_s:
+        tally.pace.sample()
+        await asyncio.sleep(PACE_EVERY_S)
+
+
 async def load(
     federation: BareFederation,
     tenants: list[Tenant],
@@ -77,7 +87,8 @@ async def load(
             connections.append((connection, tenant))
     until_s = time.monotonic() + duration_s
     await asyncio.gather(
-        *(client(connection, tenant, tally, until_s) for connection, tenant in connections)
+        keep_pace(tally, until_s),
+        *(client(connection, tenant, tally, until_s) for connection, tenant in connections),
     )
     for connection, _ in connections:
         await connection.close()
@@ -138,6 +149,11 @@ def report(
         f"  CPU: {each_ms:.2f} ms a placement ({ours_s:.1f} s of our processes; "
         f"{max(busy_s - ours_s, 0):.1f} s of others on the same cores): "
         f"{2000 / max(each_ms, 1e-9):.0f} /s if two cores were ours alone"
+    )
+    loops = each_ms / max(tally.pace.loop_ms, 1e-9)
+    print(
+        f"  a loop of a million took {tally.pace.loop_ms:.0f} ms meanwhile: "
+        f"{loops * 1000:.0f} thousandths of it a placement"
     )
     for name, seconds in (*used.items(), ("the load itself", own_s)):
         print(f"    {name:16} {seconds:6.2f} s  {seconds / max(count, 1) * 1000:6.2f} ms each")

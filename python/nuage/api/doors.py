@@ -74,7 +74,7 @@ DOORS: Final = (
         name="vm.attach", verb="GET", path="/v1/iaas/{iaas}/vms/{vm}/console/stream",
         summary="Open a VM's serial console (a WebSocket)",
         query={"after_bytes": "from where of its output; negative: from so far before its end"},
-        status=101, media="", errors=(400, 401, 403, 404, 503),
+        status=101, media="", errors=(400, 401, 403, 404, 409, 503),
     ),
     Door(
         name="audit.list", verb="GET", path="/v1/audit",

@@ -221,8 +221,10 @@ class _Routes:
         return self._result(request, Token(token=token), 201)
 
     async def upload(self, request: web.Request) -> web.Response:
+        caller = _caller(request)
+        self._doors.dispatcher.require_known(caller)
         shown = await self._doors.images.receive(
-            _caller(request),
+            caller,
             request.match_info["image"],
             request.content.iter_chunked(UPLOAD_CHUNK_BYTES),
         )

@@ -97,7 +97,9 @@ class MemoryReplicas:
 
     def put(self, site: SiteId, cursor: Cursor, records: Iterable[Record]) -> Table:
         """Let readers see records of a site; return its table."""
-        table = self._tables.setdefault(site, Table(site))
+        table = self._tables.get(site)
+        if table is None:
+            table = self._tables[site] = Table(site, indexed=False)
         for record in records:
             table.restore(record)
         table.revision = cursor.revision

@@ -89,8 +89,9 @@ def prepare(changes: Sequence[Change]) -> Prepared:
 class Table:
     """The records of one site with their indexes and the revision they stand at."""
 
-    def __init__(self, site: SiteId) -> None:
+    def __init__(self, site: SiteId, *, indexed: bool = True) -> None:
         self.site = site
+        self._indexed = indexed  # False: only ever read whole, or by id
         self.revision = 0
         self._records: dict[str, dict[str, Record]] = {kind: {} for kind in KINDS}
         self._by_iaas: dict[tuple[str, str], dict[str, None]] = {}
@@ -217,7 +218,7 @@ class Table:
 
     def _replace(self, kind: str, id: str, record: Record | None) -> None:
         records = self._records[kind]
-        before = records.get(id)
+        before = records.get(id) if self._indexed else None
         if before is not None:
             _discard(self._by_iaas, (kind, codec.iaas_of(before.value)), id)
             _discard(self._by_name, (kind, codec.name_of(before.value)), id)
@@ -225,6 +226,8 @@ class Table:
             records.pop(id, None)
             return
         records[id] = record
+        if not self._indexed:
+            return
         self._by_iaas.setdefault((kind, codec.iaas_of(record.value)), {})[id] = None
         self._by_name.setdefault((kind, codec.name_of(record.value)), {})[id] = None
 

@@ -54,6 +54,7 @@ from nuage.placement.planner.schedule import Pace
 from nuage.placement.rack_agents import SiteAgent
 from nuage.placement.steward import Outlook
 
+CONCERNING: Final = frozenset({EnergyRules, Vm, Migration, Node})
 LOOK_EVERY_S: Final = 10.0
 SAVE_EVERY_S: Final = 30.0
 PROBE_STEP_K: Final = 0.5  # a probe that moved by so much is worth a look at once
@@ -177,6 +178,8 @@ class EnergyKeeper:
     def on_change(self, change: Change) -> None:
         """Wake a node that a VM was placed on; look again when rules or maintenance changed."""
         value = None if change.after is None else change.after.value
+        if type(value) not in CONCERNING:
+            return
         match value:
             case EnergyRules() if value.site_id == self._site.site_id:
                 self.look()

@@ -17,6 +17,7 @@ from nuage.daemon.nodes import FollowWishes, NodeSessions, ReportTaken, WishSlot
 from nuage.daemon.process import Tasks
 from nuage.iaas.fabric_keys import KeyRoll
 from nuage.iaas.fabric_wishes import (
+    CONCERNING,
     FabricContext,
     concerned_rbridges,
     fabric_wish,
@@ -94,7 +95,7 @@ class FabricDesk:
         after = None if change.after is None else change.after.value
         if isinstance(after, SiteTrust) and after.key_generation > self._roll.newest:
             self._touch(self._own())
-        if not is_news(before, after):
+        if type(after or before) not in CONCERNING or not is_news(before, after):
             return
         context = self._context
         for value in (before, after):

@@ -46,8 +46,12 @@ from nuage.model.placement import Decision
 from nuage.model.record import KIND_OF, KINDS, Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import Vm
-from nuage.model.volume import Volume
+from nuage.model.volume import Erasure, Volume
 
+# The kinds that wishes are made of.
+CONCERNING: Final = frozenset(
+    {Vm, Migration, Volume, Erasure, NodeStatus, Decision, Port, Iaas, IaasKey, Segment, Image}
+)
 RENDER_REST: Final = 40.0  # wait so many times what rendering took
 RENDER_REST_S_MAX: Final = 0.5  # a node hears of a change within this, however large its wish
 log = structlog.get_logger("reconciler")
@@ -93,15 +97,19 @@ class Reconciler:
                 self._concern(record.value)
 
     def _concern(self, value: Noun) -> None:
-        nodes = concerned_nodes(self._site.index, value)
+        if type(value) not in CONCERNING:
+            return
+        index = self._site.index
+        nodes = concerned_nodes(index, value) & index.nodes_at(self._site.site_id)
         objects = concerned_objects(value)
         if isinstance(value, Segment | Image):  # looked at by wishes that change for other reasons
             self._changed.clear()
         elif objects is None:
             self._forget_changes(nodes)
         else:
-            for node_id in nodes & self._changed.keys():
-                self._changed[node_id].update(objects)
+            for node_id in nodes:
+                if node_id in self._changed:
+                    self._changed[node_id].update(objects)
         self._mark(nodes)
 
     def _forget_changes(self, node_ids: Iterable[NodeId]) -> None:

@@ -1,7 +1,7 @@
 """A site with several controllers: its catalogue in the site's own etcd, one of them serving.
 
 Theory of operation. The controllers of a site share `trust_dir` and `state_dir`, on storage that
-all of them mount, and the catalogue in etcd. One has the *seat*: a key in that etcd, bound to a lease.
+all of them mount, and the catalogue in etcd. One has the *seat*: a key there, bound to a lease.
 It alone serves; the others wait for the key to go. What the catalogue does not hold (audit log,
 ledgers, images, the quorum's session) is thus written by one process, as at a site with one
 controller, and whoever takes the seat goes on where the last one stopped.

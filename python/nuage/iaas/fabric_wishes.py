@@ -337,6 +337,12 @@ def _remotes(
 # Who is concerned -----------------------------------------------------------------------------
 
 
+# The kinds that fabric wishes are made of.
+CONCERNING = frozenset({
+    Node, Datacenter, AddressPool, PublicAddress, Vm, Port, Segment, SecurityGroup, Iaas, Migration,
+})  # fmt: skip
+
+
 def concerned_rbridges(index: FederationIndex, site_id: SiteId, value: object) -> set[NodeId]:
     """Return this site's nodes whose fabric wish may differ once `value` has changed."""
     match value:
@@ -356,7 +362,7 @@ def concerned_rbridges(index: FederationIndex, site_id: SiteId, value: object) -
             return _nodes_of_iaas(index, site_id, value.iaas_id) | _edges(index, site_id)
         case Vm() | Port():
             found = _nodes_of_iaas(index, site_id, value.iaas_id)
-            has_public = any(index.of_iaas(PublicAddress, value.iaas_id))
+            has_public = index.has_any(PublicAddress, value.iaas_id)
             return found | (_edges(index, site_id) if has_public else set())
         case Segment() | SecurityGroup() | Iaas():
             return _nodes_of_iaas(index, site_id, value.iaas_id)
@@ -381,8 +387,8 @@ def _nodes_of_iaas(index: FederationIndex, site_id: SiteId, iaas_id: IaasId) -> 
 
 
 def _local(index: FederationIndex, site_id: SiteId, nodes: Collection[NodeId]) -> set[NodeId]:
-    found = (index.find_value(Node, node_id) for node_id in nodes)
-    return {node.node_id for node in found if node is not None and node.site_id == site_id}
+    here = index.nodes_at(site_id)
+    return {node_id for node_id in nodes if node_id in here}
 
 
 def is_news(before: object, after: object) -> bool:

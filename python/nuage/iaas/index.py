@@ -12,8 +12,9 @@ from typing import TypeVar, cast
 
 from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.iaas.addresses import host_number
-from nuage.ids import IaasId, NodeId, SegmentId, SiteId
+from nuage.ids import IaasId, NodeId, SegmentId, SiteId, VolumeId
 from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Node
 from nuage.model.network import Port, PublicAddress
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.status import Migration
@@ -22,6 +23,8 @@ from nuage.model.volume import Erasure, Volume
 
 N = TypeVar("N", bound=Noun)
 PLACE_KINDS = frozenset({"datacenter", "node", "node-status"})
+ON_NODES = frozenset({Vm, Volume, Erasure, Migration})
+COUNTED = frozenset({Vm, Volume, PublicAddress, Port})
 
 
 @dataclass(slots=True)
@@ -65,12 +68,15 @@ class FederationIndex:
     def __init__(self, site_id: SiteId) -> None:
         self.site_id = site_id
         self.places_version = 0  # grows whenever a datacenter, a node or a node's status changes
+        self._nodes_at: dict[SiteId, frozenset[NodeId]] = {}  # at `_nodes_version`
+        self._nodes_version = -1
         self._copies: dict[tuple[str, str], dict[SiteId, Record]] = {}
         self._visible: dict[str, dict[str, Record]] = {kind: {} for kind in KINDS}
         self._names: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._contested: set[tuple[str, str]] = set()  # what several sites have a record of
         self._by_node: dict[tuple[str, NodeId], set[str]] = defaultdict(set)
         self._by_iaas: dict[tuple[str, IaasId], set[str]] = defaultdict(set)
+        self._templates: dict[IaasId, set[VolumeId]] = defaultdict(set)
         self._usage: dict[IaasId, Usage] = defaultdict(Usage)
         self._vm_nodes: dict[IaasId, dict[NodeId, int]] = defaultdict(dict)
         self._addresses: dict[SegmentId, dict[int, int]] = defaultdict(dict)
@@ -79,11 +85,14 @@ class FederationIndex:
 
     def put(self, record: Record) -> Change:
         """Take in what `record.home` says; return what changed in the view."""
-        copies = self._copies.setdefault((record.kind, record.id), {})
+        key = (record.kind, record.id)
+        copies = self._copies.get(key)
+        if copies is None:
+            copies = self._copies[key] = {}
         known = copies.get(record.home)
         if known is None or known.revision <= record.revision:
             copies[record.home] = record
-        return self._show(record.kind, record.id)
+        return self._show(*key)
 
     def remove(self, kind: str, object_id: str, home: SiteId) -> Change:
         """Forget what `home` said of an object."""
@@ -111,7 +120,7 @@ class FederationIndex:
             self._copies.pop((kind, object_id), None)
         if len(copies) > 1:
             self._contested.add((kind, object_id))
-        else:
+        elif self._contested:
             self._contested.discard((kind, object_id))
         before = self._visible[kind].get(object_id)
         if before is not after:
@@ -129,24 +138,28 @@ class FederationIndex:
         return record.epoch, record.home == self.site_id, record.home
 
     def _link(self, record: Record) -> None:
-        self._count(record.value, 1)
-        for node_id in nodes_of(record.value):
+        value = record.value
+        if type(value) in COUNTED:
+            self._count(value, 1)
+        for node_id in nodes_of(value):
             self._by_node[record.kind, node_id].add(record.id)
-        iaas_id = iaas_of(record.value)
+        iaas_id = iaas_of(value)
         if iaas_id is not None:
             self._by_iaas[record.kind, iaas_id].add(record.id)
-        name = name_of(record.value)
+        name = name_of(value)
         if name:
             self._names[record.kind, iaas_id or "", name].add(record.id)
 
     def _unlink(self, record: Record) -> None:
-        self._count(record.value, -1)
-        for node_id in nodes_of(record.value):
+        value = record.value
+        if type(value) in COUNTED:
+            self._count(value, -1)
+        for node_id in nodes_of(value):
             self._by_node[record.kind, node_id].discard(record.id)
-        iaas_id = iaas_of(record.value)
+        iaas_id = iaas_of(value)
         if iaas_id is not None:
             self._by_iaas[record.kind, iaas_id].discard(record.id)
-        name = name_of(record.value)
+        name = name_of(value)
         if name:
             self._names[record.kind, iaas_id or "", name].discard(record.id)
 
@@ -157,7 +170,12 @@ class FederationIndex:
                 for node_id in (value.node_id, value.migrating_to):
                     if node_id is not None:
                         _tally(self._vm_nodes[value.iaas_id], node_id, sign)
-            case Volume() | PublicAddress():
+            case Volume():
+                self._usage[value.iaas_id].add(value, sign)
+                if value.is_template:
+                    templates = self._templates[value.iaas_id]
+                    (templates.add if sign > 0 else templates.discard)(value.volume_id)
+            case PublicAddress():
                 self._usage[value.iaas_id].add(value, sign)
             case Port():
                 holders = self._addresses[value.segment_id]
@@ -201,6 +219,27 @@ class FederationIndex:
         kind = KIND_OF[cls]
         shown = self._visible[kind]
         return [cast(N, shown[key].value) for key in sorted(self._by_iaas[kind, iaas_id])]
+
+    def has_any(self, cls: type[Noun], iaas_id: IaasId) -> bool:
+        """Tell whether an IaaS has something of one kind."""
+        return bool(self._by_iaas.get((KIND_OF[cls], iaas_id)))
+
+    def nodes_at(self, site_id: SiteId) -> frozenset[NodeId]:
+        """Return the nodes of a site."""
+        if self._nodes_version != self.places_version:
+            self._nodes_version = self.places_version
+            self._nodes_at.clear()
+        found = self._nodes_at.get(site_id)
+        if found is None:
+            nodes = (node.node_id for node in self.values(Node) if node.site_id == site_id)
+            found = self._nodes_at[site_id] = frozenset(nodes)
+        return found
+
+    def templates(self, iaas_id: IaasId) -> list[Volume]:
+        """Return an IaaS's templates of images, in order of id: few, of thousands of volumes."""
+        shown = self._visible["volume"]
+        found = self._templates.get(iaas_id, ())
+        return [cast(Volume, shown[volume_id].value) for volume_id in sorted(found)]
 
     def on_node(self, cls: type[N], node_id: NodeId) -> list[N]:
         """Return what a node runs, serves or keeps of one kind, in order of id."""
@@ -293,18 +332,22 @@ def _tally(counts: dict[K, int], key: K, sign: int) -> None:
 
 def nodes_of(value: Noun) -> tuple[NodeId, ...]:
     """Return the nodes that must hear of a change to `value`."""
+    if type(value) not in ON_NODES:  # of most kinds: asked several times for each change
+        return ()
     match value:
         case Vm():
-            nodes = {value.node_id}
+            return () if value.node_id is None else (value.node_id,)
         case Volume():
-            nodes = {value.head, *(place.node_id for place in value.replicas)}
+            nodes = {place.node_id for place in value.replicas}
+            if value.head is not None:
+                nodes.add(value.head)
         case Erasure():
             nodes = {place.node_id for place in value.places}
         case Migration():
             nodes = {value.target_node, value.source_node}
         case _:
             return ()
-    return tuple(sorted(node for node in nodes if node is not None))
+    return tuple(sorted(nodes))
 
 
 def iaas_of(value: Noun) -> IaasId | None:

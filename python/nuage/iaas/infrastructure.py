@@ -10,7 +10,6 @@ from nuage.iaas.operations import (
     Shown,
     any_scope,
     anywhere,
-    federation_scope,
 )
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -19,7 +18,7 @@ from nuage.model.infrastructure import Datacenter, Node, NodeRole, Pdu, Rack
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Volume
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal, Scope, is_allowed
 
 CUT_OFF_AFTER_S = 5.0  # of silence: five heartbeats of a feed
 
@@ -116,8 +115,8 @@ class NodeView:
     copy_count: int = 0
 
 
-async def list_nodes(site: Site, _principal: Principal, body: ListNodes) -> list[NodeView]:
-    """Show nodes with their last facts."""
+async def list_nodes(site: Site, principal: Principal, body: ListNodes) -> list[NodeView]:
+    """Show nodes with their last facts: all to whom it may, an operator's own to an operator."""
     return [
         NodeView(
             node=node,
@@ -126,7 +125,8 @@ async def list_nodes(site: Site, _principal: Principal, body: ListNodes) -> list
             copy_count=len(site.index.on_node(Volume, node.node_id)),
         )
         for node in sorted(site.index.values(Node), key=lambda n: (n.site_id, n.name))
-        if not body.site or node.site_id == body.site
+        if body.site in ("", node.site_id)
+        and is_allowed(principal, "node.read", Scope(site_id=node.site_id))
     ]
 
 
@@ -163,8 +163,8 @@ class RackView:
     pdus: tuple[Pdu, ...]
 
 
-async def list_racks(site: Site, _principal: Principal, body: ListRacks) -> list[RackView]:
-    """Show the racks, the unit of administration."""
+async def list_racks(site: Site, principal: Principal, body: ListRacks) -> list[RackView]:
+    """Show the racks, the unit of administration; to an operator their own."""
     nodes = sorted(site.index.values(Node), key=lambda n: n.name)
     pdus = sorted(site.index.values(Pdu), key=lambda p: p.name)
     return [
@@ -174,8 +174,14 @@ async def list_racks(site: Site, _principal: Principal, body: ListRacks) -> list
             pdus=tuple(pdu for pdu in pdus if pdu.rack_id == rack.rack_id),
         )
         for rack in sorted(site.index.values(Rack), key=lambda r: (r.site_id, r.name))
-        if not body.site or rack.site_id == body.site
+        if body.site in ("", rack.site_id)
+        and is_allowed(principal, "rack.read", Scope(site_id=rack.site_id))
     ]
+
+
+def _named_or_any(_site: Site, body: ListNodes | ListRacks) -> Scope | None:
+    """Ask for the role at the site that is named; without one each sees what is theirs."""
+    return Scope(site_id=SiteId(body.site)) if body.site else None
 
 
 def _node_site(site: Site, body: SetMaintenance) -> SiteId:
@@ -234,7 +240,7 @@ def enter(table: OperationTable) -> None:
             action="node.read",
             summary="List nodes with their last facts",
             run=list_nodes,
-            scope=federation_scope,
+            scope=_named_or_any,
             home=anywhere,
         )
     )
@@ -262,7 +268,7 @@ def enter(table: OperationTable) -> None:
             action="rack.read",
             summary="List racks and what is in them",
             run=list_racks,
-            scope=federation_scope,
+            scope=_named_or_any,
             home=anywhere,
         )
     )

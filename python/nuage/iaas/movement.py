@@ -311,6 +311,10 @@ class Movement:
         if site.index.home("vm", vm_id) == site.site_id:
             await site.save(replace(vm, downtime_ms=downtime_ms))
 
+    def has_let_go(self, vm: Vm) -> bool:
+        """Tell whether a VM that this site let go is at another site now: `tidy` is due."""
+        return vm.vm_id in self._granted and vm.site_id != self._site.site_id
+
     async def tidy(self, vm_id: VmId) -> None:
         """Delete this site's record of a VM that arrived elsewhere after a granted migration."""
         if vm_id not in self._granted:

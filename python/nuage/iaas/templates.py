@@ -55,8 +55,11 @@ def made_here(site: Site, iaas: Iaas, volume: Volume) -> Volume:
 
 def template_for(site: Site, iaas: Iaas, volume: Volume) -> Volume | None:
     """Return what a boot volume can start from at once, or None: it is filled."""
+    templates = templates_of(site, iaas)
+    if not templates:
+        return None
     usable = {space.node_id for space in ionode_spaces(site) if space.is_usable}
-    for template in templates_of(site, iaas):
+    for template in templates:
         fits = (template.image_id, template.size_bytes) == (volume.image_id, volume.size_bytes)
         if fits and is_sound(template, iaas) and _nodes(template) <= usable:
             return template
@@ -65,11 +68,7 @@ def template_for(site: Site, iaas: Iaas, volume: Volume) -> Volume | None:
 
 def templates_of(site: Site, iaas: Iaas) -> list[Volume]:
     """Return this site's templates of an IaaS."""
-    return [
-        volume
-        for volume in site.index.of_iaas(Volume, iaas.iaas_id)
-        if volume.is_template and _is_ours(site, volume)
-    ]
+    return [volume for volume in site.index.templates(iaas.iaas_id) if _is_ours(site, volume)]
 
 
 def is_sound(volume: Volume, iaas: Iaas) -> bool:

@@ -7,10 +7,8 @@ import pytest
 from tests.scenario.api.conversation import Federation, compare
 
 from nuage.api.http import BODY_BYTES_MAX
-from nuage.iaas.doors import TABLE
 from nuage.ids import SiteId
 from nuage.model.identity import Grant, Role
-from nuage.trust.permissions import TABLE as PERMISSIONS
 
 HERE = Path(__file__).parent
 FRENCH = {"data_countries": ["FR"], "copies": 2, "copy_sites": 2, "ack_policy": "all"}
@@ -268,30 +266,3 @@ async def test_a_contract_changes_only_when_all_that_exists_lies_within_it(
     status, _ = await federation.ask("PUT", path, {"contract": {**FRENCH, "tier_min": 2}})
     assert status == 200
     compare(HERE / "contract.txt", federation.talk.lines, rewrite=rewrite)
-
-
-async def test_every_role_may_do_what_the_table_says_and_nothing_else(
-    federation: Federation,
-) -> None:
-    """Role by operation: 403 exactly where the role lacks the action."""
-    iaas_id = await build(federation)
-    for role in Role:
-        scope = iaas_id if role in (Role.IAAS_ADMIN, Role.IAAS_USER) else "*"
-        federation.tokens.know(role.value, Grant(role, scope))
-    names = {"iaas": "acme", "node": "lyon-vnode-1", "site": "lyon"}
-    for operation in TABLE.all():
-        path = operation.path
-        for name in ("iaas", "vm", "volume", "image", "user", "node", "site", "segment"):
-            path = path.replace("{" + name + "}", names.get(name, "nothing"))
-        if "{" in path or operation.action not in PERMISSIONS:
-            continue
-        for role in Role:
-            status, answer = await federation.ask(
-                operation.verb, path, {} if operation.verb in ("POST", "PUT", "PATCH") else None,
-                who=role.value,
-            )  # fmt: skip
-            if status == 403:
-                assert role not in PERMISSIONS[operation.action], (operation.name, role, answer)
-            elif role not in PERMISSIONS[operation.action]:
-                # An object or a field was asked for before the role: nothing was done.
-                assert status in (400, 404), (operation.name, role, status, answer)

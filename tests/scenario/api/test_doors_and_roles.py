@@ -24,8 +24,8 @@ from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
 from nuage.model.identity import Grant, Role
+from nuage.trust.permissions import EVERYWHERE, Principal
 from nuage.trust.permissions import TABLE as PERMISSIONS
-from nuage.trust.permissions import Principal
 
 LYON = SiteId("lyon")
 # What is there to be named. Fields of this name are filled with it.
@@ -88,7 +88,9 @@ def roles_in(role: Role, iaas_id: str, *, right: bool) -> Grant:
 
 
 async def lived_in(federation: Federation) -> str:
-    """Build an IaaS with a VM in it, for operations to name; return the IaaS's id."""
+    """Build an IaaS with a VM, and a pool, for operations to name; return the IaaS's id."""
+    pool = {"name": "some", "prefix": "203.0.113.0/30", "site": "lyon"}
+    assert (await federation.ask("POST", "/v1/address-pools", pool))[0] == 201
     contract = {"data_countries": ["FR"], "copies": 2, "copy_sites": 2, "ack_policy": "all"}
     body = {"name": "acme", "contract": contract}
     _, answer = await federation.ask("POST", "/v1/iaas", body)
@@ -136,6 +138,7 @@ async def test_every_operation_lets_in_the_roles_of_its_action_and_no_other(
     federation: Federation,
 ) -> None:
     """Valid requests, so that only the role decides; each refusal is written down."""
+    federation.talk.lines.clear()
     iaas_id = await lived_in(federation)
     for role in Role:
         for right in (True, False):
@@ -176,11 +179,28 @@ async def test_a_role_elsewhere_is_no_role_here(federation: Federation) -> None:
     for operation in TABLE.all():
         body = msgspec.convert(body_of(operation.body), operation.body, strict=False)
         scope = operation.scope(site, body)
-        if scope is None:
+        if scope is None or scope == EVERYWHERE:
             continue  # anywhere will do: the answer shows what the caller may see
         for role in (Role.IAAS_ADMIN, Role.IAAS_USER, Role.OPERATOR):
             who = f"far {role.value}"
             assert not await comes_in(federation, operation, who), (operation.name, who)
+
+
+async def test_an_operator_sees_the_nodes_and_racks_of_their_own_site(
+    federation: Federation,
+) -> None:
+    """Operators run one site: the lists show what is theirs, and another's is refused by name."""
+    for what in ("nodes", "racks"):
+        kind = what.removesuffix("s")
+        _, everything = await federation.ask("GET", f"/v1/{what}")
+        sites = {row[kind]["site_id"] for row in everything["result"]}
+        status, own = await federation.ask("GET", f"/v1/{what}", who="operator")
+        assert status == 200, own
+        shown = {row[kind]["site_id"] for row in own["result"]}
+        assert shown == {"rennes"} & sites
+        status, _ = await federation.ask("GET", f"/v1/{what}?site=lyon", who="operator")
+        assert status == 403
+        assert (await federation.ask("GET", f"/v1/{what}?site=rennes", who="operator"))[0] == 200
 
 
 DOOR_ROLES: dict[str, set[Role]] = {

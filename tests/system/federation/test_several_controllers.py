@@ -129,12 +129,8 @@ def check_a_death(both: Pair) -> None:
     both.start("left")
     until(lambda: both.stands_by("left"), "the first stands by")
     assert both.end("left", signal.SIGTERM) == 0
-    # One stopped in order leaves its seat at once.
-    both.start("left")
+    assert names_of(client) == {"before", "after"}
     assert both.end("right", signal.SIGTERM) == 0
-    until(lambda: both.answers("left"), "the first serves again")
-    assert names_of(both.client("left")) == {"before", "after"}
-    assert both.end("left", signal.SIGTERM) == 0
 
 
 async def test_the_second_controller_of_a_site_goes_on_where_the_first_died(tmp_path: Path) -> None:
