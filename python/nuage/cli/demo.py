@@ -46,14 +46,22 @@ class Demo:
         self._lab = lab
         self._figures: list[tuple[str, str]] = []
         self._step = 0
+        self._begun_s = time.monotonic()  # the step
         self._sites = [site.id for site in lab.description.sites]
 
     # Telling --------------------------------------------------------------------------------------
 
     def say(self, title: str) -> None:
-        """Begin a step."""
+        """Begin a step; tell how long the one before took."""
+        self._tell_time()
         self._step += 1
         out.print(f"\n[bold cyan]{self._step:>2}.[/] [bold]{title}[/]")
+
+    def _tell_time(self) -> None:
+        now_s = time.monotonic()
+        if self._step:
+            out.print(f"    [dim]took {now_s - self._begun_s:.1f} s[/]")
+        self._begun_s = now_s
 
     def note(self, text: str) -> None:
         """Tell a fact of the step."""
@@ -280,6 +288,7 @@ class Demo:
 
     def sum_up(self) -> None:
         """Print what was measured and what to try next."""
+        self._tell_time()
         table = Table(title="measured in this run", title_justify="left", box=None, pad_edge=False)
         table.add_column("what", style="bold")
         table.add_column("value", style="green")

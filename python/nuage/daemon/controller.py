@@ -271,6 +271,7 @@ class Controller:
             on_owned=self._touch_all,
             take_over_heads=self._heads.take_over,
             switch_on=fence.switch_on,
+            succeed=self._movement.succeed,
             before=read_held(configuration.state_dir / HELD_FILE),
             keep=lambda held: write_held(configuration.state_dir / HELD_FILE, held),
         )
@@ -278,7 +279,7 @@ class Controller:
             index=self.index,
             secrets=self._secrets.secrets,
             lease_until_s=lease_until_s(self._guardian, self._clock),
-            may_switch=self._movement.may_switch,
+            leave=self._movement.leave,
             lease_term=lambda: self._guardian.lease_term,
         )
         self._reconciler = Reconciler(

@@ -37,7 +37,7 @@ from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume
 from nuage.quorum.lease import LeaseView
-from nuage.quorum.model import Ownership, Quorum
+from nuage.quorum.model import NOBODY, Ownership, Quorum
 from nuage.storage.heads import whole_copies
 from nuage.trust.files import write_atomically
 
@@ -102,6 +102,7 @@ class Guardian:
         on_owned: Callable[[], None],
         take_over_heads: Callable[[frozenset[SiteId]], Awaitable[None]] | None = None,
         switch_on: SwitchOn | None = None,
+        succeed: Callable[[VmId], Awaitable[None]] | None = None,
         before: Held | None = None,
         keep: Callable[[Held], None] = lambda _held: None,
     ) -> None:
@@ -123,6 +124,9 @@ class Guardian:
         self._fenced: dict[NodeId, float] = {}  # and from when on a word of it says that it is on
         self._placing = asyncio.Lock()  # a node is not switched on while its VMs are being placed
         site.holds_lease = lambda: self.lease_s() > 0
+        site.lease_term = lambda: self.lease_term
+        site.gained = self._gained
+        self._succeed = succeed
         self._was_held = False
         self._has_heard = False  # the quorum, since this controller began
         self.lease_term = self._before.term  # rises with each gap, also across restarts
@@ -353,6 +357,8 @@ class Guardian:
             return False  # it may run at its target, which will tell
         held = await self._site.quorum.owner("vm", vm.vm_id)
         is_ours = held is None or held.owner == self._site.site_id
+        if held is not None and vm.migrating_to is not None:
+            is_ours = is_ours and held.heir == NOBODY  # else it may have gone there
         if not is_ours and vm.migrating_to is not None and vm.state is not VmState.STOPPED:
             told = "its node died during its hand-over; it starts at its target"
             await self._site.save(replace(vm, state=VmState.STOPPED, failure=told))
@@ -438,26 +444,49 @@ class Guardian:
             # What the quorum gave us and found no place then is finished, even if its home is back.
             begun = vm.vm_id in self._owned - expected
             order = [] if record.home in held else successors(index, vm, alive=held)
-            if begun or (order and order[0] == own):
-                try:
+            try:
+                if self._was_coming(vm):
+                    if record.home not in held:
+                        await self._take_over_arrival(vm, record.home)
+                elif begun or (order and order[0] == own):
                     await self._take_over_vm(vm, record.home)
-                except Conflict as error:
-                    log.info("not taken over", vm=vm.vm_id, reason=error.message)
+            except Conflict as error:
+                log.info("not taken over", vm=vm.vm_id, reason=error.message)
         if self._take_over_heads is not None:
             await self._take_over_heads(held)
 
-    async def _take_over_vm(self, vm: Vm, from_site: SiteId) -> None:
-        site = self._site
+    def _was_coming(self, vm: Vm) -> bool:
+        """Tell whether a VM of a site is on its way to ours, as far as we know."""
+        arrival = self._site.index.find_value(Migration, vm.vm_id)
+        home = None if arrival is None else self._site.index.home("migration", vm.vm_id)
+        is_this = arrival is not None and arrival.source_epoch == vm.epoch
+        return is_this and home == self._site.site_id and self._succeed is not None
+
+    async def _take_over_arrival(self, vm: Vm, from_site: SiteId) -> None:
+        """Take over what may have come here already: it goes on on the node that expects it."""
         for volume_id in vm.volumes:
-            volume = site.index.value(Volume, volume_id)
+            volume = self._site.index.value(Volume, volume_id)
+            if any(place.site_id == self._site.site_id for place in whole_copies(volume)):
+                await self._take_over_volume(volume, from_site)
+        await self._own_from(vm, from_site)
+        assert self._succeed is not None, "it was coming"
+        await self._succeed(vm.vm_id)
+
+    async def _take_over_vm(self, vm: Vm, from_site: SiteId) -> None:
+        for volume_id in vm.volumes:
+            volume = self._site.index.value(Volume, volume_id)
             await self._take_over_volume(volume, from_site)
-        term = self.lease_term
+        owned = await self._own_from(vm, from_site)
+        await self._restart(vm, owned.epoch * EPOCH_STEP)
+
+    async def _own_from(self, vm: Vm, from_site: SiteId) -> Ownership:
+        site, term = self._site, self.lease_term
         owned = await _taken(site.quorum, "vm", vm.vm_id, from_site, site.site_id)
         if not self._gained(vm.vm_id, term):
             raise Conflict(f"the lease had a gap while {vm.name} was taken over; asked again")
         text = f"{vm.name} is taken over from {from_site}, whose lease has run out"
         site.announce("vm", vm.vm_id, "taken-over", text)
-        await self._restart(vm, owned.epoch * EPOCH_STEP)
+        return owned
 
     async def _take_over_volume(self, volume: Volume, from_site: SiteId) -> None:
         site = self._site

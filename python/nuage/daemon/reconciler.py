@@ -95,6 +95,15 @@ class Reconciler:
         for record in (change.before, change.after):
             if record is not None:
                 self._concern(record.value)
+        arrival = None if change.after is None else change.after.value
+        if isinstance(arrival, Migration) and self._may_leave(arrival):
+            self._begin([Grant(arrival.vm_id)])  # else with the next report of its node
+
+    def _may_leave(self, arrival: Migration) -> bool:
+        """Tell whether a target waits for a VM of ours."""
+        record = self._site.index.find("vm", arrival.vm_id)
+        is_ours = record is not None and record.home == self._site.site_id
+        return is_ours and bool(arrival.address) and not arrival.failure
 
     def _concern(self, value: Noun) -> None:
         if type(value) not in CONCERNING:
@@ -228,13 +237,15 @@ class Reconciler:
             case Remove(vm_id=vm_id):
                 await remove_vm(self._site, vm_id)
             case Grant(vm_id=vm_id):
-                await self._movement.grant(vm_id)
-                # Its guest stands still until its node has the wish: no rest before this one.
-                self._render(nodes_of(self._site.index.value(Vm, vm_id)))
+                if await self._movement.grant(vm_id):
+                    # Its guest may soon stand still for it: no rest before this wish.
+                    self._render(nodes_of(self._site.index.value(Vm, vm_id)))
             case Take(vm_id=vm_id):
                 await self._movement.take(vm_id)
-            case GiveUp(vm_id=vm_id, reason=reason, ended=ended):
-                await self._movement.give_up(vm_id, reason, ended=ended)
+            case GiveUp(vm_id=vm_id, reason=reason, source=source, revision=revision):
+                if await self._movement.give_up(vm_id, reason, source=source, revision=revision):
+                    self._render(nodes_of(self._site.index.value(Vm, vm_id)))
+                    self._movement.taken_back(vm_id, self._revision)
             case Departed(vm_id=vm_id, downtime_ms=downtime_ms):
                 await self._movement.departed(vm_id, downtime_ms)
 

@@ -4,35 +4,45 @@
 
     source home                         quorum               target home
     VM MIGRATING, asks for a place ──────────────────────►  Migration entered, QEMU waits
-    memory flows; the source pauses, reports ready-to-switch
-    grant: transfer(vm → target) ──────►  epoch + 1
-    source may switch ───────────────────────────────────►  guest runs there, reported
-                                                            take: VM entered under the new epoch
+    memory flows
+    grant: promise(vm → target) ───────►  heir: the target
+    source may switch, as soon as all
+    but the last state is sent ──────────────────────────►  guest runs there, reported
+                                          epoch + 1  ◄────  take: inherit, VM entered under it
     departed: the old record is deleted
 
-Fault model. Before `grant` succeeds any failure gives the migration up: the source goes on, the
-target drops what waits. After it the VM belongs to the target whatever happens: if the last bytes
-never arrive the source stops what it has, says so in its record, and then the target starts the
-VM from its disks. So it never runs twice.
+Leave is given while the guest runs, so that it stands still for nobody's word. From the promise on
+the VM may be at either site, and the source's node alone knows whether it has gone.
+
+Fault model. Who gives a migration up first takes leave back, by a wish that speaks of none, and
+waits for the source's word on that wish. If the VM is there, the promise is taken back and it goes
+on; the target drops what waits. If it has gone, or nobody can know any more, it is the target's:
+the source stops what it has, says so in its record, and then the target starts the VM from its
+disks, unless it runs there. So it never runs twice.
 
 Either site may restart in the middle, or hear the other too late: `watch` gives up what does not
-get ready, and drops arrivals that will not happen any more.
+get ready, and drops arrivals that will not happen any more. A target whose source has lost its
+lease takes the VM over, on the very node that it was on its way to.
 """
 
 from dataclasses import dataclass, replace
+from enum import Enum
+
+import structlog
 
 from nuage.errors import Conflict, NuageError
 from nuage.iaas.epochs import FIRST_EPOCH, quorum_part
 from nuage.iaas.erasure import delete_with_copies
 from nuage.iaas.removal import remove_vm
 from nuage.iaas.site import Site
+from nuage.iaas.wishes import Leave
 from nuage.ids import SiteId, VmId
 from nuage.model.network import Port
 from nuage.model.placement import Decision
 from nuage.model.record import Noun
 from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
-from nuage.quorum.model import Ownership
+from nuage.quorum.model import NOBODY, Ownership
 
 WATCH_EVERY_S = 3.0
 READY_WITHIN_S = 30.0  # QEMU listens within one; beyond, the target's node is gone or full
@@ -41,6 +51,7 @@ STALE_AFTER_S = 10.0  # of silence by the source's feed that the VM still comes
 GIVE_UP_METHOD = "migration.give-up"
 DECIDED_METHOD = "placement.decided"
 ASK_TIMEOUT_S = 5.0
+log = structlog.get_logger("movement")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,61 +70,99 @@ class AskDecided:
     vm_id: VmId
 
 
+class Whereabouts(Enum):
+    """What a source's node says of a VM on its way."""
+
+    HERE = "here"  # it is not being sent, and what was sent of it cannot run
+    LEAVING = "leaving"
+    GONE = "gone"  # or nobody can know
+
+
+@dataclass(slots=True)
+class _TakenBack:
+    """Leave that is being taken back: for which move, why, and by which wish of its node."""
+
+    target_epoch: int
+    reason: str
+    revision: int = 0  # 0: no wish was made yet
+
+
 class Movement:
     """The steps of migrations at one site, as source and as target."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._granted: dict[VmId, int] = {}  # to the target epoch that the quorum has given
+        self._granted: dict[VmId, int] = {}  # to the target epoch that it may go under
+        self._taken_back: dict[VmId, _TakenBack] = {}
         self._told: set[tuple[VmId, float]] = set()
 
-    def may_switch(self, vm_id: VmId) -> bool:
-        """Tell whether the source may hand the VM over now."""
+    def leave(self, vm_id: VmId) -> Leave:
+        """Tell whether the source may send the VM away, and hand it over."""
         migration = self._site.index.find_value(Migration, vm_id)
-        return migration is not None and self._is_granted(migration)
+        if migration is None or self._back(migration) is not None:
+            return Leave.NONE
+        return Leave.SWITCH if self._is_granted(migration) else Leave.SEND
 
     def _is_granted(self, migration: Migration) -> bool:
         return self._granted.get(migration.vm_id) == migration.target_epoch
 
-    async def grant(self, vm_id: VmId) -> None:
-        """Have the quorum give a VM to its target; the source's wish may say so from then on.
+    def _back(self, migration: Migration) -> _TakenBack | None:
+        back = self._taken_back.get(migration.vm_id)
+        return back if back is not None and back.target_epoch == migration.target_epoch else None
 
-        The guest stands still meanwhile: nothing is read or written here that could be before.
+    async def grant(self, vm_id: VmId) -> bool:
+        """Promise a VM to its target; the source's wish may let it go from then on.
+
+        Its guest runs meanwhile. Returns whether that is news.
         """
         site = self._site
-        migration = site.index.value(Migration, vm_id)
-        if self._is_granted(migration):
-            return
+        migration = site.index.find_value(Migration, vm_id)
+        vm = site.index.find_value(Vm, vm_id)
+        if migration is None or vm is None or vm.migrating_to is None or vm.is_let_go:
+            return False
+        if self._is_granted(migration) or self._back(migration) is not None:
+            return False
         target = site.index.home("migration", vm_id)
         if target != site.site_id:
-            await self._hand_over(vm_id, target, quorum_part(migration.target_epoch))
+            await self._promise(vm_id, target, quorum_part(migration.source_epoch))
         self._granted[vm_id] = migration.target_epoch
+        return True
 
-    async def _hand_over(self, vm_id: VmId, target: SiteId, epoch: int) -> None:
-        """Transfer a VM; an earlier try whose answer was lost counts."""
-        quorum = self._site.quorum
-        own = self._site.site_id
+    async def _promise(self, vm_id: VmId, heir: SiteId, epoch: int) -> None:
+        quorum, own = self._site.quorum, self._site.site_id
         try:
-            await quorum.transfer(
-                "vm", vm_id, from_site=own, to_site=target, expected_epoch=epoch - 1
-            )
+            await quorum.promise("vm", vm_id, owner=own, heir=heir, expected_epoch=epoch)
         except Conflict:
             if not await claimed(self._site, vm_id):
                 raise
-            await quorum.transfer(
-                "vm", vm_id, from_site=own, to_site=target, expected_epoch=epoch - 1
-            )
+            await quorum.promise("vm", vm_id, owner=own, heir=heir, expected_epoch=epoch)
 
     async def take(self, vm_id: VmId) -> None:
         """Enter a VM that now runs here, with its ports, under its new epoch."""
-        site = self._site
-        migration = site.index.value(Migration, vm_id)
-        vm = site.index.value(Vm, vm_id)
-        if migration.source_site != site.site_id:
-            held = await site.quorum.owner("vm", vm_id)
-            if not _is_ours(held, site.site_id, quorum_part(migration.target_epoch)):
-                raise Conflict(f"the quorum has not given {vm_id} to {site.site_id}")
+        migration = self._site.index.value(Migration, vm_id)
+        vm = self._site.index.value(Vm, vm_id)
+        await self._inherit(migration)
         await self._enter_here(migration, vm, VmState.RUNNING)
+
+    async def _inherit(self, arrival: Migration) -> None:
+        """Own a VM that has come, or that its source has let go."""
+        site, own = self._site, self._site.site_id
+        if arrival.source_site == own:
+            return
+        term = site.lease_term()
+        await site.quorum.inherit(
+            "vm", arrival.vm_id, owner=arrival.source_site, heir=own,
+            expected_epoch=quorum_part(arrival.source_epoch),
+        )  # fmt: skip
+        site.gained(arrival.vm_id, term)
+
+    async def succeed(self, vm_id: VmId) -> None:
+        """Enter a VM that was taken over while it was on its way here.
+
+        Its node alone knows how much of it has come: it starts there, unless it runs there.
+        """
+        arrival = self._site.index.value(Migration, vm_id)
+        await self._enter_here(arrival, self._site.index.value(Vm, vm_id), VmState.STARTING)
 
     async def _enter_here(self, migration: Migration, vm: Vm, state: VmState) -> None:
         site = self._site
@@ -133,39 +182,69 @@ class Movement:
         text = f"{vm.name} is {state.value} on {migration.target_node}"
         site.announce("vm", vm.vm_id, "arrived", text)
 
-    async def give_up(self, vm_id: VmId, reason: str, *, ended: bool = False) -> None:
-        """End a migration that the quorum has not decided: the VM stays at its source.
+    async def give_up(
+        self, vm_id: VmId, reason: str, *, source: Whereabouts = Whereabouts.HERE, revision: int = 0
+    ) -> bool:
+        """End a migration, as far as it can be; return whether leave is to be taken back now.
 
-        `ended`: the source has stopped it, before it switched.
+        `source` is what its node said when it had taken the wish `revision`. "" as a reason ends
+        only what is being given up already.
         """
-        site = self._site
-        vm = site.index.value(Vm, vm_id)
+        vm = self._site.index.value(Vm, vm_id)
         if vm.migrating_to is None or vm.is_let_go:
-            return
-        migration = site.index.find_value(Migration, vm_id)
-        if migration is not None and self._is_granted(migration):
-            if migration.failure or ended:  # else it may run at its target, which will tell
-                await self._let_go(vm, migration)
-            return
-        if migration is not None:
+            return False
+        migration = self._site.index.find_value(Migration, vm_id)
+        if migration is None:
+            if reason and vm_id not in self._granted:
+                await self._stay(vm, None, reason)
+            return False
+        if not migration.address and not self._is_granted(migration):
+            if reason:
+                self._taken_back[vm_id] = _TakenBack(migration.target_epoch, reason)
+                await self._stay(vm, migration, reason)
+            return False
+        if source is Whereabouts.GONE:
+            if reason:
+                await self._let_go(vm)
+            return False
+        back = self._back(migration)
+        if back is None and reason:
+            self._taken_back[vm_id] = _TakenBack(migration.target_epoch, reason)
+            return True
+        if back is not None and 0 < back.revision <= revision and source is Whereabouts.HERE:
+            await self._stay(vm, migration, back.reason)
+            return False
+        return back is not None and not back.revision
+
+    def taken_back(self, vm_id: VmId, revision: int) -> None:
+        """Note which wish first told the source's node that its leave is taken back."""
+        self._taken_back[vm_id].revision = revision
+
+    async def _stay(self, vm: Vm, migration: Migration | None, reason: str) -> None:
+        """Go on here: nothing of the VM has gone that could run."""
+        site, vm_id = self._site, vm.vm_id
+        if migration is not None and site.index.home("migration", vm_id) != site.site_id:
             held = await site.quorum.owner("vm", vm_id)
             if held is not None and held.owner != site.site_id:
-                await self._let_go(vm, migration)
+                await self._let_go(vm)  # taken over while our lease was over
                 return
+            if held is not None and held.heir != NOBODY:
+                await self._promise(vm_id, NOBODY, held.epoch)
         told = f"migration to {vm.migrating_to} failed: {reason}"
         await site.save(replace(vm, state=VmState.RUNNING, migrating_to=None, failure=told))
+        self._granted.pop(vm_id, None)
+        self._taken_back.pop(vm_id, None)
         site.announce("vm", vm_id, "stayed", f"{vm.name}: {told}")
         if migration is not None:
             given_up = MigrationGivenUp(vm_id=vm_id, source_epoch=vm.epoch, reason=reason)
             await self._tell_target(site.index.home("migration", vm_id), given_up)
 
-    async def _let_go(self, vm: Vm, migration: Migration) -> None:
-        """Stop a VM that the quorum gave to its target and that did not get there.
+    async def _let_go(self, vm: Vm) -> None:
+        """Stop a VM that has gone, or of which nobody knows whether it has.
 
         Its target starts it from its disks once this record says that it is stopped.
         """
-        self._granted[vm.vm_id] = migration.target_epoch
-        told = "its hand-over broke after the quorum had decided; it starts at its target"
+        told = "its hand-over broke at the switch; it starts at its target"
         await self._site.save(replace(vm, state=VmState.STOPPING, failure=told))
         self._site.announce("vm", vm.vm_id, "let-go", f"{vm.name}: {told}")
 
@@ -208,7 +287,10 @@ class Movement:
             arrival = record.value
             is_old = now_s - record.changed_s > STALE_AFTER_S
             if isinstance(arrival, Migration) and is_old:
-                await self._end_arrival(arrival)
+                try:
+                    await self._end_arrival(arrival)
+                except Conflict as error:  # the next one does not wait for it
+                    log.info("arrival not ended", vm=arrival.vm_id, reason=error.message)
         for record in site.index.own_copies("vm"):
             if isinstance(record.value, Vm) and record.epoch == FIRST_EPOCH:
                 await self._drop_unelected(record.value)
@@ -219,11 +301,9 @@ class Movement:
         site = self._site
         vm = site.index.find_value(Vm, arrival.vm_id)
         if vm is not None and vm.state is VmState.STOPPED and vm.is_let_go:
-            here = arrival.source_site == site.site_id
-            held = None if here else await site.quorum.owner("vm", arrival.vm_id)
-            if here or _is_ours(held, site.site_id, quorum_part(arrival.target_epoch)):
-                await self._enter_here(arrival, vm, VmState.STARTING)
-                return
+            await self._inherit(arrival)
+            await self._enter_here(arrival, vm, VmState.STARTING)
+            return
         if await self._is_stale(arrival):
             await site.delete(arrival)
             text = f"{arrival.vm_id} does not come to {arrival.target_node} any more"
@@ -295,8 +375,7 @@ class Movement:
             return False
         if arrival.source_site == site.site_id:
             return True
-        held = await site.quorum.owner("vm", arrival.vm_id)
-        return not _is_ours(held, site.site_id, quorum_part(arrival.target_epoch))
+        return not may_be_at(site.site_id, await site.quorum.owner("vm", arrival.vm_id), arrival)
 
     async def departed(self, vm_id: VmId, downtime_ms: float) -> None:
         """Tell once how long the guest paused, by QEMU's own figure."""
@@ -324,6 +403,7 @@ class Movement:
         if record is None or record.home == site.site_id:
             return
         del self._granted[vm_id]
+        self._taken_back.pop(vm_id, None)
         old = [r for r in site.index.shadowed() if r.id == vm_id or _port_of(r.value, vm_id)]
         await site.delete(*(record.value for record in old))
 
@@ -340,5 +420,10 @@ def _port_of(value: object, vm_id: VmId) -> bool:
     return isinstance(value, Port) and value.vm_id == vm_id
 
 
-def _is_ours(held: Ownership | None, site_id: SiteId, epoch: int) -> bool:
-    return held is not None and held.owner == site_id and held.epoch == epoch
+def may_be_at(site_id: SiteId, held: Ownership | None, arrival: Migration) -> bool:
+    """Tell whether a VM has gone to its target `site_id`, or may have, by the quorum's word."""
+    if held is None:
+        return False
+    if held.owner == site_id:
+        return held.epoch == quorum_part(arrival.target_epoch)
+    return held.heir == site_id and held.epoch == quorum_part(arrival.source_epoch)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from nuage.iaas.epochs import next_local
 from nuage.iaas.index import FederationIndex
+from nuage.iaas.movement import Whereabouts
 from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.desired import HeadReport, IonodeReport, VmReport, VnodeReport
 from nuage.model.infrastructure import Node, NodePower
@@ -41,7 +42,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The source waits before the switch-over: let the quorum decide, then let it go on."""
+    """The target waits for the VM's memory: promise it, then let the source switch."""
 
     vm_id: VmId
 
@@ -55,14 +56,15 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A migration failed: the VM stays where it was, unless the quorum has moved it.
+    """A migration failed, or is being given up (`reason` ""): the VM stays unless it has gone.
 
-    `ended`: it does not run at its source any more, and was not switched there.
+    `source` is what its node says, having taken the wish `revision`.
     """
 
     vm_id: VmId
     reason: str
-    ended: bool = False
+    source: Whereabouts
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +93,18 @@ def vnode_acts(index: FederationIndex, report: VnodeReport) -> list[Act]:
         elif seen.migrated:
             acts.append(Departed(vm.vm_id, seen.downtime_ms))
             if index.home("vm", vm.vm_id) == index.site_id:
-                acts += _left_acts(vm, migration)
+                acts += _left_acts(vm, migration, report.wish_revision)
         elif vm.node_id == report.node_id and index.home("vm", vm.vm_id) == index.site_id:
-            acts += _vm_acts(vm, migration, seen)
+            acts += _vm_acts(vm, migration, seen, report.wish_revision)
     return acts
 
 
-def _left_acts(vm: Vm, migration: Migration | None) -> list[Act]:
+def _left_acts(vm: Vm, migration: Migration | None, revision: int) -> list[Act]:
     """The VM has left its source; what came of it at its target may have ended at once."""
     if vm.migrating_to is None or migration is None or not migration.failure:
         return []
     if not vm.is_let_go:
-        return [GiveUp(vm.vm_id, f"target: {migration.failure}")]
+        return [GiveUp(vm.vm_id, f"target: {migration.failure}", Whereabouts.GONE, revision)]
     return [] if vm.state is VmState.STOPPED else [Save(replace(vm, state=VmState.STOPPED))]
 
 
@@ -117,13 +119,13 @@ def _arrival_acts(vm: Vm, migration: Migration, seen: VmReport) -> list[Act]:
     return [] if changed == migration else [Save(changed)]
 
 
-def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
+def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport, revision: int) -> list[Act]:
     if seen.epoch != vm.epoch:
         return []  # the node has not taken the newest wish yet
     if seen.state is VmState.DELETED:
         return [Remove(vm.vm_id)] if vm.wish is PowerWish.DELETED else []
     if vm.migrating_to is not None:
-        return _departure_acts(vm, migration, seen)
+        return _departure_acts(vm, migration, seen, revision)
     if vm.state is VmState.MIGRATING:
         return []  # placement of its target is under way
     if (vm.state, vm.failure, vm.disk_slots) == (seen.state, seen.failure, seen.disk_slots):
@@ -133,25 +135,25 @@ def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
     return [Save(changed, seen.state.value, text)]
 
 
-def _departure_acts(vm: Vm, migration: Migration | None, seen: VmReport) -> list[Act]:
+def _departure_acts(
+    vm: Vm, migration: Migration | None, seen: VmReport, revision: int
+) -> list[Act]:
     if vm.is_let_go:
-        # Stopped, or paused for good after leave was given: it runs here no more.
-        ended = seen.state in (VmState.STOPPED, VmState.FAILED) or (
-            seen.state is VmState.MIGRATING and bool(seen.failure)
-        )
+        ended = seen.state in (VmState.STOPPED, VmState.FAILED) or seen.is_lost
         changed = replace(vm, state=VmState.STOPPED) if ended else vm
         return [] if changed == vm else [Save(changed)]
-    if seen.ready_to_switch:
-        return [Grant(vm.vm_id)]
-    ended = seen.state in (VmState.STOPPED, VmState.FAILED)
-    if seen.failure:
-        return [GiveUp(vm.vm_id, seen.failure, ended=ended)]
-    if migration is not None and migration.failure:
-        return [GiveUp(vm.vm_id, f"target: {migration.failure}")]
-    if ended:
-        told = f"the VM is {seen.state.value} at its source"
-        return [GiveUp(vm.vm_id, told, ended=True)]
-    return []
+    source = Whereabouts.HERE
+    if seen.state is VmState.MIGRATING:
+        source = Whereabouts.GONE if seen.is_lost else Whereabouts.LEAVING
+    reason = seen.failure
+    if not reason and migration is not None and migration.failure:
+        reason = f"target: {migration.failure}"
+    if not reason and seen.state in (VmState.STOPPED, VmState.FAILED):
+        reason = f"the VM is {seen.state.value} at its source"
+    acts: list[Act] = [GiveUp(vm.vm_id, reason, source, revision)]
+    if not reason and migration is not None and migration.address:
+        acts.append(Grant(vm.vm_id))
+    return acts
 
 
 def ionode_acts(index: FederationIndex, report: IonodeReport) -> list[Act]:

@@ -222,6 +222,8 @@ class Site:
     on_change: Callable[[Change], None]
     age_of: Callable[[SiteId], float]
     entropy: EntropySource = field(default=os.urandom)
+    lease_term: Callable[[], int] = field(default=lambda: 0)
+    gained: Callable[[VmId, int], bool] = field(default=lambda _vm_id, _term: True)  # in a term
     holds_lease: Callable[[], bool] = field(default=lambda: True)  # others leave ours alone
     steering: Steering | None = None
     distrust: Distrust | None = None

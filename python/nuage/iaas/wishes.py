@@ -9,6 +9,7 @@ import hmac
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TypeAlias, TypeVar
 
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
@@ -45,6 +46,14 @@ T = TypeVar("T")
 CHAP_SECRET_CHARS = 32  # hexadecimal; RFC 7143 §12.1.4 asks for 96 bits or more
 
 
+class Leave(Enum):
+    """How far the source of a migration may go now."""
+
+    NONE = "none"  # what it was allowed is taken back
+    SEND = "send"
+    SWITCH = "switch"  # and hand the VM over, as soon as all but the last state is sent
+
+
 Kept: TypeAlias = dict[str, tuple[tuple[object, ...], T]]
 
 
@@ -75,14 +84,13 @@ class WishContext:
     """What wishes need beside the records.
 
     `secrets` are shared by the federation's controllers; CHAP secrets derive from them, so that
-    they never travel in a feed. `may_switch` says whether the quorum has given a migrating VM to
-    its target.
+    they never travel in a feed. `leave` says how far a VM on its way may go.
     """
 
     index: FederationIndex
     secrets: SharedSecrets
     lease_until_s: Callable[[VmId], float]
-    may_switch: Callable[[VmId], bool]
+    leave: Callable[[VmId], Leave]
     lease_term: Callable[[], int] = lambda: 0
     kept: KeptWishes = field(default_factory=KeptWishes)
 
@@ -139,15 +147,16 @@ def vnode_wish(
 
 
 def _with_departure(context: WishContext, vm: Vm, wish: VmWish) -> VmWish:
-    if vm.migrating_to is None:
+    if vm.migrating_to is None or vm.is_let_go:
         return wish
     migration = context.index.find_value(Migration, vm.vm_id)
-    if migration is None or migration.failure or not migration.address:
+    leave = context.leave(vm.vm_id)
+    if migration is None or migration.failure or not migration.address or leave is Leave.NONE:
         return wish
     outgoing = OutgoingMigration(
         target_node_id=migration.target_node,
         address=migration.address,
-        may_switch=context.may_switch(vm.vm_id),
+        may_switch=leave is Leave.SWITCH,
     )
     return replace(wish, outgoing=outgoing)
 

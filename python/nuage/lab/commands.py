@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from nuage.errors import InvalidRequest, NotFound, NuageError
-from nuage.lab.control import LabStatus, NodeStatus
+from nuage.lab.control import LabStatus, NodeStatus, PowerOrder
 from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
 from nuage.lab.rig import Fault
@@ -257,26 +257,32 @@ def heal_command(site: str, name: str, state_dir: Path | None) -> None:
 
 
 @lab_group.command("kill")
-@click.argument("node")
+@click.argument("node", metavar="NODE|SITE|all")
 @_options
 def kill_command(node: str, name: str, state_dir: Path | None) -> None:
-    """Cut NODE's power: every process of it, guests included, ends at one stroke."""
-    _existing(name, state_dir).kill(node)
+    """Cut the power of a NODE, of a SITE's nodes, or of all: all processes end at one stroke."""
+    lab = _existing(name, state_dir)
+    lab.order_all(lab.named(node), "kill")
     click.echo(f"{node} has lost its power; `nuage lab power {node} on` gives it back")
 
 
+ORDERS: Final[dict[str, PowerOrder]] = {"on": "on", "off": "off", "cycle": "cycle"}
+
+
 @lab_group.command("power")
-@click.argument("node")
-@click.argument("order", type=click.Choice(["on", "off", "cycle"]))
+@click.argument("node", metavar="NODE|SITE|all")
+@click.argument("order", type=click.Choice(list(ORDERS)))
 @_options
-@click.option("--no-wait", is_flag=True, help="Return before the node is there.")
+@click.option("--no-wait", is_flag=True, help="Return before the nodes are there.")
 def power_command(
     node: str, order: str, name: str, state_dir: Path | None, *, no_wait: bool
 ) -> None:
-    """Press NODE's button: on, off (a shutdown), cycle (power cut and given back)."""
+    """Press buttons: on, off (a shutdown), cycle (power cut and given back).
+
+    Of a NODE, of all nodes of a SITE, or of the whole federation with `all`, at once.
+    """
     lab = _existing(name, state_dir)
-    orders = {"on": lab.power_on, "off": lab.power_off, "cycle": lab.power_cycle}
-    orders[order](node, wait=not no_wait)
+    lab.order_all(lab.named(node), ORDERS[order], wait=not no_wait)
     click.echo(f"{node}: {order}")
 
 

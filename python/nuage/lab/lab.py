@@ -312,18 +312,36 @@ class Lab:
         """Cut a node's power: all its processes end at one stroke."""
         self._power(node, "kill", wait=wait)
 
-    def power_on_all(self, nodes: Sequence[str] = (), report: Report = _quiet) -> None:
-        """Power many nodes on at once (all of them by default) and wait for them."""
-        chosen = list(nodes) or list(self._nodes)
+    def power_on_all(self, report: Report = _quiet) -> None:
+        """Power all nodes on at once and wait for them."""
+        self.order_all(list(self._nodes), "on", report=report)
 
-        def switch(node: str) -> None:
-            self.power_on(node)
+    def order_all(
+        self, nodes: Sequence[str], order: PowerOrder, *, wait: bool = True, report: Report = _quiet
+    ) -> None:
+        """Give many nodes one order at once; with `wait`, return once all have followed it."""
+
+        def settle(node: str) -> None:
+            # A second cycle would be one; what follows a first is waited for as for "on".
+            self._power(node, "on" if order == "cycle" else order, wait=True)
             report(node)
 
         with ThreadPoolExecutor(PARALLEL_ORDERS) as pool:
-            for node in chosen:
-                self.power_on(node, wait=False)
-            list(pool.map(switch, chosen))
+            for node in nodes:
+                self._power(node, order, wait=False)
+            if wait:
+                list(pool.map(settle, nodes))
+
+    def named(self, text: str) -> list[str]:
+        """Return the nodes that a name means: one node, those of a site, or ``all``.
+
+        Raises:
+            NotFound: there is neither a node nor a site of that name.
+        """
+        if text == "all":
+            return list(self._nodes)
+        of_site = [name for name, node in self._nodes.items() if node.site == text]
+        return of_site or [self.node(text).name]
 
     def _power(self, node: str, order: PowerOrder, *, wait: bool) -> None:
         self._ask(Power(self.node(node).name, order, wait))

@@ -64,8 +64,8 @@ class IncomingMigration:
 class OutgoingMigration:
     """Send the VM's memory to `address` (``host:port``), where the target waits.
 
-    The source pauses before the switch-over and reports `ready_to_switch`; it goes on only once
-    `may_switch` is set, after the quorum has given the VM to the target under the next epoch.
+    It switches over only once `may_switch` is set, after the quorum has promised the VM to the
+    target; a source that is ready before stands still and reports `ready_to_switch`.
     """
 
     target_node_id: NodeId
@@ -113,7 +113,11 @@ class VnodeWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmReport:
-    """What a V-node sees of one VM. `downtime_ms` is QEMU's own figure of the last migration."""
+    """What a V-node sees of one VM. `downtime_ms` is QEMU's own figure of the last migration.
+
+    `migrated`: it has gone to its target. `is_lost`: whether it has, nobody here can know, and it
+    does not run here.
+    """
 
     vm_id: VmId
     state: VmState
@@ -125,6 +129,7 @@ class VmReport:
     migration_progress: float = 0.0
     ready_to_switch: bool = False
     migrated: bool = False
+    is_lost: bool = False
     downtime_ms: float = 0.0
     cpu_seconds: float = 0.0
     reboot_count: int = 0

@@ -1,13 +1,13 @@
 """The quorum on etcd, with a member in each site.
 
 Each rule is a compare of one transaction, so that two sites can never both win: the owner is
-as it was read, the new owner's lease exists, and for a takeover the old owner's lease key is
-absent. A renewal is a keep-alive *and then* a read through the majority: an old leader that
-was cut off may still answer keep-alives, but it cannot answer such a read; what it could
-have answered just before is covered by `election_s` in the margin (`model`).
+as it was read, the new owner's lease exists, and for a takeover the lease keys of the old owner
+and of its heir are absent. A renewal is a keep-alive *and then* a read through the majority: an
+old leader that was cut off may still answer keep-alives, but it cannot answer such a read; what it
+could have answered just before is covered by `election_s` in the margin (`model`).
 
     /nuage/quorum/lease/<site>          the holder's session, bound to an etcd lease
-    /nuage/quorum/owner/<kind>/<id>     {"owner": site or "", "epoch": n}
+    /nuage/quorum/owner/<kind>/<id>     {"owner": site or "", "epoch": n, "heir": site}
 """
 
 import contextlib
@@ -33,12 +33,13 @@ from nuage.etcd.messages import (
     unchanged,
 )
 from nuage.ids import SiteId
-from nuage.quorum.model import LeaseTiming, Ownership, QuorumEvent, SiteLease
+from nuage.quorum.model import NOBODY, LeaseTiming, Ownership, QuorumEvent, SiteLease
 from nuage.quorum.state import (
-    NOBODY,
+    holders_before,
     lease_held_by_another,
     lease_lost,
     lease_still_held,
+    require_heir,
     require_owner,
 )
 
@@ -49,18 +50,27 @@ PAGE_KEYS: Final = 1000
 TRIES_MAX: Final = 8  # of a transaction that others overtook; each try reads anew
 
 
-class _Owner(msgspec.Struct, frozen=True):
+class _Owner(msgspec.Struct, frozen=True, omit_defaults=True):
     owner: SiteId
     epoch: int
+    heir: SiteId = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one read found: the owner's key and both sites' leases."""
+    """What one read found: the owner's key and the new owner's lease."""
 
     owner: KeyValue | None
     to_lease: KeyValue | None
-    from_lease: KeyValue | None
+
+    @property
+    def ownership(self) -> Ownership | None:
+        """Return who owns the object."""
+        return None if self.owner is None else _ownership(self.owner)
+
+    def as_seen(self, key: bytes) -> Compare:
+        """Return the condition that the owner is still as it was read."""
+        return absent(key) if self.owner is None else unchanged(self.owner)
 
 
 class EtcdQuorum:
@@ -167,12 +177,49 @@ class EtcdQuorum:
             from_expired=True,
         )  # fmt: skip
 
+    async def promise(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        """Name who an object may go to."""
+        wanted = Ownership(kind=kind, id=id, owner=owner, epoch=expected_epoch, heir=heir)
+        for _ in range(TRIES_MAX):
+            seen = await self._see(kind, id, heir)
+            if seen.ownership == wanted:
+                return wanted
+            require_owner(seen.ownership, kind, id, owner, expected_epoch)
+            compares = [seen.as_seen(_owner_key(kind, id))]
+            if heir != NOBODY:
+                if seen.to_lease is None:
+                    raise lease_lost(heir)
+                compares.append(unchanged(seen.to_lease))
+            if await self._put(wanted, tuple(compares)):
+                return wanted
+        raise _overtaken(kind, id)
+
+    async def inherit(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        """Own what was promised and has come."""
+        wanted = Ownership(kind=kind, id=id, owner=heir, epoch=expected_epoch + 1)
+        for _ in range(TRIES_MAX):
+            seen = await self._see(kind, id, heir)
+            if seen.ownership == wanted:
+                return wanted
+            require_owner(seen.ownership, kind, id, owner, expected_epoch)
+            require_heir(seen.ownership, kind, id, heir)
+            if seen.to_lease is None:
+                raise lease_lost(heir)
+            as_seen = seen.as_seen(_owner_key(kind, id))
+            if await self._put(wanted, (as_seen, unchanged(seen.to_lease))):
+                return wanted
+        raise _overtaken(kind, id)
+
     async def release(self, kind: str, id: str, *, owner: SiteId, expected_epoch: int) -> None:
         """Give an object up for good."""
         released = Ownership(kind=kind, id=id, owner=NOBODY, epoch=expected_epoch)
         for _ in range(TRIES_MAX):
-            seen = await self._see(kind, id, NOBODY, NOBODY)
-            current = _ownership(seen.owner) if seen.owner is not None else None
+            seen = await self._see(kind, id, NOBODY)
+            current = seen.ownership
             if current == released:
                 return
             require_owner(current, kind, id, owner, expected_epoch)
@@ -190,12 +237,11 @@ class EtcdQuorum:
         restored: list[Ownership] = []
         for ownership in known:
             for _ in range(TRIES_MAX):
-                seen = await self._see(ownership.kind, ownership.id, NOBODY, NOBODY)
+                seen = await self._see(ownership.kind, ownership.id, NOBODY)
                 if seen.owner is not None and _ownership(seen.owner).epoch >= ownership.epoch:
                     break
                 key = _owner_key(ownership.kind, ownership.id)
-                as_seen = absent(key) if seen.owner is None else unchanged(seen.owner)
-                if await self._put(ownership, (as_seen,)):
+                if await self._put(ownership, (seen.as_seen(key),)):
                     restored.append(ownership)
                     break
             else:
@@ -244,42 +290,37 @@ class EtcdQuorum:
     ) -> Ownership:
         wanted = Ownership(kind=kind, id=id, owner=to_site, epoch=expected_epoch + 1)
         for _ in range(TRIES_MAX):
-            seen = await self._see(kind, id, to_site, from_site)
-            current = _ownership(seen.owner) if seen.owner is not None else None
+            seen = await self._see(kind, id, to_site)
+            current = seen.ownership
             if current == wanted:
                 return wanted
             require_owner(current, kind, id, from_site, expected_epoch)
             if seen.to_lease is None:
                 raise lease_lost(to_site)
-            if from_expired and seen.from_lease is not None:
-                raise lease_still_held(from_site)
-            key = _owner_key(kind, id)
-            compares = [
-                absent(key) if seen.owner is None else unchanged(seen.owner),
+            before = holders_before(current, to_site) if from_expired else ()
+            for site in before:
+                if (await self._client.range(_lease_key(site))).kvs:
+                    raise lease_still_held(site)
+            compares = (
+                seen.as_seen(_owner_key(kind, id)),
                 unchanged(seen.to_lease),
-            ]
-            if from_expired:
-                compares.append(absent(_lease_key(from_site)))
-            if await self._put(wanted, tuple(compares)):
+                *(absent(_lease_key(site)) for site in before),
+            )
+            if await self._put(wanted, compares):
                 return wanted
         raise _overtaken(kind, id)
 
-    async def _see(self, kind: str, id: str, to_site: SiteId, from_site: SiteId) -> _Seen:
+    async def _see(self, kind: str, id: str, to_site: SiteId) -> _Seen:
+        """Read who owns an object, and the lease of who shall."""
         result = await self._client.txn(
-            (),
-            (
-                RangeOp(_owner_key(kind, id)),
-                RangeOp(_lease_key(to_site)),
-                RangeOp(_lease_key(from_site)),
-            ),
-            read_only=True,
+            (), (RangeOp(_owner_key(kind, id)), RangeOp(_lease_key(to_site))), read_only=True
         )
-        owner, to_lease, from_lease = (next(iter(result.kvs(i)), None) for i in range(3))
-        return _Seen(owner, to_lease, from_lease)
+        owner, to_lease = (next(iter(result.kvs(i)), None) for i in range(2))
+        return _Seen(owner, to_lease)
 
     async def _put(self, wanted: Ownership, compares: tuple[Compare, ...]) -> bool:
         """Write an ownership when the compares hold; tell whether they did."""
-        stored = msgspec.json.encode(_Owner(wanted.owner, wanted.epoch))
+        stored = msgspec.json.encode(_Owner(wanted.owner, wanted.epoch, wanted.heir))
         operation = PutOp(_owner_key(wanted.kind, wanted.id), stored)
         try:
             return (await self._client.txn(compares, (operation,))).succeeded
@@ -309,7 +350,7 @@ def _ownership(kv: KeyValue) -> Ownership:
         stored = msgspec.json.decode(kv.value, type=_Owner)
     except UNREADABLE as error:
         raise CorruptData(f"etcd's {where} is no ownership: {error}", where=where) from error
-    return Ownership(kind=kind, id=id, owner=stored.owner, epoch=stored.epoch)
+    return Ownership(kind=kind, id=id, owner=stored.owner, epoch=stored.epoch, heir=stored.heir)
 
 
 def _quorum_event(event: KeyEvent) -> QuorumEvent:

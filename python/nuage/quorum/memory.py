@@ -95,6 +95,24 @@ class MemoryQuorum:
             from_expired=True,
         )  # fmt: skip
 
+    async def promise(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        """Name who an object may go to."""
+        promised = self._reach().promise(
+            kind, id, owner=owner, heir=heir, expected_epoch=expected_epoch, now_s=self._now_s()
+        )
+        return self._answer(promised)
+
+    async def inherit(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        """Own what was promised and has come."""
+        inherited = self._reach().inherit(
+            kind, id, owner=owner, heir=heir, expected_epoch=expected_epoch, now_s=self._now_s()
+        )
+        return self._answer(inherited)
+
     async def release(self, kind: str, id: str, *, owner: SiteId, expected_epoch: int) -> None:
         """Give an object up for good."""
         state = self._reach()

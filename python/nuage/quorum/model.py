@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from nuage.errors import Conflict, InvalidRequest
 from nuage.ids import SiteId
 
+NOBODY: Final = SiteId("")
 TTL_S: Final = 15  # shorter takes over sooner, and makes a slow WAN look like a dead site
 DRIFT_MAX: Final = 0.002  # four times what NTP calls broken (500 ppm)
 STOP_S: Final = 2.0  # QEMU killed and its disk closed; measured well below one second
@@ -68,12 +69,17 @@ class SiteLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ownership:
-    """Who owns an object, since which epoch. `owner` "": released, the epoch is kept."""
+    """Who owns an object, since which epoch. `owner` "": released, the epoch is kept.
+
+    `heir` "": nobody. Else what is owned may have gone there already, so nobody takes it over
+    before both leases have expired, but the heir itself.
+    """
 
     kind: str
     id: str
     owner: SiteId
     epoch: int
+    heir: SiteId = NOBODY
 
 
 class LeaseHeld(Conflict):
@@ -158,13 +164,37 @@ class Quorum(Protocol):
         """
         ...
 
+    async def promise(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        """Name who an object may go to without another word; called by its owner.
+
+        The epoch stays. `heir` "" takes a promise back: only when it can not have gone.
+
+        Raises:
+            StaleEpoch, Conflict: `owner` does not own it under `expected_epoch`.
+            LeaseLost: `heir` holds no lease.
+        """
+        ...
+
+    async def inherit(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        """Own what was promised and has come; called by the heir. The epoch rises by one.
+
+        Raises:
+            StaleEpoch, Conflict: it is not `owner`'s under `expected_epoch`, promised to `heir`.
+            LeaseLost: `heir` holds no lease.
+        """
+        ...
+
     async def takeover(
         self, kind: str, id: str, *, from_site: SiteId, by_site: SiteId, expected_epoch: int
     ) -> Ownership:
         """Take an object from a site whose lease has expired, checked in one transaction.
 
         Raises:
-            LeaseHeld: `from_site` still holds its lease.
+            LeaseHeld: `from_site`, or an heir that is another site, still holds its lease.
             LeaseLost: `by_site` holds none.
             StaleEpoch, Conflict: `from_site` does not own it under `expected_epoch`.
         """

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 
 from nuage.errors import Conflict, StaleEpoch
 from nuage.ids import SiteId
-from nuage.quorum.model import LeaseHeld, LeaseLost, Ownership, QuorumEvent, SiteLease
-
-NOBODY = SiteId("")
+from nuage.quorum.model import NOBODY, LeaseHeld, LeaseLost, Ownership, QuorumEvent, SiteLease
 
 
 @dataclass(slots=True)
@@ -111,8 +109,35 @@ class QuorumState:
             return wanted
         require_owner(current, kind, id, from_site, expected_epoch)
         self._require_lease(to_site, now_s)
-        if from_expired and from_site in self._leases:
-            raise lease_still_held(from_site)
+        for site in holders_before(current, to_site) if from_expired else ():
+            if site in self._leases:
+                raise lease_still_held(site)
+        return self._set(wanted)
+
+    def promise(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int, now_s: float
+    ) -> Ownership:
+        """See `Quorum.promise`."""
+        current = self._owners.get((kind, id))
+        wanted = Ownership(kind=kind, id=id, owner=owner, epoch=expected_epoch, heir=heir)
+        if current == wanted:
+            return wanted
+        require_owner(current, kind, id, owner, expected_epoch)
+        if heir != NOBODY:
+            self._require_lease(heir, now_s)
+        return self._set(wanted)
+
+    def inherit(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int, now_s: float
+    ) -> Ownership:
+        """See `Quorum.inherit`."""
+        current = self._owners.get((kind, id))
+        wanted = Ownership(kind=kind, id=id, owner=heir, epoch=expected_epoch + 1)
+        if current == wanted:
+            return wanted
+        require_owner(current, kind, id, owner, expected_epoch)
+        require_heir(current, kind, id, heir)
+        self._require_lease(heir, now_s)
         return self._set(wanted)
 
     def release(self, kind: str, id: str, *, owner: SiteId, expected_epoch: int) -> None:
@@ -156,6 +181,27 @@ def require_owner(
             f"{kind} {id} belongs to {holder or 'nobody'}, not {owner or 'nobody'}",
             hint="read its owner again",
         )
+
+
+def require_heir(current: Ownership | None, kind: str, id: str, heir: SiteId) -> None:
+    """Raise Conflict unless an object is promised to `heir`."""
+    promised = NOBODY if current is None else current.heir
+    if promised != heir:
+        raise Conflict(
+            f"{kind} {id} is promised to {promised or 'nobody'}, not {heir}",
+            hint="read its owner again",
+        )
+
+
+def holders_before(current: Ownership | None, by_site: SiteId) -> tuple[SiteId, ...]:
+    """Return the sites that may act on an object, and whose leases `by_site` waits for."""
+    if current is None:
+        return ()
+    return tuple(
+        dict.fromkeys(
+            site for site in (current.owner, current.heir) if site not in (NOBODY, by_site)
+        )
+    )
 
 
 def lease_lost(site: SiteId) -> LeaseLost:

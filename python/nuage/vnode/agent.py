@@ -1,8 +1,7 @@
 """The V-node agent's loop: feeds `machine` with what is seen, performs what it decides.
 
 One step observes all guests, plans each one that has no act under way, writes the memory to disk
-when it changed, and only then begins the acts: nothing is done that is not remembered. Leave to
-switch is remembered on a slip of its own (`leaves`), for its guest stands still meanwhile. Acts on
+when it changed, and only then begins the acts: nothing is done that is not remembered. Acts on
 different guests run side by side; on one guest, one after the other. The loop knows no transport:
 the daemon hands wishes in and takes reports out.
 """
@@ -25,7 +24,6 @@ from nuage.model.vm import VmShape
 from nuage.vnode import machine
 from nuage.vnode.configdrive import SeedLayout, build_seed
 from nuage.vnode.hypervisor import GuestSeen, GuestSpec, Hypervisor, Nic, RunState
-from nuage.vnode.leaves import LeaveSlip, with_leaves
 from nuage.vnode.memory import AgentMemory, GuestMemory, forget, lasting, remember, take_wish
 from nuage.vnode.ports import PortPlug
 from nuage.vnode.reporting import is_news, orphan_report, vm_report
@@ -34,7 +32,6 @@ from nuage.vnode.sed import Sed
 LOOK_EVERY_S: Final = 2.0  # QEMU's events wake the loop; this catches what has no event
 REPORT_EVERY_S: Final = 5.0  # figures only; news is reported at once
 LEAST_WAIT_S: Final = 0.01
-LEAVE_WAIT_S: Final = 0.5  # above what a driver waits for the last state; a mute one is left
 
 _log = structlog.get_logger("nuage.vnode")
 
@@ -79,13 +76,10 @@ class VnodeAgent:
         self._news = asyncio.Condition()
         self._stepping = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
-        self._slip: LeaveSlip | None = None
 
     async def open(self) -> None:
         """Read the memory, find the guests that run, and begin to work."""
-        self._slip = LeaveSlip(self._options.state_dir / "leave.slip")
-        memory = _load(self._options.state_dir / "agent.json")
-        self._memory = with_leaves(memory, self._slip.read())
+        self._memory = _load(self._options.state_dir / "agent.json")
         self._hypervisor.subscribe(lambda _vm_id: self._wake.set())
         await self.step()
         self._loop = asyncio.create_task(self._run())
@@ -96,9 +90,6 @@ class VnodeAgent:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         await asyncio.gather(*self._busy.values(), return_exceptions=True)
-        if self._slip is not None:
-            self._slip.close()
-            self._slip = None
 
     async def take_wish(self, wish: VnodeWish) -> None:
         """Take desired state; it is on disk when this returns.
@@ -193,30 +184,12 @@ class VnodeAgent:
                 acts.append((vm_id, planned.act))
             if planned.look_again_s:
                 look_s = min(look_s, planned.look_again_s)
-        acts = await self._pass_leave_on(acts)
         if lasting(self._memory) != lasting(stored):
             _store(self._options.state_dir / "agent.json", self._memory)
         for vm_id, act in acts:
-            self._begin(vm_id, act)
+            self._busy[vm_id] = asyncio.create_task(self._perform(vm_id, act))
         await self._tell(seen)
         return max(look_s - now_s, LEAST_WAIT_S)
-
-    async def _pass_leave_on(
-        self, acts: list[tuple[VmId, machine.Act]]
-    ) -> list[tuple[VmId, machine.Act]]:
-        """Let guests go that stand still and wait for leave, before all else; return the rest."""
-        leaving = [(vm_id, act) for vm_id, act in acts if isinstance(act, machine.MigrateContinue)]
-        guests = [self._memory.guests[vm_id] for vm_id, _ in leaving]
-        if not leaving or self._slip is None or not self._slip.note(guests):
-            return acts
-        going = [self._begin(vm_id, act) for vm_id, act in leaving]
-        # QEMU flushes its disks meanwhile: our own write would come between.
-        await asyncio.wait(going, timeout=LEAVE_WAIT_S)
-        return [(vm_id, act) for vm_id, act in acts if (vm_id, act) not in leaving]
-
-    def _begin(self, vm_id: VmId, act: machine.Act) -> asyncio.Task[None]:
-        task = self._busy[vm_id] = asyncio.create_task(self._perform(vm_id, act))
-        return task
 
     async def _tell(self, seen: dict[VmId, GuestSeen]) -> None:
         reports = {

@@ -31,6 +31,7 @@ class FakeFabric:
 
     listeners: dict[str, tuple["FakeHypervisor", VmId]] = field(default_factory=dict)
     is_cut: bool = False
+    swallows: bool = False  # takes the last state for sent, and loses it
     port_last: int = 49151
 
 
@@ -39,6 +40,7 @@ class _FakeGuest:
     seen: GuestSeen
     console: bytes = b""
     target: str = ""
+    has_leave: bool = False
 
 
 class FakeHypervisor:
@@ -50,6 +52,7 @@ class FakeHypervisor:
         self._listeners: list[Callable[[VmId], None]] = []
         self.answers_power = answers_power
         self.refuses_to_start = ""
+        self.sends_slowly = False
         self.acts: list[tuple[str, VmId]] = []
 
     @property
@@ -193,25 +196,60 @@ class FakeHypervisor:
         self._set(vm_id, replace(seen, balloon_mib=memory_mib))
 
     async def migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:  # noqa: ARG002
-        """Send all memory at once and halt at SWITCHING; fail when nobody is reached."""
+        """Send all memory and halt at SWITCHING; fail when nobody is reached.
+
+        At once, or, with `sends_slowly`, once `all_sent` says so.
+        """
         self.acts.append(("migrate", vm_id))
         guest = self._require_alive(vm_id)
+        guest.has_leave = False
         if self._fabric.is_cut or address not in self._fabric.listeners:
             told = MigrationSeen(status=MigrationStatus.FAILED, failure="connection refused")
             self._set(vm_id, replace(guest.seen, migration=told))
             return
         guest.target = address
-        sent = MigrationSeen(
-            status=MigrationStatus.SWITCHING, progress=0.99, transferred_bytes=MEMORY_SENT_BYTES
+        active = MigrationSeen(
+            status=MigrationStatus.ACTIVE, progress=0.5, transferred_bytes=MEMORY_SENT_BYTES
         )
+        self._set(vm_id, replace(guest.seen, migration=active))
+        if not self.sends_slowly:
+            self.all_sent(vm_id)
+
+    def all_sent(self, vm_id: VmId) -> None:
+        """Let all of a guest's memory be sent: it halts, or goes if it has leave."""
+        guest = self._require(vm_id)
+        if guest.seen.migration.status is not MigrationStatus.ACTIVE:
+            return
+        if self._fabric.is_cut or guest.target not in self._fabric.listeners:
+            self.end_migration(vm_id, MigrationStatus.FAILED, "connection reset")
+            return
+        sent = replace(guest.seen.migration, status=MigrationStatus.SWITCHING, progress=0.99)
         self._set(vm_id, replace(guest.seen, state=RunState.SWITCHING, migration=sent))
+        if guest.has_leave:
+            self._hand_over(vm_id)
+
+    def forget_leave(self, vm_id: VmId) -> None:
+        """Be as an agent's new driver, which knows of no leave."""
+        guest = self._require(vm_id)
+        guest.has_leave = False
+        told = replace(guest.seen.migration, has_leave=False)
+        self._set(vm_id, replace(guest.seen, migration=told))
 
     async def migrate_continue(self, vm_id: VmId) -> None:
-        """Hand over: all state arrives, or, over a cut fabric, none does."""
+        """Let the guest go now, or once all its memory is sent."""
         self.acts.append(("migrate_continue", vm_id))
         guest = self._require_alive(vm_id)
-        if guest.seen.state is not RunState.SWITCHING:
+        if guest.seen.migration.status not in {MigrationStatus.ACTIVE, MigrationStatus.SWITCHING}:
             raise Conflict(f"{vm_id} does not wait for leave to switch")
+        guest.has_leave = True
+        told = replace(guest.seen.migration, has_leave=True)
+        self._set(vm_id, replace(guest.seen, migration=told))
+        if guest.seen.state is RunState.SWITCHING:
+            self._hand_over(vm_id)
+
+    def _hand_over(self, vm_id: VmId) -> None:
+        """Hand over: all state arrives, or, over a cut fabric, none does."""
+        guest = self._guests[vm_id]
         target, target_vm = self._fabric.listeners.pop(guest.target, (self, VmId("")))
         if self._fabric.is_cut or not target_vm:
             self.end_migration(vm_id, MigrationStatus.FAILED, "connection reset")
@@ -220,7 +258,10 @@ class FakeHypervisor:
             return
         done = MigrationSeen(status=MigrationStatus.COMPLETED, progress=1.0, downtime_ms=20.0)
         self._set(vm_id, replace(guest.seen, state=RunState.HANDED_OVER, migration=done))
-        target.arrive(target_vm)
+        if self._fabric.swallows:
+            target.crash(target_vm, "the stream broke")
+        else:
+            target.arrive(target_vm)
 
     async def migrate_cancel(self, vm_id: VmId) -> None:
         """Give up an outgoing migration; the guest goes on here."""

@@ -34,6 +34,7 @@ from nuage.vnode.qmp import Event, Json, QmpClient
 
 ADOPT_TIMEOUT_S: Final = 3.0  # a living QEMU greets in ms; a held monitor never does
 COMPLAINT_CHARS_MAX: Final = 400
+LAST_STATE_TIMEOUT_S: Final = 0.2  # it takes ten times less
 
 _RUN_STATES: Final = {
     "running": RunState.RUNNING,
@@ -124,6 +125,9 @@ class Guest:
     leaves_soon: Callable[[VmId], None] = field(default=lambda _vm_id: None)
     stands_still: Callable[[VmId, float], None] = field(default=lambda _vm_id, _at_s: None)
     is_nearly_sent: bool = False  # what is left of its memory is what it has just written
+    has_leave: bool = False  # it goes without another word, once all but its last state is sent
+    switches: bool = False  # that was said: nothing takes it back
+    is_quiet: bool = False  # it stands still, and goes: QEMU is asked nothing meanwhile
 
     def __post_init__(self) -> None:
         log = self.folder / "console.log"
@@ -171,6 +175,8 @@ class Guest:
             match await client.execute("query-uuid"):
                 case {"UUID": str(found)} if found == guest_uuid(self.record.vm_id):
                     self.client = client
+                    # What was said on another connection may not have been heard.
+                    self.has_leave = self.switches = self.is_quiet = False
                 case other:
                     raise Unavailable(f"the monitor in {self.folder} is another guest's: {other!r}")
         except BaseException:
@@ -180,19 +186,48 @@ class Guest:
 
     def _take_event(self, event: Event) -> None:
         if event.name == "MIGRATION":
-            self.is_sent = True
-            if _MIGRATION_STATES.get(str(event.data.get("status"))) not in _UNDER_WAY:
-                self.is_nearly_sent = False
-                self.sent.set()
+            self._take_migration(_MIGRATION_STATES.get(str(event.data.get("status"))))
         elif event.name == "MIGRATION_PASS" and _number(event.data.get("pass")) > 1:
             if not self.is_nearly_sent:
                 self.is_nearly_sent = True
                 self.leaves_soon(self.record.vm_id)
         elif event.name == "STOP" and self.is_nearly_sent:
+            self.is_quiet = self.has_leave
             self.stands_still(self.record.vm_id, event.at_s)
         elif event.name == "DEVICE_DELETED" and isinstance(device := event.data.get("device"), str):
             self.unplugged(device)
-        self.changed(self.record.vm_id)
+        if not self.is_quiet:
+            self.changed(self.record.vm_id)
+
+    def _take_migration(self, status: MigrationStatus | None) -> None:
+        self.is_sent = True
+        if status is MigrationStatus.SWITCHING and self.has_leave:
+            self.go()
+        elif status not in _UNDER_WAY:
+            self.is_nearly_sent = self.is_quiet = False
+            self.sent.set()
+
+    def begin_to_send(self) -> None:
+        """Forget what was of an earlier attempt."""
+        self.last_migration = MigrationSeen()
+        self.has_leave = self.switches = self.is_quiet = False
+        self.sent.clear()
+
+    def go(self) -> None:
+        """Let QEMU send the last state; the guest stands still until it has."""
+        if self.client is None or self.switches:
+            return
+        told = self.client.begin("migrate-continue", {"state": "pre-switchover"})
+        told.add_done_callback(_nobody_waits)
+        self.switches = self.is_quiet = True
+
+    async def switched(self) -> None:
+        """Wait until the last state is sent, while that may be soon."""
+        try:
+            async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
+                await self.sent.wait()
+        except TimeoutError:
+            self.is_quiet = False  # whoever waits longer is told as before
 
     async def execute(self, name: str, arguments: Mapping[str, Json] | None = None) -> Json:
         """Run a monitor command, connecting again when the connection was lost."""
@@ -216,6 +251,8 @@ class Guest:
         state = RunState.SHUT_DOWN if self.record.ended else RunState.GONE
         migration = self.last_migration
         failure = self.failure
+        if self.is_quiet:
+            await self.switched()
         if self.alive:
             try:
                 (state, failure), migration = await asyncio.gather(
@@ -234,7 +271,7 @@ class Guest:
             volumes=tuple(VolumeId("") if d is None else d.volume_id for d in disks),
             disks=disks,
             incoming_address=self.record.incoming_address,
-            migration=migration,
+            migration=replace(migration, has_leave=self.has_leave),
             failure=failure,
             cpu_seconds=process.cpu_seconds(self.record.mark.pid) if self.record.mark else 0.0,
             console_bytes=self.console.total_bytes(),
@@ -257,6 +294,12 @@ class Guest:
             self.last_migration = parse_migration(answer)
         self.is_sent = self.last_migration.status in _UNDER_WAY
         return self.last_migration
+
+
+def _nobody_waits(told: asyncio.Future[Json]) -> None:
+    """Take an answer's error off its future: what QEMU did is seen at the next look."""
+    if not told.cancelled():
+        told.exception()
 
 
 def _number(value: Json) -> float:

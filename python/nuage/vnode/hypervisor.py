@@ -12,7 +12,7 @@ Run states and what leads from one to the other::
                 ├──► SHUT_DOWN            the guest switched itself off (or was asked to)
                 └──► GONE                 the process ended without being asked: a crash
     start_incoming ──► INCOMING ──► RUNNING (all state arrived) | GONE (the stream broke)
-    migrate ──► RUNNING … ──► SWITCHING (paused, waiting for migrate_continue)
+    migrate ──► RUNNING … ──► SWITCHING (paused, unless migrate_continue was said before)
                               ──► HANDED_OVER (all state left; never runs again by itself)
                               ──► RUNNING (cancelled or failed: the guest is still ours)
 """
@@ -114,13 +114,17 @@ class MigrationStatus(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationSeen:
-    """An outgoing migration; `progress` is 0 to 1, `downtime_ms` the hypervisor's own figure."""
+    """An outgoing migration; `progress` is 0 to 1, `downtime_ms` the hypervisor's own figure.
+
+    `has_leave`: the driver lets it go by itself (`Hypervisor.migrate_continue`).
+    """
 
     status: MigrationStatus = MigrationStatus.NONE
     progress: float = 0.0
     transferred_bytes: int = 0
     downtime_ms: float = 0.0
     failure: str = ""
+    has_leave: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,11 +217,11 @@ class Hypervisor(Protocol):
         ...
 
     async def migrate_continue(self, vm_id: VmId) -> None:
-        """Give leave to send the last state."""
+        """Give leave to send the last state: now, or without a halt once all else is sent."""
         ...
 
     async def migrate_cancel(self, vm_id: VmId) -> None:
-        """Give up an outgoing migration; the guest goes on here."""
+        """Give up an outgoing migration; the guest goes on here. Too late once it switches."""
         ...
 
     async def console_log(self, vm_id: VmId, offset_bytes: int, size_bytes_max: int) -> bytes:

@@ -8,7 +8,7 @@ crash between deciding and acting, or acting and remembering, only makes the age
 Fault model: the agent, its controller or a guest's process may stop at any moment; the wish may be
 old; the clock may jump. What must hold whatever happens:
 
-- a guest whose hand-over was granted never runs here again without a higher epoch;
+- a guest that has switched, or may have, never runs here again without a higher epoch;
 - a guest whose memory has not all arrived never runs here;
 - a guest whose lease ends is stopped before the end;
 - a guest that does not run is started only on a wish that came since the agent began: its node
@@ -28,6 +28,7 @@ from nuage.vnode.hypervisor import (
     GuestSeen,
     IscsiDisk,
     MigrationLimits,
+    MigrationSeen,
     MigrationStatus,
     NbdDisk,
     RunState,
@@ -121,7 +122,7 @@ class Migrate:
 
 @dataclass(frozen=True, slots=True)
 class MigrateContinue:
-    """Send the last state: the quorum has moved the VM."""
+    """Let the guest go as soon as all but its last state is sent: it is promised to its target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,7 @@ def _plan_orphan(memory: GuestMemory, state: RunState | None) -> Plan:
         return Plan(memory=memory, act=Kill() if may_end else None)
     if memory.hand_over in {HandOver.SENDING, HandOver.READY}:
         return Plan(memory=replace(memory, hand_over=HandOver.NONE), act=MigrateCancel())
-    return Plan(memory=memory)
+    return Plan(memory=memory)  # with leave it is the target's, or a fresh wish will tell
 
 
 def _plan_deleted(memory: GuestMemory, state: RunState | None) -> Plan:
@@ -258,7 +259,7 @@ def _plan_moves(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -> Pl
     if state is RunState.INCOMING:
         # The wish no longer speaks of an arrival: what waits here never ran.
         return Plan(memory=replace(memory, arrival=Arrival.NONE), act=Kill())
-    if state is RunState.HANDED_OVER and memory.hand_over in {HandOver.NONE, *_IN_FLIGHT}:
+    if state is RunState.HANDED_OVER and memory.hand_over is not HandOver.DONE:
         memory = replace(
             memory, hand_over=HandOver.DONE,
             hand_over_epoch=memory.hand_over_epoch or memory.wish.epoch,
@@ -321,7 +322,7 @@ def _plan_leave(memory: GuestMemory, state: RunState | None, now_s: float) -> Pl
     sending = replace(
         memory, hand_over=HandOver.SENDING, hand_over_epoch=memory.wish.epoch,
         hand_over_address=outgoing.address, hand_over_attempt=outgoing.attempt,
-        progress_bytes=0, progress_s=now_s, failure="",
+        progress_bytes=0, progress_s=now_s, taken_back="", failure="",
     )  # fmt: skip
     limits = MigrationLimits(
         downtime_ms_max=outgoing.downtime_ms_max,
@@ -341,48 +342,54 @@ def _plan_departure(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -
         case MigrationStatus.COMPLETED:
             return Plan(memory=replace(memory, hand_over=HandOver.DONE, failure=""))
         case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
+            # The target has not all of it: QEMU fails when a byte was not sent, and is told to
+            # cancel only while it is not switching.
             told = migration.failure or f"the migration was {migration.status.value}"
-            if granted:
-                pause = Pause() if seen.state is RunState.RUNNING else None
-                return Plan(memory=_broken(memory, told), act=pause)
-            return Plan(memory=_failed(memory, told), look_again_s=now_s)
+            return Plan(memory=_failed(memory, memory.taken_back or told), look_again_s=now_s)
+        case MigrationStatus.DEVICE:
+            return _watch_progress(replace(memory, hand_over=HandOver.GRANTED), migration, now_s)
         case _:
             pass
     outgoing = memory.wish.outgoing
-    moved = outgoing is not None and outgoing.address == memory.hand_over_address
-    if not granted and not moved:
-        return Plan(memory=_failed(memory, "the migration was withdrawn"), act=MigrateCancel())
+    if outgoing is None or outgoing.address != memory.hand_over_address:
+        return _take_back(memory, "the migration was withdrawn", now_s)
+    if (outgoing.may_switch and not granted) or (granted and not migration.has_leave):
+        leave = replace(memory, hand_over=HandOver.GRANTED, progress_s=now_s)
+        return Plan(memory=leave, act=MigrateContinue(), look_again_s=now_s + IO_RETRY_S)
     if migration.status is MigrationStatus.SWITCHING:
-        if outgoing is not None and moved and outgoing.may_switch:
-            leave = replace(memory, hand_over=HandOver.GRANTED, progress_s=now_s)
-            return Plan(memory=leave, act=MigrateContinue(), look_again_s=now_s + MIGRATION_STALL_S)
         return _plan_ready(memory, now_s)
-    return _watch_progress(memory, migration.transferred_bytes, now_s)
+    return _watch_progress(memory, migration, now_s)
+
+
+def _take_back(memory: GuestMemory, told: str, now_s: float) -> Plan:
+    """Take a guest back; one that has had leave may have begun to switch: the next look tells."""
+    if memory.hand_over is HandOver.GRANTED:
+        tried = replace(memory, taken_back=told)
+        return Plan(memory=tried, act=MigrateCancel(), look_again_s=now_s + IO_RETRY_S)
+    return Plan(memory=_failed(memory, told), act=MigrateCancel())
 
 
 def _plan_ready(memory: GuestMemory, now_s: float) -> Plan:
     if memory.hand_over is HandOver.GRANTED:
-        # Leave was remembered but not passed on: the agent stopped in between.
-        return Plan(memory=memory, act=MigrateContinue(), look_again_s=now_s + IO_RETRY_S)
+        return Plan(memory=memory, look_again_s=now_s + IO_RETRY_S)  # it is switching
     if memory.hand_over is HandOver.SENDING:
         memory = replace(memory, hand_over=HandOver.READY, progress_s=now_s)
     if now_s >= memory.progress_s + SWITCH_WAIT_S:
         told = f"no leave to switch came within {SWITCH_WAIT_S:g} s"
-        return Plan(memory=_failed(memory, told), act=MigrateCancel())
+        return _take_back(memory, told, now_s)
     return Plan(memory=memory, look_again_s=memory.progress_s + SWITCH_WAIT_S)
 
 
-def _watch_progress(memory: GuestMemory, transferred_bytes: int, now_s: float) -> Plan:
-    if transferred_bytes != memory.progress_bytes:
-        memory = replace(memory, progress_bytes=transferred_bytes, progress_s=now_s)
+def _watch_progress(memory: GuestMemory, migration: MigrationSeen, now_s: float) -> Plan:
+    if migration.transferred_bytes != memory.progress_bytes:
+        memory = replace(memory, progress_bytes=migration.transferred_bytes, progress_s=now_s)
     if now_s < memory.progress_s + MIGRATION_STALL_S:
         return Plan(memory=memory, look_again_s=now_s + IO_RETRY_S)
     told = f"no byte was sent for {MIGRATION_STALL_S:g} s: the link is cut"
-    if memory.hand_over is HandOver.GRANTED:
-        # The last state is incomplete, so the target cannot run; whose the VM is, we cannot know.
-        return Plan(memory=replace(memory, failure=told), act=MigrateCancel(),
-                    look_again_s=now_s + IO_RETRY_S)  # fmt: skip
-    return Plan(memory=_failed(memory, told), act=MigrateCancel())
+    if migration.status is MigrationStatus.DEVICE:
+        # Whether the last bytes arrived, nobody here can know; cancelled, QEMU would run on.
+        return Plan(memory=_broken(memory, told), act=Kill())
+    return _take_back(memory, told, now_s)
 
 
 def _failed(memory: GuestMemory, told: str) -> GuestMemory:
@@ -390,7 +397,7 @@ def _failed(memory: GuestMemory, told: str) -> GuestMemory:
 
 
 def _broken(memory: GuestMemory, told: str) -> GuestMemory:
-    told = f"the hand-over broke after leave was given: {told}"
+    told = f"the hand-over broke at the switch: {told}"
     return replace(memory, hand_over=HandOver.BROKEN, failure=told)
 
 

@@ -18,8 +18,11 @@ class HandOver(Enum):
     ::
 
         NONE ─► SENDING ─► READY ─► GRANTED ─► DONE     never runs here again without a new epoch
-                   │         │          └────► BROKEN   paused here: owner unknown to us
-                   └─────────┴───────────────► FAILED   runs here, as before
+                   │         │          ├────► BROKEN   ended here: whether it has gone is unknown
+                   └─────────┴──────────┴────► FAILED   runs here, as before
+
+    READY: it stands still, for leave has not come in time. GRANTED: it goes by itself, as soon as
+    all but its last state is sent; leave that comes while memory flows makes it so at once.
     """
 
     NONE = "none"
@@ -60,6 +63,7 @@ class GuestMemory:
     hand_over_epoch: int = 0
     hand_over_address: str = ""
     hand_over_attempt: int = 0
+    taken_back: str = ""  # why it is to stay after all, once QEMU has not switched
     progress_bytes: int = 0
     progress_s: float = 0.0
     arrival: Arrival = Arrival.NONE

@@ -37,7 +37,6 @@ from nuage.vnode.hypervisor import (
     GuestSpec,
     IscsiDisk,
     MigrationLimits,
-    MigrationSeen,
     RunState,
 )
 from nuage.vnode.qmp import Json, QmpError
@@ -46,7 +45,6 @@ from nuage.vnode.tap import open_tap
 
 START_TIMEOUT_S: Final = 30.0  # QEMU opens its iSCSI disks before it greets
 QUIT_TIMEOUT_S: Final = 2.0
-LAST_STATE_TIMEOUT_S: Final = 0.2  # it takes ten times less; who waits longer is told as before
 KILL_TIMEOUT_S: Final = 10.0  # SIGKILL waits for disk requests inside the kernel at most
 BANDWIDTH_UNBOUNDED: Final = 1 << 40
 MIGRATION_CAPABILITIES: Final = ("events", "pause-before-switchover", "auto-converge")
@@ -413,7 +411,7 @@ class QemuHypervisor:
     async def migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
         """Begin to send the guest's memory to `address`; it halts at SWITCHING."""
         guest = self._require(vm_id)
-        guest.last_migration = MigrationSeen()
+        guest.begin_to_send()
         if guest.record.incoming_address:
             guest.save(replace(guest.record, incoming_address=""))
         await self._set_migration(guest, limits, endpoint="client")
@@ -442,21 +440,27 @@ class QemuHypervisor:
         await guest.execute("migrate-set-parameters", parameters)
 
     async def migrate_continue(self, vm_id: VmId) -> None:
-        """Give leave to send the last state, and keep quiet while it is sent.
+        """Give leave to send the last state: now, or at once when QEMU says that all else is sent.
 
-        The guest stands still: neither questions to QEMU nor writes to its disk's file system
-        should come between.
+        The guest stands still then: no question to QEMU comes between.
         """
         guest = self._require(vm_id)
-        guest.sent.clear()
-        await guest.execute("migrate-continue", {"state": "pre-switchover"})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
-                await guest.sent.wait()
+        guest.has_leave = True
+        match await guest.execute("query-migrate"):
+            case {"status": "pre-switchover"}:  # its event came before, or to an earlier agent
+                guest.go()
+                await guest.switched()
 
     async def migrate_cancel(self, vm_id: VmId) -> None:
-        """Give up an outgoing migration; the guest goes on here."""
-        await self._require(vm_id).execute("migrate_cancel")
+        """Give up an outgoing migration; the guest goes on here, unless it switches already."""
+        guest = self._require(vm_id)
+        guest.has_leave = False
+        if guest.switches:
+            return
+        match await guest.execute("query-migrate"):
+            case {"status": "device"}:  # an earlier agent let it go
+                return
+        await guest.execute("migrate_cancel")
 
     async def console_log(self, vm_id: VmId, offset_bytes: int, size_bytes_max: int) -> bytes:
         """Return what the guest wrote on its serial console from `offset_bytes` on."""

@@ -170,17 +170,25 @@ class QmpClient:
             Unavailable: the connection is gone.
             TimedOut: no answer; whether it took effect is unknown.
         """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.begin(name, arguments)
+        except TimeoutError as error:
+            raise TimedOut(f"QEMU command {name}", after_s=timeout_s) from error
+
+    def begin(self, name: str, arguments: Mapping[str, Json] | None = None) -> asyncio.Future[Json]:
+        """Send a command at once; the future has its value.
+
+        Raises:
+            Unavailable: the connection is gone.
+        """
         if self._writer is None or self.closed.is_set():
             raise Unavailable(f"QEMU is gone; {name} was not asked")
         self._last_id += 1
         future: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
         self._waiting[self._last_id] = (name, future)
         self._writer.write(encode_command(self._last_id, name, arguments or {}))
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError as error:
-            raise TimedOut(f"QEMU command {name}", after_s=timeout_s) from error
+        return future
 
     async def close(self) -> None:
         """Close the connection; QEMU and its guest go on."""

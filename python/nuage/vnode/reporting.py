@@ -61,6 +61,8 @@ def vm_report(memory: GuestMemory, seen: GuestSeen | None) -> VmReport:
         failure=memory.refused or memory.failure,
         ready_to_switch=ready,
         migrated=memory.hand_over is HandOver.DONE,
+        is_lost=memory.hand_over is HandOver.BROKEN
+        and (seen is None or seen.state is not RunState.RUNNING),
         migration_address=seen.incoming_address if waiting and seen is not None else "",
         reboot_count=memory.reboots_done,
     )
@@ -95,8 +97,8 @@ def is_news(before: VmReport | None, after: VmReport) -> bool:
     def essence(report: VmReport) -> tuple[object, ...]:
         return (
             report.state, report.epoch, report.orphan, report.failure, report.ready_to_switch,
-            report.migrated, report.migration_address, report.reboot_count, report.downtime_ms,
-            report.disk_slots,
+            report.migrated, report.is_lost, report.migration_address, report.reboot_count,
+            report.downtime_ms, report.disk_slots,
         )  # fmt: skip
 
     return essence(before) != essence(after)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from nuage.ids import SiteId
 from nuage.quorum.etcd import EtcdQuorum
 from nuage.quorum.memory import MemoryHub, MemoryQuorum
 from nuage.quorum.model import (
+    NOBODY,
     LeaseHeld,
     LeaseLost,
     LeaseTiming,
@@ -188,6 +189,62 @@ async def test_a_takeover_waits_for_the_lease_to_expire(world: World) -> None:
         await rennes.takeover("vm", "vm-1", from_site=MARNE, by_site=LYON, expected_epoch=1)
     await marne.renew_site_lease("a")
     assert await marne.owners_of(MARNE) == (owned(MARNE, 1, "vm-2"),)
+
+
+async def test_what_is_promised_is_inherited_once_and_by_its_heir_alone(world: World) -> None:
+    marne, rennes = world.door(MARNE), world.door(RENNES)
+    await marne.renew_site_lease("a")
+    await rennes.renew_site_lease("b")
+    await marne.claim("vm", "vm-1", MARNE, expected_epoch=0)
+    with pytest.raises(LeaseLost):
+        await marne.promise("vm", "vm-1", owner=MARNE, heir=LYON, expected_epoch=1)
+    with pytest.raises(Conflict, match="nobody"):
+        await rennes.inherit("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=1)
+    promised = replace(owned(MARNE, 1), heir=RENNES)
+    for _ in range(2):
+        told = await marne.promise("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=1)
+        assert told == promised
+    assert await rennes.owner("vm", "vm-1") == promised
+    assert await rennes.owners_of(MARNE) == (promised,)
+    with pytest.raises(StaleEpoch):
+        await marne.promise("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=2)
+    for _ in range(2):
+        had = await rennes.inherit("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=1)
+        assert had == owned(RENNES, 2)
+    with pytest.raises(StaleEpoch):
+        await marne.promise("vm", "vm-1", owner=MARNE, heir=NOBODY, expected_epoch=1)
+
+
+async def test_a_promise_is_taken_back(world: World) -> None:
+    marne, rennes = world.door(MARNE), world.door(RENNES)
+    await marne.renew_site_lease("a")
+    await rennes.renew_site_lease("b")
+    await marne.claim("vm", "vm-1", MARNE, expected_epoch=0)
+    await marne.promise("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=1)
+    for _ in range(2):
+        kept = await marne.promise("vm", "vm-1", owner=MARNE, heir=NOBODY, expected_epoch=1)
+        assert kept == owned(MARNE, 1)
+    with pytest.raises(Conflict, match="nobody"):
+        await rennes.inherit("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=1)
+
+
+async def test_a_takeover_waits_for_the_heirs_lease_too_but_the_heir_does_not(world: World) -> None:
+    marne, rennes, lyon = world.door(MARNE), world.door(RENNES), world.door(LYON)
+    for site, door in ((MARNE, marne), (RENNES, rennes), (LYON, lyon)):
+        await door.renew_site_lease(site)
+    for id in ("vm-1", "vm-2"):
+        await marne.claim("vm", id, MARNE, expected_epoch=0)
+        await marne.promise("vm", id, owner=MARNE, heir=RENNES, expected_epoch=1)
+    with pytest.raises(LeaseHeld):
+        await rennes.takeover("vm", "vm-1", from_site=MARNE, by_site=RENNES, expected_epoch=1)
+    await world.expire(MARNE)
+    with pytest.raises(LeaseHeld, match="rennes"):
+        await lyon.takeover("vm", "vm-1", from_site=MARNE, by_site=LYON, expected_epoch=1)
+    taken = await rennes.takeover("vm", "vm-1", from_site=MARNE, by_site=RENNES, expected_epoch=1)
+    assert taken == owned(RENNES, 2)
+    await world.expire(RENNES)
+    other = await lyon.takeover("vm", "vm-2", from_site=MARNE, by_site=LYON, expected_epoch=1)
+    assert other == owned(LYON, 2, "vm-2")
 
 
 async def test_of_many_takers_one_wins(world: World) -> None:

@@ -217,6 +217,43 @@ async def test_a_guest_moves_with_its_disk_and_halts_for_leave(pair: Pair) -> No
     assert gone.migration.downtime_ms > 0
 
 
+async def test_a_guest_with_leave_goes_without_a_halt(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    await until_console(pair.left, b"ready")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    slow = MigrationLimits(bandwidth_bytes_per_s_max=4 << 20)
+    if isinstance(pair.left, FakeHypervisor):
+        pair.left.sends_slowly = True
+    await pair.left.migrate(VM, waiting.incoming_address, slow)
+    await pair.left.migrate_continue(VM)
+    given = await until(pair.left, lambda seen: seen.migration.has_leave)
+    assert given.state is RunState.RUNNING
+    if isinstance(pair.left, FakeHypervisor):
+        pair.left.all_sent(VM)
+    await until(pair.right, in_state(RunState.RUNNING))
+    gone = await until(pair.left, in_state(RunState.HANDED_OVER))
+    assert gone.migration.status is MigrationStatus.COMPLETED
+    await pair.left.migrate_cancel(VM)  # too late, and without harm
+    await until(pair.left, in_state(RunState.HANDED_OVER))
+
+
+async def test_leave_is_taken_back_while_memory_flows(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    await until_console(pair.left, b"ready")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    slow = MigrationLimits(bandwidth_bytes_per_s_max=64 << 10)
+    if isinstance(pair.left, FakeHypervisor):
+        pair.left.sends_slowly = True
+    await pair.left.migrate(VM, waiting.incoming_address, slow)
+    await pair.left.migrate_continue(VM)
+    await pair.left.migrate_cancel(VM)
+    kept = await until(pair.left, lambda s: s.migration.status is MigrationStatus.CANCELLED)
+    assert kept.state is RunState.RUNNING
+    await until(pair.right, in_state(RunState.GONE))
+
+
 async def test_a_cancelled_migration_leaves_the_guest_where_it_was(pair: Pair) -> None:
     await pair.left.start(pair.spec)
     await until_console(pair.left, b"ready")

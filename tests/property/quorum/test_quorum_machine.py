@@ -8,8 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nuage.errors import Conflict, StaleEpoch
 from nuage.ids import SiteId
-from nuage.quorum.model import LeaseHeld, LeaseLost
-from nuage.quorum.state import NOBODY, QuorumState
+from nuage.quorum.model import NOBODY, LeaseHeld, LeaseLost
+from nuage.quorum.state import QuorumState
 
 SITES = st.sampled_from([SiteId(name) for name in "abc"])
 IDS = st.sampled_from(["vm-1", "vm-2"])
@@ -33,6 +33,7 @@ class QuorumMachine(RuleBasedStateMachine):
         self.now_s = 0.0
         self.expires_s: dict[SiteId, float] = {}
         self.owners: dict[str, tuple[SiteId, int]] = {}
+        self.heirs: dict[str, SiteId] = {}
         self.epochs_given: set[tuple[str, int]] = set()
 
     def holds(self, site: SiteId) -> bool:
@@ -42,6 +43,7 @@ class QuorumMachine(RuleBasedStateMachine):
         assert (id, epoch) not in self.epochs_given, "an epoch is given out once"
         self.epochs_given.add((id, epoch))
         self.owners[id] = (site, epoch)
+        self.heirs[id] = NOBODY
 
     def deserved(
         self, id: str, holder: SiteId, to_site: SiteId, epoch: int
@@ -76,7 +78,7 @@ class QuorumMachine(RuleBasedStateMachine):
     @rule(id=IDS, site=SITES, epoch=EPOCHS)
     def claim(self, id: str, site: SiteId, epoch: int) -> None:
         wanted = self.deserved(id, NOBODY, site, epoch)
-        if self.owners.get(id) == (site, epoch + 1):
+        if self.owners.get(id) == (site, epoch + 1) and self.heirs[id] == NOBODY:
             wanted = None
         elif wanted is None:
             self.give(id, site, epoch + 1)
@@ -88,9 +90,10 @@ class QuorumMachine(RuleBasedStateMachine):
     @rule(id=IDS, a=SITES, b=SITES, epoch=EPOCHS, expired=st.booleans())
     def move(self, id: str, a: SiteId, b: SiteId, epoch: int, *, expired: bool) -> None:
         wanted = self.deserved(id, a, b, epoch)
-        if wanted is None and expired and self.holds(a):
+        others = {a, self.heirs.get(id, NOBODY)} - {NOBODY, b}
+        if wanted is None and expired and any(self.holds(site) for site in others):
             wanted = LeaseHeld
-        if self.owners.get(id) == (b, epoch + 1):
+        if self.owners.get(id) == (b, epoch + 1) and self.heirs[id] == NOBODY:
             wanted = None
         elif wanted is None:
             self.give(id, b, epoch + 1)
@@ -100,6 +103,37 @@ class QuorumMachine(RuleBasedStateMachine):
                 from_expired=expired,
             )
         )  # fmt: skip
+        assert got is wanted
+
+    @rule(id=IDS, owner=SITES, heir=st.one_of(SITES, st.just(NOBODY)), epoch=EPOCHS)
+    def promise(self, id: str, owner: SiteId, heir: SiteId, epoch: int) -> None:
+        wanted = self.deserved(id, owner, heir, epoch)
+        known = self.owners.get(id) == (owner, epoch)
+        if known and heir in (NOBODY, self.heirs[id]):
+            wanted = None
+        if wanted is None:
+            self.heirs[id] = heir
+        got = refusal_of(
+            lambda: self.state.promise(
+                "vm", id, owner=owner, heir=heir, expected_epoch=epoch, now_s=self.now_s
+            )
+        )
+        assert got is wanted
+
+    @rule(id=IDS, owner=SITES, heir=SITES, epoch=EPOCHS)
+    def inherit(self, id: str, owner: SiteId, heir: SiteId, epoch: int) -> None:
+        wanted = self.deserved(id, owner, heir, epoch)
+        if wanted in (None, LeaseLost) and self.heirs[id] != heir:
+            wanted = Conflict
+        if self.owners.get(id) == (heir, epoch + 1) and self.heirs[id] == NOBODY:
+            wanted = None
+        elif wanted is None:
+            self.give(id, heir, epoch + 1)
+        got = refusal_of(
+            lambda: self.state.inherit(
+                "vm", id, owner=owner, heir=heir, expected_epoch=epoch, now_s=self.now_s
+            )
+        )
         assert got is wanted
 
     @rule(id=IDS, site=SITES, epoch=EPOCHS)
@@ -113,6 +147,7 @@ class QuorumMachine(RuleBasedStateMachine):
         else:
             assert may
             self.owners[id] = (NOBODY, epoch)
+            self.heirs[id] = NOBODY
 
     @invariant()
     def the_same_is_held_and_owned(self) -> None:
@@ -121,7 +156,7 @@ class QuorumMachine(RuleBasedStateMachine):
         for id, (owner, epoch) in self.owners.items():
             found = self.state.owner("vm", id)
             assert found is not None
-            assert (found.owner, found.epoch) == (owner, epoch)
+            assert (found.owner, found.epoch, found.heir) == (owner, epoch, self.heirs[id])
 
 
 TestQuorumMachine = QuorumMachine.TestCase

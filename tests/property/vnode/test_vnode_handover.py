@@ -29,8 +29,8 @@ from nuage.vnode.reporting import vm_report
 VM = VmId("vm-1")
 Result = TypeVar("Result")
 EVENTS = (
-    "left", "right", "control", "control", "cut", "heal", "wait", "crash left", "crash right",
-    "deafen left", "deafen right", "hear",
+    "left", "left", "right", "control", "control", "sent", "sent", "cut", "swallow", "heal", "wait",
+    "crash left", "crash right", "deafen left", "deafen right", "hear", "forget",
 )  # fmt: skip
 
 
@@ -58,6 +58,15 @@ class Node:
     def take(self, wish: VnodeWish) -> None:
         if self.hears and wish.revision >= self.memory.revision:
             self.memory = take_wish(self.memory, wish)
+
+    def all_sent(self) -> None:
+        if self.guest() is not None:
+            self.hypervisor.all_sent(VM)
+
+    def forget_leave(self) -> None:
+        """Let the agent begin anew: its driver knows of no leave."""
+        if self.guest() is not None:
+            self.hypervisor.forget_leave(VM)
 
     def report(self) -> VmReport | None:
         known = self.memory.guests.get(VM)
@@ -109,61 +118,55 @@ class Node:
 
 @dataclass(slots=True)
 class Controller:
-    """The home site, following the rules: epochs move at the switch, and only then."""
+    """The home site and its rules: leave in advance, taken back by the source's word alone."""
 
     epoch: int = 1
     owner: str = "left"
     address: str = ""
-    granted: bool = False
     moving: bool = True
+    back: int = 0  # the revision of the first wish that speaks of no leave any more
     revision: int = 0
 
-    def hear(self, left: VmReport | None, right: VmReport | None) -> None:
+    def hear(self, left: VmReport | None, left_revision: int, right: VmReport | None) -> None:
         if not self.moving:
             return
-        if right is not None and not self.granted:
+        if right is not None:
             self.address = right.migration_address or self.address
-            if right.state is VmState.FAILED:
-                self._give_up()
-        if left is not None:
-            if left.ready_to_switch and not self.granted and self.moving:
-                self.epoch, self.owner, self.granted = self.epoch + 1, "right", True
-            elif left.failure and not left.ready_to_switch:
-                self._give_up()
-        if right is None or not self.granted or not self.moving:
+            if right.state is VmState.RUNNING:
+                self._end("right")
+                return
+        did_not_arrive = right is not None and right.state is VmState.FAILED
+        if left is None:
             return
-        if right.state is VmState.RUNNING and left is not None and left.migrated:
-            self.moving = False
-        elif right.state is VmState.FAILED and left is not None and left.migrated:
-            self._give_up()
+        if left.is_lost or (left.migrated and did_not_arrive):
+            self._end("right")
+        elif self.back and left_revision >= self.back and left.state is not VmState.MIGRATING:
+            self._end("left")
+        elif (left.failure or did_not_arrive) and not self.back:
+            self.back = self.revision + 1
 
-    def _give_up(self) -> None:
-        """Give the VM (back) to the source: under a new epoch when leave was given."""
-        self.moving = False
-        self.owner = "left"
-        if self.granted:
+    def _end(self, owner: str) -> None:
+        self.moving, self.owner = False, owner
+        if owner == "right":
             self.epoch += 1
 
     def wishes(self) -> tuple[VnodeWish, VnodeWish]:
         self.revision += 1
         base = VmWish(
             vm_id=VM, iaas_id=IaasId("i"), name="web", shape=VmShape(), wish=PowerWish.RUNNING,
-            epoch=1, disks=(), ports=(),
+            epoch=self.epoch, disks=(), ports=(),
         )  # fmt: skip
-        left: tuple[VmWish, ...] = ()
-        right: tuple[VmWish, ...] = ()
+        left: tuple[VmWish, ...] = (base,) if self.owner == "left" else ()
+        right: tuple[VmWish, ...] = (base,) if self.owner == "right" else ()
         if self.moving:
-            source = self.epoch - 1 if self.granted else self.epoch
-            incoming = IncomingMigration(source_node_id=NodeId("left"), source_epoch=source)
-            right = (replace(base, epoch=source + 1, incoming=incoming),)
-            outgoing = OutgoingMigration(
-                target_node_id=NodeId("right"), address=self.address, may_switch=self.granted
-            )
-            left = (replace(base, epoch=source, outgoing=outgoing if self.address else None),)
-        elif self.owner == "left":
-            left = (replace(base, epoch=self.epoch),)
-        else:
-            right = (replace(base, epoch=self.epoch),)
+            incoming = IncomingMigration(source_node_id=NodeId("left"), source_epoch=self.epoch)
+            right = (replace(base, epoch=self.epoch + 1, incoming=incoming),)
+            if self.address and not self.back:
+                target = NodeId("right")
+                outgoing = OutgoingMigration(
+                    target_node_id=target, address=self.address, may_switch=True
+                )
+                left = (replace(base, outgoing=outgoing),)
         return (
             VnodeWish(revision=self.revision, vms=left),
             VnodeWish(revision=self.revision, vms=right),
@@ -177,6 +180,7 @@ class World:
         self.fabric = FakeFabric()
         self.left = Node(FakeHypervisor(self.fabric))
         self.right = Node(FakeHypervisor(self.fabric))
+        self.left.hypervisor.sends_slowly = True
         self.controller = Controller()
         self.now_s = 1_000_000.0
         self.happen("control")
@@ -190,13 +194,19 @@ class World:
             case ["right"]:
                 self.right.step(self.now_s)
             case ["control"]:
-                self.controller.hear(self.left.report(), self.right.report())
+                left = self.left.report(), self.left.memory.revision
+                self.controller.hear(*left, self.right.report())
                 for node, wish in zip(
                     (self.left, self.right), self.controller.wishes(), strict=True
                 ):
                     node.take(wish)
-            case ["cut" | "heal" as how]:
+            case ["cut" | "swallow" | "heal" as how]:
                 self.fabric.is_cut = how == "cut"
+                self.fabric.swallows = how == "swallow"
+            case ["sent"]:
+                self.left.all_sent()
+            case ["forget"]:
+                self.left.forget_leave()
             case ["wait"]:
                 self.now_s += 20.0
             case ["crash", side]:
@@ -230,7 +240,7 @@ def test_a_moving_vm_never_runs_twice_and_ends_up_running_once(events: list[str]
     world.happen("heal")
     world.happen("hear")
     for _ in range(20):
-        for event in ("control", "left", "right", "wait"):
+        for event in ("control", "left", "sent", "right", "wait"):
             world.happen(event)
     states = [
         guest.state for node in (world.left, world.right) if (guest := node.guest()) is not None
@@ -238,10 +248,26 @@ def test_a_moving_vm_never_runs_twice_and_ends_up_running_once(events: list[str]
     assert states.count(RunState.RUNNING) == 1, states
 
 
+def test_a_guest_with_leave_is_taken_back_while_it_is_sent() -> None:
+    world = World()
+    for event in ("control", "right", "control", "left", "left"):
+        world.happen(event)
+    source = world.left.guest()
+    assert source is not None
+    assert source.migration.has_leave
+    world.controller.back = world.controller.revision + 1
+    for event in ("control", "left", "control", "left", "sent", "control", "right"):
+        world.happen(event)
+    assert world.controller.owner == "left"
+    assert world.left.guest() is not None
+    target = world.right.guest()
+    assert target is None or target.state is not RunState.RUNNING
+
+
 def test_an_undisturbed_migration_ends_on_the_right() -> None:
     world = World()
     for _ in range(12):
-        for event in ("control", "left", "right"):
+        for event in ("control", "left", "sent", "right"):
             world.happen(event)
     guest = world.right.guest()
     assert guest is not None

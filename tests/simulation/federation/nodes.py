@@ -75,6 +75,7 @@ class SimVnode:
     bmc_answers: bool = True
     last_wish: VnodeWish | None = None
     boots: int = 0
+    sending_s: tuple[float, float] = (0.0, 3.0)  # how long a guest's memory takes, from to
 
     def __post_init__(self) -> None:
         self._channel = stand_in(leases=HeardLeases())
@@ -83,6 +84,7 @@ class SimVnode:
 
     def _new_hypervisor(self) -> None:
         self.hypervisor = FakeHypervisor(self.fabric)
+        self.hypervisor.sends_slowly = True
         self.hypervisor.subscribe(self._changed)
 
     def _changed(self, vm_id: VmId) -> None:
@@ -244,10 +246,9 @@ class SimVnode:
             case machine.Migrate(address=address, limits=limits):
                 await self._migrate(vm_id, address, limits)
             case machine.MigrateContinue():
-                self._drop_dead_listeners()
-                target = hypervisor._guests[vm_id].target
-                self.fabric.is_cut = not self._line_to(target)
-                if target in self.fabric.listeners:
+                self._look_at_line(vm_id)
+                target, seen = hypervisor._guests[vm_id].target, hypervisor._guests[vm_id].seen
+                if seen.state is not RunState.SWITCHING or target in self.fabric.listeners:
                     await hypervisor.migrate_continue(vm_id)
                 else:
                     hypervisor.end_migration(vm_id, MigrationStatus.FAILED, "connection reset")
@@ -257,7 +258,20 @@ class SimVnode:
 
     async def _migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
         self.fabric.is_cut = not self._line_to(address)
-        await self.hypervisor.migrate(vm_id, address, limits)
+        hypervisor = self.hypervisor
+        await hypervisor.migrate(vm_id, address, limits)
+        taking_s = self.world.prng.uniform(*self.sending_s)
+        asyncio.get_running_loop().call_later(taking_s, self._all_sent, hypervisor, vm_id)
+
+    def _all_sent(self, hypervisor: FakeHypervisor, vm_id: VmId) -> None:
+        """Let a guest's memory have been sent, if the node has not lost its power meanwhile."""
+        if hypervisor is self.hypervisor and vm_id in hypervisor._guests:
+            self._look_at_line(vm_id)
+            hypervisor.all_sent(vm_id)
+
+    def _look_at_line(self, vm_id: VmId) -> None:
+        self._drop_dead_listeners()
+        self.fabric.is_cut = not self._line_to(self.hypervisor._guests[vm_id].target)
 
     def _drop_dead_listeners(self) -> None:
         """Whoever waited for a guest and was ended waits no more."""

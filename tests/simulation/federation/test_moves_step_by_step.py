@@ -18,7 +18,7 @@ from nuage.ids import SiteId, VmId
 from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.simulation.virtual_time import run_virtually
-from nuage.vnode.hypervisor import MigrationStatus, RunState
+from nuage.vnode.hypervisor import MigrationSeen, MigrationStatus, RunState
 
 LYON, MARNE, RENNES = SiteId("lyon"), SiteId("marne"), SiteId("rennes")
 LOOK_EVERY_S = 0.005
@@ -30,6 +30,7 @@ class Move(World):
     """One VM, on its way from lyon to marne."""
 
     vm_id: VmId
+    sending_s = 4.0  # leave comes well before all is sent
 
     @property
     def vm(self) -> Vm:
@@ -37,6 +38,9 @@ class Move(World):
 
     async def begin(self) -> None:
         await self.build()
+        for site in self.sites.values():
+            for node in site.vnodes:
+                node.sending_s = (self.sending_s, self.sending_s)
         lyon = self.sites[LYON]
         body = CreateVm(iaas="copied", name="web", image="guest", site="lyon")
         await lyon.perform("vm.create", body)
@@ -79,6 +83,28 @@ class Move(World):
         node = self.guest_at(MARNE)
         states = (RunState.INCOMING, RunState.RUNNING)
         return node is not None and node.hypervisor._guests[self.vm_id].seen.state in states
+
+    def is_sent(self) -> bool:
+        """Tell whether its memory is on its way."""
+        return self.guest_at(LYON) is not None and (
+            self.sending() is not None or self.waits_for_leave()
+        )
+
+    def sending(self) -> MigrationSeen | None:
+        node = self.guest_at(LYON)
+        if node is None:
+            return None
+        migration = node.hypervisor._guests[self.vm_id].seen.migration
+        return migration if migration.status is MigrationStatus.ACTIVE else None
+
+    def is_promised(self) -> bool:
+        held = self.hub.state.owner("vm", self.vm_id)
+        return held is not None and MARNE in (held.heir, held.owner)
+
+    def has_leave(self) -> bool:
+        """Tell whether its node lets it go by itself."""
+        sending = self.sending()
+        return self.is_given() or (sending is not None and sending.has_leave)
 
     def is_given(self) -> bool:
         held = self.hub.state.owner("vm", self.vm_id)
@@ -142,9 +168,11 @@ STEPS: dict[str, Callable[[Move], bool]] = {
     "decided": lambda move: move.vm.migrating_to is not None,
     "expected": Move.is_expected,
     "listening": Move.listens,
-    "paused": Move.waits_for_leave,
-    "given": Move.is_given,
+    "sent": Move.is_sent,
+    "promised": Move.is_promised,
+    "allowed": Move.has_leave,
     "switched": Move.runs_at_target,
+    "given": Move.is_given,
     "home": Move.is_home,
 }
 FAILURES: dict[str, Callable[[Move], None]] = {
@@ -164,11 +192,15 @@ def _quiet() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def run(step: str, fail: Callable[[Move], None]) -> tuple[Move, list[str]]:
+def run(
+    step: str, fail: Callable[[Move], None], *, sending_s: float = Move.sending_s
+) -> tuple[Move, list[str]]:
     async def main() -> tuple[Move, list[str]]:
         move = Move(7)
+        move.sending_s = sending_s
         await move.begin()
-        await move.until(lambda: STEPS[step](move), step)
+        holds = STEPS.get(step, Move.waits_for_leave)
+        await move.until(lambda: holds(move), step)
         move.tell(f"FAILS once {step}")
         fail(move)
         return move, await move.end()
@@ -185,7 +217,28 @@ def test_a_vm_runs_once_whatever_fails_at_whatever_step_of_its_move(
     assert left == [], "\n".join(move.log[-30:])
 
 
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_vm_runs_once_whatever_fails_while_it_stands_still_for_leave(failure: str) -> None:
+    """All is sent at once, before leave can have come."""
+    move, left = run("paused", FAILURES[failure], sending_s=0.0)
+    assert left == [], "\n".join(move.log[-30:])
+
+
+@pytest.mark.parametrize("step", ["sent", "promised", "allowed"])
+def test_a_vm_runs_on_when_its_line_dies_while_it_is_sent(step: str) -> None:
+    """Its leave is taken back: it is neither stopped nor started anew."""
+    move, left = run(step, Move.link_is_cut)
+    assert left == [], "\n".join(move.log[-30:])
+    node = move.guest_at(LYON)
+    assert node is not None
+    assert [act for act, _ in node.hypervisor.acts].count("start") == 1
+    assert not move.runs_at_target()
+
+
 def test_nothing_fails_and_the_vm_is_at_its_target() -> None:
     move, left = run("home", lambda _move: None)
     assert left == []
     assert move.runs_at_target()
+    node = move.guest_at(MARNE)
+    assert node is not None
+    assert [act for act, _ in node.hypervisor.acts] == ["start_incoming"]

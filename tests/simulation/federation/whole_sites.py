@@ -179,6 +179,24 @@ class SimQuorum:
             ),
         )
 
+    async def promise(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        return await self._ask(
+            lambda: self._inner.promise(
+                kind, id, owner=owner, heir=heir, expected_epoch=expected_epoch
+            )
+        )
+
+    async def inherit(
+        self, kind: str, id: str, *, owner: SiteId, heir: SiteId, expected_epoch: int
+    ) -> Ownership:
+        return await self._ask(
+            lambda: self._inner.inherit(
+                kind, id, owner=owner, heir=heir, expected_epoch=expected_epoch
+            )
+        )
+
     async def takeover(
         self, kind: str, id: str, *, from_site: SiteId, by_site: SiteId, expected_epoch: int
     ) -> Ownership:
@@ -390,6 +408,7 @@ class SimSite:
             ears=self.sessions,
             on_owned=self.touch_all,
             switch_on=self.world.switch_on,
+            succeed=self.movement.succeed,
             before=self.held,
             keep=self._keep_held,
         )
@@ -397,7 +416,7 @@ class SimSite:
             index=self.index,
             secrets=SharedSecrets({0: b"k" * 32}),
             lease_until_s=lease_until_s(self.guardian, self.clock),
-            may_switch=self.movement.may_switch,
+            leave=self.movement.leave,
             lease_term=lambda: self.guardian.lease_term,
         )
         self.reconciler = Reconciler(self.site, context, self.sessions, self.movement, self.tasks)

@@ -9,7 +9,7 @@ from nuage.errors import Conflict, Forbidden, InvalidRequest, Locked
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.observe import Save, node_status
 from nuage.iaas.past import started_from
-from nuage.iaas.wishes import WishContext, ionode_wish
+from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import IaasId, NodeId, SiteId
 from nuage.model.contract import AckPolicy
 from nuage.model.desired import DaemonWish, IonodeReport
@@ -44,7 +44,7 @@ def told(index: FederationIndex, node: str) -> DaemonWish | None:
         index=index,
         secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
-        may_switch=lambda _vm: False,
+        leave=lambda _vm: Leave.SEND,
     )
     daemons = ionode_wish(context, NodeId(node), 1).daemons
     return daemons[0] if daemons else None

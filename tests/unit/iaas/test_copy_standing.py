@@ -12,7 +12,7 @@ from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
 from nuage.iaas.standing import VIEWS_HOLD_BYTES, note_head, show_standing
 from nuage.iaas.volumes import LimitVolume, NameVolume, limit_volume
-from nuage.iaas.wishes import WishContext, ionode_wish
+from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import Contract, Limits, QosClass, RpoRule
 from nuage.model.desired import Answering, CopyReport, HeadReport, HeadWish
@@ -148,7 +148,7 @@ def wished(value: Volume, contract: Contract) -> HeadWish:
         index=Watcher(value, contract).index,
         secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
-        may_switch=lambda _vm: False,
+        leave=lambda _vm: Leave.SEND,
     )
     (daemon,) = ionode_wish(context, NodeId("m-io"), 1).daemons
     return daemon.heads[0]

@@ -6,7 +6,7 @@ from tests.unit.iaas.iaas_makers import IAAS, iaas, record, volume
 
 from nuage.iaas.erasure import erased_copies, is_gone
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.wishes import WishContext, ionode_wish
+from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
 from nuage.model.volume import Erasure, Volume
 from nuage.trust.shared_secrets import SharedSecrets
@@ -25,7 +25,7 @@ def erasure(of: Volume, *, is_deleted: bool = True) -> Erasure:
 def context(index: FederationIndex) -> WishContext:
     return WishContext(
         index=index, secrets=SharedSecrets({0: b"k" * 32}), lease_until_s=lambda _vm: 0.0,
-        may_switch=lambda _vm: False,
+        leave=lambda _vm: Leave.SEND,
     )  # fmt: skip
 
 

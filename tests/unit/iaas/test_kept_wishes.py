@@ -12,7 +12,7 @@ from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.fabric_wishes import FabricContext, fabric_wish
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.wishes import KeptWishes, WishContext, ionode_wish, vnode_wish
+from nuage.iaas.wishes import KeptWishes, Leave, WishContext, ionode_wish, vnode_wish
 from nuage.ids import ImageId, NodeId, PortId, RequestId, SecurityGroupId
 from nuage.model.contract import Contract, CutOffRule, QosClass
 from nuage.model.image import Image, ImageState
@@ -49,7 +49,7 @@ def storage(index: FederationIndex) -> WishContext:
         index=index,
         secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
-        may_switch=lambda _vm: False,
+        leave=lambda _vm: Leave.SEND,
     )
 
 

@@ -6,7 +6,7 @@ from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
 
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.observe import Save, ionode_acts
-from nuage.iaas.wishes import WishContext, ionode_wish
+from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
 from nuage.model.desired import HeadReport, HeadWish, IonodeReport
 from nuage.model.status import NodeStatus
@@ -44,7 +44,7 @@ def wished(value: Volume) -> HeadWish:
         index=index_of(value),
         secrets=SharedSecrets({0: b"k" * 32}),
         lease_until_s=lambda _vm: 0.0,
-        may_switch=lambda _vm: False,
+        leave=lambda _vm: Leave.SEND,
     )
     (daemon,) = ionode_wish(context, NODE, 1).daemons
     (head,) = daemon.heads

@@ -8,6 +8,7 @@ from nuage.iaas.epochs import EPOCH_STEP, FIRST_EPOCH
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.takeover import successors
 from nuage.iaas.wishes import (
+    Leave,
     WishContext,
     chap_login,
     ionode_wish,
@@ -42,10 +43,12 @@ def decision(elected_site: str) -> Decision:
     )  # fmt: skip
 
 
-def context(index: FederationIndex, *, lease_s: float = 9.0, switch: bool = False) -> WishContext:
+def context(
+    index: FederationIndex, *, lease_s: float = 9.0, leave: Leave = Leave.SEND
+) -> WishContext:
     return WishContext(
         index=index, secrets=SharedSecrets({0: b"k" * 32}), lease_until_s=lambda _vm: lease_s,
-        may_switch=lambda _vm: switch,
+        leave=lambda _vm: leave,
     )  # fmt: skip
 
 
@@ -127,9 +130,11 @@ def test_a_vm_on_its_way_is_told_to_both_ends_and_leave_comes_from_the_quorum() 
     assert not leaving.outgoing.may_switch
     assert coming.incoming is not None
     assert coming.epoch == FIRST_EPOCH + 1
-    (granted,) = vnode_wish(context(index, switch=True), NODE, 1).vms
+    (granted,) = vnode_wish(context(index, leave=Leave.SWITCH), NODE, 1).vms
     assert granted.outgoing is not None
     assert granted.outgoing.may_switch
+    (kept,) = vnode_wish(context(index, leave=Leave.NONE), NODE, 1).vms
+    assert kept.outgoing is None
 
 
 def test_a_vm_that_the_quorum_gave_away_is_stopped_where_it_was() -> None:

@@ -227,6 +227,11 @@ def granted() -> GuestMemory:
     )  # fmt: skip
 
 
+def with_leave(status: MigrationStatus, state: RunState = RunState.RUNNING) -> GuestSeen:
+    moved = moving(status, state)
+    return replace(moved, migration=replace(moved.migration, has_leave=True))
+
+
 def test_a_guest_is_sent_and_halts_until_it_may_switch() -> None:
     sending = plan(departing(), seen(), NOW_S)
     assert sending.act == machine.Migrate(OUTGOING.address, MigrationLimits())
@@ -256,10 +261,33 @@ def test_a_break_before_leave_leaves_the_guest_running_here() -> None:
     assert isinstance(act_on(again, seen()), machine.Migrate)
 
 
-def test_a_break_after_leave_pauses_the_guest_until_a_new_epoch() -> None:
-    broken = plan(granted(), moving(MigrationStatus.FAILED), NOW_S)
-    assert broken.act == machine.Pause()
-    assert broken.memory.hand_over is HandOver.BROKEN
+def test_leave_that_comes_while_memory_flows_is_passed_on_at_once() -> None:
+    sending = plan(departing(), seen(), NOW_S).memory
+    allowed = plan(replace(sending, wish=granted().wish), moving(MigrationStatus.ACTIVE), NOW_S)
+    assert allowed.act == machine.MigrateContinue()
+    assert allowed.memory.hand_over is HandOver.GRANTED
+    goes = with_leave(MigrationStatus.ACTIVE)
+    assert act_on(allowed.memory, goes) is None
+    assert vm_report(allowed.memory, goes).state is VmState.MIGRATING
+    assert act_on(allowed.memory, moving(MigrationStatus.ACTIVE)) == machine.MigrateContinue()
+    assert act_on(allowed.memory, with_leave(MigrationStatus.DEVICE, RunState.SWITCHING)) is None
+
+
+def test_a_break_after_leave_leaves_the_guest_running_here_if_qemu_says_so() -> None:
+    failed = plan(granted(), moving(MigrationStatus.FAILED), NOW_S)
+    assert failed.act is None
+    assert failed.memory.hand_over is HandOver.FAILED
+    assert vm_report(failed.memory, moving(MigrationStatus.FAILED)).state is VmState.RUNNING
+
+
+def test_a_guest_that_may_have_gone_waits_for_a_new_epoch() -> None:
+    for ended in (None, seen(RunState.GONE), seen(RunState.SHUT_DOWN)):
+        broken = plan(granted(), ended, NOW_S)
+        assert broken.act is None
+        assert broken.memory.hand_over is HandOver.BROKEN
+        assert vm_report(broken.memory, ended).is_lost
+    assert act_on(broken.memory, seen(RunState.RUNNING)) == machine.Pause()
+    assert not vm_report(broken.memory, seen(RunState.RUNNING)).is_lost
     same_epoch = replace(broken.memory, wish=wish(epoch=1))
     assert act_on(same_epoch, seen(RunState.PAUSED)) is None
     new_epoch = replace(broken.memory, wish=wish(epoch=3))
@@ -296,6 +324,29 @@ def test_leave_that_comes_after_the_migration_was_given_up_does_nothing() -> Non
     assert act_on(failed, moving(MigrationStatus.CANCELLED)) is None
 
 
+def test_a_last_state_that_stalls_ends_the_guest_here() -> None:
+    """Cancelled, QEMU would let it run, though all of it may have arrived."""
+    switching = with_leave(MigrationStatus.DEVICE, RunState.SWITCHING)
+    first = plan(granted(), switching, NOW_S)
+    assert first.act is None
+    stalled = plan(first.memory, switching, NOW_S + machine.MIGRATION_STALL_S)
+    assert stalled.act == machine.Kill()
+    assert stalled.memory.hand_over is HandOver.BROKEN
+    assert act_on(stalled.memory, seen(RunState.SHUT_DOWN)) is None
+
+
+def test_a_stalled_stream_is_given_up_with_leave_too() -> None:
+    active = with_leave(MigrationStatus.ACTIVE)
+    stalled = plan(plan(granted(), active, NOW_S).memory, active, NOW_S + 10)
+    assert stalled.act == machine.MigrateCancel()
+    assert stalled.memory.hand_over is HandOver.GRANTED
+    kept = plan(stalled.memory, moving(MigrationStatus.CANCELLED), NOW_S + 10)
+    assert kept.memory.hand_over is HandOver.FAILED
+    assert "link is cut" in kept.memory.failure
+    gone = plan(stalled.memory, moving(MigrationStatus.COMPLETED, RunState.HANDED_OVER), NOW_S + 10)
+    assert gone.memory.hand_over is HandOver.DONE
+
+
 def test_a_stalled_stream_is_given_up() -> None:
     sending = plan(departing(), seen(), NOW_S).memory
     active = moving(MigrationStatus.ACTIVE)
@@ -306,11 +357,14 @@ def test_a_stalled_stream_is_given_up() -> None:
     assert "link is cut" in stalled.memory.failure
 
 
-def test_a_withdrawn_migration_is_cancelled_unless_leave_was_given() -> None:
+def test_a_withdrawn_migration_is_cancelled_unless_it_is_switching() -> None:
     sending = replace(plan(departing(), seen(), NOW_S).memory, wish=wish())
     assert act_on(sending, moving(MigrationStatus.ACTIVE)) == machine.MigrateCancel()
     given = replace(granted(), wish=wish())
     assert act_on(given, moving(MigrationStatus.DEVICE)) is None
+    tried = plan(given, with_leave(MigrationStatus.ACTIVE), NOW_S)
+    assert tried.act == machine.MigrateCancel()
+    assert tried.memory.hand_over is HandOver.GRANTED  # it may have begun meanwhile
 
 
 def test_an_agent_that_died_before_passing_leave_on_passes_it_on() -> None:
