@@ -26,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.contract.ionode.throwaway_tls import write_tls
 
 from nuage.ids import IaasId, VolumeId
-from nuage.ionode.storaged import DaemonPorts, StoragedDaemon, StoragedOptions
-from nuage.model.contract import AckPolicy, JournalRule
+from nuage.ionode.disks import DiskPlace
+from nuage.ionode.ports import DaemonPorts
+from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
+from nuage.model.contract import AckPolicy, DiskClass, JournalRule
 from nuage.model.desired import HeadWish, ReplicaWish
 from nuage.model.history import IMAGE_MARK, AskMark, CloneOrigin, Moment
 from nuage.units import MIB
@@ -92,7 +94,7 @@ async def measure(folder: Path, size_bytes: int, rounds: int) -> None:
             file.write(random.randbytes(MIB))
     tls = write_tls(folder / "tls")
     options = StoragedOptions(
-        binary=str(Path(sys.executable).with_name("nuage-storaged")), data_dir=folder / "data",
+        binary=str(Path(sys.executable).with_name("nuage-storaged")), disks=(DiskPlace(name="d0", disk_class=DiskClass.SSD, path=folder / "data"),),
         run_dir=folder / "run", address="127.0.0.1", tls_cert=tls.chain, tls_key=tls.key,
         tls_ca=tls.root, tls_crl=tls.lists,
     )  # fmt: skip

@@ -13,9 +13,15 @@ use nuage_journal::{AlignedBuffer, BLOCK_BYTES, Content, DiskError, FileId};
 /// Bytes written between two looks at the queue while a segment is prepared.
 const PREPARE_CHUNK_BYTES: usize = 1 << 20;
 
+/// In a directory: another one, on a larger medium, for files that are written once and then only read. Usually
+/// a link.
+pub const BASE_FOLDER: &str = "base";
+
 #[derive(Debug)]
 struct OpenFile {
     name: Arc<str>,
+    /// On the larger medium.
+    is_base: bool,
     /// Through the page cache: the data path. What is written is there to be read.
     cached: File,
     /// Past it where the file system can: reads that mean the medium.
@@ -26,6 +32,7 @@ struct OpenFile {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    base: Option<PathBuf>,
     files: HashMap<FileId, OpenFile>,
     next: FileId,
 }
@@ -65,9 +72,17 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Give `name` of one directory to another as well (a hard link); durable with the next file that is
 /// replaced there, which syncs the directory once for all links.
+///
+/// What lies on the larger medium of one lies on that of the other.
 pub fn link_file(from: &Path, name: &str, to: &Path) -> Result<(), DiskError> {
-    std::fs::hard_link(from.join(name), to.join(name))
-        .map_err(|error| io_error("link", name, &error))
+    let aside = from.join(BASE_FOLDER).join(name);
+    let linked = if aside.exists() {
+        let base = to.join(BASE_FOLDER);
+        std::fs::hard_link(aside, base.join(name)).and_then(|()| sync_directory(&base))
+    } else {
+        std::fs::hard_link(from.join(name), to.join(name))
+    };
+    linked.map_err(|error| io_error("link", name, &error))
 }
 
 impl Directory {
@@ -75,8 +90,19 @@ impl Directory {
     pub fn open(path: &Path) -> Result<Self, DiskError> {
         std::fs::create_dir_all(path)
             .map_err(|error| io_error("make", &path.to_string_lossy(), &error))?;
+        let base = path.join(BASE_FOLDER);
+        let has_base = base.symlink_metadata().is_ok();
+        if has_base && !base.is_dir() {
+            // Without them much of the volume would be missing.
+            return Err(DiskError::Io {
+                operation: "open",
+                name: BASE_FOLDER.to_owned(),
+                reason: "the disk of the base segments is not there".to_owned(),
+            });
+        }
         Ok(Self {
             path: path.to_owned(),
+            base: has_base.then_some(base),
             files: HashMap::new(),
             next: 1,
         })
@@ -97,31 +123,76 @@ impl Directory {
         )
     }
 
-    /// True when the file has another name elsewhere.
+    /// The directory that a file lies in.
+    fn folder_of(&self, name: &str) -> &Path {
+        match &self.base {
+            Some(base) if base.join(name).exists() => base,
+            _ => &self.path,
+        }
+    }
+
+    /// Make room for `name` on the larger medium, if there is one. What is in it, nobody asks.
+    pub(crate) fn prepare_base(&self, name: &str, size_bytes: u64) -> Result<bool, DiskError> {
+        let Some(base) = &self.base else {
+            return Ok(false);
+        };
+        let target = base.join(name);
+        let make = || -> io::Result<()> {
+            let file = File::create(&target)?;
+            file.set_len(size_bytes)?;
+            let length = i64::try_from(size_bytes).unwrap_or(i64::MAX);
+            // SAFETY: the descriptor is open; no memory is handed over.
+            let full = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } != 0
+                && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSPC);
+            if full {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            file.sync_all()?;
+            sync_directory(base)
+        };
+        make().map(|()| true).map_err(|error| {
+            let _ = std::fs::remove_file(&target);
+            io_error("prepare", name, &error)
+        })
+    }
+
+    /// True when the log must not write the file again: it has another name elsewhere, or lies on the
+    /// larger medium.
     pub(crate) fn is_shared(&self, file: FileId) -> bool {
         use std::os::unix::fs::MetadataExt;
-        let found = self.files.get(&file).map(|file| file.direct.metadata());
+        let file = self.files.get(&file);
+        if file.is_some_and(|file| file.is_base) {
+            return true;
+        }
+        let found = file.map(|file| file.direct.metadata());
         !matches!(found, Some(Ok(metadata)) if metadata.nlink() == 1)
     }
 
     pub(crate) fn list(&self) -> Result<Vec<String>, DiskError> {
-        let entries =
-            std::fs::read_dir(&self.path).map_err(|error| io_error("list", ".", &error))?;
         let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|error| io_error("list", ".", &error))?;
-            names.push(entry.file_name().to_string_lossy().into_owned());
+        for folder in std::iter::once(&self.path).chain(&self.base) {
+            let entries =
+                std::fs::read_dir(folder).map_err(|error| io_error("list", ".", &error))?;
+            for entry in entries {
+                let entry = entry.map_err(|error| io_error("list", ".", &error))?;
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
         }
+        names.retain(|name| name != BASE_FOLDER);
         names.sort_unstable();
+        names.dedup();
         Ok(names)
     }
 
     pub(crate) fn open_file(&mut self, name: &str) -> Result<FileId, DiskError> {
-        let path = self.path.join(name);
+        let folder = self.folder_of(name);
+        let is_base = folder != self.path;
+        let path = folder.join(name);
         let cached = OpenOptions::new().read(true).write(true).open(&path);
         let opened = cached.and_then(|cached| {
             open_direct(&path).map(|direct| OpenFile {
                 name: name.into(),
+                is_base,
                 cached,
                 direct,
             })
@@ -171,15 +242,16 @@ impl Directory {
 
     pub(crate) fn load(&self, name: &str) -> Result<Vec<u8>, DiskError> {
         let mut bytes = Vec::new();
-        File::open(self.path.join(name))
+        File::open(self.folder_of(name).join(name))
             .and_then(|mut file| file.read_to_end(&mut bytes))
             .map_err(|error| io_error("read", name, &error))?;
         Ok(bytes)
     }
 
     pub(crate) fn remove(&self, name: &str) -> Result<(), DiskError> {
-        std::fs::remove_file(self.path.join(name))
-            .and_then(|()| sync_directory(&self.path))
+        let folder = self.folder_of(name);
+        std::fs::remove_file(folder.join(name))
+            .and_then(|()| sync_directory(folder))
             .map_err(|error| io_error("remove", name, &error))
     }
 

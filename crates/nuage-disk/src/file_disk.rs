@@ -194,6 +194,10 @@ impl Disk for FileDisk {
         prepare(self.directory.path(), name, size_bytes)
     }
 
+    fn prepare_base_now(&mut self, name: &str, size_bytes: u64) -> Result<bool, DiskError> {
+        self.directory.prepare_base(name, size_bytes)
+    }
+
     fn remove_now(&mut self, name: &str) -> Result<(), DiskError> {
         self.directory.remove(name)
     }

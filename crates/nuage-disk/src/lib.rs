@@ -13,5 +13,5 @@ mod file_disk;
 mod ring;
 mod threads;
 
-pub use directory::{Directory, link_file};
+pub use directory::{BASE_FOLDER, Directory, link_file};
 pub use file_disk::{FileDisk, Method};

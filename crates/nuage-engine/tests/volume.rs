@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
-use nuage_disk::FileDisk;
+use nuage_disk::{BASE_FOLDER, FileDisk, Method};
 use nuage_engine::{
     AckMode, Administration, Clock, HeadEvent, HeadOptions, SystemClock, Volume, clone_store,
     create_to_join, create_volume, open_volume,
@@ -392,6 +392,71 @@ fn a_clone_of_the_past_lives_beside_its_parent() {
         let mut child = open(&second, encrypted, AckMode::WriteBack);
         assert!(read_all(&mut child) == child_model);
     }
+}
+
+/// The kinds of the segments in a directory (docs/protocols/journal.md §2): 0 log, 1 base.
+fn kinds_in(directory: &Path) -> Vec<u8> {
+    let files = std::fs::read_dir(directory).unwrap();
+    let segments = files.filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let bytes = path.is_file().then(|| std::fs::read(path).unwrap())?;
+        bytes.starts_with(b"NUAGSEG1").then(|| bytes[60])
+    });
+    segments.collect()
+}
+
+#[test]
+fn what_compaction_writes_lies_on_the_large_disk_and_the_log_never_goes_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second, large] = ["a", "b", "large"].map(|name| directory.path().join(name));
+    for (volume, base) in [(&first, large.join("a")), (&second, large.join("b"))] {
+        std::fs::create_dir_all(volume).unwrap();
+        std::fs::create_dir_all(&base).unwrap();
+        std::os::unix::fs::symlink(&base, volume.join(BASE_FOLDER)).unwrap();
+    }
+    let bases = |name: &str| -> Vec<std::path::PathBuf> {
+        let found = std::fs::read_dir(large.join(name)).unwrap();
+        found.map(|entry| entry.unwrap().path()).collect()
+    };
+    create_volume(&first, &spec(false)).unwrap();
+    let (mut prng, mut model) = (Prng(23), vec![0; SIZE as usize]);
+    let mut volume = open(&first, false, AckMode::WriteBack);
+    let retention = Retention {
+        window_bytes: 1 << 20,
+        ..Retention::default()
+    };
+    volume.with(|head| head.store_mut().set_retention(retention));
+    while bases("a").is_empty() {
+        change(&mut prng, &mut volume, &mut model);
+        volume.with(nuage_engine::VolumeHead::tidy);
+    }
+    for _ in 0..200 {
+        change(&mut prng, &mut volume, &mut model);
+        volume.with(nuage_engine::VolumeHead::tidy);
+    }
+    run(&mut volume, Operation::Flush);
+    let seq = volume.with(|head| head.store().applied_seq());
+    let cloned = volume.with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2, false));
+    cloned.unwrap();
+    assert_eq!(bases("b").len(), bases("a").len());
+    drop(volume);
+    // One that a crash broke off goes, and what lies there are sealed bases only.
+    std::fs::write(large.join("a").join("seg.00abcd"), vec![0; 1 << 22]).unwrap();
+    for directory in [&first, &second] {
+        let mut volume = open(directory, false, AckMode::WriteBack);
+        assert!(read_all(&mut volume) == model);
+        drop(volume);
+    }
+    for (folder, kind) in [(&first, 0), (&large.join("a"), 1), (&large.join("b"), 1)] {
+        let kinds = kinds_in(folder);
+        assert!(!kinds.is_empty() && kinds.iter().all(|found| *found == kind));
+    }
+    std::fs::remove_dir_all(&large).unwrap();
+    let gone = FileDisk::open(&first, Method::Threads);
+    assert!(
+        gone.is_err(),
+        "a volume of which a disk is missing stays closed"
+    );
 }
 
 /// A clock that stands until it is told to go on.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use crate::bytes::{narrow, wide};
 use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::cipher::block_crc;
-use crate::disk::{BLOCK_BYTES, Disk};
+use crate::disk::{BLOCK_BYTES, Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::{Entry, Index};
 use crate::layout::{BlockFacts, Closing, GroupBuilder};
@@ -59,7 +59,13 @@ impl<D: Disk> Store<D> {
                 None => return Ok(false),
             }
         }
-        let moves = self.write_base(&moving)?;
+        let moves = match self.write_base(&moving) {
+            // The next round finds some, or the round after that: nothing is missing meanwhile.
+            Err(JournalError::NoSpace | JournalError::Disk(DiskError::NoSpace)) => {
+                return Ok(false);
+            }
+            moves => moves?,
+        };
         self.relocate(&moves)?;
         Ok(true)
     }
@@ -117,12 +123,15 @@ impl<D: Disk> Store<D> {
                 })
             )
         };
-        let slot = self
-            .slots
-            .iter()
-            .position(is_spare)
-            .ok_or(JournalError::NoSpace)?;
-        let slot = narrow(slot);
+        let slot = match self.take_base_slot()? {
+            Some(slot) => slot,
+            None => narrow(
+                self.slots
+                    .iter()
+                    .position(is_spare)
+                    .ok_or(JournalError::NoSpace)?,
+            ),
+        };
         let file = self.file_of(slot).ok_or(JournalError::NoSpace)?;
         let horizon = self
             .anchors

@@ -192,8 +192,14 @@ pub trait Disk {
     fn replace_now(&mut self, name: &str, data: &[u8]) -> Result<(), DiskError>;
     /// As `Prepare`, at once.
     fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError>;
+    /// Make room for `name` where what is written once belongs, on a larger medium; false: there is none, and
+    /// it goes where the log is.
+    fn prepare_base_now(&mut self, _name: &str, _size_bytes: u64) -> Result<bool, DiskError> {
+        Ok(false)
+    }
     fn remove_now(&mut self, name: &str) -> Result<(), DiskError>;
-    /// True when another volume uses the same file (a clone): it must not be overwritten.
+    /// True when the log must not write the file again: another volume uses it (a clone), or it lies where
+    /// bases belong.
     fn is_shared(&mut self, _file: FileId) -> bool {
         false
     }

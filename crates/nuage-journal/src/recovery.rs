@@ -636,6 +636,12 @@ fn read_slots<D: Disk>(
                 Some(seal) => SlotState::Sealed(header, seal),
                 None => SlotState::Open(header),
             },
+            // A base that a crash broke off: the log does not use what lies on the larger medium.
+            _ if disk.is_shared(file) && block.iter().all(|byte| *byte == 0) => {
+                disk.close(file);
+                disk.remove_now(&name)?;
+                continue;
+            }
             _ => SlotState::Spare,
         };
         if slots.len() <= number as usize {

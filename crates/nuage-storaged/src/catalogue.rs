@@ -8,6 +8,7 @@
 //! ```
 
 use crate::control::{Backend, Code, CreateVolume, Refusal};
+use crate::disks::Disks;
 use nuage_block::memory::MemoryDevice;
 use nuage_block::{BlockDevice, Geometry};
 use nuage_disk::{FileDisk, Method};
@@ -57,6 +58,7 @@ pub struct Opened {
 
 pub struct Catalogue {
     dir: PathBuf,
+    pub(crate) disks: Disks,
     pub volumes: BTreeMap<String, CreateVolume>,
     /// The data key of the `IaaS`, once it was given: never on disk.
     pub key: Option<DataKey>,
@@ -154,23 +156,29 @@ pub(crate) fn now_ns() -> u64 {
 
 impl Catalogue {
     /// Read what is there; a directory without its specification is an aborted creation and goes.
-    pub fn open(dir: &Path) -> io::Result<Self> {
-        let root = dir.join("volumes");
-        fs::create_dir_all(&root)?;
+    pub fn open(dir: &Path, disks: Disks) -> io::Result<Self> {
         let mut volumes = BTreeMap::new();
-        for entry in fs::read_dir(&root)? {
-            let path = entry?.path();
-            match fs::read(path.join("volume.json")) {
-                Ok(text) => {
-                    let spec: CreateVolume = serde_json::from_slice(&text)?;
-                    volumes.insert(spec.volume.clone(), spec);
+        for (disk, root) in disks.roots() {
+            fs::create_dir_all(root)?;
+            for entry in fs::read_dir(root)? {
+                let path = entry?.path();
+                match fs::read(path.join("volume.json")) {
+                    Ok(text) => {
+                        let mut spec: CreateVolume = serde_json::from_slice(&text)?;
+                        disk.clone_into(&mut spec.disk);
+                        volumes.insert(spec.volume.clone(), spec);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        fs::remove_dir_all(&path)?;
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_dir_all(&path)?,
-                Err(error) => return Err(error),
             }
         }
+        disks.settle(&volumes)?;
         Ok(Self {
             dir: dir.to_owned(),
+            disks,
             volumes,
             key: None,
         })
@@ -180,8 +188,10 @@ impl Catalogue {
         &self.dir
     }
 
+    /// Where a volume that is here lies.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
-        self.dir.join("volumes").join(name)
+        let disk = self.volumes.get(name).map_or("", |spec| &spec.disk);
+        self.disks.root(disk).join(name)
     }
 
     pub fn get(&self, name: &str) -> Result<&CreateVolume, Refusal> {
@@ -202,6 +212,7 @@ impl Catalogue {
         if let Some(known) = self.volumes.get(&spec.volume) {
             spec.uuid = spec.uuid.or_else(|| known.uuid.clone());
             spec.joins = known.joins; // how it began says nothing about what it is
+            spec.disk.clone_from(&known.disk); // nor where it would begin now
             if spec != *known {
                 return Err(Refusal::new(
                     Code::Conflict,
@@ -212,10 +223,11 @@ impl Catalogue {
         }
         let uuid = chosen_uuid(spec.uuid.as_deref())?;
         spec.uuid = Some(hex(&uuid));
-        let folder = self.folder(&spec.volume);
+        self.disks.require(&spec.disk)?;
+        let folder = self.disks.root(&spec.disk).join(&spec.volume);
         self.write_files(&folder, &spec, uuid).inspect_err(|_| {
             // Half a volume must not stay; the next start would remove it too.
-            let _ = fs::remove_dir_all(&folder);
+            let _ = Disks::remove(&folder);
         })?;
         let name = spec.volume.clone();
         self.volumes.insert(name.clone(), spec);
@@ -233,6 +245,9 @@ impl Catalogue {
         if spec.backend == Backend::Journal {
             let journal = folder.join("journal");
             fs::create_dir_all(&journal).map_err(failed)?;
+            self.disks
+                .give_base(&journal, &spec.volume)
+                .map_err(failed)?;
             let volume = VolumeSpec {
                 volume: uuid,
                 size_bytes: spec.size_bytes,
@@ -260,7 +275,7 @@ impl Catalogue {
         file.sync_all()?;
         fs::rename(&fresh, folder.join("volume.json"))?;
         fs::File::open(folder)?.sync_all()?;
-        fs::File::open(self.dir.join("volumes"))?.sync_all()
+        fs::File::open(self.disks.root(&spec.disk))?.sync_all()
     }
 
     /// Remember a new size.
@@ -286,10 +301,7 @@ impl Catalogue {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        }
+        Disks::remove(&folder).map_err(failed)
     }
 
     /// The volume of a uuid, in hexadecimal digits.

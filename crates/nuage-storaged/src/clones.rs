@@ -5,6 +5,7 @@ use crate::catalogue::{
 };
 use crate::control::{Backend, CloneVolume, Code, CreateVolume, Moment, Refusal};
 use crate::daemon::Storaged;
+use crate::disks::Disks;
 use nuage_disk::FileDisk;
 use nuage_engine::clone_store;
 use nuage_io::log;
@@ -74,15 +75,19 @@ impl Storaged {
         spec.volume.clone_from(&asked.clone);
         spec.uuid = Some(hex(&uuid));
         spec.retention = asked.retention.unwrap_or(spec.retention);
-        let folder = self.catalogue.folder(&asked.clone);
+        let parent = self.catalogue.folder(&asked.volume);
+        let folder = parent.with_file_name(&asked.clone); // on the parent's disk
+        let journal = folder.join("journal");
+        let disks = &self.catalogue.disks;
+        fs::create_dir_all(&journal)
+            .and_then(|()| disks.give_clones_base(&parent.join("journal"), &journal, &asked.clone))
+            .map_err(|error| io_refusal(&asked.clone, &error))?;
         let made = self.with_store(&asked.volume, context, |store| {
             if !store.is_whole() {
                 let message = format!("the copy of {:?} here is being made anew", asked.volume);
                 return Err(Refusal::new(Code::NotFound, message));
             }
             let seq = reached(store, &asked.moment)?;
-            fs::create_dir_all(&folder).map_err(|error| io_refusal(&asked.clone, &error))?;
-            let journal = folder.join("journal");
             clone_store(store, seq, &journal, uuid, now_ns(), asked.joins)
                 .and_then(|()| Ok((seq, store.view(seq)?.size_bytes)))
                 .map_err(|error| journal_refusal(&error))
@@ -94,7 +99,7 @@ impl Storaged {
         });
         let sequence = made.inspect_err(|_| {
             // Half a volume must not stay; the next start would remove it too.
-            let _ = fs::remove_dir_all(&folder);
+            let _ = Disks::remove(&folder);
         })?;
         log::info(
             "volume_cloned",

@@ -77,6 +77,9 @@ pub struct CreateVolume {
     /// Blocks lie encrypted under the data key of the `IaaS` (`set_key`).
     #[serde(default)]
     pub encrypted: bool,
+    /// The disk it lies on, by name; the first one's is empty.
+    #[serde(default, skip_serializing)]
+    pub disk: String,
     /// Other copies are older: this one vouches for nothing until a head says that it has everything.
     #[serde(default, skip_serializing)]
     pub joins: bool,
@@ -357,9 +360,11 @@ pub enum Request {
         volume: String,
         lag_bound: LagBound,
     },
-    /// What all volumes of this daemon may take together.
+    /// What all volumes of this daemon may take of a disk together.
     SetShare {
         limits: Limits,
+        #[serde(default)]
+        disk: String,
     },
     /// Read all of the copy here at once, to find damage.
     Scrub {

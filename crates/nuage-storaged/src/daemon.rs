@@ -2,6 +2,7 @@
 
 use crate::catalogue::{Catalogue, EngineVolume, hex};
 use crate::control::{self, Code, CreateVolume, Credential, OpenHead, Refusal, Request};
+use crate::disks::Disks;
 use crate::fill::Fill;
 use crate::metrics::{self};
 use crate::options::Options;
@@ -118,8 +119,8 @@ pub struct Storaged {
     pub(crate) wake: Arc<OwnedFd>,
     pub(crate) draining: bool,
     pub(crate) drain_askers: Vec<Asker>,
-    /// What all heads here may take together, and background work of it.
-    pub(crate) budget: SharedBudget,
+    /// What all heads here may take of each disk together, and background work of it.
+    pub(crate) budgets: BTreeMap<String, SharedBudget>,
     pub(crate) scrubbing: Scrubbing,
     pub(crate) tidied_at: Instant,
 }
@@ -190,8 +191,13 @@ pub(crate) fn reply(context: &mut Context<'_>, asker: &Asker, result: Result<Val
 
 impl Storaged {
     pub fn open(options: &Options, node: Option<String>) -> io::Result<Self> {
+        let disks = Disks::new(&options.dir, &options.disks, options.base.as_deref());
+        let budgets = disks
+            .names()
+            .map(|disk| (disk.to_owned(), SharedBudget::default()));
         Ok(Self {
-            catalogue: Catalogue::open(&options.dir)?,
+            budgets: budgets.collect(),
+            catalogue: Catalogue::open(&options.dir, disks)?,
             heads: BTreeMap::new(),
             views: BTreeMap::new(),
             standbys: BTreeMap::new(),
@@ -206,7 +212,6 @@ impl Storaged {
             wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             draining: false,
             drain_askers: Vec::new(),
-            budget: SharedBudget::default(),
             scrubbing: Scrubbing::default(),
             tidied_at: Instant::now(),
         })
@@ -316,7 +321,7 @@ impl Storaged {
             Request::SetLagBound { volume, lag_bound } => {
                 self.set_lag_bound(&volume, &lag_bound).map(Some)
             }
-            Request::SetShare { limits } => Ok(Some(self.set_share(limits))),
+            Request::SetShare { limits, disk } => self.set_share(&disk, limits).map(Some),
             Request::Scrub { volume } => self.scrub(&volume, context).map(Some),
             Request::Rollback {
                 volume,

@@ -73,9 +73,10 @@ impl Storaged {
         let opened = self.catalogue.open_head(&open.volume, &opening, copy)?;
         let id = self.id_for_head(&open.volume, open.iqn.as_deref(), context);
         if let Some(engine) = &opened.engine {
-            engine.with(|head| head.share_budget(Rc::clone(&self.budget)));
+            let budget = Rc::clone(self.budget_of(&open.volume));
+            engine.with(|head| head.share_budget(budget));
         }
-        let (device, limit) = self.limited(opened.device, open.limits);
+        let (device, limit) = self.limited(&open.volume, opened.device, open.limits);
         context.doors.add_volume(id, device);
         self.heads.insert(
             open.volume.clone(),

@@ -4,7 +4,9 @@
 use crate::control::{self, Limits, Refusal};
 use crate::daemon::{Head, Storaged};
 use nuage_block::BlockDevice;
-use nuage_engine::{Answering, Bucket, LagBound, Limited, Rate, SharedBucket, SystemClock};
+use nuage_engine::{
+    Answering, Bucket, LagBound, Limited, Rate, SharedBucket, SharedBudget, SystemClock,
+};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,14 +21,22 @@ impl From<Limits> for Rate {
 }
 
 impl Storaged {
+    /// The daemon's share of the disk that a volume lies on.
+    pub(crate) fn budget_of(&self, volume: &str) -> &SharedBudget {
+        let spec = self.catalogue.volumes.get(volume);
+        let disk = spec.map_or("", |spec| spec.disk.as_str());
+        self.budgets.get(disk).unwrap_or(&self.budgets[""])
+    }
+
     /// Hold a device to its own limit and to the daemon's share.
     pub(crate) fn limited(
         &self,
+        volume: &str,
         device: Box<dyn BlockDevice>,
         limits: Limits,
     ) -> (Box<dyn BlockDevice>, SharedBucket) {
         let own = Rc::new(RefCell::new(Bucket::new(limits.into())));
-        let budget = Rc::clone(&self.budget);
+        let budget = Rc::clone(self.budget_of(volume));
         let clock = Rc::new(SystemClock::default());
         let device = Limited::new(device, Rc::clone(&own), budget, clock);
         (Box::new(device), own)
@@ -40,20 +50,30 @@ impl Storaged {
         Ok(json!({"volume": volume}))
     }
 
-    pub(crate) fn set_share(&mut self, limits: Limits) -> Value {
-        self.budget.borrow_mut().set_share(limits.into());
-        json!({})
+    /// The answer tells what was taken until now: the agent divides the disk by it.
+    pub(crate) fn set_share(&mut self, disk: &str, limits: Limits) -> Result<Value, Refusal> {
+        self.catalogue.disks.require(disk)?;
+        let budget = &self.budgets[disk];
+        budget.borrow_mut().set_share(limits.into());
+        Ok(share_status(budget))
     }
 
-    /// What all heads here may take and have taken: the agent divides the disk by it.
-    pub(crate) fn share_status(&self) -> Value {
-        let budget = self.budget.borrow();
-        let (share, used) = (budget.share(), budget.used());
-        json!({
-            "operations_per_s": share.operations_per_s, "bytes_per_s": share.bytes_per_s,
-            "operations": used.operations, "bytes": used.bytes, "held": used.held,
-        })
+    /// What all heads here may take and have taken, by disk.
+    pub(crate) fn shares(&self) -> Value {
+        self.budgets
+            .iter()
+            .map(|(disk, budget)| (disk.clone(), share_status(budget)))
+            .collect()
     }
+}
+
+fn share_status(budget: &SharedBudget) -> Value {
+    let budget = budget.borrow();
+    let (share, used) = (budget.share(), budget.used());
+    json!({
+        "operations_per_s": share.operations_per_s, "bytes_per_s": share.bytes_per_s,
+        "operations": used.operations, "bytes": used.bytes, "held": used.held,
+    })
 }
 
 impl Storaged {

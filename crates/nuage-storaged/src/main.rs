@@ -9,6 +9,7 @@ mod clones;
 mod control;
 mod daemon;
 mod data;
+mod disks;
 mod fill;
 mod filling;
 mod heads;

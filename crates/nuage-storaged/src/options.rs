@@ -7,7 +7,9 @@ use std::path::PathBuf;
 pub const USAGE: &str = "\
 usage: nuage-storaged --dir DIR --control SOCKET [options]
 
-  --dir DIR               where volumes live (one directory each)
+  --dir DIR               where volumes live (one directory each), and what the daemon keeps for itself
+  --disk NAME=DIR         a further disk for volumes, by the name that requests give; repeat
+  --base DIR              a large disk: what compaction writes goes there, the log stays where it is
   --control SOCKET        Unix socket for control requests (created, mode 0600)
   --iscsi ADDR:PORT,…     iSCSI portals; numeric addresses
   --advertise HOST:PORT,… portals that discovery names (default: where the session came in)
@@ -25,6 +27,10 @@ usage: nuage-storaged --dir DIR --control SOCKET [options]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     pub dir: PathBuf,
+    /// Further disks for volumes, by name.
+    pub disks: Vec<(String, PathBuf)>,
+    /// Where base segments go; absent: beside the log.
+    pub base: Option<PathBuf>,
     pub control: PathBuf,
     pub iscsi: Vec<Endpoint>,
     pub advertise: Vec<String>,
@@ -74,6 +80,19 @@ fn endpoints(option: &'static str, value: &str) -> Result<Vec<Endpoint>, Options
         .collect()
 }
 
+fn disk(value: &str) -> Result<(String, PathBuf), OptionsError> {
+    match value.split_once('=') {
+        Some((name, dir)) if !name.is_empty() && !dir.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(dir)))
+        }
+        _ => Err(OptionsError::Invalid {
+            option: "--disk",
+            value: value.to_owned(),
+            wanted: "NAME=DIR",
+        }),
+    }
+}
+
 fn number<T: std::str::FromStr>(option: &'static str, value: &str) -> Result<T, OptionsError> {
     let wanted = "a number in range";
     value.parse().map_err(|_| OptionsError::Invalid {
@@ -86,7 +105,8 @@ fn number<T: std::str::FromStr>(option: &'static str, value: &str) -> Result<T, 
 /// Read the arguments after the program's name.
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, OptionsError> {
     let mut arguments = arguments.into_iter();
-    let (mut dir, mut control, mut replica) = (None, None, None);
+    let (mut dir, mut control, mut replica, mut base) = (None, None, None, None);
+    let mut disks = Vec::new();
     let (mut cert, mut key, mut ca, mut crl) = (None, None, None, None);
     let (mut uid, mut gid) = (None, None);
     let (mut iscsi, mut nbd, mut advertise) = (Vec::new(), Vec::new(), Vec::new());
@@ -104,6 +124,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
         };
         match argument.as_str() {
             "--dir" => dir = Some(PathBuf::from(value()?)),
+            "--disk" => disks.push(disk(&value()?)?),
+            "--base" => base = Some(PathBuf::from(value()?)),
             "--control" => control = Some(PathBuf::from(value()?)),
             "--iscsi" => iscsi = endpoints("--iscsi", &value()?)?,
             "--advertise" => advertise = value()?.split(',').map(str::to_owned).collect(),
@@ -145,6 +167,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
     };
     Ok(Command::Serve(Box::new(Options {
         dir: dir.ok_or(OptionsError::Missing("--dir"))?,
+        disks,
+        base,
         control: control.ok_or(OptionsError::Missing("--control"))?,
         iscsi,
         advertise,
@@ -175,6 +199,18 @@ mod tests {
         };
         assert_eq!(options.iscsi.len(), 2);
         assert_eq!(options.nbd, [Endpoint::Unix("/n".into())]);
+    }
+
+    #[test]
+    fn disks_have_names() {
+        let Ok(Command::Serve(options)) =
+            words("--dir /d --control /c --disk d1=/e --disk d2=/f --base /g")
+        else {
+            panic!("refused");
+        };
+        assert_eq!(options.disks[1], ("d2".to_owned(), "/f".into()));
+        assert_eq!(options.base, Some("/g".into()));
+        assert!(words("--dir /d --control /c --disk /e").is_err());
     }
 
     #[test]

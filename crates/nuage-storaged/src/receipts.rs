@@ -43,7 +43,7 @@ impl Receipts {
     }
 
     /// Keep a receipt; gives its line.
-    pub fn keep(&mut self, volume: &str, receipt: &Receipt) -> io::Result<Value> {
+    pub fn keep(&mut self, volume: &str, disk: &str, receipt: &Receipt) -> io::Result<Value> {
         self.last += 1;
         let act = match receipt.act {
             ReceiptAct::Sealed => "sealed",
@@ -54,6 +54,7 @@ impl Receipts {
             "number": self.last,
             "act": act,
             "volume": volume,
+            "disk": disk,
             "uuid": hex(&receipt.volume),
             "segment": receipt.segment,
             "first_sequence": receipt.first_seq,

@@ -19,7 +19,7 @@ impl Storaged {
             .keys()
             .filter_map(|name| self.status(name, context).ok())
             .collect();
-        json!({"volumes": names, "key_id": self.key_id(), "share": self.share_status()})
+        json!({"volumes": names, "key_id": self.key_id(), "shares": self.shares()})
     }
 
     pub(crate) fn status(&self, volume: &str, context: &Context<'_>) -> Result<Value, Refusal> {
@@ -27,7 +27,7 @@ impl Storaged {
         let mut value = json!({
             "volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes,
             "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend,
-            "encrypted": spec.encrypted, "head": Value::Null,
+            "encrypted": spec.encrypted, "disk": spec.disk, "head": Value::Null,
         });
         if let Some(copy) = self.copies.by_volume.get(volume) {
             let store = copy.store.store();
@@ -213,7 +213,9 @@ impl Storaged {
         receipt: &Receipt,
         context: &mut Context<'_>,
     ) {
-        match self.receipts.keep(volume, receipt) {
+        let spec = self.catalogue.volumes.get(volume);
+        let disk = spec.map_or("", |spec| spec.disk.as_str());
+        match self.receipts.keep(volume, disk, receipt) {
             Ok(value) => {
                 let line = json!({"event": "receipt", "receipt": value}).to_string();
                 let followers = self.receipts.followers.iter();

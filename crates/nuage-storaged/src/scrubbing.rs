@@ -147,7 +147,11 @@ impl Storaged {
         };
         for _ in 0..PIECES_A_TURN {
             let now_ns = self.scrubbing.clock.now().monotonic_ns;
-            if !self.budget.borrow_mut().may(Class::Scrub, now_ns) {
+            if !self
+                .budget_of(&volume)
+                .borrow_mut()
+                .may(Class::Scrub, now_ns)
+            {
                 return;
             }
             let step = self.with_copy(&volume, |store| {
@@ -158,7 +162,7 @@ impl Storaged {
                 self.scrubbing.running = None;
                 return;
             };
-            self.budget
+            self.budget_of(&volume)
                 .borrow_mut()
                 .take(Class::Scrub, now_ns, step.bytes);
             if step.is_over {

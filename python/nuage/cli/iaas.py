@@ -8,6 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile
 from nuage.cli.keyfile import make_key_file
+from nuage.cli.rates import disk_options, disk_parts, disk_rule
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import answered, inner, listed, row_of, rows_of, show
 from nuage.units import format_size
@@ -54,6 +55,7 @@ def iaas_group() -> None:
     default="silver",
     show_default=True,
 )
+@disk_options
 @click.option(
     "--journal-hours", default=24.0, show_default=True, help="How far back volumes can be read."
 )
@@ -101,6 +103,7 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
         "journal": {"window_s": int(float(str(options["journal_hours"])) * 3600)},
         "rpo": {"seconds": options["rpo_s"], "strict": options["rpo_strict"]},
         "cut_off": options["cut_off"],
+        "disk": disk_rule(options),
     }
     key_file = options["key_file"]
     body = {
@@ -155,6 +158,7 @@ def contract_line(contract: dict[str, object]) -> str:
     if rpo["seconds"]:
         strict = ", strictly" if rpo["strict"] else ""
         parts.append(f"copies at most {rpo['seconds']} s behind{strict}")
+    parts += [str(contract["qos_class"]), *disk_parts(inner(contract, "disk"))]
     if contract["cut_off"] == "fail-over":
         parts.append("fails over")
     return ", ".join(parts)

@@ -77,10 +77,11 @@ def _mount() -> None:
         for command in DAEMON_COMMANDS:  # a daemon does not carry every other command's modules
             main.add_command(command)
         return
-    from nuage.cli import (  # noqa: F401 - exports and keys add to the groups of storage and iaas
+    from nuage.cli import (  # noqa: F401 - contracts, exports and keys add to the groups of iaas and storage
         addresses,
         audit,
         completion,
+        contracts,
         energy,
         exports,
         fabric,

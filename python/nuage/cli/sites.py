@@ -4,8 +4,20 @@ import time
 
 import click
 
+from nuage.cli.rates import rate_line
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import Row, age, answered, inner, listed, row_of, rows_of, show
+from nuage.cli.showing import (
+    Row,
+    age,
+    answered,
+    inner,
+    listed,
+    print_facts,
+    print_table,
+    row_of,
+    rows_of,
+    show,
+)
 from nuage.units import format_size
 
 
@@ -95,6 +107,62 @@ def list_nodes(session: Session, at_site: str) -> None:
         )
     headers = ("NODE", "SITE", "ROLE", "SERVICE", "CONNECTED", "VMS", "HAS", "ORPHANS")
     show(session, answer, headers, rows, empty="no node is known")
+
+
+@node_group.command("show")
+@click.argument("node")
+@pass_session
+def show_node(session: Session, node: str) -> None:
+    """Show a node: what it is, its disks, and who has which share of them."""
+    answer = row_of(session.client.get(f"/v1/nodes/{node}"))
+    if answered(session, answer):
+        return
+    value = inner(answer, "node")
+    status = inner(answer, "status") if answer["status"] else {}
+    print_facts([
+        ("node", value["name"]),
+        ("site", f"{value['site_id']}, rack {value['rack_id']}"),
+        ("role", ", ".join(str(role) for role in listed(value, "roles"))),
+        ("address", value["address"]),
+        ("service", _service(answer)),
+        ("connected", "yes" if status.get("connected") else "no"),
+        ("VMs", answer["vm_count"] or ""),
+        ("copies", answer["copy_count"] or ""),
+    ])  # fmt: skip
+    disks = [_disk_row(disk) for disk in listed(status, "disks")]
+    if disks:
+        headers = ("DISK", "CLASS", "FREE", "SIZE", "DOES", "KEEPS", "ALARM")
+        print_table(headers, disks, empty="")
+    shares = [_share_row(share, inner(answer, "names")) for share in listed(answer, "shares")]
+    if shares:
+        headers = ("DISK", "IAAS", "WEIGHT", "RESERVED", "MAY TAKE", "TAKES", "WANTS MORE")
+        print_table(headers, shares, empty="")
+
+
+def _disk_row(disk: Row) -> tuple[object, ...]:
+    return (
+        disk["name"],
+        disk["disk_class"],
+        format_size(int(str(disk["free_bytes"]))),
+        format_size(int(str(disk["total_bytes"]))),
+        rate_line(inner(disk, "capacity")),
+        "journals, old data of faster disks" if disk["for_bases"] else "journals",
+        str(disk["alarm"]).upper(),
+    )
+
+
+def _share_row(share: Row, names: Row) -> tuple[object, ...]:
+    rule = inner(share, "rule")
+    taken = {kind: int(float(str(share[kind]))) for kind in ("operations_per_s", "bytes_per_s")}
+    return (
+        share["disk"],
+        names.get(str(share["iaas_id"]), share["iaas_id"]),
+        rule["weight"],
+        rate_line(inner(rule, "reservation")),
+        rate_line(inner(share, "limits")) or "all there is",
+        rate_line(dict(taken)),
+        "yes" if share["waits"] else "",
+    )
 
 
 def _service(row: Row) -> str:

@@ -8,6 +8,7 @@ import click
 
 from nuage.cli.energy import seconds
 from nuage.cli.iaas import iaas_group
+from nuage.cli.rates import rate_line
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
@@ -92,7 +93,7 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
     if answered(session, {**answer, "standing": standing, "conditions": conditions}):
         return
     volume = inner(answer, "value")
-    print_facts(_facts(answer, volume))
+    print_facts([*_facts(answer, volume), ("disk", _share_line(standing))])
     print_table(
         ("COPY", "SITE", "STATE", "BEHIND", "WRITES", "BYTES"),
         [_copy_row(copy) for copy in listed(standing, "copies")],
@@ -145,6 +146,17 @@ def scrub_volume(session: Session, name: str, iaas: str) -> None:
         _print_conditions(session, rows_of(answer))
 
 
+def _share_line(standing: Row) -> str:
+    """Say which disk is under the head, and how much of it the IaaS may take."""
+    if standing["share"] is None:
+        return ""
+    share = inner(standing, "share")
+    most = rate_line(inner(share, "limits")) or "all there is"
+    return f"{share['disk']}: the IaaS may take {most}" + (
+        ", and wants more" * bool(share["waits"])
+    )
+
+
 def _copy_row(copy: Row) -> tuple[object, ...]:
     cells = (copy["node"], copy["site"], copy["state"])
     if not copy["lag_writes"]:
@@ -164,15 +176,8 @@ def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
         ("without", ", ".join(str(node) for node in listed(volume, "without"))),
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
         ("writes", f"acknowledged as {volume['ack_policy']}"),
-        ("limits", _limits_line(inner(volume, "limits"))),
+        ("limits", rate_line(inner(volume, "limits"))),
     ]
-
-
-def _limits_line(limits: Row) -> str:
-    operations, bytes_per_s = int(str(limits["operations_per_s"])), int(str(limits["bytes_per_s"]))
-    parts = [f"{operations} operations/s"] if operations else []
-    parts += [f"{format_size(bytes_per_s)}/s"] if bytes_per_s else []
-    return ", ".join(parts)
 
 
 def _advice(volume: Row) -> list[str]:

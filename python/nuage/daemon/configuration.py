@@ -11,6 +11,7 @@ from typing import TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from nuage.errors import InvalidRequest
+from nuage.model.contract import DiskClass
 from nuage.model.infrastructure import Datacenter, Node
 
 T = TypeVar("T")
@@ -132,15 +133,32 @@ class VnodeConfiguration(AgentConfiguration):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IonodeConfiguration(AgentConfiguration):
-    """An IO-node: where its disks are mounted and which program stores.
+class DiskConfiguration:
+    """A disk of an IO-node, mounted at `path`; `disk_class` is ``nvme``, ``ssd`` or ``hdd``.
 
-    `disk_serial` goes into the receipts of what lies there; empty: node and mount point.
+    `size_bytes` 0: all that is mounted there. `operations_per_s` and `bytes_per_s` are what it
+    does; 0: it is measured at the start. `serial` goes into the receipts of what lies there; empty:
+    node and mount point.
+    """
+
+    path: Path
+    disk_class: DiskClass = DiskClass.SSD
+    size_bytes: int = 0
+    operations_per_s: int = 0
+    bytes_per_s: int = 0
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IonodeConfiguration(AgentConfiguration):
+    """An IO-node: its disks by name, and which program stores.
+
+    Images are kept under `data_dir`; without `disks` volumes are, too. What belongs to no volume
+    lies on the first disk in order of name.
     """
 
     data_dir: Path
-    capacity_bytes: int = 0
-    disk_serial: str = ""
+    disks: dict[str, DiskConfiguration] = field(default_factory=dict)
     storaged: str = "nuage-storaged"
 
 

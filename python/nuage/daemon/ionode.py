@@ -1,17 +1,20 @@
 """An IO-node's process: the agent, its storage daemons, the channel. Wiring only."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
+import msgspec
 import structlog
-from prometheus_client import Gauge
 
 from nuage.channel import Handlers, Peer
 from nuage.clock import Clock, SystemClock
 from nuage.daemon.agent import AgentChannel
 from nuage.daemon.agent_trust import REVOCATIONS
-from nuage.daemon.configuration import IonodeConfiguration
+from nuage.daemon.configuration import DiskConfiguration, IonodeConfiguration
+from nuage.daemon.disk_metrics import DiskMetrics
 from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.iaas.conditions import CONDITION_METHOD, AskCondition, CopyCondition
@@ -29,10 +32,14 @@ from nuage.iaas.transfers import (
 )
 from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
+from nuage.ionode.disks import DiskPlace, base_disk, require_disks
 from nuage.ionode.pieces import read_piece, write_piece
 from nuage.ionode.port import ChangedRuns, StorageDaemon
+from nuage.ionode.ports import choose_ports, taken_ports
+from nuage.ionode.probe import measure
 from nuage.ionode.receipts import RECEIPTS_METHOD, ReceiptBatch, Signer
-from nuage.ionode.storaged import StoragedDaemon, StoragedOptions, choose_ports, taken_ports
+from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
+from nuage.model.contract import NO_LIMITS, Limits
 from nuage.model.desired import DaemonWish, IonodeReport, IonodeWish, SetKey
 from nuage.model.history import (
     AskCloseView,
@@ -47,10 +54,36 @@ from nuage.model.history import (
     VolumeHistory,
 )
 from nuage.model.infrastructure import NodeRole
+from nuage.trust.files import write_atomically
 from nuage.trust.pki import pem_of
 from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
 
+BASES: Final = "bases"  # of volumes whose journals lie on faster disks
 log = structlog.get_logger("ionode")
+
+
+def disks_of(configuration: IonodeConfiguration) -> tuple[DiskPlace, ...]:
+    """Return the disks of a node, in order of name; their directories are there.
+
+    Raises:
+        InvalidRequest: two share a directory.
+    """
+    known = configuration.disks or {"d0": DiskConfiguration(path=configuration.data_dir)}
+    disks = tuple(
+        DiskPlace(
+            name=name,
+            disk_class=disk.disk_class,
+            path=disk.path / "volumes",
+            size_bytes=disk.size_bytes,
+            capacity=Limits(operations_per_s=disk.operations_per_s, bytes_per_s=disk.bytes_per_s),
+            serial=disk.serial or f"{configuration.node.node_id}:{disk.path}",
+        )
+        for name, disk in sorted(known.items())
+    )
+    require_disks(disks)
+    for disk in disks:
+        disk.path.mkdir(parents=True, exist_ok=True)
+    return disks
 
 
 class IonodeProcess:
@@ -65,14 +98,14 @@ class IonodeProcess:
         """Find the daemons that run, talk to the controller."""
         configuration = self._configuration
         configuration.state_dir.mkdir(parents=True, exist_ok=True)
+        self._disks = disks_of(configuration)
         self._images = ImageFolder(configuration.data_dir / "images")
         self._agent = IonodeAgent(
             IonodeOptions(
                 node_id=configuration.node.node_id,
                 site_id=configuration.node.site_id,
                 state_dir=configuration.state_dir,
-                data_dir=configuration.data_dir,
-                capacity_bytes=configuration.capacity_bytes,
+                disks=self._disks,
             ),
             open_daemon=self._open_daemon,
             fetch_image=self._fetch_image,
@@ -89,12 +122,11 @@ class IonodeProcess:
             wish_type=IonodeWish, take_wish=self._agent.take_wish, reports=self._agent.reports
         )
         self._tasks.keep("agent", self._agent.run)
+        self._tasks.keep("shares", self._agent.share_disks)
+        self._tasks.start("measure", self._measure())
         if configuration.metrics_listen:
             registry = new_registry()
-            free = Gauge("nuage_ionode_free_bytes", "Bytes free for copies", registry=registry)
-            free.set_function(lambda: self._agent.report().free_bytes)
-            total = Gauge("nuage_ionode_total_bytes", "Bytes of the disks", registry=registry)
-            total.set_function(lambda: self._agent.report().total_bytes)
+            registry.register(DiskMetrics(self._agent.report))
             await serve_metrics(configuration.metrics_listen, registry)
         return self.stop
 
@@ -166,6 +198,20 @@ class IonodeProcess:
             else:
                 await self._agent.release(ask.iaas_id, ask.volume_id, ask.epoch)
 
+    async def _measure(self) -> None:
+        """Find out what the disks do of which nobody has told it; kept for the next start."""
+        for disk in self._disks:
+            if disk.capacity != NO_LIMITS:
+                continue
+            path = self._configuration.state_dir / f"disk-{disk.name}.json"
+            if path.exists():
+                capacity = msgspec.json.decode(path.read_bytes(), type=Limits)
+            else:
+                capacity = await asyncio.to_thread(measure, disk.path)
+                write_atomically(path, msgspec.json.encode(capacity))
+                log.info("disk measured", disk=disk.name, **asdict(capacity))
+            self._agent.media.set_capacity(disk.name, capacity)
+
     def _signer(self) -> Signer:
         configuration = self._configuration
         store = TrustStore(configuration.trust_dir)
@@ -173,7 +219,7 @@ class IonodeProcess:
         return Signer(
             site_id=node.site_id,
             node_id=node.node_id,
-            disk_serial=configuration.disk_serial or f"{node.node_id}:{configuration.data_dir}",
+            serials={"": self._disks[0].serial, **{d.name: d.serial for d in self._disks}},
             key=store.key,
             chain_pem=lambda: pem_of(*store.chain()),
         )
@@ -184,10 +230,12 @@ class IonodeProcess:
     async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
         configuration = self._configuration
         run_dir = configuration.state_dir / "daemons"
+        base = base_disk(self._disks)
         ports = choose_ports(run_dir / f"{wish.iaas_id}.ports", taken_ports(run_dir))
         options = StoragedOptions(
             binary=configuration.storaged,
-            data_dir=configuration.data_dir / "volumes",
+            disks=self._disks,
+            base=None if base is None else base.path / BASES,
             run_dir=run_dir,
             address=configuration.node.address,
             tls_cert=configuration.trust_dir / DAEMON_CHAIN,

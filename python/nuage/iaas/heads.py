@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from nuage.errors import Conflict, NoCandidate, NuageError
+from nuage.iaas.disks import note_report
 from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
 from nuage.iaas.erasure import erasure_of, is_gone
 from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
@@ -95,6 +96,7 @@ class HeadKeeper:
     def take_report(self, report: IonodeReport) -> None:
         """Keep what heads say of their copies."""
         self._lost.discard(report.node_id)
+        note_report(self._site, report)
         for head in report.heads:
             key = (head.volume_id, head.epoch)
             self._copies[key] = {copy.node_id: copy for copy in head.copies}
@@ -477,7 +479,7 @@ def choose_place(
         volume,
         near=site.site_id,
         sites=site.index.values(Datacenter),
-        nodes=ionode_spaces(site),
+        nodes=ionode_spaces(site, iaas),
         wanted=wanted,
     )
 

@@ -13,7 +13,7 @@ from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.desired import HeadReport, IonodeReport, VmReport, VnodeReport
 from nuage.model.infrastructure import Node, NodePower
 from nuage.model.record import Noun
-from nuage.model.status import Migration, NodeStatus, SpaceAlarm, space_alarm
+from nuage.model.status import DiskStatus, Migration, NodeStatus, SpaceAlarm, space_alarm
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
 from nuage.storage.heads import head_set, is_settled
@@ -21,6 +21,7 @@ from nuage.units import format_size
 
 HEAD_READY = "ready"
 HEAD_FAILED = "failed"
+ALARMS = tuple(SpaceAlarm)  # the worst last
 FREE_CHANGE_MIN = 0.01  # of the disk; smaller changes of free space are not worth a record
 
 
@@ -221,18 +222,41 @@ def node_status(
         after = replace(after, accelerator=vnode.estimate.accelerator, orphans=orphans)
     if ionode is not None:
         after = replace(after, replica_addresses=ionode.replica_addresses)
-        if (
-            abs(before.free_bytes - ionode.free_bytes) > FREE_CHANGE_MIN * ionode.total_bytes
-            or before.total_bytes != ionode.total_bytes
-        ):
-            after = replace(after, free_bytes=ionode.free_bytes, total_bytes=ionode.total_bytes)
-        alarm = space_alarm(before.alarm, ionode.free_bytes, ionode.total_bytes)
-        if alarm is not before.alarm:
-            after = replace(after, alarm=alarm, free_bytes=ionode.free_bytes)
-            after = replace(after, total_bytes=ionode.total_bytes)
+        disks = _disks(before.disks, ionode)
+        if disks != before.disks:
+            after = replace(
+                after,
+                disks=disks,
+                free_bytes=sum(disk.free_bytes for disk in disks),
+                total_bytes=sum(disk.total_bytes for disk in disks),
+                alarm=max((disk.alarm for disk in disks), key=ALARMS.index, default=ALARMS[0]),
+            )
     if after == known:
         return []
     return [Save(after, *_status_line(index, before, after, is_new=known is None))]
+
+
+def _disks(before: tuple[DiskStatus, ...], report: IonodeReport) -> tuple[DiskStatus, ...]:
+    """Return how the disks stand, as they stood before where little has changed."""
+    known = {disk.name: disk for disk in before}
+    disks = []
+    for seen in report.disks:
+        was = known.get(seen.name)
+        alarm = SpaceAlarm.NONE if was is None else was.alarm
+        now = DiskStatus(
+            name=seen.name,
+            disk_class=seen.disk_class,
+            free_bytes=seen.free_bytes,
+            total_bytes=seen.total_bytes,
+            capacity=seen.capacity,
+            for_bases=seen.for_bases,
+            alarm=space_alarm(alarm, seen.free_bytes, seen.total_bytes),
+        )
+        if was is not None and replace(now, free_bytes=was.free_bytes) == was:
+            moved = abs(was.free_bytes - seen.free_bytes)
+            now = was if moved <= FREE_CHANGE_MIN * seen.total_bytes else now
+        disks.append(now)
+    return tuple(disks)
 
 
 def _is_orphan(seen: VmReport) -> bool:
@@ -252,8 +276,12 @@ def _status_line(
     fresh = sorted(set(after.orphans) - set(before.orphans))
     if fresh:
         return "orphans", f"node {name} runs what it should not: {', '.join(fresh)}; left running"
-    if before.alarm is not after.alarm:
-        return "space", _space_line(name, after)
+    alarms = {disk.name: disk.alarm for disk in before.disks}
+    changed = [
+        disk for disk in after.disks if disk.alarm is not alarms.get(disk.name, SpaceAlarm.NONE)
+    ]
+    if changed:
+        return "space", "; ".join(_space_line(name, disk) for disk in changed)
     if is_new or before.connected != after.connected:
         sleeps = node is not None and node.power is NodePower.OFF
         word = "connected" if after.connected else "off" if sleeps else "lost"
@@ -261,9 +289,10 @@ def _status_line(
     return "", ""
 
 
-def _space_line(name: str, status: NodeStatus) -> str:
-    free = f"{format_size(status.free_bytes)} of {format_size(status.total_bytes)} are free"
-    if status.alarm is SpaceAlarm.NONE:
-        return f"node {name} has space again: {free}"
+def _space_line(name: str, disk: DiskStatus) -> str:
+    free = f"{format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} are free"
+    told = f"{disk.name} ({disk.disk_class.value}) of node {name}"
+    if disk.alarm is SpaceAlarm.NONE:
+        return f"disk {told} has space again: {free}"
     help_text = "add disks, shorten journals, or move copies away"
-    return f"node {name} is {status.alarm.value} on space: {free}; {help_text}"
+    return f"disk {told} is {disk.alarm.value} on space: {free}; {help_text}"

@@ -18,7 +18,7 @@ from nuage.errors import Conflict
 from nuage.iaas.index import Change, FederationIndex
 from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract
-from nuage.model.desired import HeadReport
+from nuage.model.desired import HeadReport, IonodeReport
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
@@ -206,8 +206,8 @@ class Site:
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
     what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here, `secrets` is
     what the controllers share. `deciding` are new VMs whose decision is not written down yet.
-    `heads_seen` is what heads said last, and `drops_told` the last day (since 1970) on which a
-    volume's early loss of history was announced.
+    `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
+    `drops_told` the last day (since 1970) on which a volume's early loss of history was announced.
     """
 
     site_id: SiteId
@@ -234,6 +234,7 @@ class Site:
     secrets: SharedSecrets = field(default_factory=lambda: SharedSecrets({0: b""}))
     deciding: set[VmId] = field(default_factory=set)
     heads_seen: dict[VolumeId, HeadReport] = field(default_factory=dict)
+    ionodes_seen: dict[NodeId, IonodeReport] = field(default_factory=dict)
     drops_told: dict[VolumeId, int] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:

@@ -12,7 +12,7 @@ from nuage.iaas.operations import Operation, OperationTable
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import NameVolume, volume_home, volume_of, volume_scope
 from nuage.ids import NodeId, SiteId
-from nuage.model.desired import Answering, CopyReport, HeadReport
+from nuage.model.desired import Answering, CopyReport, HeadReport, ShareReport
 from nuage.model.iaas import Iaas
 from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal
@@ -36,11 +36,15 @@ class CopyStanding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeStanding:
-    """All copies of a volume, how writes are answered, and the RPO that its contract promises."""
+    """All copies of a volume, how writes are answered, and the RPO that its contract promises.
+
+    `share` is what the IaaS has of the disk under the head.
+    """
 
     answering: str
     rpo_s: int
     copies: tuple[CopyStanding, ...]
+    share: ShareReport | None = None
 
 
 async def show_standing(site: Site, _principal: Principal, body: NameVolume) -> VolumeStanding:
@@ -56,7 +60,17 @@ async def show_standing(site: Site, _principal: Principal, body: NameVolume) -> 
         copies=tuple(
             _standing(volume, place.node_id, place.site_id, head) for place in volume.replicas
         ),
+        share=_share(site, volume),
     )
+
+
+def _share(site: Site, volume: Volume) -> ShareReport | None:
+    report = None if volume.head is None else site.ionodes_seen.get(volume.head)
+    if report is None:
+        return None
+    disks = {replica.volume_id: replica.disk for replica in report.replicas}
+    wanted = (volume.iaas_id, disks.get(volume.volume_id))
+    return next((s for s in report.shares if (s.iaas_id, s.disk) == wanted), None)
 
 
 def _standing(

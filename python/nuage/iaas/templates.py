@@ -58,7 +58,8 @@ def template_for(site: Site, iaas: Iaas, volume: Volume) -> Volume | None:
     templates = templates_of(site, iaas)
     if not templates:
         return None
-    usable = {space.node_id for space in ionode_spaces(site) if space.is_usable}
+    spaces = ionode_spaces(site, iaas)
+    usable = {s.node_id for s in spaces if s.is_usable and s.refusal is None}
     for template in templates:
         fits = (template.image_id, template.size_bytes) == (volume.image_id, volume.size_bytes)
         if fits and is_sound(template, iaas) and _nodes(template) <= usable:

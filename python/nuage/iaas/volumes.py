@@ -9,14 +9,14 @@ from nuage.iaas.erasure import delete_with_copies
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.ids import IaasId, ImageId, SiteId, VmId, VolumeId, new_id
-from nuage.model.contract import Limits
+from nuage.ids import IaasId, ImageId, NodeId, SiteId, VmId, VolumeId, new_id
+from nuage.model.contract import NO_LIMITS, Limits
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, require_slug
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
-from nuage.storage.places import IonodeSpace, choose_places
+from nuage.storage.places import IonodeSpace, choose_places, space_of
 from nuage.trust.permissions import Principal, Scope
 
 IQN_PREFIX = "iqn.2026-01.cloud.nuage"
@@ -83,27 +83,35 @@ def volume_of(site: Site, iaas: str, volume: str) -> Volume:
     return found
 
 
-def ionode_spaces(site: Site) -> list[IonodeSpace]:
-    """Return the federation's IO-nodes as far as this site knows them."""
+def ionode_spaces(site: Site, iaas: Iaas) -> list[IonodeSpace]:
+    """Return the federation's IO-nodes, and what each has for an IaaS, as known here."""
     spaces = []
     for node in site.index.values(Node):
         status = site.index.find_value(NodeStatus, node.node_id)
         if NodeRole.IONODE in node.roles and status is not None:
-            spaces.append(
-                IonodeSpace(
-                    node_id=node.node_id,
-                    site_id=node.site_id,
-                    free_bytes=status.free_bytes,
-                    total_bytes=status.total_bytes,
-                    is_usable=status.connected and not node.maintenance,
-                )
-            )
+            reserved = NO_LIMITS
+            if iaas.contract.disk.reservation != NO_LIMITS:
+                reserved = _reserved_on(site, node.node_id, besides=iaas.iaas_id)
+            spaces.append(space_of(node, status, iaas.contract.disk, reserved=reserved))
     return spaces
+
+
+def _reserved_on(site: Site, node_id: NodeId, *, besides: IaasId) -> Limits:
+    """Return what other IaaSes with copies on a node have reserved of its disks."""
+    tenants = {volume.iaas_id for volume in site.index.on_node(Volume, node_id)} - {besides}
+    known = [site.index.find_value(Iaas, iaas_id) for iaas_id in tenants]
+    rules = [iaas.contract.disk for iaas in known if iaas is not None]
+    return Limits(
+        operations_per_s=sum(rule.reservation.operations_per_s for rule in rules),
+        bytes_per_s=sum(rule.reservation.bytes_per_s for rule in rules),
+    )
 
 
 def place_volume(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
     """Choose where the copies of a volume near this site rest; the same until a node changes."""
     kept = site.volume_places
+    if iaas.contract.disk.reservation != NO_LIMITS:
+        kept.by_contract.clear()  # others' reservations come with their volumes
     if kept.version != site.index.places_version:
         kept.version = site.index.places_version
         kept.by_contract.clear()
@@ -114,7 +122,7 @@ def place_volume(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
             size_bytes=0,  # thin: space is taken as it is written; quotas bound what may be
             near=site.site_id,
             sites=site.index.values(Datacenter),
-            nodes=ionode_spaces(site),
+            nodes=ionode_spaces(site, iaas),
         )
     return places
 

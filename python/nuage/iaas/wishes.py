@@ -16,7 +16,7 @@ from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.erasure import erased_copies, is_gone
 from nuage.iaas.index import FederationIndex
 from nuage.ids import IaasId, NodeId, VmId, VolumeId
-from nuage.model.contract import LIMITS_OF_CLASS, Contract, CutOffRule, within
+from nuage.model.contract import LIMITS_OF_CLASS, Contract, CutOffRule, disk_rule, within
 from nuage.model.desired import (
     ChapWish,
     DaemonWish,
@@ -275,6 +275,7 @@ def ionode_wish(
                     heads=tuple(heads[iaas_id]),
                     erased=tuple(erased[iaas_id]),
                     key_id=_key_id(index, iaas_id),
+                    disk=disk_rule(Contract() if iaas is None else iaas.contract),
                 )
             )
     return IonodeWish(revision=revision, daemons=tuple(daemons))

@@ -5,7 +5,6 @@ seconds; acts on different daemons run side by side.
 """
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from nuage.clock import Clock
 from nuage.errors import UNREADABLE, Conflict, CorruptData, Lost, NotFound, NuageError
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.copies import OriginMissing, make_copy
+from nuage.ionode.disks import DiskPlace
+from nuage.ionode.media import Media
 from nuage.ionode.plan import (
     Act,
     CloseHead,
@@ -29,8 +30,9 @@ from nuage.ionode.plan import (
     Tell,
     plan,
 )
-from nuage.ionode.port import DaemonReceipt, DaemonSeen, HeadSeen, StorageDaemon
+from nuage.ionode.port import DaemonReceipt, DaemonSeen, HeadSeen, StorageDaemon, VolumeSeen
 from nuage.ionode.receipts import BATCH_MAX, Outbox, ReceiptBatch, Signer
+from nuage.ionode.shares import DIVIDE_EVERY_S
 from nuage.model.desired import (
     CopyReport,
     DaemonWish,
@@ -39,6 +41,7 @@ from nuage.model.desired import (
     IonodeReport,
     IonodeWish,
     ReplicaReport,
+    ReplicaWish,
     SetKey,
 )
 from nuage.model.history import IMAGE_MARK, AskMark
@@ -76,13 +79,12 @@ class _Hosted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IonodeOptions:
-    """Who this agent is and where it keeps things; `capacity_bytes` 0 means the whole disk."""
+    """Who this agent is and where it keeps things."""
 
     node_id: NodeId
     site_id: SiteId
     state_dir: Path
-    data_dir: Path
-    capacity_bytes: int = 0
+    disks: tuple[DiskPlace, ...]
 
 
 class IonodeAgent:
@@ -113,6 +115,7 @@ class IonodeAgent:
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._last_told: IonodeReport | None = None
+        self.media = Media(options.disks, clock)
 
     async def take_wish(self, wish: IonodeWish) -> None:
         """Take desired state; it is on disk when this returns.
@@ -238,7 +241,7 @@ class IonodeAgent:
         daemon = hosted.daemon
         match act:
             case Create(wish=wish):
-                await make_copy(daemon, wish)
+                await make_copy(daemon, wish, self._choose_disk(wish))
             case Resize(volume_id=volume_id, size_bytes=size_bytes):
                 await daemon.resize(volume_id, size_bytes)
             case OpenHead(wish=head):
@@ -380,6 +383,32 @@ class IonodeAgent:
         self._released.discard((volume_id, epoch))
         self._wake.set()
 
+    # Disks ----------------------------------------------------------------------------------------
+
+    async def share_disks(self) -> None:
+        """Divide the disks among the daemons, for ever."""
+        while True:
+            await self._clock.sleep(DIVIDE_EVERY_S)
+            await self.divide()
+
+    async def divide(self) -> None:
+        """Divide each disk anew among the daemons that have copies there."""
+        rules = {wish.iaas_id: wish.disk for wish in self._wish.daemons}
+        for disk in self.media.names:
+            daemons = {
+                iaas_id: hosted.daemon
+                for iaas_id, hosted in self._hosted.items()
+                if iaas_id in rules and any(v.disk == disk for v in hosted.seen.volumes)
+            }
+            await self.media.divide(disk, daemons, rules)
+
+    def _volumes(self) -> list[VolumeSeen]:
+        return [volume for hosted in self._hosted.values() for volume in hosted.seen.volumes]
+
+    def _choose_disk(self, wish: ReplicaWish) -> str:
+        rules = {daemon.iaas_id: daemon.disk for daemon in self._wish.daemons}
+        return self.media.choose(self._volumes(), rules[wish.iaas_id].disk_class)
+
     # Reports ------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
@@ -400,12 +429,8 @@ class IonodeAgent:
 
     def report(self) -> IonodeReport:
         """Return this node's facts as seen last."""
-        usage = shutil.disk_usage(self._options.data_dir)
-        used_bytes = sum(
-            volume.journal_bytes for h in self._hosted.values() for volume in h.seen.volumes
-        )
-        total_bytes = self._options.capacity_bytes or usage.total
-        free_bytes = max(0, min(usage.free, total_bytes - used_bytes))
+        disks = self.media.reports(self._volumes())
+        rules = {wish.iaas_id: wish.disk for wish in self._wish.daemons}
         heads = {head.volume_id: head for d in self._wish.daemons for head in d.heads}
         return IonodeReport(
             node_id=self._options.node_id,
@@ -420,6 +445,8 @@ class IonodeAgent:
                     mapped_bytes=volume.mapped_bytes,
                     journal_bytes=volume.journal_bytes,
                     failure=volume.failure,
+                    disk=volume.disk,
+                    lost=volume.lost,
                 )
                 for iaas_id, hosted in sorted(self._hosted.items())
                 for volume in hosted.seen.volumes
@@ -433,10 +460,10 @@ class IonodeAgent:
             replica_addresses={
                 iaas_id: hosted.daemon.replica_address for iaas_id, hosted in self._hosted.items()
             },
-            free_bytes=free_bytes,
-            total_bytes=total_bytes,
             erased=self._erased(),
             locked=self._locked(),
+            disks=disks,
+            shares=tuple(self.media.shares(rules)),
         )
 
     def _erased(self) -> tuple[VolumeId, ...]:
@@ -535,7 +562,7 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
         ),
         report.erased,
         report.locked,
-        tuple((r.volume_id, r.state) for r in report.replicas),
+        tuple((r.volume_id, r.state, r.lost) for r in report.replicas),
         tuple(sorted(report.replica_addresses.items())),
     )
 

@@ -15,16 +15,17 @@ class OriginMissing(NotFound):
     """The past that a volume should start from is not on the node of its head."""
 
 
-async def make_copy(daemon: StorageDaemon, wish: ReplicaWish) -> None:
+async def make_copy(daemon: StorageDaemon, wish: ReplicaWish, disk: str) -> None:
     """Make a copy: from the past that it starts from, empty where there is none.
 
-    A copy whose past is not here takes what the others have; one whose head opens here cannot.
+    One made of a past lies where that lies, another on `disk`. A copy whose past is not here takes
+    what the others have; one whose head opens here cannot.
 
     Raises:
         OriginMissing: its head opens here; the volume's home decides.
     """
     if wish.origin is None:
-        await daemon.create(wish)
+        await daemon.create(wish, disk)
         return
     try:
         await daemon.clone(wish)
@@ -32,4 +33,4 @@ async def make_copy(daemon: StorageDaemon, wish: ReplicaWish) -> None:
         if wish.leads:
             raise OriginMissing("past", str(wish.origin.volume_id), hint=error.message) from error
         log.info("no past to start from", on=wish.volume_id, reason=error.message)
-        await daemon.create(replace(wish, origin=None, joins=True))
+        await daemon.create(replace(wish, origin=None, joins=True), disk)

@@ -29,8 +29,9 @@ from nuage.ionode.port import (
     ScrubSeen,
     VolumeSeen,
 )
+from nuage.ionode.shares import Used
 from nuage.model.contract import Limits, RpoRule
-from nuage.model.desired import HeadWish, ReplicaWish
+from nuage.model.desired import HeadWish, LostBlocks, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
     AskHistory,
@@ -58,12 +59,19 @@ class _Copy:
     blocks: dict[int, bytes] = field(default_factory=dict)  # what `write` wrote, by offset
     encrypted: bool = False
     is_whole: bool = True
+    disk: str = ""
 
 
 @dataclass(slots=True)
 class _Head:
     wish: HeadWish
     initiators: frozenset[str]
+
+
+def _lost(scrub: ScrubSeen) -> LostBlocks:
+    return LostBlocks(
+        block_count=sum(count for _, count in scrub.lost), segment_count=len(scrub.lost_segments)
+    )
 
 
 class FakeDaemon:
@@ -81,6 +89,8 @@ class FakeDaemon:
         self.views: dict[str, tuple[int, dict[int, bytes]]] = {}
         self._last_mark_id = 0
         self.scrubs: dict[VolumeId, ScrubSeen] = {}
+        self.shares: dict[str, Limits] = {}  # as set, by disk
+        self.used: dict[str, Used] = {}  # what clients took, by disk
         self._key_id = ""  # of the key that is here now
         self._known_key_id = ""  # of the key that the volumes were written with
         self._noted = asyncio.Event()
@@ -114,7 +124,12 @@ class FakeDaemon:
             raise Unavailable(self.unavailable)
         return DaemonSeen(
             volumes=tuple(
-                VolumeSeen(volume_id=volume_id, size_bytes=copy.size_bytes)
+                VolumeSeen(
+                    volume_id=volume_id,
+                    size_bytes=copy.size_bytes,
+                    disk=copy.disk,
+                    lost=_lost(self.scrubs.get(volume_id, ScrubSeen())),
+                )
                 for volume_id, copy in sorted(self._copies.items())
             ),
             heads=tuple(
@@ -137,10 +152,10 @@ class FakeDaemon:
             key_id=self._key_id,
         )
 
-    async def create(self, wish: ReplicaWish) -> None:
+    async def create(self, wish: ReplicaWish, disk: str = "") -> None:
         """Make an empty copy; one that is there already stays as it is."""
         self._begin("create", wish.volume_id)
-        fresh = _Copy(wish.size_bytes, encrypted=wish.encrypted, is_whole=not wish.joins)
+        fresh = _Copy(wish.size_bytes, encrypted=wish.encrypted, is_whole=not wish.joins, disk=disk)
         self._copies.setdefault(wish.volume_id, fresh)
 
     async def clone(self, wish: ReplicaWish) -> None:
@@ -163,6 +178,7 @@ class FakeDaemon:
             blocks=dict(origin.blocks),
             encrypted=origin.encrypted,
             is_whole=not wish.joins,
+            disk=origin.disk,
         )
         self._copies.setdefault(wish.volume_id, copy)
 
@@ -235,6 +251,13 @@ class FakeDaemon:
     async def flush(self, volume_id: VolumeId) -> None:
         """Do nothing: nothing waits here."""
         self._served("flush", volume_id)
+
+    async def set_share(self, disk: str, limits: Limits) -> Used:
+        """Remember a share of a disk; return what the test says was taken of it."""
+        if self.unavailable:
+            raise Unavailable(self.unavailable)
+        self.shares[disk] = limits
+        return self.used.get(disk, Used())
 
     async def set_terms(self, wish: HeadWish) -> None:
         """Hold a head here to the wish's limits and RPO."""

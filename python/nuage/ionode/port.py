@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from nuage.ids import NodeId, VolumeId
-from nuage.model.desired import Answering, HeadWish, ReplicaWish
+from nuage.ionode.shares import Used
+from nuage.model.contract import Limits
+from nuage.model.desired import Answering, HeadWish, LostBlocks, ReplicaWish
 from nuage.model.history import (
     NO_PAST,
     AskCloseView,
@@ -31,7 +33,7 @@ PIECE_BYTES_MAX: Final = 256 * 1024  # in hexadecimal it fits in a line of the c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSeen:
-    """A copy that the daemon keeps."""
+    """A copy that the daemon keeps. `lost` None: it is not open, and cannot tell."""
 
     volume_id: VolumeId
     size_bytes: int
@@ -39,6 +41,8 @@ class VolumeSeen:
     mapped_bytes: int = 0
     journal_bytes: int = 0
     failure: str = ""
+    disk: str = ""
+    lost: LostBlocks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +113,8 @@ class HeadSeen:
 class DaemonReceipt:
     """What became of a segment, as the daemon noted it: `act` is sealed, moved or expired.
 
-    Numbers are dense and never used twice; `chain` is the journal's hash chain in hexadecimal.
+    Numbers are dense and never used twice; `disk` is where the copy lies, "" the first; `chain` is
+    the journal's hash chain in hexadecimal.
     """
 
     number: int
@@ -120,6 +125,7 @@ class DaemonReceipt:
     last_sequence: int
     chain: str
     time_ms: int
+    disk: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +158,8 @@ class StorageDaemon(Protocol):
         """Return what the daemon keeps and serves."""
         ...
 
-    async def create(self, wish: ReplicaWish) -> None:
-        """Make an empty copy; it is durable on return."""
+    async def create(self, wish: ReplicaWish, disk: str = "") -> None:
+        """Make an empty copy on a disk ("": the first); it is durable on return."""
         ...
 
     async def clone(self, wish: ReplicaWish) -> None:
@@ -186,6 +192,10 @@ class StorageDaemon(Protocol):
 
     async def flush(self, volume_id: VolumeId) -> None:
         """Return when all that was written is durable by the volume's policy."""
+        ...
+
+    async def set_share(self, disk: str, limits: Limits) -> Used:
+        """Hold all heads here to a share of a disk; return what was taken of it until now."""
         ...
 
     async def set_terms(self, wish: HeadWish) -> None:

@@ -9,7 +9,7 @@ A copy that is erased is signed for here: the daemon forgets it with the copy. W
 for is on disk before the act, and told only once the copy is gone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,7 +47,7 @@ class Signer:
 
     site_id: SiteId
     node_id: NodeId
-    disk_serial: str
+    serials: Mapping[str, str]  # of each disk; "" is the first
     key: Callable[[], Ed25519PrivateKey]
     chain_pem: Callable[[], str]
 
@@ -61,7 +61,7 @@ class Signer:
             chain_hash=noted.chain,
             site_id=self.site_id,
             node_id=self.node_id,
-            disk_serial=self.disk_serial,
+            disk_serial=self.serials.get(noted.disk) or self.serials[""],
             event=_EVENTS[noted.act],
             time_ms=noted.time_ms,
         )
@@ -151,4 +151,5 @@ def _expired(receipt: DaemonReceipt, now_ms: int) -> DaemonReceipt:
         last_sequence=receipt.last_sequence,
         chain=receipt.chain,
         time_ms=now_ms,
+        disk=receipt.disk,
     )

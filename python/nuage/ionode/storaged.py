@@ -6,7 +6,6 @@ Its ports are chosen once and kept beside its data, so that portals stay the sam
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from nuage.errors import (
     Unavailable,
 )
 from nuage.ids import IaasId, NodeId, VolumeId
+from nuage.ionode.disks import DiskPlace
 from nuage.ionode.port import (
     ChangedRuns,
     CopyLag,
@@ -37,8 +37,10 @@ from nuage.ionode.port import (
     ScrubSeen,
     VolumeSeen,
 )
+from nuage.ionode.ports import DaemonPorts
+from nuage.ionode.shares import Used
 from nuage.model.contract import Limits
-from nuage.model.desired import Answering, HeadWish, ReplicaWish
+from nuage.model.desired import Answering, HeadWish, LostBlocks, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
     AskHistory,
@@ -55,10 +57,7 @@ from nuage.model.history import (
     PastSeen,
     VolumeHistory,
 )
-from nuage.trust.files import write_atomically
 
-PORT_MIN: Final = 21_000
-PORT_MAX: Final = 28_999
 START_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.02
 ASK_TIMEOUT_S: Final = 10.0  # a daemon answers at once; opening a head waits for its copies
@@ -72,25 +71,23 @@ log = structlog.get_logger("storaged")
 Json = dict[str, object]
 
 
-class DaemonPorts(msgspec.Struct, frozen=True):
-    """The TCP ports of one IaaS's daemon on this node."""
-
-    iscsi: int
-    replica: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoragedOptions:
-    """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew."""
+    """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew.
+
+    What a daemon keeps for itself lies on the first of the `disks`; what compaction writes goes
+    to `base`, if there is one.
+    """
 
     binary: str
-    data_dir: Path
+    disks: tuple[DiskPlace, ...]
     run_dir: Path
     address: str
     tls_cert: Path
     tls_key: Path
     tls_ca: Path
     tls_crl: Path
+    base: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,14 +133,14 @@ class StoragedDaemon:
         """
         if await self._connect():
             return
-        directory = self._options.data_dir / self._iaas_id
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in self._directories():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._options.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._socket_path.unlink(missing_ok=True)
         log_path = self._options.run_dir / f"{self._iaas_id}.log"
         with log_path.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *self._command(directory),
+                *self._command(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -158,11 +155,23 @@ class StoragedDaemon:
                 )
             await asyncio.sleep(POLL_S)
 
-    def _command(self, directory: Path) -> list[str]:
+    def _directories(self) -> list[Path]:
+        base = self._options.base
+        roots = [disk.path for disk in self._options.disks] + ([] if base is None else [base])
+        return [root / self._iaas_id for root in roots]
+
+    def _command(self) -> list[str]:
         options = self._options
+        first, *others = options.disks
+        more: list[str] = []
+        for disk in others:
+            more += ["--disk", f"{disk.name}={disk.path / self._iaas_id}"]
+        if options.base is not None:
+            more += ["--base", str(options.base / self._iaas_id)]
         return [
             options.binary,
-            "--dir", str(directory),
+            "--dir", str(first.path / self._iaas_id),
+            *more,
             "--control", str(self._socket_path),
             "--iscsi", self.portal,
             "--advertise", self.portal,
@@ -244,6 +253,8 @@ class StoragedDaemon:
                     mapped_bytes=0 if v.head is None else v.head.mapped_bytes,
                     journal_bytes=_journal_bytes(v),
                     failure=v.failure or "",
+                    disk=v.disk or self._options.disks[0].name,
+                    lost=None if v.scrub is None else v.scrub.counted(),
                 )
                 for v in answer.volumes
             ),
@@ -282,8 +293,8 @@ class StoragedDaemon:
             key_id=answer.key_id or "",
         )
 
-    async def create(self, wish: ReplicaWish) -> None:
-        """Make an empty copy."""
+    async def create(self, wish: ReplicaWish, disk: str = "") -> None:
+        """Make an empty copy on a disk ("": the first)."""
         await self._ask(
             "create_replica",
             volume=wish.volume_id,
@@ -293,6 +304,7 @@ class StoragedDaemon:
             retention=_retention(wish),
             encrypted=wish.encrypted,
             joins=wish.joins,
+            disk=self._daemons_name(disk),
         )
 
     async def clone(self, wish: ReplicaWish) -> None:
@@ -455,6 +467,15 @@ class StoragedDaemon:
             accepts_loss=wish.accepts_loss,
         )
 
+    async def set_share(self, disk: str, limits: Limits) -> Used:
+        """Hold all heads here to a share of a disk; return what was taken of it until now."""
+        answer = await self._ask("set_share", disk=self._daemons_name(disk), limits=_limits(limits))
+        return msgspec.convert(answer, Used)
+
+    def _daemons_name(self, disk: str) -> str:
+        """Return how the daemon calls a disk: that of its own directory has no name there."""
+        return "" if disk == self._options.disks[0].name else disk
+
     async def set_terms(self, wish: HeadWish) -> None:
         """Hold a head here to the wish's limits, and its copies to the wish's RPO."""
         await self._ask("set_limits", volume=wish.volume_id, limits=_limits(wish.limits))
@@ -542,6 +563,7 @@ class _Receipt(msgspec.Struct):
     last_sequence: int
     chain: str
     time_ns: int
+    disk: str = ""
 
 
 class _Mark(msgspec.Struct):
@@ -602,12 +624,26 @@ class _OwnCopy(msgspec.Struct):
     journal_bytes: int = 0
 
 
+class _Lost(msgspec.Struct):
+    lost: list[tuple[int, int]] = []
+    lost_segments: list[int] = []
+
+    def counted(self) -> LostBlocks:
+        """Return how much it is."""
+        return LostBlocks(
+            block_count=sum(count for _, count in self.lost),
+            segment_count=len(self.lost_segments),
+        )
+
+
 class _Volume(msgspec.Struct):
     volume: str
     size_bytes: int
+    disk: str = ""
     failure: str | None = None
     head: _Head | None = None
     copy: _OwnCopy | None = None
+    scrub: _Lost | None = None
 
 
 class _Listed(msgspec.Struct):
@@ -667,6 +703,7 @@ def _receipt(noted: _Receipt) -> DaemonReceipt:
         last_sequence=noted.last_sequence,
         chain=noted.chain,
         time_ms=noted.time_ns // 1_000_000,
+        disk=noted.disk,
     )
 
 
@@ -720,36 +757,3 @@ def _error(document: object) -> NuageError:
             return Conflict(message)
         case _:
             return Unavailable(message)
-
-
-def choose_ports(path: Path, taken: set[int]) -> DaemonPorts:
-    """Return the ports kept in `path`, chosen at the first time among those nobody has."""
-    if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=DaemonPorts)
-    free = [port for port in range(PORT_MIN, PORT_MAX, 2) if port not in taken]
-    for port in free:
-        if _is_free(port) and _is_free(port + 1):
-            ports = DaemonPorts(iscsi=port, replica=port + 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, msgspec.json.encode(ports))
-            return ports
-    raise Unavailable("no ports are left for another storage daemon on this node")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
-
-
-def taken_ports(run_dir: Path) -> set[int]:
-    """Return the ports that other daemons of this node have kept."""
-    ports: set[int] = set()
-    for file in run_dir.glob("*.ports"):
-        kept = msgspec.json.decode(file.read_bytes(), type=DaemonPorts)
-        ports |= {kept.iscsi, kept.replica}
-    return ports

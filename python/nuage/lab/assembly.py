@@ -23,6 +23,7 @@ from nuage.clock import SystemClock
 from nuage.daemon.configuration import (
     AgentConfiguration,
     ControllerConfiguration,
+    DiskConfiguration,
     EdgeConfiguration,
     EnergyConfiguration,
     IonodeConfiguration,
@@ -295,11 +296,21 @@ class _Assembly:
         )
 
     def _ionode(self, node: NodeDescription, common: dict[str, object]) -> IonodeConfiguration:
-        disk = node.hardware.disks[0]
+        disks = {
+            disk.name: DiskConfiguration(
+                path=self._lab.disk(node.name, disk.name),
+                disk_class=disk.disk_class,
+                size_bytes=disk.size_bytes,
+                operations_per_s=disk.iops,
+                bytes_per_s=disk.bytes_per_s,
+                serial=f"{node.name}-{disk.name}",
+            )
+            for disk in node.hardware.disks
+        }
         return IonodeConfiguration(
             **common,  # type: ignore[arg-type]
-            data_dir=self._lab.disk(node.name, disk.name),
-            capacity_bytes=disk.size_bytes,
+            data_dir=self._lab.disk(node.name, node.hardware.disks[0].name),
+            disks=disks,
             storaged=str(Path(sys.executable).with_name("nuage-storaged")),
         )
 

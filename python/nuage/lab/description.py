@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from nuage.errors import InvalidRequest, NotFound
 from nuage.ids import is_slug
+from nuage.model.contract import DiskClass
 from nuage.model.infrastructure import NodeRole, require_country
 from nuage.units import parse_size
 
@@ -27,16 +28,26 @@ DEFAULT_DESCRIPTION: Final = Path(__file__).with_name("france.toml")
 
 
 class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A disk of a node; `class` in the file is `disk_class` here."""
+    """A disk of a node; `class` in the file is `disk_class` here.
+
+    `iops` and `bandwidth` are what a second of it gives; 0: as measured.
+    """
 
     name: str
-    disk_class: Literal["fast", "large"] = msgspec.field(name="class")
+    disk_class: DiskClass = msgspec.field(name="class")
     size: str
+    iops: int = 0
+    bandwidth: str = "0"
 
     @property
     def size_bytes(self) -> int:
         """Return the size; the text was checked when the description was read."""
         return parse_size(self.size)
+
+    @property
+    def bytes_per_s(self) -> int:
+        """Return the bandwidth."""
+        return parse_size(self.bandwidth)
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -334,10 +345,11 @@ def _check_hardware(hardware: Hardware, field: str) -> None:
     if hardware.boot_seconds < 0:
         _refuse(f"{field}.boot_seconds", "a duration is not negative")
     for index, disk in enumerate(hardware.disks):
-        try:
-            parse_size(disk.size)
-        except ValueError as error:
-            _refuse(f"{field}.disks[{index}].size", str(error))
+        for name in ("size", "bandwidth"):
+            try:
+                parse_size(getattr(disk, name))
+            except ValueError as error:
+                _refuse(f"{field}.disks[{index}].{name}", str(error))
 
 
 def _check_sites(description: LabDescription) -> None:

@@ -6,7 +6,7 @@ site may hold or run anything of it; placement and storage both ask here.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -55,6 +55,48 @@ LIMITS_OF_CLASS: Final = {
     QosClass.SILVER: NO_LIMITS,
     QosClass.BRONZE: Limits(operations_per_s=2_000, bytes_per_s=128 * 1024**2),
 }
+
+
+WEIGHT_MAX: Final = 1000
+WEIGHT_OF_CLASS: Final = {QosClass.GOLD: 8, QosClass.SILVER: 4, QosClass.BRONZE: 1}
+
+
+class DiskClass(Enum):
+    """What a disk is good for, the fastest first."""
+
+    NVME = "nvme"
+    SSD = "ssd"
+    HDD = "hdd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRule:
+    """What an IaaS has of each disk that it shares with others, and which disks it wants.
+
+    `reservation` is kept for it, `limit` is the most it may take, and what nobody has reserved
+    is divided by `weight` (0: its class's). `disk_class` None: any.
+    """
+
+    reservation: Limits = NO_LIMITS
+    limit: Limits = NO_LIMITS
+    weight: int = 0
+    disk_class: DiskClass | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= WEIGHT_MAX:
+            raise InvalidRequest(
+                f"a weight is 1 to {WEIGHT_MAX}, or 0: the class's", field="contract.disk.weight"
+            )
+        for name in ("operations_per_s", "bytes_per_s"):
+            kept, most = getattr(self.reservation, name), getattr(self.limit, name)
+            if most and kept > most:
+                raise InvalidRequest(
+                    f"a reservation of {kept} is above the limit of {most}",
+                    field=f"contract.disk.reservation.{name}",
+                )
+
+
+ANY_DISK: Final = DiskRule(weight=1)
 
 
 def within(asked: Limits, allowed: Limits) -> Limits:
@@ -142,6 +184,7 @@ class Contract:
     journal: JournalRule = JournalRule()
     rpo: RpoRule = NO_RPO
     cut_off: CutOffRule = CutOffRule.STAY
+    disk: DiskRule = DiskRule()
 
     def __post_init__(self) -> None:
         for field in ("data_countries", "operator_countries"):
@@ -156,6 +199,12 @@ class Contract:
                 f"{self.copies} copies cannot lie in {self.copy_sites} sites",
                 field="contract.copy_sites",
             )
+
+
+def disk_rule(contract: Contract) -> DiskRule:
+    """Return the disk rule of a contract, its weight spelled out."""
+    weight = contract.disk.weight or WEIGHT_OF_CLASS[contract.qos_class]
+    return replace(contract.disk, weight=weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,12 @@ from enum import Enum
 
 from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import (
+    ANY_DISK,
     NO_LIMITS,
     NO_RPO,
     AckPolicy,
+    DiskClass,
+    DiskRule,
     JournalRule,
     Limits,
     QosClass,
@@ -206,7 +209,8 @@ class HeadWish:
 class DaemonWish:
     """The storage daemon of one IaaS on this IO-node; data key by reference, never by value.
 
-    `key_id` names the key that the daemon shall have; ``KEY_SHREDDED``: none, ever again.
+    `key_id` names the key that the daemon shall have; ``KEY_SHREDDED``: none, ever again. `disk`
+    says what it has of each disk, and on which a new copy goes.
 
     Only what `erased` names is deleted. A copy that is in no wish is kept and reported: its
     volume may be of a site that has not been heard yet.
@@ -218,6 +222,7 @@ class DaemonWish:
     heads: tuple[HeadWish, ...]
     erased: tuple[VolumeId, ...] = ()
     key_id: str = ""
+    disk: DiskRule = ANY_DISK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,8 +242,16 @@ class IonodeWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LostBlocks:
+    """What a pass found rotten in a copy: blocks that no copy has, segments that are unreadable."""
+
+    block_count: int = 0
+    segment_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport:
-    """What an IO-node sees of one copy."""
+    """What an IO-node sees of one copy. `lost` None: it cannot be told now."""
 
     volume_id: VolumeId
     iaas_id: IaasId
@@ -247,6 +260,8 @@ class ReplicaReport:
     mapped_bytes: int = 0
     journal_bytes: int = 0
     failure: str = ""
+    disk: str = ""
+    lost: LostBlocks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +314,37 @@ class HeadReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskReport:
+    """A disk of an IO-node; `capacity` is what it does a second (0: not known).
+
+    `for_bases`: old data of volumes whose journals lie on other disks rests here.
+    """
+
+    name: str
+    disk_class: DiskClass
+    free_bytes: int
+    total_bytes: int
+    capacity: Limits = NO_LIMITS
+    for_bases: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareReport:
+    """What an IaaS may take of a disk now (`limits`, 0: all there is), and what it takes.
+
+    `waits`: it would take more.
+    """
+
+    iaas_id: IaasId
+    disk: str
+    rule: DiskRule
+    limits: Limits
+    operations_per_s: float
+    bytes_per_s: float
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IonodeReport:
     """An IO-node's facts. `replica_addresses` maps an IaaS to its daemon's ``host:port``.
 
@@ -312,7 +358,7 @@ class IonodeReport:
     replicas: tuple[ReplicaReport, ...]
     heads: tuple[HeadReport, ...]
     replica_addresses: dict[IaasId, str]
-    free_bytes: int
-    total_bytes: int
     erased: tuple[VolumeId, ...] = ()
     locked: tuple[IaasId, ...] = ()
+    disks: tuple[DiskReport, ...] = ()
+    shares: tuple[ShareReport, ...] = ()

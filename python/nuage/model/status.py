@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Final
 
 from nuage.ids import IaasId, NodeId, SiteId, VmId
+from nuage.model.contract import NO_LIMITS, DiskClass, Limits
 
 
 class SpaceAlarm(Enum):
@@ -15,6 +16,7 @@ class SpaceAlarm(Enum):
     FULL = "full"
 
 
+FREE_SHARE_MIN: Final = 0.05  # of a disk, kept for seals, epochs and compaction
 # Free share of the disk below which an alarm is raised, and above which it ends.
 ALARM_SHARES: Final = {SpaceAlarm.LOW: (0.20, 0.25), SpaceAlarm.FULL: (0.07, 0.10)}
 
@@ -33,10 +35,27 @@ def space_alarm(before: SpaceAlarm, free_bytes: int, total_bytes: int) -> SpaceA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskStatus:
+    """A disk of an IO-node. `capacity` is what it does a second, 0: not known.
+
+    `for_bases`: old data of volumes whose journals lie on faster disks rests here, too.
+    """
+
+    name: str
+    disk_class: DiskClass
+    free_bytes: int
+    total_bytes: int
+    capacity: Limits = NO_LIMITS
+    for_bases: bool = False
+    alarm: SpaceAlarm = SpaceAlarm.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """The last facts of a node, written by its site when they change.
 
-    `replica_addresses` tells heads of other sites where the daemon of an IaaS listens.
+    `replica_addresses` tells heads of other sites where the daemon of an IaaS listens. Of an
+    IO-node, `free_bytes` and `total_bytes` are of all its disks, `alarm` is the worst.
     """
 
     node_id: NodeId
@@ -49,6 +68,7 @@ class NodeStatus:
     accelerator: str = ""
     orphans: tuple[VmId, ...] = ()
     alarm: SpaceAlarm = SpaceAlarm.NONE
+    disks: tuple[DiskStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,23 +11,62 @@ from math import asin, cos, radians, sin, sqrt
 
 from nuage.errors import InvalidRequest, NoCandidate
 from nuage.ids import NodeId, SiteId
-from nuage.model.contract import Contract, refusal_of_site
-from nuage.model.infrastructure import Datacenter
+from nuage.model.contract import Contract, DiskRule, Limits, refusal_of_site
+from nuage.model.infrastructure import Datacenter, Node
+from nuage.model.status import FREE_SHARE_MIN, DiskStatus, NodeStatus
 from nuage.model.volume import ReplicaPlace, Volume
 
 EARTH_RADIUS_KM = 6371.0
-FREE_SHARE_MIN = 0.05  # of a disk, kept for seals, epochs and compaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IonodeSpace:
-    """An IO-node that may take a copy."""
+    """An IO-node that may take a copy, and what it has for one contract.
+
+    `free_bytes` and `total_bytes` are of its disk that would take the copy; `refusal` says why
+    none would: the rule and the reason.
+    """
 
     node_id: NodeId
     site_id: SiteId
     free_bytes: int
     total_bytes: int
     is_usable: bool = True
+    refusal: tuple[str, str] | None = None
+
+
+def space_of(node: Node, status: NodeStatus, rule: DiskRule, *, reserved: Limits) -> IonodeSpace:
+    """Return what an IO-node has for a copy under `rule`, where others have `reserved` of a disk.
+
+    A node that has told nothing of its disks counts as one disk of any class.
+    """
+    able = [disk for disk in status.disks if rule.disk_class in (None, disk.disk_class)]
+    roomy = [disk for disk in able if disk.free_bytes >= disk.total_bytes * FREE_SHARE_MIN]
+    free = [disk for disk in roomy if _may_reserve(disk, rule.reservation, reserved)]
+    refusal = None
+    if status.disks and not able and rule.disk_class is not None:
+        refusal = ("disk.disk_class", f"it has no {rule.disk_class.value} disk")
+    elif roomy and not free:
+        refusal = ("disk.reservation", "others have reserved what its disks do")
+    best = max(free or able, key=lambda disk: disk.free_bytes, default=None)
+    return IonodeSpace(
+        node_id=node.node_id,
+        site_id=node.site_id,
+        free_bytes=status.free_bytes if best is None else best.free_bytes,
+        total_bytes=status.total_bytes if best is None else best.total_bytes,
+        is_usable=status.connected and not node.maintenance,
+        refusal=refusal,
+    )
+
+
+def _may_reserve(disk: DiskStatus, asked: Limits, reserved: Limits) -> bool:
+    """Tell whether a disk still does what is asked of it; of one not measured nobody knows."""
+    return all(
+        not getattr(asked, kind)
+        or not getattr(disk.capacity, kind)
+        or getattr(asked, kind) + getattr(reserved, kind) <= getattr(disk.capacity, kind)
+        for kind in ("operations_per_s", "bytes_per_s")
+    )
 
 
 def distance_km(one: Datacenter, other: Datacenter) -> float:
@@ -62,6 +101,8 @@ def choose_places(
             refusals.append((node.node_id, refusal.rule, refusal.reason))
         elif not node.is_usable:
             refusals.append((node.node_id, "not-connected", "the node does not answer its site"))
+        elif node.refusal is not None:
+            refusals.append((node.node_id, *node.refusal))
         elif node.free_bytes - size_bytes < node.total_bytes * FREE_SHARE_MIN:
             refusals.append((node.node_id, "space", f"{node.free_bytes} bytes are free"))
         else:
@@ -122,6 +163,8 @@ def choose_another(
             refusals.append((node.node_id, refusal.rule, refusal.reason))
         elif not node.is_usable:
             refusals.append((node.node_id, "not-connected", "the node does not answer its site"))
+        elif node.refusal is not None:
+            refusals.append((node.node_id, *node.refusal))
         elif node.free_bytes < node.total_bytes * FREE_SHARE_MIN:
             refusals.append((node.node_id, "space", f"{node.free_bytes} bytes are free"))
         elif len(staying | {node.site_id}) < min(contract.copy_sites, len(staying) + 1):

@@ -14,10 +14,13 @@ import pytest
 
 from nuage.errors import Conflict, InvalidRequest, Locked, Lost, NotFound, StaleEpoch
 from nuage.ids import IaasId, VolumeId
+from nuage.ionode.disks import DiskPlace
 from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.port import StorageDaemon
-from nuage.ionode.storaged import DaemonPorts, StoragedDaemon, StoragedOptions
-from nuage.model.contract import AckPolicy, JournalRule, Limits
+from nuage.ionode.ports import DaemonPorts
+from nuage.ionode.shares import Used
+from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
+from nuage.model.contract import AckPolicy, DiskClass, JournalRule, Limits
 from nuage.model.desired import ChapWish, HeadWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
@@ -60,12 +63,19 @@ def free_ports() -> DaemonPorts:
         return DaemonPorts(iscsi=one.getsockname()[1], replica=other.getsockname()[1])
 
 
+def disks_under(path: Path) -> tuple[DiskPlace, ...]:
+    return tuple(
+        DiskPlace(name=name, disk_class=disk_class, path=path / name)
+        for name, disk_class in (("d0", DiskClass.NVME), ("d1", DiskClass.HDD))
+    )
+
+
 def storaged_of(tmp_path: Path) -> StoragedDaemon:
     from tests.contract.ionode.throwaway_tls import write_tls
 
     tls = write_tls(tmp_path / "tls")
     options = StoragedOptions(
-        binary=str(BINARY), data_dir=tmp_path / "data", run_dir=tmp_path / "run",
+        binary=str(BINARY), disks=disks_under(tmp_path / "data"), run_dir=tmp_path / "run",
         address="127.0.0.1", tls_cert=tls.chain, tls_key=tls.key, tls_ca=tls.root,
         tls_crl=tls.lists,
     )  # fmt: skip
@@ -135,6 +145,30 @@ async def test_a_copy_is_seen_once_it_is_made_and_making_it_again_changes_nothin
     seen = await bench.daemon.seen()
     assert [(v.volume_id, v.size_bytes, v.failure) for v in seen.volumes] == [(VOLUME, 8 * MIB, "")]
     assert seen.heads == ()
+
+
+async def test_a_copy_lies_on_the_disk_that_was_asked_for_and_its_clone_beside_it(
+    bench: Bench,
+) -> None:
+    await bench.daemon.create(REPLICA, "d1")
+    await bench.daemon.create(REPLICA)
+    await opened(bench.daemon)
+    origin = CloneOrigin(volume_id=VOLUME, moment=Moment(sequence=0), nodes=())
+    await bench.daemon.clone(replace(REPLICA, volume_id=OTHER, origin=origin))
+    seen = await bench.daemon.seen()
+    assert {v.volume_id: v.disk for v in seen.volumes} == {VOLUME: "d1", OTHER: "d1"}
+
+
+async def test_a_share_is_of_one_disk_and_tells_what_was_taken(bench: Bench) -> None:
+    await bench.daemon.create(REPLICA, "d1")
+    await opened(bench.daemon)
+    await bench.daemon.write(VOLUME, 0, bytes(4 * KIB))
+    limits = Limits(operations_per_s=1000)
+    elsewhere, used = [await bench.daemon.set_share(disk, limits) for disk in ("d0", "d1")]
+    assert elsewhere == Used()
+    if bench.real is not None:
+        assert (used.bytes, used.held) == (4 * KIB, 0)
+        assert used.operations >= 1
 
 
 async def test_a_copy_reads_itself_whole_when_asked(bench: Bench) -> None:

@@ -9,8 +9,9 @@ from nuage.errors import NoCandidate
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import Contract, refusal_of_site
 from nuage.model.infrastructure import Datacenter
+from nuage.model.status import FREE_SHARE_MIN
 from nuage.model.volume import ReplicaPlace
-from nuage.storage.places import FREE_SHARE_MIN, IonodeSpace, choose_places, distance_km
+from nuage.storage.places import IonodeSpace, choose_places, distance_km
 from nuage.units import GIB, MIB
 
 NAMES = ("lyon", "marne", "nantes", "rennes", "zurich")

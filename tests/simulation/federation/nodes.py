@@ -24,8 +24,10 @@ from nuage.ionode.plan import (
     Tell,
     plan,
 )
+from nuage.model.contract import DiskClass
 from nuage.model.desired import (
     CopyReport,
+    DiskReport,
     HeadReport,
     HeadWish,
     IonodeReport,
@@ -54,6 +56,10 @@ from nuage.vnode.reporting import orphan_report, vm_report
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+DISK = DiskReport(
+    name="d0", disk_class=DiskClass.NVME, free_bytes=900 * GIB, total_bytes=1000 * GIB
+)
 
 AGENT_DOWN_S = 2.0
 POLL_S = 0.8
@@ -425,7 +431,7 @@ class SimIonode:
             match act:
                 case Create(wish=replica):
                     self.lacking.discard(replica.volume_id)
-                    await make_copy(daemon, replica)
+                    await make_copy(daemon, replica, DISK.name)
                 case Resize(volume_id=volume_id, size_bytes=size_bytes):
                     await daemon.resize(volume_id, size_bytes)
                 case OpenHead(wish=head):
@@ -484,7 +490,7 @@ class SimIonode:
             replica_addresses={
                 daemon.iaas_id: f"{self.node.node_id}:21001" for daemon in self.wish.daemons
             },
-            free_bytes=900 * GIB, total_bytes=1000 * GIB,
+            disks=(DISK,),
             erased=tuple(
                 volume_id
                 for wish in self.wish.daemons

@@ -171,8 +171,9 @@ def test_a_share_holds_requests_back_and_what_was_taken_is_told(
     daemon.ask("open_head", volume="v", epoch=1, nbd="v")
 
     def share() -> dict[str, object]:
-        found = daemon.ask("list")["share"]
-        assert isinstance(found, dict)
+        shares = daemon.ask("list")["shares"]
+        assert isinstance(shares, dict)
+        found: dict[str, object] = shares[""]
         return found
 
     works(nbd(daemon), *(f"write -P 1 {n}k 4k" for n in range(0, 80, 4)))

@@ -11,8 +11,8 @@ from nuage.iaas.observe import Save, node_status
 from nuage.iaas.past import started_from
 from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import IaasId, NodeId, SiteId
-from nuage.model.contract import AckPolicy
-from nuage.model.desired import DaemonWish, IonodeReport
+from nuage.model.contract import AckPolicy, DiskClass
+from nuage.model.desired import DaemonWish, DiskReport, IonodeReport
 from nuage.model.history import IMAGE_MARK, Moment
 from nuage.model.iaas import KEY_SHREDDED, IaasKey, KeyHolder
 from nuage.model.record import Noun
@@ -176,9 +176,10 @@ def test_a_node_is_told_which_key_and_never_the_key() -> None:
 
 
 def report_of(free_bytes: int) -> IonodeReport:
+    disk = DiskReport(name="d0", disk_class=DiskClass.NVME, free_bytes=free_bytes, total_bytes=1000)
     return IonodeReport(
         node_id=NodeId("m-io"), site_id=SiteId("marne"), wish_revision=1, replicas=(), heads=(),
-        replica_addresses={}, free_bytes=free_bytes, total_bytes=1000,
+        replica_addresses={}, disks=(disk,),
     )  # fmt: skip
 
 
@@ -193,5 +194,7 @@ def test_a_disk_that_fills_is_announced_before_it_is_full_and_once() -> None:
             index.put(record(act.value, revision=revision))
             told.append((act.what, act.text.split(":")[0]))
     assert [text for what, text in told if what == "space"] == [
-        "node m-io is low on space", "node m-io is full on space", "node m-io has space again",
-    ]  # fmt: skip
+        "disk d0 (nvme) of node m-io is low on space",
+        "disk d0 (nvme) of node m-io is full on space",
+        "disk d0 (nvme) of node m-io has space again",
+    ]

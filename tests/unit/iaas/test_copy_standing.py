@@ -47,6 +47,7 @@ class Watcher:
             site_id=SiteId("marne"),
             index=self.index,
             heads_seen={},
+            ionodes_seen={},
             drops_told={},
             announce=self._announce,
         )

@@ -9,9 +9,10 @@ from tests.contract.catalogue.catalogue_makers import HandClock
 from nuage.errors import Conflict, CorruptData, Unavailable
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.agent import FILLED_FILE, WISH_FILE, IonodeAgent, IonodeOptions
+from nuage.ionode.disks import DiskPlace
 from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.port import StorageDaemon
-from nuage.model.contract import AckPolicy, JournalRule
+from nuage.model.contract import AckPolicy, DiskClass, DiskRule, JournalRule
 from nuage.model.desired import (
     ChapWish,
     DaemonWish,
@@ -23,7 +24,7 @@ from nuage.model.desired import (
 )
 from nuage.model.iaas import KEY_SHREDDED
 from nuage.trust.datakeys import key_id_of
-from nuage.units import MIB
+from nuage.units import GIB, MIB
 
 IAAS = IaasId("iaas-1")
 VOLUME = VolumeId("vol-1")
@@ -53,6 +54,10 @@ class Bench:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.disks = tuple(
+            DiskPlace(name=name, disk_class=kind, path=directory, size_bytes=GIB)
+            for name, kind in (("d0", DiskClass.SSD), ("d1", DiskClass.HDD))
+        )
         self.daemon = FakeDaemon()
         self.opened_count = 0
         self.image_fault = ""
@@ -62,7 +67,7 @@ class Bench:
         """Start the agent anew: its disk and the daemon are as they were."""
         options = IonodeOptions(
             node_id=NodeId("n1"), site_id=SiteId("marne"), state_dir=self.directory,
-            data_dir=self.directory,
+            disks=self.disks,
         )  # fmt: skip
         self.agent = IonodeAgent(
             options, open_daemon=self.open_daemon, fetch_image=self.fetch, clock=HandClock()
@@ -102,6 +107,19 @@ async def test_a_wish_becomes_a_copy_and_a_head_that_is_reported_ready(bench: Be
     report = bench.head_report()
     assert (report.state, report.portal) == ("ready", bench.daemon.portal)
     assert bench.agent.report().replica_addresses == {IAAS: bench.daemon.replica_address}
+
+
+async def test_a_copy_goes_to_the_fastest_disk_unless_the_contract_asks_for_a_class(
+    bench: Bench,
+) -> None:
+    for revision, (kind, disk) in enumerate(((None, "d0"), (DiskClass.HDD, "d1")), start=1):
+        bench.daemon = FakeDaemon()
+        agent = bench.boot()
+        (asked,) = wish(revision, head()).daemons
+        rule = DiskRule(weight=1, disk_class=kind)
+        await agent.take_wish(IonodeWish(revision=revision, daemons=(replace(asked, disk=rule),)))
+        await bench.settle()
+        assert [replica.disk for replica in agent.report().replicas] == [disk]
 
 
 async def test_initiators_follow_the_wish(bench: Bench) -> None:

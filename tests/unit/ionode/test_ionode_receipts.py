@@ -10,20 +10,21 @@ from tests.contract.catalogue.catalogue_makers import HandClock
 from nuage.errors import CorruptData, Unavailable
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
+from nuage.ionode.disks import DiskPlace
 from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.port import DaemonReceipt, StorageDaemon
 from nuage.ionode.receipts import Outbox, ReceiptBatch, Signer, held_segments
-from nuage.model.contract import JournalRule
+from nuage.model.contract import DiskClass, JournalRule
 from nuage.model.desired import DaemonWish, IonodeWish, ReplicaWish
 from nuage.trust.book import raw_key
 from nuage.trust.verify import SiteKey, check_receipt
-from nuage.units import MIB
+from nuage.units import GIB, MIB
 
 IAAS, VOLUME = IaasId("iaas-1"), VolumeId("vol-1")
 KEY = Ed25519PrivateKey.from_private_bytes(b"n" * 32)
 SIGNER = Signer(
-    site_id=SiteId("lyon"), node_id=NodeId("io1"), disk_serial="WD-1", key=lambda: KEY,
-    chain_pem=lambda: "chain",
+    site_id=SiteId("lyon"), node_id=NodeId("io1"), serials={"": "WD-1", "d1": "WD-2"},
+    key=lambda: KEY, chain_pem=lambda: "chain",
 )  # fmt: skip
 
 
@@ -47,9 +48,10 @@ class Bench:
         self.agent = self.boot()
 
     def boot(self) -> IonodeAgent:
+        disk = DiskPlace(name="d0", disk_class=DiskClass.SSD, path=self.directory, size_bytes=GIB)
         options = IonodeOptions(
             node_id=NodeId("io1"), site_id=SiteId("lyon"), state_dir=self.directory,
-            data_dir=self.directory,
+            disks=(disk,),
         )  # fmt: skip
         return IonodeAgent(
             options, open_daemon=self.open_daemon, fetch_image=self.fetch, clock=HandClock(),

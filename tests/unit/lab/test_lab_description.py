@@ -50,7 +50,7 @@ def test_every_node_has_an_outlet_of_its_racks_pdu() -> None:
          "hardware.node.curve_watts"),
         ("boot_seconds = 0.2", "boot_seconds = -1", "hardware.node.boot_seconds"),
         ('size = "1G"', 'size = "big"', "hardware.node.disks[0].size"),
-        ('class = "fast"', 'class = "quick"', "hardware[...].disks[0].class"),
+        ('class = "nvme"', 'class = "quick"', "hardware[...].disks[0].class"),
         ('id = "lyon"', 'id = "marne"', "sites[1].id"),
         ('id = "lyon"', 'id = "isp1"', "sites[1].id"),
         ('country = "FR"\nlat', 'country = "France"\nlat', "sites[0].country"),

@@ -44,17 +44,39 @@ impl<D: Disk> Store<D> {
     }
 
     fn prepare_slot(&mut self) -> Result<u32, JournalError> {
-        let free = (1..SLOTS_MAX).find(|slot| self.slots.get(*slot).is_none_or(Option::is_none));
-        let slot = free.ok_or(JournalError::NoSpace)?;
-        if self.slots.len() <= slot {
-            self.slots.resize(slot + 1, None);
-        }
+        let slot = self.free_number()?;
         self.slots[slot] = Some(Slot {
             file: NO_FILE,
             state: SlotState::Preparing,
         });
         self.start_prepare(narrow(slot));
         Ok(narrow(slot))
+    }
+
+    /// A segment where bases belong, if there is such a place.
+    pub(crate) fn take_base_slot(&mut self) -> Result<Option<u32>, JournalError> {
+        let slot = self.free_number()?;
+        let name = segment_name(narrow(slot));
+        let size_bytes = u64::from(self.superblock.segment_bytes);
+        if !self.disk.prepare_base_now(&name, size_bytes)? {
+            return Ok(None);
+        }
+        let file = self.disk.open_now(&name)?;
+        self.slots[slot] = Some(Slot {
+            file,
+            state: SlotState::Spare,
+        });
+        Ok(Some(narrow(slot)))
+    }
+
+    /// A number that no segment has.
+    fn free_number(&mut self) -> Result<usize, JournalError> {
+        let free = (1..SLOTS_MAX).find(|slot| self.slots.get(*slot).is_none_or(Option::is_none));
+        let slot = free.ok_or(JournalError::NoSpace)?;
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, None);
+        }
+        Ok(slot)
     }
 
     fn start_prepare(&mut self, slot: u32) {

@@ -1,0 +1,108 @@
+"""The disks of IO-nodes: who has which share of them, and what was lost. Known at their site."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.site import Site
+from nuage.ids import NodeId, SiteId, VolumeId
+from nuage.model.desired import IonodeReport, LostBlocks, ShareReport
+from nuage.model.iaas import Iaas
+from nuage.model.infrastructure import Node
+from nuage.model.status import NodeStatus
+from nuage.model.vm import Vm
+from nuage.model.volume import Volume
+from nuage.trust.permissions import Principal, Scope
+
+NOTHING_LOST: Final = LostBlocks()
+
+
+@dataclass(frozen=True, slots=True)
+class NameNode:
+    """Name a node by its id."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDetail:
+    """A node, its last facts, and who has which share of its disks. `names` are of the IaaSes."""
+
+    node: Node
+    status: NodeStatus | None
+    vm_count: int
+    copy_count: int
+    shares: tuple[ShareReport, ...]
+    names: dict[str, str]
+
+
+async def show_node(site: Site, _principal: Principal, body: NameNode) -> NodeDetail:
+    """Show a node of this site."""
+    node = site.index.value(Node, body.node)
+    report = site.ionodes_seen.get(node.node_id)
+    shares = () if report is None else report.shares
+    known = ((s.iaas_id, site.index.find_value(Iaas, s.iaas_id)) for s in shares)
+    return NodeDetail(
+        node=node,
+        status=site.index.find_value(NodeStatus, node.node_id),
+        vm_count=len(site.index.on_node(Vm, node.node_id)),
+        copy_count=len(site.index.on_node(Volume, node.node_id)),
+        shares=shares,
+        names={iaas_id: iaas.name for iaas_id, iaas in known if iaas is not None},
+    )
+
+
+def note_report(site: Site, report: IonodeReport) -> None:
+    """Keep what an IO-node of this site says, and announce what has been lost on its disks."""
+    before = site.ionodes_seen.get(report.node_id)
+    known = {} if before is None else {r.volume_id: r.lost for r in before.replicas}
+    replicas = tuple(
+        # One that cannot be told now is as it was.
+        replica if replica.lost is not None else replace(replica, lost=known.get(replica.volume_id))
+        for replica in report.replicas
+    )
+    site.ionodes_seen[report.node_id] = replace(report, replicas=replicas)
+    for replica in replicas:
+        was, now = known.get(replica.volume_id) or NOTHING_LOST, replica.lost or NOTHING_LOST
+        if now.block_count > was.block_count or now.segment_count > was.segment_count:
+            _announce_loss(site, report.node_id, replica.volume_id, now)
+
+
+def _announce_loss(site: Site, node_id: NodeId, volume_id: VolumeId, lost: LostBlocks) -> None:
+    volume = site.index.find_value(Volume, volume_id)
+    name = volume_id if volume is None else volume.name
+    parts = []
+    if lost.block_count:
+        parts.append(
+            f"{lost.block_count} blocks of 4 KiB are lost: they rotted and no copy has them"
+        )
+    if lost.segment_count:
+        parts.append(f"{lost.segment_count} segments cannot be read: replace the copy")
+    text = f"{name} on {node_id}: {'; '.join(parts)} (nuage volume show {name})"
+    site.announce("volume", volume_id, "blocks-lost", text)
+
+
+def _node_site(site: Site, body: NameNode) -> SiteId:
+    return site.index.value(Node, body.node).site_id
+
+
+def _node_scope(site: Site, body: NameNode) -> Scope | None:
+    return Scope(site_id=_node_site(site, body))
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    table.add(
+        Operation(
+            name="node.show",
+            verb="GET",
+            path="/v1/nodes/{node}",
+            body=NameNode,
+            result=NodeDetail,
+            action="node.read",
+            summary="Show a node, its disks, and who has which share of them",
+            run=show_node,
+            scope=_node_scope,
+            home=_node_site,
+        )
+    )
