@@ -68,23 +68,27 @@ static __noinline void learn(struct station_key *key, __u32 nickname, __u32 port
 	bpf_map_update_elem(&learned, key, &fresh, BPF_ANY);
 }
 
-/* Return the trunk of the path that is a flow's own, or the next one that has a neighbour. What
- * the control plane takes from a trunk is one word of `slots`: all paths over it change at once. */
+/* Return the trunk of the path that is a flow's own, or the next one that has a neighbour: of the
+ * equal ones first, then of the backups. What the control plane takes from a trunk is one word of
+ * `slots`: all paths over it change at once. */
 static __always_inline struct slot_value *way_out(struct fib_value *path, __u32 index,
 						  struct hop_value **hop)
 {
-	__u32 slot, count = path->count;
+	__u32 slot, at, count = path->count, total = path->total;
 	struct slot_value *trunk;
 
-	for (__u32 i = 0; i < ECMP_MAX && i < count; i++, index++) {
-		if (index >= count)
-			index = 0;
-		if (index >= ECMP_MAX)
-			return NULL;
-		slot = path->hops[index].slot;
+	for (__u32 i = 0; i < ECMP_MAX && i < total; i++) {
+		at = i;
+		if (i < count) {
+			at += index;
+			if (at >= count)
+				at -= count;
+		}
+		at &= ECMP_MAX - 1;	/* it is below: total is; a mask is what the verifier follows */
+		slot = path->hops[at].slot;
 		trunk = bpf_map_lookup_elem(&slots, &slot);
 		if (trunk && trunk->ifindex) {
-			*hop = &path->hops[index];
+			*hop = &path->hops[at];
 			return trunk;
 		}
 	}

@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 3
+#define INTF_VERSION 4
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */
@@ -81,14 +81,15 @@ struct slot_value {
 };
 _Static_assert(sizeof(struct slot_value) == 12, "slot_value");
 
-/* fib[nickname] */
+/* fib[nickname]: `count` equal paths, then backups up to `total`, for when none of those is left */
 struct hop_value {
 	__u8 dmac[MAC_BYTES];
 	__u8 smac[MAC_BYTES];
 	__u16 slot;
 };
 struct fib_value {
-	__u16 count;
+	__u8 count;
+	__u8 total;
 	struct hop_value hops[ECMP_MAX];
 };
 _Static_assert(sizeof(struct fib_value) == 114, "fib_value");

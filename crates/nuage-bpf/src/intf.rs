@@ -4,7 +4,7 @@
 //! refuses an object whose maps have other sizes.
 
 /// Names the directory that maps are pinned in: `v<number>`.
-pub const INTF_VERSION: u32 = 3;
+pub const INTF_VERSION: u32 = 4;
 /// How many flows are kept open at one filtered port.
 pub const FLOWS_PER_PORT_MAX: u32 = 4096;
 
@@ -31,7 +31,7 @@ mirror! {
     }
     SlotValue: 12 { ifindex: u32, number: u16, mac: [u8; 6] }
     HopValue: 14 { dmac: [u8; 6], smac: [u8; 6], slot: u16 }
-    FibValue: 114 { count: u16, hops: [HopValue; 8] }
+    FibValue: 114 { count: u8, total: u8, hops: [HopValue; 8] }
     RpfKey: 4 { tree: u16, ingress: u16 }
     PruneKey: 8 { tree: u32, label: u32 }
     FloodValue: 1028 { count: u32, ports: [u16; 512] }

@@ -134,10 +134,15 @@ class AdjacencyEntry:
 
 @dataclass(frozen=True, slots=True)
 class FibEntry:
-    """Shortest paths to an egress nickname: all of equal cost, ordered by port, ≤ ECMP_MAX."""
+    """Shortest paths to an egress nickname: all of equal cost, ordered by port, ≤ ECMP_MAX.
+
+    `backups` are taken once all of `next_hops` have lost their neighbour: they do not lead back to
+    us (RFC 5286, `reroute`). Both together are ≤ ECMP_MAX.
+    """
 
     nickname: Nickname
     next_hops: tuple[NextHop, ...]
+    backups: tuple[NextHop, ...] = ()
 
     @property
     def key(self) -> int:

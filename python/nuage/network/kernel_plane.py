@@ -248,7 +248,7 @@ class KernelPlane:
         return self._slots.bits(ports)
 
     def _with_slots(self, entry: FibEntry, encode: Callable[[FibEntry, Slots], bytes]) -> bytes:
-        for hop in entry.next_hops:
+        for hop in (*entry.next_hops, *entry.backups):
             self._slot(hop.port)
         return encode(entry, self._slots)
 
@@ -260,7 +260,7 @@ class KernelPlane:
                 case PortEntry(role=PortRole.TRUNK) | AdjacencyEntry() | RpfEntry():
                     found.add(entry.port)
                 case FibEntry():
-                    found.update(hop.port for hop in entry.next_hops)
+                    found.update(hop.port for hop in (*entry.next_hops, *entry.backups))
                 case TreeEntry() | PruneEntry():
                     found.update(entry.ports)
                 case _:

@@ -38,7 +38,7 @@ U64: Final = struct.Struct("=Q")
 SELF: Final = struct.Struct("=HH")
 PORT: Final = struct.Struct("=IIQIHH6s6sBBxx")
 SLOT: Final = struct.Struct("=IH6s")
-FIB_HEAD: Final = struct.Struct("=H")
+FIB_HEAD: Final = struct.Struct("=BB")
 HOP: Final = struct.Struct("=6s6sH")
 RPF_KEY: Final = struct.Struct("=HH")
 PRUNE_KEY: Final = struct.Struct("=II")
@@ -234,19 +234,20 @@ def encode_self(entry: SelfEntry) -> bytes:
 
 def encode_fib(entry: FibEntry, slots: Slots) -> bytes:
     """Return the `fib_value` of an egress nickname."""
-    hops = entry.next_hops[:ECMP_MAX]
+    equal = entry.next_hops[:ECMP_MAX]
+    hops = (*equal, *entry.backups)[:ECMP_MAX]
     body = b"".join(HOP.pack(hop.dmac, hop.smac, slots.of(hop.port)) for hop in hops)
-    return FIB_HEAD.pack(len(hops)) + body.ljust(ECMP_MAX * HOP.size, b"\0")
+    return FIB_HEAD.pack(len(equal), len(hops)) + body.ljust(ECMP_MAX * HOP.size, b"\0")
 
 
 def decode_fib(nickname: int, value: bytes, slots: Slots) -> FibEntry:
     """Return what `encode_fib` was given."""
-    (count,) = FIB_HEAD.unpack_from(value)
+    count, total = FIB_HEAD.unpack_from(value)
     hops = []
-    for index in range(count):
+    for index in range(total):
         dmac, smac, slot = HOP.unpack_from(value, FIB_HEAD.size + index * HOP.size)
         hops.append(NextHop(slots.numbers[slot], dmac, smac))
-    return FibEntry(Nickname(nickname), tuple(hops))
+    return FibEntry(Nickname(nickname), tuple(hops[:count]), tuple(hops[count:]))
 
 
 def encode_flood(entry: FloodEntry) -> bytes:

@@ -6,7 +6,9 @@ Inside: one `Circuit` per trunk, the `Lsdb`, the `NicknameChooser`, and `compute
 Order of what happens after a loss of adjacency: our LSP is originated and handed to all other
 trunks in the same step, routes are computed `ROUTE_DELAY_S` later, so that the LSP of the
 other end of the same link, a moment later, is part of the same run. When runs come fast they
-are spaced out (RFC 8405's idea, with two steps).
+are spaced out (RFC 8405's idea, with two steps). The plane itself goes by other hops, or by
+backups, from the moment that the lost neighbour is taken from it; backups are searched for
+(`reroute`) when routes have been quiet for `BACKUP_DELAY_S`, a neighbour at a time.
 
 Invariant: what was applied to the forwarding plane is `_applied`; each delta leads from it to
 the next; a plane that starts empty and takes all deltas in order is right.
@@ -81,6 +83,7 @@ from nuage.network.lsdb import Lsdb
 from nuage.network.lsp_content import fragments_of, own_tlvs
 from nuage.network.nickname import NicknameChooser, NicknameWish, owners
 from nuage.network.rate_limit import Hush, Rate, TokenBucket
+from nuage.network.reroute import NODES_MAX, BackupSearch
 from nuage.network.routes import LocalAdjacency, Routes, compute_routes
 from nuage.network.topology import NodeFacts, facts_of
 from nuage.network.trill_frame import (
@@ -104,6 +107,8 @@ from nuage.network.wire import MalformedFrame
 ROUTE_DELAY_S: Final = 0.002
 ROUTE_DELAYS: Final = ((6, ROUTE_DELAY_S), (15, 0.05))  # runs in the last second -> delay
 ROUTE_DELAY_MAX_S: Final = 0.2
+BACKUP_DELAY_S: Final = 0.25  # routes that still change are not worth a search
+BACKUP_STEP_S: Final = 0.002  # between neighbours: others have their turn
 LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
 GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more come with it
@@ -151,6 +156,8 @@ class RBridge:
         self._routes: Routes | None = None
         self._routes_at_s: float | None = now_s
         self._route_runs: deque[float] = deque(maxlen=16)
+        self._search: BackupSearch | None = None
+        self._search_at_s = float("inf")
         self._lsp_at_s: float | None = now_s
         self._lsp_runs: deque[float] = deque(maxlen=LSP_RUNS_MAX)
         self._echo_heads: dict[tuple[PortNumber, bytes, Nickname], bytes] = {}
@@ -246,6 +253,7 @@ class RBridge:
             deadlines.append(self._routes_at_s)
         if self._lsp_at_s is not None:
             deadlines.append(self._lsp_at_s)
+        deadlines.append(self._search_at_s)
         if self._restart_until_s is not None:
             # Nothing is said or applied before: LSP and routes wait for this.
             return min((self._restart_until_s, self._lsdb.next_deadline_s(),
@@ -270,6 +278,8 @@ class RBridge:
         self._after_database(now_s)
         if self._routes_at_s is not None and now_s >= self._routes_at_s:
             self._compute(now_s)
+        if now_s >= self._search_at_s:
+            self._search_backups(now_s)
         effects, self._effects = tuple(self._effects), []
         return effects
 
@@ -588,7 +598,31 @@ class RBridge:
             return
         self._routes_at_s = None
         self._route_runs.append(now_s)
-        adjacencies = [
+        searches = len(self._nodes) <= NODES_MAX
+        self._search, self._search_at_s = None, now_s + BACKUP_DELAY_S if searches else float("inf")
+        self._routes = compute_routes(
+            self._config.system_id, self.nickname, self._nodes, self._adjacencies()
+        )
+        trunks = [
+            PortEntry(c.trunk.port, PortRole.TRUNK, c.trunk.mac, mtu_bytes=c.trunk.mtu_bytes)
+            for c in self._circuits.values()
+        ]
+        # Until the search has found the new ones, the backups of paths that did not change serve.
+        entries: Iterable[Entry] = self._routes.entries
+        if searches:
+            entries = map(self._with_old_backups, entries)
+        if self._apply(table((*trunks, *entries))):
+            self.counters["routes_computed"] += 1
+
+    def _apply(self, new: dict[EntryKey, Entry]) -> bool:
+        delta = delta_between(self._applied, new)
+        self._applied = new
+        if delta:
+            self._effects.append(ApplyForwarding(delta))
+        return bool(delta)
+
+    def _adjacencies(self) -> list[LocalAdjacency]:
+        return [
             LocalAdjacency(
                 port=c.trunk.port,
                 mac=c.trunk.mac,
@@ -600,19 +634,30 @@ class RBridge:
             for c in self._circuits.values()
             if c.state is AdjacencyState.REPORT and c.neighbour is not None
         ]
-        self._routes = compute_routes(
-            self._config.system_id, self.nickname, self._nodes, adjacencies
-        )
-        trunks = [
-            PortEntry(c.trunk.port, PortRole.TRUNK, c.trunk.mac, mtu_bytes=c.trunk.mtu_bytes)
-            for c in self._circuits.values()
-        ]
-        new = table((*trunks, *self._routes.entries))
-        delta = delta_between(self._applied, new)
-        self._applied = new
-        if delta:
-            self._effects.append(ApplyForwarding(delta))
-            self.counters["routes_computed"] += 1
+
+    # ---- backups ----
+
+    def _with_old_backups(self, entry: Entry) -> Entry:
+        if not isinstance(entry, FibEntry):
+            return entry
+        old = self._applied.get((FibEntry, entry.key))
+        if not isinstance(old, FibEntry) or old.next_hops != entry.next_hops:
+            return entry
+        return replace(entry, backups=old.backups)
+
+    def _search_backups(self, now_s: float) -> None:
+        """Look from one more neighbour; from the last, give the plane what was found."""
+        if self._search is None:
+            held = {name: system_id for name, (_, system_id) in owners(self._nodes).items()}
+            me, adjacencies = self._config.system_id, self._adjacencies()
+            self._search = BackupSearch(me, self._nodes, adjacencies, held)
+        if self._search.step():
+            self._search_at_s = now_s + BACKUP_STEP_S
+            return
+        paths = [entry for entry in self._applied.values() if isinstance(entry, FibEntry)]
+        found = self._search.with_backups(paths)
+        self._search, self._search_at_s = None, float("inf")
+        self._apply({**self._applied, **table(found)})
 
     # ---- telling ----
 

@@ -5,7 +5,7 @@ which RFC 6325 §4.5 permits): the reachable nickname of highest tree-root prior
 higher ID, then higher nickname; an overloaded RBridge is not chosen while another is there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nuage.network.forwarding import (
@@ -65,6 +65,20 @@ def tree_port(me: SystemId, parallel: Sequence[LocalAdjacency]) -> PortNumber:
     return max(parallel, key=lambda a: a.port if mine_counts else a.neighbour_port).port
 
 
+def open_at_both_ends(
+    me: SystemId, nodes: Mapping[SystemId, NodeFacts], adjacencies: Iterable[LocalAdjacency]
+) -> list[LocalAdjacency]:
+    """Return the trunks that may carry frames.
+
+    Of parallel trunks the one whose far end is down is told by the far end alone.
+    """
+    return [
+        a
+        for a in adjacencies
+        if (far := nodes.get(a.neighbour)) is None or far.reports(me, a.neighbour_port, a.port)
+    ]
+
+
 def compute_routes(
     me: SystemId,
     nickname: Nickname,
@@ -74,11 +88,8 @@ def compute_routes(
     """Return all fabric entries of RBridge `me`."""
     graph = graph_of(nodes)
     by_neighbour: dict[SystemId, list[LocalAdjacency]] = {}
-    for adjacency in adjacencies:
-        # Of parallel trunks the one whose far end is down is told by the far end alone.
-        far = nodes.get(adjacency.neighbour)
-        if far is None or far.reports(me, adjacency.neighbour_port, adjacency.port):
-            by_neighbour.setdefault(adjacency.neighbour, []).append(adjacency)
+    for adjacency in open_at_both_ends(me, nodes, adjacencies):
+        by_neighbour.setdefault(adjacency.neighbour, []).append(adjacency)
     entries: list[Entry] = [AdjacencyEntry(a.port, a.neighbour_mac) for a in adjacencies]
     if me not in graph.index:
         entries.append(SelfEntry(nickname, NICKNAME_UNKNOWN))

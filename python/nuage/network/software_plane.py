@@ -97,7 +97,7 @@ class SoftwarePlane:
         self._self = SelfEntry(NICKNAME_UNKNOWN, NICKNAME_UNKNOWN)
         self._ports: dict[int, PortEntry] = {}
         self._adjacencies: dict[int, bytes] = {}
-        self._fib: dict[int, tuple[NextHop, ...]] = {}
+        self._fib: dict[int, FibEntry] = {}
         self._trees: dict[int, tuple[PortNumber, ...]] = {}
         self._rpf: dict[tuple[int, int], PortNumber] = {}
         self._prune: dict[tuple[int, int], tuple[PortNumber, ...]] = {}
@@ -138,7 +138,7 @@ class SoftwarePlane:
             case AdjacencyEntry():
                 self._adjacencies[entry.port] = entry.mac
             case FibEntry():
-                self._fib[entry.nickname] = entry.next_hops
+                self._fib[entry.nickname] = entry
             case TreeEntry():
                 self._trees[entry.tree] = entry.ports
             case RpfEntry():
@@ -346,19 +346,19 @@ class SoftwarePlane:
             return self._decapsulate(frame)
         if frame.hop_count == 0:
             return self._drop(Drop.HOP_COUNT)
-        hops = self._fib.get(frame.egress)
-        if not hops:
-            return self._drop(Drop.NO_ROUTE)
-        hop = self._hop_of(hops, flow_hash(frame.native(), frame.label or frame.vlan))
+        path = self._fib.get(frame.egress)
+        hop = self._hop_of(path, flow_hash(frame.native(), frame.label or frame.vlan))
         if hop is None:
             return self._drop(Drop.NO_ROUTE)
         self._sums["transit"] += 1
         return [Sent(hop.port, decrement(data, dmac=hop.dmac, smac=hop.smac))]
 
-    def _hop_of(self, hops: Sequence[NextHop], mark: int) -> NextHop | None:
+    def _hop_of(self, path: FibEntry | None, mark: int) -> NextHop | None:
         """Return the flow's next hop; of those whose trunk has lost its neighbour the next one."""
-        first = mark % len(hops)
-        order = (*hops[first:], *hops[:first])
+        if path is None or not path.next_hops:
+            return None
+        first = mark % len(path.next_hops)
+        order = (*path.next_hops[first:], *path.next_hops[:first], *path.backups)
         return next((hop for hop in order if hop.port in self._adjacencies), None)
 
     def _multi(self, port: PortEntry, frame: TrillFrame, data: bytes) -> list[Sent]:
@@ -521,10 +521,7 @@ class SoftwarePlane:
     def _encapsulate(self, label: Label, native: bytes, egress: Nickname) -> list[Sent]:
         if self._self.nickname == NICKNAME_UNKNOWN:
             return self._drop(Drop.NO_NICKNAME)
-        hops = self._fib.get(egress)
-        if not hops:
-            return self._drop(Drop.NO_ROUTE)
-        hop = self._hop_of(hops, flow_hash(native, label))
+        hop = self._hop_of(self._fib.get(egress), flow_hash(native, label))
         if hop is None:
             return self._drop(Drop.NO_ROUTE)
         self._sums["ingress"] += 1

@@ -186,6 +186,22 @@ def test_a_trunk_that_lost_its_neighbour_is_passed_over_at_once(driver: Driver) 
     assert taken() == {RIGHT}
 
 
+def test_a_backup_takes_over_when_the_only_next_hop_is_lost(driver: Driver) -> None:
+    """Before any route is computed anew, for guests' frames and for those in transit."""
+    left, right = (NextHop(port, PEER[port], MINE[port]) for port in (LEFT, RIGHT))
+    path = FibEntry(FAR, (right,), backups=(left,))
+    listed = MacEntry(RED, REMOTE, nickname=FAR)
+    driver.plane.apply(ForwardingDelta(set=(path, listed)))
+    frame = native(REMOTE, STATION)
+    assert [port for port, _ in driver.send(GUEST, frame)] == [RIGHT]
+    driver.plane.apply(ForwardingDelta(removed=(AdjacencyEntry(RIGHT, PEER[RIGHT]),)))
+    ((port, sent),) = driver.send(GUEST, frame)
+    assert (port, sent[:12]) == (LEFT, PEER[LEFT] + MINE[LEFT])
+    driver.plane.apply(ForwardingDelta(removed=(AdjacencyEntry(LEFT, PEER[LEFT]),)))
+    assert driver.send(GUEST, frame) == []
+    assert drops(driver) == {"no_route": 1}
+
+
 def test_ingress_to_a_directory_station_is_one_trill_frame(driver: Driver) -> None:
     driver.plane.apply(ForwardingDelta(set=(MacEntry(RED, REMOTE, nickname=FAR),)))
     frame = native(REMOTE, STATION)

@@ -15,6 +15,7 @@ from nuage.network.forwarding import (
     TreeEntry,
 )
 from nuage.network.isis_tlv import NicknameRecord
+from nuage.network.reroute import BackupSearch
 from nuage.network.routes import LocalAdjacency, Routes, compute_routes
 from nuage.network.spf import UNREACHED, branches, distribution_tree, shortest_paths
 from nuage.network.topology import Graph, NodeFacts, graph_of
@@ -201,6 +202,67 @@ def test_unicast_follows_next_hops_to_its_end_without_a_loop(seed: int) -> None:
                 here = graph.ids[fibs[here][nickname][seed % len(fibs[here][nickname])].port - 1]
                 hops += 1
                 assert hops <= len(nodes)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds)
+def test_a_backup_leads_there_without_us_by_tables_that_know_of_no_loss(seed: int) -> None:
+    """Everybody else forwards as before: whatever equal hop they take, we are not met again."""
+    nodes = random_nodes(seed)
+    graph = graph_of(nodes)
+    names = {Nickname(100 + me[5]): me for me in nodes}
+    fibs: dict[bytes, dict[Nickname, FibEntry]] = {}
+    for me in nodes:
+        adjacencies = adjacencies_of(nodes, me)
+        routes = compute_routes(me, Nickname(100 + me[5]), nodes, adjacencies)
+        search = BackupSearch(me, nodes, adjacencies, names)
+        while search.step():
+            pass
+        paths = [entry for entry in routes.entries if isinstance(entry, FibEntry)]
+        fibs[me] = {entry.nickname: entry for entry in search.with_backups(paths)}
+    for source, fib in fibs.items():
+        for nickname, entry in fib.items():
+            target = names[nickname]
+            (lost,) = {hop.port for hop in entry.next_hops} if entry.backups else (0,)
+            for backup in entry.backups:
+                assert backup.port != lost
+                met, left = set[bytes](), [graph.ids[backup.port - 1]]
+                while left:
+                    here = left.pop()
+                    assert here != source
+                    if here != target and here not in met:
+                        assert fibs[here][nickname].next_hops
+                        left += [graph.ids[h.port - 1] for h in fibs[here][nickname].next_hops]
+                    met.add(here)
+                assert target in met
+
+
+def test_in_a_ring_each_side_is_the_others_backup_and_on_a_line_there_is_none() -> None:
+    def paths(*links: tuple[int, int]) -> dict[Nickname, FibEntry]:
+        neighbours: dict[int, dict[bytes, int]] = {n: {} for link in links for n in link}
+        for a, b in links:
+            neighbours[a][identity(b)] = neighbours[b][identity(a)] = 10
+        nodes = {
+            identity(n): NodeFacts(
+                identity(n), met, nicknames=(NicknameRecord(0x40, 0, Nickname(100 + n)),)
+            )
+            for n, met in neighbours.items()
+        }
+        me, adjacencies = identity(0), adjacencies_of(nodes, identity(0))
+        routes = compute_routes(me, Nickname(100), nodes, adjacencies)
+        search = BackupSearch(
+            me, nodes, adjacencies, {Nickname(100 + n): identity(n) for n in neighbours}
+        )
+        while search.step():
+            pass
+        found = [entry for entry in routes.entries if isinstance(entry, FibEntry)]
+        return {entry.nickname: entry for entry in search.with_backups(found)}
+
+    ring = paths((0, 1), (1, 2), (2, 0))
+    assert [hop.port for hop in ring[Nickname(101)].backups] == [3]
+    assert [hop.port for hop in ring[Nickname(102)].backups] == [2]
+    line = paths((0, 1), (1, 2))
+    assert not any(entry.backups for entry in line.values())
 
 
 @settings(deadline=None, max_examples=40)

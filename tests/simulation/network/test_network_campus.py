@@ -159,6 +159,25 @@ def test_lost_carrier_is_healed_within_ten_milliseconds() -> None:
     assert got[0] - cut_s <= 0.01
 
 
+def test_in_a_triangle_no_frame_waits_for_routes_once_the_carrier_is_lost() -> None:
+    """The backup takes the first frame after the loss; routes come later."""
+    campus = Campus(9)
+    for number in range(3):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    cables = [campus.connect(n, (n + 1) % 3) for n in range(3)]
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    campus.from_guest(1, ports[1], frame_of(1, BROADCAST, b"here I am"))
+    campus.run_for(0.1)
+    campus.cut(cables[0])
+    for step in range(20):
+        campus.from_guest(0, ports[0], frame_of(0, guest_mac(1), f"<{step:02}>".encode()))
+        campus.run_for(0.0005)
+    campus.run_for(0.1)
+    got = [frame for _, _, frame in campus.nodes[1].received if frame[:6] == guest_mac(1)]
+    assert [frame[14:18] for frame in got] == [f"<{step:02}>".encode() for step in range(20)]
+
+
 def test_the_far_end_of_parallel_trunks_is_told_of_a_carrier_that_only_the_near_end_lost() -> None:
     """One of two trunks loses its carrier at one end; the other end still sees its own."""
     campus = Campus(15)

@@ -92,7 +92,8 @@ def tables(macs: dict[int, bytes]) -> list[Entry]:
     hop = [NextHop(port(n), neighbour(n), macs[n]) for n in TRUNKS]
     return [
         *entries,
-        FibEntry(FAR, (hop[0],)), FibEntry(NEAR, (hop[1],)), FibEntry(TREE, (hop[1],)),
+        FibEntry(FAR, (hop[0],)), FibEntry(NEAR, (hop[1],)),
+        FibEntry(TREE, (hop[2],), backups=(hop[1],)),
         TreeEntry(TREE, (port(1), port(2))), TreeEntry(NEAR, (port(2), port(3))),
         *(RpfEntry(tree, nick, port(2 if nick == NEAR else 1))
           for tree in (TREE, NEAR) for nick in (FAR, NEAR)),

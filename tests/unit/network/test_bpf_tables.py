@@ -67,9 +67,11 @@ def test_a_port_comes_back_as_it_was(place: Place) -> None:
     assert tables.decode_place(value) == place
 
 
-@given(nicknames, st.lists(st.builds(NextHop, ports, macs, macs), max_size=8))
-def test_next_hops_come_back_in_their_order(nickname: Nickname, hops: list[NextHop]) -> None:
-    slots, entry = Slots(), FibEntry(nickname, tuple(hops))
+@given(nicknames, st.lists(st.builds(NextHop, ports, macs, macs), max_size=8), st.integers(0, 8))
+def test_next_hops_and_backups_come_back_in_their_order(
+    nickname: Nickname, hops: list[NextHop], equal: int
+) -> None:
+    slots, entry = Slots(), FibEntry(nickname, tuple(hops[:equal]), tuple(hops[equal:]))
     value = tables.encode_fib(entry, slots)
     assert len(value) == SIZES["fib"][1]
     assert tables.decode_fib(nickname, value, slots) == entry
