@@ -10,6 +10,7 @@
 
 #include "frame.h"
 
+#define ND_ROUTER_SOLICITATION 133
 #define ND_ROUTER_ADVERTISEMENT 134
 #define ND_SOLICITATION 135
 #define ND_ADVERTISEMENT 136
@@ -28,8 +29,9 @@ static __always_inline int is_for_control(const struct flow *flow, __u16 type)
 		return 0;
 	if (flow->protocol == IPPROTO_UDP && flow->family == 4)
 		return flow->destination_port == 67;
-	return flow->protocol == IPPROTO_ICMPV6 && (flow->source_port == ND_SOLICITATION ||
-						    flow->source_port == ND_ADVERTISEMENT);
+	return flow->protocol == IPPROTO_ICMPV6 &&
+	       (flow->source_port == ND_ROUTER_SOLICITATION ||
+		flow->source_port == ND_SOLICITATION || flow->source_port == ND_ADVERTISEMENT);
 }
 
 /* A guest that plays router or DHCP server. */

@@ -34,11 +34,18 @@ ethertypes:add(ETHERTYPE_FGL, fgl)
 local channel = Proto("nuage_channel", "RBridge Channel")
 channel.fields.version = ProtoField.uint8("nuage_channel.version", "Version", base.DEC)
 channel.fields.protocol = ProtoField.uint16("nuage_channel.protocol", "Protocol", base.HEX,
-  { [2] = "BFD Control", [3] = "BFD Echo" })
+  { [2] = "BFD Control", [3] = "BFD Echo", [0xFF8] = "Trace (private)" })
 channel.fields.silent = ProtoField.bool("nuage_channel.silent", "Silent")
 channel.fields.multi_hop = ProtoField.bool("nuage_channel.multi_hop", "Multi-hop")
 channel.fields.error = ProtoField.uint8("nuage_channel.error", "Error", base.DEC)
 channel.fields.echo = ProtoField.bytes("nuage_channel.echo", "Echo")
+channel.fields.trace_kind = ProtoField.uint8("nuage_channel.trace.kind", "Trace", base.DEC,
+  { [1] = "probe", [2] = "answer" })
+channel.fields.trace_hop = ProtoField.uint16("nuage_channel.trace.hop", "Hop", base.DEC)
+channel.fields.trace_id = ProtoField.uint32("nuage_channel.trace.id", "Trace ID", base.HEX)
+channel.fields.trace_nickname = ProtoField.uint16("nuage_channel.trace.nickname", "Nickname",
+  base.HEX)
+channel.fields.trace_port = ProtoField.uint16("nuage_channel.trace.port", "Port", base.DEC)
 
 function channel.dissector(buffer, pinfo, tree)
   pinfo.cols.protocol = "RBCHANNEL"
@@ -54,6 +61,12 @@ function channel.dissector(buffer, pinfo, tree)
     DissectorTable.get("udp.port"):get_dissector(3784):call(buffer(4):tvb(), pinfo, tree)
   elseif protocol == 3 then
     node:add(channel.fields.echo, buffer(4))
+  elseif protocol == 0xFF8 then
+    node:add(channel.fields.trace_kind, buffer(4, 1))
+    node:add(channel.fields.trace_hop, buffer(6, 2))
+    node:add(channel.fields.trace_id, buffer(8, 4))
+    node:add(channel.fields.trace_nickname, buffer(12, 2))
+    node:add(channel.fields.trace_port, buffer(14, 2))
   end
 end
 

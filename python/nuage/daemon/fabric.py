@@ -84,6 +84,7 @@ from nuage.network.line_echo import LineSocket
 from nuage.network.neighbour_answer import link_local
 from nuage.network.nickname import NicknameWish
 from nuage.network.rbridge import RBridge, RBridgeConfig
+from nuage.network.router_answer import ADVERTISE_EVERY_S, ROUTER, advertisement
 from nuage.network.runner import (
     CONTROL_ETHERTYPES,
     FabricRunner,
@@ -107,6 +108,7 @@ SITE_LINK_BITS_PER_S: Final = 10_000_000_000
 RACK_ECHO: Final = BfdTimers(interval_us=8 * ECHO_TIMERS.interval_us)
 UPDATE_AFTER_S: Final = 0.005  # what comes together is applied together
 AGE_EVERY_S: Final = 60.0
+ADVERTISE_LOOK_S: Final = 5.0  # a guest that just got a public IPv6 address waits that long
 RETRY_S: Final = 5.0  # of trunks that could not be made
 NEWS_KEPT: Final = 64
 TRUNK_SOCKETS: Final = CONTROL_ETHERTYPES[:2]
@@ -192,6 +194,7 @@ class Fabric:
             self._begin(memory.wish)
         self._tasks.keep("trunks", self._keep_trunks)
         self._tasks.keep("fabric age", self._keep_age)
+        self._tasks.keep("router advertisements", self._keep_advertising)
 
     def stop(self) -> None:
         """Stop the control machine; the plane goes on."""
@@ -404,6 +407,22 @@ class Fabric:
         if isinstance(self.plane, SoftwarePlane):
             return (PacketSocket(interface),)
         return tuple(PacketSocket(interface, ethertype) for ethertype in ethertypes)
+
+    async def _keep_advertising(self) -> None:
+        """Renew the default route of guests with public IPv6 addresses, and tell new ones."""
+        told: set[PortNumber] = set()
+        next_s = 0.0
+        while True:
+            await self.clock.sleep(ADVERTISE_LOOK_S)
+            if self.runner is None:
+                continue
+            now_s, routed = self.clock.monotonic_s(), self.switch.routed6()
+            for number, mtu_bytes in routed.items():
+                if number not in told or now_s >= next_s:
+                    self.runner.send(number, advertisement(mtu_bytes))
+            told = set(routed)
+            if now_s >= next_s:
+                next_s = now_s + ADVERTISE_EVERY_S
 
     async def _keep_age(self) -> None:
         while True:
@@ -679,6 +698,7 @@ def _access_port(number: PortNumber, tap: TapMemory, wish: PortRulesWish | None)
     return replace(
         plain,
         addresses=(*addresses, *wish.public_addresses),
+        routed6=any(ip_address(each).version == 6 for each in wish.public_addresses),
         cidr=wish.cidr,
         hostname=wish.hostname,
         qos_class=QosClass(wish.qos_class),
@@ -698,12 +718,14 @@ def _rule(wish: RuleWish) -> SecurityRule:
 
 
 def _neighbours(ports: list[AccessPort], stations: list[Station]) -> list[Neighbour]:
-    """Return who has which address, for the kernel's ARP."""
+    """Return who has which address, for the kernel's ARP and ND."""
     found: dict[tuple[int, str], Neighbour] = {}
     for port in ports:
         if port.gateway:
             router = ip_address(port.gateway)
             found[port.label, port.gateway] = Neighbour(port.label, router, SERVER_MAC)
+        if port.routed6:
+            found[port.label, str(ROUTER)] = Neighbour(port.label, ROUTER, SERVER_MAC)
     every: list[Station | AccessPort] = [*stations, *ports]
     for each in every:
         mac = mac_bytes(each.mac)

@@ -15,7 +15,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from random import Random
 from typing import Final
 
@@ -305,7 +305,7 @@ class Lisp:
         number = PortNumber(self._notebook.number_of(INSIDE))
         new, old = outside_of(pools), outside_of(self._led) if self._led else ()
 
-        def entry(prefix: IPv4Network) -> EidEntry:
+        def entry(prefix: IPv4Network | IPv6Network) -> EidEntry:
             return EidEntry(PUBLIC, prefix, number, self._outside_mac)
 
         gone = tuple(entry(prefix) for prefix in old if prefix not in new)

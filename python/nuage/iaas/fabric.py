@@ -1,7 +1,7 @@
 """Use cases on the fabric: how a node sees it, which way frames go, what ports let through."""
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
@@ -55,7 +55,7 @@ def node_scope(site: Site, body: NameRBridge) -> Scope | None:
 class AskPath:
     """Which way would a frame from one VM to another go? `traced` sends probes too.
 
-    `destination` is a VM, or an IPv4 address: then the answer says which way a packet from a
+    `destination` is a VM, or an IP address: then the answer says which way a packet from a
     public address of the source takes (LISP).
     """
 
@@ -119,7 +119,7 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
 
 def _is_address(text: str) -> bool:
     try:
-        IPv4Address(text)
+        ip_address(text)
     except ValueError:
         return False
     return True

@@ -6,8 +6,10 @@ says where the address is now (`fabric_wishes`).
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import islice
 from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
@@ -23,7 +25,9 @@ from nuage.trust.permissions import Principal, Scope
 
 B = TypeVar("B")
 R = TypeVar("R")
-PREFIX_LENGTH_MIN: Final = 16  # edges keep a line for each address that is in use
+PREFIX_LENGTH_MIN: Final = 16  # of IPv4: edges keep a line for each address that is in use
+PREFIX6_LENGTH_MIN: Final = 16  # nobody is given more
+GIVEN_MAX: Final = 65_536  # of one pool, for the same reason
 
 
 # Pools ------------------------------------------------------------------------------------------
@@ -50,31 +54,41 @@ class NamePool:
     pool: str
 
 
-def parse_prefix(text: str) -> IPv4Network:
+def parse_prefix(text: str) -> IPv4Network | IPv6Network:
     """Return the prefix of a pool.
 
     Raises:
-        InvalidRequest: it is not IPv4 in CIDR form, or larger than edges can hold.
+        InvalidRequest: it is not in CIDR form, not of addresses for single hosts, or larger than
+            edges can hold.
     """
     try:
-        prefix = IPv4Network(text)
+        prefix = ip_network(text)
     except ValueError as error:
         raise InvalidRequest(
-            f"{text!r}: {error}", field="prefix", hint="for instance 198.51.100.0/24"
-        ) from None
-    if prefix.prefixlen < PREFIX_LENGTH_MIN:
+            f"{text!r}: {error}", field="prefix",
+            hint="for instance 198.51.100.0/24 or 2001:db8:77::/64",
+        ) from None  # fmt: skip
+    if prefix.is_multicast or prefix.is_link_local or prefix.is_loopback:
+        raise InvalidRequest(f"{prefix} is no prefix of public addresses", field="prefix")
+    bits_min = PREFIX_LENGTH_MIN if prefix.version == 4 else PREFIX6_LENGTH_MIN
+    if prefix.prefixlen < bits_min:
         raise InvalidRequest(
             f"/{prefix.prefixlen} is too large", field="prefix",
-            hint=f"give several pools of /{PREFIX_LENGTH_MIN} at most",
+            hint=f"give several pools of /{bits_min} at most",
         )  # fmt: skip
     return prefix
+
+
+def overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
+    """Tell whether two prefixes have an address in common."""
+    return one.version == other.version and one.overlaps(other)
 
 
 async def create_pool(site: Site, _principal: Principal, body: CreatePool) -> Shown[AddressPool]:
     """Define a pool; its providers must route its prefix to the federation's edges."""
     prefix = parse_prefix(body.prefix)
     for other in site.index.values(AddressPool):
-        if IPv4Network(other.prefix).overlaps(prefix):
+        if overlap(ip_network(other.prefix), prefix):
             raise Conflict(f"{prefix} overlaps pool {other.name} ({other.prefix})")
     if site.index.is_name_taken(AddressPool, body.name):
         raise Conflict(f"there is an address pool named {body.name!r} already")
@@ -173,13 +187,12 @@ def free_address(pool: AddressPool, used: set[str]) -> str:
     Raises:
         QuotaExceeded: all are given out.
     """
-    hosts = list(IPv4Network(pool.prefix).hosts())
-    for host in hosts:
+    count = 0
+    for host in islice(ip_network(pool.prefix).hosts(), GIVEN_MAX):
         if str(host) not in used:
             return str(host)
-    raise QuotaExceeded(
-        f"addresses of pool {pool.name}", limit=len(hosts), used=len(hosts), asked=1
-    )
+        count += 1
+    raise QuotaExceeded(f"addresses of pool {pool.name}", limit=count, used=count, asked=1)
 
 
 async def create_address(
@@ -209,7 +222,12 @@ async def list_addresses(
     """Show an IaaS's public addresses and where they are."""
     iaas = site.index.iaas_named(body.iaas)
     found = site.index.of_iaas(PublicAddress, iaas.iaas_id)
-    return [_view(site, each) for each in sorted(found, key=lambda a: IPv4Address(a.address))]
+    return [_view(site, each) for each in sorted(found, key=_in_order)]
+
+
+def _in_order(value: PublicAddress) -> tuple[int, int]:
+    address = ip_address(value.address)
+    return address.version, int(address)
 
 
 def _view(site: Site, value: PublicAddress) -> AddressView:
@@ -280,6 +298,8 @@ def _pool(site: Site, name: str) -> AddressPool:
 
 def _address(site: Site, iaas: str, address: str) -> PublicAddress:
     owner = site.index.iaas_named(iaas)
+    with suppress(ValueError):  # IPv6 may be written in many ways; it is kept in one
+        address = str(ip_address(address))
     value = site.index.find_value(PublicAddress, address)
     if value is None or value.iaas_id != owner.iaas_id:
         raise NotFound("address", address, hint=f"`nuage address list` shows {owner.name}'s")

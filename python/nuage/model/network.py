@@ -60,7 +60,7 @@ class SecurityGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressPool:
-    """A prefix of public addresses, whose home gives them out. `prefix` is IPv4 in CIDR form."""
+    """A prefix of public addresses, whose home gives them out. `prefix` is in CIDR form."""
 
     pool_id: PoolId
     name: str

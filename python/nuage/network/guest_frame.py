@@ -19,6 +19,7 @@ PROTOCOL_ICMP: Final = 1
 PROTOCOL_TCP: Final = 6
 PROTOCOL_UDP: Final = 17
 PROTOCOL_ICMPV6: Final = 58
+ND_ROUTER_SOLICITATION: Final = 133
 ND_SOLICITATION: Final = 135
 ND_ADVERTISEMENT: Final = 136
 ND_ROUTER_ADVERTISEMENT: Final = 134
@@ -139,6 +140,7 @@ def is_for_control(frame: bytes) -> bool:
     if flow.protocol == PROTOCOL_UDP and isinstance(flow.source, IPv4Address):
         return flow.destination_port == DHCP_SERVER_PORT
     return flow.protocol == PROTOCOL_ICMPV6 and flow.source_port in (
+        ND_ROUTER_SOLICITATION,
         ND_SOLICITATION,
         ND_ADVERTISEMENT,
     )

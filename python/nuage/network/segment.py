@@ -33,6 +33,7 @@ from nuage.network.forwarding import (
 from nuage.network.guest_frame import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from nuage.network.neighbour_answer import answer_arp, answer_nd, link_local
 from nuage.network.rate_limit import Rate, TokenBucket
+from nuage.network.router_answer import ROUTER, answer_solicitation, is_router_solicitation
 from nuage.network.security_group import ALL_OUT, SecurityRule, policy_entries
 from nuage.network.wire import MalformedFrame, mac_bytes
 
@@ -69,6 +70,7 @@ class AccessPort:
     present: bool = True
     leaving: bool = False  # it stands still here: what floods the segment still comes to its tap
     rate_bits_per_s: int = 0  # 0: what the class gives
+    routed6: bool = False  # it has a public IPv6 address: the tunnel router advertises itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,10 @@ class SegmentSwitch:
     def labels(self) -> frozenset[Label]:
         """Return the segments that have a port here: for `LabelsChanged`."""
         return frozenset(port.label for port in self._ports.values())
+
+    def routed6(self) -> dict[PortNumber, int]:
+        """Return the MTU of each port whose guest is here and has a public IPv6 address."""
+        return {p.port: p.mtu_bytes for p in self._ports.values() if p.routed6 and p.present}
 
     def update(
         self,
@@ -209,10 +215,12 @@ class SegmentSwitch:
             found = self._macs.get((port.label, address))
             if found is None and lease is not None and address == lease.server:
                 return SERVER_MAC  # a segment without gateway: leases are renewed with us
-            return found
+            return SERVER_MAC if port.routed6 and address == ROUTER else found
 
         if ethertype == ETHERTYPE_ARP:
             return answer_arp(frame, mac, mine, lookup)
+        if ethertype == ETHERTYPE_IPV6 and is_router_solicitation(frame):
+            return answer_solicitation(frame, mac, port.mtu_bytes) if port.routed6 else None
         if ethertype == ETHERTYPE_IPV6:
             return answer_nd(frame, mac, mine, lookup)
         if ethertype != ETHERTYPE_IPV4 or lease is None:

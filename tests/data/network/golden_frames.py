@@ -7,6 +7,8 @@ import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
+from tests.data.network.golden_answers import answers, watching
+
 from nuage.network import isis_tlv as tlv
 from nuage.network import lisp_message as lisp
 from nuage.network.bfd import BfdPacket, BfdState, encode_bfd
@@ -218,6 +220,7 @@ def captures() -> dict[str, list[bytes]]:
         "trill-signed.pcap": isis_frames(RING),
         "trill-gaps.pcap": gap_frames(),
         "lisp.pcap": lisp_frames(),
+        "answers.pcap": [*answers(), *watching()],
     }
 
 

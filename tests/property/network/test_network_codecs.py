@@ -8,10 +8,19 @@ from random import Random
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.data.network.golden_answers import (
+    PORT,
+    arp_question,
+    dhcp_question,
+    neighbour_question,
+    router_question,
+    switch,
+)
 
 from nuage.network import isis_tlv as tlv
 from nuage.network import lisp_message as lisp
 from nuage.network.bfd import BfdPacket, BfdState, decode_bfd, encode_bfd
+from nuage.network.dhcp import DhcpType
 from nuage.network.forwarding import Label, MapAction, Nickname
 from nuage.network.guest_frame import parse_flow
 from nuage.network.isis_auth import Keyring, encode_signed, verify
@@ -25,6 +34,7 @@ from nuage.network.isis_pdu import (
     encode_pdu,
     with_lifetime,
 )
+from nuage.network.runner import parse_link_messages
 from nuage.network.trill_frame import (
     ChannelMessage,
     TrillFrame,
@@ -314,6 +324,16 @@ def _verify_any(data: bytes) -> None:
     lisp.verify_signed(data, lisp.LispKey(b"x", 1))
 
 
+DHCP_QUESTION = dhcp_question(DhcpType.DISCOVER)
+
+
+def _ask_the_segment(data: bytes) -> None:
+    """ARP, ND, router solicitations and DHCP of a guest that says anything."""
+    for start in (arp_question(), neighbour_question(), router_question(), DHCP_QUESTION):
+        for kept in (14, 21, len(start) - 8):
+            switch().answer(PORT, start[:kept] + data, 0.0)
+
+
 PARSERS: list[Callable[[bytes], object]] = [
     decode_pdu,
     decode_trill,
@@ -324,6 +344,8 @@ PARSERS: list[Callable[[bytes], object]] = [
     lisp.decode_encapsulated,
     lisp.decode_data,
     _verify_any,
+    _ask_the_segment,
+    parse_link_messages,
 ]
 
 

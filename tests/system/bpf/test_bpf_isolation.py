@@ -1,7 +1,7 @@
 """What a guest tries with raw frames: other labels, other addresses, other roles."""
 
 import struct
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from time import monotonic
 
@@ -23,7 +23,9 @@ from nuage.network.forwarding import (
     SelfEntry,
 )
 from nuage.network.kernel_plane import Neighbour
+from nuage.network.neighbour_answer import answer_nd, link_local
 from nuage.network.trill_frame import TrillFrame, encode_trill
+from nuage.network.wire import internet_checksum
 
 pytestmark = pytest.mark.system
 RED, BLUE = Label(0x10), Label(0x20)
@@ -175,6 +177,34 @@ def test_arp_is_answered_in_the_kernel_within_a_label(switch: Switch) -> None:
     assert switch.heard() == {1: 0, 2: 0, 3: 0}
     assert switch.bridge.plane.sums()["answered"] == 1
     assert switch.bridge.plane.sums()["punted"] == 2
+
+
+def solicitation(source: int, sender: IPv6Address, target: IPv6Address, *, option: bool) -> bytes:
+    mac = GUESTS[source][1]
+    body = struct.pack(">BBHI", 135, 0, 0, 0) + target.packed + (b"\1\1" + mac if option else b"")
+    pseudo = sender.packed + target.packed + struct.pack(">II", len(body), 58)
+    body = body[:2] + struct.pack(">H", internet_checksum(pseudo + body)) + body[4:]
+    ip = struct.pack(">IHBB", 6 << 28, len(body), 58, 255) + sender.packed + target.packed
+    return framed(source, GUESTS[2][1], ip + body, 0x86DD)
+
+
+def test_nd_is_answered_in_the_kernel_as_the_daemon_would(switch: Switch) -> None:
+    mac, asker, other = GUESTS[1][1], link_local(GUESTS[1][1]), link_local(GUESTS[2][1])
+    for number in (1, 3):
+        switch.bridge.set(GuardEntry(PortNumber(number), link_local(GUESTS[number][1])))
+    switch.bridge.plane.set_neighbours([Neighbour(RED, other, GUESTS[2][1])])
+    question = solicitation(1, asker, other, option=True)
+    switch.wires[1].send(question)
+    (reply,) = switch.wires[1].frames(1.0, 1)
+    listed: dict[IPv4Address | IPv6Address, bytes] = {other: GUESTS[2][1]}
+    assert reply == answer_nd(question, mac, frozenset(), listed.get)
+    switch.wires[1].send(solicitation(1, other, other, option=True))  # not its own to ask from
+    switch.wires[1].send(solicitation(1, asker, asker, option=True))  # nobody else's
+    switch.wires[1].send(solicitation(1, IPv6Address("::"), other, option=False))  # by the daemon
+    switch.wires[3].send(solicitation(3, other, asker, option=True))  # nobody in BLUE
+    assert switch.heard() == {1: 0, 2: 0, 3: 0}
+    assert switch.bridge.plane.sums()["answered"] == 1
+    assert switch.bridge.plane.sums()["punted"] == 4
 
 
 def test_the_host_does_not_answer_what_a_guest_asks(switch: Switch) -> None:

@@ -1,7 +1,7 @@
 """What nodes are told of public addresses: who has which, who may say so, and by which way."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 from tests.unit.iaas.iaas_makers import LYON, MARNE, port
@@ -14,7 +14,7 @@ from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.fabric_wishes import FabricContext, concerned_rbridges, fabric_wish
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.lisp_wishes import site_key, version_of
-from nuage.iaas.public_addresses import free_address, parse_prefix
+from nuage.iaas.public_addresses import free_address, overlap, parse_prefix
 from nuage.ids import NodeId, PoolId, PortId
 from nuage.model.fabric import LispWish
 from nuage.model.network import AddressPool, PublicAddress
@@ -135,9 +135,19 @@ def test_a_pool_gives_its_lowest_free_address_until_it_is_empty() -> None:
     assert free_address(pool, {"203.0.113.9"}) == "203.0.113.10"
     with pytest.raises(QuotaExceeded):
         free_address(pool, {"203.0.113.9", "203.0.113.10"})
-    for wrong in ("203.0.113.8/24", "10.0.0.0/8", "fd00::/64", "x"):
+    wrong = ("203.0.113.8/24", "10.0.0.0/8", "2000::/3", "fe80::/64", "224.0.0.0/24", "ff00::/16")
+    for prefix in (*wrong, "2001:db8:77::1/64", "x"):
         with pytest.raises(InvalidRequest):
-            parse_prefix(wrong)
+            parse_prefix(prefix)
+
+
+def test_a_pool_of_ipv6_is_as_good_and_is_not_counted_through() -> None:
+    assert parse_prefix("2001:db8:77::/64") == IPv6Network("2001:db8:77::/64")
+    pool = replace(POOL, prefix="2001:db8::/32")
+    assert free_address(pool, set()) == "2001:db8::1"
+    assert free_address(pool, {"2001:db8::1", "2001:db8::2"}) == "2001:db8::3"
+    assert not overlap(IPv6Network("2001:db8::/32"), IPv4Network("0.0.0.0/0"))
+    assert overlap(IPv6Network("2001:db8::/32"), IPv6Network("2001:db8:77::/64"))
 
 
 def test_what_is_outside_of_the_pools_is_all_the_rest() -> None:
@@ -146,10 +156,17 @@ def test_what_is_outside_of_the_pools_is_all_the_rest() -> None:
     assert sum(prefix.num_addresses for prefix in left) == 2**32 - 256 - 16
     assert not any(prefix.overlaps(IPv4Network(pool)) for prefix in left for pool in pools)
     assert any(IPv4Address("8.8.8.8") in prefix for prefix in left)
+    six = [prefix for prefix in outside_of(("2001:db8:77::/64",)) if prefix.version == 6]
+    assert sum(prefix.num_addresses for prefix in six) == 2**128 - 2**64
+    assert not any(prefix.version == 6 for prefix in left), "nobody has an address to send from"
 
 
 def test_no_guest_reaches_the_sites_network_by_the_gate() -> None:
     rules = ruleset(("203.0.113.0/24",), ("wan1", "wan2"))
     assert 'iifname "nlisp0" oifname != { "wan1", "wan2" } drop' in rules
     assert 'iifname "nlisp0" ip saddr != { 203.0.113.0/24 } drop' in rules
-    assert 'iifname "nlisp0" drop' in ruleset((), ()), "without pools nothing passes"
+    assert 'iifname "nlisp0" meta nfproto ipv6 drop' in rules, "no pool of that family"
+    both = ruleset(("203.0.113.0/24", "2001:db8:77::/64"), ("wan1",))
+    assert 'iifname "nlisp0" ip6 saddr != { 2001:db8:77::/64 } drop' in both
+    for family in ("ipv4", "ipv6"):
+        assert f'iifname "nlisp0" meta nfproto {family} drop' in ruleset((), ())

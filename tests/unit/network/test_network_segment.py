@@ -12,6 +12,7 @@ from nuage.network.dhcp import SERVER_MAC, DhcpType, Option, _options
 from nuage.network.forwarding import Direction, Drop, Label, MacEntry, Nickname, PortNumber
 from nuage.network.mtu import Wrapping, guest_mtu, lisp_mtu, trunk_mtu
 from nuage.network.neighbour_answer import link_local
+from nuage.network.router_answer import ROUTER
 from nuage.network.security_group import ALL_OUT, SecurityRule, policy_entries, render_nft
 from nuage.network.segment import AccessPort, SegmentSwitch, Station
 from nuage.network.software_plane import SoftwarePlane
@@ -95,6 +96,14 @@ def solicitation(mac: str, source: IPv6Address, target: str) -> bytes:
     body = body[:2] + struct.pack(">H", internet_checksum(pseudo + body)) + body[4:]
     ip = struct.pack(">IHBB", 6 << 28, len(body), 58, 255) + source.packed + group.packed
     return b"\x33\x33\xff" + address.packed[13:] + mac_bytes(mac) + b"\x86\xdd" + ip + body
+
+
+def router_solicitation(mac: str, source: IPv6Address) -> bytes:
+    body, group = struct.pack(">BBHI", 133, 0, 0, 0), IPv6Address("ff02::2")
+    pseudo = source.packed + group.packed + struct.pack(">II", len(body), 58)
+    body = body[:2] + struct.pack(">H", internet_checksum(pseudo + body)) + body[4:]
+    ip = struct.pack(">IHBB", 6 << 28, len(body), 58, 255) + source.packed + group.packed
+    return bytes.fromhex("333300000002") + mac_bytes(mac) + b"\x86\xdd" + ip + body
 
 
 def dhcp(mac: str, kind: DhcpType, *options: bytes, client: str = "0.0.0.0") -> bytes:
@@ -216,6 +225,26 @@ def test_neighbour_solicitations_are_answered_and_verify() -> None:
     assert internet_checksum(pseudo + reply[54:]) == 0
     assert reply[-6:] == mac_bytes(B)
     assert node.send(1, solicitation(A, IPv6Address("2001:db8::2"), "2001:db8::3")) == {}
+
+
+def test_a_port_with_a_public_ipv6_address_is_told_its_router_and_no_other_is() -> None:
+    node = Node()
+    source = link_local(mac_bytes(A))
+    asked = router_solicitation(A, source)
+    assert node.send(1, asked) == {}, "no public IPv6 address: no router"
+    node = Node(access(1, RED, A, "10.0.0.1", routed6=True), access(2, RED, B, "10.0.0.2"))
+    ((told,),) = node.send(1, asked).values()
+    assert told[:12] == mac_bytes(A) + SERVER_MAC
+    assert told[22:54] == ROUTER.packed + source.packed
+    pseudo = told[22:54] + struct.pack(">II", len(told) - 54, 58)
+    assert internet_checksum(pseudo + told[54:]) == 0
+    assert (told[54], told[60:62]) == (134, (9000).to_bytes(2, "big"))
+    assert told[-4:] == (1362).to_bytes(4, "big")
+    ((reply,),) = node.send(1, solicitation(A, source, str(ROUTER))).values()
+    assert reply[-6:] == SERVER_MAC, "and where that router is"
+    assert node.send(1, router_solicitation(A, link_local(mac_bytes(B)))) == {}
+    ((every,),) = node.send(1, router_solicitation(A, IPv6Address("::"))).values()
+    assert every[:6] == bytes.fromhex("333300000001")
 
 
 def test_dhcp_offers_and_acknowledges_what_the_catalogue_says() -> None:

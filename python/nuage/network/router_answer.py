@@ -1,0 +1,75 @@
+"""The router that guests with a public IPv6 address see: advertisements of ours (RFC 4861 §4.2).
+
+It is the tunnel router of whatever node the guest is on, under one MAC and link-local address
+everywhere, so that a guest that moves keeps its default route. Advertised are the route and the
+segment's MTU, no prefix: addresses are the catalogue's.
+
+::
+
+    ICMPv6 134 | hop limit:8 M:1 O:1 0:6 | lifetime:16 s | reachable:32 | retransmit:32
+    option 1, our MAC | option 5, MTU
+"""
+
+import struct
+from ipaddress import IPv6Address
+from typing import Final
+
+from nuage.network.dhcp import SERVER_MAC
+from nuage.network.guest_frame import (
+    ETHERTYPE_IPV6,
+    ND_ROUTER_ADVERTISEMENT,
+    ND_ROUTER_SOLICITATION,
+    PROTOCOL_ICMPV6,
+)
+from nuage.network.neighbour_answer import UNSPECIFIED, link_local
+from nuage.network.wire import MalformedFrame, Reader, internet_checksum
+
+ROUTER: Final = link_local(SERVER_MAC)
+LIFETIME_S: Final = 9000  # RFC 4861 §6.2.1: the most; a daemon may be away that long
+ADVERTISE_EVERY_S: Final = 600.0  # the most that RFC permits is 1800
+HOP_LIMIT: Final = 64
+ALL_NODES: Final = IPv6Address("ff02::1")
+ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
+
+
+def is_router_solicitation(frame: bytes) -> bool:
+    """Tell whether an IPv6 frame without extension headers asks for a router."""
+    return len(frame) > 54 and frame[20] == PROTOCOL_ICMPV6 and frame[54] == ND_ROUTER_SOLICITATION
+
+
+def answer_solicitation(frame: bytes, mac: bytes, mtu_bytes: int) -> bytes | None:
+    """Return the advertisement that answers a guest's question, None when it is no proper one.
+
+    Raises:
+        MalformedFrame: truncated.
+    """
+    reader = Reader(frame, 14)
+    reader.take(6)
+    following, hop_limit = reader.u8(), reader.u8()
+    asker = IPv6Address(reader.take(16))
+    reader.take(16)
+    if following != PROTOCOL_ICMPV6:
+        raise MalformedFrame("nd_form")
+    kind, code = reader.u8(), reader.u8()
+    if (kind, code, hop_limit) != (ND_ROUTER_SOLICITATION, 0, 255):
+        return None
+    if asker not in (UNSPECIFIED, link_local(mac)):
+        return None
+    if asker == UNSPECIFIED:
+        return advertisement(mtu_bytes)
+    return advertisement(mtu_bytes, mac, asker)
+
+
+def advertisement(
+    mtu_bytes: int, dmac: bytes = ALL_NODES_MAC, destination: IPv6Address = ALL_NODES
+) -> bytes:
+    """Return a router advertisement, to all nodes of a port or to the one that asked."""
+    head = struct.pack(">BBHBBHII", ND_ROUTER_ADVERTISEMENT, 0, 0, HOP_LIMIT, 0, LIFETIME_S, 0, 0)
+    options = b"\x01\x01" + SERVER_MAC + struct.pack(">BBHI", 5, 1, 0, mtu_bytes)
+    body = head + options
+    pseudo = ROUTER.packed + destination.packed + struct.pack(">II", len(body), PROTOCOL_ICMPV6)
+    checksum = internet_checksum(pseudo + body)
+    body = body[:2] + struct.pack(">H", checksum) + body[4:]
+    ip = struct.pack(">IHBB", 6 << 28, len(body), PROTOCOL_ICMPV6, 255)
+    ethernet = dmac + SERVER_MAC + struct.pack(">H", ETHERTYPE_IPV6)
+    return ethernet + ip + ROUTER.packed + destination.packed + body
