@@ -124,10 +124,14 @@ async def stp(_folder: Path) -> Ring:
 def frr(kind: str, timers: Timers) -> Callable[[Path], Awaitable[Ring]]:
     """Return what builds a ring of FRR's routers with these BFD timers."""
 
-    async def build(folder: Path) -> Ring:
+    async def build(_folder: Path) -> Ring:
         net, names, hosts = cables(kind)
-        ring = FrrRing(names, folder / kind, timers)
-        await asyncio.to_thread(ring.start)
+        ring = FrrRing(names, timers)
+        try:
+            await asyncio.to_thread(ring.start)
+        except SystemExit:
+            net.remove()
+            raise
         for n, host in enumerate(hosts):
             run("ip", "-n", host, "addr", "add", f"{frr_ring.host_address(n)}/24", "dev", "eth0")
             run("ip", "-n", host, "route", "add", "default", "via", f"10.71.{n}.1")

@@ -2,13 +2,15 @@
 
 Each router is a network namespace with its own zebra, bfdd and isisd, started by hand with all
 their files in one folder; nothing of the machine's own FRR is touched. They run real-time at the
-lowest priority, as our daemons do, and as root. SPF runs at once after a change (RFC 8405's
+lowest priority, as our daemons do, as the package's own user. SPF runs at once after a change (RFC 8405's
 first delay 0, then 20 ms).
 """
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.system.bpf.bpf_netns import inside, run
 
 BIN = Path("/usr/lib/frr")
 DAEMONS = ("zebra", "bfdd", "isisd")
+USER = "frr"
 SOCKET_WAIT_S = 20.0
 STOP_WAIT_S = 10.0
 
@@ -89,8 +92,8 @@ class FrrRing:
     """The daemons of all routers, and whether they have all found each other."""
 
     nodes: list[str]
-    folder: Path
     timers: Timers
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="cut-frr-")))
     _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> None:
@@ -100,6 +103,7 @@ class FrrRing:
             SystemExit: a daemon ends at once; its words are shown.
         """
         count = len(self.nodes)
+        self.folder.chmod(0o755)  # the daemons are not root
         for n, node in enumerate(self.nodes):
             for setting in ("net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"):
                 run("ip", "netns", "exec", node, "sysctl", "-qw", setting)
@@ -114,14 +118,15 @@ class FrrRing:
 
     def _start_router(self, number: int, node: str) -> None:
         home = self.folder / node
-        home.mkdir(parents=True)
+        home.mkdir()
+        shutil.chown(home, USER, USER)
         for name, text in configuration(number, self.timers).items():
             file = home / f"{name}.conf"
             file.write_text(text)
             words = [
                 "ip", "netns", "exec", node, "chrt", "-r", "1", str(BIN / name),
                 "-f", str(file), "-i", str(home / f"{name}.pid"), "-z", str(home / "zserv"),
-                "--vty_socket", str(home), "-P", "0", "-u", "root", "-g", "root",
+                "--vty_socket", str(home), "-P", "0",
                 "--log", f"file:{home / name}.log",
             ]  # fmt: skip
             if name == "bfdd":
@@ -170,6 +175,7 @@ class FrrRing:
                 process.kill()
                 process.wait()
         self._running.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def version() -> str:
