@@ -133,7 +133,7 @@ class SimulatedNode:
         """Book the energy since the last change, and sample as the PDU would."""
         until_s = self.settled_s
         while until_s < now_s:
-            self.sed.sample(until_s, self.watts)
+            self.sed.sample(until_s, self.watts, self.busy / self.cores)
             until_s += METROLOGY_S
         self.joules += self.watts * (now_s - self.settled_s)
         self.settled_s = now_s
@@ -145,6 +145,7 @@ class SimulatedNode:
             flops=self.flops, power_watts=self.watts, power_source="outlet", power_read_s=now_s,
             idle_watts=self.curve.idle_watts, peak_watts=self.curve.peak_watts,
             cpu_utilisation=self.busy / self.cores, mean_power_watts=self.sed.mean_power_watts,
+            mean_utilisation=self.sed.mean_utilisation,
             requests_served=self.sed.requests_served, vm_count=self.busy,
             running=tuple(sorted(self.running)), booted=self.on, boot_time_s=BOOT_S,
             boot_energy_joules=self.curve.boot_joules,

@@ -40,7 +40,7 @@ def simulate_group() -> None:
 @click.option("--weigh", type=click.Choice(WEIGHTINGS), default="power", show_default=True)
 @click.option("--policy", default="", metavar="NAME",
               help="Place by this policy, a plug-in's too, through the product's Master and Local "
-              "Agents, up to 2,000 nodes. Left out, the engine places by --weigh.")  # fmt: skip
+              "Agents. Left out, the engine places by --weigh.")  # fmt: skip
 @click.option("--set-point", default=20.0, show_default=True, help="°C")
 @click.option("--load", default=0.4, show_default=True, help="Share of all vCPUs, on average.")
 @click.option("--ahead", default=24, show_default=True,
@@ -150,9 +150,9 @@ def _run(scenario: "FleetScenario", name: str) -> "list[HourRow]":
     rows: list[HourRow] = []
     with _progress() as progress:
         task = progress.add_task(name, total=scenario.hours)
-        for hour in run(scenario):
+        for hour in run(scenario, lambda hours: progress.update(task, completed=hours)):
             rows += hour
-            progress.advance(task)
+            progress.update(task, completed=hour[0].hour + 1)
     return rows
 
 

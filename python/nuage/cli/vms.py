@@ -1,6 +1,7 @@
 """`nuage vm …`."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -38,6 +39,14 @@ def vm_group() -> None:
     """Virtual machines."""
 
 
+PLACE = "a node, a rack or a site"
+
+
+def _shape(vcpus: object, memory: str, preserve: object) -> dict[str, object]:
+    mib = size(memory) >> 20
+    return {"vcpu_count": vcpus, "memory_mib": mib, "preserved_vcpus": preserve}
+
+
 def _vms(session: Session, iaas: str) -> str:
     return f"/v1/iaas/{session.require_iaas(iaas)}/vms"
 
@@ -61,8 +70,12 @@ def _vms(session: Session, iaas: str) -> str:
 @click.option("--ssh-key", "ssh_keys", multiple=True, help="A public key; repeat.")
 @click.option("--at", "site", default="", metavar="SITE", help="Only this site.")
 @click.option("--on", "node", default="", metavar="NODE", help="Only this node.")
-@click.option("--near", multiple=True, metavar="VM", help="On the same node as; repeat.")
+@click.option("--near", multiple=True, metavar="VM", help="At the same site as; repeat.")
 @click.option("--apart", multiple=True, metavar="VM", help="On another node than; repeat.")
+@click.option("--fence", multiple=True, metavar="PLACE", help=f"Only there, {PLACE}; repeat.")
+@click.option("--ban", multiple=True, metavar="PLACE", help=f"Never there, {PLACE}; repeat.")
+@click.option("--preserve", default=0, show_default=True, metavar="VCPUS",
+              help="So many vCPUs with a core each that nobody else is sold.")  # fmt: skip
 @click.option(
     "--policy",
     default="",
@@ -85,7 +98,7 @@ def create_vm(session: Session, /, name: str, iaas: str, wait: bool, **options: 
         "image": options["image"],
         "volume": options["volume"],
         "volume_bytes": size(str(options["volume_size"])) if options["volume_size"] else 0,
-        "shape": {"vcpu_count": options["vcpus"], "memory_mib": size(str(options["memory"])) >> 20},
+        "shape": _shape(options["vcpus"], str(options["memory"]), options["preserve"]),
         "segment": options["segment"],
         "user_data": user_data.read_text() if isinstance(user_data, Path) else "",
         "ssh_keys": options["ssh_keys"],
@@ -93,6 +106,8 @@ def create_vm(session: Session, /, name: str, iaas: str, wait: bool, **options: 
         "node": options["node"],
         "near": options["near"],
         "apart": options["apart"],
+        "fence": options["fence"],
+        "ban": options["ban"],
         "policy": options["policy"],
         "preference": options["preference"],
     }
@@ -163,6 +178,8 @@ def show_vm(session: Session, name: str, iaas: str) -> None:
         ),
         ("moves to", moves or ""),
         ("shape", f"{shape['vcpu_count']} × {shape['memory_mib']} MiB"),
+        ("preserved", f"{kept} vCPUs" if (kept := shape.get("preserved_vcpus")) else ""),
+        *_rules(vm),
         ("volumes", ", ".join(str(volume) for volume in listed(vm, "volumes"))),
         ("ports", ", ".join(str(port) for port in listed(vm, "ports"))),
         ("last move", f"stood still for {vm['downtime_ms']:.0f} ms" if vm["downtime_ms"] else ""),
@@ -193,7 +210,8 @@ def explain_vm(session: Session, name: str, iaas: str) -> None:
         costs = (_term(terms, name, digits) for name, digits in EXPLAINED)
         rows.append((rank, candidate["node_id"], candidate["site_id"], score, *costs, mark))
     for refusal in rows_of(answer["refusals"]):
-        where = refusal["node_id"] or "(whole site)"
+        count = int(str(refusal.get("node_count", 1)))
+        where = refusal["node_id"] or (f"({count} nodes)" if count > 1 else "(whole site)")
         told = f"refused: {refusal['rule']}: {refusal['reason']}"
         rows.append(("", where, refusal["site_id"], "", *("" for _ in EXPLAINED), told))
     headers = ("#", "NODE", "SITE", "SCORE", "+W", "× PUE", "× EUR/MWh", "= EUR/h", "gCO2e/h",
@@ -244,13 +262,49 @@ def migrate_vm(
 @click.argument("name")
 @click.option("--vcpus", default=1, show_default=True)
 @click.option("--memory", default="256M", show_default=True)
+@click.option("--preserve", default=0, show_default=True, metavar="VCPUS",
+              help="So many vCPUs with a core each that nobody else is sold.")  # fmt: skip
 @iaas_option
 @pass_session
-def resize_vm(session: Session, name: str, vcpus: int, memory: str, iaas: str) -> None:
+def resize_vm(
+    session: Session, name: str, vcpus: int, memory: str, preserve: int, iaas: str
+) -> None:
     """Change a VM's shape; it takes effect at its next start."""
-    body = {"shape": {"vcpu_count": vcpus, "memory_mib": size(memory) >> 20}}
+    body = {"shape": _shape(vcpus, memory, preserve)}
     session.client.call("PUT", f"{_vms(session, iaas)}/{name}/shape", body)
     click.echo(f"{name}: {vcpus} vCPUs, {memory}, from its next start")
+
+
+@vm_group.command("rules")
+@click.argument("name")
+@click.option("--fence", multiple=True, metavar="PLACE", help=f"Only there, {PLACE}; repeat.")
+@click.option("--ban", multiple=True, metavar="PLACE", help=f"Never there, {PLACE}; repeat.")
+@click.option("--near", multiple=True, metavar="VM", help="At the same site as; repeat.")
+@click.option("--apart", multiple=True, metavar="VM", help="On another node than; repeat.")
+@click.option("--lift", multiple=True, type=click.Choice(("fence", "ban", "near", "apart")),
+              help="Lift this rule; repeat.")  # fmt: skip
+@iaas_option
+@pass_session
+def rule_vm(
+    session: Session, /, name: str, lift: Sequence[str], iaas: str, **rules: object
+) -> None:
+    """Change where a VM may run; one that runs where it may not is moved live, by plan."""
+    body = {rule: names for rule, names in rules.items() if names} | dict.fromkeys(lift, ())
+    answer = row_of(session.client.call("PUT", f"{_vms(session, iaas)}/{name}/rules", body))
+    if session.as_json:
+        print_json(answer)
+        return
+    print_facts(_rules(inner(answer, "value")))
+
+
+def _rules(vm: Row) -> tuple[tuple[str, str], ...]:
+    """Return what a VM's owner says of where it may run."""
+    return tuple(
+        (told, ", ".join(str(name) for name in listed(vm, rule)))
+        for rule, told in (
+            ("fence", "only on"), ("ban", "never on"), ("near", "near"), ("apart", "apart from"),
+        )
+    )  # fmt: skip
 
 
 @vm_group.command("console")

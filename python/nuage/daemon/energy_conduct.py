@@ -17,6 +17,7 @@ from nuage.daemon.energy_power import NodeSwitch
 from nuage.daemon.process import Tasks
 from nuage.errors import Conflict, InvalidRequest
 from nuage.iaas.site import Site
+from nuage.iaas.vm_places import nodes_at
 from nuage.ids import NodeId, SiteId
 from nuage.model.energy import EnergyMode, EnergyPlan, PlanAsk
 from nuage.model.vm import PowerWish, Vm
@@ -84,7 +85,7 @@ class Conductor:
             self._is_planning = False
 
     async def _begin_what_is_due(self) -> None:
-        """Begin what is due: evacuations always, what saves energy only in automatic mode."""
+        """Begin what is due: what has to move always, what saves energy only in automatic mode."""
         outlook = self._look.outlook
         assert outlook is not None
         now_s, rules = self._clock.now_s(), self._look.rules
@@ -92,7 +93,7 @@ class Conductor:
             return
         is_automatic = rules.mode is EnergyMode.AUTOMATIC
         to_drain = outlook.to_drain if is_automatic else ()
-        urgent = [*self._maintained_and_used(), *to_drain]
+        urgent = [*self._maintained_and_used(), *self.misplaced(), *to_drain]
         is_new = not self._urgent.issuperset(urgent)
         self._urgent = frozenset(urgent)
         due_s = RETRY_S if urgent else rules.look_every_s
@@ -107,7 +108,7 @@ class Conductor:
         if self._run is None and plan.steps and is_worth_it:
             self._begin(plan)
         elif urgent and plan.unsolved:
-            text = f"cannot empty {', '.join(urgent)}: {plan.unsolved[0].reason}"
+            text = f"cannot clear {', '.join(urgent)}: {plan.unsolved[0].reason}"
             self._site.announce("site", self._site.site_id, "plan", text)
 
     def _own_vectors(self) -> SiteVectors:
@@ -139,6 +140,23 @@ class Conductor:
             if vector.maintenance
             and any(
                 vm.wish is PowerWish.RUNNING for vm in self._site.index.on_node(Vm, vector.node_id)
+            )
+        ]
+
+    def misplaced(self) -> list[NodeId]:
+        """Return the nodes that run a VM which its fence or its ban forbids them."""
+        index = self._site.index
+        return [
+            vm.node_id
+            for vm in index.values(Vm)
+            if (vm.fence or vm.ban)
+            and vm.node_id is not None
+            and vm.site_id == self._site.site_id
+            and vm.wish is PowerWish.RUNNING
+            and vm.migrating_to is None
+            and (
+                (vm.fence and vm.node_id not in nodes_at(index, vm.fence))
+                or vm.node_id in nodes_at(index, vm.ban)
             )
         ]
 

@@ -156,16 +156,17 @@ def _pdu_elements(
         PathElement(name=feed, kind=PathKind.FEED, parent=container,
                     limit_watts=max(feed_amps * VOLTS * CONTINUOUS_SHARE - others, 1.0))
     ]  # fmt: skip
-    branch_of: dict[str, str] = {}
-    for branch in seen.branches:
+    branch_of: dict[str, str] = {}  # the innermost yet: a protector behind another comes later
+    for branch in sorted(seen.branches, key=lambda branch: -len(branch.outlet_ids)):
         name = f"{seen.rack} {branch.branch_id}"
         numbers = [number for number in branch.outlet_ids if number in seen.outlets]
         if branch.rated_amps <= 0:
             continue
         drawn = _draw_of_others(seen, own, numbers, now_s)
         limit = branch.rated_amps * VOLTS * CONTINUOUS_SHARE - drawn
+        parent = branch_of.get(numbers[0], feed) if numbers else feed
         found.append(
-            PathElement(name=name, kind=PathKind.BRANCH, parent=feed, limit_watts=max(limit, 1.0))
+            PathElement(name=name, kind=PathKind.BRANCH, parent=parent, limit_watts=max(limit, 1.0))
         )
         branch_of |= dict.fromkeys(numbers, name)
     found += [

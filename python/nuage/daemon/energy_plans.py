@@ -8,6 +8,7 @@ wait for it along, and the rest goes on. What is left is for the next plan: noth
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,12 +18,14 @@ from nuage.clock import Clock
 from nuage.daemon.energy_power import NodeSwitch
 from nuage.energy.electrical import PowerLimit
 from nuage.errors import Conflict, NuageError, TimedOut
+from nuage.iaas.fabric_wishes import site_trunks
 from nuage.iaas.machines import MigrateVm, migrate_vm
 from nuage.iaas.site import Site
+from nuage.iaas.vm_places import nodes_at
 from nuage.ids import NodeId, SiteId, UserId, VmId
 from nuage.model.energy import EnergyPlan, PlannedStep
 from nuage.model.iaas import Iaas
-from nuage.model.infrastructure import Datacenter, NodeRole
+from nuage.model.infrastructure import Datacenter, Node, NodeRole
 from nuage.model.placement import EstimationVector
 from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
@@ -105,8 +108,22 @@ class Planning:
             drain=terms.drain,
             kept_on=terms.kept_on,
             nodes_kept_on=terms.nodes_kept_on,
+            nodes_at=partial(nodes_at, index),
+            link_bits_of=self._lines(),
         )
         return await asyncio.to_thread(plan_site, view, hold_s=terms.hold_s, pace=self._pace)
+
+    def _lines(self) -> dict[frozenset[SiteId], float]:
+        """Return what the best line to each other site promises, as its edges are described."""
+        index, own = self._site.index, self._site.site_id
+        lines: dict[frozenset[SiteId], float] = {}
+        for edge in index.values(Node):
+            if edge.site_id == own and NodeRole.EDGE in edge.roles and edge.lines:
+                for trunk in site_trunks(index, edge):
+                    between = frozenset((own, trunk.there_site))
+                    bits_per_s = min(trunk.here.mbit, trunk.there.mbit) * 1e6
+                    lines[between] = max(lines.get(between, 0.0), bits_per_s)
+        return lines
 
     async def _ask_others(self) -> dict[SiteId, SiteVectors]:
         sites = [site_id for site_id in self._sites() if site_id != self._site.site_id]

@@ -28,6 +28,7 @@ from nuage.errors import Conflict, NuageError
 from nuage.iaas.epochs import EPOCH_STEP, next_local
 from nuage.iaas.site import RestartDraft, Site
 from nuage.iaas.takeover import successors
+from nuage.iaas.vm_places import nodes_at
 from nuage.ids import NodeId, RequestId, SiteId, VmId, new_id
 from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
@@ -417,6 +418,9 @@ class Guardian:
             contract=iaas.contract,
             site_wanted=site.site_id,
             nodes_excluded=() if vm.node_id is None else (vm.node_id,),
+            nodes_fenced=nodes_at(site.index, vm.fence),
+            nodes_banned=nodes_at(site.index, vm.ban),
+            vms_apart=vm.apart,
             preference=vm.preference,
         )
         try:

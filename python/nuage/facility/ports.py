@@ -3,9 +3,10 @@
 One contract suite (`tests/contract/facility/`) runs on all of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from nuage.energy.meters import Reading
 from nuage.errors import Forbidden, RemoteProtocolError, Unavailable
@@ -124,6 +125,30 @@ class RackPdu(Protocol):
 
     async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
         """Switch one outlet."""
+        ...
+
+
+SnmpValue: TypeAlias = int | str
+
+
+class SnmpTransport(Protocol):
+    """SNMP to one device."""
+
+    @property
+    def url(self) -> str:
+        """Return what names the device in errors."""
+        ...
+
+    async def get(self, *oids: str) -> Mapping[str, SnmpValue]:
+        """Return the values of those objects that exist."""
+        ...
+
+    async def walk(self, oid: str) -> Mapping[str, SnmpValue]:
+        """Return all objects below `oid`."""
+        ...
+
+    async def set(self, oid: str, value: int) -> None:
+        """Set an integer."""
         ...
 
 

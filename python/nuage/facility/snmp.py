@@ -1,27 +1,31 @@
 """PDUs that speak SNMP: what each vendor's numbers mean. The wire is `snmp_transport`.
 
-Units. Raritan (PDU2-MIB) keeps a table of units and decimal digits beside each sensor; both
-are read from the device, since firmwares differ. APC (PowerNet-MIB rPDU2) fixes them in the
-MIB: power in hundredths of kW for the device and in watts for an outlet, energy in tenths of
-kWh, a bank's current in tenths of A; -1 stands for "this model does not measure it".
+APC (PowerNet-MIB rPDU2) fixes its units in the MIB: power in hundredths of kW for the device and
+in watts for an outlet, energy in tenths of kWh, a bank's current in tenths of A; -1 stands for
+"this model does not measure it". Raritan tells them itself: `snmp_raritan`.
 
 The vendor is told by `sysObjectID`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Final
 
 from nuage.clock import Clock
 from nuage.energy.meters import MeterSource, Reading
 from nuage.errors import NotFound, RemoteProtocolError
 from nuage.facility.plausible import believable_kwh, believable_watts
-from nuage.facility.ports import BranchState, OutletOrder, OutletState, PduState
-
-Value = int | str
+from nuage.facility.ports import (
+    BranchState,
+    OutletOrder,
+    OutletState,
+    PduState,
+    SnmpTransport,
+    SnmpValue,
+)
+from nuage.facility.snmp_raritan import RARITAN, RaritanPdu
 
 SYS_OBJECT_ID: Final = "1.3.6.1.2.1.1.2.0"
 APC: Final = "1.3.6.1.4.1.318"
-RARITAN: Final = "1.3.6.1.4.1.13742"
 
 # PowerNet-MIB, rPDU2 (1.3.6.1.4.1.318.1.1.26)
 _APC_DEVICE_POWER: Final = f"{APC}.1.1.26.4.3.1.5.1"
@@ -40,47 +44,6 @@ _APC_VOLTAGE: Final = f"{APC}.1.1.26.6.3.1.6.1"  # of phase 1
 _APC_ON: Final = 2
 _APC_ORDERS: Final = {OutletOrder.ON: 1, OutletOrder.OFF: 2, OutletOrder.CYCLE: 3}
 _APC_UNSUPPORTED: Final = -1
-
-# PDU2-MIB (1.3.6.1.4.1.13742.6): pdu 1, inlet 1; the last number is the kind of sensor.
-_PDU2: Final = f"{RARITAN}.6"
-_PDU2_INLET_VALUE: Final = f"{_PDU2}.5.2.3.1.4.1.1"
-_PDU2_INLET_UNITS: Final = f"{_PDU2}.3.3.4.1.6.1.1"
-_PDU2_INLET_DIGITS: Final = f"{_PDU2}.3.3.4.1.7.1.1"
-_PDU2_OUTLET_NAME: Final = f"{_PDU2}.3.5.3.1.3.1"
-_PDU2_OUTLET_VALUE: Final = f"{_PDU2}.5.4.3.1.4.1"
-_PDU2_OUTLET_STATE: Final = f"{_PDU2}.5.4.3.1.3.1"
-_PDU2_OUTLET_UNITS: Final = f"{_PDU2}.3.5.4.1.6.1"
-_PDU2_OUTLET_DIGITS: Final = f"{_PDU2}.3.5.4.1.7.1"
-_PDU2_SWITCH: Final = f"{_PDU2}.4.1.2.1.2.1"
-_ACTIVE_POWER: Final = 5
-_ACTIVE_ENERGY: Final = 8
-_ON_OFF: Final = 14
-_PDU2_STATE_ON: Final = 7
-_PDU2_WATT: Final = 3
-_PDU2_WATT_HOUR: Final = 5
-_PDU2_ORDERS: Final = {OutletOrder.ON: 1, OutletOrder.OFF: 0, OutletOrder.CYCLE: 2}
-_DIGITS_MAX: Final = 9
-
-
-class SnmpTransport(Protocol):
-    """SNMP to one device."""
-
-    @property
-    def url(self) -> str:
-        """Return what names the device in errors."""
-        ...
-
-    async def get(self, *oids: str) -> Mapping[str, Value]:
-        """Return the values of those objects that exist."""
-        ...
-
-    async def walk(self, oid: str) -> Mapping[str, Value]:
-        """Return all objects below `oid`."""
-        ...
-
-    async def set(self, oid: str, value: int) -> None:
-        """Set an integer."""
-        ...
 
 
 async def open_snmp_pdu(transport: SnmpTransport, clock: Clock) -> "ApcPdu | RaritanPdu":
@@ -131,7 +94,7 @@ class ApcPdu:
         return tuple(self._outlet(index, metered, switched) for index in sorted(indexes))
 
     def _outlet(
-        self, index: int, metered: Mapping[str, Value], switched: Mapping[str, Value]
+        self, index: int, metered: Mapping[str, SnmpValue], switched: Mapping[str, SnmpValue]
     ) -> OutletState:
         name = f"{self._snmp.url} outlet {index}"
         watts = _apc(metered.get(f"{_APC_METERED_POWER}.{index}"))
@@ -152,7 +115,7 @@ class ApcPdu:
 
     async def branches(self) -> tuple[BranchState, ...]:
         """Return its banks, with the volt-amperes that they carry: no bank draws more watts."""
-        values: dict[str, Value] = dict(await self._snmp.get(_APC_VOLTAGE))
+        values: dict[str, SnmpValue] = dict(await self._snmp.get(_APC_VOLTAGE))
         for table in (_APC_BANK_NUMBER, _APC_BANK_CURRENT, _APC_BANK_LIMIT, _APC_OUTLET_BANK):
             values |= await self._snmp.walk(table)
         outlets: dict[int, list[str]] = {}
@@ -186,101 +149,7 @@ class ApcPdu:
         await self._snmp.set(f"{_APC_SWITCHED_COMMAND}.{outlet_id}", _APC_ORDERS[order])
 
 
-class RaritanPdu:
-    """`RackPdu` of a Raritan PX (PDU2-MIB)."""
-
-    def __init__(self, transport: SnmpTransport, clock: Clock) -> None:
-        self._snmp = transport
-        self._clock = clock
-
-    async def state(self) -> PduState:
-        """Return the whole PDU's reading: inlet 1."""
-        kinds = (_ACTIVE_POWER, _ACTIVE_ENERGY)
-        columns = (_PDU2_INLET_VALUE, _PDU2_INLET_UNITS, _PDU2_INLET_DIGITS)
-        values = await self._snmp.get(*(f"{column}.{kind}" for column in columns for kind in kinds))
-        power, energy = (
-            self._scaled([values.get(f"{column}.{kind}") for column in columns], kind)
-            for kind in kinds
-        )
-        if power is None:
-            raise NotFound("power reading", self._snmp.url)
-        return PduState(
-            reading=Reading(
-                MeterSource.OUTLET, believable_watts(power, self._snmp.url), self._clock.now_s()
-            ),
-            energy_kwh=believable_kwh(None if energy is None else energy / 1000.0, self._snmp.url),
-            inlet_celsius=None,
-            outside_celsius=None,
-        )
-
-    async def outlets(self) -> tuple[OutletState, ...]:
-        """Return every outlet."""
-        values: dict[str, Value] = {}
-        tables = (
-            _PDU2_OUTLET_NAME, _PDU2_OUTLET_VALUE, _PDU2_OUTLET_STATE,
-            _PDU2_OUTLET_UNITS, _PDU2_OUTLET_DIGITS,
-        )  # fmt: skip
-        for table in tables:
-            values |= await self._snmp.walk(table)
-        beginning = _PDU2_OUTLET_STATE + "."
-        indexes = {
-            int(oid.removeprefix(beginning).split(".")[0])
-            for oid in values if oid.startswith(beginning)
-        }  # fmt: skip
-        return tuple(self._outlet(index, values) for index in sorted(indexes))
-
-    def _outlet(self, index: int, values: Mapping[str, Value]) -> OutletState:
-        name = f"{self._snmp.url} outlet {index}"
-        columns = (_PDU2_OUTLET_VALUE, _PDU2_OUTLET_UNITS, _PDU2_OUTLET_DIGITS)
-        watts, watt_hours = (
-            self._scaled([values.get(f"{column}.{index}.{kind}") for column in columns], kind)
-            for kind in (_ACTIVE_POWER, _ACTIVE_ENERGY)
-        )
-        state = values.get(f"{_PDU2_OUTLET_STATE}.{index}.{_ON_OFF}")
-        reading = None
-        if watts is not None:
-            reading = Reading(
-                MeterSource.OUTLET, believable_watts(watts, name), self._clock.now_s()
-            )
-        return OutletState(
-            outlet_id=str(index),
-            label=str(values.get(f"{_PDU2_OUTLET_NAME}.{index}", "")),
-            is_on=None if state is None else state == _PDU2_STATE_ON,
-            reading=reading,
-            energy_kwh=believable_kwh(None if watt_hours is None else watt_hours / 1000.0, name),
-        )
-
-    async def branches(self) -> tuple[BranchState, ...]:
-        """Return nothing: PDU2-MIB does not say which outlets a protector carries."""
-        return ()
-
-    async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
-        """Switch one outlet."""
-        switch = f"{_PDU2_SWITCH}.{outlet_id}"
-        if switch not in await self._snmp.get(switch):
-            raise NotFound("switched outlet", outlet_id, hint=f"of {self._snmp.url}")
-        await self._snmp.set(switch, _PDU2_ORDERS[order])
-
-    def _scaled(self, row: Sequence[Value | None], kind: int) -> float | None:
-        """Return a sensor's (value, units, digits) as watts or watt-hours."""
-        value, units, digits = row
-        if value is None:
-            return None
-        expected = _PDU2_WATT if kind == _ACTIVE_POWER else _PDU2_WATT_HOUR
-        if units != expected:
-            raise RemoteProtocolError(
-                f"{self._snmp.url}: sensor {kind} is in unit {units}, not {expected} (PDU2-MIB)"
-            )
-        if not isinstance(digits, int) or not 0 <= digits <= _DIGITS_MAX:
-            raise RemoteProtocolError(
-                f"{self._snmp.url}: sensor {kind} has {digits!r} decimal digits"
-            )
-        if not isinstance(value, int):
-            raise RemoteProtocolError(f"{self._snmp.url}: sensor {kind} reads {value!r}")
-        return float(value / 10**digits)
-
-
-def _apc(value: Value | None) -> int | None:
+def _apc(value: SnmpValue | None) -> int | None:
     """Return a number of rPDU2, None for what the model does not measure."""
     if value is None or value == _APC_UNSUPPORTED:
         return None

@@ -137,6 +137,18 @@ TABLE.enter(
     home=machines.vm_home,
 )
 TABLE.enter(
+    "vm.rules",
+    "PUT",
+    VMS + "/{vm}/rules",
+    machines.RuleVm,
+    Shown[Vm],
+    machines.rule_vm,
+    "Change where a VM may run: fence, ban, near, apart",
+    action="vm.write",
+    scope=machines.vm_scope,
+    home=machines.vm_home,
+)
+TABLE.enter(
     "vm.migrate",
     "POST",
     VMS + "/{vm}/migrate",

@@ -11,6 +11,7 @@ from nuage.iaas.movement import claimed
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
+from nuage.iaas.vm_places import nodes_at, place_ids
 from nuage.iaas.volumes import new_volume, volume_of
 from nuage.ids import IaasId, PortId, RequestId, SiteId, VmId, VolumeId, new_id
 from nuage.model.contract import CutOffRule
@@ -31,7 +32,8 @@ NODE_ASK_TIMEOUT_S = 5.0
 class CreateVm:
     """Create a VM; with `image` it gets a boot volume of its own, with `volume` an existing one.
 
-    `volume_bytes` 0 takes the image's size. `near` and `apart` name VMs of the same IaaS.
+    `volume_bytes` 0 takes the image's size. `near` and `apart` name VMs of the same IaaS, `fence`
+    and `ban` nodes, racks and sites.
     """
 
     iaas: str
@@ -47,6 +49,8 @@ class CreateVm:
     node: str = ""
     near: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    fence: tuple[str, ...] = ()
+    ban: tuple[str, ...] = ()
     preference: float = 0.0
     policy: str = ""
 
@@ -73,6 +77,18 @@ class ResizeVm:
     iaas: str
     vm: str
     shape: VmShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleVm:
+    """Change where a VM may run; what is None stays, an empty list lifts that rule."""
+
+    iaas: str
+    vm: str
+    fence: tuple[str, ...] | None = None
+    ban: tuple[str, ...] | None = None
+    near: tuple[str, ...] | None = None
+    apart: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +161,8 @@ async def create_vm(site: Site, _principal: Principal, body: CreateVm) -> Create
         ssh_keys=body.ssh_keys,
         near=tuple(vm_of(site, body.iaas, name).vm_id for name in body.near),
         apart=tuple(vm_of(site, body.iaas, name).vm_id for name in body.apart),
+        fence=place_ids(site.index, body.fence, rule="fence"),
+        ban=place_ids(site.index, body.ban, rule="ban"),
         preference=body.preference,
         asked_at=site.site_id,
         request_id=current_request_id(),
@@ -222,6 +240,8 @@ def _request(
         site_wanted=SiteId(site_name) if site_name else (node.site_id if node else None),
         node_wanted=node.node_id if node else None,
         nodes_excluded=() if vm.node_id is None else (vm.node_id,),
+        nodes_fenced=nodes_at(site.index, vm.fence),
+        nodes_banned=nodes_at(site.index, vm.ban),
         vms_near=vm.near,
         vms_apart=vm.apart,
         policy=policy,
@@ -299,6 +319,21 @@ async def resize_vm(site: Site, _principal: Principal, body: ResizeVm) -> Shown[
     return await _set(site, vm, "resize", shape=body.shape)
 
 
+async def rule_vm(site: Site, _principal: Principal, body: RuleVm) -> Shown[Vm]:
+    """Change a VM's fence, ban and affinities; one that runs where it may not is moved by plan."""
+    vm = vm_of(site, body.iaas, body.vm)
+    changed: dict[str, tuple[str, ...]] = {}
+    for rule, names in (("fence", body.fence), ("ban", body.ban)):
+        if names is not None:
+            changed[rule] = place_ids(site.index, names, rule=rule)
+    for rule, names in (("near", body.near), ("apart", body.apart)):
+        if names is not None:
+            changed[rule] = tuple(vm_of(site, body.iaas, name).vm_id for name in names)
+            if vm.vm_id in changed[rule]:
+                raise InvalidRequest(f"{vm.name} cannot be {rule} to itself", field=rule)
+    return await _set(site, vm, "rules", **changed)
+
+
 async def delete_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
     """Want a VM gone; its boot volume goes with it, other volumes are detached."""
     vm = vm_of(site, body.iaas, body.vm)
@@ -373,13 +408,13 @@ def ports_of(site: Site, vm: Vm) -> list[Port]:
     return [port for port in found if port is not None]
 
 
-def vm_home(site: Site, body: NameVm | ResizeVm | MigrateVm | ReadConsole) -> SiteId:
+def vm_home(site: Site, body: NameVm | ResizeVm | RuleVm | MigrateVm | ReadConsole) -> SiteId:
     """Let the site where the VM runs answer."""
     return site.index.home("vm", vm_of(site, body.iaas, body.vm).vm_id)
 
 
 def vm_scope(
-    site: Site, body: CreateVm | ListVms | NameVm | ResizeVm | MigrateVm | ReadConsole
+    site: Site, body: CreateVm | ListVms | NameVm | ResizeVm | RuleVm | MigrateVm | ReadConsole
 ) -> Scope | None:
     """Ask for the role on the IaaS named."""
     return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)

@@ -3,8 +3,9 @@
 ``apc``      PowerNet-MIB, rPDU2 (1.3.6.1.4.1.318.1.1.26): hundredths of kW for the device, watts
              for an outlet, tenths of kWh, tenths of A for a bank; an outlet is on (2) or off
              (1); commands on (1), off (2), reboot (3)
-``raritan``  PDU2-MIB (1.3.6.1.4.1.13742.6): every sensor with its unit (watt 3, watt hour 5) and
-             decimal digits; an outlet is on (7) or off (8); commands off (0), on (1), cycle (2)
+``raritan``  PDU2-MIB (1.3.6.1.4.1.13742.6): every sensor with its unit (volt 1, amp 2, watt 3,
+             watt hour 5) and decimal digits; two breakers of one pole, to which outlets point; an
+             outlet is on (7) or off (8); commands off (0), on (1), cycle (2)
 """
 
 from collections.abc import Callable
@@ -20,6 +21,9 @@ SYS_OBJECT_ID: Final = "1.3.6.1.2.1.1.2.0"
 RPDU2: Final = "1.3.6.1.4.1.318.1.1.26"
 PDU2: Final = "1.3.6.1.4.1.13742.6"
 DIGITS: Final = 1  # this PX tells tenths of watts and of watt hours
+AMP_DIGITS: Final = 3
+VOLT: Final = 1
+AMP: Final = 2
 WATT: Final = 3
 WATT_HOUR: Final = 5
 _APC_ORDERS: Final = {1: "On", 2: "Off", 3: "PowerCycle"}
@@ -87,13 +91,29 @@ def _apc_table(rig: Rig, pdu: str) -> Table:
 
 def _raritan_table(rig: Rig, pdu: str) -> Table:
     rig.advance()
-    table: Table = {SYS_OBJECT_ID: (1, 3, 6, 1, 4, 1, 13742, 6)}
+    table: Table = {
+        SYS_OBJECT_ID: (1, 3, 6, 1, 4, 1, 13742, 6),
+        f"{PDU2}.3.3.3.1.2.1.1": "I1",
+        f"{PDU2}.3.3.3.1.7.1.1": f"{rig.pdus[pdu].rated_amps:.0f}A",
+    }
     watts, watt_hours = rig.pdu_watts(pdu), rig.pdu_kwh(pdu) * 1000.0
-    for kind, unit, value in ((5, WATT, watts), (8, WATT_HOUR, watt_hours)):
+    table |= _sensor("5.2.3.1.4.1.1", "3.3.4.1.{}.1.1", 1, AMP, amps(watts), AMP_DIGITS)
+    table |= _sensor("5.2.3.1.4.1.1", "3.3.4.1.{}.1.1", 4, VOLT, VOLTS, 0)
+    table |= _sensor("5.2.3.1.4.1.1", "3.3.4.1.{}.1.1", 5, WATT, watts, DIGITS)
+    table |= _sensor("5.2.3.1.4.1.1", "3.3.4.1.{}.1.1", 8, WATT_HOUR, watt_hours, DIGITS)
+    for number, name in enumerate(BRANCHES, start=1):
+        fed = [each for each in rig.outlets[pdu] if branch_of(each) == name]
+        current = amps(sum(rig.outlet_watts(pdu, each) for each in fed))
+        settings: Table = {
+            f"{PDU2}.3.4.3.1.2.1.{number}": f"C{number}",
+            f"{PDU2}.3.4.3.1.5.1.{number}": f"{BRANCH_RATED_AMPS:.0f}A",
+            f"{PDU2}.3.4.3.1.6.1.{number}": 1,
+            f"{PDU2}.3.4.3.1.10.1.{number}": _row("3.3.3.1.2.1.1"),
+        }
+        values, kinds = f"5.3.3.1.4.1.{number}", f"3.4.4.1.{{}}.1.{number}"
+        table |= settings | _sensor(values, kinds, 1, AMP, current, AMP_DIGITS)
         table |= {
-            f"{PDU2}.5.2.3.1.4.1.1.{kind}": round(value * 10**DIGITS),
-            f"{PDU2}.3.3.4.1.6.1.1.{kind}": unit,
-            f"{PDU2}.3.3.4.1.7.1.1.{kind}": DIGITS,
+            f"{PDU2}.3.5.3.1.33.1.{each.index}": _row(f"3.4.3.1.2.1.{number}") for each in fed
         }
     for outlet in rig.outlets[pdu]:
         table |= _raritan_outlet(rig, pdu, outlet)
@@ -102,16 +122,26 @@ def _raritan_table(rig: Rig, pdu: str) -> Table:
 
 def _raritan_outlet(rig: Rig, pdu: str, outlet: Outlet) -> Table:
     index = outlet.index
-    table: Table = {
+    watts, watt_hours = rig.outlet_watts(pdu, outlet), rig.outlet_kwh(pdu, outlet) * 1000.0
+    values, settings = f"5.4.3.1.4.1.{index}", f"3.5.4.1.{{}}.1.{index}"
+    return {
         f"{PDU2}.3.5.3.1.3.1.{index}": outlet.label,
         f"{PDU2}.5.4.3.1.3.1.{index}.14": 7 if outlet.on else 8,
         f"{PDU2}.4.1.2.1.2.1.{index}": 1 if outlet.on else 0,
+        **_sensor(values, settings, 5, WATT, watts, DIGITS),
+        **_sensor(values, settings, 8, WATT_HOUR, watt_hours, DIGITS),
     }
-    watts, watt_hours = rig.outlet_watts(pdu, outlet), rig.outlet_kwh(pdu, outlet) * 1000.0
-    for kind, unit, value in ((5, WATT, watts), (8, WATT_HOUR, watt_hours)):
-        table |= {
-            f"{PDU2}.5.4.3.1.4.1.{index}.{kind}": round(value * 10**DIGITS),
-            f"{PDU2}.3.5.4.1.6.1.{index}.{kind}": unit,
-            f"{PDU2}.3.5.4.1.7.1.{index}.{kind}": DIGITS,
-        }
-    return table
+
+
+def _sensor(values: str, settings: str, kind: int, unit: int, value: float, digits: int) -> Table:
+    """Return a sensor's reading, unit and decimal digits: columns 6 and 7 of its settings."""
+    return {
+        f"{PDU2}.{values}.{kind}": round(value * 10**digits),
+        f"{PDU2}.{settings.format(6)}.{kind}": unit,
+        f"{PDU2}.{settings.format(7)}.{kind}": digits,
+    }
+
+
+def _row(oid: str) -> tuple[int, ...]:
+    """Return a row pointer: the number of the object that it points to."""
+    return tuple(int(part) for part in f"{PDU2}.{oid}".split("."))

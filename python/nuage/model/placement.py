@@ -9,7 +9,11 @@ from nuage.model.vm import VmShape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmRequest:
-    """Step 1: what a client asks for. `sites_near_data` hold a copy of its volume."""
+    """Step 1: what a client asks for. `sites_near_data` hold a copy of its volume.
+
+    `nodes_fenced` are the only nodes that it may use (none named: any), `nodes_banned` those it
+    may not, by the owner's word; `nodes_excluded` is this request's alone.
+    """
 
     request_id: RequestId
     vm_id: VmId
@@ -20,6 +24,8 @@ class VmRequest:
     site_wanted: SiteId | None = None
     node_wanted: NodeId | None = None
     nodes_excluded: tuple[NodeId, ...] = ()
+    nodes_fenced: tuple[NodeId, ...] = ()
+    nodes_banned: tuple[NodeId, ...] = ()
     sites_near_data: tuple[SiteId, ...] = ()
     vms_near: tuple[VmId, ...] = ()
     vms_apart: tuple[VmId, ...] = ()
@@ -32,8 +38,10 @@ class EstimationVector:
 
     `power_watts` is the node's draw now, from `power_source` (outlet, bmc, rapl, model) read
     at `power_read_s`; `flops` is the calibrated performance of all cores. `mean_power_watts`
-    is the paper's dynamic metric: power averaged over the last requests served, weighted by
-    time; 0.0 with `requests_served` 0 marks a node without history.
+    is the paper's dynamic metric (drawn at `mean_utilisation`): power averaged over the last
+    requests served, weighted by
+    time; 0.0 with `requests_served` 0 marks a node without history. `vcpu_free` counts at
+    `vcpu_overcommit` vCPUs a core; a preserved vCPU takes a core's whole share of them.
     """
 
     node_id: NodeId
@@ -50,6 +58,7 @@ class EstimationVector:
     peak_watts: float
     cpu_utilisation: float
     mean_power_watts: float = 0.0
+    mean_utilisation: float = 1.0
     requests_served: int = 0
     vm_count: int = 0
     running: tuple[VmId, ...] = ()
@@ -59,6 +68,7 @@ class EstimationVector:
     boot_energy_joules: float = 0.0
     maintenance: bool = False
     accelerator: str = "tcg"
+    vcpu_overcommit: float = 1.0
     extra: dict[str, float] = field(default_factory=dict)
 
 
@@ -73,12 +83,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A candidate that said no, by rule. `node_id` None: the whole site refused."""
+    """A candidate that said no, by rule. `node_id` None: the whole site, or `node_count` of it."""
 
     site_id: SiteId
     node_id: NodeId | None
     rule: str
     reason: str
+    node_count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,16 +32,21 @@ class VmState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmShape:
-    """The size of a VM."""
+    """The size of a VM. `preserved_vcpus` of its vCPUs have cores that nobody else is sold."""
 
     vcpu_count: int = 1
     memory_mib: int = 256
+    preserved_vcpus: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpu_count <= 128:
             raise InvalidRequest("a VM has 1 to 128 vCPUs", field="vcpu_count")
         if not 64 <= self.memory_mib <= 4 * 1024 * 1024:
             raise InvalidRequest("a VM has 64 MiB to 4 TiB of memory", field="memory_mib")
+        if not 0 <= self.preserved_vcpus <= self.vcpu_count:
+            raise InvalidRequest(
+                f"0 to all {self.vcpu_count} vCPUs can be preserved", field="preserved_vcpus"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,8 @@ class Vm:
     ssh_keys: tuple[str, ...] = ()
     near: tuple[VmId, ...] = ()
     apart: tuple[VmId, ...] = ()
+    fence: tuple[str, ...] = ()  # nodes, racks and sites: it runs there only
+    ban: tuple[str, ...] = ()  # nodes, racks and sites: it never runs there
     preference: float = 0.0
     reboot_count: int = 0  # raised by one to ask for a reboot
     migrating_to: NodeId | None = None

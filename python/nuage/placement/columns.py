@@ -7,6 +7,7 @@ which policies see under the name the SeD gave, with NaN where a candidate has n
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from nuage.model.placement import Estimate
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 IndexArray: TypeAlias = npt.NDArray[np.intp]
+LotArray: TypeAlias = npt.NDArray[np.uint64]
 
 # Columns that come straight from the SeD, in the order of the Local Agent's table.
 MEASURED_COLUMNS: Final = (
@@ -31,6 +33,7 @@ MEASURED_COLUMNS: Final = (
     "idle_watts",
     "peak_watts",
     "mean_power_watts",
+    "mean_utilisation",
     "requests_served",
     "booted",
     "boot_time_s",
@@ -51,11 +54,15 @@ COLUMN_NAMES: Final = MEASURED_COLUMNS + DERIVED_COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """`len(node_ids)` candidates; `values[name]` has one float64 for each."""
+    """`len(node_ids)` candidates; `values[name]` has one float64 for each.
 
-    node_ids: tuple[NodeId, ...]
-    site_ids: tuple[SiteId, ...]
+    `lots` are what the nodes draw with, where a table keeps them (`lots_of` works them out).
+    """
+
+    node_ids: Sequence[NodeId]
+    site_ids: Sequence[SiteId]
     values: Mapping[str, FloatArray]
+    lots: LotArray | None = None
 
     def __len__(self) -> int:
         return len(self.node_ids)
@@ -64,6 +71,19 @@ class Columns:
         """Return the column `name`; a name that no candidate has is all NaN."""
         column = self.values.get(name)
         return np.full(len(self.node_ids), np.nan) if column is None else column
+
+
+def lot_of(name: str) -> int:
+    """Return 64 bits that a name draws lots with."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def lots_of(columns: Columns) -> LotArray:
+    """Return what each candidate draws lots with."""
+    if columns.lots is not None:
+        return columns.lots
+    lots = (lot_of(node_id) for node_id in columns.node_ids)
+    return np.fromiter(lots, dtype=np.uint64, count=len(columns))
 
 
 class _CostColumns(Mapping[str, FloatArray]):

@@ -15,7 +15,7 @@ memory, and for the watts of each power limit as measured and promised.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -28,13 +28,14 @@ from nuage.model.placement import Bid, Estimate, EstimationVector, Refusal, VmRe
 from nuage.model.vm import VmShape
 from nuage.placement.columns import (
     COLUMN_NAMES,
-    MEASURED_COLUMNS,
     BoolArray,
     Columns,
     FloatArray,
     IndexArray,
 )
-from nuage.placement.policies import PolicyBook, scored
+from nuage.placement.node_rules import NodeRules
+from nuage.placement.policies import PolicyBook, score_column
+from nuage.placement.row_columns import Picked, Ranking, RowColumns, lowest
 from nuage.placement.table import NodeTable
 
 VECTOR_AGE_MAX_S: Final = 30.0  # three reports of a SeD missed
@@ -46,8 +47,7 @@ ESTIMATES_MAX: Final = 16  # per bid: a site's best, by the request's policy
 # vectors' own age, so nothing that a rule looks at goes stale by it.
 KNOWN_S: Final = 0.2
 
-_WATTS_TO_MW: Final = 1e6
-_FIRST_DERIVED: Final = len(MEASURED_COLUMNS)
+RANKINGS_MAX: Final = 8  # policies and preferences whose scores are kept, per shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +66,7 @@ class Reservation:
     request_id: RequestId
     vm_id: VmId
     node_id: NodeId
-    vcpu_count: int
-    memory_mib: int
+    shape: VmShape
     watts: float
     expires_s: float
     confirmed: bool = False
@@ -75,14 +74,15 @@ class Reservation:
 
 @dataclass(slots=True)
 class _Known:
-    """Who can take a VM of one shape: table rows, their columns, and who cannot."""
+    """Who can take a VM of one shape, and how good each row is by the policies asked yet."""
 
     found_s: float
-    rows: list[int]
-    block: FloatArray
+    epoch: int
+    position: int  # in the table's log of changes
+    able: BoolArray
     refusals: tuple[Refusal, ...]
-    estimates: tuple[Estimate, ...] | None
-    columns: Columns | None = None
+    rankings: dict[tuple[str, float], Ranking] = field(default_factory=dict)
+    best: dict[tuple[str, float], tuple[Estimate, ...]] = field(default_factory=dict)
 
 
 class LocalAgent:
@@ -100,19 +100,16 @@ class LocalAgent:
         self.site = site
         self.conditions = SiteConditions()
         self._policies = PolicyBook() if policies is None else policies
-        self._vector_age_max_s = vector_age_max_s
         self._reservation_s = reservation_s
         self._estimates_max = estimates_max
         self._table = NodeTable()
         self._holds: dict[RequestId, Reservation] = {}
         self._released: dict[tuple[RequestId, NodeId], None] = {}  # oldest first
         self._next_expiry_s = np.inf
-        self._in_service: frozenset[NodeId] | None = None
-        self._service_reason = ""
-        self._limits: tuple[PowerLimit, ...] = ()
-        self._headroom: tuple[FloatArray, FloatArray] | None = None
+        self._rules = NodeRules(
+            site, self._table, vector_age_max_s=vector_age_max_s, places_of=self._places_of
+        )
         self._known: dict[VmShape, _Known] = {}
-        self.set_power_limits(())
 
     # -- what SeDs, the facility and the rules tell --------------------------------------
 
@@ -120,7 +117,7 @@ class LocalAgent:
         """Take a SeD's vector; a promise that it shows as a running VM is kept and done."""
         if not self._table.put(vector):
             return
-        self._changed()
+        self._rules.watts_changed()
         if self._holds and vector.running:
             running = set(vector.running)
             for hold in [h for h in self._holds.values() if h.node_id == vector.node_id]:
@@ -132,28 +129,25 @@ class LocalAgent:
         for hold in [h for h in self._holds.values() if h.node_id == node_id]:
             self._drop(hold)
         self._table.drop(node_id)
-        self._changed()
 
     def set_conditions(self, conditions: SiteConditions) -> None:
         """Take the site's PUE, price and carbon of now."""
         self.conditions = conditions
-        self._changed()
+        self._known.clear()
 
     def set_power_limits(self, limits: Iterable[PowerLimit]) -> None:
         """Take the electrical paths; the site's own capacity is always one of them."""
-        self._limits = tuple(limits)
-        self._changed()
+        self._rules.set_power_limits(limits)
+        self._known.clear()
 
     def set_power_curve(self, node_id: NodeId, watts: Sequence[float]) -> None:
         """Take a node's calibrated curve: watts at 0, 10 … 100 % of CPU."""
         self._table.set_curve(node_id, np.asarray(watts, dtype=np.float64))
-        self._changed()
 
     def set_in_service(self, node_ids: Collection[NodeId] | None, *, reason: str = "") -> None:
         """Let rules restrict the nodes that may be used; None lifts the restriction."""
-        self._in_service = None if node_ids is None else frozenset(node_ids)
-        self._service_reason = reason
-        self._changed()
+        self._rules.set_in_service(node_ids, reason=reason)
+        self._known.clear()
 
     @property
     def nodes(self) -> tuple[EstimationVector, ...]:
@@ -174,42 +168,52 @@ class LocalAgent:
         if refusal is not None:
             return Bid(site_id=self.site.site_id, estimates=(), refusals=(refusal,))
         known = self._known_for(request, now_s)
-        estimates = known.estimates
-        if estimates is None:
-            estimates = self._estimates(known, self._best(request, known))
-        return Bid(site_id=self.site.site_id, estimates=estimates, refusals=known.refusals)
+        return Bid(
+            site_id=self.site.site_id,
+            estimates=self._best(request, known, now_s),
+            refusals=known.refusals,
+        )
 
     def _known_for(self, request: VmRequest, now_s: float) -> "_Known":
-        """Return who can take the request; kept per shape while nothing changes.
+        """Return who can take the request; kept per shape, and renewed where rows changed.
 
         Requests that name nodes or other VMs are worked out afresh.
         """
-        is_plain = not (request.node_wanted or request.nodes_excluded or request.vms_apart)
-        known = self._known.get(request.shape) if is_plain else None
-        if known is not None and now_s - known.found_s < KNOWN_S:
+        names_somebody = (
+            request.node_wanted or request.nodes_excluded or request.vms_apart
+            or request.nodes_fenced or request.nodes_banned
+        )  # fmt: skip
+        known = None if names_somebody else self._known.get(request.shape)
+        is_current = known is not None and known.epoch == self._table.epoch
+        if known is not None and is_current and now_s - known.found_s < KNOWN_S:
+            self._renew(known, request, now_s)
             return known
         marginal = self._table.marginal_watts(request.shape.vcpu_count)
-        able = self._able(request, marginal, now_s)
-        if able.all():
-            refusals: tuple[Refusal, ...] = ()
-            rows: IndexArray | slice = slice(0, len(able))
-            count = len(able)
-        else:
-            refusals = self._refusals(request, marginal, able, now_s)
-            rows = np.flatnonzero(able)
-            count = len(rows)
-        places = range(count) if isinstance(rows, slice) else rows.tolist()
-        block = self._block(rows, count, marginal, now_s)
-        known = _Known(now_s, list(places), block, refusals, None)
-        if count <= self._estimates_max:
-            known.estimates = self._estimates(known, range(count))
-        if is_plain:
+        able = self._rules.able(request, marginal, now_s)
+        known = _Known(
+            now_s, self._table.epoch, len(self._table.touched), able,
+            self._rules.refusals(request, marginal, able, now_s),
+        )  # fmt: skip
+        if not names_somebody:
             self._known[request.shape] = known
         return known
 
-    def _changed(self) -> None:
-        self._headroom = None
-        self._known.clear()
+    def _renew(self, known: "_Known", request: VmRequest, now_s: float) -> None:
+        """Take in what changed since: in a large site that is a node or two of thousands."""
+        table = self._table
+        if known.position == len(table.touched):
+            return
+        marginal = table.marginal_watts(request.shape.vcpu_count)
+        able = self._rules.able(request, marginal, now_s)
+        is_new = able & ~known.able
+        is_new[table.touched[known.position :]] = True
+        rows = np.flatnonzero(is_new & able)
+        for (name, preference), ranking in known.rankings.items():
+            asked = replace(request, preference=preference)
+            ranking.renew(able, rows, self._scored(name, asked, rows, now_s))
+        known.able, known.position = able, len(table.touched)
+        known.refusals = self._rules.refusals(request, marginal, able, now_s)
+        known.best.clear()
 
     def _site_refusal(self, request: VmRequest) -> Refusal | None:
         site_id = self.site.site_id
@@ -226,6 +230,10 @@ class LocalAgent:
             rule, reason = "near_data", f"its volumes lie in {told}"
         elif not len(self._table):
             rule, reason = "no_vnode", "no V-node has reported"
+        elif request.nodes_fenced and not any(
+            node in self._table.row_of for node in request.nodes_fenced
+        ):
+            rule, reason = "fence", "no node of the VM's fence is here"
         else:
             absent = [vm for vm in request.vms_near if not self._places_of(vm)]
             if absent:
@@ -240,154 +248,70 @@ class LocalAgent:
             places.update(hold.node_id for hold in self._holds.values() if hold.vm_id == vm_id)
         return places
 
-    def _able(self, request: VmRequest, marginal: FloatArray, now_s: float) -> BoolArray:
-        """Return which rows break no rule; the order of rules is that of `_refusal_of`."""
-        table = self._table
-        able: BoolArray = (
-            table.usable
-            & (table.vcpu_free >= request.shape.vcpu_count)
-            & (table.memory_free_mib >= request.shape.memory_mib)
-            & (marginal <= self._headroom_watts()[0])
-        )
-        if now_s - table.oldest_sent_s > self._vector_age_max_s:
-            able &= now_s - table.sent_s <= self._vector_age_max_s
-        if self._in_service is not None:
-            able &= np.fromiter(
-                (node in self._in_service for node in table.node_ids), np.bool_, len(table)
-            )
-        barred = set(request.nodes_excluded)
-        for vm_id in request.vms_apart:
-            barred |= self._places_of(vm_id)
-        for node_id in barred:
-            row = table.row_of.get(node_id)
-            if row is not None:
-                able[row] = False
-        if request.node_wanted is not None:
-            wanted = table.row_of[request.node_wanted]
-            able[:wanted] = False
-            able[wanted + 1 :] = False
-        return able
+    def _best(self, request: VmRequest, known: "_Known", now_s: float) -> tuple[Estimate, ...]:
+        """Return the `estimates_max` best by the request's policy: DIET's partial ranking.
 
-    def _refusals(
-        self, request: VmRequest, marginal: FloatArray, able: BoolArray, now_s: float
-    ) -> tuple[Refusal, ...]:
-        site_id = self.site.site_id
-        apart = {node: vm for vm in request.vms_apart for node in self._places_of(vm)}
-        refusals = []
-        for row in np.flatnonzero(~able).tolist():
-            rule, reason = self._refusal_of(request, row, float(marginal[row]), apart, now_s)
-            refusals.append(
-                Refusal(
-                    site_id=site_id, node_id=self._table.node_ids[row], rule=rule, reason=reason
-                )
-            )
-        return tuple(refusals)
+        Of a stable policy both the scores and the answer are kept.
+        """
+        policy = self._policies.require(request.policy if request.policy in self._policies else "")
+        is_kept = self._policies.is_stable(policy.name)
+        key = (policy.name, request.preference)
+        found = known.best.get(key)
+        if found is not None:
+            return found
+        rows = np.flatnonzero(known.able)
+        if len(rows) > self._estimates_max:
+            rows = self._ranked(request, policy.name, known, rows, now_s)
+        found = self._estimates(request, rows, now_s)
+        if is_kept or len(found) == np.count_nonzero(known.able):
+            known.best[key] = found
+        return found
 
-    def _refusal_of(
-        self,
-        request: VmRequest,
-        row: int,
-        marginal_watts: float,
-        apart: dict[NodeId, VmId],
-        now_s: float,
-    ) -> tuple[str, str]:
-        table = self._table
-        node_id = table.node_ids[row]
-        vector = table.vectors[row]
-        age_s = now_s - vector.sent_s
-        if request.node_wanted is not None and request.node_wanted != node_id:
-            return "node_wanted", f"{request.node_wanted} was asked for"
-        if node_id in request.nodes_excluded:
-            return "excluded", "the request excludes this node"
-        if age_s > self._vector_age_max_s:
-            return "stale", f"its SeD last reported {age_s:.0f} s ago"
-        if vector.maintenance:
-            return "maintenance", "the operator has it under maintenance"
-        if not vector.in_service:
-            return "out_of_service", "its SeD says that it is out of service"
-        if self._in_service is not None and node_id not in self._in_service:
-            return "out_of_service", self._service_reason or "a rule keeps it out of service"
-        vcpu_free = int(table.vcpu_free[row])
-        if vcpu_free < request.shape.vcpu_count:
-            return "vcpu", f"{vcpu_free} vCPUs free, {request.shape.vcpu_count} asked"
-        memory_free_mib = int(table.memory_free_mib[row])
-        if memory_free_mib < request.shape.memory_mib:
-            return "memory", f"{memory_free_mib} MiB free, {request.shape.memory_mib} MiB asked"
-        if node_id in apart:
-            return "apart", f"{apart[node_id]} is here"
-        headroom, at_limit = self._headroom_watts()
-        return "electrical", (
-            f"{marginal_watts:.0f} W more, and {self._limit_name(int(at_limit[row]))} "
-            f"has {max(float(headroom[row]), 0.0):.0f} W left"
-        )
+    def _ranked(
+        self, request: VmRequest, policy_name: str, known: "_Known", rows: IndexArray, now_s: float
+    ) -> IndexArray:
+        """Return the best of some rows, in order; the ranking of a stable policy is kept."""
+        key = (policy_name, request.preference)
+        ranking = known.rankings.get(key)
+        if ranking is not None:
+            return ranking.best()
+        scores = np.full(len(known.able), np.nan)
+        scores[rows] = self._scored(policy_name, request, rows, now_s)
+        if not self._policies.is_stable(policy_name):
+            return lowest(scores, self._table.rank, self._estimates_max)
+        if len(known.rankings) >= RANKINGS_MAX:
+            known.rankings.clear()
+        ranking = known.rankings[key] = Ranking(scores, self._table.rank, self._estimates_max)
+        return ranking.best()
 
-    def _limit_name(self, index: int) -> str:
-        return "the site" if index == 0 else self._limits[index - 1].name
-
-    def _headroom_watts(self) -> tuple[FloatArray, FloatArray]:
-        """Return per node the watts left on its tightest limit, and that limit's index."""
-        if self._headroom is None:
-            power = self._table.power_watts
-            left = np.full(len(power), self.site.power_capacity_watts - float(power.sum()))
-            tightest = np.zeros(len(power))
-            for index, limit in enumerate(self._limits, start=1):
-                rows = [r for n, r in self._table.row_of.items() if n in limit.node_ids]
-                spare = limit.limit_watts - float(power[rows].sum())
-                for row in rows:
-                    if spare < left[row]:
-                        left[row] = spare
-                        tightest[row] = index
-            self._headroom = (left, tightest)
-        return self._headroom
-
-    def _estimates(self, known: "_Known", chosen: Iterable[int]) -> tuple[Estimate, ...]:
-        site_id = self.site.site_id
-        node_ids = self._table.node_ids
-        vectors = self._table.vectors
-        with_extra = self._table.extra_count > 0
-        indices = list(chosen)
-        estimates = []
-        for index, values in zip(indices, known.block[:, indices].T.tolist(), strict=True):
-            row = known.rows[index]
-            costs = dict(zip(COLUMN_NAMES, values, strict=True))
-            if with_extra and vectors[row].extra:
-                costs |= vectors[row].extra
-            estimates.append(Estimate(node_id=node_ids[row], site_id=site_id, costs=costs))
-        return tuple(estimates)
-
-    def _block(
-        self, rows: IndexArray | slice, count: int, marginal: FloatArray, now_s: float
+    def _scored(
+        self, policy_name: str, request: VmRequest, rows: IndexArray, now_s: float
     ) -> FloatArray:
-        block = np.empty((len(COLUMN_NAMES), count))
-        self._table.measured_block(rows, now_s, block)
-        here = self.conditions
-        watts = marginal[rows]
-        block[_FIRST_DERIVED + 1] = watts
-        block[_FIRST_DERIVED + 2] = here.pue
-        block[_FIRST_DERIVED + 3] = here.price_eur_per_mwh
-        block[_FIRST_DERIVED + 4] = here.carbon_g_per_kwh
-        block[_FIRST_DERIVED + 5] = watts * (here.pue * here.price_eur_per_mwh / _WATTS_TO_MW)
-        block[_FIRST_DERIVED + 6] = watts * (here.pue * here.carbon_g_per_kwh / 1000.0)
-        return block
+        if not len(rows):
+            return np.empty(0)
+        columns = Columns(
+            Picked(self._table.node_ids, rows),
+            Picked((self.site.site_id,), np.zeros(len(rows), np.intp)),
+            self._columns(request, rows, now_s),
+            self._table.lots[rows],
+        )
+        return score_column(self._policies.require(policy_name), columns, request)
 
-    def _columns(self, known: "_Known") -> Columns:
-        node_ids = tuple(self._table.node_ids[row] for row in known.rows)
-        values = dict(zip(COLUMN_NAMES, known.block, strict=True))
-        if self._table.extra_count:
-            extras = [self._table.vectors[row].extra for row in known.rows]
-            for name in dict.fromkeys(name for extra in extras for name in extra):
-                values[name] = np.array([extra.get(name, np.nan) for extra in extras])
-        return Columns(node_ids, (self.site.site_id,) * len(node_ids), values)
+    def _columns(self, request: VmRequest, rows: IndexArray, now_s: float) -> RowColumns:
+        return RowColumns(self._table, self.conditions, request.shape.vcpu_count, rows, now_s)
 
-    def _best(self, request: VmRequest, known: "_Known") -> list[int]:
-        """Return the `estimates_max` best by the request's policy: DIET's partial ranking."""
-        if known.columns is None:
-            known.columns = self._columns(known)
-        name = request.policy if request.policy in self._policies else ""
-        scores = np.array(scored(self._policies.require(name), known.columns, request))
-        order = np.lexsort((self._table.rank[known.rows], scores))  # NaN sorts last
-        best: list[int] = order[~np.isnan(scores[order])][: self._estimates_max].tolist()
-        return best
+    def _estimates(
+        self, request: VmRequest, rows: IndexArray, now_s: float
+    ) -> tuple[Estimate, ...]:
+        table, site_id = self._table, self.site.site_id
+        block = self._columns(request, rows, now_s).block()
+        estimates = []
+        for row, values in zip(rows.tolist(), block.T.tolist(), strict=True):
+            costs = dict(zip(COLUMN_NAMES, values, strict=True))
+            if table.extra_count and table.vectors[row].extra:
+                costs |= table.vectors[row].extra
+            estimates.append(Estimate(node_id=table.node_ids[row], site_id=site_id, costs=costs))
+        return tuple(estimates)
 
     # -- step 5: commitment -----------------------------------------------------------------
 
@@ -417,18 +341,16 @@ class LocalAgent:
         if row is None:
             reason = "the node has left the site's table"
             return Refusal(site_id=site_id, node_id=node_id, rule="no_vnode", reason=reason)
-        marginal = self._table.marginal_watts(request.shape.vcpu_count)
-        if not self._able(request, marginal, now_s)[row]:
-            apart = {node: vm for vm in request.vms_apart for node in self._places_of(vm)}
-            rule, reason = self._refusal_of(request, row, float(marginal[row]), apart, now_s)
-            return Refusal(site_id=site_id, node_id=node_id, rule=rule, reason=reason)
+        watts = float(self._table.marginal_watts(request.shape.vcpu_count)[row])
+        told = self._rules.refusal_of(request, row, watts, now_s)
+        if told is not None:
+            return Refusal(site_id=site_id, node_id=node_id, rule=told[0], reason=told[1])
         reservation = Reservation(
             request_id=request.request_id,
             vm_id=request.vm_id,
             node_id=node_id,
-            vcpu_count=request.shape.vcpu_count,
-            memory_mib=request.shape.memory_mib,
-            watts=float(marginal[row]),
+            shape=request.shape,
+            watts=watts,
             expires_s=now_s + self._reservation_s,
         )
         self._keep(reservation, sign=1)
@@ -441,16 +363,7 @@ class LocalAgent:
         held = self._holds.get(request_id)
         if held is None or held.confirmed:
             return held
-        kept = Reservation(
-            request_id=held.request_id,
-            vm_id=held.vm_id,
-            node_id=held.node_id,
-            vcpu_count=held.vcpu_count,
-            memory_mib=held.memory_mib,
-            watts=held.watts,
-            expires_s=np.inf,
-            confirmed=True,
-        )
+        kept = replace(held, expires_s=np.inf, confirmed=True)
         self._holds[request_id] = kept
         return kept
 
@@ -492,11 +405,5 @@ class LocalAgent:
     def _keep(self, hold: Reservation, *, sign: int) -> None:
         row = self._table.row_of.get(hold.node_id)
         if row is not None:
-            self._table.hold(
-                row,
-                vcpu_count=hold.vcpu_count,
-                memory_mib=hold.memory_mib,
-                watts=hold.watts,
-                sign=sign,
-            )
-        self._changed()
+            self._table.hold(row, hold.shape, watts=hold.watts, sign=sign)
+        self._rules.watts_changed()

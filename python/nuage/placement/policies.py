@@ -18,7 +18,7 @@ import numpy as np
 
 from nuage.errors import InvalidRequest, LocalProtocolError
 from nuage.model.placement import VmRequest
-from nuage.placement.columns import Columns, FloatArray
+from nuage.placement.columns import Columns, FloatArray, lots_of
 
 ENTRY_POINT_GROUP: Final = "nuage.placement_policies"
 DEFAULT_POLICY: Final = "power"
@@ -29,6 +29,12 @@ REFERENCE_WORK_FLOP: Final = 600 * 18.4e9
 FLOPS_UNKNOWN: Final = 1e9  # of a core nobody measured: less than any that would be bought
 # The range that keeps the exponent 2/(P+1)-1 between 0.05 and 19 (GreenDIET's own range).
 PREFERENCE_MAX: Final = 0.9
+
+# Rounds of shift and multiply that spread every bit over all (the finalizer of splitmix64 twice).
+_MIXING: Final = (
+    (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0xBF58476D1CE4E5B9),
+    (30, 0x94D049BB133111EB),
+)  # fmt: skip
 
 
 @runtime_checkable
@@ -42,6 +48,20 @@ class Policy(Protocol):
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return one float64 per candidate, in the columns' order; NaN bars a candidate."""
+        ...
+
+
+@runtime_checkable
+class StablePolicy(Policy, Protocol):
+    """A policy that scores each candidate by itself: by its own columns and the preference.
+
+    Its scores hold until the candidate changes, so a Local Agent keeps them. A policy that looks
+    at anything else of the request, or at the others, must not say so.
+    """
+
+    @property
+    def is_stable(self) -> bool:
+        """True."""
         ...
 
 
@@ -60,6 +80,7 @@ class Power:
     """
 
     name = "power"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return watts per GFLOPS."""
@@ -70,6 +91,7 @@ class Performance:
     """Most floating-point operations per second, all cores (paper §II-E, HPL class)."""
 
     name = "performance"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return minus flops."""
@@ -86,16 +108,20 @@ class Random:
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return numbers in [0, 1) drawn from the seed, the request and the node."""
-        key = self._salt + request.request_id.encode()
-        draws = (
-            int.from_bytes(blake2b(key + node_id.encode(), digest_size=6).digest(), "big")
-            for node_id in columns.node_ids
-        )
-        return np.fromiter(draws, dtype=np.float64, count=len(columns)) / 2.0**48
+        key = blake2b(self._salt + request.request_id.encode(), digest_size=8).digest()
+        drawn = lots_of(columns) ^ np.uint64(int.from_bytes(key, "big"))
+        for shift, factor in _MIXING:
+            drawn = (drawn ^ (drawn >> np.uint64(shift))) * np.uint64(factor)
+        scores: FloatArray = (drawn >> np.uint64(11)).astype(np.float64) / 2.0**53
+        return scores
 
 
 class Green:
     """The paper's dynamic metric: mean watts over the requests served, per flops, × PUE.
+
+    What was measured at part load is carried on to full load along the calibration, so that equal
+    machines score alike whatever each has served, and one that draws more than its like scores
+    worse by just that.
 
     Until a node has history its calibration stands in: peak watts per flops. A node that is on,
     empty and without either is explored on purpose: it sorts before every other, and one request
@@ -105,13 +131,17 @@ class Green:
     """
 
     name = "green"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return watts per GFLOPS; below zero for a node to explore."""
         flops, peak_watts = columns["flops"], columns["peak_watts"]
         served, is_empty = columns["requests_served"] > 0, columns["vm_count"] <= 0
-        watts = np.where(served, columns["mean_power_watts"], peak_watts)
-        watts = watts + np.where(is_empty, columns["idle_watts"], 0.0)
+        spare = 1.0 - np.nan_to_num(columns["mean_utilisation"], nan=1.0)
+        idle_watts = columns["idle_watts"]
+        measured = columns["mean_power_watts"] + spare * np.maximum(peak_watts - idle_watts, 0.0)
+        watts = np.where(served, measured, peak_watts)
+        watts = watts + np.where(is_empty, idle_watts, 0.0)
         score = watts * columns["pue"] / (np.maximum(flops, 1.0) / 1e9)
         is_unknown = ~served & ((flops <= 0) | (peak_watts <= 0))
         return np.where(is_unknown & is_empty & (columns["booted"] > 0), -1.0, score)
@@ -121,6 +151,7 @@ class Cost:
     """Least euros per hour: marginal watts × PUE(site, now) × price(site, now)."""
 
     name = "cost"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return EUR/h."""
@@ -131,6 +162,7 @@ class Carbon:
     """Least grams of CO2 equivalent per hour."""
 
     name = "carbon"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return gCO2e/h."""
@@ -147,6 +179,7 @@ class Cursor:
     """
 
     name = "cursor"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return the score in natural logarithm, which sorts alike and cannot overflow."""
@@ -164,6 +197,7 @@ class Spread:
     """Fewest VMs, then least busy: what most clouds do; keeps noise and loss small."""
 
     name = "spread"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return VMs on the node plus its utilisation."""
@@ -174,6 +208,7 @@ class Pack:
     """Fewest vCPUs left free, nodes that are on before nodes that are off."""
 
     name = "pack"
+    is_stable = True
 
     def score(self, columns: Columns, request: VmRequest) -> FloatArray:
         """Return vCPUs left, and a large penalty for waking a node."""
@@ -194,6 +229,11 @@ class PolicyBook:
         if policies is None:
             policies = (cls() for cls in BUILT_IN)
         self._policies = {policy.name: policy for policy in policies}
+        self._stable = {
+            name
+            for name, policy in self._policies.items()
+            if isinstance(policy, StablePolicy) and policy.is_stable
+        }
         self.default = default
         self.require(default)
 
@@ -232,6 +272,10 @@ class PolicyBook:
             )
         return policy
 
+    def is_stable(self, name: str) -> bool:
+        """Tell whether a policy's scores may be kept while a node stays as it is."""
+        return name in self._stable
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._policies))
 
@@ -240,7 +284,13 @@ class PolicyBook:
 
 
 def scored(policy: Policy, columns: Columns, request: VmRequest) -> list[float]:
-    """Return the policy's scores as floats, after checking that they fit the columns.
+    """Return the policy's scores as floats, after checking that they fit the columns."""
+    result: list[float] = score_column(policy, columns, request).tolist()
+    return result
+
+
+def score_column(policy: Policy, columns: Columns, request: VmRequest) -> FloatArray:
+    """Return the policy's scores as a column, after checking that they fit the others.
 
     Raises:
         LocalProtocolError: the plug-in returned something of another shape.
@@ -250,5 +300,4 @@ def scored(policy: Policy, columns: Columns, request: VmRequest) -> list[float]:
         raise LocalProtocolError(
             f"policy {policy.name!r} returned shape {scores.shape} for {len(columns)} candidates"
         )
-    result: list[float] = scores.tolist()
-    return result
+    return scores

@@ -3,6 +3,9 @@
 Rows are nodes, in the order they first reported; a forgotten node's row is filled by the
 last one. Beside what SeDs report, the table keeps what is *held*: vCPUs, memory and watts
 that were promised to a VM and that no vector shows yet.
+
+Who works something out per row may keep it: `touched` tells which rows have changed since, one
+number per change, and `epoch` rises when all that was kept is void (rows came, went or moved).
 """
 
 from operator import attrgetter
@@ -12,11 +15,20 @@ import numpy as np
 
 from nuage.ids import NodeId, VmId
 from nuage.model.placement import EstimationVector
-from nuage.placement.columns import MEASURED_COLUMNS, BoolArray, FloatArray, IndexArray
+from nuage.model.vm import VmShape
+from nuage.placement.columns import (
+    MEASURED_COLUMNS,
+    BoolArray,
+    FloatArray,
+    IndexArray,
+    LotArray,
+    lot_of,
+)
 
 CURVE_POINTS: Final = 11  # watts at 0, 10 … 100 % of CPU, as SPECpower reports them
 BOOT_HOLD_S: Final = 3600.0  # a woken node's boot energy is spread over one hour of use
 WATTS_DIGITS: Final = 6  # equal nodes stay equal: what differs below is the sums' own noise
+TOUCHED_MAX: Final = 10_000  # changes remembered; who comes later works all rows out anew
 _ROWS_MIN: Final = 8
 
 _measured = attrgetter(*MEASURED_COLUMNS)
@@ -41,14 +53,19 @@ class NodeTable:
         self._read_s = np.zeros(_ROWS_MIN)
         self._sent_s = np.zeros(_ROWS_MIN)
         self._usable = np.zeros(_ROWS_MIN, dtype=np.bool_)
+        self._maintenance = np.zeros(_ROWS_MIN, dtype=np.bool_)
+        self._overcommit = np.ones(_ROWS_MIN)
+        self._lot = np.zeros(_ROWS_MIN, dtype=np.uint64)
         self._curve = np.zeros((_ROWS_MIN, CURVE_POINTS))
         self._held_vcpu = np.zeros(_ROWS_MIN)
+        self._held_units = np.zeros(_ROWS_MIN)  # of `vcpu_free`: more, where cores are preserved
         self._held_memory_mib = np.zeros(_ROWS_MIN)
         self._held_watts = np.zeros(_ROWS_MIN)
         self._held_count = np.zeros(_ROWS_MIN)
         self._curves: dict[NodeId, FloatArray] = {}
-        self._marginal_watts: dict[int, FloatArray] = {}
-        self._power_now: FloatArray | None = None
+        self._marginal_watts: dict[int, tuple[FloatArray, int]] = {}  # and the changes it knows
+        self.touched: list[int] = []
+        self.epoch = 0
         self._rank: IndexArray | None = None
         self.oldest_sent_s = np.inf
         self.extra_count = 0
@@ -76,9 +93,11 @@ class NodeTable:
         self._read_s[row] = vector.power_read_s
         self._sent_s[row] = vector.sent_s
         self._usable[row] = vector.in_service and not vector.maintenance
+        self._maintenance[row] = vector.maintenance
+        self._overcommit[row] = max(vector.vcpu_overcommit, 1.0)
         self._curve[row] = self._curves.get(vector.node_id, _line(vector))
         self.oldest_sent_s = float(self._sent_s[: len(self)].min())
-        self._touch()
+        self._touch(row)
         return True
 
     def drop(self, node_id: NodeId) -> None:
@@ -102,7 +121,7 @@ class NodeTable:
         self.node_ids.pop()
         self._rank = None
         self.oldest_sent_s = float(self._sent_s[: len(self)].min()) if self.node_ids else np.inf
-        self._touch()
+        self._begin_epoch()
 
     def set_curve(self, node_id: NodeId, watts: FloatArray) -> None:
         """Use a calibrated power curve (11 points) instead of the line from idle to peak."""
@@ -110,16 +129,18 @@ class NodeTable:
         row = self.row_of.get(node_id)
         if row is not None:
             self._curve[row] = watts
-            self._touch()
+            self._touch(row)
 
-    def hold(self, row: int, *, vcpu_count: int, memory_mib: int, watts: float, sign: int) -> None:
+    def hold(self, row: int, shape: VmShape, *, watts: float, sign: int) -> None:
         """Add (`sign` 1) or give back (-1) what a VM was promised on a node."""
-        self._held_vcpu[row] += sign * vcpu_count
-        self._held_memory_mib[row] += sign * memory_mib
+        extra = shape.preserved_vcpus * (self._overcommit[row] - 1.0)
+        self._held_vcpu[row] += sign * shape.vcpu_count
+        self._held_units[row] += sign * (shape.vcpu_count + extra)
+        self._held_memory_mib[row] += sign * shape.memory_mib
         self._held_watts[row] += sign * watts
         self._held_count[row] += sign
         self._settle(row)
-        self._touch()
+        self._touch(row)
 
     @property
     def rank(self) -> IndexArray:
@@ -134,6 +155,16 @@ class NodeTable:
     def usable(self) -> BoolArray:
         """Nodes in service and not under maintenance, as their SeD says."""
         return self._usable[: len(self)]
+
+    @property
+    def maintenance(self) -> BoolArray:
+        """Nodes under maintenance."""
+        return self._maintenance[: len(self)]
+
+    @property
+    def lots(self) -> LotArray:
+        """What each node draws lots with."""
+        return self._lot[: len(self)]
 
     @property
     def sent_s(self) -> FloatArray:
@@ -155,6 +186,25 @@ class NodeTable:
         """Watts of each node now, and those held."""
         return self._left[_POWER, : len(self.node_ids)]
 
+    def vcpus_asked(self, shape: VmShape) -> float | FloatArray:
+        """Return what a VM takes of `vcpu_free`: a preserved vCPU takes a core's whole share."""
+        if not shape.preserved_vcpus:
+            return float(shape.vcpu_count)
+        asked: FloatArray = shape.vcpu_count + shape.preserved_vcpus * (
+            self._overcommit[: len(self)] - 1.0
+        )
+        return asked
+
+    def measured_column(self, name: str, rows: IndexArray) -> FloatArray | None:
+        """Return a measured column, less holds; None if the name is none."""
+        index = _INDEX.get(name)
+        return None if index is None else self._left[index, rows]
+
+    def power_age_s(self, rows: IndexArray, now_s: float) -> FloatArray:
+        """Return how old each power reading is."""
+        age: FloatArray = now_s - self._read_s[rows]
+        return age
+
     def measured_block(self, rows: IndexArray | slice, now_s: float, out: FloatArray) -> None:
         """Fill `out` with the measured columns and the age of the power reading, less holds."""
         count = len(MEASURED_COLUMNS)
@@ -165,25 +215,29 @@ class NodeTable:
         """Return what `vcpu_count` busy vCPUs would add on each node, waking it included.
 
         `P(u + du) - P(u)`, and for a node that is off its idle draw and its boot energy
-        spread over `BOOT_HOLD_S`. Kept per vCPU count until the table changes.
+        spread over `BOOT_HOLD_S`. Kept per vCPU count; rows that changed are worked out anew.
         """
         known = self._marginal_watts.get(vcpu_count)
-        if known is not None:
-            return known
-        count = len(self)
-        measured = self._measured[:, :count]
-        curve = self._curve[:count]
+        if known is None:
+            watts = self._added_watts(vcpu_count, np.arange(len(self)))
+        else:
+            watts, position = known
+            if position < len(self.touched):
+                rows = np.array(sorted(set(self.touched[position:])), np.intp)
+                watts[rows] = self._added_watts(vcpu_count, rows)
+        self._marginal_watts[vcpu_count] = (watts, len(self.touched))
+        return watts
+
+    def _added_watts(self, vcpu_count: int, rows: IndexArray) -> FloatArray:
+        measured, curve = self._measured[:, rows], self._curve[rows]
         cpu_count = np.maximum(measured[_INDEX["cpu_count"]], 1.0)
-        load = measured[_INDEX["cpu_utilisation"]] + self._held_vcpu[:count] / cpu_count
-        if self._power_now is None:
-            self._power_now = watts_at(curve, load)
-        added = watts_at(curve, load + vcpu_count / cpu_count) - self._power_now
+        load = measured[_INDEX["cpu_utilisation"]] + self._held_vcpu[rows] / cpu_count
+        added = watts_at(curve, load + vcpu_count / cpu_count) - watts_at(curve, load)
         added = added.round(WATTS_DIGITS)
         is_off = 1.0 - measured[_INDEX["booted"]]
         if is_off.any():
             waking = curve[:, 0] + measured[_INDEX["boot_energy_joules"]] / BOOT_HOLD_S
-            added = added + is_off * waking * (self._held_count[:count] <= 0)
-        self._marginal_watts[vcpu_count] = added
+            added = added + is_off * waking * (self._held_count[rows] <= 0)
         return added
 
     def _add(self, vector: EstimationVector) -> int:
@@ -194,6 +248,8 @@ class NodeTable:
         self.node_ids.append(vector.node_id)
         self.vectors.append(vector)
         self.row_of[vector.node_id] = row
+        self._lot[row] = lot_of(vector.node_id)
+        self._begin_epoch()
         self._note_running(vector)
         return row
 
@@ -201,15 +257,16 @@ class NodeTable:
         """Work out what is left on one node: as measured, less what is held."""
         self._left[:, row] = self._measured[:, row]
         if self._held_count[row]:
-            self._left[_VCPU_FREE, row] -= self._held_vcpu[row]
+            self._left[_VCPU_FREE, row] -= self._held_units[row]
             self._left[_MEMORY_FREE, row] -= self._held_memory_mib[row]
             self._left[_POWER, row] += self._held_watts[row]
             self._left[_VM_COUNT, row] += self._held_count[row]
 
-    def _row_arrays(self) -> tuple[FloatArray | BoolArray, ...]:
+    def _row_arrays(self) -> tuple[FloatArray | BoolArray | LotArray, ...]:
         return (
-            self._read_s, self._sent_s, self._usable, self._curve,
-            self._held_vcpu, self._held_memory_mib, self._held_watts, self._held_count,
+            self._read_s, self._sent_s, self._usable, self._maintenance, self._overcommit,
+            self._lot, self._curve, self._held_vcpu, self._held_units, self._held_memory_mib,
+            self._held_watts, self._held_count,
         )  # fmt: skip
 
     def _grow(self) -> None:
@@ -217,13 +274,16 @@ class NodeTable:
         self._capacity *= 2
         self._measured = np.concatenate((self._measured, np.zeros_like(self._measured)), axis=1)
         self._left = np.concatenate((self._left, np.zeros_like(self._left)), axis=1)
-        (self._read_s, self._sent_s, self._held_vcpu, self._held_memory_mib, self._held_watts,
-         self._held_count) = (
+        (self._read_s, self._sent_s, self._held_vcpu, self._held_units, self._held_memory_mib,
+         self._held_watts, self._held_count, self._overcommit) = (
             np.concatenate((column, np.zeros(more)))
-            for column in (self._read_s, self._sent_s, self._held_vcpu, self._held_memory_mib,
-                           self._held_watts, self._held_count)
+            for column in (self._read_s, self._sent_s, self._held_vcpu, self._held_units,
+                           self._held_memory_mib, self._held_watts, self._held_count,
+                           self._overcommit)
         )  # fmt: skip
         self._usable = np.concatenate((self._usable, np.zeros(more, dtype=np.bool_)))
+        self._maintenance = np.concatenate((self._maintenance, np.zeros(more, dtype=np.bool_)))
+        self._lot = np.concatenate((self._lot, np.zeros(more, dtype=np.uint64)))
         self._curve = np.concatenate((self._curve, np.zeros((more, CURVE_POINTS))))
 
     def _note_running(self, vector: EstimationVector) -> None:
@@ -238,9 +298,15 @@ class NodeTable:
                 if not nodes:
                     del self.rows_of_vm[vm_id]
 
-    def _touch(self) -> None:
+    def _touch(self, row: int) -> None:
+        self.touched.append(row)
+        if len(self.touched) > TOUCHED_MAX:
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.epoch += 1
+        self.touched.clear()
         self._marginal_watts.clear()
-        self._power_now = None
 
 
 def watts_at(curves: FloatArray, load: FloatArray) -> FloatArray:

@@ -2,7 +2,8 @@
 
 Any policy places, plug-ins too, through the five steps that a federation takes: vectors, bids,
 ranking, commitment, and the vector that shows the VM. Nodes keep the dynamic metric as their SeDs
-would, from the watts of their curves. What is not played is time on the wire.
+would, from the watts of their curves. What is not played is time on the wire. Of 100,000 nodes a
+placement changes one, and that one is all that a Local Agent works out anew.
 
 Every vCPU counts as busy, and a container's own limit is part of its site's: as in `fleet_year`,
 whose containers carry all of their nodes at full load.
@@ -15,7 +16,6 @@ from typing import Final
 
 from nuage.energy.power_curve import PowerCurve
 from nuage.energy.request_power import RequestPower
-from nuage.errors import InvalidRequest
 from nuage.ids import IaasId, NodeId, RequestId, SiteId, VmId
 from nuage.model.contract import Contract
 from nuage.model.infrastructure import Datacenter, Operator
@@ -34,7 +34,6 @@ from nuage.placement.master_agent import (
 )
 from nuage.placement.policies import PolicyBook
 
-AGENTS_NODES_MAX: Final = 2_000  # a placement through agents takes some milliseconds by then
 FLEET: Final = IaasId("fleet")
 
 
@@ -51,12 +50,9 @@ class _Node:
     vcpu_used: int = 0
     memory_used_mib: int = 0
     is_on: bool = False
+    watts: float = 0.0
     running: dict[VmId, float] = field(default_factory=dict)  # since when
     power: RequestPower = field(default_factory=RequestPower)
-
-    @property
-    def watts(self) -> float:
-        return self.curve.at(self.vcpu_used / self.vcpu_count) if self.is_on else 0.0
 
 
 class FleetAgents:
@@ -79,6 +75,7 @@ class FleetAgents:
         ]  # fmt: skip
         self._master = MasterAgent(policies=book)
         self._nodes: list[_Node] = []
+        self._sizes: dict[tuple[int, int], VmShape] = {}
         self._shapes: dict[VmId, VmShape] = {}
         self._now_s = 0.0
 
@@ -100,7 +97,10 @@ class FleetAgents:
 
     def place(self, vm: int, vcpu_count: int, memory_mib: int) -> int:
         """Place a VM by the policy; return its node, or -1 where none can take it."""
-        vm_id, shape = VmId(str(vm)), VmShape(vcpu_count=vcpu_count, memory_mib=memory_mib)
+        vm_id, size = VmId(str(vm)), (vcpu_count, memory_mib)
+        shape = self._sizes.setdefault(
+            size, self._sizes.get(size) or VmShape(vcpu_count=vcpu_count, memory_mib=memory_mib)
+        )
         request = VmRequest(
             request_id=RequestId(f"{vm}@{self._now_s:.0f}"), vm_id=vm_id, iaas_id=FLEET,
             shape=shape, contract=Contract(), policy=self._policy,
@@ -183,33 +183,27 @@ class FleetAgents:
     def _end(self, vm_id: VmId, node: _Node) -> None:
         shape = self._shapes[vm_id]
         node.power.served(node.running.pop(vm_id), self._now_s)
+        node.power.forget(min(node.running.values(), default=self._now_s))
         node.vcpu_used -= shape.vcpu_count
         node.memory_used_mib -= shape.memory_mib
         self._tell(node)
 
     def _tell(self, node: _Node) -> None:
         """Push the node's vector to its Local Agent, as its SeD does on a change."""
-        node.power.sample(self._now_s, node.watts)
+        node.watts = node.curve.at(node.vcpu_used / node.vcpu_count) if node.is_on else 0.0
+        utilisation = node.vcpu_used / node.vcpu_count
+        node.power.sample(self._now_s, node.watts, utilisation)
         vector = EstimationVector(
             node_id=node.node_id, site_id=self._sites[node.site], sent_s=self._now_s,
             cpu_count=node.vcpu_count, vcpu_free=node.vcpu_count - node.vcpu_used,
             memory_free_mib=node.memory_mib - node.memory_used_mib, flops=node.flops,
             power_watts=node.watts, power_source="model", power_read_s=self._now_s,
             idle_watts=node.curve.idle_watts, peak_watts=node.curve.peak_watts,
-            cpu_utilisation=node.vcpu_used / node.vcpu_count,
+            cpu_utilisation=utilisation,
             mean_power_watts=node.power.mean_power_watts,
+            mean_utilisation=node.power.mean_utilisation,
             requests_served=node.power.requests_served, vm_count=len(node.running),
             running=tuple(node.running), booted=node.is_on, boot_time_s=node.curve.boot_time_s,
             boot_energy_joules=node.curve.boot_joules,
         )  # fmt: skip
         self.local_agents[node.site].update(vector)
-
-
-def require_affordable(node_count: int) -> None:
-    """Raise InvalidRequest where agents would take too long."""
-    if node_count > AGENTS_NODES_MAX:
-        raise InvalidRequest(
-            f"a policy places through agents, up to {AGENTS_NODES_MAX} nodes",
-            field="policy",
-            hint="without a policy the engine places, by weights, up to 100,000",
-        )

@@ -4,7 +4,7 @@ The product's own engine places (`nuage._core.PlacementEngine`), with the weight
 by the hour: PUE of its weather, times its price or carbon, as the policy asks, over the hours that
 a VM is expected to live (`ahead_hours`). 10 to 100,000 nodes; the same seed, or the same trace,
 gives the same table, byte for byte. With a `policy` the product's agents place in its stead, by
-that policy, in fleets up to 2,000 nodes (`fleet_agents`).
+that policy (`fleet_agents`).
 
 Every `planner_every_h` hours the product's own planner looks at each container (`fleet_plan`), and
 its migrations are carried out. At each hour empty nodes go off by the product's rule: where staying
@@ -12,11 +12,12 @@ off for `hold_h`, as long as they are expected to stay idle, saves more than the
 costs, and not before a woken node has been on for its break-even time. Boots, shutdowns and
 migrations are paid for in the hour in which they happen, at the site's own PUE.
 
-Flow: `FleetScenario` in, one `HourRow` per hour and site out (`run` yields them as they come, so
-that a progress bar has something to show); `to_csv` writes them down, `plots` draws them.
+Flow: `FleetScenario` in, one `HourRow` per hour and site out (`run` yields them as they come, and
+tells within an hour how far it is, so that a progress bar has something to show); `to_csv` writes
+them down, `plots` draws them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from heapq import heappop, heappush
@@ -33,7 +34,7 @@ from nuage.energy.weather import ZONES, weather_normal
 from nuage.errors import InvalidRequest
 from nuage.placement.local_agent import SiteConditions
 from nuage.placement.table import BOOT_HOLD_S
-from nuage.simulation.fleet_agents import FleetAgents, require_affordable
+from nuage.simulation.fleet_agents import FleetAgents
 from nuage.simulation.fleet_plan import ContainerView, emptied_by, moves_of, plan_container
 from nuage.simulation.load_trace import VmSpan
 from nuage.units import JOULES_PER_KWH
@@ -44,6 +45,8 @@ CONTAINER_NODES: Final = 168  # the StarDC, paper §IV-B
 CONTAINER_WATTS: Final = 60_000.0  # of these servers; the StarDC's own 18 kW carries fewer
 NODES_MAX: Final = 100_000
 AHEAD_HOURS_MAX: Final = 168
+TOLD_EVERY: Final = 500  # placements by agents between two words on how far an hour is
+PLAN_WEIGHT: Final = 100  # a container's plan takes about as long as so many of them
 SHUTDOWN_S: Final = 20.0  # at idle draw
 NODE_VCPUS: Final = 24
 NODE_MEMORY_MIB: Final = 65_536
@@ -108,8 +111,6 @@ class FleetScenario:
                 "are not negative",
                 field="planner_every_h",
             )
-        if self.policy:
-            require_affordable(self.node_count)
         if len(self.prices) != 24 or len(self.carbon) != 24:
             raise InvalidRequest("24 prices, 24 carbons: one per hour of the day", field="prices")
 
@@ -201,8 +202,12 @@ class _Acts:
 class FleetYear:
     """One run of a scenario."""
 
-    def __init__(self, scenario: FleetScenario) -> None:
+    def __init__(
+        self, scenario: FleetScenario, on_hours: Callable[[float], None] | None = None
+    ) -> None:
+        """Build the fleet; `on_hours` hears within an hour, too, how many have passed."""
         self.scenario = scenario
+        self._on_hours = on_hours
         self.engine = PlacementEngine()
         self.curves = tuple(
             replace(
@@ -290,10 +295,14 @@ class FleetYear:
             else:
                 self.agents.begin_hour(hour * HOUR_S, self._conditions(hour))
             self._end_vms(hour)
+            arrivals = self.load.arrivals(hour)
+            todo = len(arrivals)
             if every and hour and hour % every == 0:
-                for container in self.containers:
+                todo += PLAN_WEIGHT * len(self.containers)
+                for number, container in enumerate(self.containers):
                     self._plan(container, hour)
-            refused = self._begin_vms(hour)
+                    self._tell(hour, PLAN_WEIGHT * number, todo)
+            refused = self._begin_vms(arrivals, hour, todo)
             self._switch_off(hour)
             yield self._rows(hour, pues, refused)
 
@@ -347,10 +356,13 @@ class FleetYear:
             self.members[node].discard(vm)
             self.vms_on[node] -= 1
 
-    def _begin_vms(self, hour: int) -> int:
-        """Place an hour's arrivals; return how many found no node."""
-        arrivals = self.load.arrivals(hour)
-        nodes = self._place([size for size, _ in arrivals])
+    def _tell(self, hour: int, done: int, todo: int) -> None:
+        if self._on_hours is not None:
+            self._on_hours(hour + done / todo)
+
+    def _begin_vms(self, arrivals: Sequence[tuple[int, float]], hour: int, todo: int) -> int:
+        """Place an hour's arrivals, the last of its `todo`; return how many found no node."""
+        nodes = self._place([size for size, _ in arrivals], hour, todo)
         for (size, end_h), node in zip(arrivals, nodes, strict=True):
             if node >= 0:
                 self.order += 1
@@ -359,14 +371,16 @@ class FleetYear:
                 heappush(self.ends, (end_h, self.order))
         return sum(node < 0 for node in nodes)
 
-    def _place(self, sizes: Sequence[int]) -> list[int]:
+    def _place(self, sizes: Sequence[int], hour: int, todo: int) -> list[int]:
         """Return a node for each VM, -1 for none; those placed are numbered from the next on."""
         if self.agents is None:
             return self.engine.place_many([(size, 0, 0) for size in sizes])
         nodes, vm = [], self.order + 1
-        for size in sizes:
+        for number, size in enumerate(sizes):
             nodes.append(self.agents.place(vm, *self.load.classes[size]))
             vm += nodes[-1] >= 0
+            if number % TOLD_EVERY == 0:
+                self._tell(hour, todo - len(sizes) + number, todo)
         return nodes
 
     def _settle(self, vm: int, node: int, hour: int) -> None:
@@ -467,9 +481,11 @@ class FleetYear:
         return rows
 
 
-def run(scenario: FleetScenario) -> Iterator[list[HourRow]]:
+def run(
+    scenario: FleetScenario, on_hours: Callable[[float], None] | None = None
+) -> Iterator[list[HourRow]]:
     """Yield the rows of each hour of a scenario."""
-    return FleetYear(scenario).run()
+    return FleetYear(scenario, on_hours).run()
 
 
 def to_csv(rows: Iterable[HourRow]) -> str:

@@ -7,6 +7,7 @@ power from the meter it is given.
 
 import asyncio
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -115,36 +116,43 @@ def available_mib(path: Path = Path("/proc/meminfo")) -> int:
 
 
 class PowerHistory:
-    """The paper's dynamic metric: power over the last requests served, weighted by time."""
+    """The paper's dynamic metric: power over the last requests served, weighted by time.
+
+    With the load at which it was drawn.
+    """
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, float]] = deque(maxlen=POWER_SAMPLES_MAX)
+        self._samples: deque[tuple[float, float, float]] = deque(maxlen=POWER_SAMPLES_MAX)
         self._requests: deque[float] = deque(maxlen=REQUESTS_AVERAGED)
         self.requests_served = 0
 
-    def sample(self, now_s: float, watts: float) -> None:
-        """Note the power drawn from now on."""
+    def sample(self, now_s: float, watts: float, utilisation: float = 1.0) -> None:
+        """Note the power drawn from now on, and at which load."""
         if not self._samples or now_s > self._samples[-1][0]:
-            self._samples.append((now_s, watts))
+            self._samples.append((now_s, watts, utilisation))
 
     def request_served(self, now_s: float) -> None:
         """Note that a VM was created here."""
         self._requests.append(now_s)
         self.requests_served += 1
 
-    def mean_watts(self, now_s: float) -> float:
-        """Return the mean since the oldest of the last requests; 0.0 without history."""
+    def means(self, now_s: float) -> tuple[float, float]:
+        """Return mean watts and utilisation since the oldest of the last requests.
+
+        Without history 0.0 W, at full load.
+        """
         if not self._requests or not self._samples:
-            return 0.0
+            return 0.0, 1.0
         since_s = self._requests[0]
-        joules = seconds = 0.0
-        ends = [*(moment for moment, _ in self._samples), now_s][1:]
-        for (begin_s, watts), end_s in zip(self._samples, ends, strict=True):
+        joules = seconds = busy_s = 0.0
+        ends = [*(sample[0] for sample in self._samples), now_s][1:]
+        for (begin_s, watts, utilisation), end_s in zip(self._samples, ends, strict=True):
             lasted = end_s - max(begin_s, since_s)
             if lasted > 0:
                 joules += watts * lasted
+                busy_s += utilisation * lasted
                 seconds += lasted
-        return joules / seconds if seconds else self._samples[-1][1]
+        return (joules / seconds, busy_s / seconds) if seconds else self._samples[-1][1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,11 +212,13 @@ class Sed:
         """Return what this node can do now; `running` are the guests it has started."""
         facts, now_s = self._facts, self._clock.now_s()
         reading = self._meter()
-        if reading is not None:
-            self.history.sample(now_s, reading.watts)
         sold_mib = sum(shape.memory_mib for _, shape in running)
-        sold_vcpus = sum(shape.vcpu_count for _, shape in running)
+        more = facts.vcpu_overcommit - 1.0  # of a preserved vCPU, which has its core alone
+        sold_vcpus = sum(s.vcpu_count + math.ceil(s.preserved_vcpus * more) for _, s in running)
         utilisation = self._gauge.utilisation()
+        if reading is not None:
+            self.history.sample(now_s, reading.watts, utilisation)
+        mean_watts, mean_utilisation = self.history.means(now_s)
         modelled = facts.idle_watts + utilisation * (facts.peak_watts - facts.idle_watts)
         return EstimationVector(
             node_id=facts.node_id,
@@ -224,7 +234,8 @@ class Sed:
             idle_watts=facts.idle_watts,
             peak_watts=facts.peak_watts,
             cpu_utilisation=utilisation,
-            mean_power_watts=self.history.mean_watts(now_s),
+            mean_power_watts=mean_watts,
+            mean_utilisation=mean_utilisation,
             requests_served=self.history.requests_served,
             vm_count=len(running),
             running=tuple(vm_id for vm_id, _ in running),
@@ -232,6 +243,7 @@ class Sed:
             boot_energy_joules=facts.boot_energy_joules,
             maintenance=self.maintenance,
             accelerator=facts.accelerator,
+            vcpu_overcommit=facts.vcpu_overcommit,
         )
 
 

@@ -6,7 +6,7 @@ from tests.unit.placement.placement_builders import request, site, vector
 
 from nuage.ids import NodeId, VmId
 from nuage.model.vm import VmShape
-from nuage.placement.local_agent import LocalAgent, Reservation
+from nuage.placement.local_agent import LocalAgent, Reservation, SiteConditions
 
 NODES = tuple(NodeId(f"marne-v{n}") for n in range(5))
 vectors = st.builds(
@@ -28,6 +28,62 @@ requests = st.builds(
     vms_apart=st.sets(st.sampled_from([VmId("vm-1"), VmId("vm-3")])).map(tuple),
 )
 steps = st.lists(st.one_of(vectors, st.tuples(requests, st.sampled_from(NODES))), max_size=40)
+
+POLICIES = ("power", "green", "performance", "cursor", "spread", "random")
+many = [NodeId(f"marne-v{n:02}") for n in range(24)]
+changes = st.one_of(
+    st.builds(
+        vector,
+        st.sampled_from(many),
+        sent_s=st.floats(0, 1),
+        vcpu_free=st.integers(0, 12),
+        power_watts=st.floats(0, 300),
+        cpu_utilisation=st.floats(0, 1),
+        requests_served=st.integers(0, 1),
+        mean_power_watts=st.floats(1, 300),
+        flops=st.sampled_from([1e9, 2e9]),
+        booted=st.booleans(),
+        vcpu_overcommit=st.sampled_from([1.0, 4.0]),
+    ),
+    st.tuples(st.integers(1, 6), st.sampled_from(many)),
+    st.tuples(st.just("release"), st.integers(1, 6)),
+    st.tuples(st.just("conditions"), st.floats(1, 2)),
+    st.tuples(st.just("service"), st.sets(st.sampled_from(many), min_size=20)),
+    st.tuples(st.just("forget"), st.sampled_from(many)),
+)
+
+
+def _change(agent: LocalAgent, change: object) -> None:
+    match change:
+        case ("release", int(number)):
+            agent.release(request(number).request_id)
+        case ("conditions", float(pue)):
+            agent.set_conditions(SiteConditions(pue=pue))
+        case ("service", node_ids):
+            agent.set_in_service(node_ids)  # type: ignore[arg-type]
+        case ("forget", node_id):
+            agent.forget(node_id)  # type: ignore[arg-type]
+        case (int(number), node_id):
+            agent.reserve(request(number), node_id, 1.0)  # type: ignore[arg-type]
+        case _:
+            agent.update(change)  # type: ignore[arg-type]
+
+
+@given(st.lists(changes, max_size=30), st.sampled_from(POLICIES))
+def test_what_an_agent_keeps_between_requests_is_what_it_would_find_anew(
+    changes: list[object], policy: str
+) -> None:
+    """One agent is asked after each change, the other only at the end."""
+    asked, silent = (LocalAgent(site(), reservation_s=1e9, estimates_max=4) for _ in range(2))
+    wanted = request(99, shape=VmShape(vcpu_count=2, memory_mib=64), policy=policy)
+    for node in many:
+        for agent in (asked, silent):
+            agent.update(vector(node))
+    for change in changes:
+        asked.bid(wanted, 1.0)
+        for agent in (asked, silent):
+            _change(agent, change)
+    assert asked.bid(wanted, 1.0) == silent.bid(wanted, 1.0)
 
 
 @given(steps, st.floats(0, 60))

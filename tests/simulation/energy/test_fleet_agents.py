@@ -39,6 +39,19 @@ def test_nodes_keep_the_dynamic_metric_of_what_they_served() -> None:
     assert vector.mean_power_watts == pytest.approx(fleet.curves[0].at(2 / 24))
 
 
+def test_agents_of_a_large_site_place_as_small_ones_do_and_tell_how_far_they_are() -> None:
+    """Three sites of a thousand nodes: full ones are told by rule, and each VM finds its node."""
+    trace = tuple(VmSpan(0, 9, 24, 2048) for _ in range(400))
+    shares: list[float] = []
+    wide = replace(SMALL, node_count=3_000, zones=("H1a", "H1c", "H3"), hours=1, trace=trace)
+    fleet = FleetYear(wide, shares.append)
+    (rows,) = fleet.run()
+    assert sum(row.vms for row in rows) == sum(row.nodes_on for row in rows) == 400
+    assert rows[0].refused == 0
+    assert shares == sorted(shares)
+    assert 0.0 <= shares[0] <= shares[-1] <= 1.0
+
+
 def test_a_vm_that_no_node_can_take_is_counted_and_the_others_are_placed() -> None:
     trace = tuple(VmSpan(0, 2, vcpus, 2048) for vcpus in (20, 20, 4))
     fleet = FleetYear(replace(SMALL, node_count=1, zones=("H1a",), hours=2, trace=trace))

@@ -102,7 +102,6 @@ def test_a_policy_is_compared_with_another_and_packs_where_that_one_spreads() ->
     [
         (("--policy", "grene"), "no placement policy 'grene'"),
         (("--policy", "green", "--against", "none"), "no placement policy 'none'"),
-        (("--policy", "green", "--nodes", 2_001), "up to 2000 nodes"),
         (("--against", "green"), "no weighting 'green'"),
     ],
 )

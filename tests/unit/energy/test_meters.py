@@ -97,10 +97,13 @@ def test_energy_is_the_area_under_the_readings_and_gaps_are_counted_apart() -> N
 def test_the_dynamic_metric_is_power_over_the_windows_weighted_by_time() -> None:
     power = RequestPower()
     assert (power.mean_power_watts, power.requests_served) == (0.0, 0)
+    assert power.mean_utilisation == 1.0
     for read_s, watts in ((0.0, 50.0), (10.0, 100.0), (20.0, 200.0), (5.0, 9.0), (30.0, 50.0)):
-        power.sample(read_s, watts)
+        power.sample(read_s, watts, watts / 200.0)
     power.served(10.0, 25.0)
     assert power.mean_power_watts == pytest.approx((10 * 100 + 5 * 200) / 15)
+    assert power.mean_utilisation == pytest.approx((10 * 0.5 + 5 * 1.0) / 15)
+    power.forget(25.0)
     power.served(25.0, 40.0)
     assert power.mean_power_watts == pytest.approx((2000 + 5 * 200 + 10 * 50) / 30)
     assert power.requests_served == 2

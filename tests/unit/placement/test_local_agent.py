@@ -85,6 +85,39 @@ def test_excluded_and_unwanted_nodes_are_refused_by_name() -> None:
     assert rule_of(agent(), node_wanted=NodeId("marne-v2")) == {"marne-v1": "node_wanted"}
 
 
+def test_a_fence_and_a_ban_refuse_the_nodes_that_they_leave_out() -> None:
+    fenced = (NodeId("marne-v2"), NodeId("lyon-v1"))
+    assert rule_of(agent(), nodes_fenced=fenced) == {"marne-v1": "fence"}
+    assert rule_of(agent(), nodes_banned=(NodeId("marne-v2"),)) == {"marne-v2": "ban"}
+    assert rule_of(agent(), nodes_fenced=(NodeId("lyon-v1"),)) == {None: "fence"}
+    refused = agent().reserve(request(nodes_fenced=fenced), NodeId("marne-v1"), 0.0)
+    assert isinstance(refused, Refusal)
+    assert refused.rule == "fence"
+
+
+def test_a_preserved_vcpu_takes_a_cores_whole_share() -> None:
+    """Twelve cores sold four times: 48 vCPUs, of which six preserved ones take half."""
+    local = agent(vector(vcpu_free=48, vcpu_overcommit=4.0))
+    half = VmShape(vcpu_count=8, memory_mib=64, preserved_vcpus=6)
+    promise = local.reserve(request(1, shape=half), NodeId("marne-v1"), 0.0)
+    assert isinstance(promise, Reservation)
+    free = local.bid(request(2), 0.0).estimates[0].costs["vcpu_free"]
+    assert free == 48 - (2 + 6 * 4)
+    assert rule_of(local, number=3, shape=half) == {"marne-v1": "preserve"}
+    local.release(request(1).request_id)
+    assert rule_of(local, number=3, shape=half) == {}
+
+
+def test_of_many_nodes_each_rule_is_told_once_with_how_many_break_it() -> None:
+    full = [vector(f"marne-v{number:03}", vcpu_free=0) for number in range(80)]
+    small = [vector(f"marne-v{number:03}", memory_free_mib=8) for number in range(80, 90)]
+    bid = agent(*full, *small, vector("marne-v099")).bid(request(), 0.0)
+    assert [(r.rule, r.node_id, r.node_count) for r in bid.refusals] == [
+        ("vcpu", None, 80), ("memory", None, 10),
+    ]  # fmt: skip
+    assert "marne-v000: 0 vCPUs free, 1 asked" in bid.refusals[0].reason
+
+
 def test_a_rule_takes_nodes_out_of_service_at_once_and_gives_its_reason() -> None:
     local = agent()
     local.set_in_service({NodeId("marne-v1")}, reason="heat: half of the nodes")

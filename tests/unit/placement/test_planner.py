@@ -15,6 +15,7 @@ from nuage.placement.planner.constraints import (
     Electrical,
     Fence,
     Gather,
+    Preserve,
     Spread,
     all_violations,
 )
@@ -154,6 +155,32 @@ def test_a_full_branch_takes_nobody() -> None:
     assert target.move_count(fleet) == 0
 
 
+def test_preserved_vcpus_have_their_cores_alone() -> None:
+    """Four cores sold four times each: three kept leave one, on which four vCPUs run."""
+    two = [node(name, vcpu_count=16, core_count=4, memory_mib=65_536) for name in ("a", "b")]
+    vms = [
+        vm("kept", "a", vcpu_count=4, preserved_vcpus=3),
+        vm("big", "a", vcpu_count=3), vm("small", "a", vcpu_count=1),
+    ]  # fmt: skip
+    fleet = Fleet(two, vms)
+    found = Preserve(fleet).violations(fleet, fleet.start)
+    assert [(v.rule, v.vm_ids, v.node_id) for v in found] == [("preserve", ("big",), "a")]
+    places, _ = solve(fleet, Preserve(fleet))
+    assert places == {"kept": "a", "small": "a", "big": "b"}
+    exact = repair_container(fleet, [Preserve(fleet)])
+    assert exact is not None
+    assert (exact.unsolved, exact.move_count(fleet)) == ((), 1)
+    alone = Fleet(two[:1], vms)
+    assert repair_container(alone, [Preserve(alone)]) is None
+
+
+def test_a_node_that_sells_its_cores_four_times_draws_by_its_cores() -> None:
+    fleet = Fleet(
+        [node("a", vcpu_count=32, core_count=8)], [vm("v1", "a", vcpu_count=16, load=0.5)]
+    )
+    assert fleet.node_watts(fleet.start)[0] == pytest.approx(CURVE.peak_watts)
+
+
 def test_a_sleeping_node_is_woken_before_its_first_vm() -> None:
     fleet = Fleet([node("a", drain=True), node("b", is_on=False)], [vm("v1", "a"), vm("new", None)])
     _, plan = solve(fleet)
@@ -195,6 +222,23 @@ def test_the_pace_is_kept() -> None:
     assert check_plan(fleet, plan, pace=pace) == ()
     moves = [s for s in plan.steps if s.act is Act.MIGRATE]
     assert all(b.begin_s >= a.end_s for a, b in pairwise(moves))
+
+
+def test_a_line_between_sites_carries_what_it_can_and_the_checker_adds_it_up() -> None:
+    there = [node(f"b{n}", site_id=SiteId("lyon")) for n in range(4)]
+    fleet = Fleet(
+        [*(node(f"a{n}", drain=True) for n in range(4)), *there],
+        [vm(f"v{n}", f"a{n}", memory_mib=5_000) for n in range(4)],
+    )
+    slow = Pace(link_bits_of={frozenset((SiteId("marne"), SiteId("lyon"))): 100e6})
+    plan = schedule(fleet, repair(fleet), (), pace=slow)
+    moves = [step for step in plan.steps if step.act is Act.MIGRATE]
+    assert len(moves) == 4
+    for step in moves:  # all at once, each at a quarter of the line
+        assert step.end_s - step.begin_s == pytest.approx(5_000 * 8 * 1.048576 / 25 + slow.fixed_s)
+    assert check_plan(fleet, plan, (), pace=slow) == ()
+    slower = Pace(link_bits_of={frozenset((SiteId("marne"), SiteId("lyon"))): 90e6})
+    assert {v.rule for v in check_plan(fleet, plan, (), pace=slower)} == {"bandwidth"}
 
 
 def test_a_node_is_emptied_when_that_pays_and_not_before() -> None:

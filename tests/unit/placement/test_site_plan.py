@@ -1,6 +1,8 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from tests.unit.placement.placement_builders import site, vector
 
 from nuage.ids import IaasId, NodeId, SiteId, VmId
@@ -63,6 +65,24 @@ def test_a_node_that_was_emptied_for_heat_is_worth_switching_off() -> None:
     assert [(step.act, step.node_id) for step in plan.steps] == [(Act.POWER_OFF, "marne-v2")]
     assert plan.saved_watts > 0
     assert plan.pays_after_s < 3600.0
+
+
+@pytest.mark.parametrize("rule", ["fence", "ban"])
+def test_a_vm_leaves_where_its_owner_forbids_it_to_be(rule: str) -> None:
+    """Racks are places: r1 is the first node, r2 the second, and the third is in none."""
+    racks = {"r1": (NodeId("marne-v1"),), "r2": (NodeId("marne-v2"),)}
+    rules = {"fence": {"fence": ("r2",)}, "ban": {"ban": ("r1", "marne-v3")}}[rule]
+    vectors = [vector("marne-v1", **USED), vector("marne-v2"), vector("marne-v3")]
+    ruled = replace(vm("a", "marne-v1"), **rules)  # type: ignore[arg-type]
+
+    def nodes_at(places: Sequence[str]) -> tuple[NodeId, ...]:
+        return tuple(n for place in places for n in racks.get(place, (NodeId(place),)))
+
+    plan = plan_site(view(vectors, [ruled], nodes_at=nodes_at))
+    assert [(s.act, s.node_id) for s in plan.steps if s.vm_id] == [(Act.MIGRATE, "marne-v2")]
+    away = replace(vm("a", "marne-v1"), fence=("r9",))
+    told = plan_site(view(vectors, [away], nodes_at=nodes_at)).unsolved
+    assert {violation.rule for violation in told} == {"fence"}
 
 
 def test_other_sites_vms_and_nodes_are_left_alone() -> None:

@@ -128,12 +128,14 @@ def test_interface_names_fit_the_kernel() -> None:
 
 def test_power_is_averaged_over_time_since_the_oldest_request_kept() -> None:
     history = PowerHistory()
-    assert history.mean_watts(0.0) == 0.0
+    assert history.means(0.0) == (0.0, 1.0)
     history.request_served(10.0)
-    history.sample(0.0, 500.0)
-    history.sample(10.0, 100.0)
-    history.sample(20.0, 300.0)
-    assert history.mean_watts(40.0) == pytest.approx((10 * 100 + 20 * 300) / 30)
+    history.sample(0.0, 500.0, 1.0)
+    history.sample(10.0, 100.0, 0.2)
+    history.sample(20.0, 300.0, 0.8)
+    assert history.means(40.0) == pytest.approx(
+        ((10 * 100 + 20 * 300) / 30, (10 * 0.2 + 20 * 0.8) / 30)
+    )
     assert history.requests_served == 1
 
 

@@ -2,14 +2,16 @@
 
 It shares nothing with the scheduler but the plan. What it wants: every VM leaves from where it
 is; nodes are up while they hold or receive a VM; no node ever holds more memory or vCPUs than
-it has because of an arrival; no more migrations at once than the pace allows; contracts, bans
-and fences hold at every stop, pivots included; every constraint holds at the end.
+it has because of an arrival; no more migrations at once than the pace allows, and no more bits a
+second between two sites than their line carries; contracts, bans and fences hold at every stop,
+pivots included; every constraint holds at the end.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from nuage.ids import SiteId
 from nuage.placement.planner.constraints import (
     Ban,
     Constraint,
@@ -21,6 +23,7 @@ from nuage.placement.planner.constraints import (
 from nuage.placement.planner.fleet import Fleet
 from nuage.placement.planner.plan import Act, Plan, Step
 from nuage.placement.planner.schedule import Pace
+from nuage.units import MIB
 
 _TINY = 1e-6
 
@@ -77,6 +80,7 @@ class _Replay:
         self.up = fleet.is_on.copy()
         self.hands = np.zeros(len(fleet.nodes), np.int64)
         self.links: dict[frozenset[int], int] = {}
+        self.bits: dict[frozenset[SiteId], float] = {}  # per second, by line
         self.found: list[Violation] = []
 
     def object(self, rule: str, reason: str, step: Step) -> None:
@@ -129,7 +133,21 @@ class _Replay:
                 if self.hands[node] > self.pace.migrations_per_node:
                     self.object("parallel", "too many migrations on a node", step)
         if came_from >= 0 and self.fleet.site_of[came_from] != self.fleet.site_of[to]:
+            self._bandwidth(came_from, to, sign, step)
             link = frozenset((int(self.fleet.site_of[came_from]), int(self.fleet.site_of[to])))
             self.links[link] = self.links.get(link, 0) + sign
             if self.links[link] > self.pace.migrations_per_link:
                 self.object("bandwidth", "too many migrations on a link", step)
+
+    def _bandwidth(self, came_from: int, to: int, sign: int, step: Step) -> None:
+        """What the migrations on a line send in their time is at most what it carries."""
+        assert step.vm_id is not None
+        nodes = self.fleet.nodes
+        line = frozenset((nodes[came_from].site_id, nodes[to].site_id))
+        bits = float(self.fleet.vm_memory[self.fleet.vm_number[step.vm_id]]) * MIB * 8
+        sending_s = max(step.end_s - step.begin_s - self.pace.fixed_s, _TINY)
+        self.bits[line] = self.bits.get(line, 0.0) + sign * bits / sending_s
+        carries = self.pace.between(*line)
+        if self.bits[line] > carries * (1.0 + _TINY):
+            told = f"{self.bits[line] / 1e6:.0f} Mbit/s on a line of {carries / 1e6:.0f}"
+            self.object("bandwidth", told, step)

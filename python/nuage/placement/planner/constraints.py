@@ -14,7 +14,9 @@ import numpy as np
 from nuage.energy.electrical import PowerLimit
 from nuage.ids import IaasId, NodeId, SiteId, VmId
 from nuage.placement.columns import BoolArray
-from nuage.placement.planner.fleet import NOWHERE, Fleet, Placement, Trial
+from nuage.placement.planner.fleet import NOWHERE, Fleet, Placement, PlannedVm, Trial
+
+_TINY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,58 @@ class Fence:
         return found
 
 
+class Preserve:
+    """Preserved vCPUs have a core each: nobody is sold the share of the cores that they hold."""
+
+    rule = "preserve"
+    concerned: Sequence[VmId] | None = None
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._vms = np.array(
+            [number for number, vm in enumerate(fleet.vms) if vm.preserved_vcpus], np.intp
+        )
+        self._kept = np.array([fleet.vms[number].preserved_vcpus for number in self._vms])
+        self._more = fleet.vcpu / np.maximum(fleet.cores, 1.0) - 1.0  # a core's, beyond one vCPU
+
+    def bar(self, trial: Trial, vm: int, able: BoolArray) -> None:
+        """No node whose other cores are sold."""
+        places = trial.place[self._vms]
+        here = places >= 0
+        kept = np.bincount(places[here], weights=self._kept[here], minlength=len(able))
+        asked = trial.fleet.vm_vcpu[vm] + trial.fleet.vms[vm].preserved_vcpus * self._more
+        able &= trial.vcpu_left - kept * self._more >= asked - _TINY
+
+    def violations(self, fleet: Fleet, placement: Placement) -> list[Violation]:
+        """Share each node's cores out: those kept first, the rest sold as often as it sells one."""
+        found = []
+        members: dict[int, list[int]] = {}
+        for vm, place in enumerate(placement.tolist()):
+            if place >= 0:
+                members.setdefault(place, []).append(vm)
+        for place in sorted({int(place) for place in placement[self._vms] if place >= 0}):
+            node = fleet.nodes[place]
+            cores = node.core_count or node.vcpu_count
+            vms = [fleet.vms[vm] for vm in members[place]]
+            kept = sum(vm.preserved_vcpus for vm in vms)
+            others = sum(vm.vcpu_count - vm.preserved_vcpus for vm in vms)
+            if others > (cores - kept) * node.vcpu_count / cores + _TINY:
+                told = f"{kept} cores kept and {others} vCPUs on {cores} cores"
+                culprits = _fewest(vms, others - (cores - kept) * node.vcpu_count / cores)
+                found.append(Violation(self.rule, told, culprits, node.node_id))
+        return found
+
+
+def _fewest(vms: Sequence[PlannedVm], excess_vcpus: float) -> tuple[VmId, ...]:
+    """Return the largest VMs that preserve nothing, as many as take the excess with them."""
+    chosen, left = [], excess_vcpus
+    for vm in sorted(vms, key=lambda vm: (vm.preserved_vcpus > 0, -vm.vcpu_count, vm.vm_id)):
+        if left <= 0:
+            break
+        chosen.append(vm.vm_id)
+        left -= vm.vcpu_count
+    return tuple(chosen)
+
+
 class Electrical:
     """The watts of the nodes on an outlet, branch, feed or container stay within its limit."""
 
@@ -252,7 +306,8 @@ def _busiest(
         if left_watts <= 0:
             break
         node = fleet.nodes[placement[vm]]
-        slope = (node.curve.peak_watts - node.curve.idle_watts) / max(node.vcpu_count, 1)
+        cores = max(node.core_count or node.vcpu_count, 1)
+        slope = (node.curve.peak_watts - node.curve.idle_watts) / cores
         left_watts -= slope * float(fleet.vm_busy[vm])
         culprits.append(fleet.vms[vm].vm_id)
     return tuple(culprits)

@@ -11,7 +11,7 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from nuage.errors import InvalidRequest
-from nuage.placement.planner.constraints import Constraint, Spread, all_violations
+from nuage.placement.planner.constraints import Constraint, Preserve, Spread, all_violations
 from nuage.placement.planner.fleet import NOWHERE, Fleet
 from nuage.placement.planner.search import Searcher, Target
 
@@ -25,8 +25,8 @@ def repair_container(
 ) -> Target | None:
     """Return the cheapest placement that breaks nothing, or None when there is none (in time).
 
-    Spread, contract, ban and fence are exact; gather and electrical limits are checked on the
-    answer and told in `unsolved`.
+    Spread, contract, ban, fence and preserve are exact; gather and electrical limits are checked
+    on the answer and told in `unsolved`.
 
     Raises:
         InvalidRequest: more nodes than a container has; use `search.repair`.
@@ -37,7 +37,8 @@ def repair_container(
             field="nodes",
         )
     model = cp_model.CpModel()
-    searcher = Searcher(fleet, [c for c in constraints if not isinstance(c, Spread)])
+    searcher = Searcher(fleet, [c for c in constraints if not isinstance(c, Spread | Preserve)])
+    preserves = any(isinstance(c, Preserve) for c in constraints)
     put: dict[tuple[int, int], cp_model.IntVar] = {}
     for vm in range(len(fleet.vms)):
         nodes = np.flatnonzero(searcher.allowed(vm, fleet.may_host.copy())).tolist()
@@ -48,6 +49,11 @@ def repair_container(
         here = [(vm, var) for (vm, place), var in put.items() if place == node]
         for sizes, room in ((fleet.vm_memory, fleet.memory), (fleet.vm_vcpu, fleet.vcpu)):
             model.add(sum(int(sizes[vm]) * var for vm, var in here) <= int(room[node]))
+        if preserves:  # in cores times vCPUs, so that all is whole
+            cores, vcpus = int(fleet.cores[node]), int(fleet.vcpu[node])
+            model.add(
+                sum(_units(fleet, vm, cores, vcpus) * var for vm, var in here) <= cores * vcpus
+            )
     for constraint in constraints:
         if isinstance(constraint, Spread):
             members = fleet.numbers_of(constraint.vm_ids)
@@ -71,3 +77,9 @@ def repair_container(
         if solver.value(var):
             placement[vm] = node
     return Target(placement, tuple(all_violations(fleet, constraints, placement)))
+
+
+def _units(fleet: Fleet, vm: int, cores: int, vcpus: int) -> int:
+    """Return what a VM takes of a node: a preserved vCPU a whole core, another its share of one."""
+    kept = fleet.vms[vm].preserved_vcpus
+    return kept * vcpus + (fleet.vms[vm].vcpu_count - kept) * cores

@@ -22,13 +22,17 @@ Placement: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedNode:
-    """A V-node. `drain`: nothing may stay on it. `wakeable`: may be booted if it is off."""
+    """A V-node. `drain`: nothing may stay on it. `wakeable`: may be booted if it is off.
+
+    `vcpu_count` is what it sells, on `core_count` cores (0: one each).
+    """
 
     node_id: NodeId
     site_id: SiteId
     vcpu_count: int
     memory_mib: int
     curve: PowerCurve
+    core_count: int = 0
     container: str = ""
     is_on: bool = True
     drain: bool = False
@@ -37,9 +41,10 @@ class PlannedNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedVm:
-    """A VM with the room it needs from now on (more than it has, for a `preserve`).
+    """A VM with the room it needs from now on, which is more than it has where it grows.
 
-    `load` is how much of its vCPUs it keeps busy, 0 to 1; `node_id` None is still to boot.
+    `load` is how much of its vCPUs it keeps busy, 0 to 1; `node_id` None is still to boot;
+    `preserved_vcpus` have a core each that nobody else is sold.
     """
 
     vm_id: VmId
@@ -48,6 +53,7 @@ class PlannedVm:
     memory_mib: int
     node_id: NodeId | None
     load: float = 0.5
+    preserved_vcpus: int = 0
 
 
 class Fleet:
@@ -64,6 +70,7 @@ class Fleet:
         site_number = {site: number for number, site in enumerate(self.sites)}
         self.site_of = np.array([site_number[node.site_id] for node in self.nodes], np.int64)
         self.vcpu = np.array([node.vcpu_count for node in self.nodes], np.float64)
+        self.cores = np.array([n.core_count or n.vcpu_count for n in self.nodes], np.float64)
         self.memory = np.array([node.memory_mib for node in self.nodes], np.float64)
         self.curves = np.array([node.curve.watts for node in self.nodes]).reshape(-1, 11)
         self.is_on = np.array([node.is_on for node in self.nodes], np.bool_)
@@ -103,7 +110,7 @@ class Fleet:
 
     def node_watts(self, placement: Placement) -> FloatArray:
         """Return each node's watts; an empty node that is off, or drained, draws nothing."""
-        load = self.used(self.vm_busy, placement) / np.maximum(self.vcpu, 1.0)
+        load = self.used(self.vm_busy, placement) / np.maximum(self.cores, 1.0)
         occupied = np.bincount(placement[placement >= 0], minlength=len(self.nodes)) > 0
         kept_on = self.is_on & self.may_host
         watts: FloatArray = watts_at(self.curves, load) * (occupied | kept_on)
@@ -136,8 +143,8 @@ class Trial:
         for vm, node in enumerate(placement.tolist()):
             if node >= 0:
                 self.members[node].add(vm)
-        self.cpu = np.maximum(fleet.vcpu, 1.0)
-        self.watts = watts_at(fleet.curves, self.busy / self.cpu)
+        self.cores = np.maximum(fleet.cores, 1.0)
+        self.watts = watts_at(fleet.curves, self.busy / self.cores)
         self.awake = fleet.is_on.copy()
         self.awake[placement[placement >= 0]] = True
 
@@ -151,7 +158,7 @@ class Trial:
             self.memory_left[node] += sign * self.fleet.vm_memory[vm]
             self.busy[node] -= sign * self.fleet.vm_busy[vm]
             self.watts[node] = self.fleet.nodes[node].curve.at(
-                float(self.busy[node] / self.cpu[node])
+                float(self.busy[node] / self.cores[node])
             )
         if came_from >= 0:
             self.members[came_from].discard(vm)
@@ -171,7 +178,7 @@ class Trial:
 
     def added_watts(self, vm: int, nodes: npt.NDArray[np.intp]) -> FloatArray:
         """Return what a VM would add on each of `nodes`, waking those that sleep."""
-        load = (self.busy[nodes] + self.fleet.vm_busy[vm]) / self.cpu[nodes]
+        load = (self.busy[nodes] + self.fleet.vm_busy[vm]) / self.cores[nodes]
         after = watts_at(self.fleet.curves[nodes], load)
         added: FloatArray = after - np.where(self.awake[nodes], self.watts[nodes], 0.0)
         return added

@@ -4,9 +4,9 @@
 times and checks. A plan that its checker objects to is our bug and is never returned.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from nuage.energy.electrical import PowerLimit
 from nuage.energy.power_curve import PowerCurve, line
@@ -19,10 +19,13 @@ from nuage.model.placement import EstimationVector
 from nuage.model.vm import PowerWish, Vm
 from nuage.placement.planner.check import check_plan
 from nuage.placement.planner.constraints import (
+    Ban,
     Constraint,
     Contract,
     Electrical,
+    Fence,
     Gather,
+    Preserve,
     Spread,
 )
 from nuage.placement.planner.fleet import Fleet, PlannedNode, PlannedVm
@@ -30,6 +33,7 @@ from nuage.placement.planner.plan import Plan, Reason
 from nuage.placement.planner.schedule import Pace, schedule
 from nuage.placement.planner.search import consolidate, repair
 
+NodesAt: TypeAlias = Callable[[Sequence[str]], tuple[NodeId, ...]]
 SHUTDOWN_S: Final = 20.0  # at idle draw, where no curve says better
 
 
@@ -55,22 +59,26 @@ def fleet_of(
     ]
     vcpu_used: dict[NodeId, int] = {}
     memory_used: dict[NodeId, int] = {}
+    preserved: dict[NodeId, int] = {}
     for vm in wanted:
         if vm.node_id is not None:
             vcpu_used[vm.node_id] = vcpu_used.get(vm.node_id, 0) + vm.shape.vcpu_count
             memory_used[vm.node_id] = memory_used.get(vm.node_id, 0) + vm.shape.memory_mib
+            preserved[vm.node_id] = preserved.get(vm.node_id, 0) + vm.shape.preserved_vcpus
     planned = []
     load_of: dict[NodeId, float] = {}
     for vector in nodes:
         node_id = vector.node_id
         used = vcpu_used.get(node_id, 0)
+        kept = preserved.get(node_id, 0) * (vector.vcpu_overcommit - 1.0)
         busy = vector.cpu_utilisation * vector.cpu_count
         load_of[node_id] = min(busy / used, 1.0) if used else 0.0
         planned.append(
             PlannedNode(
                 node_id=node_id,
                 site_id=vector.site_id,
-                vcpu_count=vector.vcpu_free + used,
+                vcpu_count=vector.vcpu_free + used + round(kept),
+                core_count=vector.cpu_count,
                 memory_mib=vector.memory_free_mib + memory_used.get(node_id, 0),
                 curve=(curves or {}).get(node_id) or curve_of(vector),
                 is_on=vector.booted,
@@ -87,6 +95,7 @@ def fleet_of(
                 memory_mib=vm.shape.memory_mib,
                 node_id=vm.node_id,
                 load=_load(vm, load_of, cores_of or {}),
+                preserved_vcpus=vm.shape.preserved_vcpus,
             )
             for vm in wanted
         ],
@@ -106,8 +115,12 @@ def constraints_of(
     contracts: Mapping[IaasId, ContractTerms],
     sites: Sequence[Datacenter],
     limits: Sequence[PowerLimit] = (),
+    nodes_at: NodesAt | None = None,
 ) -> tuple[Constraint, ...]:
-    """Return what contracts, affinities and electrical paths ask of placements of `fleet`."""
+    """Return what contracts, owners' rules and electrical paths ask of placements of `fleet`.
+
+    `nodes_at` tells which nodes the places are that fences and bans name.
+    """
     allowed = {
         iaas_id: [site.site_id for site in sites if refusal_of_site(terms, site) is None]
         for iaas_id, terms in contracts.items()
@@ -115,6 +128,8 @@ def constraints_of(
     found: list[Constraint] = [Contract(fleet, allowed)]
     if limits:
         found.append(Electrical(fleet, limits))
+    if any(vm.preserved_vcpus for vm in fleet.vms):
+        found.append(Preserve(fleet))
     for vm in vms:
         if vm.vm_id not in fleet.vm_number:
             continue
@@ -122,7 +137,23 @@ def constraints_of(
         if near:
             found.append(Gather((vm.vm_id, *near)))
         found += [Spread((vm.vm_id, other)) for other in vm.apart if other in fleet.vm_number]
+        if nodes_at is not None:
+            found += _places(fleet, vm, nodes_at)
     return tuple(found)
+
+
+def _places(fleet: Fleet, vm: Vm, nodes_at: NodesAt) -> list[Constraint]:
+    """Return a VM's fence and ban, on the nodes that are planned over."""
+    found: list[Constraint] = []
+    fenced, banned = (
+        tuple(node for node in nodes_at(names) if node in fleet.node_number)
+        for names in (vm.fence, vm.ban)
+    )
+    if vm.fence:
+        found.append(Fence((vm.vm_id,), fenced))
+    if banned:
+        found.append(Ban((vm.vm_id,), banned))
+    return found
 
 
 def make_plan(

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from nuage.ids import SiteId
 from nuage.placement.planner.constraints import Constraint, Violation, all_violations
 from nuage.placement.planner.fleet import NOWHERE, Fleet, Placement
 from nuage.placement.planner.plan import Act, Plan, Reason, Step
@@ -30,16 +31,24 @@ WATTS_NOISE: Final = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast things go. Bandwidths are of one migration inside a site, and of a site link."""
+    """How fast things go. Bandwidths are of a node's port, and of the line between two sites.
+
+    `link_bits_of` has the lines that are known; any other carries `link_bits_per_s`.
+    """
 
     site_bits_per_s: float = 10e9
     link_bits_per_s: float = 1e9
+    link_bits_of: Mapping[frozenset[SiteId], float] = field(default_factory=dict)
     migrations_per_node: int = 2
     migrations_per_link: int = 4
     fixed_s: float = 2.0  # handshake, last round, switch-over
     vm_boot_s: float = 10.0
     power_off_s: float = 20.0
     joules_per_mib: float = MIGRATION_JOULES_PER_MIB
+
+    def between(self, one: SiteId, other: SiteId) -> float:
+        """Return what the line between two sites carries, in bit/s."""
+        return self.link_bits_of.get(frozenset((one, other)), self.link_bits_per_s)
 
 
 @dataclass(slots=True)
@@ -90,10 +99,11 @@ class _Yard:
         if came_from < 0:
             return self.pace.vm_boot_s
         bits = float(self.fleet.vm_memory[vm]) * MIB * 8
-        if self.link(came_from, to) is None:
-            rate = self.pace.site_bits_per_s / self.pace.migrations_per_node
-        else:
-            rate = self.pace.link_bits_per_s / self.pace.migrations_per_link
+        rate = self.pace.site_bits_per_s / self.pace.migrations_per_node
+        if self.link(came_from, to) is not None:
+            nodes = self.fleet.nodes
+            line = self.pace.between(nodes[came_from].site_id, nodes[to].site_id)
+            rate = min(rate, line / self.pace.migrations_per_link)
         return bits / rate + self.pace.fixed_s
 
     def hold(self, vm: int, to: int, sign: int) -> None:
@@ -274,7 +284,9 @@ class Scheduler:
             trial.place = np.array(self.yard.place, np.int64)
             trial.memory_left = np.array(self.yard.memory_left)
             trial.vcpu_left = np.array(self.yard.vcpu_left)
-            asleep = ~(self.fleet.is_on | np.isin(np.arange(len(trial.cpu)), [*self.yard.awake_at]))
+            asleep = ~(
+                self.fleet.is_on | np.isin(np.arange(len(trial.cores)), [*self.yard.awake_at])
+            )
             for move in sorted(
                 self.waiting.values(), key=lambda m: (self.fleet.vm_memory[m.vm], m.vm)
             ):
@@ -332,7 +344,7 @@ class Scheduler:
         Unlike the search's view, a node that is to be drained draws until it is switched off.
         """
         fleet = self.fleet
-        load = fleet.used(fleet.vm_busy, placement) / np.maximum(fleet.vcpu, 1.0)
+        load = fleet.used(fleet.vm_busy, placement) / np.maximum(fleet.cores, 1.0)
         held = np.bincount(placement[placement >= 0], minlength=len(fleet.nodes)) > 0
         watts = watts_at(fleet.curves, load) * (held | fleet.is_on)
         for number in off:

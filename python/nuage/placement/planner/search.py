@@ -84,7 +84,7 @@ class Searcher:
         nodes = np.flatnonzero(able)
         short = np.maximum(
             (fleet.vm_memory[vm] - trial.memory_left[nodes]) / fleet.memory[nodes],
-            (fleet.vm_vcpu[vm] - trial.vcpu_left[nodes]) / trial.cpu[nodes],
+            (fleet.vm_vcpu[vm] - trial.vcpu_left[nodes]) / np.maximum(fleet.vcpu[nodes], 1.0),
         )
         for node in nodes[np.argsort(short, kind="stable")][:EJECTIONS_MAX].tolist():
             for other in sorted(trial.members[node], key=lambda v: (fleet.vm_memory[v], v)):

@@ -20,7 +20,7 @@ from nuage.model.placement import EstimationVector
 from nuage.model.vm import Vm
 from nuage.placement.planner.constraints import Constraint, Fence
 from nuage.placement.planner.fleet import Fleet
-from nuage.placement.planner.make import constraints_of, curve_of, fleet_of, make_plan
+from nuage.placement.planner.make import NodesAt, constraints_of, curve_of, fleet_of, make_plan
 from nuage.placement.planner.plan import Act, Plan, Step
 from nuage.placement.planner.schedule import Pace
 
@@ -45,6 +45,8 @@ class SiteView:
     drain: Collection[NodeId] = ()
     kept_on: Collection[NodeId] = ()
     nodes_kept_on: int = 1
+    nodes_at: NodesAt | None = None
+    link_bits_of: Mapping[frozenset[SiteId], float] = field(default_factory=dict)
 
 
 def plan_site(view: SiteView, *, hold_s: float | None = None, pace: Pace | None = None) -> Plan:
@@ -65,10 +67,12 @@ def _plan(
     fleet = fleet_of(vectors, view.vms, curves=curves, drain=view.drain, cores_of=view.cores_of)
     constraints: list[Constraint] = list(
         constraints_of(
-            fleet, view.vms, contracts=view.contracts, sites=view.sites, limits=_known(view, fleet)
+            fleet, view.vms, contracts=view.contracts, sites=view.sites,
+            limits=_known(view, fleet), nodes_at=view.nodes_at,
         )
-    )
+    )  # fmt: skip
     constraints += _stay_where_they_are(view, fleet)
+    pace = replace(pace or Pace(), link_bits_of=view.link_bits_of)
     return make_plan(fleet, constraints, hold_s=hold_s, pace=pace)
 
 
