@@ -291,8 +291,7 @@ def rule_vm(
     """Change where a VM may run; one that runs where it may not is moved live, by plan."""
     body = {rule: names for rule, names in rules.items() if names} | dict.fromkeys(lift, ())
     answer = row_of(session.client.call("PUT", f"{_vms(session, iaas)}/{name}/rules", body))
-    if session.as_json:
-        print_json(answer)
+    if answered(session, answer):
         return
     print_facts(_rules(inner(answer, "value")))
 

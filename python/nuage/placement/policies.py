@@ -27,6 +27,7 @@ DEFAULT_POLICY: Final = "power"
 # Taurus and Orion cores of the GreenDIET runs). It weighs boot time against running time.
 REFERENCE_WORK_FLOP: Final = 600 * 18.4e9
 FLOPS_UNKNOWN: Final = 1e9  # of a core nobody measured: less than any that would be bought
+SCORE_DIGITS: Final = 9  # of W/GFLOPS, which are 0.1 to 100: what differs below is noise
 # The range that keeps the exponent 2/(P+1)-1 between 0.05 and 19 (GreenDIET's own range).
 PREFERENCE_MAX: Final = 0.9
 
@@ -121,13 +122,11 @@ class Green:
 
     What was measured at part load is carried on to full load along the calibration, so that equal
     machines score alike whatever each has served, and one that draws more than its like scores
-    worse by just that.
+    worse by just that. Equal scores, but for the sums' own noise, are decided by node id.
 
     Until a node has history its calibration stands in: peak watts per flops. A node that is on,
     empty and without either is explored on purpose: it sorts before every other, and one request
     does that. Where a calibration is known finding out costs nothing: the node waits for its turn.
-    A node that serves nobody is charged its idle draw too, since it would be on for this request
-    alone; or else a node that once served few would look better than one that serves many.
     """
 
     name = "green"
@@ -138,11 +137,9 @@ class Green:
         flops, peak_watts = columns["flops"], columns["peak_watts"]
         served, is_empty = columns["requests_served"] > 0, columns["vm_count"] <= 0
         spare = 1.0 - np.nan_to_num(columns["mean_utilisation"], nan=1.0)
-        idle_watts = columns["idle_watts"]
-        measured = columns["mean_power_watts"] + spare * np.maximum(peak_watts - idle_watts, 0.0)
-        watts = np.where(served, measured, peak_watts)
-        watts = watts + np.where(is_empty, idle_watts, 0.0)
-        score = watts * columns["pue"] / (np.maximum(flops, 1.0) / 1e9)
+        at_full = spare * np.maximum(peak_watts - columns["idle_watts"], 0.0)
+        watts = np.where(served, columns["mean_power_watts"] + at_full, peak_watts)
+        score = (watts * columns["pue"] / (np.maximum(flops, 1.0) / 1e9)).round(SCORE_DIGITS)
         is_unknown = ~served & ((flops <= 0) | (peak_watts <= 0))
         return np.where(is_unknown & is_empty & (columns["booted"] > 0), -1.0, score)
 

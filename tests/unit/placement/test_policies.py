@@ -74,11 +74,11 @@ def test_green_explores_a_node_without_history_then_goes_by_measured_watts(
     assert first("green", explored) == "n2"
 
 
-@pytest.mark.parametrize(("peak_watts", "elected"), [(29.0, "n1"), (31.0, "n0")])
+@pytest.mark.parametrize(("peak_watts", "elected"), [(79.0, "n1"), (81.0, "n0")])
 def test_green_lets_a_calibrated_node_without_history_wait_for_its_turn(
     peak_watts: float, elected: str
 ) -> None:
-    """The other was seen to draw 80 W; an empty node is charged its 50 W of idling, too."""
+    """The other was seen to draw 80 W."""
     candidates = columns(
         flops=[1e9] * 2, peak_watts=[200.0, peak_watts], vm_count=[3.0, 0.0],
         requests_served=[5.0, 0.0], mean_power_watts=[80.0, 0.0],
@@ -86,14 +86,15 @@ def test_green_lets_a_calibrated_node_without_history_wait_for_its_turn(
     assert first("green", candidates) == elected
 
 
-def test_green_prefers_a_node_that_serves_to_an_empty_one_that_drew_less_when_it_served_few() -> (
-    None
-):
+def test_green_takes_equal_machines_for_equal_whatever_each_has_served() -> None:
+    """The second was seen at part load: 110 W at 40 %, which on its line is 200 W at full load."""
     alike = columns(
-        flops=[1e9] * 2, peak_watts=[200.0] * 2, vm_count=[0.0, 8.0],
-        requests_served=[9.0, 9.0], mean_power_watts=[110.0, 150.0],
+        flops=[1e9] * 3, peak_watts=[200.0] * 3, vm_count=[8.0, 0.0, 2.0],
+        requests_served=[9.0] * 3, mean_power_watts=[200.0, 110.0, 118.0],
+        mean_utilisation=[1.0, 0.4, 0.4],
     )  # fmt: skip
-    assert first("green", alike) == "n1"
+    first_score, second, hungry = scored(PolicyBook().require("green"), alike, request())
+    assert first_score == second < hungry
 
 
 def test_green_tries_the_better_calibrated_first() -> None:
