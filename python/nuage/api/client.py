@@ -40,6 +40,11 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def _asked(path: str, query: dict[str, object]) -> str:
+    asked = {k: v for k, v in query.items() if v not in (None, "")}
+    return f"{path}?{urlencode(asked)}" if asked else path
+
+
 class Client:
     """One API endpoint, with or without a token."""
 
@@ -61,8 +66,11 @@ class Client:
 
     def get(self, path: str, **query: object) -> Json:
         """Read; query values that are None or "" are left out."""
-        asked = {k: v for k, v in query.items() if v not in (None, "")}
-        return self.call("GET", f"{path}?{urlencode(asked)}" if asked else path)
+        return self.call("GET", _asked(path, query))
+
+    def delete(self, path: str, **query: object) -> Json:
+        """Delete; what is meant stands in the query, as it does when reading."""
+        return self.call("DELETE", _asked(path, query))
 
     def call(self, verb: str, path: str, body: object = None) -> Json:
         """Do one request and return its result.

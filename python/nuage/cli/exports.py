@@ -78,7 +78,7 @@ def export_volume(
             known = _begin(session, path, file, view, since_sequence)
         _copy_out(session, path, file, known, str(view["view"]))
     finally:
-        session.client.call("DELETE", f"{path}/views", {"view": view["view"]})
+        session.client.delete(f"{path}/views", view=view["view"])
     what = f"since #{known.header.since}, " if known.header.since else ""
     click.echo(f"{name} as after write #{known.header.sequence}, {what}is in {file}")
 
@@ -90,7 +90,7 @@ def _open_view(session: Session, path: str, moment: dict[str, object]) -> dict[s
 
 def _sequence(session: Session, path: str, moment: str) -> int:
     view = _open_view(session, path, read_moment(moment))
-    session.client.call("DELETE", f"{path}/views", {"view": view["view"]})
+    session.client.delete(f"{path}/views", view=view["view"])
     return _number(view["sequence"])
 
 

@@ -140,6 +140,10 @@ def list_iaas(session: Session) -> None:
     show(session, answer, ("NAME", "ID", "OWNER", "CONTRACT", "HOME"), rows, empty="no IaaS yet")
 
 
+def _counted(count: object, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
 def contract_line(contract: dict[str, object]) -> str:
     """Say a contract in one line."""
     parts = []
@@ -152,7 +156,8 @@ def contract_line(contract: dict[str, object]) -> str:
         if values:
             parts.append(f"{word} {'/'.join(map(str, values))}")
     parts.append(
-        f"{contract['copies']} copies in {contract['copy_sites']} sites ({contract['ack_policy']})"
+        f"{_counted(contract['copies'], 'copy', 'copies')} in "
+        f"{_counted(contract['copy_sites'], 'site', 'sites')} ({contract['ack_policy']})"
     )
     rpo = inner(contract, "rpo")
     if rpo["seconds"]:

@@ -169,7 +169,8 @@ def _service(row: Row) -> str:
     node = inner(row, "node")
     if node.get("draining"):
         left = int(str(row.get("copy_count", 0)))
-        return f"draining, {left} copies left" if left else "drained"
+        copies = "1 copy" if left == 1 else f"{left} copies"
+        return f"draining, {copies} left" if left else "drained"
     return "maintenance" if node["maintenance"] else "in service"
 
 

@@ -364,7 +364,7 @@ def view_volume(
     """Show NAME as it was, read-only, as an iSCSI disk of its own; several at one instant."""
     volumes = _volumes(session, iaas)
     if view:
-        session.client.call("DELETE", f"{volumes}/{name}/views", {"view": view})
+        session.client.delete(f"{volumes}/{name}/views", view=view)
         click.echo(f"{view} is closed")
         return
     kept_s = int(seconds(keep))
@@ -391,7 +391,7 @@ def _open_views(session: Session, volumes: str, instants: list[Instant], kept_s:
         act_on_each(instants, show_one)
     except NuageError:
         for path, row in opened:
-            session.client.call("DELETE", path, {"view": row["view"]})
+            session.client.delete(path, view=row["view"])
             click.echo(f"{row['view']} is closed again", err=True)
         raise
     return [row for _, row in opened]

@@ -54,6 +54,11 @@ class VolumesClient(Client):
         at, length = int(str(query["offset"])), int(str(query["length"]))
         return {"data": base64.b64encode(b"".join(now)[at : at + length]).decode()}
 
+    def delete(self, path: str, **query: object) -> object:
+        """End a view."""
+        del self.views[str(query["view"])]
+        return {}
+
     def call(self, verb: str, path: str, body: object = None) -> object:
         """Change."""
         assert isinstance(body, dict)

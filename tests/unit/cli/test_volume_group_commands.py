@@ -64,6 +64,9 @@ class Volumes:
             "iqn": "i", "user": "u", "secret": "s",
         }  # fmt: skip
 
+    def delete(self, path: str, **query: object) -> object:
+        return self.call("DELETE", path, query)
+
     def run(self, *words: str) -> Result:
         session = Session(_client=cast(Client, self))
         return CliRunner().invoke(volume_group, [*words, "--iaas", "acme"], obj=session)
