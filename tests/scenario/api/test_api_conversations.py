@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.scenario.api.conversation import Federation, compare
@@ -266,3 +267,34 @@ async def test_a_contract_changes_only_when_all_that_exists_lies_within_it(
     status, _ = await federation.ask("PUT", path, {"contract": {**FRENCH, "tier_min": 2}})
     assert status == 200
     compare(HERE / "contract.txt", federation.talk.lines, rewrite=rewrite)
+
+
+async def test_a_vm_goes_and_stays_where_its_owner_lets_it(federation: Federation) -> None:
+    await build(federation)
+    vms = "/v1/iaas/acme/vms"
+
+    async def made(name: str, **rules: object) -> tuple[int, dict[str, Any]]:
+        body = {"name": name, "image": "guest", **rules}
+        status, answer = await federation.ask("POST", vms, body, who="tenant")
+        await federation.settle()
+        return status, answer
+
+    status, answer = await made("fenced", fence=["rennes"])
+    assert (status, answer["result"]["decision"]["elected_site"]) == (202, "rennes")
+    status, answer = await made("banned", ban=["rennes"])
+    assert (status, answer["result"]["decision"]["elected_site"]) == (202, "lyon")
+    elected = answer["result"]["decision"]["elected"]
+    rules_broken = {refusal["rule"] for refusal in answer["result"]["decision"]["refusals"]}
+    assert "ban" in rules_broken
+    status, answer = await made("nowhere", fence=["rennes"], ban=["rennes"])
+    assert (status, answer["error"]["code"]) == (422, "no_candidate")
+    assert (await made("unknown", fence=["atlantis"]))[0] == 404
+    greedy = {"vcpu_count": 2, "memory_mib": 128, "preserved_vcpus": 3}
+    assert (await made("greedy", shape=greedy))[0] == 400
+    rules = f"{vms}/fenced/rules"
+    status, answer = await federation.ask("PUT", rules, {"ban": [elected]}, who="tenant")
+    vm = answer["result"]["value"]
+    assert (status, vm["fence"], vm["ban"]) == (200, ["rennes"], [elected])
+    status, answer = await federation.ask("PUT", rules, {"fence": []}, who="tenant")
+    assert (answer["result"]["value"]["fence"], status) == ([], 200)
+    assert (await federation.ask("PUT", rules, {"fence": []}, who="stranger"))[0] == 403
