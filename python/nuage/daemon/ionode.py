@@ -36,7 +36,7 @@ from nuage.ionode.disks import DiskPlace, base_disk, require_disks
 from nuage.ionode.pieces import read_piece, write_piece
 from nuage.ionode.port import ChangedRuns, StorageDaemon
 from nuage.ionode.ports import choose_ports, taken_ports
-from nuage.ionode.probe import measure
+from nuage.ionode.probe import best_of, measure
 from nuage.ionode.receipts import RECEIPTS_METHOD, ReceiptBatch, Signer
 from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
 from nuage.model.contract import NO_LIMITS, Limits
@@ -199,17 +199,21 @@ class IonodeProcess:
                 await self._agent.release(ask.iaas_id, ask.volume_id, ask.epoch)
 
     async def _measure(self) -> None:
-        """Find out what the disks do of which nobody has told it; kept for the next start."""
+        """Find out what the disks do of which nobody has told it.
+
+        The best of all starts counts: at one of them the disk may have been busy.
+        """
         for disk in self._disks:
             if disk.capacity != NO_LIMITS:
                 continue
             path = self._configuration.state_dir / f"disk-{disk.name}.json"
+            capacity = NO_LIMITS
             if path.exists():
                 capacity = msgspec.json.decode(path.read_bytes(), type=Limits)
-            else:
-                capacity = await asyncio.to_thread(measure, disk.path)
-                write_atomically(path, msgspec.json.encode(capacity))
-                log.info("disk measured", disk=disk.name, **asdict(capacity))
+                self._agent.media.set_capacity(disk.name, capacity)
+            capacity = best_of(capacity, await asyncio.to_thread(measure, disk.path))
+            write_atomically(path, msgspec.json.encode(capacity))
+            log.info("disk measured", disk=disk.name, **asdict(capacity))
             self._agent.media.set_capacity(disk.name, capacity)
 
     def _signer(self) -> Signer:

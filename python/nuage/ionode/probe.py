@@ -38,6 +38,14 @@ def measure(folder: Path) -> Limits:
     )
 
 
+def best_of(one: Limits, other: Limits) -> Limits:
+    """Return the higher of each."""
+    return Limits(
+        operations_per_s=max(one.operations_per_s, other.operations_per_s),
+        bytes_per_s=max(one.bytes_per_s, other.bytes_per_s),
+    )
+
+
 def _commits_per_s(fd: int, size_bytes: int) -> float:
     data = os.urandom(size_bytes)
     began_s = now_s = time.monotonic()

@@ -1,20 +1,26 @@
 """What nodes are told of clones, of images' templates and of data keys."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
+from tests.unit.iaas.iaas_makers import node as made_node
 
 from nuage.errors import Conflict, Forbidden, InvalidRequest, Locked
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.observe import Save, node_status
 from nuage.iaas.past import started_from
+from nuage.iaas.site import Site
+from nuage.iaas.templates import template_for
 from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import IaasId, NodeId, SiteId
-from nuage.model.contract import AckPolicy, DiskClass
+from nuage.model.contract import AckPolicy, Contract, DiskClass
 from nuage.model.desired import DaemonWish, DiskReport, IonodeReport
 from nuage.model.history import IMAGE_MARK, Moment
 from nuage.model.iaas import KEY_SHREDDED, IaasKey, KeyHolder
+from nuage.model.infrastructure import NodeRole
 from nuage.model.record import Noun
 from nuage.model.status import NodeStatus
 from nuage.model.volume import Volume, VolumeState
@@ -173,6 +179,20 @@ def test_a_node_is_told_which_key_and_never_the_key() -> None:
     assert wish is not None
     assert (wish.key_id, [r.encrypted for r in wish.replicas]) == (key.key_id, [True])
     assert opened.hex() not in repr(wish)
+
+
+def test_a_boot_volume_starts_from_a_template_of_its_own_iaas_alone() -> None:
+    """Another's template lies under another's data key, or in clear: it is never cloned."""
+    contract = Contract(copies=3, copy_sites=3, ack_policy=AckPolicy.ANY_2_OF_3)
+    own, other = iaas(contract), replace(iaas(contract, number=2), encrypted=True)
+    whole = tuple(NodeId(node) for _, node in PLACES)
+    source = replace(template(), whole=whole, settled_epoch=template().epoch)
+    nodes = [replace(made_node(at, NodeRole.IONODE), node_id=NodeId(name)) for at, name in PLACES]
+    index = index_of(own, other, source, *nodes)
+    site = cast(Site, SimpleNamespace(site_id=SiteId("marne"), index=index))
+    wanted = volume(2, state=VolumeState.CREATING, image="img-1")
+    assert template_for(site, own, wanted) == source
+    assert template_for(site, other, replace(wanted, iaas_id=other.iaas_id)) is None
 
 
 def report_of(free_bytes: int) -> IonodeReport:
