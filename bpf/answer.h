@@ -34,6 +34,7 @@ struct nd {
 } __attribute__((packed));
 #define ND_BYTES 32	/* of ICMPv6 */
 #define ND_SOLICITED_OVERRIDE 0x60000000
+#define ND_ROUTER 0x80000000
 _Static_assert(sizeof(struct nd) == sizeof(struct ethernet) + 40 + ND_BYTES, "nd");
 
 static __always_inline int is_own_address(const struct port_value *port, const __u8 *address)
@@ -119,7 +120,7 @@ static __noinline int answer_nd(struct __sk_buff *skb, struct port_value *port)
 	__builtin_memcpy(nd.ip.destination, nd.ip.source, 16);
 	__builtin_memcpy(nd.ip.source, nd.target, 16);
 	nd.kind = ND_ADVERTISEMENT;
-	nd.flags = bpf_htonl(ND_SOLICITED_OVERRIDE);
+	nd.flags = bpf_htonl(ND_SOLICITED_OVERRIDE | (found->is_router ? ND_ROUTER : 0));
 	nd.option = 2;
 	mac_copy(nd.mac, found->mac);
 	nd.checksum = 0;

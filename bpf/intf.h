@@ -189,7 +189,8 @@ struct neighbour_key {
 };
 struct neighbour_value {
 	__u8 mac[MAC_BYTES];
-	__u8 pad[2];
+	__u8 is_router;		/* says so in ND, or guests drop their default route */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct neighbour_key) == 24, "neighbour_key");
 _Static_assert(sizeof(struct neighbour_value) == 8, "neighbour_value");

@@ -52,7 +52,7 @@ mirror! {
         stamp_ns: [u64; 2],
     }
     NeighbourKey: 24 { label: u32, family: u32, address: [u32; 4] }
-    NeighbourValue: 8 { mac: [u8; 6], pad: [u8; 2] }
+    NeighbourValue: 8 { mac: [u8; 6], is_router: u8, pad: u8 }
     LispSelfValue: 36 {
         ifindex: u32, rloc: u32, router_mac: [u8; 6], flags: u8, pad: u8, instance: u32, lines: [u32; 4],
     }

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple, assert_never
 from nuage._core import BpfPlane, bpf_refusal
 from nuage.errors import Unavailable
 from nuage.network import kernel_tables as tables
+from nuage.network.dhcp import SERVER_MAC
 from nuage.network.forwarding import (
     NICKNAME_UNKNOWN,
     AdjacencyEntry,
@@ -552,7 +553,7 @@ class KernelPlane:
         new = {
             tables.NEIGHBOUR_KEY.pack(
                 label, address.version, tables.address_bytes(address)
-            ): tables.NEIGHBOUR.pack(mac)
+            ): tables.NEIGHBOUR.pack(mac, mac == SERVER_MAC)
             for label, address, mac in neighbours
         }
         changed = {key: value for key, value in new.items() if self._neighbours.get(key) != value}

@@ -49,7 +49,7 @@ GUARD_KEY: Final = struct.Struct("=HBx16s")
 RULE: Final = struct.Struct("=BBBBHH16s16s")
 STATE: Final = struct.Struct("=IIIIQQQQ")
 NEIGHBOUR_KEY: Final = struct.Struct("=II16s")
-NEIGHBOUR: Final = struct.Struct("=6sxx")
+NEIGHBOUR: Final = struct.Struct("=6s?x")  # MAC, is it the router
 LISP_SELF: Final = struct.Struct("=I4s6sBxI16s")
 LISP_OF_PORT: Final = 0xFFFFFFFF
 EID_KEY: Final = struct.Struct("=I4sB16sxxx")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
+from nuage.network.dhcp import SERVER_MAC
 from nuage.network.guest_frame import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV6,
@@ -26,6 +27,7 @@ ARP_REPLY: Final = 2
 ALL_NODES: Final = IPv6Address("ff02::1")
 ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
 UNSPECIFIED: Final = IPv6Address("::")
+NA_ROUTER: Final = 0x80000000
 NA_SOLICITED: Final = 0x40000000
 NA_OVERRIDE: Final = 0x20000000
 
@@ -89,6 +91,8 @@ def _advertisement(mac: bytes, found: bytes, asker: IPv6Address, target: IPv6Add
     is_probe = asker == UNSPECIFIED
     destination = ALL_NODES if is_probe else asker
     flags = NA_OVERRIDE | (0 if is_probe else NA_SOLICITED)
+    if found == SERVER_MAC:  # or the guest drops its default route (RFC 4861 §7.2.5)
+        flags |= NA_ROUTER
     option = b"\x02\x01" + found
     body = struct.pack(">BBHI", ND_ADVERTISEMENT, 0, 0, flags) + target.packed + option
     source = target

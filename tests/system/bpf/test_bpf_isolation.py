@@ -8,6 +8,7 @@ from time import monotonic
 import pytest
 from tests.system.bpf.bpf_netns import Bridge, Namespaces, Wire, run
 
+from nuage.network.dhcp import SERVER_MAC
 from nuage.network.forwarding import (
     Direction,
     Drop,
@@ -24,6 +25,7 @@ from nuage.network.forwarding import (
 )
 from nuage.network.kernel_plane import Neighbour
 from nuage.network.neighbour_answer import answer_nd, link_local
+from nuage.network.router_answer import ROUTER
 from nuage.network.trill_frame import TrillFrame, encode_trill
 from nuage.network.wire import internet_checksum
 
@@ -198,12 +200,20 @@ def test_nd_is_answered_in_the_kernel_as_the_daemon_would(switch: Switch) -> Non
     (reply,) = switch.wires[1].frames(1.0, 1)
     listed: dict[IPv4Address | IPv6Address, bytes] = {other: GUESTS[2][1]}
     assert reply == answer_nd(question, mac, frozenset(), listed.get)
+    switch.bridge.plane.set_neighbours([Neighbour(RED, ROUTER, SERVER_MAC)])
+    asked = solicitation(1, asker, ROUTER, option=True)
+    switch.wires[1].send(asked)
+    (reply,) = switch.wires[1].frames(1.0, 1)
+    listed[ROUTER] = SERVER_MAC
+    assert reply == answer_nd(asked, mac, frozenset(), listed.get)
+    assert reply[58] == 0xE0, "a router, or guests drop their default route"
+    switch.bridge.plane.set_neighbours([Neighbour(RED, other, GUESTS[2][1])])
     switch.wires[1].send(solicitation(1, other, other, option=True))  # not its own to ask from
     switch.wires[1].send(solicitation(1, asker, asker, option=True))  # nobody else's
     switch.wires[1].send(solicitation(1, IPv6Address("::"), other, option=False))  # by the daemon
     switch.wires[3].send(solicitation(3, other, asker, option=True))  # nobody in BLUE
     assert switch.heard() == {1: 0, 2: 0, 3: 0}
-    assert switch.bridge.plane.sums()["answered"] == 1
+    assert switch.bridge.plane.sums()["answered"] == 2
     assert switch.bridge.plane.sums()["punted"] == 4
 
 

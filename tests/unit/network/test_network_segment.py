@@ -241,7 +241,7 @@ def test_a_port_with_a_public_ipv6_address_is_told_its_router_and_no_other_is() 
     assert (told[54], told[60:62]) == (134, (9000).to_bytes(2, "big"))
     assert told[-4:] == (1362).to_bytes(4, "big")
     ((reply,),) = node.send(1, solicitation(A, source, str(ROUTER))).values()
-    assert reply[-6:] == SERVER_MAC, "and where that router is"
+    assert (reply[-6:], reply[58]) == (SERVER_MAC, 0xE0), "where it is, and that it is a router"
     assert node.send(1, router_solicitation(A, link_local(mac_bytes(B)))) == {}
     ((every,),) = node.send(1, router_solicitation(A, IPv6Address("::"))).values()
     assert every[:6] == bytes.fromhex("333300000001")
