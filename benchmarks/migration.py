@@ -4,9 +4,10 @@ Both move the same idle guest from process to process of this machine, in turns,
 QEMU's own `downtime` is compared. Leave to switch comes as a controller gives it: once the source has
 begun to send, and in a wish of its own. With `--late` it comes only when the guest stands still for it,
 by a controller that answers at once: what a move costs whose leave the quorum was slow to let go.
-Prints medians and the ratio; the aim is at most 2.
+`--alike` gives the machine by hand the devices that ours has (entropy, balloon, config drive): what is
+left then is the agents' own. Prints medians and the ratio; the aim is at most 2.
 
-Usage: python benchmarks/migration.py [--rounds N] [--late]
+Usage: python benchmarks/migration.py [--rounds N] [--late] [--alike]
 """
 
 import argparse
@@ -50,10 +51,22 @@ async def until_text(log: Path, text: bytes) -> None:
             await asyncio.sleep(LOOK_S)
 
 
+def our_devices(folder: Path) -> tuple[str, ...]:
+    """Return the options that give a machine what ours has beside its disk."""
+    drive = folder / "config-drive"
+    drive.write_bytes(bytes(1 << 20))
+    return (
+        "-object", "rng-random,id=entropy,filename=/dev/urandom",
+        "-device", "virtio-rng-pci,rng=entropy", "-device", "virtio-balloon-pci",
+        "-drive", f"if=virtio,format=raw,readonly=on,file={drive}",
+    )  # fmt: skip
+
+
 class PlainGuest:
     """The guest under a QEMU started by hand, moved to the next without any halt."""
 
-    def __init__(self, image: Path, folder: Path) -> None:
+    def __init__(self, image: Path, folder: Path, *, alike: bool) -> None:
+        self._devices = our_devices(folder) if alike else ()
         self._folder = folder
         self._disk = folder / "plain.raw"
         self._started = 0
@@ -73,7 +86,8 @@ class PlainGuest:
             "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none",
             "-serial", f"file:{self._folder / name}.log",
             "-qmp", f"unix:{self._folder / name}.sock,server=on,wait=off",
-            "-drive", f"if=virtio,format=raw,cache=none,file={self._disk}", *more,
+            "-drive", f"if=virtio,format=raw,cache=none,file={self._disk}",
+            *self._devices, *more,
             start_new_session=True,  # as from a shell of its own: the kernel shares CPU by session
         )  # fmt: skip
         while not (self._folder / f"{name}.sock").exists():
@@ -221,10 +235,11 @@ class AgentGuest:
         await self._there.close()
 
 
-async def measure(rounds: int, *, late: bool) -> None:
+async def measure(rounds: int, *, late: bool, alike: bool) -> None:
     image = guest_image()
     with tempfile.TemporaryDirectory() as name:
-        by_hand, by_agents = PlainGuest(image, Path(name)), AgentGuest(image, Path(name), late=late)
+        by_hand = PlainGuest(image, Path(name), alike=alike)
+        by_agents = AgentGuest(image, Path(name), late=late)
         try:
             await asyncio.gather(by_hand.open(), by_agents.open())
             await asyncio.sleep(1)
@@ -243,9 +258,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Migration downtime against plain QEMU.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--late", action="store_true", help="Leave comes at the pause.")
+    parser.add_argument("--alike", action="store_true", help="Equal devices on both sides.")
     arguments = parser.parse_args()
     print(machine.describe())
-    asyncio.run(measure(arguments.rounds, late=arguments.late))
+    asyncio.run(measure(arguments.rounds, late=arguments.late, alike=arguments.alike))
 
 
 if __name__ == "__main__":
