@@ -19,7 +19,9 @@ from nuage.daemon.agent import REPORT_EVERY_S, AgentChannel
 from nuage.daemon.configuration import AgentConfiguration
 from nuage.daemon.process import Tasks, configure_logs, run_process
 from nuage.ids import VmId
+from nuage.model.contract import DiskClass
 from nuage.model.desired import (
+    DiskReport,
     HeadReport,
     IonodeReport,
     IonodeWish,
@@ -33,7 +35,9 @@ from nuage.model.vm import PowerWish, VmState
 
 VCPUS = 4096
 MEMORY_MIB = 4 * 1024 * 1024
-DISK_BYTES = 100 * 1024**4
+DISK = DiskReport(
+    name="d0", disk_class=DiskClass.NVME, free_bytes=100 * 1024**4, total_bytes=100 * 1024**4
+)
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -155,8 +159,7 @@ class SyntheticIonode:
             replicas=(),
             heads=heads,
             replica_addresses={d.iaas_id: address for d in self._wish.daemons},
-            free_bytes=DISK_BYTES,
-            total_bytes=DISK_BYTES,
+            disks=(DISK,),
         )
 
 
