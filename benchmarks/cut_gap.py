@@ -229,10 +229,10 @@ def go(one: subprocess.Popen[str]) -> None:
 
 async def gap_ms(ring: Ring, way: Callable[..., Awaitable[None]]) -> float:
     """Return the longest gap of the two directions over the cut."""
+    await until(ring.is_whole)
     probes = [probe(ring, end, BEFORE_S + WATCH_S[ring.kind]) for end in (0, 1)]
     for one in probes:
         await asyncio.to_thread(told_by, one)
-    await until(ring.is_whole)
     for one in probes:
         go(one)
     await asyncio.sleep(BEFORE_S)
@@ -247,25 +247,32 @@ async def gap_ms(ring: Ring, way: Callable[..., Awaitable[None]]) -> float:
 
 def spread(values: list[float]) -> str:
     """Return the median, and least and most."""
+    if not values:
+        return "not whole"
     return f"{median(values):.0f} [{min(values):.0f}..{max(values):.0f}]"
 
 
 async def measure(kinds: list[str], rounds: int, folder: Path) -> None:
     rings: list[Ring] = []
     found: dict[tuple[str, str], list[float]] = {}
+    unstable: set[str] = set()
     try:
         for kind in kinds:  # one at a time: each needs its quiet
             rings.append(await BUILD[kind](folder))  # noqa: PERF401
         for _ in range(rounds):
-            for ring in rings:
-                for name, way in (("silent", silent), ("carrier", carrier)):
-                    found.setdefault((ring.kind, name), []).append(await gap_ms(ring, way))
+            for ring in [r for r in rings if r.kind not in unstable]:
+                try:
+                    for name, way in (("silent", silent), ("carrier", carrier)):
+                        found.setdefault((ring.kind, name), []).append(await gap_ms(ring, way))
+                except SystemExit as error:  # it flaps: too fast for this machine
+                    print(f"{ring.kind}: {error}")
+                    unstable.add(ring.kind)
     finally:
         for ring in rings:
             ring.stop()
     print(f"{'':10}{'silent cut, ms':>34}{'carrier lost, ms':>34}")
     for kind in kinds:
-        cells = [spread(found[kind, name]) for name in ("silent", "carrier")]
+        cells = [spread(found.get((kind, name), [])) for name in ("silent", "carrier")]
         print(f"{kind:10}" + "".join(f"{cell:>34}" for cell in cells))
     print(f"the kernel took {spread(closing_ms)} ms to close the far port")
 
