@@ -38,7 +38,7 @@ PLACES = (
 CHANNEL_PORT = 17401
 JOIN_PORT = 17402
 API_PORT = 17400
-START_TIMEOUT_S = 25.0
+START_TIMEOUT_S = 90.0
 HERE = Path(__file__).parent
 QUOTA = {
     "vm_count": 10**6, "vcpu_count": 10**7, "memory_mib": 10**10, "volume_bytes": 10**18,
