@@ -132,6 +132,8 @@ def trill(pins: Path) -> Fabric:
     """Three RBridges of ours; the two hosts are in the directory."""
     chain = Chain(f"{PREFIX}t", pins)
     chain.list_hosts()
+    for bridge in chain.bridges:
+        bridge.join_tcp()
     nodes = [bridge.namespace for bridge in chain.bridges]
     return Fabric((chain.hosts[0], chain.hosts[1]), "10.9.0.2", trunks_of(nodes), chain.remove)
 
@@ -158,6 +160,7 @@ def lisp(pins: Path) -> Fabric:
             MapCacheEntry(INSTANCE, ip_network(f"10.{1 - number}.0.0/16"), (Rloc(other),)),
         )
         bridge.bind(9, "guest")
+        bridge.join_tcp()
         address = IPv4Address(mine)
         within(node, lambda b=bridge, t=trunk, a=address: b.plane.set_router(t, a, ROUTER_MAC))  # type: ignore[misc]
     return Fabric((hosts[0], hosts[1]), "10.1.0.1", trunks_of(nodes), net.remove)

@@ -77,7 +77,6 @@ def main() -> None:
     decision = create(bench, "probe")
     probed_s = time.monotonic() - begin_s
     ranked = [row["node_id"] for row in decision["ranked"]]
-    ranked += [node_id for scores in decision["others"].values() for node_id in scores]
     refused = [r["node_id"] for r in decision["refusals"] if "heat" in r["reason"]]
     print(f"heat posted, answered in {answered_s * 1000:.0f} ms; the next VM ({probed_s:.2f} s later "
           f"placed) had candidates {ranked}, refused for heat: {refused}")  # fmt: skip

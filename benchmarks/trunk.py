@@ -1,4 +1,4 @@
-"""What the fabric costs on an encrypted trunk: guests over TRILL beside the bare driver.
+"""What the fabric costs on an encrypted trunk: guests over TRILL beside the bare driver and VXLAN.
 
     python benchmarks/trunk.py [--rounds 7] [--driver wireguard-go] [--seconds 2]
 
@@ -6,6 +6,7 @@ Two sites in network namespaces with a line of 1500 bytes between them and one t
 same tunnel carries both, in turns:
 
     bare    TCP between the tunnel's own addresses
+    vxlan   TCP between two guests: kernel bridge, VXLAN port, tunnel, bridge (1390 bytes)
     ours    TCP between two guests: RBridge, VXLAN port, tunnel, RBridge (guests have 1362 bytes)
 
 Prints medians and the median of each round's own ratio; the goal is 0.9 in throughput and 1.1 in
@@ -51,7 +52,8 @@ LABEL = Label(7)
 TRUNK, GUEST = 1, 9
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
 NICKNAMES = (Nickname(0x11), Nickname(0x22))
-KINDS = ("bare", "ours")
+KINDS = ("bare", "vxlan", "ours")
+PEER_VNI = "4000"
 
 
 class Sites:
@@ -70,12 +72,14 @@ class Sites:
         net = self._net
         self.edges = [net.add("a"), net.add("b")]
         self.hosts = [net.add("h0"), net.add("h1")]
+        self.peers = [net.add("p0"), net.add("p1")]
         net.cable(self.edges[0], "wan", self.edges[1], "wan")
         for edge, host, address in zip(self.edges, self.hosts, ADDRESSES, strict=True):
             run("ip", "-n", edge, "link", "set", "wan", "mtu", "1500")
             run("ip", "-n", edge, "addr", "add", f"{address}/24", "dev", "wan")
             net.cable(edge, "guest", host, "eth0")
         self._join(driver)
+        self._bridge_peers()
         self._forward([Bridge(edge, n, pins / edge) for n, edge in enumerate(self.edges)])
 
     def _join(self, driver: TrunkDriver) -> None:
@@ -99,6 +103,7 @@ class Sites:
             far = 1 - n
             bridge.trunk(TRUNK, port, macs[far])
             bridge.access(GUEST, "guest", LABEL, guests[n])
+            bridge.join_tcp()
             bridge.set(
                 SelfEntry(NICKNAMES[n], NICKNAMES[0]),
                 FibEntry(NICKNAMES[far], (NextHop(PortNumber(TRUNK), macs[far], macs[n]),)),
@@ -114,10 +119,29 @@ class Sites:
                 f"06:00:00:00:00:0{far}", "dev", "eth0")  # fmt: skip
         self._bridges = bridges
 
+    def _bridge_peers(self) -> None:
+        """Join two more hosts by what a kernel has for it."""
+        for n, (edge, host) in enumerate(zip(self.edges, self.peers, strict=True)):
+            self._net.cable(edge, "peer", host, "eth0")
+            plan = self._trunks[n].plan
+            mtu = str(plan.trunk_mtu_bytes)
+            run("ip", "-n", edge, "link", "add", "br0", "type", "bridge")
+            run("ip", "-n", edge, "link", "add", "vx0", "type", "vxlan", "id", PEER_VNI,
+                "dstport", "4789", "local", plan.tunnel_local,
+                "remote", plan.tunnel_remote)  # fmt: skip
+            for port in ("vx0", "peer"):
+                run("ip", "-n", edge, "link", "set", port, "master", "br0")
+            for port in ("vx0", "br0"):
+                run("ip", "-n", edge, "link", "set", port, "mtu", mtu, "up")
+            run("ip", "-n", host, "link", "set", "eth0", "mtu", mtu)
+            run("ip", "-n", host, "addr", "add", f"10.9.1.{n + 1}/24", "dev", "eth0")
+
     def way(self, kind: str) -> tuple[str, str, str]:
         """Return who asks, who answers, and how the second is called."""
         if kind == "bare":
             return self.edges[0], self.edges[1], self._trunks[0].plan.tunnel_remote
+        if kind == "vxlan":
+            return self.peers[0], self.peers[1], "10.9.1.2"
         return self.hosts[0], self.hosts[1], "10.9.0.2"
 
     def remove(self) -> None:
@@ -151,7 +175,8 @@ def measure(sites: Sites, rounds: int, seconds: float) -> dict[tuple[str, str], 
     """Return all values; who goes first changes from round to round."""
     found: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds):
-        for kind in KINDS[:: -1 if turn % 2 else 1]:
+        first = turn % len(KINDS)
+        for kind in KINDS[first:] + KINDS[:first]:
             found.setdefault((kind, "Mb/s"), []).append(mbit_per_s(sites, kind, seconds))
             found.setdefault((kind, "rtt us"), []).append(round_trip_us(sites, kind))
     return found

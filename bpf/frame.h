@@ -271,18 +271,25 @@ static __always_inline __u32 finish(__u32 hash)
 }
 
 /* What spreads flows over equal paths: the same for every frame of one flow. */
+static __always_inline __u32 hash_of(const struct flow *flow, __u32 seed)
+{
+	__u32 hash = mix(0, seed);
+
+	if (flow->form != FLOW_FOUND)
+		return finish(hash);
+	for (int i = 0; i < 4; i++)
+		hash = mix(mix(hash, flow->source[i]), flow->destination[i]);
+	if (flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP)
+		hash = mix(hash, flow->source_port << 16 | flow->destination_port);
+	return finish(hash);
+}
+
 static __noinline __u32 flow_hash(struct __sk_buff *skb, __u32 offset, __u16 type, __u32 seed)
 {
 	struct flow flow;
-	__u32 hash = mix(0, seed);
 
-	if (parse_flow(skb, &flow, offset, type) != FLOW_FOUND)
-		return finish(hash);
-	for (int i = 0; i < 4; i++)
-		hash = mix(mix(hash, flow.source[i]), flow.destination[i]);
-	if (flow.protocol == IPPROTO_TCP || flow.protocol == IPPROTO_UDP)
-		hash = mix(hash, flow.source_port << 16 | flow.destination_port);
-	return finish(hash);
+	parse_flow(skb, &flow, offset, type);
+	return hash_of(&flow, seed);
 }
 
 static __always_inline __u32 mac_seed(const __u8 *dmac, const __u8 *smac, __u32 label)

@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 4
+#define INTF_VERSION 5
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */
@@ -209,6 +209,13 @@ struct lisp_self_value {
 	__u32 lines[LINES_MAX];	/* RLOCs of ours besides, big-endian; 0: none */
 };
 _Static_assert(sizeof(struct lisp_self_value) == 36, "lisp_self_value");
+
+/* gro_port[0]: where stripped TCP goes to be joined (deliver.h). ifindex 0: nowhere. */
+struct gro_port_value {
+	__u32 ifindex;
+	__u32 queues;
+};
+_Static_assert(sizeof(struct gro_port_value) == 8, "gro_port_value");
 
 /* Longest prefix of map_cache and eids: `bits` counts instance (32), family (8), address. */
 struct eid_key {

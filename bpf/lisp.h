@@ -13,7 +13,7 @@
 #ifndef NUAGE_LISP_H
 #define NUAGE_LISP_H
 
-#include "deliver.h"
+#include "gro.h"
 
 #define LISP_DATA_PORT 4341
 #define LISP_FLAG_NONCE 0x80
@@ -169,22 +169,16 @@ static __always_inline int lisp_encapsulate(struct __sk_buff *skb, struct to_rlo
 	return send_tunnel(skb, &tunnel, interface_of(to->router));
 }
 
-/* Deliver to an EID here: to its port, under the label of the port's own segment. */
-static __always_inline int hand_over(struct __sk_buff *skb, struct eid_value *eid,
-				     const __u8 *smac, __u16 type)
+/* Write the Ethernet header that an EID's port is to see. */
+static __always_inline long address_eid(struct __sk_buff *skb, const struct eid_value *eid,
+					const __u8 *smac, __u16 type)
 {
-	struct port_value *place = place_of(eid->port);
 	struct ethernet eth;
-
-	if (!place)
-		return drop(DROP_NO_PORT);
 
 	mac_copy(eth.dmac, eid->mac);
 	mac_copy(eth.smac, smac);
 	eth.type = bpf_htons(type);
-	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
-		return drop(SUM_KERNEL_REFUSED);
-	return to_access(skb, eid->port, place->label);
+	return bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0);
 }
 
 static __always_inline int no_mapping(struct eid_key *eid, const __u32 *source)
@@ -219,6 +213,7 @@ int lisp_in(struct __sk_buff *skb)
 	struct to_rloc to = {.router = router()};
 	__u16 type = bpf_ntohs(skb->protocol);
 	struct map_cache_value *mapping;
+	struct port_value *place;
 	struct eid_value *here;
 	struct eid_key key;
 	struct flow flow;
@@ -232,11 +227,17 @@ int lisp_in(struct __sk_buff *skb)
 		to.instance = port->label;
 	else if (!owns_source(port, to.instance, flow.family, flow.source))
 		return drop(DROP_SPOOFED);
-	to.hash = flow_hash(skb, sizeof(struct ethernet), type, 0);
+	to.hash = hash_of(&flow, 0);
 	make_eid_key(&key, to.instance, flow.family, flow.destination);
 	here = bpf_map_lookup_elem(&eids, &key);
-	if (here && !here->forward_to)
-		return hand_over(skb, here, to.router->router_mac, type);
+	if (here && !here->forward_to) {
+		place = place_of(here->port);
+		if (!place)
+			return drop(DROP_NO_PORT);
+		if (address_eid(skb, here, to.router->router_mac, type))
+			return drop(SUM_KERNEL_REFUSED);
+		return to_access(skb, here->port, place->label);
+	}
 	if (here) {
 		to.rloc = here->forward_to;
 		return lisp_encapsulate(skb, &to);
@@ -311,8 +312,9 @@ int lisp_under(struct __sk_buff *skb)
 {
 	struct lisp_self_value *me = router();
 	__u32 address[4] = {}, instance = 0;
-	struct tunnel tunnel;
 	struct eid_value *found;
+	struct port_value *place;
+	struct tunnel tunnel;
 	struct eid_key key;
 	int family;
 
@@ -337,13 +339,18 @@ int lisp_under(struct __sk_buff *skb)
 	hear(&key, found, tunnel.ip.source);
 	if (found->forward_to)
 		return send_on(skb, &tunnel, found->forward_to, me);
+	place = place_of(found->port);
+	if (!place)
+		return drop(DROP_NO_PORT);
 	if (bpf_skb_adjust_room(skb, -TUNNEL_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO |
 				(family == 4 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 :
 					       BPF_F_ADJ_ROOM_DECAP_L3_IPV6)))
 		return drop(SUM_KERNEL_REFUSED);
 	count(SUM_DECAPSULATED);
-	return hand_over(skb, found, me->router_mac, family == 4 ? ETH_P_IP : ETH_P_IPV6);
+	if (address_eid(skb, found, me->router_mac, family == 4 ? ETH_P_IP : ETH_P_IPV6))
+		return drop(SUM_KERNEL_REFUSED);
+	return to_access_joined(skb, place, place->label);
 }
 
 #endif

@@ -5,6 +5,7 @@
  *   guest -> access_in -> lisp_in           tc ingress of a tap or veth
  *   guest <- access_out                     tc egress of it
  *   neighbour -> [xdp_trunk] -> trunk_in    XDP and tc ingress of a trunk
+ *   trunk_in, lisp_under -> gro_in          tc ingress of a veth end with GRO
  *   other RLOCs -> lisp_under               tc ingress of the underlay interface
  *   provider's line -> line_in              tc ingress of it: echoes beside a tunnel
  *
@@ -13,6 +14,7 @@
  */
 #include "access.h"
 #include "fast.h"
+#include "gro.h"
 #include "line.h"
 #include "lisp.h"
 #include "trunk.h"

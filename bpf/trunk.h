@@ -4,6 +4,7 @@
 #ifndef NUAGE_TRUNK_H
 #define NUAGE_TRUNK_H
 
+#include "gro.h"
 #include "line.h"
 
 /* A TRILL frame taken apart. `is_vlan`: it has no fine-grained label. */
@@ -95,7 +96,8 @@ static __always_inline int deliver(struct __sk_buff *skb, __u32 label, const __u
 	if (!(dmac[0] & 1))
 		found = station_alive(label, dmac);
 	if (found)
-		return found->port ? to_access(skb, found->port, label) : TC_ACT_SHOT;
+		return found->port ? to_access_joined(skb, place_of(found->port), label) :
+				     TC_ACT_SHOT;
 	flood_local(skb, label, 0);
 	return TC_ACT_SHOT;
 }

@@ -4,7 +4,7 @@
 //! refuses an object whose maps have other sizes.
 
 /// Names the directory that maps are pinned in: `v<number>`.
-pub const INTF_VERSION: u32 = 4;
+pub const INTF_VERSION: u32 = 5;
 /// How many flows are kept open at one filtered port.
 pub const FLOWS_PER_PORT_MAX: u32 = 4096;
 
@@ -62,6 +62,7 @@ mirror! {
     EidValue: 16 { port: u16, mac: [u8; 6], forward_to: u32, bits: u32 }
     HeardKey: 32 { eid: EidKey, rloc: u32 }
     EchoValue: 32 { content: [u8; 16], returned_ns: u64, way: u32, pad: u32 }
+    GroPortValue: 8 { ifindex: u32, queues: u32 }
     LineValue: 28 { number: u32, end: u32, family: u32, peer: [u32; 4] }
     EventValue: 52 { kind: u32, rloc: u32, eid: EidKey, source: [u8; 16] }
 }
@@ -102,6 +103,7 @@ pub const LAYOUT: &[(&str, usize, usize)] = &[
     ("eids", size_of::<EidKey>(), size_of::<EidValue>()),
     ("echoes", 4, size_of::<EchoValue>()),
     ("lines", 4, size_of::<LineValue>()),
+    ("gro_port", 4, size_of::<GroPortValue>()),
     ("heard", size_of::<HeardKey>(), 8),
     ("recent", size_of::<EventValue>(), 8),
     ("counters", 4, 8),

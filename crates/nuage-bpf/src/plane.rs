@@ -17,6 +17,7 @@ const E_EXIST: i32 = 17;
 const E_NOENT: i32 = 2;
 const E_INVAL: i32 = 22;
 const FULL: [i32; 3] = [7, 12, 28]; // E2BIG, ENOMEM, ENOSPC: how maps say that they are full
+const XDP_MODES: [u32; 2] = [4, 2]; // in the driver, generic
 const MAP_PERCPU_ARRAY: c_int = 6;
 
 /// Where a program hooks in.
@@ -348,12 +349,16 @@ impl Plane {
         }
     }
 
-    /// Take the XDP program off an interface.
+    /// Take the XDP program off an interface, in whichever mode it is there.
     pub fn detach_xdp(&self, ifindex: i32) -> Result<(), BpfError> {
+        log::begin();
         // SAFETY: numbers only.
-        match unsafe { ffi::bpf_xdp_detach(ifindex, 0, ptr::null()) } {
-            0 => Ok(()),
-            error => Err(attach_error("nothing", ifindex, error)),
+        let codes =
+            XDP_MODES.map(|flags| unsafe { ffi::bpf_xdp_detach(ifindex, flags, ptr::null()) });
+        // A driver that knows no XDP refuses the first; what has neither mode is gone.
+        match codes {
+            [_, 0] | [0, _] => Ok(()),
+            [_, error] => Err(attach_error("nothing", ifindex, error)),
         }
     }
 

@@ -5,15 +5,14 @@ Answers are ``{"site": …, "request_id": …, "result": …}``; errors ``{"site
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import msgspec
 import structlog
 from aiohttp import web
 
-from nuage.api.bodies import convert
 from nuage.api.consoles import Consoles
 from nuage.api.dispatch import Caller, Dispatcher, invalid_body
 from nuage.api.doors import DOORS, Health, LogIn, Token
@@ -29,7 +28,7 @@ from nuage.ids import new_id
 from nuage.trust.permissions import Scope
 
 if TYPE_CHECKING:
-    pass
+    from _typeshed import DataclassInstance
 
 BODY_BYTES_MAX: Final = (
     1024 * 1024
@@ -309,7 +308,7 @@ async def _body_of(request: web.Request, operation: Operation[object, object]) -
     parameters = dict(request.match_info)
     if operation.verb in ("GET", "DELETE"):
         values: dict[str, object] = {**request.query, **parameters}
-        return convert(values, operation.body, is_text=True)
+        return _convert(values, operation, is_text=True)
     data = await request.read()
     try:
         document = msgspec.json.decode(data) if data else {}
@@ -322,4 +321,21 @@ async def _body_of(request: web.Request, operation: Operation[object, object]) -
             raise InvalidRequest(
                 f"the path says {value!r}, the body {document[name]!r}", field=name
             )
-    return convert(document, operation.body, is_text=False)
+    return _convert(document, operation, is_text=False)
+
+
+def _convert(
+    values: dict[str, object], operation: Operation[object, object], *, is_text: bool
+) -> object:
+    known = {field.name for field in fields(cast("type[DataclassInstance]", operation.body))}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InvalidRequest(
+            f"no field {unknown[0]!r} here",
+            field=unknown[0],
+            hint=f"there is {', '.join(sorted(known)) or 'none'}",
+        )
+    try:
+        return msgspec.convert(values, operation.body, strict=not is_text)
+    except msgspec.ValidationError as error:
+        raise invalid_body(error) from None

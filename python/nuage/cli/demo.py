@@ -204,13 +204,11 @@ class Demo:
 
     def _tell_choice(self, name: str, decision: dict[str, object]) -> None:
         ranked = rows_of(decision["ranked"])
-        scores = inner(decision, "others").values()
-        count = len(ranked) + sum(len(row_of(scores_of_site)) for scores_of_site in scores)
         first = float(str(ranked[0]["score"]))
         second = f"; next best {ranked[1]['node_id']}" if len(ranked) > 1 else ""
         self.note(
             f"[bold]{name}[/] goes to {decision['elected']} ({decision['elected_site']}): "
-            f"policy {decision['policy']}, score {first:.3g} of {count} bids{second}"
+            f"policy {decision['policy']}, score {first:.3g} of {len(ranked)} bids{second}"
         )
 
     def migrate(self) -> None:

@@ -203,7 +203,7 @@ def explain_vm(session: Session, name: str, iaas: str) -> None:
         f"policy {answer['policy']}; asked {asked}" + (f"; silent {silent}" if silent else "")
     )
     rows: list[tuple[object, ...]] = []
-    for rank, candidate in enumerate(_by_score(answer), start=1):
+    for rank, candidate in enumerate(rows_of(answer["ranked"]), start=1):
         mark = "elected" if candidate["node_id"] == answer["elected"] else ""
         score = f"{float(str(candidate['score'])):.4g}"
         terms = inner(candidate, "terms")
@@ -217,17 +217,6 @@ def explain_vm(session: Session, name: str, iaas: str) -> None:
     headers = ("#", "NODE", "SITE", "SCORE", "+W", "× PUE", "× EUR/MWh", "= EUR/h", "gCO2e/h",
                "GFLOPS", "RESULT")  # fmt: skip
     print_table(headers, rows, empty="no candidate")
-
-
-def _by_score(decision: Row) -> list[Row]:
-    """Return every candidate, the best first; those behind the leaders without their terms."""
-    others = [
-        {"node_id": node_id, "site_id": site_id, "score": score, "terms": {}}
-        for site_id, scores in inner(decision, "others").items()
-        for node_id, score in row_of(scores).items()
-    ]
-    everybody = [*rows_of(decision["ranked"]), *others]
-    return sorted(everybody, key=lambda row: (float(str(row["score"])), str(row["node_id"])))
 
 
 # The cost of a placement, as it is multiplied out; `--json` has every term that was seen.

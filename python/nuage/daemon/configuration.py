@@ -118,7 +118,9 @@ class AgentConfiguration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VnodeConfiguration(AgentConfiguration):
-    """A V-node. `idle_watts` and `peak_watts` are the node's own, for the model meter.
+    """A V-node; `plane`, `cables` and `cable_xdp` as in `EdgeConfiguration`.
+
+    `idle_watts` and `peak_watts` are the node's own, for the model meter.
 
     `cpu_stat_file` is a cgroup's ``cpu.stat`` where the node is a slice of a machine.
     """
@@ -130,6 +132,8 @@ class VnodeConfiguration(AgentConfiguration):
     calibration_file: Path | None = None
     cpu_stat_file: Path | None = None
     plane: str = "auto"
+    cables: tuple[str, ...] = ()
+    cable_xdp: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +171,9 @@ class EdgeConfiguration(AgentConfiguration):
     """An edge: its lines, each ``provider=address``, and how its trunks are kept.
 
     Trunks are encrypted unless both ends say `bare_trunks`: fibre of the operator's own.
-    `plane` is auto, kernel or software, on V-nodes too.
+    `plane` is auto, kernel or software. `cables`, each ``node=interface``, are cards that lead
+    straight to another node of the site, which says so too; `cable_xdp` has their drivers run
+    the forwarding program.
     """
 
     providers: tuple[str, ...] = ()
@@ -175,6 +181,8 @@ class EdgeConfiguration(AgentConfiguration):
     line_mtu_bytes: int = 1500
     bare_trunks: bool = False
     plane: str = "auto"
+    cables: tuple[str, ...] = ()
+    cable_xdp: bool = False
 
 
 def load(path: Path, cls: type[T]) -> T:

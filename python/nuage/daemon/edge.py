@@ -19,6 +19,7 @@ from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.errors import InvalidRequest
 from nuage.model.fabric import FabricNews, FabricWish
 from nuage.model.infrastructure import Node, NodeRole, ProviderLine
+from nuage.network.cable import cabling_of
 from nuage.network.trunk_wireguard import new_private_key, public_key_of
 from nuage.trust.files import require_private, write_atomically
 
@@ -81,6 +82,7 @@ class EdgeProcess:
                 state_dir=configuration.state_dir,
                 private_key=key,
                 plane=configuration.plane,
+                cabling=cabling_of(configuration.cables, xdp=configuration.cable_xdp),
                 is_edge=True,
                 lines=tuple(line.address for line in node.lines),
             ),

@@ -33,8 +33,10 @@ from nuage.daemon.fabric_memory import FabricNotebook, TapMemory, TrunkMemory
 from nuage.daemon.fabric_trunks import (
     Standing,
     TrunkMaker,
+    TrunkNode,
     interface_exists,
     interface_index,
+    join_tcp,
     line_end,
     lines_of,
     quieten,
@@ -55,6 +57,7 @@ from nuage.model.fabric import (
     StationWish,
 )
 from nuage.network.bfd import BfdTimers
+from nuage.network.cable import CABLE, NO_CABLES, Cabling
 from nuage.network.circuit import Trunk, metric_of
 from nuage.network.dhcp import SERVER_MAC
 from nuage.network.echo import ECHO_TIMERS
@@ -79,7 +82,7 @@ from nuage.network.forwarding import (
 from nuage.network.gratuitous import announcement
 from nuage.network.isis_auth import Keyring
 from nuage.network.isis_tlv import SystemId
-from nuage.network.kernel_plane import KernelPlane, Neighbour, why_not
+from nuage.network.kernel_plane import KernelPlane, Neighbour, XdpMode, why_not
 from nuage.network.line_echo import LineSocket
 from nuage.network.neighbour_answer import link_local
 from nuage.network.nickname import NicknameWish
@@ -129,6 +132,7 @@ class FabricOptions:
     plane: str = "auto"
     is_edge: bool = False
     lines: tuple[str, ...] = ()
+    cabling: Cabling = NO_CABLES
 
 
 def system_id_of(node_id: str) -> SystemId:
@@ -163,10 +167,17 @@ class Fabric:
         self._departures = Departures()
         self._following: set[PortId] = set()
         self._trunk_macs: dict[PortNumber, bytes] = {}
+        self.xdp_refusals: dict[PortNumber, str] = {}
         self._update_due: asyncio.TimerHandle | None = None
         self._wished = asyncio.Event()
         self.tracers: set[Callable[[TraceAnswered], None]] = set()
-        self._maker = TrunkMaker(options.address, options.site_id, options.private_key, clock)
+        trunk_node = TrunkNode(
+            address=options.address,
+            site_id=options.site_id,
+            private_key=options.private_key,
+            cabling=options.cabling,
+        )
+        self._maker = TrunkMaker(trunk_node, clock)
         around = LispOptions(
             node_id=options.node_id,
             site_id=options.site_id,
@@ -314,6 +325,7 @@ class Fabric:
         while True:
             await self._wished.wait()
             self._wished.clear()
+            await join_tcp(self.plane, self.options.node_id)
             wish = self.notebook.memory.wish
             if wish is None:
                 continue
@@ -356,7 +368,7 @@ class Fabric:
         uplinks: tuple[int, ...] = ()
         line: LineSocket | None = None
         if isinstance(self.plane, KernelPlane):
-            self.plane.bind(number, memory.interface)
+            self._bind_trunk(self.plane, number, memory)
         if not isinstance(standing.wish, LinkWish):
             wish = standing.wish
             bits_per_s = min(wish.here.mbit, wish.there.mbit) * 1_000_000
@@ -371,6 +383,21 @@ class Fabric:
             number, mac, metric=metric_of(bits_per_s), mtu_bytes=memory.mtu_bytes, echo=echo
         )
         runner.give(TrunkAdded(trunk))
+
+    def _bind_trunk(self, plane: KernelPlane, number: PortNumber, memory: TrunkMemory) -> None:
+        """Put the programs on a trunk; where XDP was asked for and is refused, that is told."""
+        self.xdp_refusals.pop(number, None)
+        if memory.driver == CABLE and self.options.cabling.xdp:
+            try:
+                plane.bind(number, memory.interface, xdp=XdpMode.DRIVER)
+            except Unavailable as error:
+                refusal = f"XDP refused, frames go by tc: {error.message}"
+                log.warning("no XDP", interface=memory.interface, error=error.message)
+                self._note(f"{memory.interface} {refusal}")
+                self.xdp_refusals[number] = refusal
+            else:
+                return
+        plane.bind(number, memory.interface)
 
     def _open_line(
         self,
@@ -429,6 +456,7 @@ class Fabric:
             await self.clock.sleep(AGE_EVERY_S)
             if isinstance(self.plane, KernelPlane):
                 self.plane.age()
+                await join_tcp(self.plane, self.options.node_id)
 
     # Guests -----------------------------------------------------------------------------------
 

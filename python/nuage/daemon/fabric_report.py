@@ -23,6 +23,7 @@ from nuage.model.fabric import (
 from nuage.model.infrastructure import NodeRole
 from nuage.network.fabric_event import NeighbourView, TraceAnswered, TraceAsked
 from nuage.network.forwarding import MacEntry, Nickname, PortNumber
+from nuage.network.kernel_plane import KernelPlane
 from nuage.network.rbridge import RBridge
 from nuage.network.wire import mac_bytes
 
@@ -111,13 +112,19 @@ def _trunk(
         to_node=wish.node_id if isinstance(wish, LinkWish) else wish.there_node,
         to_site=fabric.options.site_id if isinstance(wish, LinkWish) else wish.there_site,
         provider="" if isinstance(wish, LinkWish) else wish.here.provider,
-        driver="" if memory is None else memory.driver,
+        driver="" if memory is None else _driver(fabric, memory.driver, number),
         state="" if seen is None else seen.state,
         bfd="" if seen is None else seen.bfd,
         metric=0 if seen is None else seen.metric,
         mtu_bytes=0 if memory is None else memory.mtu_bytes,
-        failure=standing.failure,
+        failure=standing.failure or fabric.xdp_refusals.get(number, ""),
     )
+
+
+def _driver(fabric: Fabric, driver: str, number: PortNumber) -> str:
+    """Return how a trunk is carried; frames of a cable may pass in its card's driver."""
+    plane = fabric.plane
+    return f"{driver}, XDP" if isinstance(plane, KernelPlane) and plane.has_xdp(number) else driver
 
 
 def _stations(fabric: Fabric) -> tuple[FabricStation, ...]:

@@ -5,10 +5,12 @@ made in the network namespace of this process. A failure is told, and tried agai
 round.
 """
 
+import fcntl
 import socket
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,12 @@ import structlog
 from nuage.clock import Clock
 from nuage.daemon.fabric_memory import TrunkMemory
 from nuage.errors import NuageError, TimedOut, Unavailable
+from nuage.ids import NodeId, SiteId
 from nuage.model.fabric import FabricWish, LinkWish, SiteTrunkWish
+from nuage.network.cable import CABLE, NO_CABLES, Cabling, cable_mtu
+from nuage.network.forwarding import ForwardingPlane
+from nuage.network.gro_port import gro_port_of, stand_up
+from nuage.network.kernel_plane import KernelPlane
 from nuage.network.line_echo import LineEnd
 from nuage.network.mtu import Wrapping, trunk_mtu
 from nuage.network.trunk import (
@@ -32,6 +39,7 @@ from nuage.network.trunk import (
 from nuage.network.trunk_wireguard import run, set_up
 
 RACK_PATH_BYTES: Final = 1500
+SIOCGIFMTU: Final = 0x8921
 log = structlog.get_logger("fabric")
 
 
@@ -65,6 +73,13 @@ def interface_index(name: str) -> tuple[int, ...]:
         return ()
 
 
+def mtu_of(interface: str) -> int:
+    """Return what an interface takes (SIOCGIFMTU)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        asked = struct.pack("16si20x", interface.encode(), 0)
+        return int(struct.unpack("16si20x", fcntl.ioctl(control, SIOCGIFMTU, asked))[1])
+
+
 def line_end(wish: SiteTrunkWish, site_id: str) -> LineEnd:
     """Return this end of a trunk's tunnel as its provider's line sees it."""
     return LineEnd(
@@ -75,13 +90,21 @@ def line_end(wish: SiteTrunkWish, site_id: str) -> LineEnd:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrunkNode:
+    """What a node's trunks are made of, beside the wish."""
+
+    address: str
+    site_id: SiteId
+    private_key: str = field(default="", repr=False)
+    cabling: Cabling = NO_CABLES
+
+
 class TrunkMaker:
     """Brings the interfaces of trunks to what is wished."""
 
-    def __init__(self, address: str, site_id: str, private_key: str, clock: Clock) -> None:
-        self._address = address
-        self._site_id = site_id
-        self._private_key = private_key
+    def __init__(self, node: TrunkNode, clock: Clock) -> None:
+        self._node = node
         self._clock = clock
 
     async def bring(
@@ -100,14 +123,17 @@ class TrunkMaker:
     async def _one(
         self, key: str, wish: LinkWish | SiteTrunkWish, memory: TrunkMemory | None
     ) -> Standing:
-        made_of = msgspec.json.encode(wish).decode()
+        cable = self._cable_to(wish)
+        made_of = msgspec.json.encode(wish).decode() + cable
         if memory is not None:
             stands = all(map(interface_exists, filter(None, (memory.interface, memory.tunnel))))
             if stands and memory.made_of == made_of:
                 return Standing(key, wish, memory)
             await self._remove(memory)
         try:
-            if isinstance(wish, LinkWish):
+            if cable:
+                made = await self._take_cable(cable, made_of)
+            elif isinstance(wish, LinkWish):
                 made = await self._make_link(wish, made_of)
             else:
                 made = await self._make_trunk(wish, made_of)
@@ -118,6 +144,24 @@ class TrunkMaker:
         log.info("trunk made", trunk=key, interface=made.interface, driver=made.driver)
         return Standing(key, wish, made)
 
+    def _cable_to(self, wish: LinkWish | SiteTrunkWish) -> str:
+        """Return the card that leads to a node of this site, "" when none does."""
+        if not isinstance(wish, LinkWish):
+            return ""
+        return self._node.cabling.interfaces.get(wish.node_id, "")
+
+    async def _take_cable(self, interface: str, made_of: str) -> TrunkMemory:
+        if not interface_exists(interface):
+            raise Unavailable(f"the cable's card {interface} is not in this node")
+        await run(("ip", "link", "set", interface, "up"))
+        card_bytes = mtu_of(interface)
+        return TrunkMemory(
+            interface=interface,
+            made_of=made_of,
+            mtu_bytes=cable_mtu(interface, card_bytes),
+            driver=CABLE,
+        )
+
     async def _make_link(self, wish: LinkWish, made_of: str) -> TrunkMemory:
         name = f"nln{wish.vni:x}"
         bytes_max = trunk_mtu(RACK_PATH_BYTES, Wrapping(encrypted=False))
@@ -125,7 +169,7 @@ class TrunkMaker:
         await run(
             (
                 "ip", "link", "add", name, "type", "vxlan", "id", str(wish.vni),
-                "local", self._address, "remote", wish.address,
+                "local", self._node.address, "remote", wish.address,
                 "dstport", str(VXLAN_PORT), "nolearning",
             )
         )  # fmt: skip
@@ -135,7 +179,7 @@ class TrunkMaker:
 
     async def _make_trunk(self, wish: SiteTrunkWish, made_of: str) -> TrunkMemory:
         encrypted = (TrunkDriver.WIREGUARD_KERNEL, TrunkDriver.WIREGUARD_GO)
-        here = TrunkEnd(site_id=self._site_id, address=wish.here.address)
+        here = TrunkEnd(site_id=self._node.site_id, address=wish.here.address)
         there = TrunkEnd(
             site_id=wish.there_site, address=wish.there.address, public_key=wish.public_key
         )
@@ -149,7 +193,7 @@ class TrunkMaker:
         )
         plan = plan_trunk(asked, asked.drivers[0])
         await self._delete(plan.port, plan.tunnel)  # what a life that forgot them may have left
-        up = await set_up(asked, self._private_key, self._clock)
+        up = await set_up(asked, self._node.private_key, self._clock)
         return TrunkMemory(
             interface=up.plan.port,
             made_of=made_of,
@@ -159,6 +203,8 @@ class TrunkMaker:
         )
 
     async def _remove(self, memory: TrunkMemory) -> None:
+        if memory.driver == CABLE:
+            return  # the card is the node's
         await self._delete(memory.interface, memory.tunnel)
         log.info("trunk removed", interface=memory.interface)
 
@@ -167,6 +213,18 @@ class TrunkMaker:
             if name and interface_exists(name):
                 with suppress(Unavailable, TimedOut):  # it may be gone meanwhile
                     await run(("ip", "link", "del", name))
+
+
+async def join_tcp(plane: ForwardingPlane, node_id: NodeId) -> None:
+    """Have TCP joined on its way to guests. Without it they only work harder: told, not raised."""
+    port = gro_port_of(node_id)
+    if not isinstance(plane, KernelPlane) or plane.joins_in(port):
+        return
+    try:
+        await stand_up(port)
+        plane.bind_gro(port)
+    except (NuageError, OSError) as error:
+        log.warning("TCP is not joined", port=port.into, error=str(error))
 
 
 def quieten(interface: str) -> None:

@@ -25,6 +25,7 @@ from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
 from nuage.model.fabric import FabricWish
 from nuage.model.infrastructure import NodeRole
 from nuage.model.vm import VmState
+from nuage.network.cable import cabling_of
 from nuage.vnode.agent import AgentOptions, VnodeAgent
 from nuage.vnode.console import ConsoleHub
 from nuage.vnode.probe import probe_accelerator
@@ -75,6 +76,7 @@ class VnodeProcess:
                 address=configuration.node.address,
                 state_dir=configuration.state_dir,
                 plane=configuration.plane,
+                cabling=cabling_of(configuration.cables, xdp=configuration.cable_xdp),
             ),
             self._tasks,
             self._clock,

@@ -145,13 +145,12 @@ async def change_contract(site: Site, _principal: Principal, body: ChangeContrac
         for vm in site.index.of_iaas(Vm, iaas.iaas_id)
         if vm.site_id is not None and vm.site_id not in allowed
     ]
-    lying = [
-        (volume, f"a copy of {volume.name} lies at {place.site_id}")
+    outside += [
+        f"a copy of {volume.name} lies at {place.site_id}"
         for volume in site.index.of_iaas(Volume, iaas.iaas_id)
         for place in volume.replicas
         if place.site_id not in allowed
     ]
-    outside += [told for volume, told in lying if not volume.is_template]
     outside += [
         f"{volume.name} has {len(volume.replicas)} copies in {_site_count(volume)} sites"
         for volume in site.index.of_iaas(Volume, iaas.iaas_id)
@@ -161,8 +160,6 @@ async def change_contract(site: Site, _principal: Principal, body: ChangeContrac
             or _site_count(volume) < body.contract.copy_sites
         )
     ]
-    # A template goes with the last volume near it: told when it is all that is left.
-    outside = outside or [told for _, told in lying]
     if outside:
         raise Conflict(
             f"the new contract forbids what exists: {'; '.join(outside)}",

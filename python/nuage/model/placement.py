@@ -113,11 +113,7 @@ class RankedCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What was decided, kept so that `nuage vm explain` can tell it afterwards.
-
-    `ranked` are the best, and the elected one, with their terms; `others` is the score of every
-    other candidate. A decision lies at every site for as long as its VM: a score each is little.
-    """
+    """What was decided, kept so that `nuage vm explain` can tell it afterwards."""
 
     request_id: RequestId
     vm_id: VmId
@@ -129,4 +125,3 @@ class Decision:
     refusals: tuple[Refusal, ...]
     elected: NodeId | None
     elected_site: SiteId | None
-    others: dict[SiteId, dict[NodeId, float]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, NamedTuple, assert_never
@@ -54,6 +55,7 @@ from nuage.network.forwarding import (
     TreeEntry,
     key_of,
 )
+from nuage.network.gro_port import GroPort
 from nuage.network.kernel_tables import U32, U64, Place, Slots, pieces
 from nuage.network.line_echo import LineEnd
 from nuage.network.offload import disable_segmentation
@@ -66,7 +68,6 @@ SUMS: Final = (
 SUM_FIRST: Final = 32
 LISP_PRIORITY: Final = 2  # of the tc filter behind access_in
 LINE_PRIORITY: Final = 3  # and of the one on a provider's line
-XDP_NONE: Final = -1
 EVENT_MISS: Final = 1
 _DROP_ORDER: Final = tuple(Drop)
 # Tables in the order they are filled: what is pointed to before what points there.
@@ -74,6 +75,14 @@ _ORDER: Final = (
     "slots", "states", "self_entry", "fib", "trees", "rpf", "prunes", "directory", "guards",
     "rules", "floods", "eids", "map_cache", "places", "ports",
 )  # fmt: skip
+
+
+class XdpMode(Enum):
+    """Where the XDP program of a trunk runs; the values are the kernel's flags."""
+
+    OFF = 0
+    GENERIC = 2  # behind the driver: as a test of what a driver would do
+    DRIVER = 4
 
 
 class Neighbour(NamedTuple):
@@ -132,6 +141,7 @@ class KernelPlane:
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
         self._neighbours: dict[bytes, bytes] = {}
         self._underlay: tuple[int, ...] = ()
+        self._joins_in = 0
         self._batch = _Batch()
         self._touched: set[PortNumber] = set()
         self._emptied: set[PortNumber] = set()
@@ -270,11 +280,10 @@ class KernelPlane:
 
     # ---- ports ----
 
-    def bind(self, number: PortNumber, interface: str, *, xdp_flags: int = XDP_NONE) -> None:
+    def bind(self, number: PortNumber, interface: str, *, xdp: XdpMode = XdpMode.OFF) -> None:
         """Say which interface a port is. Its programs go on as soon as its entry is set.
 
-        `xdp_flags` ≥ 0 puts the XDP program on a trunk besides (0: the driver's way when it
-        has one, 2: generic, 4: the driver's or an error).
+        `xdp` puts the XDP program on a trunk besides, or takes it off.
 
         Raises:
             Unavailable: no such interface here, or the kernel refuses the programs.
@@ -286,10 +295,16 @@ class KernelPlane:
         if self._bound.get(number, ifindex) != ifindex:
             self.unbind(number)
         self._bound[number] = ifindex
-        if xdp_flags != XDP_NONE:
-            self._try(lambda: self._bpf.attach_xdp("xdp_trunk", ifindex, flags=xdp_flags))
+        if xdp is XdpMode.OFF:
+            self._detach_xdp(number, ifindex)
+        else:
+            self._try(lambda: self._bpf.attach_xdp("xdp_trunk", ifindex, flags=xdp.value))
             self._fast.add(number)
         self._render(number)
+
+    def has_xdp(self, number: PortNumber) -> bool:
+        """Tell whether a trunk has the XDP program."""
+        return number in self._fast
 
     def unbind(self, number: PortNumber) -> None:
         """Take the programs off a port's interface; the entry stays, without a way out."""
@@ -300,6 +315,34 @@ class KernelPlane:
         self._detach(number, ifindex)
         self._render(number)
         self._try(lambda: self._bpf.delete("ports", U32.pack(ifindex)))
+
+    def bind_gro(self, port: GroPort) -> None:
+        """Say in which pair of interfaces TCP is joined on its way to guests.
+
+        Raises:
+            Unavailable: no such interface here, or the kernel refuses the program.
+        """
+        try:
+            into, out_of = (socket.if_nametoindex(name) for name in (port.into, port.out_of))
+        except OSError as error:
+            self.unbind_gro()
+            raise Unavailable(f"no interfaces {port.into} and {port.out_of} here") from error
+        self._try(lambda: self._bpf.attach("gro_in", out_of))
+        value = tables.GRO_PORT.pack(into, port.queues)
+        self._try(lambda: self._bpf.update("gro_port", U32.pack(0), value))
+        self._joins_in = into
+
+    def unbind_gro(self) -> None:
+        """Let all TCP go to guests frame by frame."""
+        value = bytes(tables.GRO_PORT.size)
+        self._try(lambda: self._bpf.update("gro_port", U32.pack(0), value))
+        self._joins_in = 0
+
+    def joins_in(self, port: GroPort) -> bool:
+        """Tell whether this plane joins TCP in that pair, and it is there."""
+        with suppress(OSError):
+            return socket.if_nametoindex(port.into) == self._joins_in
+        return False
 
     def bind_line(self, number: PortNumber, interface: str, line: LineEnd) -> None:
         """Say on which interface a trunk's tunnel comes in: its echoes go beside it there.
@@ -425,14 +468,17 @@ class KernelPlane:
 
     def _detach(self, number: PortNumber, ifindex: int) -> None:
         self._attached.pop(number, None)
-        if number in self._fast:
-            self._fast.discard(number)
-            with suppress(OSError):
-                self._bpf.detach_xdp(ifindex)
+        self._detach_xdp(number, ifindex)
         with suppress(OSError):  # the interface may be gone, and its programs with it
             self._bpf.detach(ifindex)
             self._bpf.detach(ifindex, priority=LISP_PRIORITY)
             self._bpf.detach(ifindex, egress=True)
+
+    def _detach_xdp(self, number: PortNumber, ifindex: int) -> None:
+        if number in self._fast:
+            self._fast.discard(number)
+            with suppress(OSError):
+                self._bpf.detach_xdp(ifindex)
 
     # ---- writing ----
 
@@ -670,8 +716,18 @@ class KernelPlane:
                     self._attach(place.port, place.ifindex)
                     self._bound[place.port.port] = place.ifindex
                     if place.has_xdp:
-                        self._bpf.attach_xdp("xdp_trunk", place.ifindex)
                         self._fast.add(place.port.port)
+                        self._renew_xdp(place.ifindex)
+        self._take_up_guests()
+
+    def _renew_xdp(self, ifindex: int) -> None:
+        """Put this program where an older one stands, in the mode that it has there."""
+        try:
+            self._bpf.attach_xdp("xdp_trunk", ifindex, flags=XdpMode.DRIVER.value)
+        except OSError:
+            self._bpf.attach_xdp("xdp_trunk", ifindex, flags=XdpMode.GENERIC.value)
+
+    def _take_up_guests(self) -> None:
         for key, _ in self._pairs("guards"):
             self._keep(tables.decode_guard(key))
         for key, value in self._pairs("rules"):

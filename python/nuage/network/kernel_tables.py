@@ -58,6 +58,7 @@ RLOC: Final = struct.Struct("=4sHH")
 EID: Final = struct.Struct("=H6s4sI")
 ECHO: Final = struct.Struct("=16sQIxxxx")
 LINE: Final = struct.Struct("=III16s")
+GRO_PORT: Final = struct.Struct("=II")
 HEARD_KEY: Final = struct.Struct("=28s4s")
 EVENT: Final = struct.Struct("=I4s28s16s")
 
@@ -97,6 +98,7 @@ SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "eids": (EID_KEY.size, EID.size),
     "echoes": (4, ECHO.size),
     "lines": (4, LINE.size),
+    "gro_port": (4, GRO_PORT.size),
     "heard": (HEARD_KEY.size, 8),
 }
 

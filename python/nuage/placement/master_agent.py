@@ -34,7 +34,7 @@ BID_TIMEOUT_S: Final = 0.5  # several WAN round trips; a site answers from memor
 COMMIT_TIMEOUT_S: Final = 5.0  # a catalogue write and a quorum claim over a WAN
 ROUNDS_MAX: Final = 3  # fresh bids after conflicts, before giving up
 COMMITS_MAX: Final = 32  # candidates asked for one request, over all rounds
-TERMS_KEPT: Final = 4  # best candidates told with their terms; the rest by score: 17 KB become 2
+TERMS_KEPT: Final = 4  # best candidates told with their terms; the rest by score: 17 KB become 4
 REMEMBERED_MAX: Final = 10_000  # decisions kept to answer late commitments, a minute's worth
 
 
@@ -144,6 +144,7 @@ class _Placement:
     commit_count: int = 0
     had_conflict: bool = False
     ranked: tuple[RankedCandidate, ...] = ()
+    terms: dict[NodeId, dict[str, float]] = field(default_factory=dict)
     left: Iterator[RankedCandidate] = field(default_factory=lambda: iter(()))
     asked: RankedCandidate | None = None
     commit_deadline_s: float = 0.0
@@ -326,10 +327,11 @@ class MasterAgent:
                 node_id=node_id,
                 site_id=estimates[index].site_id,
                 score=score,
-                terms=estimates[index].costs,
+                terms=estimates[index].costs if place < TERMS_KEPT else {},
             )
-            for score, node_id, index in order
+            for place, (score, node_id, index) in enumerate(order)
         )
+        placement.terms = {estimate.node_id: estimate.costs for estimate in estimates}
         return ranked, barred
 
     def _advance(self, placements: list[_Placement], now_s: float) -> list[Effect]:
@@ -402,7 +404,6 @@ class MasterAgent:
         self._elected[placement.request.request_id] = None if elected is None else elected.node_id
         if len(self._elected) > REMEMBERED_MAX:
             del self._elected[next(iter(self._elected))]
-        leaders, others = _told(placement.ranked, elected)
         return Decided(
             Decision(
                 request_id=placement.request.request_id,
@@ -411,8 +412,7 @@ class MasterAgent:
                 decided_s=now_s,
                 asked_sites=placement.sites,
                 silent_sites=tuple(sorted(placement.silent)),
-                ranked=leaders,
-                others=others,
+                ranked=_told(placement, elected),
                 refusals=tuple(dict.fromkeys(placement.refusals)),
                 elected=None if elected is None else elected.node_id,
                 elected_site=None if elected is None else elected.site_id,
@@ -420,18 +420,16 @@ class MasterAgent:
         )
 
 
-def _told(
-    ranked: Sequence[RankedCandidate], elected: RankedCandidate | None
-) -> tuple[tuple[RankedCandidate, ...], dict[SiteId, dict[NodeId, float]]]:
-    """Return the ranking as it is kept: the leaders and the winner whole, of the rest the score."""
-    leaders = list(ranked[:TERMS_KEPT])
-    others: dict[SiteId, dict[NodeId, float]] = {}
-    for candidate in ranked[TERMS_KEPT:]:
-        if candidate is elected:
-            leaders.append(candidate)
-        else:
-            others.setdefault(candidate.site_id, {})[candidate.node_id] = candidate.score
-    return tuple(leaders), others
+def _told(placement: _Placement, elected: RankedCandidate | None) -> tuple[RankedCandidate, ...]:
+    """Return the ranking as it is kept: every score, the leaders' terms and the winner's.
+
+    A decision lies in the catalogue of every site for as long as its VM.
+    """
+    ranked = placement.ranked
+    if elected is None or elected.terms:
+        return ranked
+    terms = placement.terms.get(elected.node_id, {})
+    return tuple(replace(c, terms=terms) if c is elected else c for c in ranked)
 
 
 @dataclass(slots=True)

@@ -68,12 +68,8 @@ def sample(kind: Any, name: str = "") -> object:
 def body_of(kind: type) -> dict[str, object]:
     """Return what a request must say at least."""
     hints = get_type_hints(kind)
-    names = _needed(kind) | (set(hints) & {"iaas"})
-    return {name: sample(hints[name], name) for name in sorted(names)}
-
-
-def _needed(kind: type) -> set[str]:
-    return {f.name for f in fields(cast(Any, kind)) if f.init and _is_needed(f)}
+    needed = {f.name for f in fields(cast(Any, kind)) if f.init and _is_needed(f)}
+    return {name: sample(hints[name], name) for name in sorted(needed | (set(hints) & {"iaas"}))}
 
 
 def _is_needed(field: Any) -> bool:
@@ -168,49 +164,6 @@ async def test_every_operation_lets_in_the_roles_of_its_action_and_no_other(
             assert not await comes_in(federation, operation, "nobody"), operation.name
     assert len(reached) + len(unknown) >= len(TABLE.all())
     assert unknown == [], "these name something that is not there: give it a name above"
-
-
-async def test_no_wrong_body_reaches_an_operation_and_each_is_told_by_its_field(
-    federation: Federation,
-) -> None:
-    """Every operation × every field: a wrong kind, an unknown field, what is missing, no JSON."""
-    iaas_id = await lived_in(federation)
-    for role in Role:
-        federation.tokens.know(role.value, roles_in(role, iaas_id, right=True))
-    before = federation.revisions()
-    for operation in TABLE.all():
-        who = next(role.value for role in Role if role in PERMISSIONS[operation.action])
-        path = _filled(operation.path, body_of(operation.body))
-        in_path = set(re.findall(r"{(\w+)}", operation.path))
-        if operation.verb in ("GET", "DELETE"):
-            wrong: list[tuple[str, str, Any]] = [("colour", f"{path}?colour=red", None)]
-        else:
-            good = {k: v for k, v in body_of(operation.body).items() if k not in in_path}
-            others = [f.name for f in fields(cast(Any, operation.body)) if f.name not in in_path]
-            wrong = [("colour", path, {**good, "colour": "red"})]
-            wrong += [(name, path, {**good, name: {"no": ["such"]}}) for name in others]
-            wrong += [
-                (name, path, {k: good[k] for k in good if k != name})
-                for name in _needed(operation.body) & good.keys()
-            ]
-        for field, where, body in wrong:
-            status, answer = await federation.ask(operation.verb, where, body, who=who)
-            assert status == 400, (operation.name, field, body, answer)
-            named = answer["error"].get("field", "")
-            assert re.split(r"[.\[]", named)[0] == field, (operation.name, field, answer)
-            assert answer["error"]["message"]
-            assert answer["site"] == "lyon"
-        if operation.verb not in ("GET", "DELETE"):
-            for raw in (b"{", b"[]", b"\xff", b'"text"'):
-                status, answer = await federation.ask(operation.verb, path, who=who, raw=raw)
-                assert status == 400, (operation.name, raw, answer)
-    assert federation.revisions() == before, "nothing was changed"
-
-
-def _filled(path: str, body: dict[str, object]) -> str:
-    for name in re.findall(r"{(\w+)}", path):
-        path = path.replace("{" + name + "}", str(body[name]))
-    return path
 
 
 async def test_a_role_elsewhere_is_no_role_here(federation: Federation) -> None:

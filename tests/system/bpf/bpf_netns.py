@@ -1,5 +1,6 @@
 """Network namespaces with RBridges on the kernel plane, and raw sockets to look at frames."""
 
+import asyncio
 import ctypes
 import os
 import socket
@@ -29,7 +30,8 @@ from nuage.network.forwarding import (
     SelfEntry,
     TreeEntry,
 )
-from nuage.network.kernel_plane import KernelPlane
+from nuage.network.gro_port import gro_port_of, stand_up
+from nuage.network.kernel_plane import KernelPlane, XdpMode
 
 CLONE_NEWNET = 0x40000000
 SOL_PACKET = 263
@@ -168,11 +170,18 @@ class Bridge:
         path = f"/sys/class/net/{interface}/address"
         return bytes.fromhex(inside(self.namespace, "cat", path).stdout.strip().replace(":", ""))
 
-    def bind(self, number: int, interface: str, *, xdp_flags: int = -1) -> None:
-        within(
-            self.namespace,
-            lambda: self.plane.bind(PortNumber(number), interface, xdp_flags=xdp_flags),
-        )
+    def bind(self, number: int, interface: str, *, xdp: XdpMode = XdpMode.OFF) -> None:
+        within(self.namespace, lambda: self.plane.bind(PortNumber(number), interface, xdp=xdp))
+
+    def join_tcp(self) -> None:
+        """Let what TCP brings be joined on its way to ports here, as the daemons do."""
+        port = gro_port_of(self.namespace)
+
+        def make() -> None:
+            asyncio.run(stand_up(port))
+            self.plane.bind_gro(port)
+
+        within(self.namespace, make)
 
     def trunk(self, number: int, interface: str, neighbour: bytes) -> None:
         port = PortNumber(number)

@@ -11,20 +11,23 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from tests.data.network.golden_frames import write_pcap
-from tests.system.bpf.bpf_netns import Bridge, Chain, Entered, Wire, inside, within
+from tests.system.bpf.bpf_netns import Bridge, Chain, Entered, Wire, inside, run, within
 
+from nuage.errors import Unavailable
 from nuage.network.forwarding import (
     Drop,
     FibEntry,
     Label,
     NextHop,
     Nickname,
+    PortEntry,
     PortNumber,
+    PortRole,
     PruneEntry,
     RpfEntry,
     SelfEntry,
 )
-from nuage.network.kernel_plane import KernelPlane
+from nuage.network.kernel_plane import KernelPlane, XdpMode
 from nuage.network.trill_frame import ALL_RBRIDGES, TrillFrame, decode_trill, encode_trill
 
 pytestmark = pytest.mark.system
@@ -72,6 +75,16 @@ def test_a_tcp_stream_of_super_frames_passes_whole(chain: Chain) -> None:
     """All bytes arrive, nothing is dropped; the guest's segments are cut at the trunk alone."""
     chain.list_hosts()
     sent = bytes(range(256)) * (20 * 4096)
+    stream_through(chain, sent)
+    counters = [bridge.plane.counters() for bridge in chain.bridges]
+    assert sum(sum(c.drops.values()) for c in counters) == 0
+    frames = len(sent) / 1448
+    assert counters[0].ingress_frames < frames / 2
+    assert counters[1].transit_frames >= frames
+
+
+def stream_through(chain: Chain, sent: bytes) -> None:
+    """Send bytes over one TCP connection from the left host to the right one."""
     with Entered(chain.hosts[1]):
         server = socket.create_server(("10.9.0.2", 0))
     with Entered(chain.hosts[0]):
@@ -84,11 +97,6 @@ def test_a_tcp_stream_of_super_frames_passes_whole(chain: Chain) -> None:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
         assert received.result() == sent
-    counters = [bridge.plane.counters() for bridge in chain.bridges]
-    assert sum(sum(c.drops.values()) for c in counters) == 0
-    frames = len(sent) / 1448
-    assert counters[0].ingress_frames < frames / 2
-    assert counters[1].transit_frames >= frames
 
 
 def all_of_one_client(server: socket.socket) -> bytes:
@@ -185,12 +193,21 @@ def test_frames_go_on_while_the_daemon_is_gone_and_it_comes_back(chain: Chain) -
     assert "2 received" in chain.ping("-c", "2", "-i", "0.02", "-W", "2")
 
 
-def test_xdp_takes_the_plain_frames_and_tc_the_rest(chain: Chain) -> None:
-    """Generic XDP, as on a NIC: transit and stripping there, broadcasts and refusals in tc."""
+def cables_of(bridge: Bridge) -> list[tuple[int, str]]:
+    bound = bridge.plane.bound()
+    return [(n, name) for n, name in ((1, "west"), (2, "east")) if PortNumber(n) in bound]
+
+
+@pytest.mark.parametrize("mode", [XdpMode.GENERIC, XdpMode.DRIVER])
+def test_xdp_takes_the_plain_frames_and_tc_the_rest(chain: Chain, mode: XdpMode) -> None:
+    """As on a NIC: transit and stripping in XDP, broadcasts and refusals in tc."""
     for bridge in chain.bridges:
-        for number, interface in ((1, "west"), (2, "east")):
-            if PortNumber(number) in bridge.plane.bound():
-                bridge.bind(number, interface, xdp_flags=2)
+        for _, interface in cables_of(bridge):  # a frame must fit a page in veth's driver
+            run("ip", "-n", bridge.namespace, "link", "set", interface, "mtu", "2000")
+    for bridge in chain.bridges:
+        for number, interface in cables_of(bridge):
+            bridge.bind(number, interface, xdp=mode)
+            assert bridge.plane.has_xdp(PortNumber(number))
     for host in chain.hosts:  # XDP knows no checksum that is still to be filled in
         inside(host, "ethtool", "-K", "eth0", "tx", "off")
     assert "3 received" in chain.ping("-c", "3", "-i", "0.05", "-W", "2")
@@ -212,6 +229,41 @@ def test_xdp_takes_the_plain_frames_and_tc_the_rest(chain: Chain) -> None:
     assert "2 received" in chain.ping("-c", "2", "-i", "0.05", "-W", "2")
     right.plane = within(right.namespace, lambda: KernelPlane(right.pins))
     assert set(right.plane.entries()) == before
+    assert right.plane.has_xdp(PortNumber(1))
+    right.bind(1, "west")
+    assert "prog" not in run("ip", "-n", right.namespace, "link", "show", "west")
+    right.bind(1, "west", xdp=mode)  # veth's driver sends only to where a program is
+    assert "2 received" in chain.ping("-c", "2", "-i", "0.05", "-W", "2")
+
+
+def test_a_driver_without_xdp_refuses_it_and_the_port_goes_by_tc(chain: Chain) -> None:
+    """What no driver runs (a tunnel, a VXLAN port) says so; frames still pass."""
+    left = chain.bridges[0]
+    run("ip", "-n", left.namespace, "link", "add", "vx", "type", "vxlan", "id", "5",
+        "remote", "192.0.2.1", "dev", "east", "dstport", "4789")  # fmt: skip
+    left.set(PortEntry(PortNumber(7), PortRole.TRUNK, left.mac("vx"), mtu_bytes=1400))
+    with pytest.raises(Unavailable, match="xdp_trunk"):
+        left.bind(7, "vx", xdp=XdpMode.DRIVER)
+    assert not left.plane.has_xdp(PortNumber(7))
+    left.bind(7, "vx")
+    assert PortNumber(7) in left.plane.bound()
+
+
+def test_tcp_that_comes_in_frames_is_joined_for_its_port(chain: Chain) -> None:
+    """Stripped segments reach the guest as super-frames, whole and in order; the rest as before."""
+    chain.list_hosts()
+    right = chain.bridges[2]
+    right.join_tcp()
+    far = Wire(chain.hosts[1], "eth0")
+    assert "3 received" in chain.ping("-c", "3", "-i", "0.05", "-W", "2")
+    far.frames()
+    stream_through(chain, bytes(range(256)) * (4 * 4096))
+    lengths = [len(frame) for frame in far.frames()]
+    assert max(lengths) > 3000, "nothing was joined"
+    assert sum(sum(b.plane.counters().drops.values()) for b in chain.bridges) == 0
+    right.plane.unbind_gro()
+    stream_through(chain, bytes(range(256)) * 4096)
+    assert max(len(frame) for frame in far.frames()) <= 1514
 
 
 def test_ecmp_keeps_a_flow_on_one_path_and_uses_both(chain: Chain) -> None:

@@ -1,13 +1,12 @@
 """The table of operations, its description and its errors agree with each other."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, cast
 
 import pytest
 
 from nuage import errors
-from nuage.api.bodies import convert
 from nuage.api.dispatch import decode_body
 from nuage.api.errors import STATUS, document_of, status_of
 from nuage.api.openapi import openapi_document
@@ -111,57 +110,3 @@ def test_a_field_deep_inside_is_named_with_its_path() -> None:
             TABLE.get("iaas.create"), b'{"name": "x", "contract": {"quota": {"vm_count": -1}}}'
         )
     assert refused.value.field == "contract.quota.vm_count"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leaf:
-    """At the bottom."""
-
-    size: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tree:
-    """Leaves in every way that a field may hold them."""
-
-    leaf: Leaf = Leaf()
-    maybe: Leaf | None = None
-    many: tuple[Leaf, ...] = ()
-    named: dict[str, tuple[Leaf, ...]] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-
-
-@pytest.mark.parametrize(
-    ("values", "where"),
-    [
-        ({"leef": {}}, "leef"),
-        ({"leaf": {"colour": 1}}, "leaf.colour"),
-        ({"maybe": {"colour": 1}}, "maybe.colour"),
-        ({"many": [{"size": 1}, {"colour": 1}]}, "many.colour"),
-        ({"named": {"oak": [{"colour": 1}]}}, "named.colour"),
-        ({"leaf": 3}, "leaf"),
-        ({"many": {"colour": 1}}, "many"),
-    ],
-)
-def test_what_is_not_known_is_refused_at_every_depth(values: dict[str, object], where: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        convert(values, Tree, is_text=False)
-    assert refused.value.field == where
-
-
-def test_what_is_known_is_taken_at_every_depth() -> None:
-    values: dict[str, object] = {
-        "leaf": {"size": 1}, "maybe": None, "many": [{"size": 2}, {}],
-        "named": {"oak": [{"size": 3}]}, "names": {"any": "thing"},
-    }  # fmt: skip
-    made = convert(values, Tree, is_text=False)
-    assert made == Tree(
-        leaf=Leaf(size=1), many=(Leaf(size=2), Leaf()), named={"oak": (Leaf(size=3),)},
-        names={"any": "thing"},
-    )  # fmt: skip
-
-
-def test_a_misspelt_rule_of_a_contract_is_no_contract_without_it() -> None:
-    values: dict[str, object] = {"name": "x", "contract": {"data_country": ["FR"]}}
-    with pytest.raises(InvalidRequest, match="no field 'data_country' in contract"):
-        convert(values, TABLE.get("iaas.create").body, is_text=False)

@@ -156,8 +156,7 @@ async def test_a_snapshot_replaces_the_replica_when_it_is_complete() -> None:
     assert (status.state, status.revision) == (FeedState.SNAPSHOT, 4)
     (effect,) = feed(ours, end)
     assert isinstance(effect, ReplaceReplica)
-    told = sorted(effect.records, key=lambda record: (record.kind, record.id))
-    assert told == sorted(records, key=lambda record: (record.kind, record.id))
+    assert set(effect.records) == set(records)
     assert effect.cursor == Cursor("two", revision, 99.0)
 
 

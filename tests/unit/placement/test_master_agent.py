@@ -5,11 +5,10 @@ from tests.unit.placement.placement_builders import request, site, vector
 
 from nuage.errors import InvalidRequest, LocalProtocolError
 from nuage.ids import NodeId, SiteId
-from nuage.model.placement import Decision, RankedCandidate, Refusal, VmRequest
+from nuage.model.placement import Decision, Refusal, VmRequest
 from nuage.model.vm import VmShape
 from nuage.placement.local_agent import LocalAgent, Reservation
 from nuage.placement.master_agent import (
-    TERMS_KEPT,
     AskSite,
     BidsArrived,
     Commit,
@@ -22,7 +21,6 @@ from nuage.placement.master_agent import (
     MasterAgent,
     Release,
     SiteFailed,
-    _told,
     no_candidate,
 )
 
@@ -80,37 +78,6 @@ def test_the_five_steps_elect_the_first_ranked_node() -> None:
     assert decision.silent_sites == ()
     assert decision.elected == "marne-v2"
     assert decision.ranked[0].terms["flops"] == 1e12
-
-
-def test_of_many_candidates_the_leaders_keep_their_terms_and_the_rest_its_score() -> None:
-    locals_ = agents()
-    for number in range(3, 9):
-        locals_[SiteId("lyon")].update(vector(f"lyon-v{number}", flops=1e9 * number))
-    locals_[SiteId("marne")].update(vector("marne-v2", sent_s=1.0, flops=1e12))
-    (decision,) = run(MasterAgent(), locals_, request(policy="performance"))
-    assert len(decision.ranked) == TERMS_KEPT
-    assert decision.ranked[0].node_id == decision.elected == "marne-v2"
-    assert all(candidate.terms for candidate in decision.ranked)
-    rest = [score for scores in decision.others.values() for score in scores.values()]
-    assert len(rest) == 10 - TERMS_KEPT
-    assert min(rest) >= decision.ranked[-1].score
-    told = {c.node_id for c in decision.ranked} | {n for s in decision.others.values() for n in s}
-    assert len(told) == 10, "nobody is left out"
-
-
-def test_an_elected_candidate_far_behind_keeps_its_terms() -> None:
-    ranked = [
-        RankedCandidate(
-            node_id=NodeId(f"v{number}"),
-            site_id=SiteId("lyon"),
-            score=float(number),
-            terms={"flops": 1.0},
-        )
-        for number in range(8)
-    ]
-    leaders, others = _told(ranked, ranked[6])
-    assert [c.node_id for c in leaders] == ["v0", "v1", "v2", "v3", "v6"]
-    assert others == {SiteId("lyon"): {NodeId("v4"): 4.0, NodeId("v5"): 5.0, NodeId("v7"): 7.0}}
 
 
 def test_a_refused_commitment_moves_to_the_next_candidate_and_is_kept() -> None:
