@@ -21,7 +21,7 @@ mod server;
 pub use device::{ViewDevice, Volume};
 pub use head::{
     AckMode, Administration, Clock, CopyOptions, EPOCH_RESTART_BITS, HeadEvent, HeadOptions,
-    QUEUE_DEPTH_MAX, VolumeHead, next_epoch,
+    QUEUE_DEPTH_MAX, VolumeHead, first_epoch, next_epoch,
 };
 pub use local::{SystemClock, clone_store, create_to_join, create_volume, open_volume};
 pub use qos::{Bucket, Budget, Class, Limited, Rate, SharedBucket, SharedBudget, Use};

@@ -9,7 +9,7 @@ use nuage_disk::{FileDisk, Method, link_file};
 use nuage_journal::{Cipher, Disk, JournalError, Now, Store, TailRule, VolumeSpec, VolumeUuid};
 
 use crate::device::Volume;
-use crate::head::{Clock, HeadOptions, VolumeHead};
+use crate::head::{Clock, HeadOptions, VolumeHead, first_epoch};
 
 /// The machine's clocks. All of a process agree: what several heads share is counted by them.
 #[derive(Debug)]
@@ -44,9 +44,11 @@ pub fn create_volume(directory: &Path, spec: &VolumeSpec) -> Result<(), JournalE
     Store::create(&mut FileDisk::open(directory, Method::Threads)?, spec)
 }
 
-/// Make an empty copy of a volume that has others: it vouches for nothing until it has everything.
-pub fn create_to_join(directory: &Path, spec: &VolumeSpec) -> Result<(), JournalError> {
-    Store::create_to_join(&mut FileDisk::open(directory, Method::Threads)?, spec)
+/// Make an empty copy of a volume that has others: it vouches for nothing until it has everything, and
+/// no head of a term before `term` may write to it.
+pub fn create_to_join(directory: &Path, spec: &VolumeSpec, term: u64) -> Result<(), JournalError> {
+    let mut disk = FileDisk::open(directory, Method::Threads)?;
+    Store::create_to_join(&mut disk, spec, first_epoch(term))
 }
 
 /// Open the only copy of a volume and lead it. The cipher is wanted when it is encrypted.
@@ -63,16 +65,16 @@ pub fn open_volume(
 
 /// Make `target` a new volume that begins as `store`'s was after `seq`: at once, sharing its segments
 /// (both directories on one file system). The clone has the same data key. Made of the same moment of
-/// any copy, clones are copies of each other. `joins`: the clone has been written to elsewhere since.
+/// any copy, clones are copies of each other. `joins`: the clone has been written to elsewhere since, up to this term.
 pub fn clone_store(
     store: &mut Store<FileDisk>,
     seq: u64,
     target: &Path,
     uuid: VolumeUuid,
     created_ns: u64,
-    joins: bool,
+    joins: Option<u64>,
 ) -> Result<(), JournalError> {
-    let parts = store.clone_parts(seq, uuid, created_ns, joins)?;
+    let parts = store.clone_parts(seq, uuid, created_ns, joins.map(first_epoch))?;
     let mut disk = FileDisk::open(target, Method::Threads)?;
     if !disk.list_now()?.is_empty() {
         return Err(JournalError::NotThisVolume(

@@ -57,7 +57,7 @@ pub struct Handover<D: Disk> {
 
 impl<D: Disk> ReplicaStore<D> {
     pub fn new(store: Store<D>, clock: Rc<dyn Clock>) -> Self {
-        let steady = store.tail().seq == 0;
+        let steady = rules::is_steady_at_start(store.superblock().promised);
         Self {
             store,
             sessions: BTreeMap::new(),
@@ -78,10 +78,10 @@ impl<D: Disk> ReplicaStore<D> {
         &mut self.store
     }
 
-    /// A copy that was a head's own until now: it has forgotten nothing.
-    pub fn after_lead(store: Store<D>, clock: Rc<dyn Clock>) -> Self {
+    /// A copy that was a head's own until now. `steady`: as that head knew it ([`crate::VolumeHead::is_steady`]).
+    pub fn after_lead(store: Store<D>, clock: Rc<dyn Clock>, steady: bool) -> Self {
         Self {
-            steady: true,
+            steady,
             ..Self::new(store, clock)
         }
     }

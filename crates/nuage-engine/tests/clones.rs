@@ -21,7 +21,7 @@ fn create(directory: &Path, joins: bool) {
     };
     let mut disk = FileDisk::open(directory, Method::Threads).expect("a directory");
     let created = if joins {
-        Store::create_to_join(&mut disk, &spec)
+        Store::create_to_join(&mut disk, &spec, 0)
     } else {
         Store::create(&mut disk, &spec)
     };
@@ -47,7 +47,7 @@ fn clones(of: &[TempDir], nodes: &[usize]) -> (Vec<TempDir>, u64) {
                 .expect("connected")
                 .store_mut(),
         };
-        clone_store(store, seq, target, CLONE, 2, false).expect("a clone");
+        clone_store(store, seq, target, CLONE, 2, None).expect("a clone");
     }
     // What is committed is on a copy's disk with the groups that follow.
     parent.until(|set| set.is_live(0) && set.is_live(1));
@@ -71,7 +71,7 @@ fn a_copy_that_is_added_to_a_clone_later_is_filled() {
     set.disconnect(1);
     let again = TempDir::new().expect("a directory");
     let mut store = open(parents[2].path());
-    clone_store(&mut store, seq, again.path(), CLONE, 2, true).expect("a clone");
+    clone_store(&mut store, seq, again.path(), CLONE, 2, Some(1)).expect("a clone");
     set.connect(1, open(again.path()));
     set.until(|set| set.is_live(1));
     set.same(1);

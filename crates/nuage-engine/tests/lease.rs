@@ -70,6 +70,7 @@ impl World {
         };
         let of = CopyOptions {
             policy: Policy::named(PolicyName::Any2Of3, 3).unwrap(),
+            former: None,
             count: COPIES,
             me,
             quiet_ns: from.quiet_ns,

@@ -374,7 +374,7 @@ fn a_clone_of_the_past_lives_beside_its_parent() {
             change(&mut prng, &mut parent, &mut model);
         }
         parent
-            .with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2, false))
+            .with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2, None))
             .unwrap();
         let mut child = open(&second, encrypted, AckMode::WriteBack);
         assert!(read_all(&mut child) == then);
@@ -436,7 +436,7 @@ fn what_compaction_writes_lies_on_the_large_disk_and_the_log_never_goes_there() 
     }
     run(&mut volume, Operation::Flush);
     let seq = volume.with(|head| head.store().applied_seq());
-    let cloned = volume.with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2, false));
+    let cloned = volume.with(|head| clone_store(head.store_mut(), seq, &second, [8; 16], 2, None));
     cloned.unwrap();
     assert_eq!(bases("b").len(), bases("a").len());
     drop(volume);
@@ -531,7 +531,7 @@ fn try_open(path: &Path, accepts_loss: bool) -> Result<Volume<FileDisk>, Journal
 #[test]
 fn an_only_copy_on_a_new_disk_does_not_pass_for_the_volume() {
     let directory = tempfile::tempdir().unwrap();
-    create_to_join(directory.path(), &spec(false)).unwrap();
+    create_to_join(directory.path(), &spec(false), 1).unwrap();
     for _ in 0..2 {
         let refused = try_open(directory.path(), false);
         assert_eq!(refused.err(), Some(JournalError::Lost));

@@ -220,13 +220,13 @@ impl<D: Disk> Store<D> {
 
     /// What a new volume needs to begin as this one was after `seq`. Every copy makes the same
     /// beginning, whatever its slots; a segment that is still open is shared as it is: what lies in it up
-    /// to the applied position never changes.
+    /// to the applied position never changes. `joins`: other copies are older, and what they may have promised.
     pub fn clone_parts(
         &mut self,
         seq: u64,
         volume: VolumeUuid,
         created_ns: u64,
-        joins: bool,
+        joins: Option<u64>,
     ) -> Result<CloneParts, JournalError> {
         let state = self.view(seq)?;
         let chain = self.origin_chain(seq)?;
@@ -251,10 +251,10 @@ impl<D: Disk> Store<D> {
             generation: 0,
             volume,
             size_bytes: state.size_bytes,
-            promised: 0,
+            promised: joins.unwrap_or(0),
             created_ns,
             parent: self.superblock.volume,
-            incomplete_seq: if joins { u64::MAX } else { 0 },
+            incomplete_seq: joins.map_or(0, |_| u64::MAX),
             previous: [0; 32],
             ..self.superblock.clone()
         };

@@ -25,6 +25,7 @@ mod layout;
 mod mending;
 mod reading;
 mod rebuild;
+mod receipts;
 mod recovery;
 mod replay;
 mod retention;
@@ -50,8 +51,9 @@ pub use layout::{
 pub use mending::{BlockWish, Damage};
 pub use reading::{ReadError, ReadOutcome, Wanted};
 pub use rebuild::{BaseOffer, BaseRead, BaseReader};
+pub use receipts::{Receipt, ReceiptAct, Told};
 pub use recovery::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, TailRule, VolumeSpec, segment_bytes_for};
 pub use replay::State;
 pub use scrubbing::{ScrubReport, ScrubStep};
 pub use segment::{Scan, Scanned, Seal, SegmentHeader, SegmentKind, decode_first_block, scan};
-pub use store::{Anchor, Receipt, ReceiptAct, Retention, Store, StoreEvent};
+pub use store::{Anchor, Retention, Store, StoreEvent};

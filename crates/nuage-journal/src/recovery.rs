@@ -14,7 +14,8 @@ use crate::segment::{
     Footer, SegmentHeader, SegmentKind, decode_first_block, encode_first_block, scan,
 };
 use crate::store::{
-    Anchor, OpenSegment, Opened, Slot, SlotState, Store, Unapplied, segment_name, slot_of_name,
+    Anchor, OpenSegment, Opened, Slot, SlotState, Store, StoreEvent, Unapplied, segment_name,
+    slot_of_name,
 };
 
 /// Smallest segment: a group of the largest header and its footer must fit.
@@ -86,15 +87,29 @@ impl VolumeSpec {
 impl<D: Disk> Store<D> {
     /// Make an empty copy in an empty directory, of a volume that begins.
     pub fn create(disk: &mut D, spec: &VolumeSpec) -> Result<(), JournalError> {
-        Self::create_as(disk, spec, 0)
+        Self::create_as(disk, &spec.superblock([0; 16]), spec)
     }
 
-    /// The same for a volume that has other copies: this one vouches for nothing until a head says so.
-    pub fn create_to_join(disk: &mut D, spec: &VolumeSpec) -> Result<(), JournalError> {
-        Self::create_as(disk, spec, u64::MAX)
+    /// The same for a volume that has other copies: this one vouches for nothing until a head says so. The copy
+    /// that was lost here, if one was, may have promised up to `promised`: this one must not let an older head speak.
+    pub fn create_to_join(
+        disk: &mut D,
+        spec: &VolumeSpec,
+        promised: u64,
+    ) -> Result<(), JournalError> {
+        let superblock = Superblock {
+            incomplete_seq: u64::MAX,
+            promised,
+            ..spec.superblock([0; 16])
+        };
+        Self::create_as(disk, &superblock, spec)
     }
 
-    fn create_as(disk: &mut D, spec: &VolumeSpec, incomplete_seq: u64) -> Result<(), JournalError> {
+    fn create_as(
+        disk: &mut D,
+        superblock: &Superblock,
+        spec: &VolumeSpec,
+    ) -> Result<(), JournalError> {
         spec.check()?;
         if disk
             .list_now()?
@@ -118,10 +133,6 @@ impl<D: Disk> Store<D> {
             life: 0,
         };
         disk.replace_now(&checkpoint_name(0), &checkpoint.to_bytes())?;
-        let superblock = Superblock {
-            incomplete_seq,
-            ..spec.superblock([0; 16])
-        };
         disk.replace_now("super.a", superblock.encode().bytes())?;
         Ok(())
     }
@@ -482,6 +493,10 @@ impl<D: Disk> Store<D> {
         self.disk
             .write_now(slot.file, 0, &encode_first_block(&header, Some(&seal)))?;
         slot.state = SlotState::Sealed(header, seal);
+        let told = self
+            .sealed(number)
+            .map(|(header, seal)| self.arrival(number, header, seal));
+        self.events.extend(told.map(StoreEvent::Receipt));
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use crate::disk::{Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::Index;
 use crate::segment::{Seal, SegmentHeader, SegmentKind};
-use crate::store::{ReceiptAct, Slot, SlotState, Store, StoreEvent, receipt};
+use crate::store::{Slot, SlotState, Store, StoreEvent};
 
 /// Spares kept of what leaves; more go back to the file system.
 const SPARES_MAX: usize = 8;
@@ -124,7 +124,7 @@ impl<D: Disk> Store<D> {
         let dead: Vec<_> = self
             .sealed_before(horizon)
             .filter(|(number, _, _)| !live.contains_key(number))
-            .map(|(number, header, seal)| (number, receipt(ReceiptAct::Expired, header, seal)))
+            .map(|(number, header, seal)| (number, self.expiry(number, header, seal)))
             .collect();
         let mut spares = self.spare_count();
         for (number, receipt) in dead {

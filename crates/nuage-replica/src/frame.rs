@@ -3,6 +3,7 @@
 /// A frame at most: a group of 1 MiB with its header, and room.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 const HEAD_BYTES: usize = 12;
+const APPEND_KIND: u8 = 3;
 
 /// Where a copy's log ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -166,15 +167,26 @@ pub enum FrameError {
     Malformed { kind: u8 },
 }
 
-struct Writer(Vec<u8>);
+/// Write a frame around the body that `write` appends; it says the kind.
+fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> u8) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEAD_BYTES]);
+    out[start + 8] = write(out);
+    let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    let crc = crc32c::crc32c(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+}
 
-impl Writer {
-    fn u64(mut self, value: u64) -> Self {
+struct Writer<'a>(&'a mut Vec<u8>);
+
+impl Writer<'_> {
+    fn u64(self, value: u64) -> Self {
         self.0.extend_from_slice(&value.to_le_bytes());
         self
     }
 
-    fn bytes(mut self, value: &[u8]) -> Self {
+    fn bytes(self, value: &[u8]) -> Self {
         self.0.extend_from_slice(value);
         self
     }
@@ -292,9 +304,9 @@ impl Refusal {
 }
 
 impl Frame {
-    fn parts(&self) -> (u8, Writer) {
-        let empty = Writer(Vec::new());
-        match self {
+    /// Write the body; return the kind.
+    fn write_body(&self, empty: Writer<'_>) -> u8 {
+        let (kind, _) = match self {
             Self::Fence {
                 volume,
                 epoch,
@@ -317,7 +329,7 @@ impl Frame {
                     .u64(u64::from(*steady))
                     .u64(u64::from(*whole)),
             ),
-            Self::Append { marks, group } => (3, empty.marks(marks).bytes(group)),
+            Self::Append { marks, group } => (APPEND_KIND, empty.marks(marks).bytes(group)),
             Self::Renew { marks } => (4, empty.marks(marks)),
             Self::Held {
                 memory_seq,
@@ -353,19 +365,22 @@ impl Frame {
             Self::BaseGroup { group } => (15, empty.bytes(group)),
             Self::BaseSide { part } => (16, empty.bytes(part)),
             Self::Install { digest } => (17, empty.bytes(digest)),
-        }
+        };
+        kind
     }
 
     /// Append the frame's bytes to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, body) = self.parts();
-        let length = u32::try_from(body.0.len() + 8).unwrap_or(u32::MAX);
-        out.extend_from_slice(&length.to_le_bytes());
-        let head = [kind, 0, 0, 0];
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&head), &body.0);
-        out.extend_from_slice(&crc.to_le_bytes());
-        out.extend_from_slice(&head);
-        out.extend_from_slice(&body.0);
+        framed(out, |out| self.write_body(Writer(out)));
+    }
+
+    /// Append the bytes of an `Append` whose group lies in parts.
+    pub fn encode_append(marks: &Marks, group: &[&[u8]], out: &mut Vec<u8>) {
+        framed(out, |out| {
+            let body = Writer(out).marks(marks);
+            group.iter().fold(body, |body, part| body.bytes(part));
+            APPEND_KIND
+        });
     }
 
     fn decode(kind: u8, bytes: &[u8]) -> Result<Self, FrameError> {
@@ -385,7 +400,7 @@ impl Frame {
                 steady: body.flag()?,
                 whole: body.flag()?,
             },
-            3 => Self::Append {
+            APPEND_KIND => Self::Append {
                 marks: body.marks()?,
                 group: body.rest().to_vec(),
             },

@@ -105,6 +105,22 @@ impl Policy {
         &self.fence_sets
     }
 
+    /// The same sets by other numbers: copy `i` is `numbers[i]`, or nobody any more.
+    #[must_use]
+    pub fn renumbered(&self, numbers: &[Option<u32>]) -> Self {
+        let renumber = |set: &Copies| {
+            let members = (0..u32::BITS).filter(|copy| set >> copy & 1 == 1);
+            members.fold(0, |renumbered, copy| {
+                let number = numbers.get(copy as usize).copied().flatten();
+                renumbered | 1 << number.unwrap_or(COPIES_MAX + copy % COPIES_MAX)
+            })
+        };
+        Self {
+            ack_sets: self.ack_sets.iter().map(renumber).collect(),
+            fence_sets: self.fence_sets.iter().map(renumber).collect(),
+        }
+    }
+
     /// True when `fenced` copies suffice for a new head.
     pub fn is_fenced(&self, fenced: Copies) -> bool {
         self.fence_sets.iter().any(|set| fenced & set == *set)
@@ -158,6 +174,15 @@ mod tests {
                 fence: 0b011
             })
         );
+    }
+
+    #[test]
+    fn by_other_numbers_the_same_copies_decide_and_who_is_gone_never_does()
+    -> Result<(), PolicyError> {
+        let former = Policy::named(PolicyName::Any2Of3, 3)?.renumbered(&[Some(1), None, Some(0)]);
+        assert!(former.is_fenced(0b011));
+        assert!(!former.is_fenced(0b001) && !former.is_fenced(0b110));
+        Ok(())
     }
 
     #[test]

@@ -65,16 +65,34 @@ pub struct Vouching {
 
 /// Whether a new head may go on: a fence set that can be trusted has promised to it.
 ///
+/// `former`: how the copies acknowledged that this volume had before its set was changed, while no head has been
+/// ready under the present one: what they acknowledged must be met as well, by the same numbers of copies
+/// ([`Policy::renumbered`]).
+///
 /// When every copy has answered there is no more to learn: what a copy had only in memory may then be gone,
 /// as the mode allows, but a fence set must still be whole. Otherwise what was acknowledged may be on no disk
 /// any more, and an empty one would pass for the volume: only the owner can accept that.
-pub fn may_recover(policy: &Policy, tails: &[Option<Tail>], vouching: Vouching) -> bool {
+pub fn may_recover(
+    policy: &Policy,
+    former: Option<&Policy>,
+    tails: &[Option<Tail>],
+    vouching: Vouching,
+) -> bool {
     let mut fenced: Copies = 0;
     for (copy, tail) in tails.iter().enumerate() {
         fenced |= Copies::from(tail.is_some()) << copy;
     }
-    let enough = vouching.accepts_loss || policy.is_fenced(fenced & vouching.whole);
-    policy.is_fenced(fenced & vouching.trusted) || (tails.iter().all(Option::is_some) && enough)
+    let is_fenced = |copies: Copies| {
+        policy.is_fenced(copies) && former.is_none_or(|former| former.is_fenced(copies))
+    };
+    let enough = vouching.accepts_loss || is_fenced(fenced & vouching.whole);
+    is_fenced(fenced & vouching.trusted) || (tails.iter().all(Option::is_some) && enough)
+}
+
+/// Whether a copy that starts has all that it ever told a head to hold in memory: only one that never promised
+/// anything has told nothing. (An empty log proves nothing: all of it may have been in memory.)
+pub fn is_steady_at_start(promised: u64) -> bool {
+    promised == 0
 }
 
 /// What is committed, once `durable` is what each copy holds under this epoch.

@@ -40,12 +40,30 @@ impl Status {
 /// Who may log in to a target, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Accounts of initiators; empty: no authentication is asked for.
+    /// Accounts of initiators; empty: no authentication is asked for, unless `closed`.
     pub accounts: Vec<Account>,
+    /// CHAP is asked for whether or not anybody has an account.
+    pub closed: bool,
     /// Our own name and secret, for initiators that want proof of us.
     pub own: Option<Account>,
     /// Initiator names that may log in; empty: any.
     pub initiators: Vec<String>,
+}
+
+impl Access {
+    fn is_open(&self) -> bool {
+        self.accounts.is_empty() && !self.closed
+    }
+
+    fn lists(&self, initiator: &str) -> bool {
+        self.initiators.is_empty() || self.initiators.iter().any(|known| known == initiator)
+    }
+
+    /// Whether who once logged in like this would be let in now.
+    pub(crate) fn admits(&self, initiator: &str, account: Option<&str>) -> bool {
+        let has_account = |name: &str| self.accounts.iter().any(|known| known.name == name);
+        self.lists(initiator) && (self.is_open() || account.is_some_and(has_account))
+    }
 }
 
 /// Finds the access rule of a target by its iSCSI name; `None` as name: discovery.
@@ -58,6 +76,8 @@ pub trait Directory {
 #[derive(Debug, Clone)]
 pub struct Agreement {
     pub initiator: String,
+    /// The CHAP name; `None`: nobody asked.
+    pub account: Option<String>,
     pub isid: [u8; 6],
     /// `None`: a discovery session.
     pub target: Option<String>,
@@ -94,6 +114,7 @@ pub struct Login {
     rounds: u32,
     text: Vec<u8>,
     initiator: Option<String>,
+    account: Option<String>,
     target: Option<String>,
     discovery: bool,
     isid: [u8; 6],
@@ -116,6 +137,7 @@ impl Login {
             rounds: 0,
             text: Vec::new(),
             initiator: None,
+            account: None,
             target: None,
             discovery: false,
             isid: [0; 6],
@@ -193,7 +215,7 @@ impl Login {
         self.declared = true;
         let may_go = match self.authentication {
             Authentication::Passed => true,
-            Authentication::Open => access.accounts.is_empty(),
+            Authentication::Open => access.is_open(),
             Authentication::Method | Authentication::Challenged(_) => false,
         };
         if transit && may_go {
@@ -204,6 +226,7 @@ impl Login {
                 self.parameters.close();
                 reply.agreement = Some(Agreement {
                     initiator: self.initiator.clone().unwrap_or_default(),
+                    account: self.account.clone(),
                     isid: self.isid,
                     target: self.target.clone(),
                     parameters: self.parameters,
@@ -266,7 +289,7 @@ impl Login {
         }
         self.initiator = Some(name.to_owned());
         let access = self.access(directory)?;
-        if !access.initiators.is_empty() && !access.initiators.iter().any(|known| known == name) {
+        if !access.lists(name) {
             return Err((
                 Status::FORBIDDEN,
                 "this initiator is not on the target's list",
@@ -295,16 +318,12 @@ impl Login {
         match &self.authentication {
             Authentication::Open => {
                 if let Some(methods) = pairs.get("AuthMethod") {
-                    let wanted = if access.accounts.is_empty() {
-                        "None"
-                    } else {
-                        "CHAP"
-                    };
+                    let wanted = if access.is_open() { "None" } else { "CHAP" };
                     if !methods.split(',').any(|method| method == wanted) {
                         return Err((Status::AUTHENTICATION, "no common AuthMethod"));
                     }
                     answers.push("AuthMethod", wanted);
-                    self.authentication = if access.accounts.is_empty() {
+                    self.authentication = if access.is_open() {
                         Authentication::Passed
                     } else {
                         Authentication::Method
@@ -326,6 +345,7 @@ impl Login {
                     answers.push("CHAP_N", name);
                     answers.push("CHAP_R", response);
                 }
+                self.account = pairs.get("CHAP_N").map(str::to_owned);
                 self.authentication = Authentication::Passed;
                 Ok(())
             }
@@ -371,7 +391,7 @@ impl Login {
         access: &Access,
         answers: &mut Pairs,
     ) -> Result<(), Refusal> {
-        if !access.accounts.is_empty() && !matches!(self.authentication, Authentication::Passed) {
+        if !access.is_open() && !matches!(self.authentication, Authentication::Passed) {
             return Err((Status::AUTHENTICATION, "the target asks for CHAP"));
         }
         if !matches!(self.authentication, Authentication::Passed) {

@@ -629,6 +629,10 @@ impl Server {
         };
         let id = *self.names.get(name).ok_or(Status::NOT_FOUND)?;
         let target = self.targets.get_mut(&id).ok_or(Status::NOT_FOUND)?;
+        let account = agreement.account.as_deref();
+        if !target.access.admits(&agreement.initiator, account) {
+            return Err(Status::AUTHENTICATION); // it was changed while the login went on
+        }
         let nexus = self.next_nexus;
         self.next_nexus += 1;
         let port = Port {

@@ -115,6 +115,20 @@ fn a_target_with_accounts_refuses_a_login_without_chap_and_logs_it() {
 }
 
 #[test]
+fn a_closed_target_lets_nobody_in_and_closing_one_leaves_who_is_in() {
+    let closed = Access {
+        closed: true,
+        ..Access::default()
+    };
+    let mut world = World::new(closed.clone());
+    assert_eq!(world.login(&[]), (2, 1));
+    let mut world = World::logged_in();
+    assert_eq!(world.server.sessions(1).len(), 1);
+    assert!(world.server.set_access(1, closed));
+    assert_eq!(world.server.sessions(1).len(), 1);
+}
+
+#[test]
 fn another_initiator_than_those_listed_is_forbidden() {
     let mut world = World::new(Access {
         initiators: vec!["iqn.x:other".into()],

@@ -15,6 +15,8 @@ use nuage_journal::{
 use crate::prng::Prng;
 
 const SECTOR_BYTES: usize = 512;
+const SEGMENT_MAGIC: &[u8] = b"NUAGSEG1";
+const SEAL_MAGIC: &[u8] = b"NUAGSEAL";
 
 /// The medium: it stays when a node crashes.
 pub struct Medium {
@@ -83,13 +85,27 @@ impl Medium {
         }
     }
 
+    /// What lies here, by the first blocks of the files alone: segment, last seq and chain of each sealed one.
+    pub fn sealed(&self) -> BTreeMap<u64, (u64, [u8; 32])> {
+        let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+        let sealed = self.files.iter().filter_map(|(name, bytes)| {
+            let is_segment = name.starts_with("seg.") && bytes.starts_with(SEGMENT_MAGIC);
+            let seal = bytes.get(512..512 + 80).filter(|_| is_segment)?;
+            let segment = number(&bytes[32..40]);
+            let is_sealed = seal.starts_with(SEAL_MAGIC) && number(&seal[8..16]) == segment;
+            let chain = seal[48..80].try_into().ok()?;
+            is_sealed.then(|| (segment, (number(&seal[24..32]), chain)))
+        });
+        sealed.collect()
+    }
+
     /// Damage a block of a sealed segment, as rot does, a misdirected write or one that was lost; false when
     /// there is none. Headers are kept twice: of a segment only one of headers and footer is hit.
     pub fn rot(&mut self) -> bool {
         let names: Vec<String> = self
             .files
             .iter()
-            .filter(|(name, bytes)| name.starts_with("seg.") && bytes[512..520] == *b"NUAGSEAL")
+            .filter(|(name, bytes)| name.starts_with("seg.") && bytes[512..520] == *SEAL_MAGIC)
             .map(|(name, _)| name.clone())
             .collect();
         if names.is_empty() {

@@ -38,6 +38,8 @@ pub struct Opening<'a> {
     pub mode: AckMode,
     pub read_only: bool,
     pub policy: &'a str,
+    /// What the copies before acknowledged by, until a head is ready with the present ones.
+    pub former: Option<Policy>,
     /// Copies elsewhere.
     pub others: usize,
     /// Place of ours among all.
@@ -89,14 +91,19 @@ pub fn journal_refusal(error: &JournalError) -> Refusal {
 /// 32 hexadecimal digits, dashes allowed, as bytes.
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     let digits: String = text.chars().filter(|character| *character != '-').collect();
-    if digits.len() != 32 || !digits.is_ascii() {
+    unhex(&digits)
+}
+
+/// As many bytes as are wanted, from twice as many hexadecimal digits.
+pub(crate) fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
+    if digits.len() != 2 * N || !digits.is_ascii() {
         return None;
     }
-    let mut uuid = [0; 16];
-    for (index, byte) in uuid.iter_mut().enumerate() {
+    let mut bytes = [0; N];
+    for (index, byte) in bytes.iter_mut().enumerate() {
         *byte = u8::from_str_radix(digits.get(index * 2..index * 2 + 2)?, 16).ok()?;
     }
-    Some(uuid)
+    Some(bytes)
 }
 
 pub fn hex(bytes: &[u8]) -> String {
@@ -211,7 +218,7 @@ impl Catalogue {
         }
         if let Some(known) = self.volumes.get(&spec.volume) {
             spec.uuid = spec.uuid.or_else(|| known.uuid.clone());
-            spec.joins = known.joins; // how it began says nothing about what it is
+            (spec.joins, spec.epoch) = (known.joins, known.epoch); // how it began says nothing about what it is
             spec.disk.clone_from(&known.disk); // nor where it would begin now
             if spec != *known {
                 return Err(Refusal::new(
@@ -256,12 +263,12 @@ impl Catalogue {
                 encrypted: spec.encrypted,
                 created_ns: now_ns(),
             };
-            let create = if spec.joins {
-                create_to_join
+            let created = if spec.joins {
+                create_to_join(&journal, &volume, spec.epoch)
             } else {
-                create_volume
+                create_volume(&journal, &volume)
             };
-            create(&journal, &volume).map_err(|error| journal_refusal(&error))?;
+            created.map_err(|error| journal_refusal(&error))?;
         }
         self.write_spec(folder, spec).map_err(failed)
     }
@@ -424,6 +431,7 @@ impl Catalogue {
         }
         let copies = CopyOptions {
             policy,
+            former: opening.former.clone(),
             count,
             me: opening.position,
             quiet_ns,

@@ -82,13 +82,14 @@ impl Storaged {
         fs::create_dir_all(&journal)
             .and_then(|()| disks.give_clones_base(&parent.join("journal"), &journal, &asked.clone))
             .map_err(|error| io_refusal(&asked.clone, &error))?;
+        let joins = asked.joins.then_some(asked.epoch);
         let made = self.with_store(&asked.volume, context, |store| {
             if !store.is_whole() {
                 let message = format!("the copy of {:?} here is being made anew", asked.volume);
                 return Err(Refusal::new(Code::NotFound, message));
             }
             let seq = reached(store, &asked.moment)?;
-            clone_store(store, seq, &journal, uuid, now_ns(), asked.joins)
+            clone_store(store, seq, &journal, uuid, now_ns(), joins)
                 .and_then(|()| Ok((seq, store.view(seq)?.size_bytes)))
                 .map_err(|error| journal_refusal(&error))
         });

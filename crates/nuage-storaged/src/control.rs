@@ -83,6 +83,9 @@ pub struct CreateVolume {
     /// Other copies are older: this one vouches for nothing until a head says that it has everything.
     #[serde(default, skip_serializing)]
     pub joins: bool,
+    /// With `joins`: the volume's epoch; heads of earlier ones find no ear here.
+    #[serde(default, skip_serializing)]
+    pub epoch: u64,
 }
 
 fn block_4096() -> u32 {
@@ -125,6 +128,9 @@ pub struct CloneVolume {
     /// The clone has been written to elsewhere: this copy of it vouches for nothing until a head says so.
     #[serde(default)]
     pub joins: bool,
+    /// With `joins`: the clone's epoch; heads of earlier ones find no ear here.
+    #[serde(default)]
+    pub epoch: u64,
 }
 
 /// A past moment to be served.
@@ -137,8 +143,9 @@ pub struct At {
     pub iqn: Option<String>,
     #[serde(default)]
     pub nbd: Option<String>,
+    /// Absent: nobody is asked who they are. Empty: nobody is let in.
     #[serde(default)]
-    pub chap: Vec<Credential>,
+    pub chap: Option<Vec<Credential>>,
     #[serde(default)]
     pub initiators: Vec<String>,
     /// Closed by itself after so long; absent: with its head.
@@ -185,8 +192,9 @@ pub struct OpenHead {
     /// iSCSI name; absent: no iSCSI.
     #[serde(default)]
     pub iqn: Option<String>,
+    /// Absent: nobody is asked who they are. Empty: nobody is let in.
     #[serde(default)]
-    pub chap: Vec<Credential>,
+    pub chap: Option<Vec<Credential>>,
     /// Our own proof, for mutual CHAP.
     #[serde(default)]
     pub chap_own: Option<Credential>,
@@ -206,6 +214,18 @@ pub struct OpenHead {
     /// The owner's word: go on with what the copies have, though it is known not to be all.
     #[serde(default)]
     pub accepts_loss: bool,
+    /// The copies before their set was changed, until a head is ready with the present ones.
+    #[serde(default)]
+    pub former: Option<FormerSet>,
+}
+
+/// Copies that acknowledged together, and by what policy.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FormerSet {
+    pub policy: String,
+    /// Names, our own among them, in the order in which `policy` counts them.
+    pub nodes: Vec<String>,
 }
 
 /// When a write is answered (docs/protocols/storaged.md §5).
@@ -237,8 +257,9 @@ pub struct Replica {
 #[serde(deny_unknown_fields)]
 pub struct SetChap {
     pub volume: String,
+    /// Absent: nobody is asked who they are. Empty: nobody is let in.
     #[serde(default)]
-    pub chap: Vec<Credential>,
+    pub chap: Option<Vec<Credential>>,
     #[serde(default)]
     pub chap_own: Option<Credential>,
     #[serde(default)]
@@ -251,8 +272,9 @@ pub struct SetChap {
 pub struct StandBy {
     pub volume: String,
     pub iqn: String,
+    /// Absent: nobody is asked who they are. Empty: nobody is let in.
     #[serde(default)]
-    pub chap: Vec<Credential>,
+    pub chap: Option<Vec<Credential>>,
     #[serde(default)]
     pub chap_own: Option<Credential>,
     #[serde(default)]

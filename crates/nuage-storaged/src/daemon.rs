@@ -72,6 +72,8 @@ pub(crate) enum Pending {
     },
     CloseFlush {
         volume: String,
+        /// It closes without serving: it never did, or does not any more.
+        gave_up: bool,
     },
     Resize {
         volume: String,
@@ -141,10 +143,12 @@ fn account(credential: &Credential) -> Account {
 
 /// CHAP secrets below 12 bytes can be guessed from one exchange (RFC 7143 §9.2.1).
 pub(crate) fn access(
-    chap: &[Credential],
+    chap: Option<&[Credential]>,
     own: Option<&Credential>,
     initiators: &[String],
 ) -> Result<Access, Refusal> {
+    let closed = chap.is_some();
+    let chap = chap.unwrap_or_default();
     if chap
         .iter()
         .chain(own)
@@ -167,6 +171,7 @@ pub(crate) fn access(
     }
     Ok(Access {
         accounts: accounts(chap),
+        closed,
         own: own.map(account),
         initiators: initiators.to_vec(),
     })
@@ -360,6 +365,7 @@ impl Storaged {
         drop(self.take_copy(volume, context));
         self.catalogue.delete(volume)?;
         self.scrubbing.forget(volume);
+        self.receipts.forget(volume);
         log::info("volume_deleted", &[("volume", volume.into())]);
         Ok(json!({"volume": volume}))
     }
@@ -427,15 +433,18 @@ impl Daemon for Storaged {
                 };
                 reply(context, &asker, done.map(|()| json!({"data": data})));
             }
-            Some(Pending::CloseFlush { volume }) => {
+            Some(Pending::CloseFlush { volume, gave_up }) => {
+                // A head that gave up has nothing of its own to flush: its copies hold what was acknowledged.
+                let done = if gave_up { Ok(()) } else { done };
+                let failed = matches!(answer.outcome, Outcome::Failed(_));
                 let id = self.heads.get(&volume).map(|head| head.id);
                 if id.is_some_and(|id| context.doors.quiet(id) && !context.doors.iscsi.busy(id))
-                    || done.is_err()
+                    || failed
                 {
                     self.finish_close(&volume, done, context);
                 } else if let Some(id) = id {
                     // Something was still in flight when the flush began: once more.
-                    let token = self.remember(Pending::CloseFlush { volume });
+                    let token = self.remember(Pending::CloseFlush { volume, gave_up });
                     context.doors.ask(id, token, Operation::Flush);
                 }
             }

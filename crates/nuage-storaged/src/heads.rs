@@ -11,6 +11,7 @@ use nuage_engine::{AckMode, ReplicaStore, SystemClock, VolumeHead};
 use nuage_io::log;
 use nuage_io::serve::Context;
 use nuage_journal::{JournalError, Store};
+use nuage_replica::{Policy, PolicyError, PolicyName};
 use nuage_scsi::{AccessState, Alua, PortGroup};
 use serde_json::{Value, json};
 use std::rc::Rc;
@@ -41,8 +42,16 @@ impl Storaged {
                 "the head is open with other words: close_head first",
             ));
         }
+        if open.position > open.replicas.len() {
+            let message = "position: a place among all copies";
+            return Err(Refusal::new(Code::InvalidRequest, message));
+        }
         // Refuse bad secrets before anything is opened.
-        access(&open.chap, open.chap_own.as_ref(), &open.initiators)?;
+        access(
+            open.chap.as_deref(),
+            open.chap_own.as_ref(),
+            &open.initiators,
+        )?;
         let mode = match open.ack {
             Ack::Durable => AckMode::Durable,
             Ack::Memory => AckMode::Memory,
@@ -55,13 +64,11 @@ impl Storaged {
             self.next_token += 1;
             peers.push(Peer::new(copy, replica, token)?);
         }
-        if open.position > open.replicas.len() {
-            let message = "position: a place among all copies";
-            return Err(Refusal::new(Code::InvalidRequest, message));
-        }
+        let former = former_policy(&open, &self.node)?;
         let copy = self.take_copy(&open.volume, context);
         let opening = Opening {
             epoch: open.epoch,
+            former,
             mode,
             read_only: open.read_only,
             policy: &open.policy,
@@ -140,7 +147,11 @@ impl Storaged {
             .map(nuage_block::BlockDevice::geometry);
         let geometry = geometry.ok_or_else(|| Refusal::new(Code::Io, "the volume is gone"))?;
         if let Some(iqn) = &open.iqn {
-            let access = access(&open.chap, open.chap_own.as_ref(), &open.initiators)?;
+            let access = access(
+                open.chap.as_deref(),
+                open.chap_own.as_ref(),
+                &open.initiators,
+            )?;
             let iscsi = &mut context.doors.iscsi;
             if let Some(unit) = iscsi.unit_mut(id) {
                 unit.set_geometry(geometry.clone());
@@ -219,18 +230,21 @@ impl Storaged {
         head.closing = true;
         self.standbys.remove(volume);
         // Without its copies it would wait for them: what is acknowledged is safe there.
-        if let Some(engine) = &head.engine {
+        let gave_up = head.engine.as_ref().is_some_and(|engine| {
             engine.with(|engine| {
-                if !engine.is_serving() {
+                let serves = engine.is_serving();
+                if !serves {
                     engine.release();
                 }
-            });
-        }
+                !serves
+            })
+        });
         let id = head.id;
         context.doors.iscsi.remove_target(id);
         context.doors.nbd.remove_export(id);
         let token = self.remember(Pending::CloseFlush {
             volume: volume.to_owned(),
+            gave_up,
         });
         context.doors.ask(id, token, Operation::Flush);
     }
@@ -249,13 +263,12 @@ impl Storaged {
         let mut result = flushed;
         if let Some(engine) = head.engine {
             release(&engine, &head.peers, context);
+            let steady = engine.with(|head| head.is_steady());
             match close_engine(engine) {
                 Ok(Some(store)) if !head.peers.is_empty() => {
-                    self.keep_copy(
-                        volume,
-                        ReplicaStore::after_lead(store, Rc::new(SystemClock::default())),
-                        context,
-                    );
+                    let clock = Rc::new(SystemClock::default());
+                    let copy = ReplicaStore::after_lead(store, clock, steady);
+                    self.keep_copy(volume, copy, context);
                 }
                 Err(error) if result.is_ok() => result = Err(journal_refusal(&error)),
                 _ => {}
@@ -277,7 +290,7 @@ impl Storaged {
         context: &mut Context<'_>,
     ) -> Result<Value, Refusal> {
         let id = self.head(&set.volume)?.id;
-        let access = access(&set.chap, set.chap_own.as_ref(), &set.initiators)?;
+        let access = access(set.chap.as_deref(), set.chap_own.as_ref(), &set.initiators)?;
         if !context.doors.iscsi.set_access(id, access) {
             return Err(Refusal::new(
                 Code::Conflict,
@@ -311,6 +324,27 @@ impl Storaged {
             self.begin_close(&volume, context);
         }
     }
+}
+
+/// How the copies that the volume had before acknowledged, by their numbers among the present ones.
+fn former_policy(open: &OpenHead, node: &str) -> Result<Option<Policy>, Refusal> {
+    let Some(former) = &open.former else {
+        return Ok(None);
+    };
+    let wrong = |error: PolicyError| Refusal::new(Code::InvalidRequest, error.to_string());
+    let count = u32::try_from(former.nodes.len()).unwrap_or(u32::MAX);
+    let policy = PolicyName::parse(&former.policy).and_then(|name| Policy::named(name, count));
+    let others = open.replicas.iter().map(|replica| replica.name.as_str());
+    let mut present: Vec<&str> = others.collect();
+    present.insert(open.position, node);
+    let number = |name: &String| {
+        let found = present.iter().zip(0..).find(|(here, _)| *here == name);
+        found.map(|(_, number)| number)
+    };
+    let numbers: Vec<Option<u32>> = former.nodes.iter().map(number).collect();
+    policy
+        .map(|policy| Some(policy.renumbered(&numbers)))
+        .map_err(wrong)
 }
 
 /// Access states by their words.

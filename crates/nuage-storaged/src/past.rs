@@ -181,7 +181,7 @@ impl Storaged {
         let names = views::Names {
             iqn: asked.iqn,
             nbd: asked.nbd,
-            access: access(&asked.chap, None, &asked.initiators)?,
+            access: access(asked.chap.as_deref(), None, &asked.initiators)?,
         };
         let id = self.new_id();
         let mut view = views::open(id, &asked.volume, &engine, point, names, context)?;

@@ -213,6 +213,9 @@ impl Storaged {
         receipt: &Receipt,
         context: &mut Context<'_>,
     ) {
+        if !self.receipts.is_news(volume, receipt) {
+            return;
+        }
         let spec = self.catalogue.volumes.get(volume);
         let disk = spec.map_or("", |spec| spec.disk.as_str());
         match self.receipts.keep(volume, disk, receipt) {

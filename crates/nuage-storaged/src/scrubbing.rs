@@ -76,7 +76,7 @@ fn now_s() -> u64 {
 
 impl Storaged {
     /// Call `act` with the copy of a volume, whoever leads it, when it is open.
-    fn with_copy<R>(
+    pub(crate) fn with_copy<R>(
         &mut self,
         volume: &str,
         act: impl FnOnce(&mut Store<FileDisk>) -> R,

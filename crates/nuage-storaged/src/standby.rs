@@ -34,7 +34,11 @@ impl Storaged {
             return refused(Code::Conflict, "the head is open here: set_port_groups");
         }
         let spec = self.catalogue.get(&wish.volume)?;
-        let access = access(&wish.chap, wish.chap_own.as_ref(), &wish.initiators)?;
+        let access = access(
+            wish.chap.as_deref(),
+            wish.chap_own.as_ref(),
+            &wish.initiators,
+        )?;
         let alua = access_states(wish.own, &wish.groups)?;
         let own = alua.groups.iter().find(|group| group.id == wish.own);
         let serves = |state| matches!(state, AccessState::Optimized | AccessState::NonOptimized);

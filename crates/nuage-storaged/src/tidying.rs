@@ -29,6 +29,7 @@ impl Storaged {
             }
         }
         self.tidy_scrubs();
+        self.compare_receipts(context);
         let now_ns = crate::catalogue::now_ns();
         for (volume, copy) in &mut self.copies.by_volume {
             let store = copy.store.store_mut();

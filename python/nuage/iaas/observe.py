@@ -176,7 +176,12 @@ def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> li
         changed = replace(volume, state=VolumeState.READY, portal=head.portal, failure="")
         if volume.settled_epoch != volume.epoch:
             asked = head_set(volume)
-            changed = replace(changed, settled_epoch=volume.epoch, whole=asked.acknowledging)
+            changed = replace(
+                changed,
+                settled_epoch=volume.epoch,
+                settled_policy=asked.policy,
+                whole=asked.acknowledging,
+            )
         text = f"volume {volume.name} is ready"
     elif head.lacks_origin and volume.image_id is not None and not volume.whole:
         changed = replace(volume, origin=None, epoch=next_local(volume.epoch))

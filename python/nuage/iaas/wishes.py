@@ -39,7 +39,7 @@ from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
-from nuage.storage.heads import head_set
+from nuage.storage.heads import former_set, head_set
 from nuage.trust.shared_secrets import SharedSecrets
 
 T = TypeVar("T")
@@ -335,6 +335,7 @@ def _replica_wish(
         encrypted=encrypted,
         leads=volume.head == node_id,
         joins=bool(volume.whole),
+        epoch=volume.epoch,
     )
 
 
@@ -411,6 +412,7 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
         replicas=tuple(peers),
         position=nodes.index(volume.head),
         accepts_loss=volume.loss_accepted_epoch == volume.epoch,
+        former=former_set(volume),
         iqn=volume.iqn,
         chap=_initiators(context, volume),
         image_sha256="" if image is None else image.sha256,

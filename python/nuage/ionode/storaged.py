@@ -303,8 +303,9 @@ class StoragedDaemon:
             uuid=_uuid_of(wish.volume_id),
             retention=_retention(wish),
             encrypted=wish.encrypted,
-            joins=wish.joins,
             disk=self._daemons_name(disk),
+            joins=wish.joins,
+            epoch=wish.epoch,
         )
 
     async def clone(self, wish: ReplicaWish) -> None:
@@ -318,6 +319,7 @@ class StoragedDaemon:
             uuid=_uuid_of(wish.volume_id),
             retention=_retention(wish),
             joins=wish.joins,
+            epoch=wish.epoch,
         )
 
     async def set_key(self, key: str) -> None:
@@ -465,6 +467,7 @@ class StoragedDaemon:
             limits=_limits(wish.limits),
             lag_bound=_lag_bound(wish),
             accepts_loss=wish.accepts_loss,
+            **({} if wish.former is None else {"former": msgspec.to_builtins(wish.former)}),
         )
 
     async def set_share(self, disk: str, limits: Limits) -> Used:

@@ -162,6 +162,7 @@ class ReplicaWish:
     encrypted: bool = False
     leads: bool = False  # the volume's head opens here
     joins: bool = False  # the volume was written to elsewhere: an empty copy vouches for nothing
+    epoch: int = 0  # of the volume: who joins hears no head of an earlier one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,12 +183,21 @@ class ChapWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FormerSet:
+    """The copies that acknowledged together before a volume's set of copies was changed."""
+
+    policy: AckPolicy
+    nodes: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadWish:
     """A volume whose writes this IO-node shall order, under `epoch` from the quorum.
 
     `position` is the place of the node's own copy among all; `replicas` are the others in order.
     `rpo` binds the copies on the nodes `bound`: not those that are still being filled.
     `accepts_loss`: the owner's word to go on with what the copies have, though it is not all.
+    `former`: whom the head must hear besides, once after the set of copies was changed.
     """
 
     volume_id: VolumeId
@@ -203,6 +213,7 @@ class HeadWish:
     bound: tuple[NodeId, ...] = ()
     position: int = 0
     accepts_loss: bool = False
+    former: FormerSet | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

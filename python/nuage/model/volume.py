@@ -40,8 +40,9 @@ class Volume:
 
     `without` are copies that the head goes on without, by a decision; `catching_up` have not all of
     it yet; `leaving` go once all others are whole. `whole` are those that acknowledged writes were
-    counted on when the head last became ready, under `settled_epoch`: a head may open there. Under
-    `loss_accepted_epoch` the head goes on with what the copies have, by the owner's decision.
+    counted on when the head last became ready, under `settled_epoch`, by `settled_policy`: a head
+    may open there. Under `loss_accepted_epoch` the head goes on with what the copies have, by the
+    owner's decision.
 
     `limits` are the owner's, within what its class allows.
 
@@ -69,6 +70,7 @@ class Volume:
     leaving: tuple[NodeId, ...] = ()
     whole: tuple[NodeId, ...] = ()
     settled_epoch: int = 0
+    settled_policy: AckPolicy | None = None
     loss_accepted_epoch: int = 0
     is_template: bool = False
     limits: Limits = NO_LIMITS

@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import AckPolicy
-from nuage.model.desired import CopyReport
+from nuage.model.desired import CopyReport, FormerSet
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
 
 PAIR: Final = 2  # copies whose acknowledgement survives the loss of one
@@ -73,6 +73,21 @@ def _policy(contract: AckPolicy, leader_count: int, follower_count: int) -> AckP
             return contract if leader_count >= PAIR else AckPolicy.ALL
         case _:
             return contract
+
+
+def former_set(volume: Volume) -> FormerSet | None:
+    """Return what acknowledged before the copies were changed, until a head is ready with these.
+
+    The next head must hear as many of them as met every write that they acknowledged: its own set
+    may be content with fewer, or with others.
+    """
+    policy, nodes = volume.settled_policy, volume.whole
+    if policy is None or not nodes or volume.settled_epoch == volume.epoch:
+        return None
+    now = head_set(volume)
+    if (now.policy, now.acknowledging) == (policy, nodes):
+        return None
+    return FormerSet(policy=policy, nodes=nodes)
 
 
 def whole_copies(volume: Volume) -> list[ReplicaPlace]:

@@ -79,6 +79,19 @@ def test_a_login_with_a_wrong_secret_is_refused_and_the_secret_is_in_no_log(
     assert SECRET not in daemon.log
 
 
+def test_a_volume_of_nobody_lets_nobody_in(
+    daemons: Callable[[str], Daemon],
+) -> None:
+    daemon = daemons("one")
+    serve(daemon, chap=[])
+    text = f"InitiatorName=iqn.x:host\0SessionType=Normal\0TargetName={IQN}\0"
+    for asked in ("", "AuthMethod=None\0"):
+        told = answer(daemon, login_pdu((text + asked).encode()))
+        assert (told[36], told[37]) == (0x02, 0x01)
+    daemon.ask("set_chap", volume="v")  # nobody is asked
+    assert answer(daemon, login_pdu(text.encode()))[36:38] == b"\0\0"
+
+
 def test_impossible_sizes_are_refused_in_words(daemons: Callable[[str], Daemon]) -> None:
     daemon = daemons("one")
     for size_bytes in (0, 1, 4095, (64 << 40) + 4096, (1 << 64) - 4096):

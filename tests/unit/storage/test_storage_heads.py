@@ -7,7 +7,7 @@ import pytest
 
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.contract import AckPolicy, JournalRule
-from nuage.model.desired import CopyReport
+from nuage.model.desired import CopyReport, FormerSet
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
 from nuage.storage.heads import (
     AddCopy,
@@ -19,6 +19,7 @@ from nuage.storage.heads import (
     Repolicy,
     Retire,
     VolumeFacts,
+    former_set,
     head_set,
     next_head,
     next_step,
@@ -64,6 +65,21 @@ def test_a_settled_volume_works_as_its_contract_says() -> None:
     assert names(three) == (AckPolicy.ANY_2_OF_3, [A, B, C], [A, B, C])
     metro = volume(A, B, C, policy=AckPolicy.METRO)
     assert names(metro) == (AckPolicy.METRO, [A, B, C], [A, B])
+
+
+def test_a_head_asks_the_former_copies_too_until_one_is_ready_with_those_of_now() -> None:
+    three = AckPolicy.ANY_2_OF_3
+    settled = replace(volume(A, B, C, policy=three), settled_policy=three)
+    assert former_set(settled) is None
+    moved = replace(settled, head=B, epoch=8)
+    assert former_set(moved) is None, "the copies are the same"
+    changed = replace(
+        settled, epoch=8, replicas=volume(A, B, C, D).replicas, catching_up=(D,), leaving=(C,)
+    )
+    assert names(changed) == (AckPolicy.METRO, [A, B, C, D], [A, B])
+    assert former_set(changed) == FormerSet(policy=three, nodes=(A, B, C))
+    assert former_set(replace(changed, settled_epoch=8)) is None
+    assert former_set(replace(changed, whole=())) is None, "nothing was acknowledged yet"
 
 
 def test_what_the_owner_does_without_is_not_asked() -> None:

@@ -14,6 +14,9 @@ use crate::replicas::{Answering, CopyStatus, LagBound, OwnCopy, Replicas, Wish};
 #[derive(Debug, Clone)]
 pub struct CopyOptions {
     pub policy: Policy,
+    /// How the copies that the volume had before acknowledged, by the numbers they have now, while no head has
+    /// been ready with the present ones.
+    pub former: Option<Policy>,
     /// Copies in all; `me` is the number of the head's own.
     pub count: usize,
     pub me: usize,
@@ -41,7 +44,7 @@ impl<D: Disk> VolumeHead<D> {
             from_memory: options.mode != AckMode::Durable,
             accepts_loss: options.accepts_loss,
         };
-        let mut replicas = Replicas::new(copies.policy, copies.count, copies.me, volume, own);
+        let mut replicas = Replicas::new(copies, volume, own);
         replicas.set_epoch(epoch, store.applied_seq());
         Ok(Self::assemble(store, options, clock, epoch, Some(replicas)))
     }
@@ -87,6 +90,11 @@ impl<D: Disk> VolumeHead<D> {
             .as_ref()
             .map(Replicas::status)
             .unwrap_or_default()
+    }
+
+    /// The own copy has forgotten nothing: it did not before, or holds what a fence set vouched for.
+    pub fn is_steady(&self) -> bool {
+        self.replicas.as_ref().is_none_or(Replicas::is_steady)
     }
 
     /// Reads and writes are answered now.

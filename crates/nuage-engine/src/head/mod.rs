@@ -354,12 +354,17 @@ impl<D: Disk> VolumeHead<D> {
     }
 }
 
+/// The first epoch of a head within `term`.
+pub fn first_epoch(term: u64) -> u64 {
+    term << EPOCH_RESTART_BITS
+}
+
 /// The next epoch of a head within `term`.
 pub fn next_epoch(promised: u64, term: u64) -> Result<u64, JournalError> {
-    let epoch = (promised + 1).max(term << EPOCH_RESTART_BITS);
+    let epoch = (promised + 1).max(first_epoch(term));
     if epoch >> EPOCH_RESTART_BITS > term {
         return Err(JournalError::StaleEpoch {
-            offered: term << EPOCH_RESTART_BITS,
+            offered: first_epoch(term),
             promised,
         });
     }

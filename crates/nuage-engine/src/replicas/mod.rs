@@ -19,6 +19,7 @@ use nuage_replica::{
     takeover_wait_ns,
 };
 
+use crate::head::CopyOptions;
 use crate::qos::SharedBudget;
 pub use lag::{Answering, CUT_OFF_NS, Lag, LagBound};
 use lag::{Former, Trail};
@@ -160,6 +161,11 @@ impl Peer {
         frame.encode(&mut self.out);
         self.last_sent_ns = now_ns;
     }
+
+    fn sent(&mut self, group: &Group, now_ns: u64) {
+        self.sent_seq = group.head.info.last_seq();
+        self.last_sent_ns = now_ns;
+    }
 }
 
 /// What the head knows of its own copy.
@@ -187,6 +193,7 @@ pub(crate) enum Wish {
 pub struct Replicas {
     me: usize,
     policy: Policy,
+    former: Option<Policy>,
     volume: [u8; 16],
     epoch: u64,
     peers: Vec<Peer>,
@@ -219,19 +226,14 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    pub(crate) fn new(
-        policy: Policy,
-        copies: usize,
-        me: usize,
-        volume: [u8; 16],
-        own: OwnCopy,
-    ) -> Self {
+    pub(crate) fn new(copies: CopyOptions, volume: [u8; 16], own: OwnCopy) -> Self {
         Self {
-            me,
-            policy,
+            me: copies.me,
+            policy: copies.policy,
+            former: copies.former,
             volume,
             epoch: 0,
-            peers: (0..copies).map(|_| Peer::new()).collect(),
+            peers: (0..copies.count).map(|_| Peer::new()).collect(),
             phase: Phase::Fencing,
             local_memory: 0,
             local_durable: 0,
@@ -240,7 +242,7 @@ impl Replicas {
             known_acked: 0,
             visible_from_ns: u64::MAX,
             now: Now::default(),
-            lease: Lease::new(copies),
+            lease: Lease::new(copies.count),
             recent: VecDeque::new(),
             recent_bytes: 0,
             fetched_to: Tail::default(),
@@ -284,6 +286,11 @@ impl Replicas {
     /// Hold the copies to this bound from now on.
     pub(crate) fn set_bound(&mut self, bound: Option<LagBound>) {
         self.bound = bound;
+    }
+
+    /// The own copy has all that it ever held for a head.
+    pub(crate) fn is_steady(&self) -> bool {
+        self.own.steady
     }
 
     /// No copy that is left can vouch for what was acknowledged.
@@ -361,13 +368,18 @@ impl Replicas {
         let now_ns = self.now.monotonic_ns;
         self.trail
             .made(self.local_memory, group.total_bytes(), now_ns);
-        for copy in 0..self.peers.len() {
-            if copy != self.me && self.peers[copy].state == CopyState::Live {
-                if self.peers[copy].out.len() > OUT_BYTES_MAX {
-                    self.peers[copy].state = CopyState::CatchingUp;
-                } else {
-                    self.send_group(copy, &group, now_ns);
-                }
+        // All are told the same, so the frame is made once.
+        let mut frame = Vec::new();
+        self.encode_group(&group, now_ns, &mut frame);
+        for (copy, peer) in self.peers.iter_mut().enumerate() {
+            if copy == self.me || peer.state != CopyState::Live {
+                continue;
+            }
+            if peer.out.len() > OUT_BYTES_MAX {
+                peer.state = CopyState::CatchingUp;
+            } else {
+                peer.out.extend_from_slice(&frame);
+                peer.sent(&group, now_ns);
             }
         }
         self.recent.push_back(group);
@@ -385,20 +397,16 @@ impl Replicas {
         }
     }
 
+    fn encode_group(&self, group: &Group, now_ns: u64, out: &mut Vec<u8>) {
+        let parts = [group.header.bytes(), group.payload.bytes()];
+        Frame::encode_append(&self.marks(now_ns), &parts, out);
+    }
+
     fn send_group(&mut self, copy: usize, group: &Group, now_ns: u64) {
-        let mut bytes = Vec::with_capacity(group.total_bytes() as usize);
-        bytes.extend_from_slice(group.header.bytes());
-        bytes.extend_from_slice(group.payload.bytes());
-        let marks = self.marks(now_ns);
-        let peer = &mut self.peers[copy];
-        peer.sent_seq = group.head.info.last_seq();
-        peer.send(
-            &Frame::Append {
-                marks,
-                group: bytes,
-            },
-            now_ns,
-        );
+        let mut out = std::mem::take(&mut self.peers[copy].out);
+        self.encode_group(group, now_ns, &mut out);
+        self.peers[copy].out = out;
+        self.peers[copy].sent(group, now_ns);
     }
 
     pub(crate) fn local_durable(&mut self, seq: u64) {

@@ -14,7 +14,7 @@ impl Replicas {
     ) -> Result<(), JournalError> {
         let tails = self.tails(store);
         let vouching = self.vouching(store);
-        let may_go_on = rules::may_recover(&self.policy, &tails, vouching);
+        let may_go_on = rules::may_recover(&self.policy, self.former.as_ref(), &tails, vouching);
         self.is_lost = !may_go_on && tails.iter().all(Option::is_some);
         if !may_go_on {
             return Ok(());
@@ -121,6 +121,7 @@ impl Replicas {
 
     pub(super) fn finish_recovery<D: Disk>(&mut self, store: &Store<D>) {
         self.phase = Phase::Serving;
+        self.own.steady = true;
         self.first_seq = store.tail().seq + 1;
         self.local_log(store.tail().seq, store.durable_seq());
         self.recent.clear();

@@ -71,7 +71,7 @@ pub fn open(directory: &Path) -> Store<FileDisk> {
 pub fn create(directory: &Path, joins: bool) {
     let mut disk = FileDisk::open(directory, Method::Threads).expect("a directory");
     let created = if joins {
-        Store::create_to_join(&mut disk, &spec())
+        Store::create_to_join(&mut disk, &spec(), 0)
     } else {
         Store::create(&mut disk, &spec())
     };
@@ -106,6 +106,7 @@ impl Set {
         let policy = Policy::named(policy, 3).expect("three copies");
         let copies = CopyOptions {
             policy,
+            former: None,
             count: 3,
             me: 0,
             quiet_ns: nuage_replica::RELEASED_NS,

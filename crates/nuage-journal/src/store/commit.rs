@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Placed, Purpose, ReceiptAct, SlotState, Step, Store, StoreEvent, receipt};
+use super::{Placed, Purpose, SlotState, Step, Store, StoreEvent};
 use crate::disk::{AlignedBuffer, Disk, DiskOperation};
 use crate::error::JournalError;
 use crate::segment::{block_bytes, encode_first_block};
@@ -111,7 +111,7 @@ impl<D: Disk> Store<D> {
         if let Some(slot) = sealed {
             self.footers.remove(&slot);
             if let Some(SlotState::Sealed(header, seal)) = self.slot_state(slot) {
-                let receipt = receipt(ReceiptAct::Sealed, header, seal);
+                let receipt = self.arrival(slot, header, seal);
                 self.events.push(StoreEvent::Receipt(receipt));
             }
         }

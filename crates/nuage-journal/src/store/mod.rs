@@ -21,10 +21,11 @@ use crate::checkpoint::{Checkpoint, Position, Superblock, checkpoint_name};
 use crate::cipher::Cipher;
 use crate::disk::{BLOCK_BYTES, Disk, DiskOperation, DiskResult, FileId};
 use crate::error::JournalError;
-use crate::layout::{Chain, Group, GroupHead};
+use crate::layout::{Group, GroupHead};
 use crate::mending::BadBlock;
 use crate::reading::{ReadJob, ReadOutcome, TableCache};
 use crate::rebuild::Staging;
+use crate::receipts::Receipt;
 use crate::replay::State;
 use crate::scrubbing::Scrub;
 use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes};
@@ -49,27 +50,6 @@ impl Default for Retention {
             strict: false,
         }
     }
-}
-
-/// What a segment was when it was sealed, moved or given back: the daemon signs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    pub act: ReceiptAct,
-    pub volume: [u8; 16],
-    pub segment: u64,
-    pub first_seq: u64,
-    pub last_seq: u64,
-    pub chain: Chain,
-    /// Time of the last group in it.
-    pub time_ns: u64,
-    pub bytes: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReceiptAct {
-    Sealed,
-    Moved,
-    Expired,
 }
 
 /// What a store tells its owner.
@@ -695,17 +675,4 @@ pub(crate) fn slot_of_name(name: &str) -> Option<u32> {
     u32::from_str_radix(name.strip_prefix("seg.")?, 16)
         .ok()
         .filter(|slot| *slot > 0)
-}
-
-pub(crate) fn receipt(act: ReceiptAct, header: &SegmentHeader, seal: &Seal) -> Receipt {
-    Receipt {
-        act,
-        volume: header.volume,
-        segment: header.segment,
-        first_seq: seal.first_seq,
-        last_seq: seal.last_seq,
-        chain: seal.chain,
-        time_ns: seal.last_time_ns,
-        bytes: u64::from(seal.groups_end),
-    }
 }

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     }
     let (mut failed, mut writes, mut reads, mut failovers, mut crashes) = (0, 0, 0, 0, 0);
     let (mut replaced, mut rebuilt, mut views, mut lags) = (0, 0, 0, 0);
-    let (mut rotted, mut scrubs, mut mended) = (0, 0, 0);
+    let (mut rotted, mut scrubs, mut mended, mut receipts) = (0, 0, 0, 0);
     let count = range.end.saturating_sub(range.start);
     for seed in range {
         match nuage_sim_storage::run(seed) {
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
                 rotted += outcome.rotted;
                 scrubs += outcome.scrubs;
                 mended += outcome.mended;
+                receipts += outcome.receipts;
             }
             Err(error) => {
                 failed += 1;
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
         "{count} seeds, {failed} failed: {writes} writes acknowledged, {reads} reads checked, \
          {failovers} failovers, {crashes} crashes, {replaced} disks replaced, {rebuilt} copies made anew, \
          {views} moments of the past compared, {lags} answers with a copy behind, \
-         {rotted} blocks rotted, {scrubs} passes over a copy, {mended} blocks mended"
+         {rotted} blocks rotted, {scrubs} passes over a copy, {mended} blocks mended, {receipts} receipts of segments"
     );
     if failed == 0 {
         ExitCode::SUCCESS

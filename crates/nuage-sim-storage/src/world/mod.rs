@@ -1,6 +1,8 @@
 //! Three nodes, a volume, a client, and everything that can go wrong.
 
 mod lag;
+mod ledger;
+mod losses;
 mod past;
 mod scrubs;
 mod settle;
@@ -12,10 +14,10 @@ use std::sync::Arc;
 
 use nuage_block::{Completion, Operation, Outcome as Answer, Request};
 use nuage_engine::{
-    AckMode, Clock, CopyOptions, CopyState, CopyStatus, HeadEvent, HeadOptions, LagBound,
-    ReplicaStore, VolumeHead,
+    AckMode, Clock, CopyOptions, CopyState, HeadEvent, HeadOptions, LagBound, ReplicaStore,
+    VolumeHead,
 };
-use nuage_journal::{Cipher, Now, Retention, Store, StoreEvent, TailRule, VolumeSpec};
+use nuage_journal::{Cipher, Now, Retention, Store, StoreEvent, TailRule, Told, VolumeSpec};
 use nuage_replica::{Policy, PolicyName};
 
 use crate::checker::Checker;
@@ -26,7 +28,11 @@ use scrubs::Rotten;
 const NODES: usize = 3;
 const BLOCKS: u64 = 64;
 const BLOCK: usize = 4096;
-const STEPS_MAX: u64 = 1200;
+/// A run's cost is the engine's own work, so it is by length: most are short, and some outlive what history keeps.
+const STEPS_MIN: u64 = 80;
+const STEPS_MAX: u64 = 260;
+const LONG_STEPS_MAX: u64 = 1200;
+const LONG_ONE_IN: u64 = 8;
 const SEGMENT_BYTES: u32 = 256 << 10;
 
 /// What time it is, and how a node's clocks tell it.
@@ -63,6 +69,8 @@ struct Node {
     medium: Rc<RefCell<Medium>>,
     role: Role,
     clock: Rc<NodeClock>,
+    /// What its daemon told of the segments on the disk that it has now.
+    told: Told,
 }
 
 /// A connection of a head to a copy: bytes with the time they arrive.
@@ -98,6 +106,8 @@ pub struct Outcome {
     pub rotted: u64,
     pub scrubs: u64,
     pub mended: u64,
+    /// Receipts of segments that came or went.
+    pub receipts: u64,
 }
 
 // What kind of world it is: each is drawn apart.
@@ -195,9 +205,15 @@ impl World {
                     offset_ns: prng.below(1 << 40),
                     skew_ns: i64::try_from(prng.below(1 << 32)).unwrap_or(0) - (1 << 31),
                 }),
+                told: Told::default(),
             });
         }
-        let steps = 150 + prng.below(STEPS_MAX - 150);
+        let steps_max = if prng.one_in(LONG_ONE_IN) {
+            LONG_STEPS_MAX
+        } else {
+            STEPS_MAX
+        };
+        let steps = STEPS_MIN + prng.below(steps_max - STEPS_MIN);
         let mut world = Self {
             prng,
             clock,
@@ -264,6 +280,9 @@ impl World {
 
     /// Every copy keeps its own history within bounds.
     fn tidy(&mut self) {
+        if self.prng.one_in(4) {
+            self.compare_receipts();
+        }
         for node in &mut self.nodes {
             let now_ns = node.clock.now().unix_ns;
             if let Some(store) = store_of(&mut node.role) {
@@ -280,37 +299,6 @@ impl World {
                 store.checkpoint(false);
             }
         }
-    }
-
-    /// Every copy has everything: one may lose some of it.
-    fn all_have_all(&self) -> bool {
-        self.nodes.iter().any(|found| match &found.role {
-            Role::Head(head) => {
-                // What was acknowledged is durable somewhere: if all have the same, they all have that.
-                let copies = head.copies();
-                let durable_seq = copies[0].durable_seq;
-                let has_all = |copy: &CopyStatus| {
-                    copy.state == CopyState::Live && copy.durable_seq == durable_seq
-                };
-                head.is_serving() && copies.iter().all(has_all)
-            }
-            _ => false,
-        })
-    }
-
-    /// A node gets an empty disk while all others have everything: its copy is made anew.
-    fn replace_disk(&mut self, node: usize) {
-        if !self.all_have_all() || !matches!(self.nodes[node].role, Role::Replica(_)) {
-            return;
-        }
-        self.crash(node);
-        let medium = Medium::new(self.prng.draw());
-        let mut disk = SimDisk::new(&medium, self.prng.draw());
-        Store::create_to_join(&mut disk, &spec(self.encrypted)).expect("a fresh disk");
-        self.nodes[node].medium = medium;
-        self.outcome.replaced += 1;
-        self.rotten = self.rotten.filter(|rotten| rotten.node != node);
-        self.start_replica(node);
     }
 
     fn start_replica(&mut self, node: usize) {
@@ -345,6 +333,7 @@ impl World {
         };
         let copies = CopyOptions {
             policy: self.policy.clone(),
+            former: None,
             count: NODES,
             me: node,
             quiet_ns: handover.quiet_ns,
@@ -558,24 +547,25 @@ impl World {
             let mut completions = Vec::new();
             let mut fenced = false;
             let mut epoch = 0;
+            let mut events = Vec::new();
             match &mut self.nodes[node].role {
                 Role::Head(head) => {
                     head.poll(&mut completions);
                     epoch = head.epoch();
                     let stopped = |event: &HeadEvent| matches!(event, HeadEvent::Fenced { .. });
-                    let events = head.take_events();
-                    fenced = events.iter().any(stopped);
-                    let mended = |event: &&HeadEvent| {
-                        matches!(event, HeadEvent::Store(StoreEvent::Mended { .. }))
-                    };
-                    self.outcome.mended += events.iter().filter(mended).count() as u64;
+                    let told = head.take_events();
+                    fenced = told.iter().any(stopped);
+                    events.extend(told.into_iter().filter_map(|event| match event {
+                        HeadEvent::Store(event) => Some(event),
+                        _ => None,
+                    }));
                 }
-                Role::Replica(replica) => {
-                    let mended = |event: &&StoreEvent| matches!(event, StoreEvent::Mended { .. });
-                    self.outcome.mended += replica.poll().iter().filter(mended).count() as u64;
-                }
+                Role::Replica(replica) => events = replica.poll(),
                 Role::Down => {}
             }
+            let mended = |event: &&StoreEvent| matches!(event, StoreEvent::Mended { .. });
+            self.outcome.mended += events.iter().filter(mended).count() as u64;
+            self.note_receipts(node, events.iter());
             self.note_made(node);
             for completion in completions {
                 self.complete(node, epoch, completion)?;
@@ -601,8 +591,9 @@ impl World {
             self.drop_links(|head, _| head == node);
             let role = std::mem::replace(&mut self.nodes[node].role, Role::Down);
             if let Role::Head(head) = role {
-                let replica =
-                    ReplicaStore::after_lead(head.into_store(), self.nodes[node].clock.clone());
+                let steady = head.is_steady();
+                let clock = self.nodes[node].clock.clone();
+                let replica = ReplicaStore::after_lead(head.into_store(), clock, steady);
                 self.nodes[node].role = Role::Replica(Box::new(replica));
             }
         }

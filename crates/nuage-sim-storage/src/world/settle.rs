@@ -8,6 +8,9 @@ use super::{BLOCK, BLOCKS, NODES, Role, SimDisk, Wish, World};
 /// Steps that a healed world gets to come to rest.
 const QUIET_STEPS: u64 = 20_000;
 
+/// Steps in which what was cut off comes back, before all is stopped and begun once more.
+const CALM_STEPS: u64 = 50;
+
 impl World {
     /// Heal everything, let one head lead, and check all that must hold.
     pub(super) fn settle(&mut self) -> Result<(), String> {
@@ -15,7 +18,8 @@ impl World {
         for node in &self.nodes {
             node.medium.borrow_mut().is_full = false;
         }
-        for _ in 0..200 {
+        self.tidy(); // who had no room looks again
+        for _ in 0..CALM_STEPS {
             self.quiet_step()?;
         }
         for node in 0..NODES {
@@ -35,13 +39,15 @@ impl World {
             }
         }
         let head = self.elect()?;
-        for lba in 0..BLOCKS {
-            self.final_read(head, lba)?;
-        }
+        self.final_reads(head)?;
         self.check_past(head)?;
         self.wait_for_copies(head)?;
-        self.mend_all()?;
-        self.check_chains(head)
+        // Where nothing rots, a pass over everything finds nothing: most worlds go without.
+        if self.rots || self.prng.one_in(8) {
+            self.mend_all()?;
+        }
+        self.check_chains(head)?;
+        self.check_receipts(head)
     }
 
     /// Have a copy lead. One that was away for longer than history reaches steps down: then the next.
@@ -71,7 +77,7 @@ impl World {
             .map_or_else(|| "now it does".to_owned(), |error| error.to_string())
     }
 
-    fn store(&mut self, node: usize) -> Result<&mut Store<SimDisk>, String> {
+    pub(super) fn store(&mut self, node: usize) -> Result<&mut Store<SimDisk>, String> {
         match &mut self.nodes[node].role {
             Role::Head(found) => Ok(found.store_mut()),
             Role::Replica(found) => Ok(found.store_mut()),
@@ -88,40 +94,37 @@ impl World {
         self.turn()
     }
 
-    pub(super) fn final_read(&mut self, head: usize, lba: u64) -> Result<(), String> {
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        self.in_flight.insert((head, tag), Wish::Read { lba });
-        self.checker.read_begins(lba, tag);
-        let offset = lba * BLOCK as u64;
-        if let Role::Head(found) = &mut self.nodes[head].role {
-            found.submit(Request {
-                tag,
-                operation: Operation::Read {
-                    offset,
-                    length: 4096,
-                },
-            });
-        }
+    /// Read every block, all at once.
+    fn final_reads(&mut self, head: usize) -> Result<(), String> {
         let before = self.outcome.reads_checked;
-        let give_up = |world: &mut Self| {
-            for node in 0..NODES {
-                world.tell(node, "is stuck");
+        for lba in 0..BLOCKS {
+            let tag = self.next_tag;
+            self.next_tag += 1;
+            self.in_flight.insert((head, tag), Wish::Read { lba });
+            self.checker.read_begins(lba, tag);
+            let operation = Operation::Read {
+                offset: lba * BLOCK as u64,
+                length: BLOCK as u32,
+            };
+            if let Role::Head(found) = &mut self.nodes[head].role {
+                found.submit(Request { tag, operation });
             }
-            if let Role::Head(found) = &world.nodes[head].role {
-                let copies = format!("{:?}", found.copies());
-                world.told.push(copies);
-            }
-        };
+        }
         for _ in 0..QUIET_STEPS {
             self.quiet_step()?;
-            if !self.in_flight.contains_key(&(head, tag)) {
+            if !self.in_flight.keys().any(|(node, _)| *node == head) {
                 break;
             }
         }
-        if self.outcome.reads_checked == before {
-            give_up(self);
-            return Err(format!("block {lba} cannot be read at the end"));
+        if self.outcome.reads_checked < before + BLOCKS {
+            for node in 0..NODES {
+                self.tell(node, "is stuck");
+            }
+            if let Role::Head(found) = &self.nodes[head].role {
+                let copies = format!("{:?}", found.copies());
+                self.told.push(copies);
+            }
+            return Err("not every block can be read at the end".into());
         }
         Ok(())
     }
@@ -151,6 +154,7 @@ impl World {
     pub(super) fn check_chains(&mut self, head: usize) -> Result<(), String> {
         let mut chains: Vec<Vec<[u8; 32]>> = Vec::new();
         let mut begins = 0;
+        let rots = self.rots;
         for node in 0..NODES {
             begins = begins.max(self.store(node)?.horizon_seq());
         }
@@ -173,9 +177,13 @@ impl World {
                 let mut at = 0;
                 while at < bytes.len() {
                     // What had rotted is mended: header and payload.
-                    let group = nuage_journal::Group::decode(&bytes[at..])
-                        .map_err(|error| format!("node {node} after seq {seq}: {error}"))?
-                        .head;
+                    let group = if rots {
+                        nuage_journal::Group::decode(&bytes[at..]).map(|group| group.head)
+                    } else {
+                        nuage_journal::GroupHead::decode(&bytes[at..]).map(Into::into)
+                    };
+                    let group =
+                        group.map_err(|error| format!("node {node} after seq {seq}: {error}"))?;
                     if group.info.previous_chain != previous {
                         return Err(format!("node {node}: chain broken after seq {seq}"));
                     }
