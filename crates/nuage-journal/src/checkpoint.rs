@@ -1,13 +1,12 @@
 //! Superblock and checkpoints (docs/protocols/journal.md §1, §5).
 
-use std::sync::Arc;
-
 use crate::bytes::{Reader, narrow, put, wide};
 use crate::cipher::VolumeUuid;
 use crate::disk::{AlignedBuffer, BLOCK_BYTES, Content};
 use crate::error::{JournalError, malformed};
-use crate::index::{Entry, Index, PAGE_ENTRIES, Page};
+use crate::index::{Entry, Index};
 use crate::layout::{Chain, Kind};
+use crate::page::{PAGE_ENTRIES, Page};
 
 const SUPER_MAGIC: [u8; 8] = *b"NUAGSUP1";
 const CHECKPOINT_MAGIC: [u8; 8] = *b"NUAGCKP1";
@@ -145,7 +144,7 @@ impl Checkpoint {
             hasher.update(bytes);
             write(bytes);
         };
-        let pages: Vec<(u64, &Arc<Page>)> = self.index.pages().collect();
+        let pages: Vec<(u64, &Page)> = self.index.pages().collect();
         let side = encode_side(&self.side);
         emit(&self.encode_header(side.len(), pages.len()));
         emit(&side);
@@ -153,7 +152,7 @@ impl Checkpoint {
         for (number, page) in pages {
             buffer.clear();
             buffer.extend_from_slice(&number.to_le_bytes());
-            for entry in page.iter() {
+            for entry in page.entries() {
                 buffer.extend_from_slice(&entry.0.to_le_bytes());
             }
             emit(&buffer);
@@ -220,7 +219,7 @@ impl Checkpoint {
             for (entry, bytes) in page.iter_mut().zip(raw.as_chunks::<8>().0) {
                 *entry = Entry(u64::from_le_bytes(*bytes));
             }
-            index.set_page(number, &page);
+            index.set_page(number, Page::of(&page));
         }
         Ok(Self {
             volume,

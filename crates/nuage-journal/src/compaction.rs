@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::bytes::{narrow, wide};
+use crate::bytes::narrow;
 use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::cipher::block_crc;
 use crate::disk::{BLOCK_BYTES, Disk, DiskError};
@@ -75,14 +75,8 @@ impl<D: Disk> Store<D> {
         number: u32,
         index: &Index,
     ) -> Result<Option<Vec<Moving>>, JournalError> {
-        let mut entries: Vec<(u64, Entry)> = Vec::new();
-        for (page, found) in index.pages() {
-            for (entry, at) in found.iter().zip(0u64..) {
-                if entry.is_mapped() && entry.slot() == number {
-                    entries.push((page * wide(found.len()) + at, *entry));
-                }
-            }
-        }
+        let here = |(_, entry): &(u64, Entry)| entry.slot() == number;
+        let entries: Vec<(u64, Entry)> = index.entries().filter(here).collect();
         let mut facts: HashMap<u32, BlockFacts> = HashMap::new();
         for (head, block) in self.groups_of(number)? {
             let first = block + head.info.header_blocks();
@@ -196,14 +190,8 @@ impl<D: Disk> Store<D> {
 }
 
 fn move_entries(index: &mut Index, moves: &Moves) -> bool {
-    let mut found: Vec<(u64, Entry)> = Vec::new();
-    for (page, entries) in index.pages() {
-        for (entry, at) in entries.iter().zip(0u64..) {
-            if let Some(target) = moves.get(entry) {
-                found.push((page * wide(entries.len()) + at, *target));
-            }
-        }
-    }
+    let moved = |(lba, entry)| moves.get(&entry).map(|target| (lba, *target));
+    let found: Vec<(u64, Entry)> = index.entries().filter_map(moved).collect();
     for (lba, entry) in &found {
         index.set(*lba, *entry);
     }

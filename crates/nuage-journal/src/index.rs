@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-/// Entries of a page: 512 × 4 KiB = 2 MiB of volume.
-pub const PAGE_ENTRIES: usize = 512;
+use crate::page::{PAGE_ENTRIES, Page};
+
 const NODE_PAGES: usize = 512;
 
 /// Where a block lies, in 8 bytes; zero means unmapped.
@@ -51,12 +51,9 @@ impl Entry {
     }
 }
 
-/// 512 entries.
-pub type Page = [Entry; PAGE_ENTRIES];
-
 #[derive(Clone)]
 struct Node {
-    pages: [Option<Arc<Page>>; NODE_PAGES],
+    pages: [Option<Page>; NODE_PAGES],
 }
 
 /// The map of one volume at one point of its history. A clone shares all pages.
@@ -88,7 +85,7 @@ impl Index {
         self.mapped
     }
 
-    fn page(&self, number: u64) -> Option<&Arc<Page>> {
+    fn page(&self, number: u64) -> Option<&Page> {
         let (node, page, _) = place(number * PAGE_ENTRIES as u64);
         self.nodes.get(node)?.as_ref()?.pages[page].as_ref()
     }
@@ -99,10 +96,10 @@ impl Index {
             .get(node)
             .and_then(Option::as_ref)
             .and_then(|node| node.pages[page].as_ref())
-            .map_or(Entry::UNMAPPED, |page| page[entry])
+            .map_or(Entry::UNMAPPED, |page| page.get(entry))
     }
 
-    fn page_mut(&mut self, node: usize, page: usize) -> &mut Page {
+    fn page_mut(&mut self, node: usize, page: usize) -> &mut Option<Page> {
         if self.nodes.len() <= node {
             self.nodes.resize(node + 1, None);
         }
@@ -111,9 +108,7 @@ impl Index {
                 pages: [const { None }; NODE_PAGES],
             })
         });
-        let page = Arc::make_mut(node).pages[page]
-            .get_or_insert_with(|| Arc::new([Entry::UNMAPPED; PAGE_ENTRIES]));
-        Arc::make_mut(page)
+        &mut Arc::make_mut(node).pages[page]
     }
 
     pub fn set(&mut self, lba: u64, entry: Entry) {
@@ -121,7 +116,9 @@ impl Index {
         if !entry.is_mapped() && !self.get(lba).is_mapped() {
             return;
         }
-        let old = std::mem::replace(&mut self.page_mut(node, page)[at], entry);
+        let page = self.page_mut(node, page);
+        let page = page.get_or_insert_with(|| Page::empty(entry.slot()));
+        let old = page.set(at, entry);
         self.mapped += u64::from(entry.is_mapped());
         self.mapped -= u64::from(old.is_mapped());
     }
@@ -142,8 +139,7 @@ impl Index {
                 at = page_end;
             } else if entry == 0 && page_end <= end {
                 let gone = Arc::make_mut(found).pages[page].take();
-                let count = gone.map_or(0, |page| page.iter().filter(|e| e.is_mapped()).count());
-                self.mapped -= count as u64;
+                self.mapped -= gone.map_or(0, |page| page.mapped_count());
                 at = page_end;
             } else {
                 self.set(at, Entry::UNMAPPED);
@@ -160,12 +156,12 @@ impl Index {
     /// Mapped blocks below `lba`.
     pub fn mapped_below(&self, lba: u64) -> u64 {
         let (whole, rest) = (lba / PAGE_ENTRIES as u64, lba as usize % PAGE_ENTRIES);
-        let mapped = |entries: &[Entry]| entries.iter().filter(|e| e.is_mapped()).count() as u64;
         self.pages()
             .take_while(|(number, _)| *number <= whole)
             .map(|(number, page)| {
                 let end = if number < whole { PAGE_ENTRIES } else { rest };
-                mapped(&page[..end])
+                let mapped = page.entries().take(end).filter(|entry| entry.is_mapped());
+                mapped.count() as u64
             })
             .sum()
     }
@@ -181,11 +177,10 @@ impl Index {
                 continue;
             };
             let first = at - entry as u64;
-            if let Some(entries) = &pages.pages[page] {
-                let mapped = entries.iter().zip(first..).skip(entry);
-                let mapped = mapped.filter(|(entry, _)| entry.is_mapped());
-                let room = count - found.len();
-                found.extend(mapped.map(|(entry, lba)| (lba, *entry)).take(room));
+            if let Some(page) = &pages.pages[page] {
+                let mapped = (first..).zip(page.entries()).skip(entry);
+                let mapped = mapped.filter(|(_, entry)| entry.is_mapped());
+                found.extend(mapped.take(count - found.len()));
             }
             at = first + PAGE_ENTRIES as u64;
         }
@@ -193,7 +188,7 @@ impl Index {
     }
 
     /// Mapped pages by number, in order.
-    pub fn pages(&self) -> impl Iterator<Item = (u64, &Arc<Page>)> {
+    pub fn pages(&self) -> impl Iterator<Item = (u64, &Page)> {
         self.nodes.iter().enumerate().flat_map(|(number, node)| {
             let pages = node.as_ref().map_or(&[][..], |node| &node.pages[..]);
             pages.iter().enumerate().filter_map(move |(at, page)| {
@@ -203,12 +198,21 @@ impl Index {
         })
     }
 
+    /// Mapped blocks and where they lie, in order.
+    pub fn entries(&self) -> impl Iterator<Item = (u64, Entry)> {
+        let all = self.pages().flat_map(|(number, page)| {
+            let first = number * PAGE_ENTRIES as u64;
+            (first..).zip(page.entries())
+        });
+        all.filter(|(_, entry)| entry.is_mapped())
+    }
+
     /// Put a whole page in place (from a checkpoint).
-    pub fn set_page(&mut self, number: u64, page: &Page) {
+    pub fn set_page(&mut self, number: u64, page: Page) {
         let (node, at, _) = place(number * PAGE_ENTRIES as u64);
-        let old = std::mem::replace(self.page_mut(node, at), *page);
-        self.mapped += page.iter().filter(|entry| entry.is_mapped()).count() as u64;
-        self.mapped -= old.iter().filter(|entry| entry.is_mapped()).count() as u64;
+        self.mapped += page.mapped_count();
+        let old = self.page_mut(node, at).replace(page);
+        self.mapped -= old.map_or(0, |page| page.mapped_count());
     }
 
     /// End of the run from `lba` of blocks that are all mapped or all not, at most `limit`.
@@ -240,18 +244,18 @@ impl Index {
 /// Runs of blocks, `(lba, count)` in order, at which two indexes differ: all that changed between two
 /// moments, and what compaction has moved meanwhile.
 pub fn changed_runs(before: &Index, after: &Index) -> Vec<(u64, u64)> {
-    let none: Page = [Entry::UNMAPPED; PAGE_ENTRIES];
+    let none = Page::empty(0);
     let mut numbers: Vec<u64> = before.pages().chain(after.pages()).map(|p| p.0).collect();
     numbers.sort_unstable();
     numbers.dedup();
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for number in numbers {
         let (one, other) = (before.page(number), after.page(number));
-        if one.is_some_and(|one| other.is_some_and(|other| Arc::ptr_eq(one, other))) {
+        if one.is_some_and(|one| other.is_some_and(|other| one.is_shared_with(other))) {
             continue;
         }
-        let pairs = one.map_or(&none, Arc::as_ref).iter();
-        let pairs = pairs.zip(other.map_or(&none, Arc::as_ref));
+        let pairs = one.unwrap_or(&none).entries();
+        let pairs = pairs.zip(other.unwrap_or(&none).entries());
         for ((left, right), at) in pairs.zip(0u64..) {
             if left == right {
                 continue;

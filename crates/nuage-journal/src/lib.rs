@@ -23,6 +23,7 @@ mod history;
 mod index;
 mod layout;
 mod mending;
+mod page;
 mod reading;
 mod rebuild;
 mod receipts;
@@ -43,12 +44,13 @@ pub use disk::{
 };
 pub use error::JournalError;
 pub use history::{ChainProof, CloneParts, HistoryItem, Point};
-pub use index::{Entry, Index, PAGE_ENTRIES, changed_runs};
+pub use index::{Entry, Index, changed_runs};
 pub use layout::{
     BlockFacts, Chain, Closing, Descriptor, FLAG_ATOMIC, FLAG_FUA, Group, GroupBuilder, GroupHead,
     GroupInfo, Kind, RESERVATIONS_BYTES_MAX, chain_of,
 };
 pub use mending::{BlockWish, Damage};
+pub use page::PAGE_ENTRIES;
 pub use reading::{ReadError, ReadOutcome, Wanted};
 pub use rebuild::{BaseOffer, BaseRead, BaseReader};
 pub use receipts::{Receipt, ReceiptAct, Told};

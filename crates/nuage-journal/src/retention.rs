@@ -175,10 +175,8 @@ impl<D: Disk> Store<D> {
 /// Blocks that an index uses, by slot.
 pub(crate) fn live_blocks(index: &Index) -> HashMap<u32, usize> {
     let mut live = HashMap::new();
-    for (_, page) in index.pages() {
-        for entry in page.iter().filter(|entry| entry.is_mapped()) {
-            *live.entry(entry.slot()).or_insert(0) += 1;
-        }
+    for (_, entry) in index.entries() {
+        *live.entry(entry.slot()).or_insert(0) += 1;
     }
     live
 }
