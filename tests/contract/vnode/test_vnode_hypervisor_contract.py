@@ -79,6 +79,18 @@ async def until(hypervisor: Hypervisor, wanted: Callable[[GuestSeen], bool]) -> 
             await asyncio.sleep(LOOK_S)
 
 
+async def resumed_once_the_other_let_go(hypervisor: Hypervisor) -> None:
+    """Resume the guest; the other's process locks its file until its last thread has ended."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                return await hypervisor.resume(VM)
+            except NuageError as problem:
+                if "lock" not in str(problem):
+                    raise
+            await asyncio.sleep(LOOK_S)
+
+
 async def until_console(hypervisor: Hypervisor, text: bytes) -> None:
     async with asyncio.timeout(WAIT_S):
         while text not in await hypervisor.console_log(VM, 0, 1 << 20):  # noqa: ASYNC110 - a file
@@ -284,9 +296,8 @@ async def test_a_handed_over_guest_can_be_taken_back(pair: Pair) -> None:
     await pair.left.migrate_continue(VM)
     await until(pair.left, in_state(RunState.HANDED_OVER))
     await pair.right.kill(VM)
-    # A process that has not ended yet still locks its file.
     await until(pair.right, in_state(RunState.SHUT_DOWN))
-    await pair.left.resume(VM)
+    await resumed_once_the_other_let_go(pair.left)
     await until(pair.left, in_state(RunState.RUNNING))
 
 

@@ -169,7 +169,7 @@ mod without_a_rule {
             CopySet::of(Metro, &[0, 1, 2, 3]).filling(3),
         ];
         loses(sets, bounds(3, 0, 1, false), |world| {
-            world.asks_former = false
+            world.asks_former = false;
         });
     }
 
@@ -177,7 +177,7 @@ mod without_a_rule {
     fn a_copy_that_trusts_its_memory_after_a_crash_loses_a_record() {
         let sets = vec![CopySet::of(Any2Of3, &[0, 1, 2])];
         loses(sets, bounds(2, 1, 1, true), |world| {
-            world.crashes_told = false
+            world.crashes_told = false;
         });
     }
 

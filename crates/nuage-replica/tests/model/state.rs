@@ -64,12 +64,14 @@ impl CopySet {
         let policy = Policy::named(name, count).expect("what was counted suits its policy");
         let number = |copy: &usize| self.members.iter().position(|member| member == copy);
         let numbers = before.counted.iter().map(number);
-        let numbers: Vec<Option<u32>> = numbers.map(|n| n.map(|n| n as u32)).collect();
+        let small = |number| u32::try_from(number).expect("a small model");
+        let numbers: Vec<Option<u32>> = numbers.map(|n| n.map(small)).collect();
         policy.renumbered(&numbers)
     }
 }
 
 /// What is the same in all states. The flags are rules; each is taken away once, to see that it matters.
+#[allow(clippy::struct_excessive_bools)] // each a rule of its own
 pub struct World {
     sets: Vec<CopySet>,
     bounds: Bounds,
@@ -111,18 +113,18 @@ impl Log {
         self.length = self.length.min(length);
     }
 
-    fn common(&self, other: &Self) -> u8 {
+    fn common(self, other: Self) -> u8 {
         let pairs = self.records.iter().zip(&other.records);
         let same = pairs.take_while(|(here, there)| here == there && **here != 0);
         u8::try_from(same.count()).expect("a small model")
     }
 
-    fn epoch_at(&self, length: u8) -> u8 {
+    fn epoch_at(self, length: u8) -> u8 {
         let last = usize::from(length).checked_sub(1);
         last.map_or(0, |last| self.records[last] / 16)
     }
 
-    fn tail_at(&self, length: u8) -> Tail {
+    fn tail_at(self, length: u8) -> Tail {
         let mut chain = [0; 32];
         chain[..usize::from(length)].copy_from_slice(&self.records[..usize::from(length)]);
         Tail {
@@ -132,7 +134,7 @@ impl Log {
         }
     }
 
-    fn tail(&self) -> Tail {
+    fn tail(self) -> Tail {
         self.tail_at(self.length)
     }
 }
@@ -312,7 +314,7 @@ impl State {
         if let Some(log) = self.recovered(world, at) {
             let mut next = *self;
             let own = &mut next.copies[at];
-            let common = own.log.common(&log);
+            let common = own.log.common(log);
             own.durable = own.durable.min(common);
             own.log = log;
             own.log.push(head.epoch, 0);
@@ -374,7 +376,7 @@ impl State {
             return;
         };
         let set = &world.sets[usize::from(head.set)];
-        let serves = reached(set, first, &head.durable) >= first;
+        let serves = reached(set, first, head.durable) >= first;
         if serves && head.epoch == self.epoch && self.settled != Some(head.set) {
             let mut next = *self;
             next.settled = Some(head.set);
@@ -401,7 +403,7 @@ impl State {
         let epoch = self.heads[at].epoch;
         let here = &self.copies[copy];
         let is_connected = copy == at || here.session == epoch;
-        if !is_connected || here.log.common(&self.copies[at].log) != here.log.length {
+        if !is_connected || here.log.common(self.copies[at].log) != here.log.length {
             return;
         }
         for durable in [here.durable, here.log.length] {
@@ -440,7 +442,7 @@ impl State {
             return found.push(next);
         }
         let log = &self.copies[at].log;
-        let common = here.log.common(log);
+        let common = here.log.common(*log);
         let target = &mut next.copies[copy];
         if common < here.log.length {
             target.log.cut(common);
@@ -482,11 +484,11 @@ impl State {
             return;
         };
         let set = &world.sets[usize::from(head.set)];
-        let durable = reached(set, first, &head.durable);
+        let durable = reached(set, first, head.durable);
         head.answered = head.answered.max(durable);
         // A head serves once its first record is on the disks of an ack set.
         if world.bounds.from_memory && durable >= first {
-            head.answered = head.answered.max(reached(set, first, &head.memory));
+            head.answered = head.answered.max(reached(set, first, head.memory));
         }
         let reached = usize::from(head.answered);
         let (log, epoch) = (self.copies[at].log, self.heads[at].epoch);
@@ -567,7 +569,7 @@ impl State {
     }
 }
 
-fn reached(set: &CopySet, first: u8, values: &[u8; COPIES]) -> u8 {
+fn reached(set: &CopySet, first: u8, values: [u8; COPIES]) -> u8 {
     let mut by_number = [0; COPIES];
     for (number, copy) in set.members.iter().enumerate() {
         by_number[number] = u64::from(values[*copy]);
