@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from nuage.channel import current_request_id
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
-from nuage.iaas.epochs import next_local
+from nuage.iaas.epochs import FIRST_EPOCH, next_local
 from nuage.iaas.movement import claimed
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
@@ -26,6 +26,8 @@ from nuage.trust.permissions import Principal, Scope
 
 CONSOLE_BYTES_MAX = 256 * 1024
 NODE_ASK_TIMEOUT_S = 5.0
+DECISION_LOOKS = 30
+DECISION_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +283,24 @@ def _require_settled(site: Site, vm: Vm) -> None:
         raise Conflict(f"{vm.name} is migrating", hint="wait for its end, then ask again")
 
 
+async def _decided(site: Site, vm: Vm) -> Vm:
+    """Return the VM once it is known that it is to be: one that nobody decided is dropped."""
+    for _ in range(DECISION_LOOKS):
+        decided = site.index.find("decision", vm.vm_id) is not None
+        if decided or vm.asked_at is None or vm.epoch != FIRST_EPOCH:
+            return vm
+        await site.clock.sleep(DECISION_LOOK_EVERY_S)
+        vm = site.index.value(Vm, vm.vm_id)
+    raise Unavailable(
+        f"whether {vm.name} is to be, site {vm.asked_at} has not said yet",
+        retry_after_s=5.0,
+        hint="ask again; a machine that is never decided is dropped",
+    )
+
+
 async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
+    if fields.get("wish") is not PowerWish.DELETED:
+        vm = await _decided(site, vm)
     _require_settled(site, vm)
     changed = replace(vm, request_id=current_request_id(), **fields)  # type: ignore[arg-type]
     await site.save(changed)
