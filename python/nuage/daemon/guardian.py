@@ -335,7 +335,7 @@ class Guardian:
                 continue
             try:
                 if await self._is_still_ours(vm):
-                    await self._restart(vm, next_local(vm.epoch))
+                    await self._restart(vm.vm_id, next_local(vm.epoch))
             except NuageError as error:  # the next VM does not wait for this one
                 log.warning("not started again", vm=vm.vm_id, error=error.message)
 
@@ -405,10 +405,11 @@ class Guardian:
                 told = "its node is silent and could not be confirmed off"
                 await self._site.save(replace(vm, state=VmState.UNKNOWN, failure=told))
 
-    async def _restart(self, vm: Vm, epoch: int) -> None:
-        if vm.wish is not PowerWish.RUNNING:
-            return
+    async def _restart(self, vm_id: VmId, epoch: int) -> None:
         site = self._site
+        vm = site.index.find_value(Vm, vm_id)  # its owner may have changed it meanwhile
+        if vm is None or vm.wish is not PowerWish.RUNNING:
+            return
         iaas = site.index.value(Iaas, vm.iaas_id)
         request = VmRequest(
             request_id=RequestId(new_id("req", site.entropy)),
@@ -427,6 +428,7 @@ class Guardian:
             decision = await site.placer.place(request, RestartDraft(vm=vm, epoch=epoch))
         except NuageError as error:
             told = f"could not be started again: {error.message}"
+            vm = site.index.value(Vm, vm_id)
             await site.save(replace(vm, state=VmState.FAILED, failure=told))
             site.announce("vm", vm.vm_id, "failed", f"{vm.name} {told}")
             return
@@ -481,7 +483,7 @@ class Guardian:
             volume = self._site.index.value(Volume, volume_id)
             await self._take_over_volume(volume, from_site)
         owned = await self._own_from(vm, from_site)
-        await self._restart(vm, owned.epoch * EPOCH_STEP)
+        await self._restart(vm.vm_id, owned.epoch * EPOCH_STEP)
 
     async def _own_from(self, vm: Vm, from_site: SiteId) -> Ownership:
         site, term = self._site, self.lease_term
