@@ -29,6 +29,7 @@ from nuage.iaas.epochs import EPOCH_STEP, next_local
 from nuage.iaas.site import RestartDraft, Site
 from nuage.iaas.takeover import successors
 from nuage.iaas.vm_places import nodes_at
+from nuage.iaas.wishes import is_decided
 from nuage.ids import NodeId, RequestId, SiteId, VmId, new_id
 from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
@@ -350,6 +351,8 @@ class Guardian:
         Raises:
             Unavailable: no majority answers; nobody knows, so nothing is started.
         """
+        if not is_decided(self._site.index, vm):
+            return False  # entered here, and perhaps elected elsewhere since
         if vm.migrating_to is None and vm.state is not VmState.MIGRATING:
             return True
         migration = self._site.index.find_value(Migration, vm.vm_id)

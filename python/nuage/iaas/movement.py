@@ -371,7 +371,7 @@ class Movement:
         vm = site.index.find_value(Vm, arrival.vm_id)
         if vm is None:
             return True
-        if vm.epoch == arrival.source_epoch and vm.state is VmState.MIGRATING:
+        if vm.epoch == arrival.source_epoch and (vm.state is VmState.MIGRATING or vm.is_let_go):
             return False
         if arrival.source_site == site.site_id:
             return True

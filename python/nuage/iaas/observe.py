@@ -102,11 +102,11 @@ def vnode_acts(index: FederationIndex, report: VnodeReport) -> list[Act]:
 
 def _left_acts(vm: Vm, migration: Migration | None, revision: int) -> list[Act]:
     """The VM has left its source; what came of it at its target may have ended at once."""
+    if vm.is_let_go:  # nothing of it is here any more: its target may start it, or runs it
+        return [] if vm.state is VmState.STOPPED else [Save(replace(vm, state=VmState.STOPPED))]
     if vm.migrating_to is None or migration is None or not migration.failure:
         return []
-    if not vm.is_let_go:
-        return [GiveUp(vm.vm_id, f"target: {migration.failure}", Whereabouts.GONE, revision)]
-    return [] if vm.state is VmState.STOPPED else [Save(replace(vm, state=VmState.STOPPED))]
+    return [GiveUp(vm.vm_id, f"target: {migration.failure}", Whereabouts.GONE, revision)]
 
 
 def _arrival_acts(vm: Vm, migration: Migration, seen: VmReport) -> list[Act]:

@@ -168,7 +168,7 @@ def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
     return (
         vm,
         index.find_value(Iaas, vm.iaas_id),
-        _is_decided(index, vm),
+        is_decided(index, vm),
         context.lease_until_s(vm.vm_id),
         context.secrets.has(vm.login_generation),
         *ports,
@@ -181,7 +181,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
     """Return the wish for `vm`, or None while one of its volumes or its log-in is not ready."""
     index = context.index
     iaas = index.find_value(Iaas, vm.iaas_id)
-    if iaas is None or not _is_decided(index, vm) or not context.secrets.has(vm.login_generation):
+    if iaas is None or not is_decided(index, vm) or not context.secrets.has(vm.login_generation):
         return None
     disks = []
     for volume_id in vm.volumes:
@@ -221,7 +221,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
     )
 
 
-def _is_decided(index: FederationIndex, vm: Vm) -> bool:
+def is_decided(index: FederationIndex, vm: Vm) -> bool:
     """Tell whether a new VM is where the decision says: another site may have entered it too."""
     if vm.epoch != FIRST_EPOCH or vm.wish is PowerWish.DELETED:
         return True
