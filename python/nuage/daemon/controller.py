@@ -46,7 +46,9 @@ from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import (
     DECIDED_METHOD,
     GIVE_UP_METHOD,
+    HERE_METHOD,
     AskDecided,
+    AskHere,
     MigrationGivenUp,
     Movement,
 )
@@ -351,6 +353,10 @@ class Controller:
         @self._handlers.method(DECIDED_METHOD, AskDecided, roles=controllers)
         async def decided(_peer: Peer, body: AskDecided) -> bool:
             return self._movement.was_decided(body.vm_id)
+
+        @self._handlers.method(HERE_METHOD, AskHere, roles=controllers)
+        async def here(_peer: Peer, body: AskHere) -> bool:
+            return self._movement.is_here(body.vm_id)
 
         @self._handlers.stream(EVENTS_STREAM, FollowEvents, roles=controllers)
         async def events(_peer: Peer, _body: FollowEvents) -> AsyncIterator[object]:

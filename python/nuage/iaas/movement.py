@@ -50,6 +50,7 @@ UNDECIDED_AFTER_S = 30.0  # for a decision to come by the feed; a request ends w
 STALE_AFTER_S = 10.0  # of silence by the source's feed that the VM still comes
 GIVE_UP_METHOD = "migration.give-up"
 DECIDED_METHOD = "placement.decided"
+HERE_METHOD = "vm.here"
 ASK_TIMEOUT_S = 5.0
 log = structlog.get_logger("movement")
 
@@ -66,6 +67,13 @@ class MigrationGivenUp:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskDecided:
     """Asks the site that took a request whether it decided, or still does."""
+
+    vm_id: VmId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskHere:
+    """Asks the site that owns a VM whether it has it, or expects it."""
 
     vm_id: VmId
 
@@ -195,7 +203,7 @@ class Movement:
             return False
         migration = self._site.index.find_value(Migration, vm_id)
         if migration is None:
-            if reason and vm_id not in self._granted:
+            if reason and not await self._has_left(vm) and vm_id not in self._granted:
                 await self._stay(vm, None, reason)
             return False
         if not migration.address and not self._is_granted(migration):
@@ -238,6 +246,30 @@ class Movement:
         if migration is not None:
             given_up = MigrationGivenUp(vm_id=vm_id, source_epoch=vm.epoch, reason=reason)
             await self._tell_target(site.index.home("migration", vm_id), given_up)
+
+    async def _has_left(self, vm: Vm) -> bool:
+        """Tell whether a VM belongs to another site; forget it, if it was deleted there since."""
+        site = self._site
+        held = await site.quorum.owner("vm", vm.vm_id)
+        if held is None or held.owner in (site.site_id, NOBODY):
+            return False
+        ask = AskHere(vm_id=vm.vm_id)
+        is_there = await site.others.ask(
+            held.owner, HERE_METHOD, ask, bool, timeout_s=ASK_TIMEOUT_S
+        )
+        if not is_there:
+            own = [*site.index.own_copies("vm"), *site.index.own_copies("port")]
+            mine = [r.value for r in own if r.id == vm.vm_id or _port_of(r.value, vm.vm_id)]
+            await site.delete(*mine)
+            self._granted.pop(vm.vm_id, None)
+            told = f"{vm.name} went to {held.owner}, and was deleted there"
+            site.announce("vm", vm.vm_id, "forgotten", told)
+        return True
+
+    def is_here(self, vm_id: VmId) -> bool:
+        """Tell whether this site has a VM, or expects it."""
+        copies = [*self._site.index.own_copies("vm"), *self._site.index.own_copies("migration")]
+        return any(record.id == vm_id for record in copies)
 
     async def _let_go(self, vm: Vm) -> None:
         """Stop a VM that has gone, or of which nobody knows whether it has.
@@ -364,7 +396,10 @@ class Movement:
             return
         migration = self._site.index.find_value(Migration, vm.vm_id)
         if migration is None or not migration.address:
-            await self.give_up(vm.vm_id, "the target did not get ready")
+            try:
+                await self.give_up(vm.vm_id, "the target did not get ready")
+            except NuageError as error:  # asked again; the next one does not wait for it
+                log.info("not given up", vm=vm.vm_id, reason=error.message)
 
     async def _is_stale(self, arrival: Migration) -> bool:
         site = self._site

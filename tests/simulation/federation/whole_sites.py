@@ -35,7 +35,9 @@ from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import (
     DECIDED_METHOD,
     GIVE_UP_METHOD,
+    HERE_METHOD,
     AskDecided,
+    AskHere,
     MigrationGivenUp,
     Movement,
 )
@@ -440,6 +442,10 @@ class SimSite:
         @self.handlers.method(DECIDED_METHOD, AskDecided)
         async def decided(_peer: Peer, body: AskDecided) -> bool:
             return self.movement.was_decided(body.vm_id)
+
+        @self.handlers.method(HERE_METHOD, AskHere)
+        async def here(_peer: Peer, body: AskHere) -> bool:
+            return self.movement.is_here(body.vm_id)
 
         @self.handlers.method(OPERATION_METHOD, Carried)
         async def operation(_peer: Peer, carried: Carried) -> bytes:
