@@ -28,13 +28,12 @@ from nuage.errors import Conflict, NuageError
 from nuage.iaas.epochs import EPOCH_STEP, next_local
 from nuage.iaas.site import RestartDraft, Site
 from nuage.iaas.takeover import successors
-from nuage.iaas.vm_places import nodes_at
+from nuage.iaas.vm_places import request_for
 from nuage.iaas.wishes import is_decided
-from nuage.ids import NodeId, RequestId, SiteId, VmId, new_id
+from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Node, NodeRole
-from nuage.model.placement import VmRequest
 from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume
@@ -414,19 +413,7 @@ class Guardian:
         if vm is None or vm.wish is not PowerWish.RUNNING:
             return
         iaas = site.index.value(Iaas, vm.iaas_id)
-        request = VmRequest(
-            request_id=RequestId(new_id("req", site.entropy)),
-            vm_id=vm.vm_id,
-            iaas_id=vm.iaas_id,
-            shape=vm.shape,
-            contract=iaas.contract,
-            site_wanted=site.site_id,
-            nodes_excluded=() if vm.node_id is None else (vm.node_id,),
-            nodes_fenced=nodes_at(site.index, vm.fence),
-            nodes_banned=nodes_at(site.index, vm.ban),
-            vms_apart=vm.apart,
-            preference=vm.preference,
-        )
+        request = replace(request_for(site, iaas, vm), site_wanted=site.site_id)
         try:
             decision = await site.placer.place(request, RestartDraft(vm=vm, epoch=epoch))
         except NuageError as error:

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from nuage.channel import current_request_id
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
-from nuage.iaas.epochs import FIRST_EPOCH, next_local
+from nuage.iaas.epochs import next_local
 from nuage.iaas.movement import claimed
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
-from nuage.iaas.vm_places import nodes_at, place_ids
+from nuage.iaas.vm_places import place_ids, request_for
 from nuage.iaas.volumes import new_volume, volume_of
-from nuage.ids import IaasId, PortId, RequestId, SiteId, VmId, VolumeId, new_id
+from nuage.iaas.wishes import is_decided
+from nuage.ids import IaasId, PortId, SiteId, VmId, VolumeId, new_id
 from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.image import Image, ImageState
@@ -232,20 +233,11 @@ def _request(
     site: Site, iaas: Iaas, vm: Vm, *, site_name: str, node_name: str, policy: str
 ) -> VmRequest:
     node = _node_named(site, node_name) if node_name else None
-    return VmRequest(
-        request_id=RequestId(new_id("req", site.entropy)),
-        vm_id=vm.vm_id,
-        iaas_id=iaas.iaas_id,
-        shape=vm.shape,
-        contract=iaas.contract,
-        preference=vm.preference,
+    return replace(
+        request_for(site, iaas, vm),
         site_wanted=SiteId(site_name) if site_name else (node.site_id if node else None),
         node_wanted=node.node_id if node else None,
-        nodes_excluded=() if vm.node_id is None else (vm.node_id,),
-        nodes_fenced=nodes_at(site.index, vm.fence),
-        nodes_banned=nodes_at(site.index, vm.ban),
         vms_near=vm.near,
-        vms_apart=vm.apart,
         policy=policy,
     )
 
@@ -286,8 +278,7 @@ def _require_settled(site: Site, vm: Vm) -> None:
 async def _decided(site: Site, vm: Vm) -> Vm:
     """Return the VM once it is known that it is to be: one that nobody decided is dropped."""
     for _ in range(DECISION_LOOKS):
-        decided = site.index.find("decision", vm.vm_id) is not None
-        if decided or vm.asked_at is None or vm.epoch != FIRST_EPOCH:
+        if vm.asked_at is None or is_decided(site.index, vm):
             return vm
         await site.clock.sleep(DECISION_LOOK_EVERY_S)
         vm = site.index.value(Vm, vm.vm_id)

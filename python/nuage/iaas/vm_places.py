@@ -9,8 +9,12 @@ from typing import Final
 
 from nuage.errors import InvalidRequest, NotFound
 from nuage.iaas.index import FederationIndex
-from nuage.ids import NodeId
+from nuage.iaas.site import Site
+from nuage.ids import NodeId, RequestId, new_id
+from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, Node, NodeRole
+from nuage.model.placement import VmRequest
+from nuage.model.vm import Vm
 
 PLACES_MAX: Final = 64  # of one rule; a rack or a site is one
 
@@ -51,3 +55,19 @@ def nodes_at(index: FederationIndex, places: Sequence[str]) -> tuple[NodeId, ...
         and not {node.node_id, node.rack_id, node.site_id}.isdisjoint(places)
     )
     return inside or tuple(NodeId(place) for place in places)
+
+
+def request_for(site: Site, iaas: Iaas, vm: Vm) -> VmRequest:
+    """Return what agents are asked for a VM by its contract and rules, nearness left out."""
+    return VmRequest(
+        request_id=RequestId(new_id("req", site.entropy)),
+        vm_id=vm.vm_id,
+        iaas_id=iaas.iaas_id,
+        shape=vm.shape,
+        contract=iaas.contract,
+        preference=vm.preference,
+        nodes_excluded=() if vm.node_id is None else (vm.node_id,),
+        nodes_fenced=nodes_at(site.index, vm.fence),
+        nodes_banned=nodes_at(site.index, vm.ban),
+        vms_apart=vm.apart,
+    )

@@ -109,22 +109,26 @@ def _reserved_on(site: Site, node_id: NodeId, *, besides: IaasId) -> Limits:
 
 def place_volume(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
     """Choose where the copies of a volume near this site rest; the same until a node changes."""
+    if iaas.contract.disk.reservation != NO_LIMITS:  # others' reservations come with their volumes
+        return _places_now(site, iaas)
     kept = site.volume_places
-    if iaas.contract.disk.reservation != NO_LIMITS:
-        kept.by_contract.clear()  # others' reservations come with their volumes
     if kept.version != site.index.places_version:
         kept.version = site.index.places_version
         kept.by_contract.clear()
     places = kept.by_contract.get(iaas.contract)
     if places is None:
-        places = kept.by_contract[iaas.contract] = choose_places(
-            iaas.contract,
-            size_bytes=0,  # thin: space is taken as it is written; quotas bound what may be
-            near=site.site_id,
-            sites=site.index.values(Datacenter),
-            nodes=ionode_spaces(site, iaas),
-        )
+        places = kept.by_contract[iaas.contract] = _places_now(site, iaas)
     return places
+
+
+def _places_now(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
+    return choose_places(
+        iaas.contract,
+        size_bytes=0,  # thin: space is taken as it is written; quotas bound what may be
+        near=site.site_id,
+        sites=site.index.values(Datacenter),
+        nodes=ionode_spaces(site, iaas),
+    )
 
 
 def new_volume(
