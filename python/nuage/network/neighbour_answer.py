@@ -67,13 +67,7 @@ def answer_nd(frame: bytes, mac: bytes, mine: frozenset[Address], lookup: Lookup
     Raises:
         MalformedFrame: truncated, or extension headers where none belong.
     """
-    reader = Reader(frame, 14)
-    reader.take(6)
-    following, hop_limit = reader.u8(), reader.u8()
-    asker = IPv6Address(reader.take(16))
-    reader.take(16)
-    if following != PROTOCOL_ICMPV6:
-        raise MalformedFrame("nd_form")
+    reader, hop_limit, asker = nd_question(frame)
     kind = reader.u8()
     reader.take(7)
     target = IPv6Address(reader.take(16))
@@ -95,11 +89,33 @@ def _advertisement(mac: bytes, found: bytes, asker: IPv6Address, target: IPv6Add
         flags |= NA_ROUTER
     option = b"\x02\x01" + found
     body = struct.pack(">BBHI", ND_ADVERTISEMENT, 0, 0, flags) + target.packed + option
-    source = target
-    pseudo = source.packed + destination.packed + struct.pack(">II", len(body), PROTOCOL_ICMPV6)
+    return nd_frame(ALL_NODES_MAC if is_probe else mac, found, target, destination, body)
+
+
+def nd_question(frame: bytes) -> tuple[Reader, int, IPv6Address]:
+    """Return a reader at the ICMPv6 message of an IPv6 frame, its hop limit, and who asks.
+
+    Raises:
+        MalformedFrame: truncated, or extension headers where none belong.
+    """
+    reader = Reader(frame, 14)
+    reader.take(6)
+    following, hop_limit = reader.u8(), reader.u8()
+    asker = IPv6Address(reader.take(16))
+    reader.take(16)
+    if following != PROTOCOL_ICMPV6:
+        raise MalformedFrame("nd_form")
+    return reader, hop_limit, asker
+
+
+def nd_frame(
+    dmac: bytes, smac: bytes, source: IPv6Address, destination: IPv6Address, body: bytes
+) -> bytes:
+    """Return a frame with an ND message (RFC 4861), whose checksum is put in."""
+    between = source.packed + destination.packed
+    pseudo = between + struct.pack(">II", len(body), PROTOCOL_ICMPV6)
     checksum = internet_checksum(pseudo + body)
     body = body[:2] + struct.pack(">H", checksum) + body[4:]
+    ethernet = dmac + smac + struct.pack(">H", ETHERTYPE_IPV6)
     ip = struct.pack(">IHBB", 6 << 28, len(body), PROTOCOL_ICMPV6, 255)
-    dmac = ALL_NODES_MAC if is_probe else mac
-    head = dmac + found + struct.pack(">H", ETHERTYPE_IPV6)
-    return head + ip + source.packed + destination.packed + body
+    return ethernet + ip + between + body

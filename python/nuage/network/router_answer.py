@@ -16,20 +16,23 @@ from typing import Final
 
 from nuage.network.dhcp import SERVER_MAC
 from nuage.network.guest_frame import (
-    ETHERTYPE_IPV6,
     ND_ROUTER_ADVERTISEMENT,
     ND_ROUTER_SOLICITATION,
     PROTOCOL_ICMPV6,
 )
-from nuage.network.neighbour_answer import UNSPECIFIED, link_local
-from nuage.network.wire import MalformedFrame, Reader, internet_checksum
+from nuage.network.neighbour_answer import (
+    ALL_NODES,
+    ALL_NODES_MAC,
+    UNSPECIFIED,
+    link_local,
+    nd_frame,
+    nd_question,
+)
 
 ROUTER: Final = link_local(SERVER_MAC)
 LIFETIME_S: Final = 9000  # RFC 4861 §6.2.1: the most; a daemon may be away that long
 ADVERTISE_EVERY_S: Final = 600.0  # the most that RFC permits is 1800
 HOP_LIMIT: Final = 64
-ALL_NODES: Final = IPv6Address("ff02::1")
-ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
 
 
 def is_router_solicitation(frame: bytes) -> bool:
@@ -43,13 +46,7 @@ def answer_solicitation(frame: bytes, mac: bytes, mtu_bytes: int) -> bytes | Non
     Raises:
         MalformedFrame: truncated.
     """
-    reader = Reader(frame, 14)
-    reader.take(6)
-    following, hop_limit = reader.u8(), reader.u8()
-    asker = IPv6Address(reader.take(16))
-    reader.take(16)
-    if following != PROTOCOL_ICMPV6:
-        raise MalformedFrame("nd_form")
+    reader, hop_limit, asker = nd_question(frame)
     kind, code = reader.u8(), reader.u8()
     if (kind, code, hop_limit) != (ND_ROUTER_SOLICITATION, 0, 255):
         return None
@@ -66,10 +63,4 @@ def advertisement(
     """Return a router advertisement, to all nodes of a port or to the one that asked."""
     head = struct.pack(">BBHBBHII", ND_ROUTER_ADVERTISEMENT, 0, 0, HOP_LIMIT, 0, LIFETIME_S, 0, 0)
     options = b"\x01\x01" + SERVER_MAC + struct.pack(">BBHI", 5, 1, 0, mtu_bytes)
-    body = head + options
-    pseudo = ROUTER.packed + destination.packed + struct.pack(">II", len(body), PROTOCOL_ICMPV6)
-    checksum = internet_checksum(pseudo + body)
-    body = body[:2] + struct.pack(">H", checksum) + body[4:]
-    ip = struct.pack(">IHBB", 6 << 28, len(body), PROTOCOL_ICMPV6, 255)
-    ethernet = dmac + SERVER_MAC + struct.pack(">H", ETHERTYPE_IPV6)
-    return ethernet + ip + ROUTER.packed + destination.packed + body
+    return nd_frame(dmac, SERVER_MAC, ROUTER, destination, head + options)
