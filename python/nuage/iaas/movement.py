@@ -258,10 +258,7 @@ class Movement:
             held.owner, HERE_METHOD, ask, bool, timeout_s=ASK_TIMEOUT_S
         )
         if not is_there:
-            own = [*site.index.own_copies("vm"), *site.index.own_copies("port")]
-            mine = [r.value for r in own if r.id == vm.vm_id or _port_of(r.value, vm.vm_id)]
-            await site.delete(*mine)
-            self._granted.pop(vm.vm_id, None)
+            await self._forget(vm)
             told = f"{vm.name} went to {held.owner}, and was deleted there"
             site.announce("vm", vm.vm_id, "forgotten", told)
         return True
@@ -433,14 +430,20 @@ class Movement:
         """Delete this site's record of a VM that arrived elsewhere after a granted migration."""
         if vm_id not in self._granted:
             return
-        site = self._site
-        record = site.index.find("vm", vm_id)
-        if record is None or record.home == site.site_id:
-            return
-        del self._granted[vm_id]
+        index = self._site.index
+        vm = index.find_value(Vm, vm_id)
+        if vm is not None and index.home("vm", vm_id) != self._site.site_id:
+            await self._forget(vm)
+
+    async def _forget(self, vm: Vm) -> None:
+        """Delete this site's records of a VM that is another's, and of its ports."""
+        site, vm_id = self._site, vm.vm_id
+        self._granted.pop(vm_id, None)
         self._taken_back.pop(vm_id, None)
-        old = [r for r in site.index.shadowed() if r.id == vm_id or _port_of(r.value, vm_id)]
-        await site.delete(*(record.value for record in old))
+        found = (site.index.find("vm", vm_id), *(site.index.find("port", p) for p in vm.ports))
+        shown = [r for r in found if r is not None and r.home == site.site_id]
+        hidden = [r for r in site.index.shadowed() if r.id == vm_id or _port_of(r.value, vm_id)]
+        await site.delete(*(record.value for record in (*shown, *hidden)))
 
 
 async def claimed(site: Site, vm_id: VmId) -> bool:
