@@ -29,6 +29,12 @@ QEMU_BINARY: Final = "qemu-system-x86_64"
 # write failed knows that the target is not running (docs/design/vnode.md, "one copy").
 MACHINE: Final = "pc-i440fx-7.2,suppress-vmdesc=on,hpet=off,usb=off,vmport=off,dump-guest-core=off"
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# Memory beside what was asked for, under TCG. When QEMU (7.2; cured in 9.0) reads which pages were
+# written since it last looked, it leaves the emulated TLBs as they are wherever it can read 64
+# pages at once: what a vCPU then writes through an entry that it still holds stays behind when the
+# guest moves. Memory that is no whole number of 64 pages is read page by page, and rightly. QEMU
+# rounds sizes up to 8 KiB.
+TCG_ODD_KIB: Final = 8
 RNG_SLOT: Final = 0x03
 BALLOON_SLOT: Final = 0x04
 DISK_SLOT_FIRST: Final = 0x05
@@ -143,7 +149,7 @@ def command_line(spec: GuestSpec, launch: Launch) -> list[str]:
         *("-accel", "kvm" if launch.accelerator == "kvm" else "tcg,thread=multi"),
         *("-cpu", "host" if launch.accelerator == "kvm" else "max"),
         *("-machine", MACHINE),
-        *("-m", str(spec.shape.memory_mib)),
+        *("-m", _memory(spec, launch)),
         *("-smp", str(spec.shape.vcpu_count)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-boot", "menu=off,strict=on"),
@@ -164,6 +170,11 @@ def command_line(spec: GuestSpec, launch: Launch) -> list[str]:
         *_nics(spec, launch),
         *(("-incoming", "defer") if launch.incoming else ()),
     ]  # fmt: skip
+
+
+def _memory(spec: GuestSpec, launch: Launch) -> str:
+    odd_kib = TCG_ODD_KIB if launch.accelerator == "tcg" else 0
+    return f"{spec.shape.memory_mib * 1024 + odd_kib}K"
 
 
 def _device(options: Mapping[str, Json]) -> tuple[str, str]:

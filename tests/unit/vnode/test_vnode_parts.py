@@ -65,22 +65,35 @@ def test_network_config_gives_a_bare_address_a_prefix() -> None:
     assert '        via: "10.0.0.1"' in text
 
 
+def spec_of(*disks: IscsiDisk) -> GuestSpec:
+    return GuestSpec(
+        vm_id=VmId("vm-1"), iaas_id=IaasId("i"), name="web", shape=VmShape(memory_mib=256),
+        qos_class=QosClass.GOLD, disks=disks, nics=(), seed=b"",
+    )  # fmt: skip
+
+
+def launch_under(accelerator: str) -> Launch:
+    return Launch(
+        accelerator=accelerator, qmp_fd=3, console_fd=4, tap_fds={}, secret_files={0: "secret0"}
+    )
+
+
 def test_a_secret_is_never_an_argument_or_a_repr() -> None:
     disk = IscsiDisk(
         volume_id=VolumeId("v"), portal="10.0.0.9:3260", iqn="iqn.x", chap_user="u",
         chap_secret="hush",
     )  # fmt: skip
-    spec = GuestSpec(
-        vm_id=VmId("vm-1"), iaas_id=IaasId("i"), name="web", shape=VmShape(),
-        qos_class=QosClass.GOLD, disks=(disk,), nics=(), seed=b"",
-    )  # fmt: skip
-    launch = Launch(
-        accelerator="tcg", qmp_fd=3, console_fd=4, tap_fds={}, secret_files={0: "secret0"}
-    )
-    told = " ".join(command_line(spec, launch))
+    spec = spec_of(disk)
+    told = " ".join(command_line(spec, launch_under("tcg")))
     assert "hush" not in told
     assert "file=secret0" in told
     assert "hush" not in repr(spec)
+
+
+@pytest.mark.parametrize(("accelerator", "kib"), [("kvm", 256 * 1024), ("tcg", 256 * 1024 + 8)])
+def test_emulated_memory_is_no_whole_number_of_64_pages(accelerator: str, kib: int) -> None:
+    arguments = command_line(spec_of(), launch_under(accelerator))
+    assert arguments[arguments.index("-m") + 1] == f"{kib}K"
 
 
 @pytest.mark.parametrize(
