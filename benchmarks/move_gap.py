@@ -57,7 +57,8 @@ CONTRACT = {
 }  # fmt: skip
 STAYS, MOVES = "stays", "moves"
 ALLOWED_MS = 60.0
-SETTLE_S = 2.0
+FLOWING = 100  # answers, segments or acknowledgements: then a conversation goes on
+FLOWING_WAIT_S = 30.0
 AFTER_S = 1.5
 TAP_WAIT_S = 60.0
 STREAM_PORT = 9
@@ -68,6 +69,7 @@ TALK = {  # what the one that stays and the one that moves are told to run
     "from": ("sleep 9999 | nc {address} 9", LINES + " | nc -l -p 9"),
     "to": (LINES + " | nc {address} 9", "sleep 9999 | nc -l -p 9"),
 }
+LISTENS = "until grep -q ':0009 0*:0000 0A' /proc/net/tcp*; do sleep 0.1; done"
 SNAP_BYTES = 96
 KEPT_BYTES = 256 * 2**20
 ETH_P_ALL, PACKET_OUTGOING = 0x0003, 4
@@ -231,8 +233,8 @@ def watch_soon(namespace: str, tap: str) -> TapWatch:
 class Move:
     """What one move did. `gap_ms`: the longest; None when the guest did not live on.
 
-    `network_ms`: from the guest's first sign at the target to the first frame let in to it;
-    `guest_ms`: from there to its first IP packet, which an emulator translates its code anew for.
+    `network_ms` and `guest_ms`: how long each took to reach the other, see `parts_ms`. An
+    emulator translates its code anew for the guest's first IP packet.
     """
 
     kind: str
@@ -247,7 +249,8 @@ def talk(tenant: Tenant, kind: str, address: str) -> None:
     stays, moves = TALK[kind]
     for vm, words in ((MOVES, moves), (STAYS, stays.format(address=address))):
         if words:
-            tenant.type(vm, f"({{ {words}; }} >/dev/null 2>&1 </dev/null &)")
+            then = LISTENS if vm == MOVES else "true"
+            tenant.type(vm, f"({{ {words}; }} >/dev/null 2>&1 </dev/null &); {then}")
 
 
 def hush(tenant: Tenant, *vms: str) -> None:
@@ -263,17 +266,17 @@ def move(scene: Scene, kind: str) -> Move:
     if not tenant.answers(STAYS, address):
         tenant.start_anew(MOVES)
     tap = scene.tap(MOVES)
-    talk(tenant, kind, address)
-    time.sleep(SETTLE_S)
     stays = str(tenant.vm(STAYS)["node_id"])
     at_stays = TapWatch(lab.namespace(stays), scene.tap(STAYS))
+    progress = Progress(kind, address)
+    talk(tenant, kind, address)
+    seen = flowing(at_stays, progress)
     tenant.user.call("POST", f"{tenant.path(MOVES)}/migrate", {"site": target})
     at_target = watch_soon(lab.namespace(scene.node_of(target)), tap)
     tenant.until(MOVES, site=target)
     time.sleep(AFTER_S)
     ended_s = time.time()
-    progress = Progress(kind, address)
-    seen = [frame.at_s for frame in at_stays.frames() if progress.shows(frame)]
+    seen += [frame.at_s for frame in at_stays.frames() if progress.shows(frame)]
     there = at_target.frames()
     at_stays.close()
     at_target.close()
@@ -285,27 +288,41 @@ def move(scene: Scene, kind: str) -> Move:
     else:
         hush(tenant, STAYS)
         tenant.start_anew(MOVES)
-    parts = (arrival_ms(there), first_word_ms(there))
-    return Move(kind, longest_s * 1000 if lives else None, downtime_ms, *parts)
+    return Move(kind, longest_s * 1000 if lives else None, downtime_ms, *parts_ms(there))
 
 
-def let_in(frames: list[Frame]) -> Frame | None:
-    """Return the first frame that the target's port let in to the guest."""
-    return next((frame for frame in frames if frame.to_guest), None)
+def flowing(watch: TapWatch, progress: Progress) -> list[float]:
+    """Wait until a conversation goes on; return when it did last."""
+    deadline_s = time.monotonic() + FLOWING_WAIT_S
+    seen: list[float] = []
+    while len(seen) < FLOWING:
+        if time.monotonic() > deadline_s:
+            raise SystemExit("the two guests do not talk to each other")
+        time.sleep(0.1)
+        seen += [frame.at_s for frame in watch.frames() if progress.shows(frame)]
+    return seen[-1:]
 
 
-def arrival_ms(frames: list[Frame]) -> float:
-    """Return how long after the guest's first sign the fabric reaches it, by its new tap."""
-    sign = next((frame for frame in frames if not frame.to_guest), None)
-    reached = let_in(frames)
-    return 0.0 if sign is None or reached is None else max(0.0, reached.at_s - sign.at_s) * 1000
+def parts_ms(frames: list[Frame]) -> tuple[float, float]:
+    """Return what the network and what the guest took until each had heard the other.
+
+    By the guest's new tap. The hypervisor's announcement is its first sign. From there the fabric
+    needs a while to reach it, and the guest a while to say its first word; who comes second may
+    have waited for the other, so its time counts from there.
+    """
+    sign = next((f.at_s for f in frames if not f.to_guest), None)
+    word = next((f.at_s for f in frames if is_word(f)), None)
+    reached = next((f.at_s for f in frames if f.to_guest), None)
+    if sign is None or word is None or reached is None:
+        return 0.0, 0.0
+    if reached < word:
+        return max(0.0, reached - sign) * 1000, (word - max(sign, reached)) * 1000
+    return (reached - word) * 1000, (word - sign) * 1000
 
 
-def first_word_ms(frames: list[Frame]) -> float:
-    """Return how long after being reached the guest itself says something."""
-    reached = let_in(frames)
-    said = next((f for f in frames if not f.to_guest and f.head[12:14] == b"\x08\x00"), None)
-    return 0.0 if said is None or reached is None else max(0.0, said.at_s - reached.at_s) * 1000
+def is_word(frame: Frame) -> bool:
+    """Tell whether the guest itself speaks, not its hypervisor for it."""
+    return not frame.to_guest and frame.head[12:14] == b"\x08\x00"
 
 
 def report(moves: list[Move]) -> None:

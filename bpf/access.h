@@ -131,8 +131,7 @@ static __always_inline int refusal(struct __sk_buff *skb, struct port_value *por
 {
 	const __u8 *smac = eth->smac;
 
-	if (is_bridge_group(eth->dmac) || type == ETH_P_TRILL || type == ETH_P_L2_ISIS ||
-	    type == ETH_P_CHANNEL)
+	if (is_fabrics_own(eth->dmac, type))
 		return DROP_BRIDGE_CONTROL;
 	if (smac[0] & 1 || !(smac[0] | smac[1] | smac[2] | smac[3] | smac[4] | smac[5]))
 		return DROP_SPOOFED;

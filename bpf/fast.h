@@ -67,7 +67,9 @@ static __always_inline int fast_strip(struct xdp_md *ctx, struct plain_frame *fr
 	struct stripped *note;
 	void *data;
 
-	if (frame->inner.smac[0] & 1 || !bpf_map_lookup_elem(&floods, &label))
+	if (frame->inner.smac[0] & 1 ||
+	    is_fabrics_own(frame->inner.dmac, bpf_ntohs(frame->inner.type)) ||
+	    !bpf_map_lookup_elem(&floods, &label))
 		return XDP_PASS;
 	mac_copy(macs, frame->inner.dmac);
 	mac_copy(macs + MAC_BYTES, frame->inner.smac);

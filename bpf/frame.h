@@ -129,6 +129,13 @@ static __always_inline int is_bridge_group(const __u8 *mac)
 	return mac[0] == 0x01 && mac[1] == 0x80 && mac[2] == 0xC2 && !mac[3] && !mac[4];
 }
 
+/* What RBridges and bridges say to each other: no guest sends it, none gets it. ESADI is such. */
+static __always_inline int is_fabrics_own(const __u8 *dmac, __u16 type)
+{
+	return is_bridge_group(dmac) || type == ETH_P_TRILL || type == ETH_P_L2_ISIS ||
+	       type == ETH_P_CHANNEL;
+}
+
 static __always_inline struct port_value *port_here(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;

@@ -111,7 +111,7 @@ static __always_inline int decapsulate(struct __sk_buff *skb, struct arrival *in
 
 	if (in->is_vlan || !bpf_map_lookup_elem(&floods, &label))
 		return drop(DROP_LABEL);
-	if (in->inner.smac[0] & 1)
+	if (in->inner.smac[0] & 1 || is_fabrics_own(in->inner.dmac, in->type))
 		return drop(DROP_INNER);
 	mac_copy(key.mac, in->inner.smac);
 	learn(&key, in->ingress, 0);

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -14,41 +13,16 @@ from nuage.clock import Clock, SystemClock
 from nuage.daemon import fabric_report
 from nuage.daemon.agent import REPORT_EVERY_S, AgentChannel
 from nuage.daemon.configuration import EdgeConfiguration
-from nuage.daemon.fabric import Fabric, FabricOptions
+from nuage.daemon.fabric import Fabric
+from nuage.daemon.fabric_options import fabric_options_of, lines_of
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
-from nuage.errors import InvalidRequest
 from nuage.model.fabric import FabricNews, FabricWish
-from nuage.model.infrastructure import Node, NodeRole, ProviderLine
-from nuage.network.cable import cabling_of
+from nuage.model.infrastructure import Node, NodeRole
 from nuage.network.trunk_wireguard import new_private_key, public_key_of
 from nuage.trust.files import require_private, write_atomically
 
 KEY_FILE: Final = "trunk.key"
 log = structlog.get_logger("edge")
-
-
-def lines_of(configuration: EdgeConfiguration) -> tuple[ProviderLine, ...]:
-    """Return an edge's lines; each is written ``provider=address``.
-
-    Raises:
-        InvalidRequest: one is not.
-    """
-    lines = []
-    for text in configuration.providers:
-        provider, _, address = text.partition("=")
-        try:
-            ip_address(address)
-        except ValueError:
-            raise InvalidRequest(f"{text!r} is not provider=address", field="providers") from None
-        lines.append(
-            ProviderLine(
-                provider,
-                address,
-                mtu_bytes=configuration.line_mtu_bytes,
-                mbit=configuration.line_mbit,
-            )
-        )
-    return tuple(lines)
 
 
 def private_key(state_dir: Path) -> str:
@@ -74,21 +48,8 @@ class EdgeProcess:
         configuration.state_dir.mkdir(parents=True, exist_ok=True)
         key = private_key(configuration.state_dir)
         node = self._node(public_key_of(key))
-        self._fabric = Fabric(
-            FabricOptions(
-                node_id=node.node_id,
-                site_id=node.site_id,
-                address=node.address,
-                state_dir=configuration.state_dir,
-                private_key=key,
-                plane=configuration.plane,
-                cabling=cabling_of(configuration.cables, xdp=configuration.cable_xdp),
-                is_edge=True,
-                lines=tuple(line.address for line in node.lines),
-            ),
-            self._tasks,
-            self._clock,
-        )
+        options = fabric_options_of(configuration, key)
+        self._fabric = Fabric(options, self._tasks, self._clock)
         self._fabric.start()
         handlers = Handlers()
         fabric_report.register(handlers, self._fabric)

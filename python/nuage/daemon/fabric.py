@@ -19,7 +19,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from random import Random
@@ -30,6 +30,7 @@ import structlog
 from nuage.clock import Clock
 from nuage.daemon.fabric_departures import FOLLOW_MAX_S, LOOK_EVERY_S, Departures
 from nuage.daemon.fabric_memory import FabricNotebook, TapMemory, TrunkMemory
+from nuage.daemon.fabric_options import FabricOptions
 from nuage.daemon.fabric_trunks import (
     Standing,
     TrunkMaker,
@@ -45,7 +46,7 @@ from nuage.daemon.lisp import Lisp, LispOptions, Plugged
 from nuage.daemon.process import Tasks
 from nuage.daemon.urgency import run_urgently
 from nuage.errors import Conflict, NuageError, Unavailable
-from nuage.ids import NodeId, PortId, SiteId, VmId
+from nuage.ids import PortId, VmId
 from nuage.model.contract import QosClass
 from nuage.model.desired import PortWish
 from nuage.model.fabric import (
@@ -57,7 +58,7 @@ from nuage.model.fabric import (
     StationWish,
 )
 from nuage.network.bfd import BfdTimers
-from nuage.network.cable import CABLE, NO_CABLES, Cabling
+from nuage.network.cable import CABLE
 from nuage.network.circuit import Trunk, metric_of
 from nuage.network.dhcp import SERVER_MAC
 from nuage.network.echo import ECHO_TIMERS
@@ -118,21 +119,6 @@ TRUNK_SOCKETS: Final = CONTROL_ETHERTYPES[:2]
 ACCESS_SOCKETS: Final = CONTROL_ETHERTYPES[2:]
 BPF_ROOT: Final = Path("/sys/fs/bpf")
 log = structlog.get_logger("fabric")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FabricOptions:
-    """Which RBridge this is and where it keeps its memory. `plane`: auto, kernel or software."""
-
-    node_id: NodeId
-    site_id: SiteId
-    address: str
-    state_dir: Path
-    private_key: str = ""
-    plane: str = "auto"
-    is_edge: bool = False
-    lines: tuple[str, ...] = ()
-    cabling: Cabling = NO_CABLES
 
 
 def system_id_of(node_id: str) -> SystemId:

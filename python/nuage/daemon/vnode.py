@@ -13,7 +13,8 @@ from nuage.clock import Clock, SystemClock
 from nuage.daemon import fabric_report
 from nuage.daemon.agent import REPORT_EVERY_S, AgentChannel
 from nuage.daemon.configuration import VnodeConfiguration
-from nuage.daemon.fabric import Fabric, FabricOptions
+from nuage.daemon.fabric import Fabric
+from nuage.daemon.fabric_options import fabric_options_of
 from nuage.daemon.hardware import BmcMeter
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.daemon.trail import RequestTrail
@@ -25,7 +26,6 @@ from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
 from nuage.model.fabric import FabricWish
 from nuage.model.infrastructure import NodeRole
 from nuage.model.vm import VmState
-from nuage.network.cable import cabling_of
 from nuage.vnode.agent import AgentOptions, VnodeAgent
 from nuage.vnode.console import ConsoleHub
 from nuage.vnode.probe import probe_accelerator
@@ -69,18 +69,7 @@ class VnodeProcess:
         """Find the accelerator, adopt what runs, talk to the controller."""
         configuration = self._configuration
         configuration.state_dir.mkdir(parents=True, exist_ok=True)
-        self._fabric = Fabric(
-            FabricOptions(
-                node_id=configuration.node.node_id,
-                site_id=configuration.node.site_id,
-                address=configuration.node.address,
-                state_dir=configuration.state_dir,
-                plane=configuration.plane,
-                cabling=cabling_of(configuration.cables, xdp=configuration.cable_xdp),
-            ),
-            self._tasks,
-            self._clock,
-        )
+        self._fabric = Fabric(fabric_options_of(configuration), self._tasks, self._clock)
         self._fabric.start()  # first: neighbours wait for its word
         shorten_send_queues()
         accelerator = await self._accelerator()

@@ -398,7 +398,7 @@ class SoftwarePlane:
     def _decapsulate(self, frame: TrillFrame) -> list[Sent]:
         if frame.label is None or frame.label not in self._flood:
             return self._drop(Drop.LABEL)
-        if frame.inner_smac[0] & 1:
+        if frame.inner_smac[0] & 1 or _is_fabrics_own(frame.inner_dmac, frame.ethertype):
             return self._drop(Drop.INNER)
         self._learn(frame.label, frame.inner_smac, nickname=frame.ingress)
         self._sums["egress"] += 1
@@ -447,7 +447,7 @@ class SoftwarePlane:
     def _from_access(self, port: PortEntry, data: bytes) -> list[Sent]:
         dmac, smac = data[:6], data[6:12]
         ethertype = int.from_bytes(data[12:14], "big")
-        if dmac[:5] == BRIDGE_GROUP or ethertype in FABRIC_ETHERTYPES:
+        if _is_fabrics_own(dmac, ethertype):
             return self._drop(Drop.BRIDGE_CONTROL)
         if smac[0] & 1 or smac == bytes(6):
             return self._drop(Drop.SPOOFED)
@@ -567,6 +567,11 @@ class SoftwarePlane:
                 data = self._wrap(label, native, tree, dmac=ALL_RBRIDGES, smac=smac)
                 out.append(Sent(number, data))
         return out
+
+
+def _is_fabrics_own(dmac: bytes, ethertype: int) -> bool:
+    """Tell what RBridges and bridges say to each other: no guest sends it, none gets it."""
+    return dmac[:5] == BRIDGE_GROUP or ethertype in FABRIC_ETHERTYPES
 
 
 def _is_channel(frame: TrillFrame) -> bool:

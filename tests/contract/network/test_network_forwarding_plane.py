@@ -283,6 +283,9 @@ def test_a_segment_without_ports_here_is_only_carried_on(driver: Driver) -> None
         (trill(label=None, vlan=10), Drop.LABEL),
         (trill(inner_smac=b"\x01\0\0\0\0\1"), Drop.INNER),
         (trill(egress=NICKNAME_ANY), Drop.INNER),
+        (trill(inner_dmac=ALL_EGRESS_RBRIDGES, ethertype=0x22F4), Drop.INNER),  # ESADI
+        (trill(inner_dmac=bytes.fromhex("0180c2000000")), Drop.INNER),  # a BPDU
+        (trill(ethertype=0x22F3), Drop.INNER),
     ],
 )
 def test_a_frame_that_must_not_pass_is_counted_by_cause(

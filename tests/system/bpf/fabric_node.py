@@ -1,9 +1,10 @@
 """A node's fabric alone, as a process that tests can kill: told on stdin what it shall do.
 
-    python fabric_node.py NODE SITE ADDRESS STATE_DIR [LINE…]
+    python fabric_node.py CONFIGURATION
 
-Its log goes to stderr. Each line is JSON, ``{"wish": a FabricWish}`` or ``{"plug": a PortWish}``,
-and is answered by a line. With a LINE (its address on a provider's line) the node is an edge.
+The configuration is a node's own TOML file, ``edge.toml`` or ``vnode.toml``. The log goes to
+stderr. Each line is JSON, ``{"wish": a FabricWish}`` or ``{"plug": a PortWish}``, answered by
+``done``, or ``{"tell": true}``, answered by the node's FabricReport.
 """
 
 import asyncio
@@ -14,9 +15,12 @@ import msgspec
 import structlog
 
 from nuage.clock import SystemClock
-from nuage.daemon.fabric import Fabric, FabricOptions
+from nuage.daemon import fabric_report
+from nuage.daemon.configuration import EdgeConfiguration, VnodeConfiguration, load
+from nuage.daemon.fabric import Fabric
+from nuage.daemon.fabric_options import FabricOptions, fabric_options_of
 from nuage.daemon.process import Tasks
-from nuage.ids import NodeId, SiteId, VmId
+from nuage.ids import VmId
 from nuage.model.desired import PortWish
 from nuage.model.fabric import FabricWish
 
@@ -26,33 +30,33 @@ class Order(msgspec.Struct):
 
     wish: FabricWish | None = None
     plug: PortWish | None = None
+    tell: bool = False
 
 
 async def serve(fabric: Fabric) -> None:
     """Do what is said until nothing more comes."""
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        order = msgspec.json.decode(line, type=Order)
+        order, answer = msgspec.json.decode(line, type=Order), "done"
         if order.wish is not None:
             await fabric.take_wish(order.wish)
         if order.plug is not None:
             await fabric.plug(VmId(f"vm-{order.plug.port_id}"), order.plug, arriving=False)
-        print("done", flush=True)  # noqa: T201 - the test reads it
+        if order.tell:
+            answer = msgspec.json.encode(fabric_report.report(fabric)).decode()
+        print(answer, flush=True)  # noqa: T201 - the test reads it
+
+
+def options_of(path: Path) -> FabricOptions:
+    """Return what the node's own daemon would make of the file."""
+    if path.name == "edge.toml":
+        return fabric_options_of(load(path, EdgeConfiguration))
+    return fabric_options_of(load(path, VnodeConfiguration))
 
 
 async def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    node, site, address, state_dir, *lines = sys.argv[1:]
-    options = FabricOptions(
-        node_id=NodeId(node),
-        site_id=SiteId(site),
-        address=address,
-        state_dir=Path(state_dir),
-        plane="kernel",
-        is_edge=bool(lines),
-        lines=tuple(lines),
-    )
-    fabric = Fabric(options, Tasks(), SystemClock())
+    fabric = Fabric(options_of(Path(sys.argv[1])), Tasks(), SystemClock())
     fabric.start()
     print("started", flush=True)  # noqa: T201
     await serve(fabric)
