@@ -77,6 +77,7 @@ from nuage.network.forwarding import (
     Direction,
     ForwardingPlane,
     Label,
+    MacEntry,
     Nickname,
     PortNumber,
 )
@@ -657,12 +658,16 @@ class Fabric:
     def _located(
         self, rbridge: RBridge, stations: tuple[StationWish, ...]
     ) -> list[tuple[StationWish, Nickname]]:
-        nicknames = rbridge.nicknames()
+        nicknames, known = rbridge.nicknames(), dict[tuple[Label, str], Nickname]()
+        if rbridge.restarting:  # not everybody has spoken yet: what an older life knew
+            entries = (e for e in self.plane.entries() if isinstance(e, MacEntry))
+            known = {(entry.label, entry.mac.hex(":")): entry.nickname for entry in entries}
         found = []
         for station in stations:
             where = NICKNAME_UNKNOWN
             if station.node_id is not None and not station.moving:
-                where = nicknames.get(system_id_of(station.node_id), NICKNAME_UNKNOWN)
+                before = known.get((Label(station.label), station.mac), NICKNAME_UNKNOWN)
+                where = nicknames.get(system_id_of(station.node_id), before)
             found.append((station, where))
         return found
 

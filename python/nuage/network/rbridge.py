@@ -113,7 +113,8 @@ LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
 GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more come with it
 CONTROL_RATE: Final = Rate(per_s=12_000, burst=20_000)  # frames a neighbour may make us parse
-RESTART_WAIT_S: Final = 10.0  # a neighbour that does not come back must not freeze us
+# A neighbour that does not come back must not freeze us, nor one that comes back and says nothing.
+RESTART_WAIT_S: Final = 10.0
 LOG_INTERVAL_S: Final = 30.0
 PDU_BYTES_MAX: Final = 1390  # what a trunk carries inside WireGuard and VXLAN over 1500 bytes
 
@@ -152,6 +153,7 @@ class RBridge:
         self._applied: dict[EntryKey, Entry] = table(fabric_entries(known))
         self._awaited = {e.port for e in self._applied.values() if isinstance(e, AdjacencyEntry)}
         self._restart_until_s = now_s + RESTART_WAIT_S if self._awaited else None
+        self._hold_until_s: float | None = None
         self._lsdb.restarting = bool(self._awaited)
         self._routes: Routes | None = None
         self._routes_at_s: float | None = now_s
@@ -188,7 +190,7 @@ class RBridge:
     @property
     def restarting(self) -> bool:
         """Tell whether the plane still runs on what the last life left."""
-        return self._restart_until_s is not None
+        return self._restart_until_s is not None or self._hold_until_s is not None
 
     def nicknames(self) -> dict[SystemId, Nickname]:
         """Return the nickname that each RBridge of the campus rightly holds."""
@@ -440,6 +442,7 @@ class RBridge:
         self._schedule_routes(now_s)
         if change.before is AdjacencyState.REPORT and self._routes_at_s is not None:
             # What we lost ourselves does not wait for the spacing: our frames fall into it now.
+            self._hold_until_s = None
             self._routes_at_s = min(self._routes_at_s, now_s + ROUTE_DELAY_S)
             self._prune(change.port)
 
@@ -524,6 +527,7 @@ class RBridge:
         whole = self._awaited <= back and self._lsdb.synchronised and not self._lsdb.asking
         if whole or now_s >= self._restart_until_s:
             self._restart_until_s = None
+            self._hold_until_s = now_s + RESTART_WAIT_S
             self._lsdb.restarting = False
             self._lsp_at_s = self._routes_at_s = now_s
 
@@ -603,6 +607,8 @@ class RBridge:
         self._routes = compute_routes(
             self._config.system_id, self.nickname, self._nodes, self._adjacencies()
         )
+        if self._holds(self._routes.reachable, now_s):
+            return
         trunks = [
             PortEntry(c.trunk.port, PortRole.TRUNK, c.trunk.mac, mtu_bytes=c.trunk.mtu_bytes)
             for c in self._circuits.values()
@@ -613,6 +619,23 @@ class RBridge:
             entries = map(self._with_old_backups, entries)
         if self._apply(table((*trunks, *entries))):
             self.counters["routes_computed"] += 1
+
+    def _holds(self, reachable: frozenset[SystemId], now_s: float) -> bool:
+        """Tell whether what an older life left in the plane is still better than these routes.
+
+        Where many come back at once, as after an upgrade, those further away have said nothing
+        yet: whoever is named as a neighbour and not heard of is waited for.
+        """
+        if self._hold_until_s is None:
+            return False
+        named = {a.neighbour for a in self._adjacencies()}.union(
+            *(self._nodes[each].neighbours for each in reachable)
+        )
+        if now_s < self._hold_until_s and not named <= self._nodes.keys():
+            self._routes_at_s = self._hold_until_s
+            return True
+        self._hold_until_s = None
+        return False
 
     def _apply(self, new: dict[EntryKey, Entry]) -> bool:
         delta = delta_between(self._applied, new)

@@ -7,7 +7,18 @@ import pytest
 
 from nuage.network.campus import Campus, random_campus, system_id
 from nuage.network.fabric_event import CarrierChanged, FabricNews, KeysChanged, TraceAsked
-from nuage.network.forwarding import Drop, Label, Nickname, PortNumber, RpfEntry, TreeEntry
+from nuage.network.forwarding import (
+    Drop,
+    FibEntry,
+    ForwardingDelta,
+    Label,
+    MacEntry,
+    NextHop,
+    Nickname,
+    PortNumber,
+    RpfEntry,
+    TreeEntry,
+)
 from nuage.network.isis_auth import Keyring
 from nuage.network.nickname import NicknameWish
 from nuage.network.rbridge import RBridgeConfig
@@ -378,8 +389,6 @@ def test_a_wandering_frame_dies_of_its_hop_count() -> None:
 
 
 def lie_about_an_unknown_nickname(campus: Campus) -> None:
-    from nuage.network.forwarding import FibEntry, ForwardingDelta, MacEntry, NextHop
-
     ghost = Nickname(0xABC)
     for number in range(2):
         hop = NextHop(PortNumber(1), campus.mac(1 - number, 1), campus.mac(number, 1))
@@ -455,6 +464,55 @@ def test_a_dead_daemon_is_waited_for_while_its_plane_forwards() -> None:
     downs = [e for node in campus.nodes for e in node.log if e.news is FabricNews.ADJACENCY_DOWN]
     assert downs == []
     assert FabricNews.NEIGHBOUR_RESTARTED in {e.news for e in campus.nodes[1].log}
+
+
+def test_no_frame_is_lost_while_all_daemons_come_back_one_after_the_other() -> None:
+    """As after an upgrade: who is back knows nothing yet of those that are not."""
+    campus = Campus(15)
+    for number in range(5):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    for number in range(4):
+        campus.connect(number, number + 1)
+    ports = attach_all(campus)
+    campus.run_until(SETTLED_S)
+    nicknames = [node.rbridge.nickname for node in campus.nodes]
+    for number in range(5):
+        campus.kill(number)
+    campus.run_for(30.0)
+    for number in range(5):
+        wish = NicknameWish(remembered=nicknames[number])
+        campus.restart(number, RBridgeConfig(system_id(number), f"rb{number}", nickname=wish))
+        for step in range(30):
+            mark = f"<{number} back {step}>".encode()
+            campus.from_guest(0, ports[0], frame_of(0, BROADCAST, mark))
+            campus.run_for(0.05)
+            assert len(deliveries(campus, mark)) == 4, mark
+    campus.run_for(SETTLED_S)
+    assert [node.rbridge.nickname for node in campus.nodes] == nicknames
+    assert not any(node.rbridge.restarting for node in campus.nodes)
+    assert len(databases(campus)) == 1
+
+
+def test_what_is_named_and_never_speaks_is_not_waited_for_for_long() -> None:
+    campus = Campus(16)
+    for number in range(3):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    for number in range(2):
+        campus.connect(number, number + 1)
+    attach_all(campus)
+    campus.run_until(SETTLED_S)
+    nicknames = [node.rbridge.nickname for node in campus.nodes]
+    for number in range(3):
+        campus.kill(number)
+    for number in range(2):
+        wish = NicknameWish(remembered=nicknames[number])
+        campus.restart(number, RBridgeConfig(system_id(number), f"rb{number}", nickname=wish))
+    campus.run_for(5.0)
+    assert campus.nodes[0].rbridge.restarting
+    campus.run_for(25.0)
+    assert not campus.nodes[0].rbridge.restarting
+    left = {e.nickname for e in campus.nodes[0].rbridge.table if isinstance(e, FibEntry)}
+    assert left == {nicknames[1]}
 
 
 def test_a_link_that_dies_while_its_far_daemon_is_away_is_noticed_at_once() -> None:
