@@ -18,15 +18,19 @@ The bound under each table holds for every policy, clairvoyant ones too: work sp
 program would, over the lower convex hulls of the curves, no boot counted, at the best makespan
 up to 1 % longer than `random`'s. What it leaves out only lowers it.
 
-Run: python benchmarks/greendiet.py [paper] [lyon]     (lyon takes two minutes)
+*drawn*: thirty clusters of two to four kinds drawn at random, most loads from light to full: how `green`
+stands to `performance` where nobody chose the machines.
+
+Run: python benchmarks/greendiet.py [paper] [lyon] [drawn]     (lyon takes two minutes)
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import pairwise
-from typing import Final
+from random import Random
+from typing import Final, TypeAlias
 
 from nuage.energy.power_curve import ACER_AT350_F2, HUAWEI_RH2288_V2, PowerCurve, line
 from nuage.energy.request_power import RequestPower
@@ -50,7 +54,6 @@ from nuage.placement.steward import Steward
 SITE = SiteId("lyon")
 TASK_SHAPE = VmShape(vcpu_count=1, memory_mib=64)
 BOOT_S = 120.0
-METROLOGY_S = 15.0  # a sample at least that often, as Grid'5000's PDUs give
 GOAL_SAVED: Final = 0.25
 GOAL_LONGER: Final = 0.01
 PREFERENCE: Final = 2 / 3
@@ -60,7 +63,8 @@ POLICIES: Final = (
 TAURUS_CORE_FLOPS: Final = 18.4e9
 
 # kind: cores, flops, watts at 0 … 100 %, MiB
-KINDS: Final = {
+Kind: TypeAlias = tuple[int, float, tuple[float, ...], int]
+KINDS: Final[Mapping[str, Kind]] = {
     "taurus": (12, 220.8e9, HUAWEI_RH2288_V2.watts, 32_768),
     "orion": (12, 220.8e9, ACER_AT350_F2.watts, 32_768),
     "sagittaire": (2, 9.6e9, line(190.0, 230.0).watts, 2_048),
@@ -77,12 +81,13 @@ class Experiment:
     task_s: tuple[float, ...]
     tasks_per_core: int = 10
     span_s: float = 2200.0
+    kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
 
     def nodes(self) -> "list[SimulatedNode]":
         """Return the nodes, all on."""
         nodes = []
         for kind, count in self.counts.items():
-            cores, flops, watts, memory_mib = KINDS[kind]
+            cores, flops, watts, memory_mib = self.kinds[kind]
             curve = PowerCurve(
                 watts=watts, off_watts=10.0, boot_time_s=BOOT_S, boot_joules=BOOT_S * watts[-1],
                 shutdown_joules=20.0 * watts[0],
@@ -106,6 +111,25 @@ PAPER: Final = Experiment("paper", {"taurus": 4, "orion": 4, "sagittaire": 4}, (
 LYON: Final = Experiment("lyon", {"taurus": 12, "orion": 3, "sagittaire": 9, "nova": 20}, (100.0,))
 
 
+DRAWN: Final = 30
+
+
+def drawn(seed: int) -> Experiment:
+    """Return a cluster of two to four kinds of machine, and a load for it, as a seed draws them."""
+    prng = Random(seed)
+    kinds: dict[str, Kind] = {}
+    for name in "abcd"[: prng.randint(2, 4)]:
+        cores, core_flops = prng.choice((2, 4, 8, 12, 16)), prng.uniform(4.0, 40.0) * 1e9
+        peak = 60.0 + cores * prng.uniform(5.0, 25.0)
+        idle = peak * prng.uniform(0.15, 0.8)
+        kinds[name] = (cores, cores * core_flops, line(idle, peak).watts, 65_536)
+    counts = {name: prng.randint(1, 4) for name in kinds}
+    return Experiment(
+        f"drawn {seed}", counts, (prng.uniform(20.0, 160.0),), tasks_per_core=5, span_s=1100.0,
+        kinds=kinds,
+    )  # fmt: skip
+
+
 @dataclass
 class SimulatedNode:
     """A node of the replay: its machine, and what its SeD knows."""
@@ -122,7 +146,7 @@ class SimulatedNode:
     joules: float = 0.0
     settled_s: float = 0.0
     task_count: int = 0
-    running: set[VmId] = field(default_factory=set)
+    running: dict[VmId, float] = field(default_factory=dict)  # since when
     sed: RequestPower = field(default_factory=RequestPower)
 
     @property
@@ -130,22 +154,22 @@ class SimulatedNode:
         return self.curve.at(self.busy / self.cores) if self.on else self.curve.off_watts
 
     def settle(self, now_s: float) -> None:
-        """Book the energy since the last change, and sample as the PDU would."""
-        until_s = self.settled_s
-        while until_s < now_s:
-            self.sed.sample(until_s, self.watts, self.busy / self.cores)
-            until_s += METROLOGY_S
+        """Book the energy since the last change."""
         self.joules += self.watts * (now_s - self.settled_s)
         self.settled_s = now_s
 
     def vector(self, now_s: float) -> EstimationVector:
+        utilisation = self.busy / self.cores
+        began = [vm_id for vm_id, begin_s in self.running.items() if begin_s <= now_s]
+        self.sed.observe(now_s, self.watts, utilisation, began)
+        mean_watts, mean_utilisation = self.sed.means()
         return EstimationVector(
             node_id=self.name, site_id=SITE, sent_s=now_s, cpu_count=self.cores,
             vcpu_free=self.cores - self.busy, memory_free_mib=self.memory_mib - 64 * self.busy,
             flops=self.flops, power_watts=self.watts, power_source="outlet", power_read_s=now_s,
             idle_watts=self.curve.idle_watts, peak_watts=self.curve.peak_watts,
-            cpu_utilisation=self.busy / self.cores, mean_power_watts=self.sed.mean_power_watts,
-            mean_utilisation=self.sed.mean_utilisation,
+            cpu_utilisation=utilisation, mean_power_watts=mean_watts,
+            mean_utilisation=mean_utilisation,
             requests_served=self.sed.requests_served, vm_count=self.busy,
             running=tuple(sorted(self.running)), booted=self.on, boot_time_s=BOOT_S,
             boot_energy_joules=self.curve.boot_joules,
@@ -195,7 +219,7 @@ class Replay:
             self.push(at_s, "arrive", str(index))
         self.left = self.order
         self.waiting: list[str] = []
-        self.began: dict[str, tuple[float, NodeId]] = {}
+        self.ran_on: dict[str, NodeId] = {}
 
     def push(self, at_s: float, what: str, who: str) -> None:
         self.order += 1
@@ -211,6 +235,8 @@ class Replay:
                 self.end(who, now_s)
                 makespan_s = now_s
                 self.left -= 1
+            elif what == "begin":
+                self.local.update(self.nodes[NodeId(who)].vector(now_s))
             else:
                 self.maybe_switch_off(NodeId(who), now_s)
             while self.waiting and self.start(self.waiting[0], now_s):
@@ -254,20 +280,20 @@ class Replay:
             node.joules += node.curve.boot_joules - BOOT_S * node.curve.idle_watts
         node.busy += 1
         node.task_count += 1
-        node.running.add(VmId(who))
-        begin_s = max(now_s, node.ready_s)
-        self.began[who] = (begin_s, elected)
+        begin_s = node.running[VmId(who)] = max(now_s, node.ready_s)
+        self.ran_on[who] = elected
+        if begin_s > now_s:
+            self.push(begin_s, "begin", elected)
         self.push(begin_s + self.task_flop / (node.flops / node.cores), "end", who)
         self.local.update(node.vector(now_s))
         return True
 
     def end(self, who: str, now_s: float) -> None:
-        begin_s, name = self.began.pop(who)
+        name = self.ran_on.pop(who)
         node = self.nodes[name]
         node.settle(now_s)
-        node.sed.served(begin_s, now_s)
         node.busy -= 1
-        node.running.discard(VmId(who))
+        del node.running[VmId(who)]
         node.idle_since_s = now_s
         self.local.update(node.vector(now_s))
         if self.power_off and node.busy == 0:
@@ -394,6 +420,32 @@ def verdict(runs: dict[str, Result], least_joules: float) -> str:
     return f"a quarter saved: {saved}; joules against performance: {compared}"
 
 
+def drawn_table() -> None:
+    """Print how `green` stands to `performance` on clusters that nobody chose."""
+    print("\ncluster   room  s/task  machines                     green vs: random  performance  "
+          "makespan")  # fmt: skip
+    joules, worse = [], 0
+    for seed in range(DRAWN):
+        one = drawn(seed)
+        for power_off in (False, True):
+            runs = {
+                policy: replay(policy, task_s=one.task_s[0], power_off=power_off, experiment=one)
+                for policy in ("random", "performance", "green")
+            }
+            green, fast = runs["green"], runs["performance"]
+            more = green.joules / fast.joules - 1
+            joules.append(more)
+            worse += more > 0
+            machines = ", ".join(f"{n} × {one.kinds[k][0]}" for k, n in one.counts.items())
+            print(
+                f"{one.name:9} {'off' if power_off else 'on':5}{one.task_s[0]:6.0f}   {machines:30}"
+                f"{green.joules / runs['random'].joules - 1:13.1%} {more:12.2%}"
+                f"{green.makespan_s / fast.makespan_s - 1:10.1%}"
+            )
+    print(f"green draws more than performance in {worse} of {len(joules)} runs: "
+          f"{min(joules):+.1%} to {max(joules):+.1%}")  # fmt: skip
+
+
 def main() -> None:
     names = sys.argv[1:] or ["paper"]
     for experiment in (PAPER, LYON):
@@ -401,6 +453,8 @@ def main() -> None:
             for power_off in (False, True):
                 for task_s in experiment.task_s:
                     table(experiment, task_s=task_s, power_off=power_off)
+    if "drawn" in names:
+        drawn_table()
 
 
 if __name__ == "__main__":

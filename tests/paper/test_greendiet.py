@@ -55,7 +55,7 @@ def test_a_crowded_cluster_saves_a_quarter_by_the_providers_preference() -> None
         assert run.tasks["sagittaire"] == 0
         assert run.joules <= 0.75 * random.joules
         assert run.makespan_s <= random.makespan_s
-    assert preferred["green"].joules <= 1.02 * preferred["random"].joules  # the preference's doing
+    assert preferred["green"].joules <= 1.03 * preferred["random"].joules  # the preference's doing
 
 
 def test_green_explores_at_no_cost_what_its_calibration_knows() -> None:

@@ -233,10 +233,6 @@ class EnergyKeeper:
 
     # Steering (`iaas.site.Steering`) ------------------------------------------------------------
 
-    def misplaced(self) -> list[NodeId]:
-        """Return the nodes that run a VM which its fence or its ban forbids them."""
-        return self._conductor.misplaced()
-
     async def what_if(self, ask: PlanAsk) -> EnergyPlan:
         """Return the plan that `ask` would give, and what the rules foresee; nothing is done."""
         return await self._conductor.what_if(ask)

@@ -93,7 +93,7 @@ class Conductor:
             return
         is_automatic = rules.mode is EnergyMode.AUTOMATIC
         to_drain = outlook.to_drain if is_automatic else ()
-        urgent = [*self._maintained_and_used(), *self.misplaced(), *to_drain]
+        urgent = [*self._maintained_and_used(), *self._misplaced(), *to_drain]
         is_new = not self._urgent.issuperset(urgent)
         self._urgent = frozenset(urgent)
         due_s = RETRY_S if urgent else rules.look_every_s
@@ -103,7 +103,10 @@ class Conductor:
             return
         self._planned_s = now_s
         drain = self._look.out_of_service() if is_automatic else set()
-        plan = await self._planning.make(self._terms(drain, None if urgent else rules.hold_s))
+        terms = self._terms(drain, None if urgent else rules.hold_s)
+        if not is_automatic:  # what has to move moves; no button is pressed that nobody asked for
+            terms = replace(terms, kept_on={vector.node_id for vector in self._agent.nodes})
+        plan = await self._planning.make(terms)
         is_worth_it = bool(urgent) or plan.pays_after_s <= rules.hold_s
         if self._run is None and plan.steps and is_worth_it:
             self._begin(plan)
@@ -143,7 +146,7 @@ class Conductor:
             )
         ]
 
-    def misplaced(self) -> list[NodeId]:
+    def _misplaced(self) -> list[NodeId]:
         """Return the nodes that run a VM which its fence or its ban forbids them."""
         index = self._site.index
         return [

@@ -7,8 +7,8 @@ history (above the nameplate, out of order, a jump that nothing confirms) is ref
 
 from math import isfinite
 
-from nuage.energy.meters import NodeMeters, Reading
-from nuage.facility.ports import ImplausibleReading, Meter
+from nuage.energy.meters import MeterSource, NodeMeters, Reading
+from nuage.facility.ports import ImplausibleReading, Meter, OutletState
 
 
 def believable_watts(watts: float, meter: str) -> float:
@@ -28,6 +28,34 @@ def believable_kwh(energy_kwh: float | None, meter: str) -> float | None:
         rule = "negative" if energy_kwh < 0 else "not_a_number"
         raise ImplausibleReading(meter, rule=rule, reason=f"{energy_kwh} kWh")
     return energy_kwh
+
+
+def believable_outlet(
+    pdu_url: str,
+    outlet_id: str,
+    *,
+    label: str,
+    is_on: bool | None,
+    watts: float | None,
+    energy_kwh: float | None,
+    read_s: float,
+) -> OutletState:
+    """Return an outlet as its PDU tells it; None is what that PDU does not tell.
+
+    Raises:
+        ImplausibleReading: a figure of it cannot be true.
+    """
+    name = f"{pdu_url} outlet {outlet_id}"
+    reading = None
+    if watts is not None:
+        reading = Reading(MeterSource.OUTLET, believable_watts(watts, name), read_s)
+    return OutletState(
+        outlet_id=outlet_id,
+        label=label,
+        is_on=is_on,
+        reading=reading,
+        energy_kwh=believable_kwh(energy_kwh, name),
+    )
 
 
 class CheckedMeter:

@@ -7,7 +7,7 @@ import msgspec
 from nuage.clock import Clock
 from nuage.energy.meters import MeterSource, Reading
 from nuage.errors import NotFound
-from nuage.facility.plausible import believable_kwh, believable_watts
+from nuage.facility.plausible import believable_kwh, believable_outlet, believable_watts
 from nuage.facility.ports import BranchState, OutletOrder, OutletState, PduState
 from nuage.facility.redfish import ROOT, Link, Members, RedfishConnection
 from nuage.facility.redfish_node import Environment, Excerpt
@@ -150,21 +150,15 @@ class RedfishPdu:
         await self._connection.post(control.target, {"PowerState": _ORDERS[order]})
 
     def _outlet_state(self, outlet: _Outlet) -> OutletState:
-        name = f"{self.url} outlet {outlet.outlet_id}"
-        watts = _value(outlet.power)
-        reading = None
-        if watts is not None:
-            reading = Reading(
-                MeterSource.OUTLET, believable_watts(watts, name), self._clock.now_s()
-            )
-        return OutletState(
-            outlet_id=outlet.outlet_id,
+        state = outlet.power_state
+        return believable_outlet(
+            self.url,
+            outlet.outlet_id,
             label=outlet.label or "",
-            is_on=None
-            if outlet.power_state is None
-            else outlet.power_state in ("On", "PoweringOff"),
-            reading=reading,
-            energy_kwh=believable_kwh(_value(outlet.energy), name),
+            is_on=None if state is None else state in ("On", "PoweringOff"),
+            watts=_value(outlet.power),
+            energy_kwh=_value(outlet.energy),
+            read_s=self._clock.now_s(),
         )
 
     async def _find(self) -> _Distribution:

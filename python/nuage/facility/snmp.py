@@ -13,7 +13,7 @@ from typing import Final
 from nuage.clock import Clock
 from nuage.energy.meters import MeterSource, Reading
 from nuage.errors import NotFound, RemoteProtocolError
-from nuage.facility.plausible import believable_kwh, believable_watts
+from nuage.facility.plausible import believable_kwh, believable_outlet, believable_watts
 from nuage.facility.ports import (
     BranchState,
     OutletOrder,
@@ -96,21 +96,17 @@ class ApcPdu:
     def _outlet(
         self, index: int, metered: Mapping[str, SnmpValue], switched: Mapping[str, SnmpValue]
     ) -> OutletState:
-        name = f"{self._snmp.url} outlet {index}"
         watts = _apc(metered.get(f"{_APC_METERED_POWER}.{index}"))
         energy = _apc(metered.get(f"{_APC_METERED_ENERGY}.{index}"))
         state = switched.get(f"{_APC_SWITCHED_STATE}.{index}")
-        reading = None
-        if watts is not None:
-            reading = Reading(
-                MeterSource.OUTLET, believable_watts(float(watts), name), self._clock.now_s()
-            )
-        return OutletState(
-            outlet_id=str(index),
+        return believable_outlet(
+            self._snmp.url,
+            str(index),
             label=str(metered.get(f"{_APC_METERED_NAME}.{index}", "")),
             is_on=None if state is None else state == _APC_ON,
-            reading=reading,
-            energy_kwh=believable_kwh(None if energy is None else energy / 10.0, name),
+            watts=None if watts is None else float(watts),
+            energy_kwh=None if energy is None else energy / 10.0,
+            read_s=self._clock.now_s(),
         )
 
     async def branches(self) -> tuple[BranchState, ...]:

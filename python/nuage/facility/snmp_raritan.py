@@ -16,7 +16,7 @@ from typing import Final
 from nuage.clock import Clock
 from nuage.energy.meters import MeterSource, Reading
 from nuage.errors import NotFound, RemoteProtocolError
-from nuage.facility.plausible import believable_kwh, believable_watts
+from nuage.facility.plausible import believable_kwh, believable_outlet, believable_watts
 from nuage.facility.ports import (
     BranchState,
     OutletOrder,
@@ -114,23 +114,19 @@ class RaritanPdu:
         return tuple(self._outlet(index, values) for index in _indexes(values, _PDU2_OUTLET_STATE))
 
     def _outlet(self, index: int, values: Mapping[str, SnmpValue]) -> OutletState:
-        name = f"{self._snmp.url} outlet {index}"
         watts, watt_hours = (
             self._sensed(_PDU2_OUTLETS, index, kind, values)
             for kind in (_ACTIVE_POWER, _ACTIVE_ENERGY)
         )
         state = values.get(f"{_PDU2_OUTLET_STATE}.{index}.{_ON_OFF}")
-        reading = None
-        if watts is not None:
-            reading = Reading(
-                MeterSource.OUTLET, believable_watts(watts, name), self._clock.now_s()
-            )
-        return OutletState(
-            outlet_id=str(index),
+        return believable_outlet(
+            self._snmp.url,
+            str(index),
             label=str(values.get(f"{_PDU2_OUTLET_NAME}.{index}", "")),
             is_on=None if state is None else state == _PDU2_STATE_ON,
-            reading=reading,
-            energy_kwh=believable_kwh(None if watt_hours is None else watt_hours / 1000.0, name),
+            watts=watts,
+            energy_kwh=None if watt_hours is None else watt_hours / 1000.0,
+            read_s=self._clock.now_s(),
         )
 
     async def branches(self) -> tuple[BranchState, ...]:

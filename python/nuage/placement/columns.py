@@ -102,12 +102,9 @@ class _CostColumns(Mapping[str, FloatArray]):
     def __getitem__(self, name: str) -> FloatArray:
         column = self._built.get(name)
         if column is None:
-            values = [costs.get(name) for costs in self._costs]
-            if all(value is None for value in values):
+            column = np.array([costs.get(name, np.nan) for costs in self._costs], dtype=np.float64)
+            if np.isnan(column).all() and name not in self._all_names():
                 raise KeyError(name)
-            column = np.array(
-                [np.nan if value is None else value for value in values], dtype=np.float64
-            )
             self._built[name] = column
         return column
 

@@ -14,7 +14,7 @@ Invariant: on every node, used (by its last vector) + held ≤ what the node has
 memory, and for the watts of each power limit as measured and promised.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -28,12 +28,11 @@ from nuage.model.placement import Bid, Estimate, EstimationVector, Refusal, VmRe
 from nuage.model.vm import VmShape
 from nuage.placement.columns import (
     COLUMN_NAMES,
-    BoolArray,
     Columns,
     FloatArray,
     IndexArray,
 )
-from nuage.placement.node_rules import NodeRules
+from nuage.placement.node_rules import RULES_COUNT, CodeArray, NodeRules
 from nuage.placement.policies import PolicyBook, score_column
 from nuage.placement.row_columns import Picked, Ranking, RowColumns, lowest
 from nuage.placement.table import NodeTable
@@ -47,6 +46,7 @@ ESTIMATES_MAX: Final = 16  # per bid: a site's best, by the request's policy
 # vectors' own age, so nothing that a rule looks at goes stale by it.
 KNOWN_S: Final = 0.2
 
+ESTIMATES_KEPT: Final = 1024  # of one shape, between two looks at all rows
 RANKINGS_MAX: Final = 8  # policies and preferences whose scores are kept, per shape
 
 
@@ -79,10 +79,23 @@ class _Known:
     found_s: float
     epoch: int
     position: int  # in the table's log of changes
-    able: BoolArray
+    broken: CodeArray  # the first rule that each row breaks
+    counts: list[int]  # rows by that rule
+    is_local: bool  # as `NodeRules.are_local` said of them all
     refusals: tuple[Refusal, ...]
     rankings: dict[tuple[str, float], Ranking] = field(default_factory=dict)
     best: dict[tuple[str, float], tuple[Estimate, ...]] = field(default_factory=dict)
+    estimates: dict[int, Estimate] = field(default_factory=dict)  # by row
+
+    def change(self, rows: IndexArray, codes: CodeArray) -> None:
+        """Take what rows break by now, and forget what was told of them."""
+        for before, after in zip(self.broken[rows].tolist(), codes.tolist(), strict=True):
+            self.counts[before] -= 1
+            self.counts[after] += 1
+        self.broken[rows] = codes
+        self.best.clear()
+        for row in rows.tolist():
+            self.estimates.pop(row, None)
 
 
 class LocalAgent:
@@ -189,10 +202,12 @@ class LocalAgent:
             self._renew(known, request, now_s)
             return known
         marginal = self._table.marginal_watts(request.shape.vcpu_count)
-        able = self._rules.able(request, marginal, now_s)
+        broken = self._rules.broken(request, marginal, now_s)
+        counts: list[int] = np.bincount(broken, minlength=RULES_COUNT + 1).tolist()
         known = _Known(
-            now_s, self._table.epoch, len(self._table.touched), able,
-            self._rules.refusals(request, marginal, able, now_s),
+            now_s, self._table.epoch, len(self._table.touched), broken, counts,
+            self._rules.are_local(marginal, now_s),
+            self._rules.refusals(request, marginal, broken, counts, now_s),
         )  # fmt: skip
         if not names_somebody:
             self._known[request.shape] = known
@@ -200,20 +215,25 @@ class LocalAgent:
 
     def _renew(self, known: "_Known", request: VmRequest, now_s: float) -> None:
         """Take in what changed since: in a large site that is a node or two of thousands."""
-        table = self._table
+        table, rules = self._table, self._rules
         if known.position == len(table.touched):
             return
         marginal = table.marginal_watts(request.shape.vcpu_count)
-        able = self._rules.able(request, marginal, now_s)
-        is_new = able & ~known.able
-        is_new[table.touched[known.position :]] = True
-        rows = np.flatnonzero(is_new & able)
+        rows = np.array(sorted(set(table.touched[known.position :])), np.intp)
+        is_local = rules.are_local(marginal, now_s)
+        if is_local and known.is_local:
+            codes = rules.broken(request, marginal, now_s, rows)
+        else:
+            found = rules.broken(request, marginal, now_s)
+            rows = np.union1d(rows, np.flatnonzero(found != known.broken))
+            codes = found[rows]
+        known.change(rows, codes)
+        able = rows[codes == 0]
         for (name, preference), ranking in known.rankings.items():
             asked = replace(request, preference=preference)
-            ranking.renew(able, rows, self._scored(name, asked, rows, now_s))
-        known.able, known.position = able, len(table.touched)
-        known.refusals = self._rules.refusals(request, marginal, able, now_s)
-        known.best.clear()
+            ranking.renew(rows, able, self._scored(name, asked, able, now_s))
+        known.is_local, known.position = is_local, len(table.touched)
+        known.refusals = rules.refusals(request, marginal, known.broken, known.counts, now_s)
 
     def _site_refusal(self, request: VmRequest) -> Refusal | None:
         site_id = self.site.site_id
@@ -259,23 +279,26 @@ class LocalAgent:
         found = known.best.get(key)
         if found is not None:
             return found
-        rows = np.flatnonzero(known.able)
-        if len(rows) > self._estimates_max:
-            rows = self._ranked(request, policy.name, known, rows, now_s)
-        found = self._estimates(request, rows, now_s)
-        if is_kept or len(found) == np.count_nonzero(known.able):
+        able_count = known.counts[0]
+        if able_count > self._estimates_max:
+            rows = self._ranked(request, policy.name, known, now_s)
+        else:
+            rows = np.flatnonzero(known.broken == 0)
+        found = self._estimates(request, known, rows, now_s)
+        if is_kept or len(found) == able_count:
             known.best[key] = found
         return found
 
     def _ranked(
-        self, request: VmRequest, policy_name: str, known: "_Known", rows: IndexArray, now_s: float
+        self, request: VmRequest, policy_name: str, known: "_Known", now_s: float
     ) -> IndexArray:
-        """Return the best of some rows, in order; the ranking of a stable policy is kept."""
+        """Return the best of the able rows, in order; the ranking of a stable policy is kept."""
         key = (policy_name, request.preference)
         ranking = known.rankings.get(key)
         if ranking is not None:
             return ranking.best()
-        scores = np.full(len(known.able), np.nan)
+        rows = np.flatnonzero(known.broken == 0)
+        scores = np.full(len(known.broken), np.nan)
         scores[rows] = self._scored(policy_name, request, rows, now_s)
         if not self._policies.is_stable(policy_name):
             return lowest(scores, self._table.rank, self._estimates_max)
@@ -301,17 +324,25 @@ class LocalAgent:
         return RowColumns(self._table, self.conditions, request.shape.vcpu_count, rows, now_s)
 
     def _estimates(
-        self, request: VmRequest, rows: IndexArray, now_s: float
+        self, request: VmRequest, known: "_Known", rows: IndexArray, now_s: float
     ) -> tuple[Estimate, ...]:
+        """Return the rows' estimates; what was told and did not change since is told again."""
+        told = known.estimates
+        if len(told) > ESTIMATES_KEPT:
+            told.clear()
+        new = [row for row in rows.tolist() if row not in told]
+        if new:
+            told.update(zip(new, self._told(request, np.array(new, np.intp), now_s), strict=True))
+        return tuple(told[row] for row in rows.tolist())
+
+    def _told(self, request: VmRequest, rows: IndexArray, now_s: float) -> Iterator[Estimate]:
         table, site_id = self._table, self.site.site_id
         block = self._columns(request, rows, now_s).block()
-        estimates = []
         for row, values in zip(rows.tolist(), block.T.tolist(), strict=True):
             costs = dict(zip(COLUMN_NAMES, values, strict=True))
             if table.extra_count and table.vectors[row].extra:
                 costs |= table.vectors[row].extra
-            estimates.append(Estimate(node_id=table.node_ids[row], site_id=site_id, costs=costs))
-        return tuple(estimates)
+            yield Estimate(node_id=table.node_ids[row], site_id=site_id, costs=costs)
 
     # -- step 5: commitment -----------------------------------------------------------------
 

@@ -1,16 +1,22 @@
 """Which nodes of a Local Agent's table may take a request, and which rule each other one breaks.
 
-The rules are hard and have an order; a node is refused by the first that it breaks. `able` answers
-for all rows at once, `refusal_of` for one with its reason: two forms of the same rules.
+The rules are hard and have an order; a node is refused by the first that it breaks. `broken`
+answers for many rows at once by number, `refusal_of` for one with its reason: two forms of the
+same rules.
 
-Invariant: `able[row]` is True just where `refusal_of(row)` is None.
+Of a row that did not change no rule can say anything new, but for two: it grows old, and a limit
+is used up by the others. `are_local` tells when neither can matter, so that in a large site the
+rows that changed are all that is looked at.
+
+Invariant: `broken` is 0 for a row just where `refusal_of` is None.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from nuage.energy.electrical import PowerLimit
 from nuage.ids import NodeId, VmId
@@ -22,6 +28,10 @@ from nuage.placement.table import NodeTable
 # Nodes refused one by one in a bid; of more, each rule is told once with how many break it. A
 # decision keeps its refusals for as long as its VM, in the catalogue of every site.
 REFUSALS_MAX: Final = 64
+RULES_COUNT: Final = 13  # what `_breaking` yields
+EVERY_ROW: Final = slice(None)
+CodeArray: TypeAlias = npt.NDArray[np.int8]
+Rows: TypeAlias = IndexArray | slice
 
 
 class NodeRules:
@@ -44,8 +54,9 @@ class NodeRules:
         self._limits: tuple[PowerLimit, ...] = ()
         self._epoch = -1
         self._limit_rows: list[IndexArray] = []
+        self._limits_of: dict[int, list[int]] = {}  # row: its limits, by number
         self._serving: BoolArray | None = None
-        self._headroom: tuple[FloatArray, FloatArray] | None = None
+        self._spare: list[float] | None = None
 
     def set_power_limits(self, limits: Iterable[PowerLimit]) -> None:
         """Take the electrical paths; the site's own capacity is always one of them."""
@@ -60,39 +71,48 @@ class NodeRules:
 
     def watts_changed(self) -> None:
         """Forget what the limits leave: a node draws, or is promised, something else."""
-        self._headroom = None
+        self._spare = None
 
-    def able(self, request: VmRequest, marginal: FloatArray, now_s: float) -> BoolArray:
-        """Return which rows break no rule."""
+    def are_local(self, marginal: FloatArray, now_s: float) -> bool:
+        """Tell whether only rows that changed can have come to break a rule, or ceased to."""
         self._follow()
-        table = self._table
-        able: BoolArray = (
-            table.usable
-            & (table.vcpu_free >= table.vcpus_asked(request.shape))
-            & (table.memory_free_mib >= request.shape.memory_mib)
-            & (marginal <= self._headroom_watts()[0])
-        )
-        if now_s - table.oldest_sent_s > self._vector_age_max_s:
-            able &= now_s - table.sent_s <= self._vector_age_max_s
-        if self._serving is not None:
-            able &= self._serving
-        barred = set(request.nodes_excluded) | set(request.nodes_banned)
-        for vm_id in request.vms_apart:
-            barred |= self._places_of(vm_id)
-        able[self._rows(barred)] = False
-        for wanted in self._only(request):
-            able &= self._mask(wanted)
-        return able
+        if not len(marginal) or now_s - self._table.oldest_sent_s > self._vector_age_max_s:
+            return False
+        return float(marginal.max()) <= min(self._spare_watts())
+
+    def broken(
+        self, request: VmRequest, marginal: FloatArray, now_s: float, rows: Rows = EVERY_ROW
+    ) -> CodeArray:
+        """Return the number of the first rule that each row breaks, from 1; 0 for none."""
+        self._follow()
+        codes = np.zeros(len(marginal[rows]), np.int8)
+        breaking = tuple(self._breaking(request, marginal, now_s, rows))
+        for number in range(RULES_COUNT, 0, -1):
+            breaks = breaking[number - 1]
+            if breaks is not None:
+                codes[breaks] = number
+        return codes
 
     def refusals(
-        self, request: VmRequest, marginal: FloatArray, able: BoolArray, now_s: float
+        self,
+        request: VmRequest,
+        marginal: FloatArray,
+        codes: CodeArray,
+        counts: Sequence[int],
+        now_s: float,
     ) -> tuple[Refusal, ...]:
-        """Return why each row that is not able is none, or each rule with how many break it."""
-        refused = np.flatnonzero(~able)
-        if len(refused) > REFUSALS_MAX:
-            return tuple(self._by_rule(request, marginal, able, now_s))
+        """Return why each row that breaks a rule is none, or each rule with how many break it.
+
+        `counts[n]` of the `codes` are n.
+        """
+        count = len(codes) - counts[0]
+        if not count:
+            return ()
+        if count > REFUSALS_MAX:
+            return tuple(self._by_rule(request, marginal, codes, counts, now_s))
         return tuple(
-            self._refusal(request, row, float(marginal[row]), now_s) for row in refused.tolist()
+            self._refusal(request, row, float(marginal[row]), now_s)
+            for row in np.flatnonzero(codes).tolist()
         )
 
     def refusal_of(
@@ -137,12 +157,13 @@ class NodeRules:
         for vm_id in request.vms_apart:
             if node_id in self._places_of(vm_id):
                 return "apart", f"{vm_id} is here"
-        headroom, at_limit = self._headroom_watts()
-        if marginal_watts <= headroom[row]:
+        spare = self._spare_watts()
+        tightest = min((0, *self._limits_of.get(row, ())), key=spare.__getitem__)
+        if marginal_watts <= spare[tightest]:
             return None
         return "electrical", (
-            f"{marginal_watts:.0f} W more, and {self._limit_name(int(at_limit[row]))} "
-            f"has {max(float(headroom[row]), 0.0):.0f} W left"
+            f"{marginal_watts:.0f} W more, and {self._limit_name(tightest)} "
+            f"has {max(spare[tightest], 0.0):.0f} W left"
         )
 
     def _refusal(self, request: VmRequest, row: int, watts: float, now_s: float) -> Refusal:
@@ -154,51 +175,61 @@ class NodeRules:
         )  # fmt: skip
 
     def _by_rule(
-        self, request: VmRequest, marginal: FloatArray, able: BoolArray, now_s: float
+        self,
+        request: VmRequest,
+        marginal: FloatArray,
+        codes: CodeArray,
+        counts: Sequence[int],
+        now_s: float,
     ) -> Iterator[Refusal]:
         """Yield one refusal a rule: how many nodes break it first, and one of them as example."""
-        left = ~able
-        for breaking in self._breaking(request, now_s):
-            here = left & breaking
-            count = int(np.count_nonzero(here))
+        for number, count in enumerate(counts[1:], start=1):
             if not count:
                 continue
-            row = int(here.argmax())
+            row = int((codes == number).argmax())
             found = self._refusal(request, row, float(marginal[row]), now_s)
-            if count == 1:
-                yield found
-            else:
+            if count > 1:
                 told = f"as {found.node_id}: {found.reason}"
-                yield replace(found, node_id=None, reason=told, node_count=count)
-            left &= ~here
-            if not left.any():
-                return
+                found = replace(found, node_id=None, reason=told, node_count=count)
+            yield found
 
-    def _breaking(self, request: VmRequest, now_s: float) -> Iterator[BoolArray]:
-        """Yield who breaks each rule, in the order of `refusal_of`."""
+    def _breaking(
+        self, request: VmRequest, marginal: FloatArray, now_s: float, rows: Rows
+    ) -> Iterator[BoolArray | None]:
+        """Yield which rows break each rule, in the order of `refusal_of`; None for nobody."""
         table, shape = self._table, request.shape
-        if request.node_wanted is not None:
-            yield ~self._mask((request.node_wanted,))
-        yield self._mask(request.nodes_excluded)
-        if request.nodes_fenced:
-            yield ~self._mask(request.nodes_fenced)
-        yield self._mask(request.nodes_banned)
-        yield now_s - table.sent_s > self._vector_age_max_s
-        yield table.maintenance
-        yield ~table.usable
-        if self._serving is not None:
-            yield ~self._serving
-        yield table.vcpu_free < shape.vcpu_count
-        yield table.vcpu_free < table.vcpus_asked(shape)
-        yield table.memory_free_mib < shape.memory_mib
-        yield self._mask([node for vm in request.vms_apart for node in self._places_of(vm)])
-        yield np.ones(len(table), np.bool_)
+        wanted, fence = request.node_wanted, request.nodes_fenced
+        yield None if wanted is None else ~self._mask((wanted,))[rows]
+        yield self._named(request.nodes_excluded, rows)
+        yield ~self._mask(fence)[rows] if fence else None
+        yield self._named(request.nodes_banned, rows)
+        age_s = now_s - table.oldest_sent_s
+        is_young = age_s <= self._vector_age_max_s
+        yield None if is_young else now_s - table.sent_s[rows] > self._vector_age_max_s
+        yield table.maintenance[rows]
+        yield ~table.usable[rows]
+        yield None if self._serving is None else ~self._serving[rows]
+        vcpu_free = table.vcpu_free[rows]
+        yield vcpu_free < shape.vcpu_count
+        asked = table.vcpus_asked(shape)
+        yield None if isinstance(asked, float) else vcpu_free < asked[rows]
+        yield table.memory_free_mib[rows] < shape.memory_mib
+        yield self._named([n for vm in request.vms_apart for n in self._places_of(vm)], rows)
+        yield self._over_limits(marginal, rows)
 
-    def _only(self, request: VmRequest) -> Iterator[Collection[NodeId]]:
-        if request.node_wanted is not None:
-            yield (request.node_wanted,)
-        if request.nodes_fenced:
-            yield request.nodes_fenced
+    def _named(self, node_ids: Collection[NodeId], rows: Rows) -> BoolArray | None:
+        return self._mask(node_ids)[rows] if node_ids else None
+
+    def _over_limits(self, marginal: FloatArray, rows: Rows) -> BoolArray | None:
+        """Return which rows would draw more than one of their limits leaves; None for nobody."""
+        site_spare, *spare = self._spare_watts()
+        if not len(marginal) or float(marginal.max()) <= min(site_spare, *spare, np.inf):
+            return None
+        headroom = np.full(len(marginal), site_spare)
+        for watts, limited in zip(spare, self._limit_rows, strict=True):
+            headroom[limited] = np.minimum(headroom[limited], watts)
+        over: BoolArray = marginal[rows] > headroom[rows]
+        return over
 
     def _rows(self, node_ids: Collection[NodeId]) -> list[int]:
         return [row for n in node_ids if (row := self._table.row_of.get(n)) is not None]
@@ -213,24 +244,22 @@ class NodeRules:
         if self._epoch == self._table.epoch:
             return
         self._epoch = self._table.epoch
-        self._headroom = None
+        self._spare = None
         self._limit_rows = [np.array(self._rows(each.node_ids), np.intp) for each in self._limits]
+        self._limits_of = {}
+        for number, rows in enumerate(self._limit_rows, start=1):
+            for row in rows.tolist():
+                self._limits_of.setdefault(row, []).append(number)
         self._serving = None if self._in_service is None else self._mask(self._in_service)
 
     def _limit_name(self, index: int) -> str:
         return "the site" if index == 0 else self._limits[index - 1].name
 
-    def _headroom_watts(self) -> tuple[FloatArray, FloatArray]:
-        """Return per node the watts left on its tightest limit, and that limit's index."""
-        if self._headroom is None:
+    def _spare_watts(self) -> list[float]:
+        """Return what is left of the site's capacity, then of each limit."""
+        if self._spare is None:
             power = self._table.power_watts
-            left = np.full(len(power), self._site.power_capacity_watts - float(power.sum()))
-            tightest = np.zeros(len(power))
-            limits = zip(self._limits, self._limit_rows, strict=True)
-            for index, (limit, rows) in enumerate(limits, start=1):
-                spare = limit.limit_watts - float(power[rows].sum())
-                tighter = rows[left[rows] > spare]
-                left[tighter] = spare
-                tightest[tighter] = index
-            self._headroom = (left, tightest)
-        return self._headroom
+            self._spare = [self._site.power_capacity_watts - float(power.sum())]
+            for limit, rows in zip(self._limits, self._limit_rows, strict=True):
+                self._spare.append(limit.limit_watts - float(power[rows].sum()))
+        return self._spare

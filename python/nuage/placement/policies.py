@@ -16,6 +16,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 
+from nuage.energy.request_power import full_load_watts
 from nuage.errors import InvalidRequest, LocalProtocolError
 from nuage.model.placement import VmRequest
 from nuage.placement.columns import Columns, FloatArray, lots_of
@@ -136,9 +137,12 @@ class Green:
         """Return watts per GFLOPS; below zero for a node to explore."""
         flops, peak_watts = columns["flops"], columns["peak_watts"]
         served, is_empty = columns["requests_served"] > 0, columns["vm_count"] <= 0
-        spare = 1.0 - np.nan_to_num(columns["mean_utilisation"], nan=1.0)
-        at_full = spare * np.maximum(peak_watts - columns["idle_watts"], 0.0)
-        watts = np.where(served, columns["mean_power_watts"] + at_full, peak_watts)
+        load = columns["mean_utilisation"]
+        load = np.where(np.isnan(load), 1.0, load)
+        measured = full_load_watts(
+            columns["mean_power_watts"], load, columns["idle_watts"], peak_watts
+        )
+        watts = np.where(served, measured, peak_watts)
         score = (watts * columns["pue"] / (np.maximum(flops, 1.0) / 1e9)).round(SCORE_DIGITS)
         is_unknown = ~served & ((flops <= 0) | (peak_watts <= 0))
         return np.where(is_unknown & is_empty & (columns["booted"] > 0), -1.0, score)

@@ -15,7 +15,6 @@ from nuage.placement.columns import (
     COLUMN_NAMES,
     DERIVED_COLUMNS,
     MEASURED_COLUMNS,
-    BoolArray,
     FloatArray,
     IndexArray,
 )
@@ -99,7 +98,7 @@ class RowColumns(Mapping[str, FloatArray]):
         column = table.measured_column(name, rows)
         if column is None:
             derived = self._derived(name)
-            column = None if derived is None else np.broadcast_to(derived, len(rows))
+            column = np.full(len(rows), derived) if isinstance(derived, float) else derived
         if column is None and table.extra_count:
             extras = [table.vectors[row].extra for row in rows.tolist()]
             if any(name in extra for extra in extras):
@@ -143,12 +142,12 @@ class Ranking:
         self._is_whole = False  # every able row is a leader
         self._search()
 
-    def renew(self, able: BoolArray, rows: IndexArray, scores: FloatArray) -> None:
-        """Take the new scores of some rows, which are able; all others that are not drop out."""
-        self._scores[~able] = np.nan
+    def renew(self, changed: IndexArray, rows: IndexArray, scores: FloatArray) -> None:
+        """Take the scores of those of the changed rows that are able; the others drop out."""
+        self._scores[changed] = np.nan
         self._scores[rows] = scores
-        again = set(rows.tolist())
-        self._leaders = [key for key in self._leaders if key[2] not in again and able[key[2]]]
+        again = set(changed.tolist())
+        self._leaders = [key for key in self._leaders if key[2] not in again]
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
             key = (score, int(self._rank[row]), row)
             if not isnan(score) and (self._is_whole or key < self._last):

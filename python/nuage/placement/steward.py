@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nuage.energy.cooling import CoolingModel, CoolingState
+from nuage.energy.request_power import full_load_watts
 from nuage.energy.rules import ShareController, ShareDecision, nodes_in_service
 from nuage.ids import NodeId
 from nuage.model.placement import EstimationVector
@@ -125,5 +126,9 @@ class Steward:
 
 def _by_efficiency(vector: EstimationVector) -> tuple[float, NodeId]:
     """Sort most flops per watt first; by name among equals, so the set does not flutter."""
-    watts = vector.mean_power_watts if vector.requests_served else vector.peak_watts
+    watts = vector.peak_watts
+    if vector.requests_served:
+        watts = full_load_watts(
+            vector.mean_power_watts, vector.mean_utilisation, vector.idle_watts, watts
+        )
     return (-vector.flops / max(watts, 1.0), vector.node_id)

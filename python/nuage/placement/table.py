@@ -67,7 +67,7 @@ class NodeTable:
         self.touched: list[int] = []
         self.epoch = 0
         self._rank: IndexArray | None = None
-        self.oldest_sent_s = np.inf
+        self._oldest_sent_s: float | None = np.inf  # None: to be looked for
         self.extra_count = 0
 
     def __len__(self) -> int:
@@ -75,11 +75,12 @@ class NodeTable:
 
     def put(self, vector: EstimationVector) -> bool:
         """Keep `vector` and return True, unless a later one of the same node is here."""
-        row = self.row_of.get(vector.node_id)
+        row, before_s = self.row_of.get(vector.node_id), np.inf
         if row is None:
             row = self._add(vector)
         else:
             before = self.vectors[row]
+            before_s = before.sent_s
             if vector.sent_s < before.sent_s:
                 return False
             if before.running != vector.running:
@@ -91,12 +92,15 @@ class NodeTable:
         self._measured[:, row] = _measured(vector)
         self._settle(row)
         self._read_s[row] = vector.power_read_s
+        if self._oldest_sent_s is not None:
+            is_oldest = before_s == self._oldest_sent_s < vector.sent_s
+            self._oldest_sent_s = None if is_oldest else min(self._oldest_sent_s, vector.sent_s)
         self._sent_s[row] = vector.sent_s
         self._usable[row] = vector.in_service and not vector.maintenance
         self._maintenance[row] = vector.maintenance
         self._overcommit[row] = max(vector.vcpu_overcommit, 1.0)
-        self._curve[row] = self._curves.get(vector.node_id, _line(vector))
-        self.oldest_sent_s = float(self._sent_s[: len(self)].min())
+        curve = self._curves.get(vector.node_id)
+        self._curve[row] = _line(vector) if curve is None else curve
         self._touch(row)
         return True
 
@@ -120,7 +124,7 @@ class NodeTable:
         self.vectors.pop()
         self.node_ids.pop()
         self._rank = None
-        self.oldest_sent_s = float(self._sent_s[: len(self)].min()) if self.node_ids else np.inf
+        self._oldest_sent_s = None
         self._begin_epoch()
 
     def set_curve(self, node_id: NodeId, watts: FloatArray) -> None:
@@ -141,6 +145,13 @@ class NodeTable:
         self._held_count[row] += sign
         self._settle(row)
         self._touch(row)
+
+    @property
+    def oldest_sent_s(self) -> float:
+        """When the oldest of the vectors was sent; infinity without any."""
+        if self._oldest_sent_s is None:
+            self._oldest_sent_s = float(self.sent_s.min()) if self.node_ids else np.inf
+        return self._oldest_sent_s
 
     @property
     def rank(self) -> IndexArray:

@@ -51,7 +51,7 @@ class _Node:
     memory_used_mib: int = 0
     is_on: bool = False
     watts: float = 0.0
-    running: dict[VmId, float] = field(default_factory=dict)  # since when
+    running: list[VmId] = field(default_factory=list)
     power: RequestPower = field(default_factory=RequestPower)
 
 
@@ -175,15 +175,14 @@ class FleetAgents:
     def _begin(self, vm_id: VmId, node: _Node) -> None:
         shape = self._shapes[vm_id]
         node.is_on = True
-        node.running[vm_id] = self._now_s
+        node.running.append(vm_id)
         node.vcpu_used += shape.vcpu_count
         node.memory_used_mib += shape.memory_mib
         self._tell(node)
 
     def _end(self, vm_id: VmId, node: _Node) -> None:
         shape = self._shapes[vm_id]
-        node.power.served(node.running.pop(vm_id), self._now_s)
-        node.power.forget(min(node.running.values(), default=self._now_s))
+        node.running.remove(vm_id)
         node.vcpu_used -= shape.vcpu_count
         node.memory_used_mib -= shape.memory_mib
         self._tell(node)
@@ -192,7 +191,9 @@ class FleetAgents:
         """Push the node's vector to its Local Agent, as its SeD does on a change."""
         node.watts = node.curve.at(node.vcpu_used / node.vcpu_count) if node.is_on else 0.0
         utilisation = node.vcpu_used / node.vcpu_count
-        node.power.sample(self._now_s, node.watts, utilisation)
+        running = tuple(node.running)
+        node.power.observe(self._now_s, node.watts, utilisation, running)
+        mean_watts, mean_utilisation = node.power.means()
         vector = EstimationVector(
             node_id=node.node_id, site_id=self._sites[node.site], sent_s=self._now_s,
             cpu_count=node.vcpu_count, vcpu_free=node.vcpu_count - node.vcpu_used,
@@ -200,10 +201,9 @@ class FleetAgents:
             power_watts=node.watts, power_source="model", power_read_s=self._now_s,
             idle_watts=node.curve.idle_watts, peak_watts=node.curve.peak_watts,
             cpu_utilisation=utilisation,
-            mean_power_watts=node.power.mean_power_watts,
-            mean_utilisation=node.power.mean_utilisation,
-            requests_served=node.power.requests_served, vm_count=len(node.running),
-            running=tuple(node.running), booted=node.is_on, boot_time_s=node.curve.boot_time_s,
+            mean_power_watts=mean_watts, mean_utilisation=mean_utilisation,
+            requests_served=node.power.requests_served, vm_count=len(running),
+            running=running, booted=node.is_on, boot_time_s=node.curve.boot_time_s,
             boot_energy_joules=node.curve.boot_joules,
         )  # fmt: skip
         self.local_agents[node.site].update(vector)

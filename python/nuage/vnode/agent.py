@@ -232,7 +232,6 @@ class VnodeAgent:
         match act:
             case machine.Start():
                 await hypervisor.start(await self._spec(guest.wish))
-                self._sed.history.request_served(self._clock.now_s())
             case machine.StartIncoming():
                 spec = await self._spec(guest.wish)
                 await hypervisor.start_incoming(spec, self._options.listen_host)

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +18,12 @@ import msgspec
 
 from nuage.clock import Clock
 from nuage.energy.calibration import Calibration, calibrate
+from nuage.energy.request_power import RequestPower
 from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import VmShape
 
-REQUESTS_AVERAGED: Final = 10  # the paper averages power over the last requests served
 VCPU_OVERCOMMIT: Final = 4.0  # vCPUs sold per core; memory is never oversold
-POWER_SAMPLES_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,46 +113,6 @@ def available_mib(path: Path = Path("/proc/meminfo")) -> int:
     return 0
 
 
-class PowerHistory:
-    """The paper's dynamic metric: power over the last requests served, weighted by time.
-
-    With the load at which it was drawn.
-    """
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, float, float]] = deque(maxlen=POWER_SAMPLES_MAX)
-        self._requests: deque[float] = deque(maxlen=REQUESTS_AVERAGED)
-        self.requests_served = 0
-
-    def sample(self, now_s: float, watts: float, utilisation: float = 1.0) -> None:
-        """Note the power drawn from now on, and at which load."""
-        if not self._samples or now_s > self._samples[-1][0]:
-            self._samples.append((now_s, watts, utilisation))
-
-    def request_served(self, now_s: float) -> None:
-        """Note that a VM was created here."""
-        self._requests.append(now_s)
-        self.requests_served += 1
-
-    def means(self, now_s: float) -> tuple[float, float]:
-        """Return mean watts and utilisation since the oldest of the last requests.
-
-        Without history 0.0 W, at full load.
-        """
-        if not self._requests or not self._samples:
-            return 0.0, 1.0
-        since_s = self._requests[0]
-        joules = seconds = busy_s = 0.0
-        ends = [*(sample[0] for sample in self._samples), now_s][1:]
-        for (begin_s, watts, utilisation), end_s in zip(self._samples, ends, strict=True):
-            lasted = end_s - max(begin_s, since_s)
-            if lasted > 0:
-                joules += watts * lasted
-                busy_s += utilisation * lasted
-                seconds += lasted
-        return (joules / seconds, busy_s / seconds) if seconds else self._samples[-1][1:]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFlops:
     """A measured performance and the machine it holds for."""
@@ -181,7 +139,7 @@ class Sed:
         self._gauge = gauge or CpuGauge()
         self._linpack = linpack
         self._flops = 0.0
-        self.history = PowerHistory()
+        self._power = RequestPower()
         self.maintenance = False
 
     async def calibrate(self) -> float:
@@ -216,9 +174,10 @@ class Sed:
         more = facts.vcpu_overcommit - 1.0  # of a preserved vCPU, which has its core alone
         sold_vcpus = sum(s.vcpu_count + math.ceil(s.preserved_vcpus * more) for _, s in running)
         utilisation = self._gauge.utilisation()
-        if reading is not None:
-            self.history.sample(now_s, reading.watts, utilisation)
-        mean_watts, mean_utilisation = self.history.means(now_s)
+        vm_ids = tuple(vm_id for vm_id, _ in running)
+        watts = None if reading is None else reading.watts
+        self._power.observe(now_s, watts, utilisation, vm_ids)
+        mean_watts, mean_utilisation = self._power.means()
         modelled = facts.idle_watts + utilisation * (facts.peak_watts - facts.idle_watts)
         return EstimationVector(
             node_id=facts.node_id,
@@ -236,9 +195,9 @@ class Sed:
             cpu_utilisation=utilisation,
             mean_power_watts=mean_watts,
             mean_utilisation=mean_utilisation,
-            requests_served=self.history.requests_served,
+            requests_served=self._power.requests_served,
             vm_count=len(running),
-            running=tuple(vm_id for vm_id, _ in running),
+            running=vm_ids,
             boot_time_s=facts.boot_time_s,
             boot_energy_joules=facts.boot_energy_joules,
             maintenance=self.maintenance,

@@ -4,9 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.placement.placement_builders import request, site, vector
 
+from nuage.energy.electrical import PowerLimit
 from nuage.ids import NodeId, VmId
 from nuage.model.vm import VmShape
 from nuage.placement.local_agent import LocalAgent, Reservation, SiteConditions
+from nuage.placement.node_rules import REFUSALS_MAX
 
 NODES = tuple(NodeId(f"marne-v{n}") for n in range(5))
 vectors = st.builds(
@@ -30,7 +32,14 @@ requests = st.builds(
 steps = st.lists(st.one_of(vectors, st.tuples(requests, st.sampled_from(NODES))), max_size=40)
 
 POLICIES = ("power", "green", "performance", "cursor", "spread", "random")
-many = [NodeId(f"marne-v{n:02}") for n in range(24)]
+# More than are refused one by one, so that refusals are also told by rule.
+many = [NodeId(f"marne-v{n:02}") for n in range(REFUSALS_MAX + 6)]
+limits = st.builds(
+    PowerLimit,
+    name=st.sampled_from(["A", "B"]),
+    limit_watts=st.floats(0, 4_000),
+    node_ids=st.sets(st.sampled_from(many), min_size=1).map(frozenset),
+)
 changes = st.one_of(
     st.builds(
         vector,
@@ -48,7 +57,8 @@ changes = st.one_of(
     st.tuples(st.integers(1, 6), st.sampled_from(many)),
     st.tuples(st.just("release"), st.integers(1, 6)),
     st.tuples(st.just("conditions"), st.floats(1, 2)),
-    st.tuples(st.just("service"), st.sets(st.sampled_from(many), min_size=20)),
+    st.tuples(st.just("limits"), st.lists(limits, max_size=2)),
+    st.tuples(st.just("service"), st.sets(st.sampled_from(many))),
     st.tuples(st.just("forget"), st.sampled_from(many)),
 )
 
@@ -59,6 +69,8 @@ def _change(agent: LocalAgent, change: object) -> None:
             agent.release(request(number).request_id)
         case ("conditions", float(pue)):
             agent.set_conditions(SiteConditions(pue=pue))
+        case ("limits", found):
+            agent.set_power_limits(found)  # type: ignore[arg-type]
         case ("service", node_ids):
             agent.set_in_service(node_ids)  # type: ignore[arg-type]
         case ("forget", node_id):

@@ -154,19 +154,25 @@ async def test_heat_changes_the_candidates_before_the_event_is_answered(world: W
     assert any("heat" in refusal.reason for refusal in bid.refusals if refusal.node_id == out)
 
 
+@pytest.mark.parametrize(
+    ("rules", "moves"),
+    [
+        ({"ban": (NODES[1],)}, 0),
+        ({"ban": (NODES[0],)}, 1),
+        ({"fence": (NODES[1],)}, 1),
+        ({"fence": ("r1",)}, 0),  # both nodes stand in it
+    ],
+)
 async def test_a_vm_that_runs_where_its_owner_forbids_it_is_planned_away_at_once(
-    world: World,
+    world: World, rules: dict[str, tuple[str, ...]], moves: int
 ) -> None:
-    await world.site.save(replace(a_vm(NODES[0]), ban=(NODES[1],)))
-    assert world.keeper.misplaced() == []
-    await world.site.save(replace(a_vm(NODES[0]), ban=(NODES[0],)))
-    assert world.keeper.misplaced() == [NODES[0]]
+    await world.site.save(replace(a_vm(NODES[0]), **cast(Any, rules)))
     shown = await world.keeper.what_if(PlanAsk(consolidate=False))
-    assert [(s.act, s.node_id, s.vm_name) for s in shown.steps if s.vm_id] == [
-        ("migrate", NODES[1], "a")
-    ]
-    await world.site.save(replace(a_vm(NODES[0]), fence=("r1",)))  # both nodes stand in it
-    assert world.keeper.misplaced() == []
+    planned = [(s.act, s.node_id, s.vm_name) for s in shown.steps if s.vm_id]
+    assert planned == [("migrate", NODES[1], "a")] * moves
+    world.keeper.look()
+    await world.keeper._conductor._automate()
+    assert world.said.count("a plan begins: 1 migrations, 0 power acts") == moves
 
 
 async def test_what_a_watt_costs_follows_the_tariff_by_the_hour(world: World) -> None:

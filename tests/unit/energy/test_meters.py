@@ -9,7 +9,7 @@ from nuage.energy.meters import (
     NodeMeters,
     Reading,
 )
-from nuage.energy.request_power import RequestPower, requests_per_joule
+from nuage.energy.request_power import RequestPower
 
 OUTLET, BMC, RAPL, MODEL = MeterSource
 
@@ -95,31 +95,46 @@ def test_energy_is_the_area_under_the_readings_and_gaps_are_counted_apart() -> N
 
 
 def test_the_dynamic_metric_is_power_over_the_windows_weighted_by_time() -> None:
+    """A task from 10 to 25 s and one from 20 s on; what is drawn between them is nobody's."""
     power = RequestPower()
-    assert (power.mean_power_watts, power.requests_served) == (0.0, 0)
-    assert power.mean_utilisation == 1.0
-    for read_s, watts in ((0.0, 50.0), (10.0, 100.0), (20.0, 200.0), (5.0, 9.0), (30.0, 50.0)):
-        power.sample(read_s, watts, watts / 200.0)
-    power.served(10.0, 25.0)
-    assert power.mean_power_watts == pytest.approx((10 * 100 + 5 * 200) / 15)
-    assert power.mean_utilisation == pytest.approx((10 * 0.5 + 5 * 1.0) / 15)
-    power.forget(25.0)
-    power.served(25.0, 40.0)
-    assert power.mean_power_watts == pytest.approx((2000 + 5 * 200 + 10 * 50) / 30)
+    assert (power.means(), power.requests_served) == ((0.0, 1.0), 0)
+    power.observe(0.0, 50.0, 0.25, ())
+    power.observe(10.0, 100.0, 0.5, ("a",))
+    assert (power.means(), power.requests_served) == ((0.0, 1.0), 0), "nothing is measured yet"
+    power.observe(20.0, 200.0, 1.0, ("a", "b"))
+    assert power.means() == (100.0, 0.5)
+    power.observe(25.0, 60.0, 0.3, ("b",))
+    power.observe(30.0, 50.0, 0.25, ())
+    power.observe(99.0, 50.0, 0.25, ())
+    joules = 10 * 100 + 2 * 5 * 200 + 5 * 60
+    busy_s = 10 * 0.5 + 2 * 5 * 1.0 + 5 * 0.3
+    assert power.means() == pytest.approx((joules / 25, busy_s / 25))
     assert power.requests_served == 2
 
 
-def test_the_dynamic_metric_forgets_all_but_the_last_requests() -> None:
-    power = RequestPower(requests_kept=1)
-    power.sample(0.0, 50.0)
-    power.served(0.0, 10.0)
-    power.sample(10.0, 90.0)
-    power.served(10.0, 20.0)
-    power.served(-20.0, -10.0)
-    assert power.mean_power_watts == 90.0
-    assert power.requests_served == 3
+def test_what_no_meter_saw_is_not_counted_nor_is_time_that_runs_backwards() -> None:
+    power = RequestPower()
+    power.observe(0.0, 100.0, 1.0, ("a",))
+    power.observe(10.0, None, 0.0, ("a",))
+    power.observe(500.0, 300.0, 1.0, ("a",))
+    power.observe(400.0, 300.0, 1.0, ("a",))
+    power.observe(410.0, 100.0, 1.0, ())
+    assert power.means()[0] == 200.0
 
 
-def test_requests_per_joule() -> None:
-    assert requests_per_joule(6, 100.0, 3.0) == pytest.approx(0.02)
-    assert requests_per_joule(6, 0.0, 3.0) == 0.0
+def test_the_dynamic_metric_forgets_all_but_the_last_windows() -> None:
+    power = RequestPower(windows_kept=1)
+    power.observe(0.0, 50.0, 1.0, ("a",))
+    power.observe(10.0, 90.0, 1.0, ("b",))
+    power.observe(20.0, 10.0, 1.0, ())
+    assert power.means() == (90.0, 1.0)
+    assert power.requests_served == 2
+
+
+def test_a_vm_that_stays_for_days_does_not_hold_the_metric_to_what_was() -> None:
+    """Its windows are an hour long: a fan that fails shows after as many as are kept."""
+    power = RequestPower(windows_kept=3)
+    for hour in range(20):
+        power.observe(hour * 3600.0, 100.0 if hour < 15 else 130.0, 0.5, ("a",))
+    assert power.means() == pytest.approx((130.0, 0.5))
+    assert power.requests_served == 1

@@ -22,7 +22,7 @@ from nuage.vnode.hypervisor import GuestSpec, IscsiDisk
 from nuage.vnode.iso9660 import build_iso
 from nuage.vnode.ports import bridge_name, tap_name
 from nuage.vnode.probe import Trial, judge
-from nuage.vnode.sed import NodeFacts, PowerHistory, Sed
+from nuage.vnode.sed import NodeFacts, Sed
 
 PORT = PortWish(
     port_id=PortId("port-1"), segment_id=SegmentId("s"), label=0xFFFFFF, mac="52:54:00:00:00:01",
@@ -137,19 +137,6 @@ def test_shares_follow_the_class_where_a_tree_can_be_written(tmp_path: Path) -> 
 def test_interface_names_fit_the_kernel() -> None:
     assert len(bridge_name(0xFFFFFF)) <= 15
     assert len(tap_name(PortId("port-0123456789abcdef"))) <= 15
-
-
-def test_power_is_averaged_over_time_since_the_oldest_request_kept() -> None:
-    history = PowerHistory()
-    assert history.means(0.0) == (0.0, 1.0)
-    history.request_served(10.0)
-    history.sample(0.0, 500.0, 1.0)
-    history.sample(10.0, 100.0, 0.2)
-    history.sample(20.0, 300.0, 0.8)
-    assert history.means(40.0) == pytest.approx(
-        ((10 * 100 + 20 * 300) / 30, (10 * 0.2 + 20 * 0.8) / 30)
-    )
-    assert history.requests_served == 1
 
 
 async def test_a_node_s_flops_are_measured_once_and_a_slice_has_its_share(tmp_path: Path) -> None:
