@@ -46,6 +46,14 @@ def moment(text: str) -> float:
         raise InvalidRequest(f"{text!r} is not a moment such as 2026-12-01T18:00") from None
 
 
+def figure(text: str, field: str) -> float:
+    """Read a figure that stands within an option."""
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRequest(f"{text!r} is not a number", field=field) from None
+
+
 def number(value: object, digits: int = 1) -> str:
     """Return a figure for people; "-" for one that is not known."""
     return "-" if value is None else f"{float(str(value)):.{digits}f}"
@@ -221,12 +229,12 @@ def _share(text: str) -> float:
 
 
 def _rule(text: str, hysteresis: object) -> dict[str, object]:
-    figure, sign, rest = text.partition(">")
+    watched, sign, rest = text.partition(">")
     above, equals, share = rest.rstrip("!").partition("=")
     if not (sign and equals):
         raise InvalidRequest(f"{text!r} is not FIGURE>VALUE=SHARE", field="set")
     return {
-        "name": f"{figure}>{above}", "figure": figure, "above": float(above),
+        "name": f"{watched}>{above}", "figure": watched, "above": figure(above, "set"),
         "share": _share(share), "hysteresis": hysteresis, "urgent": text.endswith("!"),
     }  # fmt: skip
 
@@ -253,7 +261,7 @@ def _when(at_s: object) -> str:
 @click.option("--over", is_flag=True, help="Take the figure back.")
 @pass_session
 def event_command(
-    session: Session, site: str, figure: str, value: float | None, lasts: str, *, over: bool
+    session: Session, /, site: str, figure: str, value: float | None, lasts: str, *, over: bool
 ) -> None:
     """Tell SITE a FIGURE: temperature_c 32, price_eur_per_mwh 400, grid_alert 2."""
     if (value is None) is not over:
@@ -269,7 +277,7 @@ def _supposed(texts: Sequence[str]) -> dict[str, float]:
         name, sign, value = text.partition("=")
         if not sign:
             raise InvalidRequest(f"{text!r} is not FIGURE=VALUE", field="what-if")
-        found[name] = float(value)
+        found[name] = figure(value, "what-if")
     return found
 
 

@@ -1,11 +1,16 @@
 """Plots for people: a plan as bars over time, and what the rules foresee. PNG or SVG by name."""
 
+from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from time import localtime, strftime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nuage.cli.showing import Row, listed
 from nuage.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS: Final = {
     "migrate": "#2a78b8", "power-off": "#777777", "power-on": "#d98a00", "boot": "#6a3d9a",
@@ -19,41 +24,54 @@ def require_plot(path: Path) -> None:
 
 
 def plot_plan(plan: Row, path: Path) -> None:
-    """Draw a plan's steps by node, and below them share, price and temperature foreseen."""
+    """Draw a plan's steps by node; below, hour by hour, what the rules foresee and from what."""
     require_plot(path)
     from matplotlib.figure import Figure  # half a second that tables do not need
 
-    steps, foreseen = listed(plan, "steps"), listed(plan, "foreseen")
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    above, below = figure.subplots(2, 1)
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    steps, shares, weather = figure.subplots(3, 1, height_ratios=(1.4, 1.0, 1.0))
+    _draw_steps(steps, plan)
+    foreseen = listed(plan, "foreseen")
+    hours = [strftime("%d %H:%M", localtime(float(str(h["at_s"])))) for h in foreseen]
+    _draw(shares, hours, [100.0 * float(str(h["share"])) for h in foreseen], "black",
+          "nodes in service, %")  # fmt: skip
+    shares.set_ylim(0, 105)
+    _draw(shares.twinx(), hours, _values(foreseen, "price_eur_per_mwh"), "#2a78b8", "EUR/MWh")
+    _draw(weather, hours, _values(foreseen, "temperature_c"), "#c0392b", "°C outside")
+    _draw(weather.twinx(), hours, _values(foreseen, "pue"), "#6a3d9a", "PUE")
+    shares.tick_params(axis="x", labelbottom=False)
+    weather.tick_params(axis="x", rotation=60)
+    figure.savefig(path)
+
+
+def _draw_steps(axes: "Axes", plan: Row) -> None:
+    steps = listed(plan, "steps")
     for step in steps:
         begin_s, end_s = float(str(step["begin_s"])), float(str(step["end_s"]))
-        act = str(step["act"])
-        above.barh(
-            str(step["node_id"]), end_s - begin_s, left=begin_s, color=COLOURS[act], alpha=0.8
-        )
-        label = str(step["vm_name"] or act)
-        above.text((begin_s + end_s) / 2, str(step["node_id"]), label, ha="center", va="center")
-    above.set_xlabel("seconds from the plan's begin")
-    above.set_title(
+        act, node = str(step["act"]), str(step["node_id"])
+        bar = axes.barh(node, end_s - begin_s, left=begin_s, color=COLOURS[act], alpha=0.8)
+        label = f"{step['vm_name']} comes" if step["vm_name"] else act
+        axes.bar_label(bar, labels=[label], label_type="center")
+    if not steps:
+        axes.text(0.5, 0.5, "nothing to do", ha="center", transform=axes.transAxes)
+        axes.set_yticks([])
+    axes.margins(y=0.3)
+    axes.set_xlabel("seconds from the plan's begin")
+    axes.set_title(
         f"{plan['site_id']}: {len(steps)} steps, {float(str(plan['joules'])):.0f} J, "
         f"saves {float(str(plan['saved_watts'])):.0f} W"
     )
-    hours = [strftime("%d %H:%M", localtime(float(str(h["at_s"])))) for h in foreseen]
-    below.step(hours, [float(str(h["share"])) * 100 for h in foreseen], where="post", color="black")
-    below.set_ylabel("nodes in service, %")
-    below.set_ylim(0, 105)
-    below.tick_params(axis="x", rotation=60)
-    other = below.twinx()
-    for name, text, colour in (
-        ("price_eur_per_mwh", "EUR/MWh", "#2a78b8"),
-        ("temperature_c", "°C", "#c0392b"),
-    ):
-        points = [(t, h[name]) for t, h in zip(hours, foreseen, strict=True) if h[name] is not None]
-        if points:
-            other.plot(
-                [t for t, _ in points], [float(str(v)) for _, v in points],
-                color=colour, label=text, alpha=0.7,
-            )  # fmt: skip
-    other.legend(loc="upper right")
-    figure.savefig(path)
+
+
+def _values(foreseen: Sequence[Row], name: str) -> list[float]:
+    """Return a figure by hour; NaN, which is not drawn, for what is not known."""
+    return [nan if hour[name] is None else float(str(hour[name])) for hour in foreseen]
+
+
+def _draw(
+    axes: "Axes", hours: Sequence[str], values: Sequence[float], colour: str, label: str
+) -> None:
+    """Draw a figure that holds for an hour each, its axis in its own colour."""
+    axes.step(hours, values, where="post", color=colour)
+    axes.set_ylabel(label, color=colour)
+    axes.tick_params(axis="y", colors=colour)

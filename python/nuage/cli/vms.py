@@ -178,7 +178,7 @@ def show_vm(session: Session, name: str, iaas: str) -> None:
         ),
         ("moves to", moves or ""),
         ("shape", f"{shape['vcpu_count']} × {shape['memory_mib']} MiB"),
-        ("preserved", f"{kept} vCPUs" if (kept := shape.get("preserved_vcpus")) else ""),
+        ("preserved", f"{kept} of its vCPUs" if (kept := shape.get("preserved_vcpus")) else ""),
         *_rules(vm),
         ("volumes", ", ".join(str(volume) for volume in listed(vm, "volumes"))),
         ("ports", ", ".join(str(port) for port in listed(vm, "ports"))),

@@ -108,6 +108,7 @@ class EnergyKeeper:
             site=around.site, agent=around.agent, clock=around.clock, meters=self.meters,
             switch=self.switch, find_source=self.public.find,
         ))  # fmt: skip
+        self._look.events.told.update(kept.events)
         self._conductor = Conductor(ConductParts(
             site=around.site, agent=around.agent, clock=around.clock, tasks=around.tasks,
             look=self._look, meters=self.meters, switch=self.switch,
@@ -155,6 +156,7 @@ class EnergyKeeper:
             books=self.books.state,
             sleeping=dict(self.switch.sleeping),
             curves=self.meters.curves_to_keep,
+            events=self._look.events.told,
         )
         save_state(state, self._path)
         self._saved_s = self._clock.now_s()
@@ -250,10 +252,11 @@ class EnergyKeeper:
         return self._conductor.progress()
 
     def post(self, figure: str, value: float | None, for_s: float) -> None:
-        """Take a figure that somebody knows; it acts before this returns."""
+        """Take a figure that somebody knows; it acts, and is on disk, before this returns."""
         now_s = self._clock.now_s()
         self._look.events.post(figure, value, now_s + for_s)
         self.look()
+        self._save()
         self.stir()
 
     def report(self, month: str) -> tuple[EnergyRow, ...]:

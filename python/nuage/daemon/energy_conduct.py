@@ -62,6 +62,7 @@ class Conductor:
         self._shown: EnergyPlan | None = None
         self._planned_s = 0.0
         self._urgent: frozenset[NodeId] = frozenset()
+        self._said: tuple[str, ...] = ()  # what could not be cured, as told last
         self._is_planning = False
 
     def register(self, handlers: Handlers) -> None:
@@ -103,22 +104,41 @@ class Conductor:
             return
         self._planned_s = now_s
         drain = self._look.out_of_service() if is_automatic else set()
-        terms = self._terms(drain, None if urgent else rules.hold_s)
-        if not is_automatic:  # what has to move moves; no button is pressed that nobody asked for
-            terms = replace(terms, kept_on={vector.node_id for vector in self._agent.nodes})
-        plan = await self._planning.make(terms)
+        plan = await self._planning.make(
+            self._due_terms(drain, None if urgent else rules.hold_s, is_automatic=is_automatic)
+        )
+        unsolved = self._planning.unsolved(plan) if urgent else ()
+        if urgent and is_automatic and not plan.steps:
+            # What cannot be cured is no reason to save nothing elsewhere.
+            urgent = []
+            plan = await self._planning.make(
+                self._due_terms(drain, rules.hold_s, is_automatic=is_automatic)
+            )
         is_worth_it = bool(urgent) or plan.pays_after_s <= rules.hold_s
         if self._run is None and plan.steps and is_worth_it:
             self._begin(plan)
-        elif urgent and plan.unsolved:
-            text = f"cannot clear {', '.join(urgent)}: {plan.unsolved[0].reason}"
-            self._site.announce("site", self._site.site_id, "plan", text)
+        if unsolved != self._said:
+            self._said = unsolved
+            for text in unsolved:
+                self._site.announce("site", self._site.site_id, "plan", f"not solved: {text}")
+
+    def _due_terms(
+        self, drain: Collection[NodeId], hold_s: float | None, *, is_automatic: bool
+    ) -> Terms:
+        terms = self._terms(drain, hold_s)
+        if is_automatic:
+            return terms
+        # What has to move moves, in manual mode too; no button is pressed that nobody asked for.
+        return replace(terms, kept_on={vector.node_id for vector in self._agent.nodes})
 
     def _own_vectors(self) -> SiteVectors:
         return SiteVectors(vectors=self._agent.nodes, pue=self._agent.conditions.pue)
 
-    def _terms(self, drain: Collection[NodeId], hold_s: float | None) -> Terms:
+    def _terms(
+        self, drain: Collection[NodeId], hold_s: float | None, asked: Collection[NodeId] = ()
+    ) -> Terms:
         rules, now_s = self._look.rules, self._clock.now_s()
+        ailing = {vector.node_id for vector in self._agent.nodes if vector.maintenance}
         kept_on = {
             vector.node_id
             for vector in self._agent.nodes
@@ -128,6 +148,7 @@ class Conductor:
         }
         return Terms(
             drain=drain,
+            ruled_out=set(drain) - set(asked) - ailing,
             kept_on=kept_on,
             nodes_kept_on=rules.nodes_kept_on,
             hold_s=hold_s,
@@ -219,7 +240,7 @@ class Conductor:
                 raise InvalidRequest(f"{node_id} is not a V-node here that reports", field="drain")
         drain = self._look.out_of_service() | set(ask.drain) | self._look.out_if(ask.figures)
         return await self._planning.make(
-            self._terms(drain, self._look.rules.hold_s if ask.consolidate else None)
+            self._terms(drain, self._look.rules.hold_s if ask.consolidate else None, ask.drain)
         )
 
     def progress(self) -> EnergyPlan | None:

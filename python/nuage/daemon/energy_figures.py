@@ -45,7 +45,7 @@ class EventFigures:
     """Figures that somebody posted, each until its end: a heat wave's warning, a grid alert."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[float, float]] = {}
+        self.told: dict[str, tuple[float, float]] = {}  # value, and until when
 
     def post(self, figure: str, value: float | None, until_s: float) -> None:
         """Take a figure until a moment; None takes it back.
@@ -55,18 +55,18 @@ class EventFigures:
         """
         require_figures([figure])
         if value is None:
-            self._told.pop(figure, None)
+            self.told.pop(figure, None)
         else:
-            self._told[figure] = (value, until_s)
+            self.told[figure] = (value, until_s)
 
     def at(self, now_s: float) -> dict[str, float]:
         """Return what holds now."""
-        self._told = {name: told for name, told in self._told.items() if told[1] > now_s}
-        return {name: value for name, (value, _) in self._told.items()}
+        self.told = {name: told for name, told in self.told.items() if told[1] > now_s}
+        return {name: value for name, (value, _) in self.told.items()}
 
     def ends(self) -> list[float]:
         """Return when the events end."""
-        return [until_s for _, until_s in self._told.values()]
+        return [until_s for _, until_s in self.told.values()]
 
 
 class SiteFacts:

@@ -28,7 +28,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, Node, NodeRole
 from nuage.model.placement import EstimationVector
 from nuage.model.status import Migration
-from nuage.model.vm import Vm, VmState
+from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.placement.planner.plan import Act, Plan
 from nuage.placement.planner.schedule import Pace
 from nuage.placement.planner.site_plan import SiteView, plan_site, waits_for
@@ -61,6 +61,7 @@ class Terms:
     """What a plan of this site keeps to."""
 
     drain: Collection[NodeId]
+    ruled_out: Collection[NodeId]
     kept_on: Collection[NodeId]
     nodes_kept_on: int
     hold_s: float | None
@@ -106,6 +107,7 @@ class Planning:
             curve_of=terms.curve_of,
             cores_of=terms.cores_of,
             drain=terms.drain,
+            ruled_out=terms.ruled_out,
             kept_on=terms.kept_on,
             nodes_kept_on=terms.nodes_kept_on,
             nodes_at=partial(nodes_at, index),
@@ -170,13 +172,40 @@ class Planning:
             joules=plan.joules,
             saved_watts=plan.saved_watts,
             pays_after_s=pays if pays != float("inf") else None,
-            unsolved=tuple(_told(v.rule, v.reason, v.vm_ids, v.node_id) for v in plan.unsolved),
+            unsolved=self.unsolved(plan),
         )
 
+    def unsolved(self, plan: Plan) -> tuple[str, ...]:
+        """Tell what a plan cannot cure, and where a node is not emptied, who stays and why."""
+        running = {
+            vm.vm_id: vm
+            for vm in self._site.index.values(Vm)
+            if vm.node_id is not None and vm.wish is PowerWish.RUNNING
+        }
+        moved = {step.vm_id for step in plan.steps}
+        told = []
+        for violation in plan.unsolved:
+            names = [running[vm].name if vm in running else vm for vm in violation.vm_ids]
+            whom = ", ".join(names) or violation.node_id or ""
+            stays = sorted(
+                f"{vm.name} stays, {_bound(vm)}"
+                for vm in running.values()
+                if vm.node_id == violation.node_id and vm.vm_id not in moved
+            )
+            text = f"{violation.rule}: {whom} {violation.reason}"
+            told.append("; ".join((text, *(stays if violation.rule == "drain" else ()))))
+        return tuple(told)
 
-def _told(rule: str, reason: str, vm_ids: Sequence[VmId], node_id: NodeId | None) -> str:
-    whom = ", ".join(vm_ids) or node_id or ""
-    return f"{rule}: {whom} {reason}"
+
+def _bound(vm: Vm) -> str:
+    """Tell what a VM's owner asks of its place, for somebody who wonders why it does not move."""
+    asked = [
+        *([f"only on {', '.join(vm.fence)}"] if vm.fence else ()),
+        *([f"never on {', '.join(vm.ban)}"] if vm.ban else ()),
+        *([f"{vm.shape.preserved_vcpus} vCPUs preserved"] if vm.shape.preserved_vcpus else ()),
+        *(["near or apart from others"] if vm.near or vm.apart else ()),
+    ]
+    return "; ".join(asked) or "no room elsewhere"
 
 
 class PlanRun:

@@ -19,11 +19,15 @@ log = structlog.get_logger("energy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptState:
-    """Accounts and counters, the vectors of nodes that sleep, the curves that were refined."""
+    """Accounts and counters, the vectors of nodes that sleep, the curves that were refined.
+
+    And the figures that were posted, each with its value and its end.
+    """
 
     books: BooksState = field(default_factory=BooksState)
     sleeping: dict[NodeId, EstimationVector] = field(default_factory=dict)
     curves: dict[NodeId, tuple[float, ...]] = field(default_factory=dict)
+    events: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def save_state(state: KeptState, path: Path) -> None:

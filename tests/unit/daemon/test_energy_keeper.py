@@ -301,6 +301,39 @@ async def test_a_woken_node_is_left_on_for_its_break_even_time(world: World) -> 
     assert await offs() == 1
 
 
+async def test_a_figure_that_was_posted_survives_a_kill_until_its_end(world: World) -> None:
+    await world.site.save(EnergyRules(site_id=MARNE, rules=(HEAT,)))
+    world.keeper.post("temperature_c", 32.0, 600.0)
+    again = world.open()  # nobody closed the first
+    again.look()
+    assert len(world.able()) == 1
+    world.clock.time_s += 601.0
+    again.look()
+    assert again._look.events.at(world.clock.now_s()) == {}
+
+
+async def test_a_vm_that_cannot_move_is_named_and_no_reason_to_save_nothing_else(
+    world: World,
+) -> None:
+    """Under heat both nodes are to go but one; a fence holds a VM on one that goes."""
+    rules = EnergyRules(
+        site_id=MARNE, rules=(replace(HEAT, share=0.5),), mode=EnergyMode.AUTOMATIC,
+        nodes_kept_on=0, hold_s=86_400.0,
+    )  # fmt: skip
+    await world.site.save(rules)
+    world.keeper.post("temperature_c", 32.0, 3600.0)
+    (stays,) = world.able()
+    (goes,) = set(NODES) - {stays}
+    await world.site.save(replace(a_vm(goes), fence=(goes,)))
+    world.agent.update(world.vector(goes, vm_count=1, running=(VmId("a"),)))
+    world.keeper.look()
+    for _ in range(2):
+        await world.keeper._conductor._automate()
+    told = [text for text in world.said if text.startswith("not solved")]
+    assert told == [f"not solved: drain: {goes} is to be empty; a stays, only on {goes}"]
+    assert "a plan begins: 0 migrations, 1 power acts" in world.said  # the node that serves nobody
+
+
 async def test_rules_act_when_they_are_written(world: World) -> None:
     world.keeper.post("temperature_c", 30.0, 600.0)
     assert world.able() == set(NODES)

@@ -7,6 +7,7 @@ from nuage.energy.electrical import PowerLimit
 from nuage.ids import IaasId, NodeId, SiteId, VmId
 from nuage.model.contract import Contract
 from nuage.model.vm import PowerWish, Vm, VmShape
+from nuage.placement.planner.constraints import Ban
 from nuage.placement.planner.make import constraints_of, fleet_of, make_plan
 from nuage.placement.planner.plan import Act, Reason
 
@@ -45,6 +46,15 @@ def test_a_heat_event_drains_a_node_within_the_contract() -> None:
     assert {step.reason for step in moves} == {Reason.DEFECTION}
     assert plan.steps[-1].act is Act.POWER_OFF
     assert plan.unsolved == ()
+
+
+def test_what_moves_a_vm_to_where_its_owner_wants_it_is_quality_of_service() -> None:
+    fleet = fleet_of(vectors(), VMS)  # type: ignore[arg-type]
+    constraints = constraints_of(fleet, VMS, contracts=CONTRACTS, sites=SITES)
+    plan = make_plan(fleet, [*constraints, Ban((VmId("a"),), (NodeId("marne-v1"),))])
+    assert [(step.vm_id, step.node_id, step.reason) for step in plan.steps] == [
+        ("a", "marne-v2", Reason.QOS)
+    ]
 
 
 def test_idle_nodes_are_emptied_when_that_pays() -> None:

@@ -168,7 +168,7 @@ def make_plan(
     Nodes are emptied and switched off where that pays within `hold_s` seconds.
     """
     target = repair(fleet, constraints)
-    reasons: dict[int, Reason] = {}
+    reasons = _owed(fleet, constraints)
     if hold_s is not None and not target.unsolved:
         settled = Fleet(
             fleet.nodes,
@@ -179,7 +179,7 @@ def make_plan(
         )
         fewer = consolidate(settled, constraints, hold_s=hold_s)
         moved = (fewer.placement != target.placement).nonzero()[0].tolist()
-        reasons = {vm: Reason.ENERGY for vm in moved if target.placement[vm] == fleet.start[vm]}
+        reasons |= {vm: Reason.ENERGY for vm in moved if target.placement[vm] == fleet.start[vm]}
         target = fewer
     plan = schedule(fleet, target, constraints, pace=pace, reasons=reasons, idle_off_s=hold_s)
     objections = check_plan(fleet, plan, constraints, pace=pace)
@@ -187,6 +187,17 @@ def make_plan(
         told = "; ".join(f"{v.rule}: {v.reason}" for v in objections[:3])
         raise LocalProtocolError(f"the planner made a plan that its checker refuses: {told}")
     return plan
+
+
+def _owed(fleet: Fleet, constraints: Sequence[Constraint]) -> dict[int, Reason]:
+    """Return the VMs that are not where their owner was promised: what moves them is QoS."""
+    return {
+        number: Reason.QOS
+        for constraint in constraints
+        for violation in constraint.violations(fleet, fleet.start)
+        for number in (fleet.vm_number[vm_id] for vm_id in violation.vm_ids)
+        if violation.rule != Electrical.rule and not fleet.nodes[fleet.start[number]].drain
+    }
 
 
 def curve_of(vector: EstimationVector) -> PowerCurve:

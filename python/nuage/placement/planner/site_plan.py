@@ -21,7 +21,7 @@ from nuage.model.vm import Vm
 from nuage.placement.planner.constraints import Constraint, Fence
 from nuage.placement.planner.fleet import Fleet
 from nuage.placement.planner.make import NodesAt, constraints_of, curve_of, fleet_of, make_plan
-from nuage.placement.planner.plan import Act, Plan, Step
+from nuage.placement.planner.plan import Act, Plan, Reason, Step
 from nuage.placement.planner.schedule import Pace
 
 
@@ -30,7 +30,8 @@ class SiteView:
     """What is planned over. `vectors` and `vms` are of all sites that answered.
 
     `pue_of` and `cores_of` (cores that a VM keeps busy) may have gaps. `busy_until` names nodes
-    that are not to be switched off: woken a moment ago, or under maintenance.
+    that are not to be switched off: woken a moment ago, or under maintenance. `ruled_out` are
+    those of `drain` that a rule takes out of service to save energy: nothing ails them.
     """
 
     site_id: SiteId
@@ -43,6 +44,7 @@ class SiteView:
     curve_of: Mapping[NodeId, Sequence[float]] = field(default_factory=dict)
     cores_of: Mapping[VmId, float] = field(default_factory=dict)
     drain: Collection[NodeId] = ()
+    ruled_out: Collection[NodeId] = ()
     kept_on: Collection[NodeId] = ()
     nodes_kept_on: int = 1
     nodes_at: NodesAt | None = None
@@ -57,7 +59,18 @@ def plan_site(view: SiteView, *, hold_s: float | None = None, pace: Pace | None 
         wider = _plan(view, view.vectors, hold_s, pace)
         if len(wider.unsolved) < len(plan.unsolved):
             plan = wider
-    return _with_nodes_kept(view, own, plan)
+    return _with_nodes_kept(view, own, _with_reasons(view, plan))
+
+
+def _with_reasons(view: SiteView, plan: Plan) -> Plan:
+    """Tell a node that is emptied by an energy rule from one with a defect."""
+    steps = tuple(
+        replace(step, reason=Reason.ENERGY)
+        if step.reason is Reason.DEFECTION and (step.from_node or step.node_id) in view.ruled_out
+        else step
+        for step in plan.steps
+    )
+    return replace(plan, steps=steps)
 
 
 def _plan(
