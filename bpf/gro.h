@@ -49,7 +49,7 @@ static __always_inline int is_joinable(struct __sk_buff *skb)
 	struct tcp_ipv4 *four = (void *)(long)skb->data;
 	struct tcp_ipv6 *six = (void *)(long)skb->data;
 
-	if (skb->gso_size || skb->vlan_present || (void *)(four + 1) > end)
+	if (skb->gso_size || (void *)(four + 1) > end)
 		return 0;
 	if (four->eth.type == bpf_htons(ETH_P_IP))
 		return four->ip.protocol == IPPROTO_TCP && four->ip.version_ihl == 0x45 &&
@@ -59,9 +59,12 @@ static __always_inline int is_joinable(struct __sk_buff *skb)
 	       !is_bare_ack(&six->tcp, bpf_ntohs(six->ip.bytes));
 }
 
+/* Whether the frame has a tag beside it that says its port's number already. */
+enum tagging { BARE, TAGGED };
+
 /* Send a frame that came from elsewhere to an access port here, joined with its like if it can. */
 static __always_inline int to_access_joined(struct __sk_buff *skb, struct port_value *place,
-					    __u32 label)
+					    __u32 label, enum tagging tagging)
 {
 	struct gro_port_value *gro;
 	__u32 zero = 0;
@@ -70,9 +73,13 @@ static __always_inline int to_access_joined(struct __sk_buff *skb, struct port_v
 		return TC_ACT_SHOT;
 	skb->mark = MARK | label;
 	gro = bpf_map_lookup_elem(&gro_port, &zero);
-	if (!gro || !gro->ifindex || place->label != label || !is_joinable(skb))
+	if (!gro || !gro->ifindex || place->label != label || !is_joinable(skb) ||
+	    (tagging == BARE && skb->vlan_present)) {
+		if (tagging == TAGGED && bpf_skb_vlan_pop(skb))
+			return drop(SUM_KERNEL_REFUSED);
 		return bpf_redirect(place->ifindex, 0);
-	if (bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), place->number))
+	}
+	if (tagging == BARE && bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), place->number))
 		return drop(SUM_KERNEL_REFUSED);
 	/* A queue for each processor: as many as the pair has, and none waits for another. */
 	skb->queue_mapping = bpf_get_smp_processor_id() % gro->queues + 1;

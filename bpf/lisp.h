@@ -350,7 +350,7 @@ int lisp_under(struct __sk_buff *skb)
 	count(SUM_DECAPSULATED);
 	if (address_eid(skb, found, me->router_mac, family == 4 ? ETH_P_IP : ETH_P_IPV6))
 		return drop(SUM_KERNEL_REFUSED);
-	return to_access_joined(skb, place, place->label);
+	return to_access_joined(skb, place, place->label, BARE);
 }
 
 #endif

@@ -9,7 +9,7 @@
 
 /* A TRILL frame taken apart. `is_vlan`: it has no fine-grained label. */
 struct arrival {
-	struct trill_head head;
+	struct trill_head head;		/* these two as one: a plain frame begins so */
 	struct trill_inner inner;
 	__u16 first;
 	__u16 egress;
@@ -22,19 +22,54 @@ struct arrival {
 	__u32 options;		/* the first word, or 0 */
 };
 
-static __always_inline int take_apart(struct __sk_buff *skb, struct arrival *in)
+#define PLAIN_BYTES 42
+_Static_assert(__builtin_offsetof(struct arrival, inner) + sizeof(struct trill_inner) ==
+	       PLAIN_BYTES, "plain");
+
+typedef __u64 __attribute__((may_alias)) any64;
+typedef __u16 __attribute__((may_alias)) any16;
+
+static __always_inline __u32 label_of(const struct trill_inner *inner)
+{
+	return (bpf_ntohs(inner->control) & 0xFFF) << 12 | (bpf_ntohs(inner->low) & 0xFFF);
+}
+
+/* Most frames have no options, a fine-grained label, and their headers in one piece: read at once.
+ * Negative: not such a frame. */
+static __always_inline int take_plain(struct __sk_buff *skb, struct arrival *in)
+{
+	const any64 *from = (void *)(long)skb->data;
+	any64 *to = (void *)in;
+
+	if ((void *)from + PLAIN_BYTES > (void *)(long)skb->data_end)
+		return -1;
+	for (int i = 0; i < PLAIN_BYTES / 8; i++)
+		to[i] = from[i];
+	((any16 *)to)[PLAIN_BYTES / 2 - 1] = ((const any16 *)from)[PLAIN_BYTES / 2 - 1];
+	in->first = bpf_ntohs(in->head.first);
+	if (TRILL_OPTION_BYTES(in->first) || in->inner.tag != bpf_htons(ETH_P_FGL) ||
+	    in->inner.second != in->inner.tag)
+		return -1;
+	in->egress = bpf_ntohs(in->head.egress);
+	in->ingress = bpf_ntohs(in->head.ingress);
+	in->label = label_of(&in->inner);
+	in->type = bpf_ntohs(in->inner.type);
+	in->payload = PLAIN_BYTES;
+	return 0;
+}
+
+static __noinline int take_any(struct __sk_buff *skb, struct arrival *in)
 {
 	struct trill_inner *inner = &in->inner;
-	__u32 offset = sizeof(in->head);
+	__u32 offset = sizeof(struct trill_head);
 	__be32 word;
 
-	if (bpf_skb_load_bytes(skb, 0, &in->head, sizeof(in->head)))
+	if (!in || bpf_skb_load_bytes(skb, 0, &in->head, sizeof(in->head)))
 		return -1;
 	in->first = bpf_ntohs(in->head.first);
 	in->egress = bpf_ntohs(in->head.egress);
 	in->ingress = bpf_ntohs(in->head.ingress);
 	in->option_bytes = TRILL_OPTION_BYTES(in->first);
-	in->options = 0;
 	if (in->option_bytes) {
 		if (bpf_skb_load_bytes(skb, offset, &word, 4))
 			return -1;
@@ -53,8 +88,7 @@ static __always_inline int take_apart(struct __sk_buff *skb, struct arrival *in)
 	if (inner->tag != bpf_htons(ETH_P_FGL) || inner->second != inner->tag ||
 	    bpf_skb_load_bytes(skb, offset + 18, &inner->low, 4))
 		return -1;
-	in->is_vlan = 0;
-	in->label = (bpf_ntohs(inner->control) & 0xFFF) << 12 | (bpf_ntohs(inner->low) & 0xFFF);
+	in->label = label_of(inner);
 	in->type = bpf_ntohs(inner->type);
 	in->payload = offset + sizeof(*inner);
 	return 0;
@@ -62,13 +96,14 @@ static __always_inline int take_apart(struct __sk_buff *skb, struct arrival *in)
 
 /* Shrink a TRILL frame from the front. bpf_skb_adjust_room takes only frames whose skb->protocol
  * is IP, so it becomes that first: of two VLAN tags pushed the inner one is written into the
- * frame, and popping it sets skb->protocol from what stands behind it. */
-static __always_inline long strip(struct __sk_buff *skb, __u32 bytes, __u16 type)
+ * frame, and popping it sets skb->protocol from what stands behind it. That tag is left beside the
+ * frame, with the number `tag`. */
+static __always_inline long strip(struct __sk_buff *skb, __u32 bytes, __u16 type, __u16 tag)
 {
 	__be16 disguise = bpf_htons(type);
 	long failed;
 
-	failed = bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), 1);
+	failed = bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), tag);
 	if (failed)
 		return failed;
 	failed = bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), 1);
@@ -80,54 +115,54 @@ static __always_inline long strip(struct __sk_buff *skb, __u32 bytes, __u16 type
 	failed = bpf_skb_vlan_pop(skb);
 	if (failed)
 		return failed;
-	failed = bpf_skb_vlan_pop(skb);
-	if (failed)
-		return failed;
 	return bpf_skb_adjust_room(skb, -(__s32)bytes, BPF_ADJ_ROOM_MAC,
 				   BPF_F_ADJ_ROOM_FIXED_GSO);
-}
-
-/* Hand the inner frame, bare now, to its ports here. */
-static __always_inline int deliver(struct __sk_buff *skb, __u32 label, const __u8 *dmac)
-{
-	struct station_value *found = NULL;
-
-	count(SUM_EGRESS);
-	if (!(dmac[0] & 1))
-		found = station_alive(label, dmac);
-	if (found)
-		return found->port ? to_access_joined(skb, place_of(found->port), label) :
-				     TC_ACT_SHOT;
-	flood_local(skb, label, 0);
-	return TC_ACT_SHOT;
 }
 
 static __always_inline int decapsulate(struct __sk_buff *skb, struct arrival *in)
 {
 	struct station_key key = {.label = in->label};
-	__u32 bytes = FGL_OVERHEAD + in->option_bytes, label = in->label;
+	__u32 bytes = FGL_OVERHEAD + in->option_bytes, label = in->label, left;
+	struct station_value *found = NULL;
+	struct port_value *place = NULL;
 	struct ethernet eth;
-	__u32 left;
 
-	if (in->is_vlan || !bpf_map_lookup_elem(&floods, &label))
-		return drop(DROP_LABEL);
-	if (in->inner.smac[0] & 1 || is_fabrics_own(in->inner.dmac, in->type))
-		return drop(DROP_INNER);
-	mac_copy(key.mac, in->inner.smac);
-	learn(&key, in->ingress, 0);
 	mac_copy(eth.dmac, in->inner.dmac);
 	mac_copy(eth.smac, in->inner.smac);
 	eth.type = in->inner.type;
+	if (!(eth.dmac[0] & 1))
+		found = station_alive(label, eth.dmac);
+	if (found && found->port)
+		place = place_of(found->port);
+	/* A port here of that label says as much as the list of them. */
+	if (in->is_vlan || ((!place || place->label != label) &&
+			    !bpf_map_lookup_elem(&floods, &label)))
+		return drop(DROP_LABEL);
+	if (eth.smac[0] & 1 || is_fabrics_own(eth.dmac, in->type))
+		return drop(DROP_INNER);
+	mac_copy(key.mac, eth.smac);
+	learn(&key, in->ingress, 0);
+	if (mac_equal(eth.dmac, eth.smac)) {	/* where it is was learned just now */
+		found = station_alive(label, eth.dmac);
+		place = found && found->port ? place_of(found->port) : NULL;
+	}
 	left = skb->len - in->payload;
 	if (left < sizeof(struct ipv4) + 1) {	/* Ethernet would have padded it to 46 */
 		bpf_skb_change_tail(skb, in->payload + sizeof(struct ipv4) + 1, 0);
 		left = sizeof(struct ipv4) + 1;
 	}
-	if (strip(skb, bytes, in->type == ETH_P_IPV6 && left > 40 ? ETH_P_IPV6 : ETH_P_IP))
+	if (strip(skb, bytes, in->type == ETH_P_IPV6 && left > 40 ? ETH_P_IPV6 : ETH_P_IP,
+		  place ? place->number : 0))
 		return drop(SUM_KERNEL_REFUSED);
 	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), BPF_F_RECOMPUTE_CSUM))
 		return drop(SUM_KERNEL_REFUSED);
-	return deliver(skb, label, eth.dmac);
+	count(SUM_EGRESS);
+	if (found)
+		return place ? to_access_joined(skb, place, label, TAGGED) : TC_ACT_SHOT;
+	if (bpf_skb_vlan_pop(skb))
+		return drop(SUM_KERNEL_REFUSED);
+	flood_local(skb, label, 0);
+	return TC_ACT_SHOT;
 }
 
 /* RBridges talk to each other in this frame (RFC 7178); tenants' frames have a label. */
@@ -263,13 +298,22 @@ static __always_inline __u32 stripped_label(struct __sk_buff *skb)
 	return note->label;
 }
 
+/* Hand what xdp_trunk left bare to its ports here. */
 static __always_inline int deliver_stripped(struct __sk_buff *skb, __u32 label)
 {
+	struct station_value *found = NULL;
 	__u8 dmac[MAC_BYTES];
 
 	if (bpf_skb_load_bytes(skb, 0, dmac, sizeof(dmac)))
 		return drop(DROP_SHORT);
-	return deliver(skb, label, dmac);
+	count(SUM_EGRESS);
+	if (!(dmac[0] & 1))
+		found = station_alive(label, dmac);
+	if (found)
+		return found->port ? to_access_joined(skb, place_of(found->port), label, BARE) :
+				     TC_ACT_SHOT;
+	flood_local(skb, label, 0);
+	return TC_ACT_SHOT;
 }
 
 static __always_inline int not_trill(struct __sk_buff *skb)
@@ -286,7 +330,7 @@ int trunk_in(struct __sk_buff *skb)
 {
 	struct port_value *port = port_here(skb);
 	struct self_value *me = self();
-	struct arrival in;
+	struct arrival in = {};
 	int cause, ends_here;
 	__u32 label;
 
@@ -301,7 +345,7 @@ int trunk_in(struct __sk_buff *skb)
 		return punt(skb);
 	if (skb->protocol != bpf_htons(ETH_P_TRILL))
 		return not_trill(skb);
-	if (take_apart(skb, &in))
+	if (take_plain(skb, &in) && take_any(skb, &in))
 		return drop(DROP_SHORT);
 	cause = trunk_refusal(port, &in, me);
 	if (cause >= 0)

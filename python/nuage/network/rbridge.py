@@ -113,8 +113,9 @@ LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
 GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more come with it
 CONTROL_RATE: Final = Rate(per_s=12_000, burst=20_000)  # frames a neighbour may make us parse
-# A neighbour that does not come back must not freeze us, nor one that comes back and says nothing.
-RESTART_WAIT_S: Final = 10.0
+# A neighbour that does not come back must not freeze us, nor one that comes back and says nothing;
+# where all daemons of a busy machine start one after the other, the last needs a while.
+RESTART_WAIT_S: Final = 30.0
 LOG_INTERVAL_S: Final = 30.0
 PDU_BYTES_MAX: Final = 1390  # what a trunk carries inside WireGuard and VXLAN over 1500 bytes
 
