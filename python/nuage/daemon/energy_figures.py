@@ -59,10 +59,9 @@ class EventFigures:
         else:
             self.told[figure] = (value, until_s)
 
-    def at(self, now_s: float) -> dict[str, float]:
-        """Return what holds now."""
-        self.told = {name: told for name, told in self.told.items() if told[1] > now_s}
-        return {name: value for name, (value, _) in self.told.items()}
+    def at(self, at_s: float) -> dict[str, float]:
+        """Return what holds at a moment."""
+        return {name: value for name, (value, until_s) in self.told.items() if until_s > at_s}
 
     def ends(self) -> list[float]:
         """Return when the events end."""

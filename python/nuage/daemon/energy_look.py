@@ -25,6 +25,7 @@ from nuage.placement.rack_agents import SiteAgent
 from nuage.placement.steward import Outlook, SiteFigures, Steward
 
 HOUR_S: Final = 3600.0
+CALM: Final = 0.0  # of grid alerts
 _POSTED: Final = (  # a figure of the site, as events name it
     ("outside", "temperature_c"),
     ("price", "price_eur_per_mwh"),
@@ -105,7 +106,7 @@ class SiteLook:
             price_eur_per_mwh=self.sources["price"].value,
             price_index=told.get("price_index", self._price.index(now_s)),
             carbon_g_per_kwh=self.sources["carbon"].value,
-            grid_alert=told.get("grid_alert"),
+            grid_alert=told.get("grid_alert", CALM),  # nobody measures it: told, or calm
         )
 
     def look(self) -> Outlook:
@@ -166,23 +167,26 @@ class SiteLook:
         return set(ranked) - nodes_in_service(ranked, wanted)
 
     def foresee(self, ask: PlanAsk) -> tuple[ForeseenHour, ...]:
-        """Return what the rules would do over the hours to come."""
+        """Return what the rules would do over the hours to come.
+
+        What is supposed holds for all of them, what was posted until its end.
+        """
         now_s = self._clock.now_s()
-        seen = {**self.figures(now_s).as_rules_see(), **ask.figures}
+        outside_c = self._outside.now(self._meters.probe(now_s)).value
         moments = []
         for hour in range(ask.hours + 1):
             at_s = now_s if not hour else now_s - now_s % HOUR_S + hour * HOUR_S
-            fresh = {
-                "temperature_c": self._outside.foreseen(at_s, seen.get("temperature_c")),
+            told = self.events.at(at_s) | ask.figures
+            then = {
                 "price_eur_per_mwh": self._price.now(at_s).value,
                 "price_index": self._price.index(at_s),
+                "carbon_g_per_kwh": self._carbon.now(at_s).value,
+                "grid_alert": CALM,
+                **told,
+                "temperature_c": self._outside.foreseen(at_s, told.get("temperature_c", outside_c)),
             }
-            then = seen | {
-                name: value
-                for name, value in fresh.items()
-                if value is not None and (name == "temperature_c" or name not in ask.figures)
-            }
-            moments.append((at_s, then))
+            known = {name: value for name, value in then.items() if value is not None}
+            moments.append((at_s, known))
         decisions = rehearse(self._controller, moments)
         return tuple(
             ForeseenHour(

@@ -312,6 +312,20 @@ async def test_a_figure_that_was_posted_survives_a_kill_until_its_end(world: Wor
     assert again._look.events.at(world.clock.now_s()) == {}
 
 
+async def test_a_grid_alert_that_is_over_lets_the_nodes_serve_again(world: World) -> None:
+    alert = ShareRule(name="cut", figure="grid_alert", above=1.0, share=0.5, urgent=True)
+    await world.site.save(EnergyRules(site_id=MARNE, rules=(alert,), ramp_per_min=60.0))
+    world.keeper.post("grid_alert", 2.0, 1800.0)
+    assert len(world.able()) == 1
+    plan = await world.keeper.what_if(PlanAsk(hours=2))
+    assert [hour.share for hour in plan.foreseen] == [0.5, 1.0, 1.0], "it ends before the hour"
+    world.clock.time_s += 1801.0
+    for node_id in NODES:
+        world.agent.update(world.vector(node_id))
+    world.keeper.look()
+    assert world.able() == set(NODES)
+
+
 async def test_a_vm_that_cannot_move_is_named_and_no_reason_to_save_nothing_else(
     world: World,
 ) -> None:
