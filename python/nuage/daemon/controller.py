@@ -39,6 +39,7 @@ from nuage.daemon.secret_desk import SecretDesk
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
 from nuage.daemon.trust_desk import Distrusting, TrustDesk
 from nuage.errors import Unavailable
+from nuage.iaas.contract_watch import ContractWatch
 from nuage.iaas.fabric_keys import FabricKeySet, KeyRoll
 from nuage.iaas.fabric_wishes import FabricContext
 from nuage.iaas.heads import HeadKeeper
@@ -256,6 +257,7 @@ class Controller:
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)
+        self._contracts = ContractWatch(self.site)
         self._heads = HeadWatch(
             self.site,
             HeadKeeper(self.site, replace_lost_after_s=configuration.replace_lost_after_s),
@@ -523,6 +525,7 @@ class Controller:
         self._tasks.keep("lease", self._holder.hold)
         self._tasks.keep("guardian", self._guardian.watch)
         self._tasks.keep("movement", self._movement.watch)
+        self._tasks.keep("contracts", self._contracts.watch)
         self._heads.start()
         self._tasks.keep("lease refresh", self._refresh_leases)
         renewer = Renewer(
@@ -589,6 +592,7 @@ class Controller:
         def render() -> bytes:
             ages = {str(site): self.links.age_of(site) for site in self.links.site_ids()}
             self._metrics.refresh(self.index, ages, self._guardian.lease_s())
+            self._metrics.show_checks(self._contracts.last)
             self._energy_metrics.refresh(self.index, self._energy.books.ledger.rows())
             return generate_latest(self._metrics.registry)
 

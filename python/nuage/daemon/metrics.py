@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from nuage.iaas.contract_watch import Checked
 from nuage.iaas.index import FederationIndex
 from nuage.model.vm import Vm, VmState
 
@@ -43,6 +44,18 @@ class ControllerMetrics:
         self._lease = Gauge(
             "nuage_site_lease_seconds", "Seconds this site may act as owner", registry=registry
         )
+        self._findings = Gauge(
+            "nuage_contract_findings",
+            "VMs, copies and receipts outside the contract of an IaaS at its last check",
+            ["iaas"],
+            registry=registry,
+        )
+        self._checked = Gauge(
+            "nuage_contract_checked_timestamp_seconds",
+            "When an IaaS was last checked against its contract",
+            ["iaas"],
+            registry=registry,
+        )
 
     def answered(self, operation: str, outcome: str, took_s: float) -> None:
         """Count an API request (`api.http.Doors.answered`)."""
@@ -64,3 +77,11 @@ class ControllerMetrics:
         for site, age_s in ages.items():
             self._age.labels(site).set(age_s)
         self._lease.set(lease_s)
+
+    def show_checks(self, checks: dict[str, Checked]) -> None:
+        """Take what the last checks of contracts found, by IaaS."""
+        self._findings.clear()
+        self._checked.clear()
+        for iaas, checked in checks.items():
+            self._findings.labels(iaas).set(len(checked.known))
+            self._checked.labels(iaas).set(checked.at_s)

@@ -285,7 +285,11 @@ def _site_document(site: Site, proof: LedgerProof) -> dict[str, object]:
 
 async def check_iaas(site: Site, _principal: Principal, body: NameIaas) -> ContractCheck:
     """Look at every VM, every copy and every receipt of an IaaS against its contract."""
-    iaas = site.index.iaas_named(body.iaas)
+    return await check_contract(site, site.index.iaas_named(body.iaas))
+
+
+async def check_contract(site: Site, iaas: Iaas) -> ContractCheck:
+    """Look at every VM, copy and receipt of `iaas`; what sites do not answer is named."""
     refusals = {
         d.site_id: refusal
         for d in site.index.values(Datacenter)

@@ -3,10 +3,14 @@
 from types import SimpleNamespace
 from typing import cast
 
+from prometheus_client import generate_latest
 from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, vm, volume
 
+from nuage.daemon.metrics import ControllerMetrics
+from nuage.daemon.process import new_registry
 from nuage.errors import SiteUnreachable
 from nuage.iaas.building import NameIaas
+from nuage.iaas.contract_watch import ContractWatch
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.provenance import AskCount, HeldCount, check_iaas
 from nuage.iaas.site import Site
@@ -66,3 +70,32 @@ async def test_a_copy_and_a_vm_abroad_are_found_and_a_silent_site_is_named() -> 
     check = await check_iaas(site_with(*values, held={}), AUDITOR, NameIaas(IAAS))
     assert sorted(finding.kind for finding in check.findings) == ["copy", "vm"]
     assert check.silent == ("zurich",)
+
+
+async def test_the_checker_tells_once_what_it_finds_and_when_it_is_gone() -> None:
+    signed = HeldCount(node_id=NodeId("z-io"), volume_id=VolumeId("vol-1"), receipt_count=3)
+    held: dict[str, list[HeldCount]] = {"zurich": [signed]}
+    here = site_with(volume(1, places=(("marne", "m-io"),)), held=held)
+    told: list[tuple[str, str]] = []
+    here.announce = lambda _kind, _id, what, text: told.append((what, text))
+    here.clock = SimpleNamespace(now_s=lambda: 7.0)
+    watch, metrics = ContractWatch(here), ControllerMetrics(new_registry())
+    await watch.look()
+    await watch.look()
+    ((what, text),) = told
+    assert (what, "vol-1 on z-io" in text, "zurich" in text) == ("contract-broken", True, True)
+    metrics.show_checks(watch.last)
+    shown = generate_latest(metrics.registry).decode()
+    assert 'nuage_contract_findings{iaas="tenant-1"} 1.0' in shown
+    assert 'nuage_contract_checked_timestamp_seconds{iaas="tenant-1"} 7.0' in shown
+    del held["zurich"]  # a site that does not answer takes nothing back
+    await watch.look()
+    assert len(told) == 1
+    held["zurich"] = []
+    await watch.look()
+    await watch.look()
+    assert [what for what, _ in told] == ["contract-broken", "contract-kept"]
+    metrics.show_checks(watch.last)
+    assert (
+        'nuage_contract_findings{iaas="tenant-1"} 0.0' in generate_latest(metrics.registry).decode()
+    )
