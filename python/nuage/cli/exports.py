@@ -16,9 +16,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from nuage.cli.moments import read_moment
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import inner, listed, row_of, rows_of
-from nuage.cli.storage import read_moment, volume_group
+from nuage.cli.storage import volume_group
 from nuage.errors import Conflict, CorruptData, Unavailable
 from nuage.ids import VolumeId
 from nuage.storage.exports import (

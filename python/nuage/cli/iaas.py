@@ -181,6 +181,8 @@ def show_iaas(session: Session, name: str) -> None:
     value = inner(answer, "value")
     click.echo(f"{value['name']}  {answer['id']}  owner {value['owner']}  home {answer['site']}")
     click.echo(f"contract: {contract_line(inner(value, 'contract'))}")
+    if value["encrypted"]:
+        click.echo("volumes lie encrypted under its own data key")
     rows = [(q["resource"], q["used"], q["limit"]) for q in rows_of(quota)]
     show(session, quota, ("QUOTA OF", "USED", "LIMIT"), rows, empty="")
 

@@ -171,7 +171,9 @@ def _service(row: Row) -> str:
         left = int(str(row.get("copy_count", 0)))
         copies = "1 copy" if left == 1 else f"{left} copies"
         return f"draining, {copies} left" if left else "drained"
-    return "maintenance" if node["maintenance"] else "in service"
+    if not node["maintenance"]:
+        return "in service"
+    return "revoked" if node["revoked_generation"] else "maintenance"
 
 
 @node_group.command("drain")

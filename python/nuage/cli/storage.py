@@ -8,6 +8,7 @@ import click
 
 from nuage.cli.energy import seconds
 from nuage.cli.iaas import iaas_group
+from nuage.cli.moments import read_moment
 from nuage.cli.rates import rate_line
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
@@ -217,34 +218,6 @@ def where_volume(session: Session, name: str, iaas: str) -> None:
     )
 
 
-def _moment(text: str) -> dict[str, object]:
-    """Read ``#123`` as a write, ``@name`` as a mark, ``14:05:10`` or ``90s ago`` as a time."""
-    stripped = text.strip()
-    if stripped.startswith("@") and len(stripped) > 1:
-        return {"mark": stripped[1:]}
-    if stripped.startswith("#"):
-        return {"sequence": int(stripped[1:])}
-    if stripped.endswith("s ago"):
-        return {"time_s": time.time() - float(stripped[:-5])}
-    if ":" in stripped:
-        today = time.strftime("%Y-%m-%d ")
-        form = "%Y-%m-%d %H:%M:%S"
-        return {"time_s": time.mktime(time.strptime(today + stripped, form))}
-    return {"time_s": float(stripped)}
-
-
-def read_moment(text: str) -> dict[str, object]:
-    """Return the fields of a moment."""
-    try:
-        return _moment(text)
-    except ValueError:
-        raise InvalidRequest(
-            f"{text!r} is not a moment",
-            field="moment",
-            hint="write #NUMBER of a write, @MARK, HH:MM:SS of today, '90s ago', or epoch seconds",
-        ) from None
-
-
 @volume_group.command("history")
 @click.argument("name")
 @click.option("--after", default=0, help="Only what came after this write.")
@@ -277,7 +250,10 @@ def history_volume(session: Session, name: str, after: int, count: int, iaas: st
 
 
 def _clock(seconds: object) -> str:
+    """Return the time of day, to the millisecond; of another day the date as well."""
     moment = float(str(seconds))
+    if time.localtime(moment)[:3] != time.localtime()[:3]:
+        return _day(seconds)
     return time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03d}"
 
 
@@ -294,16 +270,18 @@ def mark_volume(
 ) -> None:
     """Name this instant MARK in the journal of a volume, or of several at once."""
     body = {"name": mark, "together_with": together_with}
-    answer = row_of(session.client.call("POST", f"{_volumes(session, iaas)}/{name}/marks", body))
+    volumes = _volumes(session, iaas)
+    answer = row_of(session.client.call("POST", f"{volumes}/{name}/marks", body))
+    names = {row["id"]: inner(row, "value")["name"] for row in rows_of(session.client.get(volumes))}
     for volume, sequence in inner(answer, "sequences").items():
-        click.echo(f"{volume}  #{sequence}  {mark}")
+        click.echo(f"{names.get(volume, volume)}  #{sequence}  {mark}")
 
 
 @volume_group.command("clone")
 @click.argument("name")
 @click.argument("new_name")
 @click.option(
-    "--at", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '90s ago'.  [default: now]"
+    "--at", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '15min ago'.  [default: now]"
 )
 @click.option(
     "--with", "others", multiple=True, metavar="VOLUME=NEW", help="At the same @MARK; repeat."
@@ -342,7 +320,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 @volume_group.command("at")
 @click.argument("name")
-@click.option("--time", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '90s ago'.")
+@click.option("--time", "moment", default="", help="#NUMBER, @MARK, HH:MM:SS, '15min ago'.")
 @click.option(
     "--keep", default="1h", show_default=True, help="For how long: 15min, 2h; 7d at most."
 )
@@ -421,7 +399,7 @@ def _tell_views(session: Session, views: list[Row], answer: object) -> None:
 def rollback_volume(
     session: Session, name: str, moment: str, force: bool, others: tuple[str, ...], iaas: str
 ) -> None:
-    """Take a volume back to MOMENT (#NUMBER, @MARK, HH:MM:SS, '90s ago'); nothing is lost.
+    """Take a volume back to MOMENT (#NUMBER, @MARK, HH:MM:SS, '15min ago'); nothing is lost.
 
     Several go back to one instant, or none of them begins: a mark that was made of all at once.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nuage.cli.session import Session
 from nuage.cli.showing import inner, row_of, rows_of
-from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError
+from nuage.errors import Conflict, InvalidRequest, NuageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ def is_cloned(session: Session, volumes: str, instant: Instant, clone: str) -> b
     Raises:
         Conflict: the name is taken by something else.
     """
-    try:
-        there = inner(row_of(session.client.get(f"{volumes}/{clone}")), "value")
-    except NotFound:
+    known = (inner(row, "value") for row in rows_of(session.client.get(volumes)))
+    there = next((volume for volume in known if volume["name"] == clone), None)
+    if there is None:
         return False
     source = row_of(session.client.get(f"{volumes}/{instant.volume}"))["id"]
     origin = there["origin"]

@@ -307,8 +307,8 @@ class FederationIndex:
         known = sorted(
             other
             for (of_kind, of_iaas, other), ids in self._names.items()
-            if ids and of_kind == kind and of_iaas == (iaas_id or "")
-        )
+            if ids and of_kind == kind and of_iaas == (iaas_id or "") and "." not in other
+        )  # a name with a dot is our own: a template's
         hint = f"there is {', '.join(known[:8])}" if known else f"there is no {kind} yet"
         return NotFound(kind, name, hint=hint)
 

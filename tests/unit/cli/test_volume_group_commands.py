@@ -5,10 +5,10 @@ from typing import cast
 import pytest
 from click.testing import CliRunner, Result
 
-from nuage.api.client import Client
+from nuage.api.client import ApiError, Client
 from nuage.cli.session import Session
 from nuage.cli.storage import volume_group
-from nuage.errors import Conflict, NotFound, NuageError, Unavailable
+from nuage.errors import Conflict, NuageError, Unavailable
 
 ALL = "/v1/iaas/acme/volumes"
 
@@ -34,6 +34,8 @@ class Volumes:
     def get(self, path: str, **_query: object) -> object:
         if path == "/v1/iaas/acme/vms":
             return [{"id": "vm-1", "value": {"name": "web", "state": "running"}}]
+        if path == ALL:
+            return [self.get(f"{ALL}/{name}") for name in (*self.marks, *self.clones)]
         name, _, what = path.removeprefix(f"{ALL}/").partition("/")
         if what == "history":
             return {
@@ -44,7 +46,7 @@ class Volumes:
             value = {"name": name, "vm_id": self.users.get(name), "origin": None}
             return {"id": f"id-of-{name}", "value": value}
         if name not in self.clones:
-            raise NotFound("volume", name)
+            raise ApiError({"message": f"no volume {name!r}"}, "lyon", 404)
         source, sequence = self.clones[name]
         origin = {"volume_id": f"id-of-{source}", "moment": {"sequence": sequence}}
         return {"id": f"id-of-{name}", "value": {"name": name, "vm_id": None, "origin": origin}}
