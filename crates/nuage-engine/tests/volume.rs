@@ -13,7 +13,7 @@ use nuage_engine::{
     create_to_join, create_volume, open_volume,
 };
 use nuage_journal::{
-    DataKey, JournalError, Now, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec,
+    Cipher, DataKey, JournalError, Now, Point, ReceiptAct, Retention, StoreEvent, VolumeSpec,
 };
 
 const SIZE: u64 = 8 << 20;
@@ -31,6 +31,10 @@ fn spec(encrypted: bool) -> VolumeSpec {
 }
 
 fn open(path: &Path, encrypted: bool, mode: AckMode) -> Volume<FileDisk> {
+    open_with(path, encrypted.then(|| DataKey::new(KEY).cipher()), mode)
+}
+
+fn open_with(path: &Path, cipher: Option<Cipher>, mode: AckMode) -> Volume<FileDisk> {
     let options = HeadOptions {
         name: Arc::from("v"),
         mode,
@@ -38,7 +42,6 @@ fn open(path: &Path, encrypted: bool, mode: AckMode) -> Volume<FileDisk> {
         head: "test".into(),
         accepts_loss: false,
     };
-    let cipher = encrypted.then(|| DataKey::new(KEY).cipher());
     open_volume(path, cipher, options, Rc::new(SystemClock::default())).unwrap()
 }
 
@@ -343,6 +346,63 @@ fn history_that_leaves_before_its_time_is_known_and_strict_history_never_does() 
     assert!(due > 0);
     assert_eq!((horizon, early), (*times.last().unwrap(), now_ns));
     assert_eq!(enforce(rule).0, 0, "nothing is due twice");
+}
+
+#[test]
+fn what_is_written_after_a_change_of_data_keys_needs_the_new_one_and_the_past_the_old() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, copy) = (directory.path().join("a"), directory.path().join("b"));
+    create_volume(&path, &spec(true)).unwrap();
+    let next = || DataKey::new([8; 32]).cipher();
+    let both = || next().also(&DataKey::new(KEY));
+    let mut prng = Prng(31);
+    let mut model = vec![0; SIZE as usize];
+    let mut volume = open(&path, true, AckMode::WriteBack);
+    for _ in 0..60 {
+        change(&mut prng, &mut volume, &mut model);
+    }
+    run(&mut volume, Operation::Flush);
+    drop(volume);
+    let mut volume = open_with(&path, Some(both()), AckMode::WriteBack);
+    assert!(read_all(&mut volume) == model);
+    let retention = Retention {
+        window_bytes: 1 << 20,
+        ..Retention::default()
+    };
+    volume.with(|head| head.store_mut().set_retention(retention));
+    for _ in 0..60 {
+        change(&mut prng, &mut volume, &mut model);
+        volume.with(nuage_engine::VolumeHead::tidy);
+    }
+    let seq = administer(
+        &mut volume,
+        Administration::Snapshot {
+            id: 1,
+            name: "s".into(),
+        },
+    );
+    volume
+        .with(|head| clone_store(head.store_mut(), seq, &copy, [8; 16], 2, None))
+        .unwrap();
+    run(&mut volume, Operation::Flush);
+    drop(volume);
+    for place in [&path, &copy] {
+        let mut volume = open_with(place, Some(both()), AckMode::WriteBack);
+        assert!(read_all(&mut volume) == model);
+        drop(volume);
+        for alone in [DataKey::new(KEY).cipher(), next()] {
+            let mut volume = open_with(place, Some(alone), AckMode::WriteBack);
+            let operation = Operation::Read {
+                offset: 0,
+                length: SIZE as u32,
+            };
+            let read = run(&mut volume, operation);
+            assert!(
+                !matches!(read, Outcome::Data(_)),
+                "one key alone reads it all"
+            );
+        }
+    }
 }
 
 #[test]

@@ -58,9 +58,12 @@ impl DataKey {
     }
 }
 
-/// The data key of a volume's IaaS, and the epoch keys made from it.
+/// The data keys of a volume's IaaS, and the epoch keys made from them.
+///
+/// What is written is sealed with the newest. An epoch has one data key from its first block to its
+/// last, so the first block of an epoch that opens tells which one that was.
 pub struct Cipher {
-    root: hmac::Key,
+    roots: Vec<hmac::Key>,
     epochs: HashMap<(VolumeUuid, u64), LessSafeKey>,
 }
 
@@ -73,31 +76,33 @@ impl std::fmt::Debug for Cipher {
 impl Cipher {
     pub fn new(data_key: &[u8; 32]) -> Self {
         Self {
-            root: hmac::Key::new(hmac::HMAC_SHA256, data_key),
+            roots: vec![hmac::Key::new(hmac::HMAC_SHA256, data_key)],
             epochs: HashMap::new(),
         }
     }
 
-    fn key(&mut self, volume: VolumeUuid, epoch: u64) -> &LessSafeKey {
+    /// One that opens what was sealed with an earlier data key, too.
+    #[must_use]
+    pub fn also(mut self, earlier: &DataKey) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, earlier.0.as_ref());
+        self.roots.push(key);
+        self
+    }
+
+    fn make_room(&mut self) {
         if self.epochs.len() > EPOCH_KEYS_MAX {
             self.epochs.clear();
         }
-        self.epochs.entry((volume, epoch)).or_insert_with(|| {
-            let mut context = hmac::Context::with_key(&self.root);
-            context.update(b"nuage block");
-            context.update(&volume);
-            context.update(&epoch.to_le_bytes());
-            let secret = context.sign();
-            let key = UnboundKey::new(&AES_256_GCM, secret.as_ref());
-            LessSafeKey::new(key.expect("HMAC-SHA-256 gives the 32 bytes that AES-256 takes"))
-        })
     }
 
     /// Encrypt `block` in place; returns the tag.
     pub fn seal(&mut self, origin: &BlockOrigin, lba: u64, block: &mut [u8]) -> [u8; 16] {
         debug_assert_eq!(block.len(), BLOCK_BYTES);
+        self.make_room();
         let tag = self
-            .key(origin.volume, origin.epoch)
+            .epochs
+            .entry((origin.volume, origin.epoch))
+            .or_insert_with(|| epoch_key(&self.roots[0], origin))
             .seal_in_place_separate_tag(nonce(origin), additional_data(origin, lba), block)
             .expect("a block is far below the limit of AES-GCM");
         let mut bytes = [0; 16];
@@ -114,16 +119,50 @@ impl Cipher {
         tag: &[u8; 16],
         block: &mut [u8],
     ) -> bool {
-        self.key(origin.volume, origin.epoch)
-            .open_in_place_separate_tag(
-                nonce(origin),
-                additional_data(origin, lba),
-                Tag::from(*tag),
-                block,
-                0..,
-            )
-            .is_ok()
+        let epoch = (origin.volume, origin.epoch);
+        if let Some(key) = self.epochs.get(&epoch) {
+            return open_with(key, origin, lba, tag, block);
+        }
+        self.make_room();
+        for root in &self.roots {
+            let key = epoch_key(root, origin);
+            let mut tried = [0; BLOCK_BYTES]; // a key that does not fit leaves garbage
+            tried.copy_from_slice(block);
+            if open_with(&key, origin, lba, tag, &mut tried) {
+                block.copy_from_slice(&tried);
+                self.epochs.insert(epoch, key);
+                return true;
+            }
+        }
+        false
     }
+}
+
+fn epoch_key(root: &hmac::Key, origin: &BlockOrigin) -> LessSafeKey {
+    let mut context = hmac::Context::with_key(root);
+    context.update(b"nuage block");
+    context.update(&origin.volume);
+    context.update(&origin.epoch.to_le_bytes());
+    let secret = context.sign();
+    let key = UnboundKey::new(&AES_256_GCM, secret.as_ref());
+    LessSafeKey::new(key.expect("HMAC-SHA-256 gives the 32 bytes that AES-256 takes"))
+}
+
+fn open_with(
+    key: &LessSafeKey,
+    origin: &BlockOrigin,
+    lba: u64,
+    tag: &[u8; 16],
+    block: &mut [u8],
+) -> bool {
+    key.open_in_place_separate_tag(
+        nonce(origin),
+        additional_data(origin, lba),
+        Tag::from(*tag),
+        block,
+        0..,
+    )
+    .is_ok()
 }
 
 fn nonce(origin: &BlockOrigin) -> Nonce {

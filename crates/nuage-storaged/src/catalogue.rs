@@ -62,8 +62,8 @@ pub struct Catalogue {
     dir: PathBuf,
     pub(crate) disks: Disks,
     pub volumes: BTreeMap<String, CreateVolume>,
-    /// The data key of the `IaaS`, once it was given: never on disk.
-    pub key: Option<DataKey>,
+    /// The data keys of the `IaaS`, the newest first, once they were given: never on disk.
+    pub keys: Vec<DataKey>,
 }
 
 pub(crate) fn io_refusal(what: &str, error: &io::Error) -> Refusal {
@@ -187,7 +187,7 @@ impl Catalogue {
             dir: dir.to_owned(),
             disks,
             volumes,
-            key: None,
+            keys: Vec::new(),
         })
     }
 

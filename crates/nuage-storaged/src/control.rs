@@ -369,9 +369,11 @@ pub enum Request {
         #[serde(default)]
         after: u64,
     },
-    /// The data key, 64 hexadecimal digits: kept in memory only.
+    /// The data key, 64 hexadecimal digits, and those before it: kept in memory only.
     SetKey {
         key: Secret,
+        #[serde(default)]
+        earlier: Vec<Secret>,
     },
     ForgetKey,
     SetLimits {

@@ -42,6 +42,8 @@ pub(crate) struct Head {
     pub(crate) id: VolumeId,
     pub(crate) engine: Option<EngineVolume>,
     pub(crate) epoch: u64,
+    /// The id of the data key that it writes with.
+    pub(crate) key_id: Option<String>,
     pub(crate) policy: String,
     pub(crate) iqn: Option<String>,
     pub(crate) nbd: Option<String>,
@@ -320,7 +322,7 @@ impl Storaged {
             Request::VerifyChain { volume, after } => {
                 self.verify_chain(&volume, after, context).map(Some)
             }
-            Request::SetKey { key } => self.set_key(&key).map(Some),
+            Request::SetKey { key, earlier } => self.set_key(&key, &earlier).map(Some),
             Request::ForgetKey => Ok(Some(self.forget_key(context))),
             Request::SetLimits { volume, limits } => self.set_limits(&volume, limits).map(Some),
             Request::SetLagBound { volume, lag_bound } => {

@@ -78,6 +78,7 @@ impl Storaged {
             node: &self.node,
         };
         let opened = self.catalogue.open_head(&open.volume, &opening, copy)?;
+        let is_encrypted = self.catalogue.get(&open.volume)?.encrypted;
         let id = self.id_for_head(&open.volume, open.iqn.as_deref(), context);
         if let Some(engine) = &opened.engine {
             let budget = Rc::clone(self.budget_of(&open.volume));
@@ -91,6 +92,7 @@ impl Storaged {
                 id,
                 engine: opened.engine,
                 epoch: open.epoch,
+                key_id: self.key_id().filter(|_| is_encrypted),
                 policy: open.policy.clone(),
                 iqn: open.iqn.clone(),
                 nbd: open.nbd.clone(),

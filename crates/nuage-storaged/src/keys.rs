@@ -1,6 +1,7 @@
-//! The data key of the `IaaS`: given through the control socket, in memory only.
+//! The data keys of the `IaaS`: given through the control socket, in memory only.
 //!
-//! `DIR/key-id` holds what tells one key from another, so that a wrong one is refused before it reads
+//! Heads write with the newest from their opening on; what earlier heads wrote is read with theirs.
+//! `DIR/key-id` holds what tells keys apart, one a line, so that a wrong one is refused before it reads
 //! everything as damaged. Copies need no key; heads and views of encrypted volumes do.
 
 use crate::catalogue::{Catalogue, hex, io_refusal};
@@ -33,49 +34,53 @@ impl Catalogue {
         if !spec.encrypted {
             return Ok(None);
         }
-        let key = self.key.as_ref().ok_or_else(|| {
+        let (newest, earlier) = self.keys.split_first().ok_or_else(|| {
             let message = "the data key of this IaaS is not here: it was not given since the start";
             Refusal::new(Code::Locked, message)
         })?;
-        Ok(Some(key.cipher()))
+        Ok(Some(earlier.iter().fold(newest.cipher(), Cipher::also)))
     }
 
-    fn set_key(&mut self, key: DataKey) -> Result<String, Refusal> {
-        let id = hex(&key.id());
+    fn set_keys(&mut self, keys: Vec<DataKey>) -> Result<(), Refusal> {
+        let ids: Vec<String> = keys.iter().map(|key| hex(&key.id())).collect();
         let path = self.dir().join(KEY_ID_FILE);
         let failed = |error: io::Error| io_refusal(KEY_ID_FILE, &error);
-        match fs::read_to_string(&path) {
-            Ok(known) if known.trim() != id => {
-                let message = "this is not the key that the volumes here were written with";
-                return Err(Refusal::new(Code::Conflict, message));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let fresh = self.dir().join("key-id.new");
-                let mut file = fs::File::create(&fresh).map_err(failed)?;
-                file.write_all(id.as_bytes())
-                    .and_then(|()| file.sync_all())
-                    .and_then(|()| fs::rename(&fresh, &path))
-                    .and_then(|()| fs::File::open(self.dir())?.sync_all())
-                    .map_err(failed)?;
-            }
+        let known = match fs::read_to_string(&path) {
+            Ok(known) => known,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(failed(error)),
+        };
+        if known.lines().any(|line| !ids.iter().any(|id| id == line)) {
+            let message = "a key that the volumes here were written with is not among these";
+            return Err(Refusal::new(Code::Conflict, message));
         }
-        self.key = Some(key);
-        Ok(id)
+        let told = ids.join("\n");
+        if known.trim_end() != told {
+            let fresh = self.dir().join("key-id.new");
+            let mut file = fs::File::create(&fresh).map_err(failed)?;
+            file.write_all(told.as_bytes())
+                .and_then(|()| file.sync_all())
+                .and_then(|()| fs::rename(&fresh, &path))
+                .and_then(|()| fs::File::open(self.dir())?.sync_all())
+                .map_err(failed)?;
+        }
+        self.keys = keys;
+        Ok(())
     }
 }
 
 impl Storaged {
-    pub(crate) fn set_key(&mut self, key: &Secret) -> Result<Value, Refusal> {
-        let id = self.catalogue.set_key(parse_key(key)?)?;
-        log::info("key_given", &[("key_id", id.as_str().into())]);
+    pub(crate) fn set_key(&mut self, key: &Secret, earlier: &[Secret]) -> Result<Value, Refusal> {
+        let keys = [key].into_iter().chain(earlier).map(parse_key);
+        self.catalogue.set_keys(keys.collect::<Result<_, _>>()?)?;
+        let id = self.key_id();
+        log::info("key_given", &[("key_id", id.as_deref().into())]);
         Ok(json!({"key_id": id}))
     }
 
-    /// Wipe the key, and close what was opened with it.
+    /// Wipe the keys, and close what was opened with them.
     pub(crate) fn forget_key(&mut self, context: &mut Context<'_>) -> Value {
-        self.catalogue.key = None;
+        self.catalogue.keys.clear();
         let encrypted = |name: &&String| self.catalogue.get(name).is_ok_and(|spec| spec.encrypted);
         let names: Vec<String> = self.heads.keys().filter(encrypted).cloned().collect();
         for volume in &names {
@@ -85,8 +90,8 @@ impl Storaged {
         json!({"closing": names})
     }
 
-    /// The id of the key that is here.
+    /// The id of the key that is written with from now on.
     pub(crate) fn key_id(&self) -> Option<String> {
-        self.catalogue.key.as_ref().map(|key| hex(&key.id()))
+        self.catalogue.keys.first().map(|key| hex(&key.id()))
     }
 }

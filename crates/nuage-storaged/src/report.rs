@@ -62,7 +62,7 @@ impl Storaged {
         };
         let figures = self.figures_of(volume, head, context);
         value["head"] = json!({
-            "state": state, "epoch": head.epoch, "policy": head.policy, "iqn": head.iqn, "nbd": head.nbd,
+            "state": state, "epoch": head.epoch, "key_id": head.key_id, "policy": head.policy, "iqn": head.iqn, "nbd": head.nbd,
             "sessions": sessions, "nbd_connections": context.doors.nbd.connections_of(head.id).len(),
             "sequence": figures.sequence, "durable_sequence": figures.durable_sequence,
             "mapped_bytes": figures.mapped_bytes, "journal_bytes": figures.journal_bytes, "failure": head.failure, "lost": is_lost(head), "answers": answers(head), "copies": copies_of(head),

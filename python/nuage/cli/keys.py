@@ -1,4 +1,4 @@
-"""`nuage iaas unlock|shred`: the data key of an IaaS, and the file that its tenant keeps."""
+"""`nuage iaas unlock|rekey|shred`: the data key of an IaaS, and the file that its tenant keeps."""
 
 from pathlib import Path
 
@@ -25,6 +25,27 @@ def unlock_iaas(session: Session, name: str, key_file: Path) -> None:
     click.echo(f"{name} is unlocked at {', '.join(map(str, listed(answer, 'sites')))}")
     for site in listed(answer, "silent"):
         click.echo(f"{site} did not answer: it stays locked there")
+
+
+@iaas_group.command("rekey")
+@click.argument("name")
+@click.option(
+    "--key-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The tenant's key, where only that unlocks NAME.",
+)  # fmt: skip
+@pass_session
+def rekey_iaas(session: Session, name: str, key_file: Path | None) -> None:
+    """Give NAME a new data key; running VMs go on, each volume's head opens once more.
+
+    What was written before stays readable with the keys before, which are kept.
+    """
+    body = {"tenant_key": "" if key_file is None else read_key_file(key_file)}
+    answer = row_of(session.client.call("POST", f"/v1/iaas/{name}/rekey", body))
+    if answered(session, answer):
+        return
+    click.echo(f"{name} writes with a new data key as each head opens once more")
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: `nuage iaas unlock {name} --key-file …` once it does")
 
 
 @iaas_group.command("shred")

@@ -27,6 +27,7 @@ from nuage.daemon.hardware import RedfishFence, redfish_bmcs
 from nuage.daemon.heads import HeadWatch
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.joining import Welcoming, first_user, own_number, service_hosts
+from nuage.daemon.key_desk import KeyDesk
 from nuage.daemon.ledgers import keep_ledgers, open_ledgers, serve_ledgers
 from nuage.daemon.metrics import ControllerMetrics
 from nuage.daemon.nodes import NodeSessions, Reactions
@@ -205,6 +206,10 @@ class Controller:
             self._store.shared_secrets(), self._store, self._trust, self.index, self.links,
             self._tasks, self._clock,
         )  # fmt: skip
+        self._keys = KeyDesk(
+            self.index, KeyRoll(self._secrets.secrets), self._tasks, self._clock,
+            usable=self._secrets.usable,
+        )  # fmt: skip
         self._secrets.register(self._handlers)
         self._local.register(self._handlers)
         self._transport = PlacementOnChannels(
@@ -253,7 +258,6 @@ class Controller:
             age_of=self.links.age_of,
             ledgers=self._ledgers,
             keyring=Keyring(self._secrets.secrets),
-            secrets=self._secrets.secrets,
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)
@@ -285,6 +289,7 @@ class Controller:
             lease_until_s=lease_until_s(self._guardian, self._clock),
             leave=self._movement.leave,
             lease_term=lambda: self._guardian.lease_term,
+            key_generations=self._keys.generations,
         )
         self._reconciler = Reconciler(
             self.site, context, self._sessions, self._movement, self._tasks
@@ -295,25 +300,29 @@ class Controller:
 
     def _wire_fabric(self) -> None:
         secrets = self._secrets.secrets
-        self._roll = KeyRoll(secrets)
         self._fabric = FabricDesk(
             FabricContext(self.index, self.site_id, FabricKeySet(""), secrets),
             self._sessions,
             self._tasks,
             self._clock,
-            roll=self._roll,
-            usable=self._secrets.usable,
+            keys=self._keys.keys,
             edge_lives=self._reconciler.take_edge_report,
         )
         self._reconciler.listen(self._fabric.on_change)
         self._fabric.register(self._handlers)
         self._secrets.on_news = self._secret_came
+        self._keys.on_roll = self._keys_rolled
+
+    def _keys_rolled(self) -> None:
+        """Have all that derives from the federation's keys made anew, where it changes."""
+        self._fabric.keys_changed()
+        self._touch_all()
 
     def _secret_came(self) -> None:
         """Have all that derives from the controllers' secret made anew, where it changes."""
-        self._fabric.secrets_changed()
-        self._touch_all()
-        if self._roll.newest >= self._secrets.secrets.newest and self.site.distrust is not None:
+        self._keys.look()
+        self._keys_rolled()
+        if self._keys.newest >= self._secrets.secrets.newest and self.site.distrust is not None:
             # Somebody began the same generation meanwhile, of the secret before: one that differs.
             self._tasks.start("keys roll", self._roll_keys(self.site.distrust))
 
@@ -411,6 +420,7 @@ class Controller:
                 maintenance=known.maintenance,
                 draining=known.draining,
                 power=known.power,
+                revoked_generation=known.revoked_generation,
             )
         if self.index.find_value(Rack, node.rack_id) is None:
             rack = Rack(rack_id=node.rack_id, site_id=self.site_id, name=node.rack_id)
@@ -457,9 +467,11 @@ class Controller:
         self._reconciler.on_change(change)
         self._energy.on_change(change)
         value = None if change.after is None else change.after.value
-        if isinstance(value, SiteTrust) and value.site_id != self.site_id:
-            self._trust.take(value)
-            self._secrets.look()
+        if isinstance(value, SiteTrust):
+            if value.site_id != self.site_id:
+                self._trust.take(value)
+                self._secrets.look()
+            self._keys.look()
         elif isinstance(value, Datacenter) and value.site_id != self.site_id:
             self.links.know(value.site_id, value.addresses)
         elif isinstance(value, Vm) and self._movement.has_let_go(value):
@@ -500,6 +512,7 @@ class Controller:
             if site_trust.site_id != self.site_id:
                 self._trust.take(site_trust)
         self._secrets.look()
+        self._keys.look()
 
     async def _listen(self) -> None:
         configuration = self._configuration

@@ -15,7 +15,7 @@ from nuage.channel import Handlers, Peer
 from nuage.clock import Clock
 from nuage.daemon.nodes import FollowWishes, NodeSessions, ReportTaken, WishSlot
 from nuage.daemon.process import Tasks
-from nuage.iaas.fabric_keys import KeyRoll
+from nuage.iaas.fabric_keys import FabricKeySet
 from nuage.iaas.fabric_wishes import (
     CONCERNING,
     FabricContext,
@@ -28,7 +28,6 @@ from nuage.iaas.index import Change
 from nuage.ids import NodeId, SegmentId
 from nuage.model.fabric import FabricNews, FabricWish, StationWish
 from nuage.model.infrastructure import Node, NodeRole
-from nuage.model.trust import SiteTrust
 
 RENDER_AFTER_S: Final = 0.005  # a move changes several records in one turn
 RENDER_REST: Final = 40.0  # wait so many times what rendering took
@@ -37,10 +36,7 @@ log = structlog.get_logger("fabric")
 
 
 class FabricDesk:
-    """Keeps this site's RBridges told.
-
-    `usable` says up to which generation the keys can be made here (`daemon.secret_desk`).
-    """
+    """Keeps this site's RBridges told. `keys` are those of now (`daemon.key_desk`)."""
 
     def __init__(
         self,
@@ -49,14 +45,11 @@ class FabricDesk:
         tasks: Tasks,
         clock: Clock,
         *,
-        roll: KeyRoll,
-        usable: Callable[[int], int],
+        keys: Callable[[], FabricKeySet],
         edge_lives: Callable[[NodeId], None],
     ) -> None:
         self._context = context
-        self._roll = roll
-        self._usable = usable
-        self._rolls_at_s: float | None = None
+        self._keys = keys
         self._sessions = sessions
         self._tasks = tasks
         self._clock = clock
@@ -93,8 +86,6 @@ class FabricDesk:
         """Mark the RBridges that a change concerns."""
         before = None if change.before is None else change.before.value
         after = None if change.after is None else change.after.value
-        if isinstance(after, SiteTrust) and after.key_generation > self._roll.newest:
-            self._touch(self._own())
         if type(after or before) not in CONCERNING or not is_news(before, after):
             return
         context = self._context
@@ -106,8 +97,8 @@ class FabricDesk:
             if value is not None:
                 self._touch(self._mine(getattr(value, "node_id", None)))
 
-    def secrets_changed(self) -> None:
-        """Have the wishes of this site's RBridges made with what is known now."""
+    def keys_changed(self) -> None:
+        """Have the wishes of this site's RBridges made with the keys of now."""
         self._touch(self._own())
 
     def _mine(self, node_id: object) -> set[NodeId]:
@@ -119,23 +110,6 @@ class FabricDesk:
         nodes = self._context.index.values(Node)
         return {n.node_id for n in nodes if n.site_id == self._context.site_id and is_rbridge(n)}
 
-    def _take_keys(self) -> None:
-        """Have wishes made with the keys of now, and again when those change."""
-        now_s = self._clock.monotonic_s()
-        documents = self._context.index.values(SiteTrust)
-        newest = self._usable(max((0, *(document.key_generation for document in documents))))
-        if self._roll.learn(newest, now_s) and newest:
-            log.info("keys roll", generation=newest)
-        self._context = replace(self._context, keys=self._roll.keys(now_s))
-        at_s = self._roll.next_s(now_s)
-        if at_s is not None and at_s != self._rolls_at_s:
-            self._rolls_at_s = at_s
-            self._tasks.start("keys roll", self._roll_on(at_s - now_s))
-
-    async def _roll_on(self, wait_s: float) -> None:
-        await self._clock.sleep(wait_s)
-        self._touch(self._own())
-
     def _touch(self, node_ids: set[NodeId]) -> None:
         was_clean = not self._dirty
         self._dirty |= node_ids
@@ -146,7 +120,7 @@ class FabricDesk:
         await self._clock.sleep(max(RENDER_AFTER_S, self._rest_s))
         begun_s = self._clock.monotonic_s()
         dirty, self._dirty = self._dirty, set()
-        self._take_keys()
+        self._context = replace(self._context, keys=self._keys())
         shared: dict[SegmentId, tuple[StationWish, ...]] = {}
         for node_id in sorted(dirty):
             self._render(node_id, shared)

@@ -25,6 +25,7 @@ from nuage.iaas.conditions import (
 from nuage.iaas.erasure import ERASED_METHOD, CopyErased, copy_erased, take_report
 from nuage.iaas.heads import TAKE_HEAD_METHOD, HeadKeeper, TakeHead
 from nuage.iaas.keys import UNLOCK_METHOD, UnlockHere, give_keys, unlock_here
+from nuage.iaas.rekeying import KeyWatch
 from nuage.iaas.site import Site
 from nuage.iaas.templates import Templates
 from nuage.ids import NodeId, SiteId
@@ -58,6 +59,7 @@ class HeadWatch:
         self._sessions = sessions
         self._tasks = tasks
         self._lost: set[NodeId] = set()
+        self._keys = KeyWatch(site)
 
     def register(self, handlers: Handlers) -> None:
         """Answer other sites."""
@@ -123,7 +125,11 @@ class HeadWatch:
     async def _look_into(self, node_id: NodeId) -> None:
         volumes = self._keeper.heads_on(node_id)
         portals = sorted({volume.portal for volume in volumes if volume.portal})
-        if not portals or all(await asyncio.gather(*(answers(p) for p in portals))):
+        node = self._site.index.find_value(Node, node_id)
+        is_revoked = node is not None and node.is_revoked  # its portals may answer: to nobody's use
+        if not is_revoked and (
+            not portals or all(await asyncio.gather(*(answers(p) for p in portals)))
+        ):
             return
         if not self._sessions.is_in_doubt(node_id):
             return
@@ -140,6 +146,7 @@ class HeadWatch:
             await self._site.clock.sleep(LOOK_EVERY_S)
             for node_id in list(self._lost):  # what could not be moved at once
                 await self._keeper.node_lost(node_id)
+            await self._keys.look()
             await self._keeper.look()
 
     async def take_over(self, alive: frozenset[SiteId]) -> None:

@@ -19,6 +19,7 @@ from nuage.daemon.nodes import FollowWishes, WishSlot
 from nuage.daemon.sites import SiteLinks
 from nuage.errors import NotFound, NuageError, Unavailable
 from nuage.etcd.client import EtcdClient
+from nuage.iaas.fabric_keys import newest_generation
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, SiteId
 from nuage.model.infrastructure import Datacenter, Node, NodeRole
@@ -120,7 +121,7 @@ class TrustDesk:
 
     async def publish(self, site: Site, seal: str, *changed: Node) -> None:
         """Tell the others our keys, revocations and the last seal of our audit log."""
-        self._store.raise_key_generation(key_generation(site))
+        self._store.raise_key_generation(newest_generation(site.index))
         trust = self._store.site_trust(audit_seal=seal)
         if changed or site.index.find_value(SiteTrust, site.site_id) != trust:
             await site.save(trust, *changed)
@@ -160,14 +161,15 @@ class Distrusting:
             for peer in self._server.find_peers(site_id=site.site_id, node_id=node_id)
         }
         self._store.revoke_node(node_id, shown=shown, now_s=site.clock.now_s())
-        self._begin_keys()
+        generation = self._begin_keys()
         self._desk.take(self._store.site_trust())
         node = site.index.find_value(Node, node_id)
         if node is None:
             await self._publish()
             return
         # Nothing new goes to it, and no edge keeps a trunk with it, until it has joined again.
-        await self._publish(replace(node, maintenance=True, lines=(), trunk_key=""))
+        distrusted = replace(node, maintenance=True, revoked_generation=generation)
+        await self._publish(replace(distrusted, lines=(), trunk_key=""))
 
     async def revoke_site(self, site_id: SiteId) -> None:
         """Believe nothing any more that a whole datacenter shows.
@@ -199,7 +201,7 @@ class Distrusting:
         return generation
 
     def _begin_keys(self) -> int:
-        known = max(key_generation(self._site), self._store.key_generation)
+        known = max(newest_generation(self._site.index), self._store.key_generation)
         self._store.raise_key_generation(known + 1)
         return known + 1
 
@@ -234,8 +236,3 @@ class Distrusting:
     async def _publish(self, *changed: Node) -> None:
         known = self._site.index.find_value(SiteTrust, self._site.site_id)
         await self._desk.publish(self._site, "" if known is None else known.audit_seal, *changed)
-
-
-def key_generation(site: Site) -> int:
-    """Return the highest generation of the fabric's keys that any site has published."""
-    return max((0, *(trust.key_generation for trust in site.index.values(SiteTrust))))

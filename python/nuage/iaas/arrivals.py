@@ -52,7 +52,6 @@ async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
         site_id=site.site_id,
         state=VmState.STARTING,
         epoch=FIRST_EPOCH,
-        login_generation=site.secrets.newest,
         volumes=tuple(volume.volume_id for volume in volumes),
         ports=() if port is None else (port.port_id,),
     )
@@ -115,7 +114,6 @@ async def _enter_arrival(site: Site, node_id: NodeId, draft: ArrivalDraft) -> No
             target_node=node_id,
             source_epoch=draft.source_epoch,
             target_epoch=epoch,
-            login_generation=site.secrets.newest,
         )
     )
 
@@ -135,7 +133,6 @@ async def _enter_restart(site: Site, node_id: NodeId, draft: RestartDraft) -> No
         site_id=site.site_id,
         state=VmState.STARTING,
         epoch=draft.epoch,
-        login_generation=site.secrets.newest,
         migrating_to=None,
         failure="",
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from nuage.errors import Conflict, InvalidRequest, QuotaExceeded
 from nuage.iaas.addresses import parse_network
+from nuage.iaas.fabric_keys import newest_generation
 from nuage.iaas.operations import (
     Operation,
     OperationTable,
@@ -102,7 +103,10 @@ async def create_iaas(site: Site, principal: Principal, body: CreateIaas) -> Sho
         encrypted=body.encrypted or bool(body.tenant_key),
     )
     segment = _new_segment(site, iaas, DEFAULT_SEGMENT, body.cidr, taken | {iaas.label})
-    keys = [site.keyring.make(iaas.iaas_id, body.tenant_key)] if iaas.encrypted else []
+    keys = []
+    if iaas.encrypted:
+        generation = max(newest_generation(site.index), site.keyring.generation)
+        keys.append(site.keyring.make(iaas.iaas_id, body.tenant_key, generation=generation))
     await site.save(iaas, segment, *keys, unique_name=True)
     site.announce("iaas", iaas.iaas_id, "created", f"IaaS {iaas.name} built for {iaas.owner}")
     return show(site, iaas)

@@ -160,8 +160,21 @@ async def move_volume(site: Site, _principal: Principal, body: MoveVolume) -> Sh
     place: ReplicaPlace = places[0]
     if place.node_id == volume.head:
         raise Conflict(f"the head of {volume.name} is on {place.node_id} already")
-    await HeadKeeper(site).move_head(volume, place)
-    return show(site, volume_of(site, body.iaas, body.volume))
+    keeper = HeadKeeper(site)
+    near = keeper.vm_site(volume)
+    if near is not None and near != place.site_id and _may_lead_at(volume, near):
+        raise Conflict(
+            f"a VM that uses {volume.name} runs at {near}, and the head stays near it",
+            hint=f"`nuage vm migrate NAME --to {place.site_id}` takes the head along",
+        )
+    moved = await keeper.move_head(volume, place)
+    return replace(show(site, volume), value=moved, epoch=moved.epoch)
+
+
+def _may_lead_at(volume: Volume, site_id: SiteId) -> bool:
+    return any(
+        p.site_id == site_id and p.node_id not in volume.leaving for p in whole_copies(volume)
+    )
 
 
 async def accept_loss(site: Site, _principal: Principal, body: AcceptLoss) -> Shown[Volume]:

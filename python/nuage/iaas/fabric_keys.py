@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
+from nuage.iaas.index import FederationIndex
+from nuage.model.trust import SiteTrust
 from nuage.trust.shared_secrets import SharedSecrets
 
 SIGN_AFTER_S: Final = 5.0
@@ -55,6 +57,11 @@ def fabric_key(secret: bytes, generation: int = 0) -> str:
 def key_id_of(generation: int) -> int:
     """Return the number under which a generation's key stands on the wire."""
     return 1 + generation % KEY_IDS
+
+
+def newest_generation(index: FederationIndex) -> int:
+    """Return the highest generation of keys that any site has published."""
+    return max((0, *(trust.key_generation for trust in index.values(SiteTrust))))
 
 
 class KeyRoll:

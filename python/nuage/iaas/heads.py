@@ -27,7 +27,7 @@ from nuage.iaas.standing import note_head
 from nuage.iaas.volumes import ionode_spaces
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.desired import CopyReport, IonodeReport
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm, VmState
@@ -37,6 +37,7 @@ from nuage.storage.heads import (
     Complete,
     Drop,
     Include,
+    KeyAnew,
     MoveHead,
     Replace,
     Repolicy,
@@ -118,7 +119,8 @@ class HeadKeeper:
             if record.home == site.site_id and isinstance(record.value, Volume)
         ]
 
-    def _vm_site(self, volume: Volume) -> SiteId | None:
+    def vm_site(self, volume: Volume) -> SiteId | None:
+        """Return the site at which a running VM uses a volume: its head goes there."""
         vm = None if volume.vm_id is None else self._site.index.find_value(Vm, volume.vm_id)
         return None if vm is None or vm.state is not VmState.RUNNING else vm.site_id
 
@@ -160,7 +162,7 @@ class HeadKeeper:
             self._busy.discard(volume.volume_id)
 
     async def _fail_over(self, volume: Volume, reason: str) -> None:
-        place = next_head(volume, is_usable=self.is_usable, near=self._vm_site(volume))
+        place = next_head(volume, is_usable=self.is_usable, near=self.vm_site(volume))
         if place is None:
             told = f"{reason}; no other copy may take over now"
             if volume.failure != told:
@@ -170,8 +172,8 @@ class HeadKeeper:
         self._moved_s[volume.volume_id] = self._site.clock.monotonic_s()
         await self.open_at(replace(volume, failure=""), place, reason)
 
-    async def open_at(self, volume: Volume, place: ReplicaPlace, reason: str) -> None:
-        """Enter that the head of `volume` opens at `place`, under the next epoch.
+    async def open_at(self, volume: Volume, place: ReplicaPlace, reason: str) -> Volume:
+        """Enter that the head of `volume` opens at `place`, under the next epoch; return it so.
 
         Raises:
             Conflict: the quorum says that the volume is not this site's.
@@ -194,6 +196,7 @@ class HeadKeeper:
             self._claimed.discard(volume.volume_id)
         text = f"{volume.name}: head opens on {place.node_id} ({reason})"
         site.announce("volume", volume.volume_id, "head-moved", text)
+        return moved
 
     async def _hand_over(self, volume: Volume, target: SiteId) -> int:
         """Have the quorum give a volume to `target`; return the epoch it has there."""
@@ -259,9 +262,10 @@ class HeadKeeper:
             wanted_copies=iaas.contract.copies,
             wanted_policy=iaas.contract.ack_policy,
             copies=self._copies.get((volume.volume_id, volume.epoch), {}),
-            vm_site=self._vm_site(volume),
+            vm_site=self.vm_site(volume),
             draining={p.node_id for p in volume.replicas if self._is_draining(p.node_id)},
             gone={p.node_id for p in volume.replicas if self._is_gone(p.node_id)},
+            may_key_anew=self._may_key_anew(volume),
         )
         step = next_step(volume, facts)
         if isinstance(step, Replace) and not self._may_replace(step.node_id):
@@ -270,6 +274,14 @@ class HeadKeeper:
             log.info("step", volume=volume.volume_id, step=repr(step))
             await self._take_step(volume, step, iaas)
 
+    def _may_key_anew(self, volume: Volume) -> bool:
+        """Tell whether the head writes with a data key before the one that its daemon has now."""
+        key = self._site.index.find_value(IaasKey, volume.iaas_id)
+        head = self._site.heads_seen.get(volume.volume_id)
+        if key is None or head is None or head.epoch != volume.epoch or not head.key_id:
+            return False
+        return head.key_id != key.key_id == head.next_key_id
+
     def _is_draining(self, node_id: NodeId) -> bool:
         node = self._site.index.find_value(Node, node_id)
         return node is not None and node.draining
@@ -277,12 +289,15 @@ class HeadKeeper:
     def _is_gone(self, node_id: NodeId) -> bool:
         """Tell whether a node was lost for so long that its copies are made anew elsewhere.
 
-        Not one that its operator works on: what is in maintenance comes back, or is drained.
+        Not one that its operator works on: what is in maintenance comes back, or is drained. One
+        that was revoked is gone at once.
         """
         node = self._site.index.find_value(Node, node_id)
         status = self._site.index.find_value(NodeStatus, node_id)
-        if node is None or status is None or node.maintenance or self.is_usable(node_id):
+        if node is None or status is None or self.is_usable(node_id):
             return False
+        if node.maintenance:
+            return node.is_revoked
         silent_s = self._site.age_of(status.site_id)
         if not status.connected:
             silent_s = max(silent_s, self._site.clock.now_s() - status.since_s)
@@ -323,6 +338,8 @@ class HeadKeeper:
                 await self.add_copy(volume, iaas)
             case Retire(node_id=node_id) | Replace(node_id=node_id):
                 await self._site.save(replace(volume, leaving=(*volume.leaving, node_id)))
+            case KeyAnew():
+                await self._reopen(volume, "its head writes with the new data key")
             case Repolicy(policy=policy):
                 changed = replace(volume, ack_policy=policy)
                 await self._reopen(changed, f"acknowledges as {policy.value}")
@@ -348,8 +365,11 @@ class HeadKeeper:
         text = f"{volume.name}: the copy on {node_id} is not needed any more, and is erased"
         site.announce("volume", volume.volume_id, "copies", text)
 
-    async def move_head(self, volume: Volume, place: ReplicaPlace) -> None:
-        """Move a head that works: released here, so that the next need not wait for a lease."""
+    async def move_head(self, volume: Volume, place: ReplicaPlace) -> Volume:
+        """Move a head that works: released here, so that the next need not wait for a lease.
+
+        Its record is not here any more when another site has taken it; it is returned.
+        """
         site = self._site
         assert volume.head is not None
         ask = ReleaseHead(iaas_id=volume.iaas_id, volume_id=volume.volume_id, epoch=volume.epoch)
@@ -360,7 +380,7 @@ class HeadKeeper:
             )
             leaves = volume.head in volume.leaving or self._is_draining(volume.head)
             reason = "its copy leaves" if leaves else "near its VM"
-            await self.open_at(volume, place, reason)
+            moved = await self.open_at(volume, place, reason)
         except NuageError:
             back = replace(ask, reopen=True)
             await site.nodes.ask(
@@ -369,6 +389,7 @@ class HeadKeeper:
             raise
         took_ms = (site.clock.monotonic_s() - begun_s) * 1000
         log.info("head handed over", volume=volume.volume_id, took_ms=round(took_ms))
+        return moved
 
     async def add_copy(self, volume: Volume, iaas: Iaas, *, node_id: NodeId | None = None) -> None:
         """Begin another copy, where the contract allows; the head includes it once it is there.

@@ -13,7 +13,7 @@ from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError
 from nuage.iaas.building import NameIaas, iaas_scope
 from nuage.iaas.operations import Operation, OperationTable, anywhere
 from nuage.iaas.site import Site
-from nuage.ids import IaasId, SiteId
+from nuage.ids import SiteId
 from nuage.model.desired import IonodeReport, SetKey
 from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter
@@ -44,9 +44,9 @@ class ShredIaas:
 
 @dataclass(frozen=True, slots=True)
 class UnlockHere:
-    """A site passes a tenant's key on to another."""
+    """A site passes a tenant's key on to another, with what it opens."""
 
-    iaas_id: IaasId
+    key: IaasKey
     tenant_key: str = field(repr=False)
 
 
@@ -72,14 +72,25 @@ def key_of(site: Site, iaas: Iaas) -> IaasKey:
 
 def unlock_here(site: Site, asked: UnlockHere) -> None:
     """Unlock an IaaS at this site."""
-    iaas = site.index.value(Iaas, asked.iaas_id)
-    site.keyring.unlock(key_of(site, iaas), asked.tenant_key)
+    site.keyring.unlock(asked.key, asked.tenant_key)
 
 
 async def unlock_iaas(site: Site, _principal: Principal, body: UnlockIaas) -> Unlocked:
     """Unlock an IaaS here and at every site that answers."""
     iaas = site.index.iaas_named(body.iaas)
-    asked = UnlockHere(iaas.iaas_id, body.tenant_key)
+    unlocked = await unlock_everywhere(site, key_of(site, iaas), body.tenant_key)
+    site.announce("iaas", iaas.iaas_id, "unlocked", f"IaaS {iaas.name} is unlocked")
+    return unlocked
+
+
+async def unlock_everywhere(site: Site, key: IaasKey, tenant_key: str) -> Unlocked:
+    """Unlock a data key here and at every site that answers.
+
+    Raises:
+        Locked: the data key was destroyed.
+        Forbidden: that is not the tenant's key.
+    """
+    asked = UnlockHere(key, tenant_key)
     unlock_here(site, asked)
     others = [d.site_id for d in site.index.values(Datacenter) if d.site_id != site.site_id]
 
@@ -95,7 +106,6 @@ async def unlock_iaas(site: Site, _principal: Principal, body: UnlockIaas) -> Un
 
     done = await asyncio.gather(*(one(site_id) for site_id in others))
     pairs = list(zip(others, done, strict=True))
-    site.announce("iaas", iaas.iaas_id, "unlocked", f"IaaS {iaas.name} is unlocked")
     return Unlocked(
         sites=tuple(sorted([site.site_id, *(s for s, is_done in pairs if is_done)])),
         silent=tuple(sorted(s for s, is_done in pairs if not is_done)),
@@ -114,7 +124,7 @@ async def shred_iaas(site: Site, _principal: Principal, body: ShredIaas) -> None
     running = [v.name for v in site.index.of_iaas(Vm, iaas.iaas_id) if v.state is VmState.RUNNING]
     if running:
         raise Conflict(f"{', '.join(running[:8])} still run", hint="stop them first")
-    await site.save(replace(key, key_id=KEY_SHREDDED, sealed=""))
+    await site.save(replace(key, key_id=KEY_SHREDDED, sealed="", earlier=""))
     site.keyring.forget(iaas.iaas_id)
     text = f"the data key of {iaas.name} is destroyed: its data is gone for good"
     site.announce("iaas", iaas.iaas_id, "shredded", text)
@@ -124,10 +134,11 @@ async def give_keys(site: Site, report: IonodeReport) -> None:
     """Give an IO-node of this site the keys that it wants and that are unlocked here."""
     for iaas_id in report.locked:
         record = site.index.find_value(IaasKey, iaas_id)
-        key = None if record is None else site.keyring.data_key(record)
-        if key is None:
+        keys = () if record is None else site.keyring.data_keys(record)
+        if not keys:
             continue
-        given = SetKey(iaas_id=iaas_id, key=key.hex())
+        newest, *earlier = (key.hex() for key in keys)
+        given = SetKey(iaas_id=iaas_id, key=newest, earlier=tuple(earlier))
         try:
             await site.nodes.ask(
                 report.node_id, SET_KEY_METHOD, given, type(None), timeout_s=ASK_TIMEOUT_S

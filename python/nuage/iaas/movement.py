@@ -180,7 +180,6 @@ class Movement:
             site_id=site.site_id,
             state=state,
             epoch=migration.target_epoch,
-            login_generation=migration.login_generation,
             migrating_to=None,
             failure="",
         )

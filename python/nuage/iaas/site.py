@@ -27,7 +27,6 @@ from nuage.model.volume import ReplicaPlace, Volume
 from nuage.quorum.model import Quorum
 from nuage.storage.ledgers import LedgerShelf
 from nuage.trust.datakeys import Keyring
-from nuage.trust.shared_secrets import SharedSecrets
 
 R = TypeVar("R")
 
@@ -204,8 +203,8 @@ class Site:
     change of the index that this site's own writes make. `age_of` tells how many seconds ago a
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
-    what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here, `secrets` is
-    what the controllers share. `deciding` are new VMs whose decision is not written down yet.
+    what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
+    new VMs whose decision is not written down yet.
     `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
     `drops_told` the last day (since 1970) on which a volume's early loss of history was announced.
     """
@@ -231,7 +230,6 @@ class Site:
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
     ledgers: LedgerShelf | None = None
     keyring: Keyring = field(default_factory=Keyring)
-    secrets: SharedSecrets = field(default_factory=lambda: SharedSecrets({0: b""}))
     deciding: set[VmId] = field(default_factory=set)
     heads_seen: dict[VolumeId, HeadReport] = field(default_factory=dict)
     ionodes_seen: dict[NodeId, IonodeReport] = field(default_factory=dict)

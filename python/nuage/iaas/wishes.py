@@ -84,7 +84,8 @@ class WishContext:
     """What wishes need beside the records.
 
     `secrets` are shared by the federation's controllers; CHAP secrets derive from them, so that
-    they never travel in a feed. `leave` says how far a VM on its way may go.
+    they never travel in a feed, for each of the `key_generations` that hold now: VMs log in under
+    the first, heads let in under all. `leave` says how far a VM on its way may go.
     """
 
     index: FederationIndex
@@ -92,16 +93,17 @@ class WishContext:
     lease_until_s: Callable[[VmId], float]
     leave: Callable[[VmId], Leave]
     lease_term: Callable[[], int] = lambda: 0
+    key_generations: Callable[[], tuple[int, ...]] = lambda: (0,)
     kept: KeptWishes = field(default_factory=KeptWishes)
 
 
 def chap_login(
     secrets: SharedSecrets, volume_id: VolumeId, epoch: int, generation: int = 0
 ) -> ChapWish:
-    """Return how a VM logs in at a volume under one of its epochs.
+    """Return how a VM logs in at a volume under one of its epochs and a generation of keys.
 
-    The secret derives from that of the controllers of which the VM's epoch began (HMAC-SHA-256, cut
-    to 128 bits), which its name tells: a datacenter that was revoked knows none of a later one.
+    The secret derives from that of the controllers (HMAC-SHA-256, cut to 128 bits), anew with each
+    generation (`fabric_keys`): what a node or a datacenter that was revoked knew opens nothing.
     """
     user = f"{volume_id}.{epoch}" + (f".{generation}" if generation else "")
     digest = hmac.digest(secrets.of(generation), f"chap:{user}".encode(), "sha256")
@@ -131,10 +133,7 @@ def vnode_wish(
         vm_moving = index.find_value(Vm, migration.vm_id)
         if vm_moving is None:
             continue
-        arrived = replace(
-            vm_moving, epoch=migration.target_epoch, login_generation=migration.login_generation
-        )
-        wish = _vm_wish(context, arrived)
+        wish = _vm_wish(context, replace(vm_moving, epoch=migration.target_epoch))
         if wish is None:
             continue
         incoming = IncomingMigration(
@@ -170,7 +169,7 @@ def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
         index.find_value(Iaas, vm.iaas_id),
         is_decided(index, vm),
         context.lease_until_s(vm.vm_id),
-        context.secrets.has(vm.login_generation),
+        context.key_generations()[0],
         *ports,
         *(None if p is None else index.find_value(Segment, p.segment_id) for p in ports),
         *(index.find_value(Volume, volume_id) for volume_id in vm.volumes),
@@ -178,11 +177,12 @@ def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
 
 
 def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
-    """Return the wish for `vm`, or None while one of its volumes or its log-in is not ready."""
+    """Return the wish for `vm`, or None while one of its volumes is not ready."""
     index = context.index
     iaas = index.find_value(Iaas, vm.iaas_id)
-    if iaas is None or not is_decided(index, vm) or not context.secrets.has(vm.login_generation):
+    if iaas is None or not is_decided(index, vm):
         return None
+    generation = context.key_generations()[0]
     disks = []
     for volume_id in vm.volumes:
         volume = index.find_value(Volume, volume_id)
@@ -190,7 +190,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
             continue
         if volume is None or volume.state is not VolumeState.READY or not volume.portal:
             return None
-        login = chap_login(context.secrets, volume_id, vm.epoch, vm.login_generation)
+        login = chap_login(context.secrets, volume_id, vm.epoch, generation)
         disks.append(
             DiskWish(
                 volume_id=volume_id,
@@ -198,6 +198,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
                 iqn=volume.iqn,
                 chap_user=login.user,
                 chap_secret=login.secret,
+                chap_generation=generation,
                 epoch=volume.epoch,
                 size_bytes=volume.size_bytes,
             )
@@ -376,8 +377,8 @@ def _head_facts(context: WishContext, volume: Volume) -> tuple[object, ...]:
     vm = None if volume.vm_id is None else index.find_value(Vm, volume.vm_id)
     return (
         volume,
-        None if vm is None else (vm.epoch, vm.login_generation, vm.state is VmState.MIGRATING),
-        context.secrets.newest,
+        None if vm is None else (vm.epoch, vm.state is VmState.MIGRATING),
+        context.key_generations(),
         index.find_value(Iaas, volume.iaas_id),
         None if volume.image_id is None else index.find_value(Image, volume.image_id),
         *(None if s is None else s.replica_addresses.get(volume.iaas_id) for s in statuses),
@@ -423,13 +424,18 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
 
 
 def _initiators(context: WishContext, volume: Volume) -> tuple[ChapWish, ...]:
-    """Return who may log in: the VM's epoch, and during a migration those that may follow."""
+    """Return who may log in: the VM's epoch, and during a migration those that may follow.
+
+    While keys roll, each under the old keys and the new.
+    """
     vm = None if volume.vm_id is None else context.index.find_value(Vm, volume.vm_id)
     if vm is None:
         return ()
-    secrets, own = context.secrets, vm.login_generation
-    logins = [(vm.epoch, own)] if secrets.has(own) else []
+    epochs = [vm.epoch]
     if vm.state is VmState.MIGRATING:
-        epochs = (next_local(vm.epoch), next_owner(vm.epoch))
-        logins += [(epoch, held) for epoch in epochs for held in secrets.held() if held >= own]
-    return tuple(chap_login(secrets, volume.volume_id, *login) for login in logins)
+        epochs += [next_local(vm.epoch), next_owner(vm.epoch)]
+    return tuple(
+        chap_login(context.secrets, volume.volume_id, epoch, generation)
+        for generation in context.key_generations()
+        for epoch in epochs
+    )

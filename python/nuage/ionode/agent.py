@@ -111,7 +111,7 @@ class IonodeAgent:
         self._wish = _load_wish(options.state_dir / WISH_FILE)
         self._filled = _load_filled(options.state_dir / FILLED_FILE)
         self._hosted: dict[IaasId, _Hosted] = {}
-        self._keys: dict[IaasId, str] = {}  # never on disk, never in a log
+        self._keys: dict[IaasId, SetKey] = {}  # never on disk, never in a log
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._last_told: IonodeReport | None = None
@@ -197,14 +197,14 @@ class IonodeAgent:
                 if hosted.seen.key_id:
                     await hosted.daemon.forget_key()
             elif wish.key_id and wish.iaas_id in self._keys:
-                await hosted.daemon.set_key(self._keys[wish.iaas_id])
+                await hosted.daemon.set_key(*self._keys[wish.iaas_id].keys)
                 hosted.seen = await hosted.daemon.seen()
         except NuageError as error:
             log.warning("key not taken", iaas=wish.iaas_id, error=error.message)
 
     def take_key(self, given: SetKey) -> None:
         """Keep a data key in memory, for the daemon of its IaaS now and after its restarts."""
-        self._keys[given.iaas_id] = given.key
+        self._keys[given.iaas_id] = given
         self._wake.set()
 
     def _locked(self) -> tuple[IaasId, ...]:
@@ -218,7 +218,7 @@ class IonodeAgent:
         )
 
     def _keys_id(self, iaas_id: IaasId) -> str:
-        return key_id_of(bytes.fromhex(self._keys[iaas_id]))
+        return key_id_of(bytes.fromhex(self._keys[iaas_id].key))
 
     async def _perform(self, hosted: _Hosted, act: Act) -> None:
         volume_id = _volume_of(act)
@@ -516,6 +516,8 @@ class IonodeAgent:
             is_lost=head.is_lost,
             answering=head.answering,
             past=head.past,
+            key_id=head.key_id,
+            next_key_id=hosted.seen.key_id,
             copies=tuple(
                 CopyReport(
                     node_id=copy.node_id,
@@ -554,6 +556,7 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
     """Return what is news when it changes: not counters, not the wish's number."""
     return (
         tuple((h.volume_id, h.state, h.epoch, h.portal, h.failure) for h in report.heads),
+        tuple((h.key_id, h.next_key_id) for h in report.heads),
         tuple(h.answering for h in report.heads),
         tuple(
             (c.node_id, c.is_connected, c.is_live, c.is_let_go)

@@ -66,6 +66,7 @@ class _Copy:
 class _Head:
     wish: HeadWish
     initiators: frozenset[str]
+    key_id: str = ""
 
 
 def _lost(scrub: ScrubSeen) -> LostBlocks:
@@ -92,7 +93,7 @@ class FakeDaemon:
         self.shares: dict[str, Limits] = {}  # as set, by disk
         self.used: dict[str, Used] = {}  # what clients took, by disk
         self._key_id = ""  # of the key that is here now
-        self._known_key_id = ""  # of the key that the volumes were written with
+        self._known_key_ids: set[str] = set()  # of the keys that the volumes were written with
         self._noted = asyncio.Event()
 
     @property
@@ -146,6 +147,7 @@ class FakeDaemon:
                         )
                         for peer in head.wish.replicas
                     ),
+                    key_id=head.key_id,
                 )
                 for volume_id, head in sorted(self._heads.items())
             ),
@@ -212,12 +214,13 @@ class FakeDaemon:
         """End a view."""
         self.views.pop(ask.view, None)
 
-    async def set_key(self, key: str) -> None:
-        """Take the data key."""
-        key_id = key_id_of(bytes.fromhex(key))
-        if self._known_key_id not in ("", key_id):
-            raise Conflict("this is not the key that the volumes here were written with")
-        self._key_id = self._known_key_id = key_id
+    async def set_key(self, *keys: str) -> None:
+        """Take the data keys."""
+        key_ids = [key_id_of(bytes.fromhex(key)) for key in keys]
+        if not self._known_key_ids <= set(key_ids):
+            raise Conflict("a key that the volumes here were written with is not among these")
+        self._key_id = key_ids[0]
+        self._known_key_ids = set(key_ids)
 
     async def forget_key(self) -> None:
         """Wipe the data key and close what needs it."""
@@ -345,7 +348,8 @@ class FakeDaemon:
         if known is not None and known.wish.epoch != wish.epoch:
             raise Conflict(f"{wish.volume_id} has a head under epoch {known.wish.epoch}")
         copy.epoch, copy.is_whole = wish.epoch, True
-        self._heads[wish.volume_id] = _Head(wish, _users(wish))
+        key_id = self._key_id if copy.encrypted else ""
+        self._heads[wish.volume_id] = _Head(wish, _users(wish), key_id)
 
     async def set_initiators(self, wish: HeadWish) -> None:
         """Let exactly the wish's initiators in."""

@@ -92,7 +92,8 @@ class HeadSeen:
     """A head that the daemon runs. `mapped_bytes` 0: nothing was ever written.
 
     `is_fenced`: a copy has promised a later epoch; this head will never write again. `is_lost`:
-    every copy has answered, and too few have all that was acknowledged.
+    every copy has answered, and too few have all that was acknowledged. `key_id` names the data key
+    that it writes with, "": in clear.
     """
 
     volume_id: VolumeId
@@ -107,6 +108,7 @@ class HeadSeen:
     past: PastSeen = NO_PAST
     copies: tuple[CopySeen, ...] = ()
     failure: str = ""
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +168,10 @@ class StorageDaemon(Protocol):
         """Make a copy that starts from another volume's past (`wish.origin`), at once."""
         ...
 
-    async def set_key(self, key: str) -> None:
-        """Give the daemon the data key of its IaaS (hexadecimal); it keeps it in memory.
+    async def set_key(self, *keys: str) -> None:
+        """Give the daemon its IaaS's data keys (hexadecimal, newest first), to keep in memory.
+
+        Heads that are opened from now on write with the first.
 
         Raises:
             Conflict: its volumes were written with another one.

@@ -286,6 +286,7 @@ class StoragedDaemon:
                         held_by_views_bytes=v.head.held_by_views_bytes,
                     ),
                     failure=v.head.failure or "",
+                    key_id=v.head.key_id or "",
                 )
                 for v in answer.volumes
                 if v.head is not None
@@ -322,9 +323,9 @@ class StoragedDaemon:
             epoch=wish.epoch,
         )
 
-    async def set_key(self, key: str) -> None:
-        """Give the daemon the data key of its IaaS."""
-        await self._ask("set_key", key=key)
+    async def set_key(self, *keys: str) -> None:
+        """Give the daemon the data keys of its IaaS, the newest first."""
+        await self._ask("set_key", key=keys[0], earlier=list(keys[1:]))
 
     async def forget_key(self) -> None:
         """Have the daemon wipe the data key."""
@@ -619,6 +620,7 @@ class _Head(msgspec.Struct):
     horizon_time_us: int = 0
     dropped_early_us: int = 0
     held_by_views_bytes: int = 0
+    key_id: str | None = None
 
 
 class _OwnCopy(msgspec.Struct):

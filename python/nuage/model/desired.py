@@ -27,7 +27,10 @@ from nuage.model.vm import PowerWish, VmShape, VmState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskWish:
-    """A volume as a VM sees it: an iSCSI disk. The CHAP secret is never logged."""
+    """A volume as a VM sees it: an iSCSI disk. The CHAP secret is never logged.
+
+    Where `chap_generation` differs, a running guest logs in anew.
+    """
 
     volume_id: VolumeId
     portal: str
@@ -36,6 +39,7 @@ class DiskWish:
     chap_secret: str
     epoch: int
     size_bytes: int
+    chap_generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,10 +242,19 @@ class DaemonWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetKey:
-    """A controller gives an IO-node the data key of an IaaS, hexadecimal; it is kept in memory."""
+    """A controller gives an IO-node the data key of an IaaS, hexadecimal; it is kept in memory.
+
+    `earlier` are those before it, to read what was written with them.
+    """
 
     iaas_id: IaasId
     key: str = field(repr=False)
+    earlier: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return all of them, the one to write with first."""
+        return self.key, *self.earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +319,8 @@ class HeadReport:
     """What an IO-node sees of one head. `portal` is where initiators log in.
 
     `is_lost`: what was acknowledged is on no copy any more; no other node can help.
-    `lacks_origin`: the past that the volume should start from is not there.
+    `lacks_origin`: the past that the volume should start from is not there. `key_id` names the data
+    key that it writes with, `next_key_id` the one that a head opened now would ("": in clear).
     """
 
     volume_id: VolumeId
@@ -322,6 +336,8 @@ class HeadReport:
     past: PastSeen = NO_PAST
     lacks_origin: bool = False
     copies: tuple[CopyReport, ...] = ()
+    key_id: str = ""
+    next_key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,19 @@ class KeyHolder(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IaasKey:
-    """The data key of an IaaS, sealed. `sealed` "" and `key_id` ``KEY_SHREDDED``: destroyed."""
+    """The data key of an IaaS, sealed. `sealed` "" and `key_id` ``KEY_SHREDDED``: destroyed.
+
+    `earlier` are the data keys before it, the newest first, sealed under this one: what was written
+    with them is still to be read. `generation` of the federation's keys it was made under: who is
+    revoked later knew it.
+    """
 
     iaas_id: IaasId
     key_id: str
     sealed: str
     holder: KeyHolder
+    earlier: str = ""
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,7 @@ class Node:
     """A machine of a rack. `bmc_url` is its Redfish service; `outlets` are PDU outlet names.
 
     One that is `draining` is in maintenance, and its copies of volumes move to others.
+    `revoked_generation` of the federation's keys began when its certificates were revoked last.
     An edge has `lines`, the public half of its trunk key, and says when its trunks need no
     encryption: only both ends' word makes a bare trunk.
     """
@@ -131,6 +132,12 @@ class Node:
     lines: tuple[ProviderLine, ...] = ()
     trunk_key: str = ""
     bare_trunks: bool = False
+    revoked_generation: int = 0
+
+    @property
+    def is_revoked(self) -> bool:
+        """Tell whether nothing goes to it since it was revoked; its operator takes it back."""
+        return self.revoked_generation > 0 and self.maintenance
 
 
 class PduKind(Enum):

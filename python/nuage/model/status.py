@@ -81,6 +81,5 @@ class Migration:
     target_node: NodeId
     source_epoch: int
     target_epoch: int
-    login_generation: int = 0
     address: str = ""
     failure: str = ""

@@ -82,7 +82,6 @@ class Vm:
     downtime_ms: float = 0.0  # the guest's pause in its last live migration
     failure: str = ""
     asked_at: SiteId | None = None  # the site that took the request for it, and decided
-    login_generation: int = 0  # its log-ins at its disks derive from that secret of the controllers
     request_id: str = ""  # of the API request that changed it last: logs of its node carry it
 
     @property

@@ -191,7 +191,14 @@ class Replace:
     node_id: NodeId
 
 
-Step: TypeAlias = Include | Complete | Drop | MoveHead | AddCopy | Retire | Repolicy | Replace
+@dataclass(frozen=True, slots=True)
+class KeyAnew:
+    """The head opens once more, to write with the data key that holds now."""
+
+
+Step: TypeAlias = (
+    Include | Complete | Drop | MoveHead | AddCopy | Retire | Repolicy | Replace | KeyAnew
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +208,7 @@ class VolumeFacts:
     `usable` are nodes that answer and whose daemon's address is known; `copies` what the head says
     of the others; `vm_site` where a VM that runs and does not move uses it. `draining` nodes are to
     be empty, `gone` ones have been lost for so long that their copies are made anew elsewhere.
+    `may_key_anew`: the head's daemon has a newer data key than the head writes with.
     """
 
     usable: Collection[NodeId]
@@ -210,6 +218,7 @@ class VolumeFacts:
     vm_site: SiteId | None = None
     draining: Collection[NodeId] = ()
     gone: Collection[NodeId] = ()
+    may_key_anew: bool = False
 
 
 def is_settled(volume: Volume) -> bool:
@@ -228,6 +237,8 @@ def next_step(volume: Volume, facts: VolumeFacts) -> Step | None:
     completed = _completed(volume, facts)
     if completed is not None:
         return completed
+    if facts.may_key_anew:
+        return KeyAnew()
     if volume.catching_up or any(node_id not in facts.gone for node_id in volume.without):
         return None  # one change at a time
     is_enough = len(volume.replicas) - len(volume.leaving) >= facts.wanted_copies

@@ -42,6 +42,23 @@ def _purpose(iaas_id: IaasId) -> str:
     return f"data key of {iaas_id}"
 
 
+def _earlier_purpose(iaas_id: IaasId) -> str:
+    return f"earlier data keys of {iaas_id}"
+
+
+def _sealing_key(data_key: bytes) -> bytes:
+    """Return the key that seals the data keys before `data_key`."""
+    return hmac.digest(data_key, b"nuage earlier keys", "sha256")
+
+
+def _with_earlier(key: IaasKey, newest: bytes) -> tuple[bytes, ...]:
+    if not key.earlier:
+        return (newest,)
+    sealer = Sealer((_sealing_key(newest),))
+    joined = sealer.unseal(key.earlier, purpose=_earlier_purpose(key.iaas_id))
+    return newest, *(joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES))
+
+
 class Keyring:
     """The data keys that are unlocked at this site. `secrets` are what the controllers share."""
 
@@ -50,7 +67,7 @@ class Keyring:
     ) -> None:
         self._secrets = SharedSecrets({0: b""}) if secrets is None else secrets
         self._entropy = entropy
-        self._unlocked: dict[IaasId, bytes] = {}
+        self._unlocked: dict[IaasId, tuple[bytes, ...]] = {}
 
     def _own_sealer(self, iaas_id: IaasId) -> Sealer:
         """Seal with the newest secret; what was sealed with an earlier one opens as well."""
@@ -59,8 +76,32 @@ class Keyring:
         keys = tuple(hmac.digest(secret, label, "sha256") for secret in secrets)
         return Sealer(keys, self._entropy)
 
-    def make(self, iaas_id: IaasId, tenant_key: str = "") -> IaasKey:
+    @property
+    def generation(self) -> int:
+        """Return the generation with which the newest of the controllers' secrets began."""
+        return self._secrets.newest
+
+    def make(self, iaas_id: IaasId, tenant_key: str = "", *, generation: int = 0) -> IaasKey:
         """Make a data key; it is unlocked here from now on."""
+        return self._make(iaas_id, (), tenant_key, generation)
+
+    def make_next(self, key: IaasKey, tenant_key: str = "", *, generation: int) -> IaasKey:
+        """Make the data key that follows one; what was written with that is read with that.
+
+        Raises:
+            Locked: the former is not unlocked here, or was destroyed.
+            Forbidden: that is not the tenant's key.
+        """
+        if key.holder is KeyHolder.TENANT:
+            self.unlock(key, tenant_key)
+        earlier = self.data_keys(key)
+        if not earlier:
+            raise Locked(f"the data key of {key.iaas_id} is not here: it was destroyed")
+        return self._make(key.iaas_id, earlier, tenant_key, generation)
+
+    def _make(
+        self, iaas_id: IaasId, earlier: tuple[bytes, ...], tenant_key: str, generation: int
+    ) -> IaasKey:
         key = self._entropy(KEY_BYTES)
         holder = KeyHolder.TENANT if tenant_key else KeyHolder.FEDERATION
         sealer = (
@@ -68,9 +109,21 @@ class Keyring:
             if tenant_key
             else self._own_sealer(iaas_id)
         )
-        sealed = sealer.seal(key, purpose=_purpose(iaas_id))
-        self._unlocked[iaas_id] = key
-        return IaasKey(iaas_id=iaas_id, key_id=key_id_of(key), sealed=sealed, holder=holder)
+        return IaasKey(
+            iaas_id=iaas_id,
+            key_id=key_id_of(key),
+            sealed=sealer.seal(key, purpose=_purpose(iaas_id)),
+            holder=holder,
+            earlier=self._seal_earlier(iaas_id, key, earlier),
+            generation=generation,
+        )
+
+    def _seal_earlier(self, iaas_id: IaasId, key: bytes, earlier: tuple[bytes, ...]) -> str:
+        self._unlocked[iaas_id] = (key, *earlier)
+        if not earlier:
+            return ""
+        sealer = Sealer((_sealing_key(key),), self._entropy)
+        return sealer.seal(b"".join(earlier), purpose=_earlier_purpose(iaas_id))
 
     def unlock(self, key: IaasKey, tenant_key: str) -> None:
         """Unseal a data key with its tenant's key.
@@ -87,19 +140,22 @@ class Keyring:
             )
         except (NotFound, CorruptData):
             raise Forbidden(f"that is not the key that locks {key.iaas_id}") from None
-        self._unlocked[key.iaas_id] = opened
+        self._unlocked[key.iaas_id] = _with_earlier(key, opened)
 
-    def data_key(self, key: IaasKey) -> bytes | None:
-        """Return the data key, or None while its tenant has not unlocked it here."""
+    def data_keys(self, key: IaasKey) -> tuple[bytes, ...]:
+        """Return the data key and those before it; none while its tenant has to unlock it here."""
         if key.key_id == KEY_SHREDDED:
             self.forget(key.iaas_id)
-            return None
-        known = self._unlocked.get(key.iaas_id)
-        if known is None and key.holder is KeyHolder.FEDERATION:
-            sealer = self._own_sealer(key.iaas_id)
-            known = sealer.unseal(key.sealed, purpose=_purpose(key.iaas_id))
-            self._unlocked[key.iaas_id] = known
-        return known
+            return ()
+        known = self._unlocked.get(key.iaas_id, ())
+        if known and key_id_of(known[0]) == key.key_id:
+            return known
+        if key.holder is KeyHolder.TENANT:
+            return ()
+        sealer = self._own_sealer(key.iaas_id)
+        newest = sealer.unseal(key.sealed, purpose=_purpose(key.iaas_id))
+        self._unlocked[key.iaas_id] = _with_earlier(key, newest)
+        return self._unlocked[key.iaas_id]
 
     def forget(self, iaas_id: IaasId) -> None:
         """Let go of a data key."""

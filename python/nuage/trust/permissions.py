@@ -84,6 +84,7 @@ TABLE: Final[Mapping[str, frozenset[Role]]] = {
     "iaas.delete": frozenset({_ADMIN}),
     "iaas.unlock": frozenset({_IAAS_ADMIN}),
     "iaas.shred": frozenset({_IAAS_ADMIN}),
+    "iaas.rekey": frozenset({_ADMIN, _IAAS_ADMIN}),
     "vm.read": frozenset({_ADMIN, _IAAS_ADMIN, _USER, _AUDITOR}),
     "vm.create": frozenset({_IAAS_ADMIN, _USER}),
     "vm.write": frozenset({_IAAS_ADMIN, _USER}),

@@ -54,10 +54,6 @@ class SharedSecrets:
             raise Unavailable(f"no secret of generation {generation} is here")
         return self._secrets[begun]
 
-    def has(self, generation: int) -> bool:
-        """Tell whether the secret that began with just this generation is here."""
-        return generation in self._secrets
-
     def take(self, secrets: Mapping[int, bytes]) -> bool:
         """Take in what another controller holds; tell whether something was new.
 

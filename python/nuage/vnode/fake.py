@@ -13,6 +13,7 @@ from nuage.errors import Conflict, NotFound, Unavailable
 from nuage.ids import VmId, VolumeId
 from nuage.vnode.hypervisor import (
     Disk,
+    FileDisk,
     GuestSeen,
     GuestSpec,
     MigrationLimits,
@@ -179,6 +180,8 @@ class FakeHypervisor:
         """Reach the same volume by another way."""
         self.acts.append(("repoint_disk", vm_id))
         self._require_alive(vm_id)
+        if isinstance(disk, FileDisk) and not Path(disk.path).exists():
+            raise NotFound("file", disk.path)
         self._set_slot(vm_id, slot, disk)
 
     def _set_slot(self, vm_id: VmId, slot: int, disk: Disk | None) -> None:

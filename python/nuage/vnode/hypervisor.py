@@ -30,7 +30,10 @@ from nuage.model.vm import VmShape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IscsiDisk:
-    """A disk behind an iSCSI target. The secret never reaches an argument or a log."""
+    """A disk behind an iSCSI target. The secret never reaches an argument or a log.
+
+    `chap_generation` changes when secrets are replaced under a running guest.
+    """
 
     volume_id: VolumeId
     portal: str
@@ -38,6 +41,7 @@ class IscsiDisk:
     chap_user: str = ""
     chap_secret: str = field(default="", repr=False)
     lun: int = 0
+    chap_generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,6 +155,7 @@ def iscsi_disk(wish: DiskWish) -> Disk:
     return IscsiDisk(
         volume_id=wish.volume_id, portal=wish.portal, iqn=wish.iqn,
         chap_user=wish.chap_user, chap_secret=wish.chap_secret,
+        chap_generation=wish.chap_generation,
     )  # fmt: skip
 
 
@@ -515,10 +516,12 @@ def _plan_balloon(memory: GuestMemory, seen: GuestSeen) -> Plan:
 
 
 def _same_way(there: Disk, wanted: Disk) -> bool:
-    """Tell whether two disks reach the volume by the same way; who logs in does not matter."""
+    """Tell whether two disks reach the volume by the same way, with secrets of one generation."""
     match there, wanted:
         case IscsiDisk(), IscsiDisk():
-            return (there.portal, there.iqn) == (wanted.portal, wanted.iqn)
+            return (there.portal, there.iqn, there.chap_generation) == (
+                wanted.portal, wanted.iqn, wanted.chap_generation,
+            )  # fmt: skip
         case NbdDisk(), NbdDisk():
             return there == wanted
         case FileDisk(), FileDisk():

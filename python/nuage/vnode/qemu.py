@@ -340,24 +340,28 @@ class QemuHypervisor:
         tried = self._repoints.get((vm_id, slot), 0)
         fresh = before + 1 + tried  # one that broke off may have got through: its names are taken
         self._repoints[vm_id, slot] = tried + 1
-        async with self._led(guest, slot, disk):
-            await self._add_transport(guest, slot, disk, fresh)
-            options = disk_options(slot, generation=fresh)
-            await guest.execute("blockdev-reopen", {"options": [options]})
+        async with self._led(guest, slot, disk, is_again=tried > 0):
+            try:
+                await self._add_transport(guest, slot, disk, fresh)
+                options = disk_options(slot, generation=fresh)
+                await guest.execute("blockdev-reopen", {"options": [options]})
+            except QmpError:  # refused: nothing uses what was added
+                await self._drop_transport(guest, slot, fresh)
+                raise
             del self._repoints[vm_id, slot]
             self._set_slot(guest, slot, stored(disk), fresh)
             for generation in range(before, fresh):  # QEMU logs out, and waits for the answer
                 await self._drop_transport(guest, slot, generation)
 
     def _led(
-        self, guest: Guest, slot: int, disk: Disk
+        self, guest: Guest, slot: int, disk: Disk, *, is_again: bool
     ) -> contextlib.AbstractAsyncContextManager[None]:
         """Lead what is in flight to a moved volume's new portal."""
         disks = guest.record.disks
         there = disks[slot].disk() if slot < len(disks) else None
         match there, disk:
             case IscsiDisk(portal=old), IscsiDisk(portal=new) if old != new:
-                return self._rerouting.led(old, new)
+                return self._rerouting.led(old, new, is_again=is_again)
             case _:
                 return contextlib.nullcontext()
 

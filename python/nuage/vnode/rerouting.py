@@ -4,7 +4,9 @@ QEMU waits for all requests in flight before it lets a disk change its way, and 
 sends them again and again to the portal that it knows; when that is gone, both would wait for ever.
 So for the moment of the change, new connections to the old portal are led to the new one by a rule
 of the node's packet filter. Where the old portal does not answer any more, connections to it are
-closed at this end, else the initiator would wait for an answer that nobody will give.
+closed at this end, else the initiator would wait for an answer that nobody will give. So are those
+that still have something in flight after a while, or where a first try to change the way failed:
+the old head may live cut off from its copies, and know nothing but errors.
 
 That alone would lose seconds. The initiator counts each refusal, and waits one whole second more
 after each; in that time it does not notice that a new head is there. The kernel instead repeats an
@@ -32,6 +34,7 @@ from nuage.channel import parse_address
 TABLE: Final = "nuage_disks"
 TOOL_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 0.3  # a portal that is alive accepts within a millisecond or two
+CUT_AFTER_S: Final = 3.0  # a head that has its copies answers within its lease, a second
 PROBE_MARK: Final = 0x6E756167  # "nuag": our own look at a portal is never led elsewhere
 SYN: Final = "tcp flags & (syn | ack) == syn"
 # A refusal is what answers a SYN: it has no sequence number, since there never was a connection.
@@ -102,17 +105,22 @@ class Rerouting:
             await self._load()
 
     @contextlib.asynccontextmanager
-    async def led(self, old: str, new: str) -> AsyncIterator[None]:
-        """Lead new connections from portal `old` to `new` inside the block."""
+    async def led(self, old: str, new: str, *, is_again: bool) -> AsyncIterator[None]:
+        """Lead new connections from portal `old` to `new` inside the block.
+
+        `is_again`: it was tried, and what was in flight at `old` came to nothing.
+        """
         self._ways[old] = new
         self._users[old] = self._users.get(old, 0) + 1
-        cutting = None
+        cutting, is_done = None, asyncio.Event()
         try:
             before = await _connected(old)
             await self._load()
-            cutting = asyncio.create_task(_cut_if_silent(old, before))
+            patience_s = 0.0 if is_again else CUT_AFTER_S
+            cutting = asyncio.create_task(_cut_if_useless(old, before, is_done, patience_s))
             yield
         finally:
+            is_done.set()
             if cutting is not None:
                 await cutting  # bounded by its own limits
             self._users[old] -= 1
@@ -153,10 +161,20 @@ def ports_of(told: str) -> tuple[str, ...]:
     return tuple(fields[3].rpartition(":")[2] for fields in lines if len(fields) >= 5)
 
 
-async def _cut_if_silent(portal: str, ports: tuple[str, ...]) -> None:
-    """Close what was connected to a portal that answers no more; who connects now, has been led."""
-    if not ports or await _answers(portal):
+async def _cut_if_useless(
+    portal: str, ports: tuple[str, ...], is_done: asyncio.Event, patience_s: float
+) -> None:
+    """Close what was connected to a portal that answers no more; who connects now, has been led.
+
+    At one that answers, what still waits after `patience_s`.
+    """
+    if not ports:
         return
+    if patience_s and await _answers(portal):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(is_done.wait(), patience_s)
+        if is_done.is_set():
+            return
     one_of = " or ".join(f"sport = :{port}" for port in ports)
     await _run("ss", "-K", "state", "connected", *_to(portal), "and", "(", *one_of.split(), ")")
 

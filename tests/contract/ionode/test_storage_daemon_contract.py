@@ -396,6 +396,27 @@ async def test_an_encrypted_volume_is_served_with_its_key_and_never_without(benc
         await daemon.set_key("ff" * 32)
 
 
+async def test_a_head_writes_with_the_data_key_that_it_was_opened_with(bench: Bench) -> None:
+    daemon, following = bench.daemon, "c6" * 32
+    old, new = (key_id_of(bytes.fromhex(key)) for key in (KEY, following))
+    await daemon.create(replace(REPLICA, encrypted=True))
+    await daemon.set_key(KEY)
+    await opened(daemon)
+    await daemon.write(VOLUME, 0, b"first" * 819 + b".")
+    await daemon.set_key(following, KEY)
+    seen = await daemon.seen()
+    assert (seen.key_id, seen.heads[0].key_id) == (new, old)
+    await daemon.write(VOLUME, 4096, b"later" * 819 + b".")
+    await daemon.close_head(VOLUME)
+    await opened(daemon, replace(HEAD, epoch=HEAD.epoch + 1))
+    seen = await daemon.seen()
+    assert (seen.key_id, seen.heads[0].key_id) == (new, new)
+    assert await read_first_block(daemon, VOLUME) == b"first" * 819 + b"."
+    for keys in ((KEY,), (following,)):
+        with pytest.raises(Conflict):
+            await daemon.set_key(*keys)
+
+
 async def test_a_head_takes_its_limits(bench: Bench) -> None:
     await bench.daemon.create(REPLICA)
     await opened(bench.daemon)

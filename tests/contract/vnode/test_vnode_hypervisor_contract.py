@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -203,7 +203,12 @@ async def test_disks_come_and_go_while_the_guest_runs(pair: Pair) -> None:
         await node.attach_disk(VM, 1, more)
     other = pair.spare.with_name("moved.raw")
     other.write_bytes(bytes(1 << 20))
-    await node.repoint_disk(VM, 1, FileDisk(volume_id=VolumeId("volume-2"), path=str(other)))
+    moved = FileDisk(volume_id=VolumeId("volume-2"), path=str(other))
+    nowhere = replace(moved, path=str(pair.spare.with_name("nowhere.raw")))
+    for _ in range(3):  # what is refused leaves nothing that the next would stumble over
+        with pytest.raises(NuageError):
+            await node.repoint_disk(VM, 1, nowhere)
+    await node.repoint_disk(VM, 1, moved)
     await node.detach_disk(VM, 1)
     await until(node, lambda seen: seen.volumes == (VolumeId("volume-1"), VolumeId("")))
     with pytest.raises(NotFound):

@@ -4,10 +4,12 @@ Real: every use case, index, feeds, `iaas.heads`. The contract is looked at afte
 """
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 from tests.scenario.api.conversation import Federation
 from tests.simulation.federation.nodes import SimIonode, make_node
+from tests.unit.iaas.iaas_makers import vm
 
 from nuage.iaas.heads import (
     RELEASE_METHOD,
@@ -195,3 +197,25 @@ async def test_copies_of_a_node_that_is_lost_for_long_are_made_anew_elsewhere(
     )  # fmt: skip
     await storage.until(lambda: not storage.on(lost.node_id))
     assert {len(v.replicas) for v in storage.volumes()} == {3}
+
+
+async def test_a_head_moves_where_it_is_told_unless_a_vm_that_uses_it_runs_elsewhere(
+    storage: Storage,
+) -> None:
+    await storage.build(**FRENCH_PAIR)
+    volume = storage.volumes()[0]
+    other = next(p for p in volume.replicas if p.node_id != volume.head)
+    path = f"/v1/iaas/acme/volumes/{volume.name}/move"
+    status, answer = await storage.ask("POST", path, {"to": other.site_id}, who="tenant")
+    assert status == 202, answer
+    assert answer["result"]["value"]["head"] == other.node_id, "its record is another site's now"
+    await storage.until(lambda: all(is_settled(v) for v in storage.volumes()))
+    moved, site = storage.volumes()[0], storage.sites[other.site_id].site
+    assert moved.head == other.node_id
+    user = vm(site=other.site_id, volumes=(moved.volume_id,))
+    await site.save(replace(user, iaas_id=moved.iaas_id), replace(moved, vm_id=user.vm_id))
+    await storage.settle()
+    back = {"to": next(p.site_id for p in moved.replicas if p.node_id != moved.head)}
+    status, answer = await storage.ask("POST", path, back, who="tenant")
+    assert status == 409, answer
+    assert "stays near it" in answer["error"]["message"]

@@ -156,42 +156,42 @@ def test_a_head_lets_in_the_vm_under_its_epoch_and_during_a_move_those_that_may_
     ]  # fmt: skip
 
 
-def test_log_ins_of_later_epochs_derive_from_a_secret_that_the_revoked_do_not_know() -> None:
-    """A VM keeps the log-in that its epoch began with; its next epoch begins under the newest."""
+def test_while_keys_roll_heads_let_in_by_both_and_the_old_ones_open_nothing_afterwards() -> None:
+    """A node that was revoked knows the secrets of the heads that it had."""
+    index = index_of(running(), disk(), decision("marne"))
+    generations: tuple[int, ...] = (3,)
+    told = replace(context(index), key_generations=lambda: generations)
+
+    def secrets() -> tuple[str, list[str]]:
+        (vm_wish,) = vnode_wish(told, NODE, 1).vms
+        (daemon,) = ionode_wish(told, NodeId("m-io"), 1).daemons
+        assert vm_wish.disks[0].chap_generation == generations[0]
+        return vm_wish.disks[0].chap_secret, [login.secret for login in daemon.heads[0].chap]
+
+    old, known = secrets()
+    assert known == [old]
+    generations = (3, 4)  # somebody was revoked: the next ones are accepted first
+    assert secrets()[0] == old
+    assert len(secrets()[1]) == 2
+    generations = (4, 3)
+    new, known = secrets()
+    assert set(known) == {old, new}
+    generations = (4,)
+    assert secrets() == (new, [new])
+
+
+def test_log_ins_derive_from_a_secret_that_a_revoked_datacenter_does_not_know() -> None:
     volume_id, old = VolumeId("vol-1"), SharedSecrets({0: b"k" * 32})
     both = SharedSecrets({0: b"k" * 32, 5: b"n" * 32})
-    index = index_of(running(), disk(), decision("marne"))
-    used = replace(context(index), secrets=both)
-    (told,) = vnode_wish(used, NODE, 1).vms
+    index = index_of(running(state=VmState.MIGRATING), disk(), decision("marne"))
+    used = replace(context(index), secrets=both, key_generations=lambda: (5, 4))
     (head,) = ionode_wish(used, NodeId("m-io"), 1).daemons[0].heads
-    assert head.chap == (chap_login(old, volume_id, FIRST_EPOCH),)
-    assert told.disks[0].chap_secret == head.chap[0].secret
-    index.put(record(running(state=VmState.MIGRATING), revision=2))
-    (head,) = ionode_wish(used, NodeId("m-io"), 2).daemons[0].heads
     offered = {login.user: login.secret for login in head.chap}
-    arrived = chap_login(both, volume_id, FIRST_EPOCH + 1, 5)
-    assert offered[arrived.user] == arrived.secret  # its target knows the new secret
-    late = chap_login(old, volume_id, FIRST_EPOCH + 1, 0)
-    assert offered[late.user] == late.secret  # its target has not heard of it yet
-    moved = replace(running(), epoch=FIRST_EPOCH + 1, login_generation=5)
-    index.put(record(moved, revision=3, epoch=FIRST_EPOCH + 1))
-    (head,) = ionode_wish(used, NodeId("m-io"), 3).daemons[0].heads
-    assert head.chap == (arrived,)
-    (told,) = vnode_wish(used, NODE, 3).vms
-    assert (told.disks[0].chap_user, told.disks[0].chap_secret) == (arrived.user, arrived.secret)
-
-
-def test_a_vm_whose_log_in_cannot_be_made_yet_waits_for_its_secret() -> None:
-    secrets = SharedSecrets({0: b"k" * 32})
-    index = index_of(running(login_generation=5), disk(), decision("marne"))
-    used = replace(context(index), secrets=secrets)
-    assert vnode_wish(used, NODE, 1).vms == ()
-    (head,) = ionode_wish(used, NodeId("m-io"), 1).daemons[0].heads
-    assert head.chap == ()
-    secrets.take({5: b"n" * 32})
-    assert len(vnode_wish(used, NODE, 2, changed=None).vms) == 1
-    (head,) = ionode_wish(used, NodeId("m-io"), 2).daemons[0].heads
-    assert [login.user for login in head.chap] == [f"vol-1.{FIRST_EPOCH}.5"]
+    for epoch in (FIRST_EPOCH, FIRST_EPOCH + 1, 2 * EPOCH_STEP):
+        fresh, late = (chap_login(both, volume_id, epoch, number) for number in (5, 4))
+        assert (offered[fresh.user], offered[late.user]) == (fresh.secret, late.secret)
+        assert chap_login(old, volume_id, epoch, 5).secret != fresh.secret
+        assert chap_login(old, volume_id, epoch, 4).secret == late.secret
 
 
 def test_a_head_waits_until_it_knows_where_its_copies_listen() -> None:

@@ -278,11 +278,29 @@ async def test_a_key_is_asked_for_kept_in_memory_and_given_to_the_daemon(bench: 
     assert (report.locked, report.heads[0].state) == ((), "ready")
     for file in bench.directory.rglob("*"):
         assert key.encode() not in file.read_bytes(), file
-    bench.boot()  # the daemon outlived its agent, and has the key
+    head_report = report.heads[0]
+    assert (head_report.key_id, head_report.next_key_id) == (key_id, key_id)
+    following = "b8" * 32  # somebody who knew the first was revoked
+    next_id = key_id_of(bytes.fromhex(following))
+    daemon = replace(encrypted, key_id=next_id)
+    await bench.agent.take_wish(IonodeWish(revision=2, daemons=(daemon,)))
+    await bench.settle()
+    assert bench.agent.report().locked == (IAAS,)
+    assert bench.agent.report().heads[0].state == "ready", "it goes on with the key that it has"
+    bench.agent.take_key(SetKey(iaas_id=IAAS, key=following, earlier=(key,)))
+    await bench.settle()
+    head_report = bench.agent.report().heads[0]
+    assert (head_report.key_id, head_report.next_key_id) == (key_id, next_id)
+    encrypted = replace(daemon, heads=(replace(daemon.heads[0], epoch=daemon.heads[0].epoch + 1),))
+    await bench.agent.take_wish(IonodeWish(revision=3, daemons=(encrypted,)))
+    await bench.settle()
+    head_report = bench.agent.report().heads[0]
+    assert (head_report.key_id, head_report.next_key_id) == (next_id, next_id)
+    bench.boot()  # the daemon outlived its agent, and has the keys
     await bench.agent.step()
     assert bench.agent.report().locked == ()
     shredded = replace(encrypted, key_id=KEY_SHREDDED)
-    await bench.agent.take_wish(IonodeWish(revision=2, daemons=(shredded,)))
+    await bench.agent.take_wish(IonodeWish(revision=4, daemons=(shredded,)))
     await bench.settle()
     assert (await bench.daemon.seen()).key_id == ""
     assert bench.agent.report().locked == ()

@@ -14,6 +14,7 @@ from nuage.storage.heads import (
     Complete,
     Drop,
     Include,
+    KeyAnew,
     MoveHead,
     Replace,
     Repolicy,
@@ -211,3 +212,12 @@ def test_nothing_is_begun_before_the_last_change_has_settled() -> None:
     assert next_step(unsettled, facts(A, B, copies=3, vm_site="b")) is None
     failed = replace(volume(A, B), failure="disk full")
     assert next_step(failed, facts(A, B, copies=3)) is None
+
+
+def test_a_head_opens_once_more_for_a_new_data_key_also_while_a_copy_is_brought_up_to_date() -> (
+    None
+):
+    due = replace(facts(A, B, C), may_key_anew=True)
+    assert next_step(volume(A, B), due) == KeyAnew()
+    assert next_step(replace(volume(A, B, C), catching_up=(C,)), due) == KeyAnew()
+    assert next_step(replace(volume(A, B), epoch=8), due) is None, "the last step has not settled"

@@ -196,6 +196,12 @@ def test_a_new_name_to_log_in_with_does_not_touch_a_disk() -> None:
     assert act_on(remembered(replace(wish(), disks=(renamed,))), seen()) is None
 
 
+def test_a_running_guest_logs_in_anew_when_secrets_are_replaced() -> None:
+    fresh = replace(disk(1), chap_user="other", chap_secret="new", chap_generation=1)
+    again = machine.Repoint(0, fresh)
+    assert act_on(remembered(replace(wish(), disks=(fresh,))), seen()) == again
+
+
 def test_a_lost_disk_is_tried_again_and_told() -> None:
     waiting = plan(remembered(), seen(RunState.IO_ERROR), NOW_S)
     assert waiting.act == machine.Resume()
