@@ -62,7 +62,7 @@ class NotFound(NuageError):
     code = "not_found"
 
     def __init__(self, kind: str, name: str, *, hint: str = "") -> None:
-        super().__init__(f"no {kind} {name!r}", hint=hint)
+        super().__init__(f"no {kind} {name!r}" if name else f"there is no {kind}", hint=hint)
         self.kind = kind
         self.name = name
 

@@ -16,8 +16,9 @@ def fabric_group() -> None:
 @fabric_group.command("show")
 @click.argument("node")
 @click.option("--stations", is_flag=True, help="Also list where each MAC is.")
+@click.option("--news", is_flag=True, help="Also tell what happened lately, by NODE's clock.")
 @pass_session
-def show_fabric(session: Session, node: str, stations: bool) -> None:
+def show_fabric(session: Session, node: str, stations: bool, news: bool) -> None:
     """Show the fabric as NODE (a V-node or an edge) sees it."""
     answer = row_of(session.client.get(f"/v1/fabric/{node}"))
     if answered(session, answer):
@@ -70,14 +71,19 @@ def show_fabric(session: Session, node: str, stations: bool) -> None:
     if stations:
         click.echo()
         _show_stations(session, answer)
+    if news:
+        click.echo("\n" + ("\n".join(map(str, _listed(answer["news"]))) or "nothing happened"))
+
+
+MOVED = ("ingress", "transit", "egress", "flooded")
 
 
 def _tell_counters(answer: Row) -> None:
     counters = inner(answer, "counters")
-    moved = ", ".join(
-        f"{name} {counters.get(name, 0)}" for name in ("ingress", "transit", "egress", "flooded")
-    )
-    click.echo(f"\nframes: {moved}")
+    click.echo("\nframes: " + ", ".join(f"{name} {counters.get(name, 0)}" for name in MOVED))
+    control = [f"{name} {count}" for name, count in counters.items() if name not in MOVED and count]
+    if control:
+        click.echo("control: " + ", ".join(control))
     drops = inner(answer, "drops")
     if drops:
         click.echo("dropped: " + ", ".join(f"{cause} {count}" for cause, count in drops.items()))

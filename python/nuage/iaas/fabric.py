@@ -10,7 +10,7 @@ from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, SecurityGroupId, SiteId, new_id
 from nuage.model.fabric import AskFabric, EidQuestion, FabricReport, PathAnswer, PathQuestion
-from nuage.model.infrastructure import Node
+from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import GroupRule, Port, SecurityGroup, Segment
 from nuage.model.vm import Vm
 from nuage.network.forwarding import Direction
@@ -33,9 +33,25 @@ class NameRBridge:
     node: str
 
 
+def is_rbridge(node: Node) -> bool:
+    """Tell whether a node is part of the fabric."""
+    return not {NodeRole.VNODE, NodeRole.EDGE}.isdisjoint(node.roles)
+
+
 async def show_fabric(site: Site, _principal: Principal, body: NameRBridge) -> FabricReport:
-    """Ask a node how it sees the fabric."""
+    """Ask a node how it sees the fabric.
+
+    Raises:
+        InvalidRequest: it is a node of another kind.
+    """
     node = site.index.named(Node, body.node)
+    if not is_rbridge(node):
+        names = ", ".join(sorted(each.name for each in site.index.values(Node) if is_rbridge(each)))
+        raise InvalidRequest(
+            f"{node.name} is no RBridge: V-nodes and edges are",
+            field="node",
+            hint=f"there is {names}",
+        )
     return await site.nodes.ask(
         node.node_id, "fabric.view", AskFabric(), FabricReport, timeout_s=ASK_TIMEOUT_S
     )

@@ -298,3 +298,18 @@ async def test_a_vm_goes_and_stays_where_its_owner_lets_it(federation: Federatio
     status, answer = await federation.ask("PUT", rules, {"fence": []}, who="tenant")
     assert (answer["result"]["value"]["fence"], status) == ([], 200)
     assert (await federation.ask("PUT", rules, {"fence": []}, who="stranger"))[0] == 403
+
+
+async def test_a_node_that_is_no_rbridge_says_so_and_names_those_that_are(
+    federation: Federation,
+) -> None:
+    await federation.settle()
+    status, answer = await federation.ask("GET", "/v1/nodes")
+    nodes = {row["node"]["name"]: row["node"]["roles"] for row in answer["result"]}
+    ionode = next(name for name, roles in nodes.items() if roles == ["ionode"])
+    vnode = next(name for name, roles in nodes.items() if roles == ["vnode"])
+    status, answer = await federation.ask("GET", f"/v1/fabric/{ionode}")
+    assert (status, answer["error"]["field"]) == (400, "node")
+    assert "no RBridge" in answer["error"]["message"]
+    assert vnode in answer["error"]["hint"]
+    assert ionode not in answer["error"]["hint"]
