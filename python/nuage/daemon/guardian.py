@@ -235,6 +235,8 @@ class Guardian:
                 continue
             if vm.vm_id in self._owned or not self._fails_over(vm):
                 continue
+            if vm.wish is PowerWish.DELETED or not is_decided(index, vm):
+                continue  # it may have been elected elsewhere: then that site owns it
             for volume_id in vm.volumes:
                 await self._claim("volume", volume_id)
             term = self.lease_term

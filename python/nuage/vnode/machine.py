@@ -276,7 +276,9 @@ def _plan_arrival(memory: GuestMemory, seen: GuestSeen | None) -> Plan:
     state = None if seen is None else seen.state
     if memory.arrival is Arrival.NONE:
         if state in _ENDED:
-            waiting = replace(memory, arrival=Arrival.WAITING, hand_over=HandOver.NONE)
+            waiting = replace(
+                memory, arrival=Arrival.WAITING, hand_over=HandOver.NONE, running_seen=False
+            )  # what ran here before went away since
             return Plan(memory=waiting, act=StartIncoming())
         if state is RunState.HANDED_OVER or memory.hand_over in {HandOver.DONE, HandOver.BROKEN}:
             return Plan(memory=memory, act=Kill())  # the VM comes back: its old shell goes first
@@ -429,7 +431,9 @@ def _plan_power(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_
         case RunState.GONE:
             return _plan_restart(memory, seen.failure, now_s)
         case RunState.IO_ERROR:
-            return _plan_retry(replace(memory, failure="a disk is lost; the guest waits"), now_s)
+            lost = replace(memory, failure="a disk is lost; the guest waits")
+            # Its head may have moved since: the guest would find it lost for ever.
+            return _plan_repoint(lost, seen, disk_of) or _plan_retry(lost, now_s)
         case RunState.PAUSED:
             return _plan_retry(memory, now_s)
         case RunState.SWITCHING:
@@ -490,21 +494,31 @@ def _plan_running(memory: GuestMemory, seen: GuestSeen, now_s: float, disk_of: D
         # A stop that was taken back: the guest may still act on the button; then it starts anew.
         stop_deadline_s=memory.stop_deadline_s if now_s < memory.stop_deadline_s else 0.0,
     )  # fmt: skip
-    wanted = {disk.volume_id: disk for disk in memory.wish.disks}
+    wanted = {disk.volume_id for disk in memory.wish.disks}
     for slot, volume_id in enumerate(seen.volumes):
         if volume_id and volume_id not in wanted:
             if now_s < memory.retry_s <= now_s + DETACH_RETRY_S:
                 return Plan(memory=memory, look_again_s=memory.retry_s)
             asked = replace(memory, retry_s=now_s + DETACH_RETRY_S)
             return Plan(memory=asked, act=Detach(slot), look_again_s=asked.retry_s)
-        there = seen.disks[slot]
-        if volume_id and there is not None and not _same_way(there, disk_of(wanted[volume_id])):
-            return Plan(memory=memory, act=Repoint(slot, wanted[volume_id]))
+    repointed = _plan_repoint(memory, seen, disk_of)
+    if repointed is not None:
+        return repointed
     for disk in memory.wish.disks:
         if disk.volume_id not in seen.volumes:
             free = [slot for slot, volume in enumerate(seen.volumes) if not volume]
             return Plan(memory=memory, act=Attach(free[0] if free else len(seen.volumes), disk))
     return _plan_balloon(memory, seen)
+
+
+def _plan_repoint(memory: GuestMemory, seen: GuestSeen, disk_of: DiskOf) -> Plan | None:
+    """Reach the first disk whose head has moved where it is now; None when none has."""
+    wanted = {disk.volume_id: disk for disk in memory.wish.disks}
+    for slot, there in enumerate(seen.disks):
+        disk = None if there is None else wanted.get(there.volume_id)
+        if disk is not None and there is not None and not _same_way(there, disk_of(disk)):
+            return Plan(memory=memory, act=Repoint(slot, disk))
+    return None
 
 
 def _plan_balloon(memory: GuestMemory, seen: GuestSeen) -> Plan:

@@ -78,10 +78,10 @@ def test_a_quorum_that_answers_again_finds_the_vm_running() -> None:
     play(story)
 
 
-async def marne_enters_it_and_lyon_dies(move: Move) -> CreateVm:
+async def marne_enters_it_and_lyon_dies(move: Move, iaas: str = "stay") -> CreateVm:
     """Have a VM asked for at Lyon and entered at Marne, and no decision written down."""
     lyon, marne = move.sites[LYON], move.sites[MARNE]
-    body = CreateVm(iaas="stay", name="web", image="guest", site="marne")
+    body = CreateVm(iaas=iaas, name="web", image="guest", site="marne")
     move.people.spawn(move._ask(lyon, "vm.create", body, "create web"))
     await move.until(lambda: any(marne.index.values(Vm)), "marne has entered it")
     lyon.crash()
@@ -117,6 +117,17 @@ def test_a_vm_that_is_being_decided_is_not_dropped() -> None:
         await asyncio.sleep(90.0)
         kept = any(move.sites[MARNE].index.values(Vm))
         assert kept, "nobody but lyon can say that it was not decided"
+
+    play(story)
+
+
+def test_a_vm_that_is_not_decided_is_owned_by_nobody() -> None:
+    """It may have been elected elsewhere: that site could never own it."""
+
+    async def story(move: Move) -> None:
+        await marne_enters_it_and_lyon_dies(move, iaas="copied")
+        await asyncio.sleep(20.0)
+        assert [owned for owned in move.hub.state.all_owners() if owned.kind == "vm"] == []
 
     play(story)
 

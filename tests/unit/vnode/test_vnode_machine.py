@@ -211,6 +211,14 @@ def test_a_lost_disk_is_tried_again_and_told() -> None:
     assert vm_report(back.memory, seen()).failure == ""
 
 
+def test_a_disk_that_is_lost_is_looked_for_where_its_head_is_now() -> None:
+    moved = disk(1, "10.0.0.8:3260")
+    lost = remembered(replace(wish(), disks=(moved,)))
+    assert act_on(lost, seen(RunState.IO_ERROR)) == machine.Repoint(0, moved)
+    found = replace(seen(RunState.IO_ERROR), disks=(iscsi_disk(moved),))
+    assert act_on(lost, found) == machine.Resume()
+
+
 def test_a_smaller_shape_inflates_the_balloon_once() -> None:
     memory = remembered(replace(wish(), shape=VmShape(memory_mib=128)))
     planned = plan(memory, seen(), NOW_S)
@@ -420,6 +428,15 @@ def test_a_vm_that_comes_back_finds_its_old_shell_cleared() -> None:
     shell = replace(arriving(), hand_over=HandOver.DONE)
     assert act_on(shell, seen(RunState.HANDED_OVER)) == machine.Kill()
     assert act_on(shell, seen(RunState.SHUT_DOWN)) == machine.StartIncoming()
+
+
+def test_a_vm_that_was_here_before_and_is_taken_over_on_its_way_back_starts() -> None:
+    ran_here_before = replace(arriving(), running_seen=True)
+    came_back = plan(ran_here_before, None, NOW_S).memory
+    taken_over = replace(came_back, wish=wish(epoch=3))
+    cleared = plan(taken_over, seen(RunState.INCOMING), NOW_S)
+    assert cleared.act == machine.Kill()
+    assert act_on(cleared.memory, seen(RunState.SHUT_DOWN)) == machine.Start()
 
 
 @pytest.mark.parametrize("act", [machine.StartIncoming(), machine.Migrate("x", MigrationLimits())])
