@@ -217,16 +217,17 @@ def node_status(
     known = index.find_value(NodeStatus, node_id)
     site_id = SiteId(index.site_id)
     before = known or NodeStatus(node_id=node_id, site_id=site_id, connected=False, since_s=0.0)
-    after = replace(
-        before,
-        connected=connected,
-        since_s=before.since_s if before.connected == connected and known else now_s,
-    )
+    after = before  # as most are after most reports
+    if known is None or before.connected != connected:
+        after = replace(after, connected=connected, since_s=now_s)
     if vnode is not None:
         orphans = tuple(sorted(seen.vm_id for seen in vnode.vms if _is_orphan(seen)))
-        after = replace(after, accelerator=vnode.estimate.accelerator, orphans=orphans)
+        accelerator = vnode.estimate.accelerator
+        if (before.accelerator, before.orphans) != (accelerator, orphans):
+            after = replace(after, accelerator=accelerator, orphans=orphans)
     if ionode is not None:
-        after = replace(after, replica_addresses=ionode.replica_addresses)
+        if before.replica_addresses != ionode.replica_addresses:
+            after = replace(after, replica_addresses=ionode.replica_addresses)
         disks = _disks(before.disks, ionode)
         if disks != before.disks:
             after = replace(
@@ -236,7 +237,7 @@ def node_status(
                 total_bytes=sum(disk.total_bytes for disk in disks),
                 alarm=max((disk.alarm for disk in disks), key=ALARMS.index, default=ALARMS[0]),
             )
-    if after == known:
+    if after is known:
         return []
     return [Save(after, *_status_line(index, before, after, is_new=known is None))]
 
@@ -257,9 +258,10 @@ def _disks(before: tuple[DiskStatus, ...], report: IonodeReport) -> tuple[DiskSt
             for_bases=seen.for_bases,
             alarm=space_alarm(alarm, seen.free_bytes, seen.total_bytes),
         )
-        if was is not None and replace(now, free_bytes=was.free_bytes) == was:
+        if was is not None and now != was:
             moved = abs(was.free_bytes - seen.free_bytes)
-            now = was if moved <= FREE_CHANGE_MIN * seen.total_bytes else now
+            is_little = moved <= FREE_CHANGE_MIN * seen.total_bytes
+            now = was if is_little and replace(now, free_bytes=was.free_bytes) == was else now
         disks.append(now)
     return tuple(disks)
 

@@ -487,13 +487,15 @@ def _plan_retry(memory: GuestMemory, now_s: float) -> Plan:
 
 
 def _plan_running(memory: GuestMemory, seen: GuestSeen, now_s: float, disk_of: DiskOf) -> Plan:
-    failed_move = memory.hand_over is HandOver.FAILED
-    memory = replace(
-        memory, running_seen=True, switched_off=False, restart_after_s=0.0,
-        failure=memory.failure if failed_move else "",
-        # A stop that was taken back: the guest may still act on the button; then it starts anew.
-        stop_deadline_s=memory.stop_deadline_s if now_s < memory.stop_deadline_s else 0.0,
-    )  # fmt: skip
+    failure = memory.failure if memory.hand_over is HandOver.FAILED else ""
+    # A stop that was taken back: the guest may still act on the button; then it starts anew.
+    deadline_s = memory.stop_deadline_s if now_s < memory.stop_deadline_s else 0.0
+    known = (memory.running_seen, memory.switched_off, memory.restart_after_s, memory.failure)
+    if known != (True, False, 0.0, failure) or memory.stop_deadline_s != deadline_s:
+        memory = replace(
+            memory, running_seen=True, switched_off=False, restart_after_s=0.0, failure=failure,
+            stop_deadline_s=deadline_s,
+        )  # fmt: skip
     wanted = {disk.volume_id for disk in memory.wish.disks}
     for slot, volume_id in enumerate(seen.volumes):
         if volume_id and volume_id not in wanted:

@@ -5,16 +5,18 @@ NUAGE_SIM_SEED=123 python -m pytest tests/simulation/catalogue       one again
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.simulation.catalogue.federation_world import World
+from tests.simulation.many_seeds import SHARE_TIMEOUT_S, Shares, begun
 
 from nuage.quorum.model import LeaseTiming
 
 SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
 SEEDS_PER_TEST = 40
-SEED_COUNT = int(os.environ.get("NUAGE_SIM_SEEDS", "960"))
+SEED_COUNT = int(os.environ.get("NUAGE_SIM_SEEDS", "2000"))
 ONE_SEED = os.environ.get("NUAGE_SIM_SEED", "")
 
 
@@ -40,13 +42,24 @@ def test_a_seed_that_once_failed_holds(seed: int) -> None:
     run_seed(seed)
 
 
-@pytest.mark.parametrize(
-    "first", [int(ONE_SEED)] if ONE_SEED else range(0, SEED_COUNT, SEEDS_PER_TEST)
-)
-def test_no_vm_runs_twice_replicas_converge_and_nothing_is_deleted(first: int) -> None:
-    seeds = [first] if ONE_SEED else range(first, min(first + SEEDS_PER_TEST, SEED_COUNT))
-    for seed in seeds:
-        run_seed(seed)
+@pytest.fixture(scope="module")
+def shares() -> Iterator[Shares]:
+    with begun(run_seed, range(SEED_COUNT), SEEDS_PER_TEST) as running:
+        yield running
+
+
+@pytest.mark.skipif(bool(ONE_SEED), reason="one seed was asked for")
+@pytest.mark.timeout(SHARE_TIMEOUT_S)
+@pytest.mark.parametrize("first", range(0, SEED_COUNT, SEEDS_PER_TEST))
+def test_no_vm_runs_twice_replicas_converge_and_nothing_is_deleted(
+    shares: Shares, first: int
+) -> None:
+    assert shares[first].result() == {}
+
+
+@pytest.mark.skipif(not ONE_SEED, reason="no seed was asked for")
+def test_the_seed_that_was_asked_for_holds() -> None:
+    run_seed(int(ONE_SEED))
 
 
 def test_the_simulation_takes_over_and_refuses() -> None:

@@ -80,6 +80,7 @@ class SimVnode:
     is_powered: bool = True
     bmc_answers: bool = True
     last_wish: VnodeWish | None = None
+    _offered: VnodeWish | None = None  # what the stream of wishes told last
     boots: int = 0
     sending_s: tuple[float, float] = (0.0, 3.0)  # how long a guest's memory takes, from to
 
@@ -119,7 +120,7 @@ class SimVnode:
                 del self.fabric.listeners[address]
         self._new_hypervisor()
         self._channel.leases = HeardLeases()
-        self.last_wish = None
+        self.last_wish = self._offered = None
         self.memory = replace(self.memory, heard=False)  # as it is read from the disk
         self.boots += 1
 
@@ -139,26 +140,31 @@ class SimVnode:
         node_id, site = self.node.node_id, self.site
         sent_s, report, boots = self.clock.monotonic_s(), self.report(), self.boots
 
-        async def tell() -> ReportTaken:
-            await site.greet(self.node)
-            return site.take_vnode(report)
+        def tell() -> tuple[ReportTaken, bool]:
+            site.greet(self.node)
+            wish = site.sessions.slot(node_id).wish
+            return site.take_vnode(report), wish is not None and wish is not self._offered
 
-        async def fetch() -> VnodeWish | None:
+        def fetch() -> VnodeWish | None:
             return cast(VnodeWish | None, site.sessions.slot(node_id).wish)
 
         try:
-            taken = await self.world.wires.call(
+            taken, is_news = await self.world.wires.exchange(
                 node_id, site.machine, tell, timeout_s=3.0, doing="report"
             )
             if self.boots != boots:
                 return
             if taken.lease_s > 0:
                 self._channel.leases.hear(taken.lease_term, sent_s + taken.lease_s)
-            await self._take(self.last_wish)
-            wish = await self.world.wires.call(
+            if self.last_wish is not None and any(vm.lease_until_s for vm in self.last_wish.vms):
+                await self._take(self.last_wish)
+            if not is_news:  # a stream tells only what is new
+                return
+            wish = await self.world.wires.exchange(
                 node_id, site.machine, fetch, timeout_s=3.0, doing="wishes"
             )
             if self.boots == boots:
+                self._offered = wish
                 await self._take(wish)
         except NuageError:
             if self.boots == boots:
@@ -190,7 +196,8 @@ class SimVnode:
             seen = None if held is None else held.seen
             now_s, heard = self.clock.now_s(), self.memory.heard
             planned = machine.plan(guest, seen, now_s, may_start=heard)
-            self.memory = remember(self.memory, planned.memory)
+            if planned.memory is not guest:
+                self.memory = remember(self.memory, planned.memory)
             if planned.act is None:
                 continue
             acted = True
@@ -394,13 +401,13 @@ class SimIonode:
             return
         node_id, site, report = self.node.node_id, self.site, await self.report()
 
-        async def exchange() -> IonodeWish | None:
-            await site.greet(self.node)
+        def exchange() -> IonodeWish | None:
+            site.greet(self.node)
             site.take_ionode(report)
             return cast(IonodeWish | None, site.sessions.slot(node_id).wish)
 
         try:
-            wish = await self.world.wires.call(
+            wish = await self.world.wires.exchange(
                 node_id, site.machine, exchange, timeout_s=3.0, doing="report"
             )
         except NuageError:
@@ -417,6 +424,8 @@ class SimIonode:
                     wish, await daemon.seen(), filled=self.filled, told=self.told,
                     released=self.released,
                 )  # fmt: skip
+                if not acts:
+                    break
                 for act in acts:
                     if self._is_down():
                         return

@@ -1,28 +1,29 @@
 """Whole federations through unlucky minutes, each from one seed.
 
-pytest -q tests/simulation/federation                      40 seeds and those that once failed
+pytest -q tests/simulation/federation                      600 seeds and those that once failed
 NUAGE_SEEDS=2000 pytest -q tests/simulation/federation     more seeds
 NUAGE_SEED=123 pytest -q tests/simulation/federation       one again
 """
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
-from tests.simulation.federation.unlucky_minutes import Broken, run_seed
+from tests.simulation.federation.unlucky_minutes import run_seed
+from tests.simulation.many_seeds import SHARE_TIMEOUT_S, Shares, begun, say_nothing
 
 SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
-SEEDS_PER_TEST = 4
-SEED_COUNT = int(os.environ.get("NUAGE_SEEDS", "40"))
+SEEDS_PER_TEST = 10
+SEED_COUNT = int(os.environ.get("NUAGE_SEEDS", "600"))
 ONE_SEED = os.environ.get("NUAGE_SEED", "")
 
 
 @pytest.fixture(autouse=True)
 def _quiet() -> object:
-    """Thousands of lines a second that nobody reads cost more than the run."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    say_nothing()
     yield
     structlog.reset_defaults()
 
@@ -46,18 +47,26 @@ def test_a_seed_of_a_federation_that_once_failed_holds(seed: int) -> None:
     run_seed(seed)
 
 
-@pytest.mark.parametrize(
-    "first", [int(ONE_SEED)] if ONE_SEED else range(0, SEED_COUNT, SEEDS_PER_TEST)
-)
-def test_what_must_always_hold_holds(first: int) -> None:
+@pytest.fixture(scope="module")
+def shares() -> Iterator[Shares]:
+    with begun(run_seed, range(SEED_COUNT), SEEDS_PER_TEST) as running:
+        yield running
+
+
+@pytest.mark.skipif(bool(ONE_SEED), reason="one seed was asked for")
+@pytest.mark.timeout(SHARE_TIMEOUT_S)
+@pytest.mark.parametrize("first", range(0, SEED_COUNT, SEEDS_PER_TEST))
+def test_what_must_always_hold_holds(shares: Shares, first: int) -> None:
     """No VM twice, none outside its contract, nothing lost, all sites of one mind at last."""
-    seeds = [first] if ONE_SEED else range(first, min(first + SEEDS_PER_TEST, SEED_COUNT))
-    for seed in seeds:
-        try:
-            run_seed(seed)
-        except Broken as error:
-            note_seed(seed, str(error))
-            raise
+    faults = shares[first].result()
+    for seed, told in faults.items():
+        note_seed(seed, told)
+    assert not faults
+
+
+@pytest.mark.skipif(not ONE_SEED, reason="no seed was asked for")
+def test_the_seed_that_was_asked_for_holds() -> None:
+    run_seed(int(ONE_SEED))
 
 
 def test_the_same_seed_tells_the_same_story() -> None:

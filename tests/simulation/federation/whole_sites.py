@@ -529,12 +529,15 @@ class SimSite:
         self.reconciler.node_lost(node_id)
         self.tasks.start("lost", self.guardian.node_lost(node_id))
 
-    async def greet(self, node: Node) -> None:
-        """Hear a node for the first time since this controller began."""
+    def greet(self, node: Node) -> None:
+        """Hear a node, perhaps for the first time since this controller began."""
         self.sessions._heard(node.node_id)
         if node.node_id in self.greeted:
             return
         self.greeted.add(node.node_id)
+        self.tasks.start("greet", self._enter_node(node))
+
+    async def _enter_node(self, node: Node) -> None:
         known = self.index.find_value(Node, node.node_id)
         fresh = replace(node, maintenance=known is not None and known.maintenance)
         if known != fresh:
