@@ -124,9 +124,6 @@ async def _enter_restart(site: Site, node_id: NodeId, draft: RestartDraft) -> No
     )  # its owner may have changed it since
     if vm.epoch >= draft.epoch:
         raise Conflict(f"{vm.name} is under epoch {vm.epoch} already")
-    ports = [
-        port for port_id in vm.ports if (port := site.index.find_value(Port, port_id)) is not None
-    ]
     restarted = replace(
         vm,
         node_id=node_id,
@@ -136,4 +133,4 @@ async def _enter_restart(site: Site, node_id: NodeId, draft: RestartDraft) -> No
         migrating_to=None,
         failure="",
     )
-    await site.save_moving(restarted, *ports, epoch=draft.epoch)
+    await site.save_moving(restarted, *site.index.ports_of(vm), epoch=draft.epoch)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Final, TypeVar
 
-from nuage.errors import Conflict, InvalidRequest, NotFound
+from nuage.errors import Conflict, InvalidRequest
+from nuage.iaas.machines import port_of, vm_of
 from nuage.iaas.operations import OperationTable, Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -12,7 +13,6 @@ from nuage.ids import IaasId, SecurityGroupId, SiteId, new_id
 from nuage.model.fabric import AskFabric, EidQuestion, FabricReport, PathAnswer, PathQuestion
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import GroupRule, Port, SecurityGroup, Segment
-from nuage.model.vm import Vm
 from nuage.network.forwarding import Direction
 from nuage.network.security_group import RULES_PER_PORT_MAX, SecurityRule
 from nuage.trust.permissions import Principal, Scope
@@ -95,7 +95,7 @@ class ShownPath:
 
 async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPath:
     """Ask the source's node where it would send a frame, and why."""
-    source = _vm(site, body.iaas, body.source)
+    source = vm_of(site, body.iaas, body.source)
     if source.node_id is None:
         raise Conflict(f"{source.name} is on no node yet")
     if _is_address(body.destination):
@@ -111,10 +111,10 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
             segment="",
             answer=answer,
         )
-    destination = _vm(site, body.iaas, body.destination)
-    port = _port_of(site, destination)
+    destination = vm_of(site, body.iaas, body.destination)
+    port = port_of(site, destination)
     segment = site.index.value(Segment, port.segment_id)
-    if port.segment_id not in {_port_of(site, source).segment_id}:
+    if port.segment_id not in {port_of(site, source).segment_id}:
         raise Conflict(
             f"{source.name} and {destination.name} are in different segments",
             hint="frames do not leave a segment; a gateway between them would",
@@ -143,19 +143,7 @@ def _is_address(text: str) -> bool:
 
 def path_home(site: Site, body: AskPath) -> SiteId | None:
     """Let the site that runs the source answer."""
-    return _vm(site, body.iaas, body.source).site_id
-
-
-def _vm(site: Site, iaas: str, name: str) -> Vm:
-    return site.index.named(Vm, name, site.index.iaas_named(iaas).iaas_id)
-
-
-def _port_of(site: Site, vm: Vm) -> Port:
-    for port_id in vm.ports:
-        port = site.index.find_value(Port, port_id)
-        if port is not None:
-            return port
-    raise NotFound("port", f"of VM {vm.name}", hint="the VM was made without a network")
+    return vm_of(site, body.iaas, body.source).site_id
 
 
 # Security groups and rates ----------------------------------------------------------------------
@@ -258,8 +246,8 @@ async def delete_group(site: Site, _principal: Principal, body: NameGroup) -> No
 
 async def set_port(site: Site, _principal: Principal, body: SetPort) -> Shown[Port]:
     """Put a VM's port into groups, or limit its rate."""
-    vm = _vm(site, body.iaas, body.vm)
-    port = _port_of(site, vm)
+    vm = vm_of(site, body.iaas, body.vm)
+    port = port_of(site, vm)
     if body.rate_mbit is not None:
         if not 0 <= body.rate_mbit <= RATE_MBIT_MAX:
             raise InvalidRequest(f"a rate is 0 to {RATE_MBIT_MAX} Mbit/s", field="rate_mbit")
@@ -320,7 +308,7 @@ def group_home(site: Site, body: PutGroup | NameGroup) -> SiteId | None:
 
 def port_home(site: Site, body: SetPort) -> SiteId | None:
     """Let the site that runs the VM answer."""
-    return site.index.home("port", _port_of(site, _vm(site, body.iaas, body.vm)).port_id)
+    return site.index.home("port", port_of(site, vm_of(site, body.iaas, body.vm)).port_id)
 
 
 def iaas_scope(

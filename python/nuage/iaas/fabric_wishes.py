@@ -90,12 +90,7 @@ def fabric_wish(
     index = context.index
     node = index.value(Node, node_id)
     local = local_vms(index, node_id)
-    segments = {
-        port.segment_id
-        for vm in local
-        for port_id in vm.ports
-        if (port := index.find_value(Port, port_id)) is not None
-    }
+    segments = {port.segment_id for vm in local for port in index.ports_of(vm)}
     for segment_id in segments - shared.keys():
         shared[segment_id] = _stations(context, segment_id)
     return FabricWish(

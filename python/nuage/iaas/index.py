@@ -247,6 +247,11 @@ class FederationIndex:
         shown = self._visible[kind]
         return [cast(N, shown[key].value) for key in sorted(self._by_node[kind, node_id])]
 
+    def ports_of(self, vm: Vm) -> list[Port]:
+        """Return the ports of a VM that are known."""
+        found = (self.find_value(Port, port_id) for port_id in vm.ports)
+        return [port for port in found if port is not None]
+
     def usage(self, iaas_id: IaasId) -> Usage:
         """Return what an IaaS uses over the federation, as far as this site knows."""
         return self._usage[iaas_id]

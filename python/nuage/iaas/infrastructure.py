@@ -14,7 +14,7 @@ from nuage.iaas.operations import (
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, SiteId
-from nuage.model.infrastructure import Datacenter, Node, NodeRole, Pdu, Rack
+from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Volume
@@ -190,14 +190,6 @@ def _node_site(site: Site, body: SetMaintenance) -> SiteId:
 
 def _node_scope(site: Site, body: SetMaintenance) -> Scope | None:
     return Scope(site_id=_node_site(site, body))
-
-
-def vnodes_of(site: Site, site_id: SiteId) -> list[Node]:
-    """Return the V-nodes of a site in order of name."""
-    return sorted(
-        (n for n in site.index.values(Node) if n.site_id == site_id and NodeRole.VNODE in n.roles),
-        key=lambda n: n.name,
-    )
 
 
 def enter(table: OperationTable) -> None:

@@ -14,7 +14,7 @@ from nuage.iaas.site import ArrivalDraft, Site, VmDraft
 from nuage.iaas.vm_places import place_ids, request_for
 from nuage.iaas.volumes import new_volume, volume_of
 from nuage.iaas.wishes import is_decided
-from nuage.ids import IaasId, PortId, SiteId, VmId, VolumeId, new_id
+from nuage.ids import IaasId, PortId, SiteId, VmId, new_id
 from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.image import Image, ImageState
@@ -407,15 +407,15 @@ class ConsoleRequest:
     after_bytes: int = -1
 
 
-def attached_volumes(site: Site, vm: Vm) -> list[VolumeId]:
-    """Return the volumes of a VM that the index still knows."""
-    return [v for v in vm.volumes if site.index.find_value(Volume, v) is not None]
+def port_of(site: Site, vm: Vm) -> Port:
+    """Return the first port of a VM.
 
-
-def ports_of(site: Site, vm: Vm) -> list[Port]:
-    """Return the ports of a VM that the index still knows."""
-    found = (site.index.find_value(Port, port_id) for port_id in vm.ports)
-    return [port for port in found if port is not None]
+    Raises:
+        NotFound: it has none.
+    """
+    for port in site.index.ports_of(vm):
+        return port
+    raise NotFound("port", f"of VM {vm.name}", hint="the VM was made without a network")
 
 
 def vm_home(site: Site, body: NameVm | ResizeVm | RuleVm | MigrateVm | ReadConsole) -> SiteId:

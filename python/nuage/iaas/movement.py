@@ -183,7 +183,7 @@ class Movement:
             migrating_to=None,
             failure="",
         )
-        ports = [p for p in (site.index.find_value(Port, i) for i in vm.ports) if p is not None]
+        ports = site.index.ports_of(vm)
         await site.save_moving(arrived, *ports, epoch=migration.target_epoch)
         await site.delete(migration)
         text = f"{vm.name} is {state.value} on {migration.target_node}"

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
 from nuage.iaas.building import require_quota
+from nuage.iaas.machines import port_of
 from nuage.iaas.operations import Operation, OperationTable, Run, Shown, any_scope, anywhere
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -258,10 +259,7 @@ async def attach_address(
     holder = holder_of(site, value)
     if holder is not None and holder.vm_id != vm.vm_id:
         raise Conflict(f"{value.address} is attached to {holder.name}", hint="detach it first")
-    ports = [p for p in vm.ports if site.index.find_value(Port, p) is not None]
-    if not ports:
-        raise NotFound("port", f"of VM {vm.name}", hint="the VM was made without a network")
-    attached = replace(value, port_id=ports[0])
+    attached = replace(value, port_id=port_of(site, vm).port_id)
     await site.save(attached)
     site.announce("address", value.address, "attached", f"{value.address} is {vm.name}'s")
     return show(site, attached)

@@ -24,7 +24,6 @@ DRIFT_MAX: Final = 0.002  # four times what NTP calls broken (500 ppm)
 STOP_S: Final = 2.0  # QEMU killed and its disk closed; measured well below one second
 ELECTION_S: Final = 2.0  # etcd's election time-out on a WAN (member.py)
 RENEWALS_PER_HOLD: Final = 4  # three may fail in a row
-TAKEOVER_KINDS: Final = frozenset({"vm", "volume", "gateway"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

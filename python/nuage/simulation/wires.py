@@ -87,7 +87,7 @@ class Wires:
             SiteUnreachable: the line or the server is known to be down; nothing was done.
             TimedOut: no answer; whether it was done is unknown.
         """
-        self._require_line(a, server, doing)
+        self.require_line(a, server, doing)
         ends_s = asyncio.get_running_loop().time() + timeout_s
         # Written out, for a run makes tens of thousands of calls: no time-out is set for a wait
         # whose length is known, and the other process's task is not wrapped in one more.
@@ -104,7 +104,7 @@ class Wires:
         self, a: str, server: Machine, act: Callable[[], T], *, timeout_s: float, doing: str
     ) -> T:
         """Have `server` do at once what takes no time; else as `call`."""
-        self._require_line(a, server, doing)
+        self.require_line(a, server, doing)
         ends_s = asyncio.get_running_loop().time() + timeout_s
         await self._carry(a, server, doing, ends_s, timeout_s)
         answer = act()
@@ -129,9 +129,6 @@ class Wires:
 
     def require_line(self, a: str, server: Machine, doing: str) -> None:
         """Raise SiteUnreachable when the line is known to be down."""
-        self._require_line(a, server, doing)
-
-    def _require_line(self, a: str, server: Machine, doing: str) -> None:
         since_s = self._cut_since.get(frozenset((a, server.name)))
         now_s = asyncio.get_running_loop().time()
         known_cut = since_s is not None and now_s - since_s > NOTICED_AFTER_S

@@ -85,11 +85,6 @@ class QemuHypervisor:
         """Return ``kvm`` or ``tcg``."""
         return self._options.accelerator
 
-    @property
-    def migration_is_encrypted(self) -> bool:
-        """Tell whether guests' memory travels inside TLS."""
-        return self._options.tls_dir is not None
-
     def subscribe(self, changed: Callable[[VmId], None]) -> None:
         """Call `changed` whenever a guest's state may have changed."""
         self._listeners.append(changed)
