@@ -111,6 +111,11 @@ class Storage(Move):
         left = [f"{s.site_id} is down" for s in self.sites.values() if not s.machine.is_up]
         left += self.differences()
         left += [f"{v.name} is {v.state.value}: {v.failure}" for v in self.volumes() if not _ok(v)]
+        left += [
+            f"{v.name} has {size} bytes on its disk, not {v.size_bytes}"
+            for v in self.volumes()
+            if (size := self.size_on_disk(v)) != v.size_bytes
+        ]
         left += [f"erasure of {e.name}" for e in self.sites[LYON].index.values(Erasure)]
         attached = {v.volume_id for v in self.volumes() if v.vm_id is not None}
         used = {volume_id for vm in self.sites[LYON].index.values(Vm) for volume_id in vm.volumes}
@@ -138,7 +143,8 @@ class Storage(Move):
     def size_on_disk(self, volume: Volume) -> int:
         for site in self.sites.values():
             for ionode in site.ionodes:
-                copy = ionode.daemons[volume.iaas_id]._copies.get(volume.volume_id)
+                daemon = ionode.daemons.get(volume.iaas_id)
+                copy = None if daemon is None else daemon._copies.get(volume.volume_id)
                 if ionode.node.node_id == volume.head and copy is not None:
                     return copy.size_bytes
         return 0
