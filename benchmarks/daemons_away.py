@@ -23,7 +23,8 @@ import machine
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.system.bpf.bpf_netns import Namespaces, run
-from tests.system.bpf.test_bpf_cabled_edge import Site, until
+from tests.system.bpf.node_process import until
+from tests.system.bpf.test_bpf_cabled_edge import Site
 
 from nuage.model.fabric import FabricReport
 

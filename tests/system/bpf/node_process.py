@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from nuage.model.fabric import FabricReport
 
+WAIT_S = 120.0
 NODE_PROGRAM = Path(__file__).with_name("fabric_node.py")
 
 
@@ -25,6 +28,15 @@ def configured(folder: Path, *, site: str, address: str, is_edge: bool, more: st
         f'name = "{folder.name}"\nroles = ["{role}"]\naddress = "{address}"\n'
     )
     return path
+
+
+def until(is_so: Callable[[], bool], what: str) -> float:
+    """Wait until something is so; return how long that took."""
+    begun_s = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - begun_s < WAIT_S, what
+        time.sleep(0.1)  # noqa: TID251 - waits for processes
+    return time.monotonic() - begun_s
 
 
 class NodeProcess:

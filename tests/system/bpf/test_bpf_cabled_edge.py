@@ -4,14 +4,13 @@ v1 = e1 = v2, each ``=`` a cable; what crosses e1 is sent on by the program in i
 """
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from tests.system.bpf.bpf_netns import Namespaces, inside, run
-from tests.system.bpf.node_process import NodeProcess, configured
+from tests.system.bpf.node_process import NodeProcess, configured, until
 
 from nuage.ids import NodeId, PortId, SegmentId
 from nuage.model.contract import QosClass
@@ -27,7 +26,6 @@ from nuage.vnode.ports import tap_name
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 LABEL = 0x1234
-WAIT_S = 90.0
 CABLES = {"v1": {"e1": "card"}, "e1": {"v1": "left", "v2": "right"}, "v2": {"e1": "card"}}
 GUESTS = {"v1": 1, "v2": 2}
 
@@ -115,13 +113,6 @@ class Site:
             {trunk.state for trunk in report.trunks} == {"report"} and report.nickname
             for report in map(NodeProcess.report, self.nodes.values())
         )
-
-
-def until(is_so: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.1)  # noqa: TID251 - waits for processes
 
 
 @pytest.fixture

@@ -7,15 +7,14 @@ product's own `Fabric`, in a namespace of its own; guests are namespaces behind 
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from tests.system.bpf.bpf_netns import Namespaces, inside, run
-from tests.system.bpf.node_process import NodeProcess, configured
+from tests.system.bpf.node_process import NodeProcess, configured, until
 
 from nuage.ids import PortId, SegmentId, SiteId
 from nuage.model.contract import QosClass
@@ -37,7 +36,6 @@ UNDER = {name: f"10.77.0.{number}" for number, name in enumerate(SITES, 1)}
 LINES = {"e1": "192.0.2.1", "e2": "192.0.2.2"}
 LINES6 = {"e1": "2001:db8:1::1", "e2": "2001:db8:1::2"}
 EDGES = tuple(LINES)
-WAIT_S = 120.0
 
 
 def eids(guest: int) -> tuple[str, str]:
@@ -262,15 +260,6 @@ class Ping:
 
 def loses_little(world: World) -> bool:
     return all(lost <= sent // 20 for lost, sent in Ping(world, 1, 2, count=50).lost())
-
-
-def until(is_so: Callable[[], bool], what: str) -> float:
-    """Wait until something is so; return how long that took."""
-    begun_s = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - begun_s < WAIT_S, what
-        time.sleep(0.1)  # noqa: TID251 - waits for processes
-    return time.monotonic() - begun_s
 
 
 @pytest.fixture
