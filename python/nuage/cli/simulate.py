@@ -3,7 +3,8 @@
 The simulation is imported when it is asked for: solvers and plots take a second to load.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nuage.simulation.fleet_year import FleetScenario, HourRow
 
 HOURS_OF_YEAR: Final = 8760
+TOLD_EVERY_S: Final = 10.0  # where stderr is no terminal
 WEIGHTINGS: Final = ("power", "cost", "carbon", "none")
 UNPLANNED: Final = "no-planner"
 
@@ -149,11 +151,29 @@ def _run(scenario: "FleetScenario", name: str) -> "list[HourRow]":
 
     rows: list[HourRow] = []
     with _progress() as progress:
-        task = progress.add_task(name, total=scenario.hours)
-        for hour in run(scenario, lambda hours: progress.update(task, completed=hours)):
+        tell = teller(progress, name, scenario.hours)
+        for hour in run(scenario, tell):
             rows += hour
-            progress.update(task, completed=hour[0].hour + 1)
+            tell(hour[0].hour + 1)
     return rows
+
+
+def teller(
+    progress: Progress, name: str, hours: int, monotonic_s: Callable[[], float] = time.monotonic
+) -> Callable[[float], None]:
+    """Return what tells how many hours have passed: by a bar, or where nobody looks by lines."""
+    if progress.console.is_terminal:
+        task = progress.add_task(name, total=hours)
+        return lambda passed: progress.update(task, completed=passed)
+    told_s = monotonic_s()
+
+    def tell(passed: float) -> None:
+        nonlocal told_s
+        if monotonic_s() - told_s >= TOLD_EVERY_S:
+            told_s = monotonic_s()
+            click.echo(f"{name}: {passed:.2f} of {hours} hours", err=True)
+
+    return tell
 
 
 def _progress() -> Progress:

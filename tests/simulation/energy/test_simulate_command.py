@@ -1,14 +1,17 @@
 """`nuage simulate` from end to end: tables, CSV and plots, the same seed the same bytes."""
 
 import re
+from io import StringIO
 from pathlib import Path
 from random import Random
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
+from rich.progress import Progress
 
 from nuage.cli.session import Session
-from nuage.cli.simulate import simulate_group
+from nuage.cli.simulate import simulate_group, teller
 from nuage.errors import InvalidRequest
 from nuage.placement.policies import PolicyBook
 
@@ -113,3 +116,13 @@ def test_what_cannot_place_is_refused_before_anything_runs(
     )
     assert isinstance(result.exception, InvalidRequest)
     assert told in str(result.exception)
+
+
+def test_a_run_that_nobody_looks_at_tells_by_lines_how_far_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seconds = iter([0.0, 1.0, 11.0, 11.0, 12.0, 30.0, 30.0])
+    tell = teller(Progress(console=Console(file=StringIO())), "green", 24, lambda: next(seconds))
+    for passed in (0.1, 0.5, 0.75, 24):
+        tell(passed)
+    assert capsys.readouterr().err == "green: 0.50 of 24 hours\ngreen: 24.00 of 24 hours\n"
