@@ -1,3 +1,5 @@
+from importlib.resources import files
+
 import pytest
 
 from nuage.energy.cooling import AshraeClass, CoolingControl, CoolingMode, CoolingModel
@@ -44,6 +46,12 @@ def test_a_dew_point_gate_costs_hours_of_the_year() -> None:
 def test_impossible_cooling_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidRequest):
         CoolingModel(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_weather_normals_ship_with_their_source_and_licence() -> None:
+    told = (files("nuage.energy") / "data" / "LICENSE-rt2012.txt").read_text()
+    assert "BuildSysPro" in told
+    assert "Redistribution and use in source and binary forms" in told
 
 
 def test_zones_are_found_by_place_and_cooled_by_height() -> None:
