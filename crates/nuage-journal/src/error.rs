@@ -49,6 +49,13 @@ pub enum JournalError {
     Stopped,
 }
 
+impl JournalError {
+    /// The disk is full: what was asked may succeed later.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::NoSpace | Self::Disk(DiskError::NoSpace))
+    }
+}
+
 pub(crate) fn malformed(what: &'static str, reason: &'static str) -> JournalError {
     JournalError::Malformed { what, reason }
 }

@@ -198,6 +198,8 @@ pub struct Replicas {
     epoch: u64,
     peers: Vec<Peer>,
     pub(crate) phase: Phase,
+    /// The own disk had no room for what the log lacks: when to begin again.
+    recover_at_ns: u64,
     local_memory: u64,
     local_durable: u64,
     /// First record of this epoch; none is committed before it.
@@ -235,6 +237,7 @@ impl Replicas {
             epoch: 0,
             peers: (0..copies.count).map(|_| Peer::new()).collect(),
             phase: Phase::Fencing,
+            recover_at_ns: 0,
             local_memory: 0,
             local_durable: 0,
             first_seq: u64::MAX,
@@ -568,7 +571,10 @@ impl Replicas {
                 }
             }
             Frame::Groups { last, groups } if self.phase == (Phase::Fetching { from: copy }) => {
-                self.take_groups(copy, last, &groups, store)?;
+                match self.take_groups(copy, last, &groups, store) {
+                    Err(error) if error.is_no_space() => self.recover_later(),
+                    taken => taken?,
+                }
             }
             Frame::Groups { last, groups } if peer.comparing => {
                 self.compare(copy, last, &groups, store)?;

@@ -5,13 +5,18 @@ use std::sync::Arc;
 use nuage_journal::{Disk, Group, JournalError, Store};
 use nuage_replica::{Copies, Frame, Tail, rules, takeover_wait_ns};
 
-use super::{CATCH_UP_BYTES, CopyState, Health, Phase, Replicas, Trail, Wish, tail_of};
+use super::{
+    ASK_AGAIN_NS, CATCH_UP_BYTES, CopyState, Health, Phase, Replicas, Trail, Wish, tail_of,
+};
 
 impl Replicas {
     pub(super) fn try_recover<D: Disk>(
         &mut self,
         store: &mut Store<D>,
     ) -> Result<(), JournalError> {
+        if self.now.monotonic_ns < self.recover_at_ns {
+            return Ok(());
+        }
         let tails = self.tails(store);
         let vouching = self.vouching(store);
         let may_go_on = rules::may_recover(&self.policy, self.former.as_ref(), &tails, vouching);
@@ -36,6 +41,12 @@ impl Replicas {
         self.phase = Phase::Fetching { from: best };
         self.ask_for_groups(best, applied.seq);
         Ok(())
+    }
+
+    /// Our disk has no room for what our log lacks. Nothing was cut that is not kept aside: there may be room again.
+    pub(super) fn recover_later(&mut self) {
+        self.phase = Phase::Fencing;
+        self.recover_at_ns = self.now.monotonic_ns + ASK_AGAIN_NS;
     }
 
     /// Where the logs end of the copies that promised, ours among them.
@@ -120,6 +131,9 @@ impl Replicas {
     }
 
     pub(super) fn finish_recovery<D: Disk>(&mut self, store: &Store<D>) {
+        if !store.can_begin_segment() {
+            return self.recover_later(); // an epoch begins in one of its own
+        }
         self.phase = Phase::Serving;
         self.own.steady = true;
         self.first_seq = store.tail().seq + 1;

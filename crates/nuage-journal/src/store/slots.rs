@@ -16,6 +16,12 @@ impl<D: Disk> Store<D> {
         !self.no_space || self.spare_count() > SPARES_MIN
     }
 
+    /// False when nothing is left, not even of the reserve.
+    pub fn can_begin_segment(&self) -> bool {
+        let is_ready = |slot: &Slot| matches!(slot.state, SlotState::Spare | SlotState::Preparing);
+        !self.no_space || self.slots.iter().flatten().any(is_ready)
+    }
+
     pub(crate) fn spare_count(&self) -> usize {
         self.slots
             .iter()
