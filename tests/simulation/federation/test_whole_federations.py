@@ -1,6 +1,6 @@
 """Whole federations through unlucky minutes, each from one seed.
 
-pytest -q tests/simulation/federation                      160 seeds and those that once failed
+pytest -q tests/simulation/federation                      500 seeds and those that once failed
 NUAGE_SEEDS=2000 pytest -q tests/simulation/federation     more seeds
 NUAGE_SEED=123 pytest -q tests/simulation/federation       one again
 """
@@ -17,7 +17,7 @@ from tests.simulation.many_seeds import SHARE_TIMEOUT_S, Shares, begun, say_noth
 
 SEEDS_FILE = Path(__file__).parents[1] / "seeds.txt"
 SEEDS_PER_TEST = 10
-SEED_COUNT = int(os.environ.get("NUAGE_SEEDS", "160"))
+SEED_COUNT = int(os.environ.get("NUAGE_SEEDS", "500"))
 ONE_SEED = os.environ.get("NUAGE_SEED", "")
 
 
