@@ -166,12 +166,13 @@ class VnodeAgent:
 
     async def _step(self, stored: AgentMemory) -> float:
         """Do one step; `stored` is the memory as it is on disk."""
+        under_way = set(self._busy)  # what is seen may be how a guest was before such an act ended
         seen = {guest.vm_id: guest for guest in await self._hypervisor.seen()}
         now_s = self._clock.now_s()
         look_s = now_s + LOOK_EVERY_S
         acts: list[tuple[VmId, machine.Act]] = []
         for vm_id, guest in list(self._memory.guests.items()):
-            if vm_id in self._busy:
+            if vm_id in self._busy or vm_id in under_way:
                 continue
             if not guest.in_wish and vm_id not in seen:
                 self._memory = forget(self._memory, vm_id)

@@ -22,6 +22,7 @@ from nuage.model.desired import (
 from nuage.model.vm import PowerWish, VmShape, VmState
 from nuage.vnode.agent import AgentOptions, VnodeAgent, slots_of
 from nuage.vnode.fake import FakeFabric, FakeHypervisor
+from nuage.vnode.hypervisor import GuestSeen, GuestSpec
 from nuage.vnode.ports import NoPlug
 from nuage.vnode.sed import NodeFacts, Sed
 
@@ -93,6 +94,41 @@ async def test_a_vm_is_started_stopped_and_deleted_as_wished(make: Maker) -> Non
     await agent.take_wish(VnodeWish(revision=4, vms=()))
     assert agent.report().vms == ()
     assert agent.report().wish_revision == 4
+
+
+class SlowToLook(FakeHypervisor):
+    """A start ends while the agent looks, and what it looked at was before."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeFabric())
+        self.starts = 0
+        self._looks, self._started = asyncio.Event(), asyncio.Event()
+
+    async def start(self, spec: GuestSpec) -> None:
+        self.starts += 1
+        await self._looks.wait()
+        await super().start(spec)
+        self._started.set()
+
+    async def seen(self) -> tuple[GuestSeen, ...]:
+        before = await super().seen()
+        if self.starts:
+            self._looks.set()
+            await self._started.wait()
+        return before
+
+
+async def test_a_guest_that_comes_up_while_the_agent_looks_is_not_started_again(
+    make: Maker,
+) -> None:
+    hypervisor = SlowToLook()
+    agent = make("v1", hypervisor)
+    await agent.open()
+    await agent.take_wish(VnodeWish(revision=1, vms=(wish(),)))
+    await agent.step()
+    running = await report_when(agent, is_state(VmState.RUNNING))
+    assert running.failure == ""
+    assert hypervisor.starts == 1
 
 
 async def test_an_agent_goes_on_with_its_last_wish_after_a_restart(make: Maker) -> None:
