@@ -162,13 +162,26 @@ class Client:
         return self._result(response.status, response.read())
 
     def stream(self, path: str) -> Iterator[Json]:
-        """Follow server-sent events: yield each event's data."""
+        """Follow server-sent events: yield each event's data, without end.
+
+        Raises:
+            Unavailable: it broke off, or the site, which is never silent for long, is not heard.
+        """
         response = self._send("GET", path, None, {"Accept": "text/event-stream"})
+        if response.status == 401 and self.renew is not None:
+            self.token = self.renew()
+            response = self._send("GET", path, None, {"Accept": "text/event-stream"})
         if response.status >= 400:
             self._result(response.status, response.read())
-        for line in response:
-            if line.startswith(b"data: "):
-                yield json.loads(line[6:])
+        try:
+            for line in response:
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+        except (OSError, http.client.HTTPException, ValueError) as error:  # cut inside of a chunk
+            raise Unavailable(f"{self.endpoint} is not heard any more: {error}") from error
+        finally:
+            response.close()
+        raise Unavailable(f"{self.endpoint} is not heard any more: it hung up")
 
 
 class _Reader:

@@ -4,6 +4,7 @@ Answers are ``{"site": …, "request_id": …, "result": …}``; errors ``{"site
 "error": {…}}``. Every answer names the site that gave it and carries ``X-Request-Id``.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,6 +37,7 @@ BODY_BYTES_MAX: Final = (
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 UPLOAD_CHUNK_BYTES: Final = 256 * 1024
 EVENTS_LAST_MAX: Final = 1000
+EVENTS_SILENT_S: Final = 15.0  # then who follows is told that there is nothing new, but a site
 
 
 class TokenIssuer(Protocol):
@@ -240,10 +242,20 @@ class _Routes:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
-        async for line in self._doors.events.follow(last=last):
-            data = msgspec.json.encode(line)
-            await response.write(b"event: %s\ndata: %s\n\n" % (line.kind.encode(), data))
-        return response
+        lines = self._doors.events.follow(last=last)
+        upcoming = asyncio.ensure_future(anext(lines))
+        try:
+            while True:
+                done, _ = await asyncio.wait({upcoming}, timeout=EVENTS_SILENT_S)
+                if not done:
+                    await response.write(b": nothing new\n\n")
+                    continue
+                line = upcoming.result()
+                upcoming = asyncio.ensure_future(anext(lines))
+                data = msgspec.json.encode(line)
+                await response.write(b"event: %s\ndata: %s\n\n" % (line.kind.encode(), data))
+        finally:
+            upcoming.cancel()
 
     async def attach(self, request: web.Request) -> web.StreamResponse:
         after_bytes = request.query.get("after_bytes", str(-SCROLLBACK_BYTES))

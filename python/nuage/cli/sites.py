@@ -1,6 +1,8 @@
 """`nuage site …`, `nuage node …`, `nuage rack …`, `nuage events`."""
 
 import time
+from collections import deque
+from typing import Final
 
 import click
 
@@ -18,7 +20,11 @@ from nuage.cli.showing import (
     rows_of,
     show,
 )
+from nuage.errors import Unavailable
 from nuage.units import format_size
+
+MISSED_LINES_MAX: Final = 100  # of the time in which the asked site was not heard
+ASK_AGAIN_S: Final = 1.0
 
 
 @click.group("site")
@@ -299,8 +305,27 @@ def events_command(session: Session, follow: bool, last: int) -> None:
         for line in rows_of(session.client.get("/v1/events", follow="0", last=last)):
             _print_event(session, line)
         return
-    for item in session.client.stream(f"/v1/events?last={last}"):
-        _print_event(session, row_of(item))
+    _follow_events(session, last)
+
+
+def _follow_events(session: Session, last: int) -> None:
+    """Print what happens until somebody interrupts; a site that falls silent is asked again."""
+    shown: deque[tuple[object, ...]] = deque(maxlen=MISSED_LINES_MAX)
+    began = False
+    while True:
+        try:
+            for item in session.client.stream(f"/v1/events?last={last}"):
+                began = True
+                line = row_of(item)
+                if (key := (line["site"], line["at_s"], line["text"])) not in shown:
+                    shown.append(key)
+                    _print_event(session, line)
+        except Unavailable as error:
+            if not began:
+                raise
+            click.echo(f"{error.message}; asking again", err=True)
+        last = MISSED_LINES_MAX
+        time.sleep(ASK_AGAIN_S)  # noqa: TID251 - a person waits
 
 
 def _print_event(session: Session, line: dict[str, object]) -> None:

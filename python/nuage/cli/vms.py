@@ -260,19 +260,28 @@ def migrate_vm(
 
 @vm_group.command("resize")
 @click.argument("name")
-@click.option("--vcpus", default=1, show_default=True)
-@click.option("--memory", default="256M", show_default=True)
-@click.option("--preserve", default=0, show_default=True, metavar="VCPUS",
-              help="So many vCPUs with a core each that nobody else is sold.")  # fmt: skip
+@click.option("--vcpus", type=int, help="[default: as before]")
+@click.option("--memory", default="", metavar="SIZE", help="[default: as before]")
+@click.option("--preserve", type=int, metavar="VCPUS",
+              help="So many vCPUs with a core each for itself.  [default: as before]")  # fmt: skip
 @iaas_option
 @pass_session
 def resize_vm(
-    session: Session, name: str, vcpus: int, memory: str, preserve: int, iaas: str
+    session: Session, name: str, vcpus: int | None, memory: str, preserve: int | None, iaas: str
 ) -> None:
     """Change a VM's shape; it takes effect at its next start."""
-    body = {"shape": _shape(vcpus, memory, preserve)}
-    session.client.call("PUT", f"{_vms(session, iaas)}/{name}/shape", body)
-    click.echo(f"{name}: {vcpus} vCPUs, {memory}, from its next start")
+    path = f"{_vms(session, iaas)}/{name}"
+    asked = {
+        "vcpu_count": vcpus, "preserved_vcpus": preserve,
+        "memory_mib": size(memory) >> 20 if memory else None,
+    }  # fmt: skip
+    changes = {field: value for field, value in asked.items() if value is not None}
+    if not changes:
+        raise InvalidRequest("nothing is to change", field="memory", hint="--memory, --vcpus")
+    shape = inner(inner(row_of(session.client.get(path)), "value"), "shape") | changes
+    session.client.call("PUT", f"{path}/shape", {"shape": shape})
+    told = f"{shape['vcpu_count']} vCPUs, {shape['memory_mib']} MiB"
+    click.echo(f"{name}: {told}, from its next start")
 
 
 @vm_group.command("rules")

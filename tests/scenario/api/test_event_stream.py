@@ -1,0 +1,67 @@
+"""Who follows events is told that a quiet site is there, and that a lost one is not."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.scenario.api.conversation import Federation
+
+from nuage.api import http
+from nuage.api.client import Client
+from nuage.errors import Unavailable
+
+
+@pytest.fixture
+async def federation() -> AsyncIterator[Federation]:
+    bench = Federation()
+    await bench.open()
+    yield bench
+    await bench.close()
+
+
+async def test_a_site_where_nothing_happens_says_that_it_is_there(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "EVENTS_SILENT_S", 0.01)
+    headers = {"Authorization": "Bearer admin"}
+    async with (
+        asyncio.timeout(60),
+        federation.clients["lyon"].get("/v1/events", headers=headers) as answer,
+    ):
+        assert answer.status == 200
+        assert (await answer.content.readline()).startswith(b": ")
+
+
+@pytest.fixture
+def broken_site(tmp_path: Path) -> Iterator[str]:
+    """A site that tells one event and is gone."""
+    path = tmp_path / "api.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(4096)
+            event = b': quiet\n\nevent: vm\ndata: {"text": "web runs"}\n\n'
+            peer.sendall(
+                b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(event), event)
+            )
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"unix:{path}"
+    thread.join()
+    listener.close()
+
+
+def test_a_site_that_is_lost_while_it_is_followed_is_told_as_unavailable(broken_site: str) -> None:
+    events = Client(broken_site).stream("/v1/events")
+    assert next(events) == {"text": "web runs"}
+    with pytest.raises(Unavailable, match="not heard"):
+        next(events)
