@@ -1,5 +1,6 @@
 """The processes of a node, as its init starts them."""
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -70,11 +71,15 @@ def edge_command(config: Path) -> None:
 @CONFIG
 def quorum_member_command(config: Path) -> None:
     """Run this site's member of the quorum (etcd, in place of this process)."""
+    from nuage.clock import SystemClock
     from nuage.daemon.configuration import ControllerConfiguration, load
+    from nuage.daemon.process import configure_logs
     from nuage.daemon.quorum import etcd_command
     from nuage.quorum.member import MEMBER_ENVIRONMENT
 
-    argv = etcd_command(load(config, ControllerConfiguration))
+    configuration = load(config, ControllerConfiguration)
+    configure_logs("quorum-member", configuration.datacenter.site_id, configuration.log_level)
+    argv = asyncio.run(etcd_command(configuration, SystemClock()))
     os.execvpe(argv[0], argv, {**os.environ, **MEMBER_ENVIRONMENT})
 
 

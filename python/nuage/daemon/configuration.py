@@ -24,6 +24,7 @@ class QuorumConfiguration:
     data_dir: Path | None = None
     client_url: str = ""
     peer_url: str = ""
+    metrics_listen: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

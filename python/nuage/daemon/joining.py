@@ -1,8 +1,8 @@
 """How a federation begins, how a datacenter joins it, how a node joins a site.
 
 One single-use token each (`trust.join`). What a newcomer needs beside its certificates travels
-in the answer: a site gets its number, what controllers share, its peers and its place in the
-quorum; a node gets nothing more.
+in the answer: a site gets its number, what controllers share, its peers and where to find the
+quorum, whose members it then asks to take its own in; a node gets nothing more.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,13 +16,12 @@ import structlog
 from nuage.channel import Identity, parse_address
 from nuage.clock import Clock, SystemClock
 from nuage.daemon.configuration import AgentConfiguration, ControllerConfiguration
-from nuage.daemon.quorum import MEMBERS_FILE, QuorumMembers, members_of, open_etcd
+from nuage.daemon.quorum import MEMBERS_FILE, QuorumMembers, members_of
 from nuage.errors import Conflict, InvalidRequest
 from nuage.iaas.site import Site
 from nuage.ids import FederationId, NodeId, SiteId, UserId, new_id
 from nuage.model.identity import Grant, Role, User
 from nuage.model.infrastructure import SITES_MAX, Datacenter, NodeRole
-from nuage.quorum.member import join_member
 from nuage.trust import invitation
 from nuage.trust.files import write_atomically
 from nuage.trust.join import JoinServer, invite, join_node, join_site
@@ -41,7 +40,6 @@ class SiteArrives(msgspec.Struct, frozen=True):
     """What a joining datacenter says of itself."""
 
     datacenter: Datacenter
-    peer_url: str
     client_url: str
 
 
@@ -125,7 +123,6 @@ async def join_as_site(configuration: ControllerConfiguration, token: str) -> Si
     store = TrustStore(configuration.trust_dir)
     arrives = SiteArrives(
         datacenter=configuration.datacenter,
-        peer_url=configuration.quorum.peer_url,
         client_url=configuration.quorum.client_url,
     )
     joined = await join_site(
@@ -215,14 +212,9 @@ class Welcoming:
         number = self._number_for(site_id, known)
         members = QuorumMembers(initial_members={}, is_new_cluster=False, client_urls=())
         if self._configuration.quorum.peer_url:
-            client = open_etcd(self._configuration)
-            try:
-                initial = await join_member(client, site=site_id, peer_url=arrives.peer_url)
-            finally:
-                await client.close()
             before = members_of(self._configuration.state_dir)
             urls = tuple(dict.fromkeys((*before.client_urls, arrives.client_url)))
-            members = QuorumMembers(initial_members=initial, is_new_cluster=False, client_urls=urls)
+            members = replace(members, client_urls=urls)
             path = self._configuration.state_dir / MEMBERS_FILE
             write_atomically(path, msgspec.json.encode(replace(before, client_urls=urls)))
         peers = {d.site_id: ",".join(d.addresses) for d in known.values() if d.addresses}

@@ -5,24 +5,30 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import structlog
 
 from nuage.clock import Clock
 from nuage.daemon.configuration import ControllerConfiguration
-from nuage.errors import InvalidRequest, Unavailable
+from nuage.errors import Conflict, InvalidRequest, TimedOut, Unavailable
 from nuage.etcd.client import EtcdClient
 from nuage.ids import SiteId
 from nuage.quorum.etcd import EtcdQuorum
-from nuage.quorum.member import MemberConfig, MemberTls, member_arguments
+from nuage.quorum.member import MemberConfig, MemberTls, join_member, member_arguments
 from nuage.quorum.memory import MemoryHub, MemoryQuorum
 from nuage.quorum.model import LeaseTiming, Quorum
 from nuage.trust.store import QUORUM_REVOCATIONS, ROOT, SERVICE_CHAIN, SERVICE_KEY, TrustStore
 
 MEMBERS_FILE: Final = "quorum.json"
+ANNOUNCE_EVERY_S: Final = 0.5
+log = structlog.get_logger("quorum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuorumMembers:
-    """What a site's member is started with; etcd reads it at its first start only."""
+    """What a site knows of the quorum's members when it begins.
+
+    `initial_members` is the founder's own; a newcomer's member asks for them (`etcd_command`).
+    """
 
     initial_members: dict[SiteId, str]
     is_new_cluster: bool
@@ -58,6 +64,7 @@ def member_config(configuration: ControllerConfiguration) -> MemberConfig:
         data_dir=quorum.data_dir,
         client_url=quorum.client_url,
         peer_url=quorum.peer_url,
+        metrics_listen=quorum.metrics_listen,
         tls=MemberTls(
             ca_file=store.directory / ROOT,
             cert_file=store.directory / SERVICE_CHAIN,
@@ -67,16 +74,40 @@ def member_config(configuration: ControllerConfiguration) -> MemberConfig:
     )
 
 
-def etcd_command(configuration: ControllerConfiguration) -> list[str]:
-    """Return the command line of this site's etcd."""
+async def etcd_command(configuration: ControllerConfiguration, clock: Clock) -> list[str]:
+    """Return the command line of this site's etcd; a newcomer is first announced to the others."""
     config = member_config(configuration)
     members = members_of(configuration.state_dir)
+    initial_members = members.initial_members
+    if not initial_members:
+        # etcd reads them at its first start, which is over once it has written to its log.
+        is_in = any((config.data_dir / "member" / "wal").glob("*.wal"))
+        initial_members = (
+            {config.site: config.peer_url} if is_in else await _announced(configuration, clock)
+        )
     arguments = member_arguments(
-        config,
-        initial_members=members.initial_members,
-        is_new_cluster=members.is_new_cluster,
+        config, initial_members=initial_members, is_new_cluster=members.is_new_cluster
     )
     return [config.binary, *arguments]
+
+
+async def _announced(configuration: ControllerConfiguration, clock: Clock) -> dict[SiteId, str]:
+    """Have the quorum take this site's member in, however long that takes.
+
+    etcd takes one newcomer at a time, and the next when the last one has run for five seconds:
+    sites that join together take turns.
+    """
+    site = configuration.datacenter.site_id
+    client = open_etcd(configuration)
+    try:
+        while True:
+            try:
+                return await join_member(client, site=site, peer_url=configuration.quorum.peer_url)
+            except (Conflict, Unavailable, TimedOut) as error:
+                log.info("not in the quorum yet", error=error.message, hint=error.hint)
+                await clock.sleep(ANNOUNCE_EVERY_S)
+    finally:
+        await client.close()
 
 
 def open_quorum(

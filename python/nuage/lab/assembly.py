@@ -10,8 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -34,7 +36,7 @@ from nuage.daemon.configuration import (
 from nuage.daemon.energy_pdus import SnmpLogin
 from nuage.daemon.hardware import BmcLogin
 from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, join_as_site
-from nuage.errors import Conflict, TimedOut, Unavailable
+from nuage.errors import TimedOut
 from nuage.ids import FederationId, NodeId, RackId, SiteId
 from nuage.lab import kernel
 from nuage.lab.control import Service
@@ -52,9 +54,8 @@ ETCD_CLIENT_PORT: Final = 2379
 ETCD_PEER_PORT: Final = 2380
 METRICS_PORT: Final = 9400
 START_TIMEOUT_S: Final = 60.0
+ASK_TIMEOUT_S: Final = 2.0
 POLL_S: Final = 0.05
-JOIN_RETRY_S: Final = 0.3
-AT_ONCE: Final = 4
 ADMIN_FILE: Final = "admin.json"
 UNSHAPED_MBIT: Final = 1000
 NODE_CPU_STAT: Final = Path("/sys/fs/cgroup/cpu.stat")  # as a node's processes see it
@@ -116,18 +117,36 @@ class _Assembly:
         write_atomically(self._login_file, msgspec.json.encode(login), secret=True)
         community = SnmpLogin(community=credentials.community)
         write_atomically(self._snmp_login_file, msgspec.json.encode(community), secret=True)
-        self._report("nodes get power")
-        self._lab.power_on_all()
         sites = list(self._lab.description.sites)
         configurations = {site.id: self._controller_configuration(site) for site in sites}
         first = configurations[sites[0].id]
-        self._found(first)
-        self._start_controller(sites[0])
-        for site in sites[1:]:
-            self._join_site(first, configurations[site.id])
-            self._start_controller(site)
-        self._join_nodes(configurations)
+        with ThreadPoolExecutor(len(sites) + 1) as pool:
+            accelerator = pool.submit(self._accelerator)
+            self._report("nodes get power")
+            self._lab.order_all(
+                [node.name for node in self._lab.description.nodes()], "on", wait=False
+            )
+            self._found(first)
+            settling = []
+            for site in sites:
+                configuration = configurations[site.id]
+                self._lab.power_on(self._controller(site.id).name)
+                self._join_site(first, configuration)
+                self._start_controller(site)
+                if configuration is first:
+                    self._wait_for_controller(site)
+                settling.append(pool.submit(self._settle, site, configuration, accelerator))
+            self._report("nodes join their sites")
+            for each in settling:
+                each.result()
         self._wait_for_nodes(configurations)
+        self._report("the quorum takes its members in")
+        for site in sites:
+            self._wait(f"the quorum's member at {site.id}", partial(self._is_in_quorum, site))
+
+    def _accelerator(self) -> str:
+        cache = self._lab.state.path / "accelerator.json"
+        return asyncio.run(probe_accelerator(cache, SystemClock())).accelerator
 
     # Sites ----------------------------------------------------------------------------------------
 
@@ -159,6 +178,7 @@ class _Assembly:
                 data_dir=home / "etcd",
                 client_url=f"https://{address}:{ETCD_CLIENT_PORT}",
                 peer_url=f"https://{address}:{ETCD_PEER_PORT}",
+                metrics_listen=f"{address}:{METRICS_PORT}",
             ),
             bmc_login_file=self._login_file,
             energy=self._energy(site),
@@ -192,20 +212,8 @@ class _Assembly:
             return
         site_id = configuration.datacenter.site_id
         self._report(f"{configuration.datacenter.place} joins")
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while True:
-            token = invite_site(first, site_id)
-            try:
-                self._in_node(
-                    self._controller(site_id),
-                    partial(_join_site, configuration, token),
-                )
-            except (Conflict, Unavailable):  # the quorum's last newcomer is not up yet
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(JOIN_RETRY_S)  # noqa: TID251 - waits for a process
-            else:
-                return
+        token = invite_site(first, site_id)
+        self._in_node(self._controller(site_id), partial(_join_site, configuration, token))
 
     def _start_controller(self, site: SiteDescription) -> None:
         node = self._controller(site.id)
@@ -217,32 +225,46 @@ class _Assembly:
                 self._service("controller", "controller", path),
             ],
         )
-        socket = api_socket(self._lab, site.id)
-        self._wait(f"the controller of {site.id}", socket.exists)
+
+    def _wait_for_controller(self, site: SiteDescription) -> None:
+        self._wait(f"the controller of {site.id}", api_socket(self._lab, site.id).exists)
+
+    def _is_in_quorum(self, site: SiteDescription) -> bool:
+        """Tell whether a site's member says that it follows a leader, or is one."""
+
+        def healthy() -> bool:
+            asked = HTTPConnection(
+                self._lab.address(node.name), METRICS_PORT, timeout=ASK_TIMEOUT_S
+            )
+            try:
+                asked.request("GET", "/health")
+                return asked.getresponse().status == HTTPStatus.OK
+            except OSError:  # it does not run yet
+                return False
+            finally:
+                asked.close()
+
+        node = self._controller(site.id)
+        return self._in_node(node, healthy)
 
     # Nodes ----------------------------------------------------------------------------------------
 
-    def _join_nodes(self, configurations: dict[str, ControllerConfiguration]) -> None:
-        self._report("nodes join their sites")
-        cache = self._lab.state.path / "accelerator.json"
-        verdict = asyncio.run(probe_accelerator(cache, SystemClock()))
-        work: list[tuple[NodeDescription, NodeRole, AgentConfiguration]] = []
-        for (site, role), nodes in self._by_role.items():
-            for node in nodes:
-                common = self._agent_fields(node, configurations[site])
+    def _settle(
+        self, site: SiteDescription, controller: ControllerConfiguration, accelerator: Future[str]
+    ) -> None:
+        """Have a site's nodes join it, once its controller is up."""
+        self._wait_for_controller(site)
+        for role in (NodeRole.IONODE, NodeRole.EDGE, NodeRole.VNODE):
+            for node in self._by_role.get((site.id, role), ()):
+                common = self._agent_fields(node, controller)
+                configuration: AgentConfiguration
                 if role is NodeRole.VNODE:
-                    work.append((node, role, self._vnode(node, common, verdict.accelerator)))
+                    configuration = self._vnode(node, common, accelerator.result())
                 elif role is NodeRole.IONODE:
-                    work.append((node, role, self._ionode(node, common)))
-                elif role is NodeRole.EDGE:
-                    work.append((node, role, self._edge(node, common)))
-
-        def join(item: tuple[NodeDescription, NodeRole, AgentConfiguration]) -> None:
-            node, role, configuration = item
-            self._join_node(configurations[node.site], node, role, configuration)
-
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(join, work))
+                    configuration = self._ionode(node, common)
+                else:
+                    configuration = self._edge(node, common)
+                self._join_node(controller, node, role, configuration)
 
     def _join_node(
         self,
@@ -251,6 +273,7 @@ class _Assembly:
         role: NodeRole,
         configuration: AgentConfiguration,
     ) -> None:
+        self._lab.power_on(node.name)
         if not TrustStore(configuration.trust_dir).is_joined:
             token = invite_node(controller, NodeId(node.name), (role,))
             self._in_node(node, lambda: asyncio.run(join_as_node(configuration, role, token)))

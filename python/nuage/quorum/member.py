@@ -49,7 +49,11 @@ class MemberTls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberConfig:
-    """A site's member. URLs are what the other sites reach; `tls` None: loopback only."""
+    """A site's member. URLs are what the other sites reach; `tls` None: loopback only.
+
+    At `metrics_listen`, ``host:port``, it serves ``/metrics`` and ``/health`` without TLS, and
+    nothing else: who scrapes needs no certificate, with which all of the quorum could be read.
+    """
 
     site: SiteId
     data_dir: Path
@@ -58,6 +62,7 @@ class MemberConfig:
     tls: MemberTls | None = None
     listen_client_url: str = ""
     listen_peer_url: str = ""
+    metrics_listen: str = ""
     heartbeat_ms: int = HEARTBEAT_MS
     election_ms: int = ELECTION_MS
     binary: str = "etcd"
@@ -246,6 +251,8 @@ def _base_arguments(config: MemberConfig) -> list[str]:
         "--logger", "zap",
         "--log-level", "error",  # warn tells of every request to the gateway
     ]  # fmt: skip
+    if config.metrics_listen:
+        arguments += ["--listen-metrics-urls", f"http://{config.metrics_listen}"]
     if config.tls is not None:
         arguments += [
             "--client-cert-auth", "--trusted-ca-file", str(config.tls.ca_file),

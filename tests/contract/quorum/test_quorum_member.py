@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -215,6 +216,29 @@ async def test_members_and_clients_prove_who_they_are(tmp_path: Path) -> None:
         with pytest.raises(Unavailable):
             await plain.range(b"up")
         await plain.close()
+    await client.close()
+
+
+async def test_whoever_scrapes_a_member_needs_no_certificate_and_can_read_no_key(
+    tmp_path: Path,
+) -> None:
+    require_etcd()
+    tls = write_certificates(tmp_path)
+    listen = f"127.0.0.1:{free_port()}"
+    marne = replace(config_of(tmp_path, MARNE, tls), metrics_listen=listen)
+    context = client_tls(ca_file=tls.ca_file, cert_file=tls.cert_file, key_file=tls.key_file)
+    client = EtcdClient([marne.client_url], tls=context)
+    async with (
+        running(marne, {MARNE: marne.peer_url}, is_new=True),
+        aiohttp.ClientSession(base_url=f"http://{listen}") as scraper,
+    ):
+        await wait_until_read(client)
+        async with scraper.get("/metrics") as answer:
+            assert "etcd_server_has_leader 1" in await answer.text()
+        async with scraper.get("/health") as answer:
+            assert '"health":"true"' in await answer.text()
+        async with scraper.post("/v3/kv/range", json={"key": "AA==", "range_end": "AA=="}) as no:
+            assert no.status == 404
     await client.close()
 
 
