@@ -1,6 +1,7 @@
 """The demo's public address: net2 gets one, and a host on the internet talks to it as it moves."""
 
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from nuage.lab.lab import Lab
 
 GROUP: Final = "public"
 INTERVAL_MS: Final = 20
+HEAR_MORE_S: Final = 8.0
+TEXT_BYTES_MAX: Final = 1 << 20  # a quarter of an hour of answers
 
 
 def give_address(tenant: Tenant, lab: Lab, admin: Client, *, vm: str, site: str) -> str:
@@ -61,6 +64,19 @@ class OutsidePing:
         self._told = tempfile.TemporaryFile()  # noqa: SIM115 - read and closed by `stop`
         self._process = subprocess.Popen(words, stdout=self._told)
 
+    def until_it_hears(self, count: int) -> None:
+        """Wait until there are `count` more answers, for `HEAR_MORE_S` at most."""
+        deadline_s = time.monotonic() + HEAR_MORE_S
+        wanted = len(self._heard()) + count
+        while len(self._heard()) < wanted and time.monotonic() < deadline_s:
+            time.sleep(INTERVAL_MS / 1000)  # noqa: TID251 - waits for a process
+
+    def _text(self) -> str:
+        return os.pread(self._told.fileno(), TEXT_BYTES_MAX, 0).decode()
+
+    def _heard(self) -> list[int]:
+        return [int(number) for number in re.findall(r"seq=(\d+) ttl", self._text())]
+
     def stop(self) -> float:
         """Stop; return the longest gap in milliseconds.
 
@@ -70,10 +86,8 @@ class OutsidePing:
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         self._process.wait()
-        with self._told as told:
-            told.seek(0)
-            text = told.read().decode()
-        heard = [int(number) for number in re.findall(r"seq=(\d+) ttl", text)]
+        with self._told:
+            text, heard = self._text(), self._heard()
         if not heard:
             raise TimedOut(f"{self._address}, to answer from outside", after_s=HEAR_WAIT_S)
         steps = [after - before for before, after in itertools.pairwise(heard)]

@@ -82,11 +82,12 @@ class Demo:
         self.create_machines()
         self.migrate()
         telling = Telling(self.say, self.note, self.figure)
-        storage_demo(self._user, self._lab, telling, iaas=IAAS)
+        catch_up = storage_demo(self._user, self._lab, telling, iaas=IAAS)
         fabric_demo(
             self._user, self._lab, admin=self._admin,
             iaas=IAAS, say=self.say, note=self.note, figure=self.figure,
         )  # fmt: skip
+        catch_up()
         self.lose_a_node()
         self.cut_a_site()
         self.verify()

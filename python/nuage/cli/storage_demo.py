@@ -7,6 +7,7 @@ Everything is asked of the API as a person would ask it; figures are measured. U
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -46,12 +47,15 @@ class Telling:
 
 def storage_demo(
     client: Client, lab: PowersNodes, telling: Telling, *, iaas: str, vm: str = "web1"
-) -> None:
-    """Run the storage steps on a running VM that boots from the volume ``<vm>-boot``."""
+) -> Callable[[], None]:
+    """Run the storage steps on a running VM that boots from the volume ``<vm>-boot``.
+
+    Return what waits for the last of them to end and tells so: a node's start takes a while.
+    """
     demo = _StorageDemo(client, lab, telling, iaas=iaas, vm=vm)
     demo.go_back()
     demo.prove()
-    demo.lose_the_head()
+    return demo.lose_the_head()
 
 
 class _StorageDemo:
@@ -110,12 +114,12 @@ class _StorageDemo:
 
     # A head is lost under load --------------------------------------------------------------------
 
-    def lose_the_head(self) -> None:
+    def lose_the_head(self) -> Callable[[], None]:
         """Cut the power of the head's IO-node while the guest writes, and go on."""
         head, others = self._head(), self._others()
         if not others:
             self._tell.note("the volume has one copy: nothing could go on without its node")
-            return
+            return lambda: None
         self._tell.say(f"The IO-node {head} loses its power while {self._vm_name} writes")
         self._mark = f"written-{secrets.token_hex(2)}-"  # not an earlier run's
         self._type(LOAD.format(mark=self._mark))
@@ -126,11 +130,19 @@ class _StorageDemo:
         self._tell.figure("writes go on after a head's loss", f"after {on_s:.1f} s")
         self._type("\x03")
         self._tell.note(f"the head is on {self._head()} now; the guest has not noticed")
-        begun_s = time.monotonic()
         self._lab.power_on(head, wait=False)
+        self._tell.note(f"{head} gets its power back; its copy catches up while the story goes on")
+        pool = ThreadPoolExecutor(1)
+        took_s = pool.submit(self._until_whole, head, time.monotonic())
+        pool.shutdown(wait=False)
+        return lambda: self._tell.figure(
+            f"{head} back, its copy up to date", f"after {took_s.result():.1f} s"
+        )
+
+    def _until_whole(self, head: str, begun_s: float) -> float:
+        """Return how long it took until every copy had all."""
         self._wait(self._is_whole, f"the copy on {head} to be brought up to date")
-        took_s = time.monotonic() - begun_s
-        self._tell.figure(f"{head} back, its copy up to date", f"{took_s:.1f} s")
+        return time.monotonic() - begun_s
 
     def _go_on_without(self, lost: str, begun_s: float) -> float:
         """Return how long after the loss a write ended under the next head."""
@@ -195,13 +207,13 @@ class _StorageDemo:
             console.wait_for(f"\n{expected}", TYPE_WAIT_S)
 
     def _wake(self) -> None:
-        """Have a shell; a guest that its move has killed (see docs/design/vnode.md) starts anew."""
+        """Have a shell; a guest that does not answer starts anew."""
         after = self._console_end()
         try:
             self._type("\n")
             self._shell_is_there(after=after)
         except TimedOut:
-            self._tell.note(f"{self._vm_name} does not answer: emulated guests may die of a move")
+            self._tell.note(f"{self._vm_name} does not answer; it is started anew")
             self._client.call("POST", f"{self._vm}/stop")
             self._until_vm("stopped")
             after = self._console_end()

@@ -7,14 +7,16 @@ whose residual is too large measured something else.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Final
 
 from nuage.errors import CorruptData
 
-Floats = npt.NDArray[np.float64]
+# NumPy is taken in by who measures: an agent does once in its life, and starts without it.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 ORDER: Final = 1000  # 0.67 Gflop, 8 MB: above a core's own cache, and soon done on a slow node
 RUNS: Final = 3
@@ -44,6 +46,8 @@ def calibrate(
     Raises:
         CorruptData: a solution did not verify: the machine computes wrongly.
     """
+    import numpy as np  # noqa: PLC0415 - see above
+
     prng = np.random.default_rng(seed)
     matrix = prng.random((order, order)) - 0.5
     wanted = prng.random(order)
@@ -63,8 +67,10 @@ def calibrate(
     return Calibration(operations(order) / max(best_s, 1e-9), order, runs, residual)
 
 
-def _residual(matrix: Floats, solution: Floats, wanted: Floats) -> float:
+def _residual(matrix: "Floats", solution: "Floats", wanted: "Floats") -> float:
     """Return HPL's scaled residual: ‖Ax-b‖ / (ε · (‖A‖·‖x‖ + ‖b‖) · n), infinity norms."""
+    import numpy as np  # noqa: PLC0415 - see above
+
     off = float(np.abs(matrix @ solution - wanted).max())
     size = float(np.abs(matrix).sum(axis=1).max() * np.abs(solution).max() + np.abs(wanted).max())
     return off / (float(np.finfo(np.float64).eps) * size * len(wanted))

@@ -7,6 +7,7 @@ power from the meter it is given.
 
 import asyncio
 import contextlib
+import fcntl
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -151,16 +152,26 @@ class Sed:
         machine = f"{_cpu_model()} x{self._facts.cpu_count}"
         known = _cached(self._cache)
         if known is None or known.machine != machine:
-            found = await asyncio.to_thread(self._linpack, self._clock.monotonic_s)
-            known = KeptFlops(
-                flops=found.flops * self._share_of_machine(),
-                machine=machine,
-                order=found.order,
-                residual=found.residual,
-            )
-            _keep(self._cache, known)
+            known = await asyncio.to_thread(self._measured, machine)
         self._flops = known.flops
         return self._flops
+
+    def _measured(self, machine: str) -> KeptFlops:
+        """Measure, one node at a time: those that share a machine and its cache need one run."""
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        with self._cache.with_suffix(".lock").open("w", encoding="ascii") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            known = _cached(self._cache)
+            if known is None or known.machine != machine:
+                found = self._linpack(self._clock.monotonic_s)
+                known = KeptFlops(
+                    flops=found.flops * self._share_of_machine(),
+                    machine=machine,
+                    order=found.order,
+                    residual=found.residual,
+                )
+                self._cache.write_bytes(msgspec.json.encode(known))
+        return known
 
     def _share_of_machine(self) -> float:
         """Return the node's share of the cores that the run used: 1, but for a slice."""
@@ -221,8 +232,3 @@ def _cached(path: Path) -> KeptFlops | None:
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(path.read_bytes(), type=KeptFlops)
     return None
-
-
-def _keep(path: Path, calibration: KeptFlops) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.encode(calibration))

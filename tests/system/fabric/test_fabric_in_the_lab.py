@@ -141,7 +141,7 @@ def _part_them(federation: Federation) -> None:
     if red.vm("net2")["site_id"] == red.vm("net1")["site_id"]:
         red.move("net2", "lyon")
     if not red.answers("net1", red.address("net2")):
-        red.start_anew("net2")  # emulated guests do not survive every move: docs/design/vnode.md
+        red.start_anew("net2")
 
 
 def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:

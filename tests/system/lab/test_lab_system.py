@@ -321,20 +321,50 @@ def test_down_cleans_up_when_the_state_is_lost(tmp_path: Path) -> None:
     assert not Cgroup.of_lab(lost.description.name).path.exists()
 
 
-def test_the_command_line_says_what_is_wrong(lab: Lab) -> None:
-    def nuage_lab(*arguments: str) -> subprocess.CompletedProcess[str]:
-        program = "from nuage.lab.commands import lab_group; lab_group()"
-        return subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            capture_output=True, text=True, check=False, timeout=60,
-            env={**os.environ, "NUAGE_LAB": lab.description.name,
-                 "NUAGE_LAB_STATE": str(lab.state.path),
-                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )  # fmt: skip
+def _nuage_lab(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from nuage.lab.commands import lab_group; lab_group()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "NUAGE_LAB": lab.description.name,
+             "NUAGE_LAB_STATE": str(lab.state.path),
+             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
 
-    assert "marne-v1" in nuage_lab("status").stdout
-    assert nuage_lab("weather", "lyon", "-3.5").returncode == 0
+
+def test_the_command_line_says_what_is_wrong(lab: Lab) -> None:
+    assert "marne-v1" in _nuage_lab(lab, "status").stdout
+    assert _nuage_lab(lab, "weather", "lyon", "-3.5").returncode == 0
     assert lab.status().sites[1].outside_celsius == -3.5
-    assert "no site 'paris'" in nuage_lab("cut", "paris").stderr
-    assert "hello" in nuage_lab("exec", "marne-v1", "--", "echo", "hello").stdout
+    assert "no site 'paris'" in _nuage_lab(lab, "cut", "paris").stderr
+    assert "hello" in _nuage_lab(lab, "exec", "marne-v1", "--", "echo", "hello").stdout
+    assert "paris" in _nuage_lab(lab, "kill", "paris").stderr
     assert SystemClock().now_s() > 0
+
+
+def test_a_site_and_a_whole_federation_lose_and_get_their_power_by_one_order(lab: Lab) -> None:
+    steady = {"marne-v1": ("sleep", "1007"), "lyon-v1": ("sleep", "1008")}
+    for node, argv in steady.items():
+        lab.set_services(node, [Service("steady", argv)])
+
+    def states(site: str = "") -> set[str]:
+        return {node.state for node in lab.status().nodes if site in ("", node.site)}
+
+    def run() -> bool:
+        return all(_status(lab, node).services[0].pid > 0 for node in steady)
+
+    lab.power_on_all()
+    _until(run, within_s=60.0)
+    before = {node: _status(lab, node).services[0].pid for node in steady}
+    assert _nuage_lab(lab, "kill", "lyon").returncode == 0
+    assert states("lyon") == {"off"}
+    assert states("marne") == {"on"}
+    assert "nuage lab power all on" in _nuage_lab(lab, "kill", "all").stdout
+    assert states() == {"off"}
+    assert not any(kernel.process_start(pid) for pid in before.values())
+    assert _nuage_lab(lab, "power", "all", "on").returncode == 0
+    assert states() == {"on"}
+    _until(run, within_s=60.0)
+    _until(lambda: _pings(lab, "marne-v1", lab.address("lyon-v1")), within_s=60.0)
+    for node in steady:
+        lab.set_services(node, [])

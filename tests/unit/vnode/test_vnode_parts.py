@@ -1,5 +1,6 @@
 """Config drives, arguments, the probe's judgement, console logs, cgroups, the SeD's arithmetic."""
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -159,3 +160,25 @@ async def test_a_node_s_flops_are_measured_once_and_a_slice_has_its_share(tmp_pa
         kept = json.loads(cache.read_text())
         assert (kept["order"], kept["residual"]) == (1000, 0.01)
     assert len(runs) == len({machine_cores, 1}), "the second time the file is believed"
+
+
+async def test_nodes_that_share_a_machine_and_start_together_measure_it_once(
+    tmp_path: Path,
+) -> None:
+    runs = []
+
+    def linpack(_monotonic_s: Callable[[], float]) -> Calibration:
+        runs.append(1)
+        return Calibration(flops=80e9, order=1000, runs=3, residual=0.01)
+
+    def sed(number: int) -> Sed:
+        facts = NodeFacts(
+            node_id=NodeId(f"v{number}"), site_id=SiteId("marne"), accelerator="tcg", cpu_count=2,
+            memory_mib=1024,
+        )  # fmt: skip
+        cache = tmp_path / "flops.json"
+        return Sed(facts, clock=SystemClock(), meter=lambda: None, cache=cache, linpack=linpack)
+
+    flops = await asyncio.gather(*(sed(number).calibrate() for number in range(4)))
+    assert len(set(flops)) == 1
+    assert len(runs) == 1
