@@ -9,9 +9,11 @@
 //! Addresses and lengths are bytes and multiples of 512; the engine's own block is 4096 bytes and
 //! it merges smaller writes itself.
 
+mod buffer;
 pub mod memory;
 mod output;
 
+pub use buffer::{Buffer, PAGE_BYTES};
 pub use output::Output;
 
 use std::sync::Arc;
@@ -29,7 +31,7 @@ pub enum Operation {
     },
     Write {
         offset: u64,
-        data: Vec<u8>,
+        data: Buffer,
         fua: bool,
     },
     /// All writes completed before this one are durable once it completes.
@@ -50,7 +52,7 @@ pub enum Operation {
     CompareAndWrite {
         offset: u64,
         expected: Vec<u8>,
-        data: Vec<u8>,
+        data: Buffer,
         fua: bool,
     },
     /// Keep the target's persistent-reservation state (SPC-4, APTPL) as a journal record.

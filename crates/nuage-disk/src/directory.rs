@@ -22,9 +22,9 @@ struct OpenFile {
     name: Arc<str>,
     /// On the larger medium.
     is_base: bool,
-    /// Through the page cache: the data path. What is written is there to be read.
+    /// Through the page cache: what readers want.
     cached: File,
-    /// Past it where the file system can: reads that mean the medium.
+    /// Past it where the file system can: what is written, and reads that mean the medium.
     direct: File,
 }
 
@@ -114,6 +114,10 @@ impl Directory {
 
     pub(crate) fn cached_fd(&self, file: FileId) -> Option<RawFd> {
         self.files.get(&file).map(|file| file.cached.as_raw_fd())
+    }
+
+    pub(crate) fn direct_fd(&self, file: FileId) -> Option<RawFd> {
+        self.files.get(&file).map(|file| file.direct.as_raw_fd())
     }
 
     pub(crate) fn name_of(&self, file: FileId) -> Arc<str> {
@@ -234,9 +238,9 @@ impl Directory {
         data: &AlignedBuffer,
     ) -> Result<(), DiskError> {
         let found = self.find(file)?;
-        let written = found.cached.write_all_at(data.bytes(), offset);
+        let written = found.direct.write_all_at(data.bytes(), offset);
         written
-            .and_then(|()| found.cached.sync_data())
+            .and_then(|()| found.direct.sync_data())
             .map_err(|error| io_error("write", &found.name, &error))
     }
 
@@ -272,9 +276,27 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(found.f_bavail * found.f_frsize)
 }
 
-/// Create `name` with durable, written zeros, past the page cache: a large write-back would hold up
-/// the commits of the log.
-pub(crate) fn prepare(path: &Path, name: &str, size_bytes: u64) -> Result<(), DiskError> {
+/// Allocate a file; false when the file system has no way to do so.
+fn allocate(file: &File, size_bytes: u64) -> io::Result<bool> {
+    let length = i64::try_from(size_bytes).unwrap_or(i64::MAX);
+    // SAFETY: the descriptor is open; no memory is handed over.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOSPC) => Err(error),
+        _ => Ok(false),
+    }
+}
+
+/// Create `name` with durable space. Zeros are written past the page cache: a large write-back would hold
+/// up the commits of the log.
+pub(crate) fn prepare(
+    path: &Path,
+    name: &str,
+    size_bytes: u64,
+    written: bool,
+) -> Result<(), DiskError> {
     let target = path.join(name);
     let make = || -> io::Result<()> {
         OpenOptions::new()
@@ -283,17 +305,9 @@ pub(crate) fn prepare(path: &Path, name: &str, size_bytes: u64) -> Result<(), Di
             .truncate(true)
             .open(&target)?;
         let file = open_direct(&target)?;
-        let length = i64::try_from(size_bytes).unwrap_or(i64::MAX);
-        // SAFETY: the descriptor is open; no memory is handed over. A file system without fallocate
-        // allocates as the zeros are written.
-        unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) };
-        let zeros = AlignedBuffer::zeroed(PREPARE_CHUNK_BYTES / BLOCK_BYTES);
-        let mut at = 0;
-        while at < size_bytes {
-            let chunk = usize::try_from(size_bytes - at).unwrap_or(usize::MAX);
-            let chunk = chunk.min(PREPARE_CHUNK_BYTES);
-            file.write_all_at(&zeros.bytes()[..chunk], at)?;
-            at += chunk as u64;
+        let allocated = allocate(&file, size_bytes)?;
+        if written || !allocated {
+            write_zeros(&file, size_bytes)?;
         }
         file.sync_all()?;
         sync_directory(path)
@@ -303,6 +317,18 @@ pub(crate) fn prepare(path: &Path, name: &str, size_bytes: u64) -> Result<(), Di
         let _ = std::fs::remove_file(&target);
         io_error("prepare", name, &error)
     })
+}
+
+fn write_zeros(file: &File, size_bytes: u64) -> io::Result<()> {
+    let zeros = AlignedBuffer::zeroed(PREPARE_CHUNK_BYTES / BLOCK_BYTES);
+    let mut at = 0;
+    while at < size_bytes {
+        let chunk = usize::try_from(size_bytes - at).unwrap_or(usize::MAX);
+        let chunk = chunk.min(PREPARE_CHUNK_BYTES);
+        file.write_all_at(&zeros.bytes()[..chunk], at)?;
+        at += chunk as u64;
+    }
+    Ok(())
 }
 
 /// Write `name` whole: temporary name, sync, rename, sync of the directory.

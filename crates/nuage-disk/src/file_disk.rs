@@ -113,7 +113,7 @@ impl Disk for FileDisk {
                 buffers,
             } => {
                 let name = self.directory.name_of(file);
-                match (self.directory.cached_fd(file), &mut self.ring) {
+                match (self.directory.direct_fd(file), &mut self.ring) {
                     (None, _) => self.failed.push(missing(file)),
                     (Some(fd), Some(ring)) => ring.write(token, fd, name, offset, buffers),
                     (Some(fd), None) => {
@@ -129,9 +129,17 @@ impl Disk for FileDisk {
                     }
                 }
             }
-            DiskOperation::Prepare { name, size_bytes } => {
-                self.threads
-                    .submit(token, Work::Prepare { name, size_bytes });
+            DiskOperation::Prepare {
+                name,
+                size_bytes,
+                written,
+            } => {
+                let work = Work::Prepare {
+                    name,
+                    size_bytes,
+                    written,
+                };
+                self.threads.submit(token, work);
             }
             DiskOperation::Replace { name, content } => {
                 self.threads.submit(token, Work::Replace { name, content });
@@ -191,7 +199,7 @@ impl Disk for FileDisk {
     }
 
     fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError> {
-        prepare(self.directory.path(), name, size_bytes)
+        prepare(self.directory.path(), name, size_bytes, true)
     }
 
     fn prepare_base_now(&mut self, name: &str, size_bytes: u64) -> Result<bool, DiskError> {

@@ -24,6 +24,8 @@ struct InFlight {
     wanted: usize,
     entries: usize,
     failed: Option<DiskError>,
+    /// The sync behind a write that was short, or failed, was not done.
+    canceled: bool,
     /// What a read fills; like the others kept alive and in place until the kernel is done with it.
     buffer: Vec<u8>,
     _buffers: Vec<Arc<AlignedBuffer>>,
@@ -35,7 +37,9 @@ impl InFlight {
         self.entries -= 1;
         if let Ok(count) = usize::try_from(result) {
             self.done += count;
-        } else {
+        } else if result == -libc::ECANCELED {
+            self.canceled = true;
+        } else if self.failed.is_none() {
             let error = std::io::Error::from_raw_os_error(-result);
             self.failed = Some(io_error(self.operation, &self.name, &error));
         }
@@ -46,14 +50,33 @@ impl InFlight {
             return Err(error);
         }
         // No entry moves more than it was asked to: the sum is whole only when each of them is.
-        if self.done == self.wanted {
-            Ok(self.buffer)
-        } else {
-            Err(DiskError::Short {
+        if self.done != self.wanted {
+            return Err(DiskError::Short {
                 name: self.name.to_string(),
                 wrote: self.done,
                 wanted: self.wanted,
-            })
+            });
+        }
+        if self.canceled {
+            let error = std::io::Error::from_raw_os_error(libc::ECANCELED);
+            return Err(io_error(self.operation, &self.name, &error));
+        }
+        Ok(self.buffer)
+    }
+}
+
+/// An entry that is not in the ring yet. One that is linked goes together with the next: a link that is
+/// cut by a submission orders nothing.
+struct Waiting {
+    entry: squeue::Entry,
+    linked: bool,
+}
+
+impl From<squeue::Entry> for Waiting {
+    fn from(entry: squeue::Entry) -> Self {
+        Self {
+            entry,
+            linked: false,
         }
     }
 }
@@ -61,7 +84,7 @@ impl InFlight {
 pub(crate) struct Ring {
     ring: IoUring,
     in_flight: HashMap<u64, InFlight>,
-    waiting: VecDeque<squeue::Entry>,
+    waiting: VecDeque<Waiting>,
     /// Entries handed to the ring whose completion has not been taken.
     in_ring: u32,
     bell: RawFd,
@@ -97,7 +120,8 @@ impl Ring {
             self.bell_armed = true;
             #[allow(clippy::cast_sign_loss)] // POLLIN is a small positive constant
             let poll = opcode::PollAdd::new(types::Fd(self.bell), libc::POLLIN as u32);
-            self.waiting.push_back(poll.build().user_data(BELL_TOKEN));
+            let entry = poll.build().user_data(BELL_TOKEN);
+            self.waiting.push_back(entry.into());
         }
     }
 
@@ -117,7 +141,7 @@ impl Ring {
                 .offset(piece.offset)
                 .build()
                 .user_data(token);
-            self.waiting.push_back(entry);
+            self.waiting.push_back(entry.into());
         }
         let flight = InFlight {
             operation: "read",
@@ -126,6 +150,7 @@ impl Ring {
             wanted: runs.iter().map(|(_, piece)| piece.length).sum(),
             entries: runs.len(),
             failed: None,
+            canceled: false,
             buffer,
             _buffers: Vec::new(),
             _vectors: Box::default(),
@@ -133,6 +158,9 @@ impl Ring {
         self.in_flight.insert(token, flight);
     }
 
+    /// A write with a sync linked to it: the kernel begins that one once all of the write has landed, and cancels
+    /// it when the write fails or is short. (`RWF_DSYNC` past the page cache has a kernel's worker do both: where the
+    /// machine is busy that one waits for its turn behind everybody.)
     pub(crate) fn write(
         &mut self,
         token: u64,
@@ -149,9 +177,13 @@ impl Ring {
             })
             .collect();
         let count = u32::try_from(vectors.len()).unwrap_or(u32::MAX);
-        let entry = opcode::Writev::new(types::Fd(fd), vectors.as_ptr(), count)
+        let write = opcode::Writev::new(types::Fd(fd), vectors.as_ptr(), count)
             .offset(offset)
-            .rw_flags(libc::RWF_DSYNC)
+            .build()
+            .flags(squeue::Flags::IO_LINK)
+            .user_data(token);
+        let sync = opcode::Fsync::new(types::Fd(fd))
+            .flags(types::FsyncFlags::DATASYNC)
             .build()
             .user_data(token);
         let flight = InFlight {
@@ -159,14 +191,19 @@ impl Ring {
             name,
             done: 0,
             wanted: buffers.iter().map(|buffer| buffer.bytes().len()).sum(),
-            entries: 1,
+            entries: 2,
             failed: None,
+            canceled: false,
             buffer: Vec::new(),
             _buffers: buffers,
             _vectors: vectors,
         };
         self.in_flight.insert(token, flight);
-        self.waiting.push_back(entry);
+        self.waiting.push_back(Waiting {
+            entry: write,
+            linked: true,
+        });
+        self.waiting.push_back(sync.into());
     }
 
     /// Hand waiting operations to the kernel, as many as the ring may hold.
@@ -174,9 +211,14 @@ impl Ring {
         loop {
             let mut queue = self.ring.submission();
             while self.in_ring < RING_ENTRIES {
-                let Some(entry) = self.waiting.front() else {
+                let Some(Waiting { entry, linked }) = self.waiting.front() else {
                     break;
                 };
+                let room =
+                    (queue.capacity() - queue.len()).min((RING_ENTRIES - self.in_ring) as usize);
+                if room < 1 + usize::from(*linked) {
+                    break;
+                }
                 // SAFETY: buffers and vectors of the entry live in `in_flight` until its
                 // completion; descriptors stay open as long (the store closes idle files only).
                 if unsafe { queue.push(entry) }.is_err() {

@@ -23,6 +23,7 @@ pub(crate) enum Work {
     Prepare {
         name: String,
         size_bytes: u64,
+        written: bool,
     },
     Replace {
         name: String,
@@ -152,7 +153,11 @@ impl Threads {
 
 fn perform(path: &Path, work: Work) -> Result<Vec<u8>, DiskError> {
     match work {
-        Work::Prepare { name, size_bytes } => prepare(path, &name, size_bytes).map(|()| Vec::new()),
+        Work::Prepare {
+            name,
+            size_bytes,
+            written,
+        } => prepare(path, &name, size_bytes, written).map(|()| Vec::new()),
         Work::Replace { name, content } => replace(path, &name, &content).map(|()| Vec::new()),
         Work::Read(Reading {
             runs,

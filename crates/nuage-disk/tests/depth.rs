@@ -199,3 +199,37 @@ fn what_is_written_is_read_from_the_medium_too() {
         assert!(found.iter().all(|byte| *byte == 0x77));
     }
 }
+
+#[test]
+fn space_that_is_prepared_reads_as_zeros_whether_it_is_written_or_not() {
+    for (written, token) in [(false, 1), (true, 2)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut disk, _) = disk_with_blocks(folder.path(), Method::Best);
+        let prepare = DiskOperation::Prepare {
+            name: "blocks".into(), // over what another life left there
+            size_bytes: offset_of(BLOCKS),
+            written,
+        };
+        disk.submit(token, prepare);
+        one_result(&mut disk).unwrap();
+        let file = disk.open_now("blocks").unwrap();
+        let found = disk.read_now(file, 0, BLOCKS * BLOCK_BYTES).unwrap();
+        assert!(found.iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn a_write_that_fails_is_not_called_durable() {
+    for method in [Method::Best, Method::Threads] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut disk, file) = disk_with_blocks(folder.path(), method);
+        let write = DiskOperation::Write {
+            file,
+            offset: 1 << 62, // past what a file may be long
+            buffers: vec![Arc::new(AlignedBuffer::zeroed(1))],
+        };
+        disk.submit(1, write);
+        let outcome = one_result(&mut disk);
+        assert!(matches!(outcome, Err(DiskError::Io { .. })), "{outcome:?}");
+    }
+}

@@ -1,8 +1,9 @@
 //! What readers see before the index does: records that are visible but not applied.
 
 use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+use std::sync::Arc;
 
+use nuage_block::Buffer;
 use nuage_journal::BLOCK_BYTES;
 
 /// What the overlay says of a block.
@@ -20,7 +21,7 @@ struct Record {
 
 struct Block {
     seq: u64,
-    data: Rc<Vec<u8>>,
+    data: Arc<Buffer>,
     offset: usize,
 }
 
@@ -47,7 +48,7 @@ impl Overlay {
         &mut self,
         seq: u64,
         lba: u64,
-        data: &Rc<Vec<u8>>,
+        data: &Arc<Buffer>,
         offset: usize,
         length: usize,
     ) {
@@ -57,7 +58,7 @@ impl Overlay {
                 lba,
                 Block {
                     seq,
-                    data: Rc::clone(data),
+                    data: Arc::clone(data),
                     offset: at,
                 },
             );

@@ -107,7 +107,7 @@ impl World {
     fn write(&mut self) {
         let operation = Operation::Write {
             offset: 0,
-            data: vec![7; 512],
+            data: vec![7; 512].into(),
             fua: false,
         };
         self.head.submit(Request { tag: 1, operation });

@@ -110,7 +110,7 @@ fn change(prng: &mut Prng, device: &mut dyn BlockDevice, model: &mut [u8]) {
             Operation::CompareAndWrite {
                 offset,
                 expected,
-                data: vec![fill; length as usize],
+                data: vec![fill; length as usize].into(),
                 fua: false,
             }
         }
@@ -119,7 +119,7 @@ fn change(prng: &mut Prng, device: &mut dyn BlockDevice, model: &mut [u8]) {
             model[range].fill(fill);
             Operation::Write {
                 offset,
-                data: vec![fill; length as usize],
+                data: vec![fill; length as usize].into(),
                 fua: prng.below(4) == 0,
             }
         }
@@ -193,6 +193,49 @@ fn a_volume_that_answers_when_durable_lives_through_restarts() {
 }
 
 #[test]
+fn large_writes_are_read_back_at_once_over_restarts_and_in_the_past() {
+    let directory = tempfile::tempdir().unwrap();
+    let large = VolumeSpec {
+        segment_bytes: 8 << 20,
+        ..spec(false)
+    };
+    create_volume(directory.path(), &large).unwrap();
+    let mut prng = Prng(4);
+    let mut model = vec![0; SIZE as usize];
+    let mut past = Vec::new();
+    for round in 0..3 {
+        let mut volume = open(directory.path(), false, AckMode::Memory);
+        for _ in 0..16 {
+            let blocks = [1, 2, 64, 65, 300, 600][prng.below(6) as usize];
+            let lba = prng.below(SIZE / 4096 - blocks);
+            let range = (lba * 4096) as usize..((lba + blocks) * 4096) as usize;
+            for block in model[range.clone()].chunks_mut(4096) {
+                block.fill(prng.next() as u8);
+            }
+            let write = Operation::Write {
+                offset: lba * 4096,
+                data: model[range].into(),
+                fua: false,
+            };
+            assert_eq!(run(&mut volume, write), Outcome::Done);
+            assert!(read_all(&mut volume) == model);
+        }
+        let mark = Administration::Mark {
+            id: round,
+            name: "m".into(),
+        };
+        past.push((administer(&mut volume, mark), model.clone()));
+        for (seq, then) in &past {
+            let mut view = volume.view(Point::Seq(*seq)).unwrap();
+            assert!(read_all(&mut view) == *then, "view of {seq}");
+        }
+        volume.into_head().unwrap().close().unwrap();
+    }
+    let mut volume = open(directory.path(), false, AckMode::Memory);
+    assert!(read_all(&mut volume) == model);
+}
+
+#[test]
 fn a_mismatch_says_where_and_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     create_volume(directory.path(), &spec(false)).unwrap();
@@ -204,7 +247,7 @@ fn a_mismatch_says_where_and_writes_nothing() {
         Operation::CompareAndWrite {
             offset: 512,
             expected,
-            data: vec![3; 1024],
+            data: vec![3; 1024].into(),
             fua: false,
         },
     );
@@ -224,7 +267,7 @@ fn impossible_ranges_are_refused() {
         },
         Operation::Write {
             offset: u64::MAX - 511,
-            data: vec![0; 512],
+            data: vec![0; 512].into(),
             fua: false,
         },
         Operation::Unmap {
@@ -233,7 +276,7 @@ fn impossible_ranges_are_refused() {
         },
         Operation::Write {
             offset: 1,
-            data: vec![0; 512],
+            data: vec![0; 512].into(),
             fua: false,
         },
     ] {
@@ -535,7 +578,7 @@ impl Clock for StandingClock {
 fn write_of_one_block() -> Operation {
     Operation::Write {
         offset: 0,
-        data: vec![5; 4096],
+        data: vec![5; 4096].into(),
         fua: false,
     }
 }

@@ -9,7 +9,7 @@ use rustix::fd::AsFd as _;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, Read as _, Write as _};
+use std::io::{self, BufRead as _, IoSlice, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,10 @@ const LINKS_MAX: usize = 1024;
 pub(crate) const KIND: u8 = 5;
 /// Unsent bytes of a link beyond which its owner should wait ([`Links::has_room`]).
 const PENDING_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes read from a socket at once.
+const READ_BYTES: usize = 256 * 1024;
+/// Reads of one link before the next one has its turn.
+const READS_MAX: usize = 4;
 
 pub type LinkId = u64;
 
@@ -72,12 +76,6 @@ fn moved(moved: Moved) -> io::Result<usize> {
     }
 }
 
-impl io::Read for Wire<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        moved(self.0.read(buffer))
-    }
-}
-
 impl io::Write for Wire<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         moved(self.0.write(&[IoSlice::new(buffer)]))
@@ -114,40 +112,48 @@ impl Link {
         }
     }
 
-    /// Read what the socket has; gives plain bytes, or the reason why the link is over.
-    pub fn read(&mut self, stream: &Stream) -> Result<Vec<u8>, String> {
+    /// Read what the socket has through `scratch`; gives plain bytes, or the reason why the link is over.
+    pub fn read(&mut self, stream: &Stream, scratch: &mut [u8]) -> Result<Vec<u8>, String> {
         let mut plain = Vec::new();
-        let mut over = None;
-        loop {
-            match self.session.read_tls(&mut Wire(stream)) {
-                Ok(0) => {
-                    over = Some("the peer is gone".to_owned());
-                    break;
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    over = Some(error.to_string());
-                    break;
-                }
+        for _ in 0..READS_MAX {
+            let goes_on = match stream.read(scratch) {
+                Moved::Bytes(count) => self.decrypt(&scratch[..count], &mut plain)?,
+                Moved::Later => break,
+                Moved::Gone => false,
+            };
+            if !goes_on && plain.is_empty() {
+                return Err("the peer is gone".to_owned());
+            }
+            if !goes_on {
+                break; // what came before the end still counts; the next read tells the end again
+            }
+        }
+        Ok(plain)
+    }
+
+    /// False once the peer has said that nothing follows. The session takes a few KiB at a time: from memory, where
+    /// a socket would be asked for each.
+    fn decrypt(&mut self, mut wire: &[u8], plain: &mut Vec<u8>) -> Result<bool, String> {
+        while !wire.is_empty() {
+            let taken = self.session.read_tls(&mut wire);
+            if taken.map_err(|error| error.to_string())? == 0 {
+                return Ok(false);
             }
             let state = self
                 .session
                 .process_new_packets()
                 .map_err(|error| error.to_string())?;
-            let have = plain.len();
-            plain.resize(have + state.plaintext_bytes_to_read(), 0);
-            self.session
-                .reader()
-                .read_exact(&mut plain[have..])
-                .map_err(|error| error.to_string())?;
+            let mut reader = self.session.reader();
+            let mut left = state.plaintext_bytes_to_read();
+            while left > 0 {
+                let part = reader.fill_buf().map_err(|error| error.to_string())?;
+                let count = part.len();
+                plain.extend_from_slice(part);
+                reader.consume(count);
+                left -= count;
+            }
         }
-        match over {
-            // What came before the end still counts once; the next read tells the end again.
-            Some(_) if !plain.is_empty() => Ok(plain),
-            Some(reason) => Err(reason),
-            None => Ok(plain),
-        }
+        Ok(true)
     }
 
     pub fn queue(&mut self, bytes: &[u8]) -> bool {
@@ -211,6 +217,7 @@ pub(crate) struct LinkSet {
     held: BTreeMap<LinkId, Held>,
     next: LinkId,
     events: Vec<LinkEvent>,
+    scratch: Vec<u8>,
 }
 
 const BOTH: Interest = Interest {
@@ -227,6 +234,7 @@ impl LinkSet {
             held: BTreeMap::new(),
             next: 1,
             events: Vec::new(),
+            scratch: vec![0; READ_BYTES],
         }
     }
 
@@ -356,7 +364,7 @@ impl LinkSet {
             let Some(held) = self.held.get_mut(&id) else {
                 return;
             };
-            match held.link.read(&held.stream) {
+            match held.link.read(&held.stream, &mut self.scratch) {
                 Ok(bytes) => {
                     if let Some(peer) = held.link.newly_established() {
                         self.events.push(LinkEvent::Up(id, held.link.token, peer));

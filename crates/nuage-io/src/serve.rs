@@ -26,7 +26,11 @@ use std::time::{Duration, Instant};
 /// Bytes read at once: a window of small requests, or one burst.
 const READ_BYTES: usize = 256 * 1024;
 /// Reads of one connection before the next one has its turn.
-const READS_MAX: usize = 4;
+const READS_MAX: usize = 8;
+/// Data that lacks as much is read to where it belongs, not through the buffer of small requests.
+const DIRECT_BYTES_MIN: usize = 16 * 1024;
+/// What is read behind it: the next header, and little of its data.
+const BEHIND_BYTES: usize = 2048;
 /// Slices of one `writev`.
 const SLICES_MAX: usize = 64;
 /// Time for a login or handshake.
@@ -394,11 +398,27 @@ impl EventLoop {
     }
 
     fn read(&mut self, key: usize, daemon: &mut dyn Daemon) {
+        let mut behind_data = false;
         for _ in 0..READS_MAX {
             let Some(connection) = self.connections.get_mut(key) else {
                 return;
             };
-            let moved = connection.stream.read(&mut self.scratch);
+            let unfinished = match connection.peer {
+                Peer::Iscsi(id) => self.doors.iscsi.unfinished_data(id),
+                Peer::Nbd(id) => self.doors.nbd.unfinished_data(id),
+                Peer::Control => None,
+            };
+            let missing = unfinished.as_ref().map_or(0, |(_, missing)| *missing);
+            let (is_direct, most) = match behind_data {
+                _ if missing >= DIRECT_BYTES_MIN => (true, missing),
+                true => (false, missing + BEHIND_BYTES),
+                false => (false, self.scratch.len()),
+            };
+            let moved = match unfinished {
+                Some((data, _)) if is_direct => connection.stream.read_to(data, most),
+                _ => connection.stream.read(&mut self.scratch[..most]),
+            };
+            behind_data = is_direct;
             let count = match moved {
                 Moved::Bytes(count) => count,
                 Moved::Later => return,
@@ -409,7 +429,7 @@ impl EventLoop {
                     return self.close(key);
                 }
             };
-            let input = &self.scratch[..count];
+            let input = &self.scratch[..if is_direct { 0 } else { count }];
             let more = match connection.peer {
                 Peer::Iscsi(id) => {
                     self.doors.iscsi.receive(id, input);
@@ -428,7 +448,7 @@ impl EventLoop {
             if !more {
                 self.update(key);
             }
-            if !more || count < self.scratch.len() {
+            if !more || count < most {
                 return;
             }
         }

@@ -1,5 +1,6 @@
 //! Addresses, listeners and streams, TCP and Unix.
 
+use nuage_block::Buffer;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -190,6 +191,23 @@ impl Stream {
         match rustix::io::read(&self.fd, buffer) {
             Ok(0) => Moved::Gone,
             Ok(count) => Moved::Bytes(count),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Moved::Later,
+            Err(_) => Moved::Gone,
+        }
+    }
+
+    /// Read up to `count` bytes to the end of `into`.
+    pub fn read_to(&self, into: &mut Buffer, count: usize) -> Moved {
+        into.reserve_exact(count);
+        let room = &mut into.spare_capacity_mut()[..count];
+        match rustix::io::read(&self.fd, room) {
+            Ok(([], _)) => Moved::Gone,
+            Ok((read, _)) => {
+                let length = read.len();
+                // SAFETY: that many bytes behind the former end have just been written by the kernel.
+                unsafe { into.set_len(into.len() + length) };
+                Moved::Bytes(length)
+            }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Moved::Later,
             Err(_) => Moved::Gone,
         }

@@ -157,7 +157,7 @@ impl<D: Disk> Store<D> {
                 time_ns: horizon.time_ns,
                 stable_seq: 0,
                 previous_chain: chain,
-            })?;
+            });
             chain = group.head.chain;
             let header_blocks = group.head.info.header_blocks();
             self.disk

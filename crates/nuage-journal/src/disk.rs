@@ -4,6 +4,7 @@
 //! rare administration use the `_now` calls, which block. `nuage-disk` implements it with io_uring and
 //! with threads, the simulator with a disk that tears, loses and rots.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Size of a block everywhere in the journal.
@@ -37,15 +38,28 @@ pub enum DiskError {
 #[derive(Clone, Copy)]
 struct AlignedBlock([u8; BLOCK_BYTES]);
 
+/// Bytes that somebody else owns and keeps as they are.
+pub type Lent = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// Whole blocks at an aligned address, as direct I/O wants them.
-#[derive(Clone, Default)]
-pub struct AlignedBuffer {
-    blocks: Vec<AlignedBlock>,
+#[derive(Clone)]
+pub struct AlignedBuffer(Place);
+
+#[derive(Clone)]
+enum Place {
+    Own(Vec<AlignedBlock>),
+    Lent { owner: Lent, range: Range<usize> },
+}
+
+impl Default for AlignedBuffer {
+    fn default() -> Self {
+        Self(Place::Own(Vec::new()))
+    }
 }
 
 impl std::fmt::Debug for AlignedBuffer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "AlignedBuffer({} blocks)", self.blocks.len())
+        write!(formatter, "AlignedBuffer({} blocks)", self.block_count())
     }
 }
 
@@ -57,14 +71,34 @@ impl PartialEq for AlignedBuffer {
 
 impl AlignedBuffer {
     pub fn zeroed(block_count: usize) -> Self {
-        Self {
-            blocks: vec![AlignedBlock([0; BLOCK_BYTES]); block_count],
-        }
+        Self(Place::Own(vec![
+            AlignedBlock([0; BLOCK_BYTES]);
+            block_count
+        ]))
     }
 
     pub fn with_capacity(block_count: usize) -> Self {
-        Self {
-            blocks: Vec::with_capacity(block_count),
+        Self(Place::Own(Vec::with_capacity(block_count)))
+    }
+
+    /// Blocks that stay where they are, in memory of another; `None`: they are not aligned or not whole.
+    pub fn lent(owner: &Lent, range: Range<usize>) -> Option<Self> {
+        let bytes = (**owner).as_ref().get(range.clone())?;
+        let aligned = bytes.as_ptr().addr().is_multiple_of(BLOCK_BYTES);
+        (aligned && bytes.len().is_multiple_of(BLOCK_BYTES)).then(|| {
+            let owner = Arc::clone(owner);
+            Self(Place::Lent { owner, range })
+        })
+    }
+
+    /// The blocks to change or extend: lent ones become a copy first.
+    fn own(&mut self) -> &mut Vec<AlignedBlock> {
+        if let Place::Lent { .. } = self.0 {
+            *self = Self::from_bytes(self.bytes());
+        }
+        match &mut self.0 {
+            Place::Own(blocks) => blocks,
+            Place::Lent { .. } => unreachable!("it has just been copied"),
         }
     }
 
@@ -79,20 +113,21 @@ impl AlignedBuffer {
     pub fn push(&mut self, chunk: &[u8]) {
         let mut block = AlignedBlock([0; BLOCK_BYTES]);
         block.0[..chunk.len()].copy_from_slice(chunk);
-        self.blocks.push(block);
+        self.own().push(block);
     }
 
     /// Append `bytes`, the last block padded with zeros; returns what was appended.
     pub fn append(&mut self, bytes: &[u8]) -> &mut [u8] {
-        let first = self.blocks.len();
+        let blocks = self.own();
+        let first = blocks.len();
         let whole = bytes.len() / BLOCK_BYTES;
-        self.blocks.reserve(bytes.len().div_ceil(BLOCK_BYTES));
+        blocks.reserve(bytes.len().div_ceil(BLOCK_BYTES));
         // SAFETY: room for `whole` blocks is reserved behind the `first` that are there; a block is
         // plain bytes without padding, and `bytes` has at least that many.
         unsafe {
-            let target = self.blocks.as_mut_ptr().add(first).cast::<u8>();
+            let target = blocks.as_mut_ptr().add(first).cast::<u8>();
             target.copy_from_nonoverlapping(bytes.as_ptr(), whole * BLOCK_BYTES);
-            self.blocks.set_len(first + whole);
+            blocks.set_len(first + whole);
         }
         if whole * BLOCK_BYTES < bytes.len() {
             self.push(&bytes[whole * BLOCK_BYTES..]);
@@ -101,28 +136,40 @@ impl AlignedBuffer {
     }
 
     pub fn block_count(&self) -> usize {
-        self.blocks.len()
+        match &self.0 {
+            Place::Own(blocks) => blocks.len(),
+            Place::Lent { range, .. } => range.len() / BLOCK_BYTES,
+        }
+    }
+
+    /// As `block_count`; none of blocks that are lent.
+    pub fn own_block_count(&self) -> usize {
+        match &self.0 {
+            Place::Own(blocks) => blocks.len(),
+            Place::Lent { .. } => 0,
+        }
     }
 
     pub fn block(&self, index: usize) -> &[u8; BLOCK_BYTES] {
-        &self.blocks[index].0
+        &self.bytes().as_chunks().0[index]
     }
 
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: AlignedBlock is repr(C) around [u8; 4096] with size equal to its alignment, so the
-        // vector's storage is `len * 4096` initialised bytes without padding.
-        unsafe {
-            std::slice::from_raw_parts(self.blocks.as_ptr().cast(), self.blocks.len() * BLOCK_BYTES)
+        match &self.0 {
+            // SAFETY: AlignedBlock is repr(C) around [u8; 4096] with size equal to its alignment, so the
+            // vector's storage is `len * 4096` initialised bytes without padding.
+            Place::Own(blocks) => unsafe {
+                std::slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len() * BLOCK_BYTES)
+            },
+            Place::Lent { owner, range } => &(**owner).as_ref()[range.clone()],
         }
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`; the borrow of self is exclusive.
+        let blocks = self.own();
+        // SAFETY: as in `bytes`; the borrow is exclusive.
         unsafe {
-            std::slice::from_raw_parts_mut(
-                self.blocks.as_mut_ptr().cast(),
-                self.blocks.len() * BLOCK_BYTES,
-            )
+            std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast(), blocks.len() * BLOCK_BYTES)
         }
     }
 }
@@ -144,14 +191,21 @@ pub struct Piece {
 pub enum DiskOperation {
     /// Fill parts of `buffer`, all at once; its result gives the buffer back.
     Read { pieces: Vec<Piece>, buffer: Vec<u8> },
-    /// Write the buffers one after the other from `offset`, durable before it completes.
+    /// Write the buffers one after the other from `offset`, past the page cache where the file system can,
+    /// durable before it completes.
     Write {
         file: FileId,
         offset: u64,
         buffers: Vec<Arc<AlignedBuffer>>,
     },
-    /// Create `name` with `size_bytes` of written, durable zeros (at low priority).
-    Prepare { name: String, size_bytes: u64 },
+    /// Create `name` with durable space for `size_bytes` that reads as zeros (at low priority); `written`:
+    /// as written zeros, over which a later write changes nothing in the file system. A file of that name
+    /// is overwritten.
+    Prepare {
+        name: String,
+        size_bytes: u64,
+        written: bool,
+    },
     /// Write `name` whole, durable and atomic (temporary name, sync, rename, sync directory).
     Replace { name: String, content: Content },
 }
@@ -190,7 +244,7 @@ pub trait Disk {
     /// Bytes of a whole file.
     fn load_now(&mut self, name: &str) -> Result<Vec<u8>, DiskError>;
     fn replace_now(&mut self, name: &str, data: &[u8]) -> Result<(), DiskError>;
-    /// As `Prepare`, at once.
+    /// As `Prepare` with `written`, at once.
     fn prepare_now(&mut self, name: &str, size_bytes: u64) -> Result<(), DiskError>;
     /// Make room for `name` where what is written once belongs, on a larger medium; false: there is none, and
     /// it goes where the log is.

@@ -390,9 +390,9 @@ pub struct GroupBuilder {
     volume: VolumeUuid,
     epoch: u64,
     first_seq: u64,
-    count: u32,
     encrypted: bool,
     header: Vec<u8>,
+    descriptors: Vec<Descriptor>,
     payload: AlignedBuffer,
 }
 
@@ -402,20 +402,29 @@ impl GroupBuilder {
             volume,
             epoch,
             first_seq,
-            count: 0,
             encrypted,
             header: vec![0; GROUP_HEADER_BYTES],
+            descriptors: Vec::new(),
             payload: AlignedBuffer::default(),
         }
     }
 
+    /// With room for as much as `other` holds: the next group is likely to be as large.
+    #[must_use]
+    pub fn with_room_of(mut self, other: &Self) -> Self {
+        self.header.reserve(other.header.len());
+        self.descriptors.reserve(other.descriptors.len());
+        self.payload = AlignedBuffer::with_capacity(other.payload.own_block_count());
+        self
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.descriptors.is_empty()
     }
 
     /// The seq that the next record gets.
     pub fn next_seq(&self) -> u64 {
-        self.first_seq + u64::from(self.count)
+        self.first_seq + wide(self.descriptors.len())
     }
 
     pub fn payload_blocks(&self) -> u32 {
@@ -434,7 +443,7 @@ impl GroupBuilder {
     /// True when a record of `blocks` payload blocks and `tail_bytes` still fits.
     pub fn fits(&self, blocks: u32, tail_bytes: usize, payload_blocks_max: u32) -> bool {
         let header = self.header.len() + DESCRIPTOR_BYTES + tail_bytes + 20 * blocks as usize + 8;
-        self.count < GROUP_RECORDS_MAX
+        self.descriptors.len() < GROUP_RECORDS_MAX as usize
             && self.payload_blocks() + blocks <= payload_blocks_max
             && header <= GROUP_HEADER_BLOCKS_MAX * BLOCK_BYTES
     }
@@ -449,8 +458,8 @@ impl GroupBuilder {
         cipher: Option<&mut Cipher>,
     ) -> u64 {
         let seq = self.next_seq();
-        let payload_block = self.payload_blocks();
-        let mut tail = Vec::with_capacity(data.len() / BLOCK_BYTES * 20);
+        let entry_bytes = if cipher.is_some() { 20 } else { 4 };
+        let mut tail = Vec::with_capacity(data.len() / BLOCK_BYTES * entry_bytes);
         let mut cipher = cipher;
         let stored = self.payload.append(data);
         for (block, index) in stored.chunks_mut(BLOCK_BYTES).zip(0u32..) {
@@ -467,14 +476,34 @@ impl GroupBuilder {
             tail.extend_from_slice(&block_crc(&self.volume, block_lba, block).to_le_bytes());
             tail.extend_from_slice(tag.as_ref().map_or(&[][..], |tag| &tag[..]));
         }
-        let blocks = self.payload_blocks() - payload_block;
-        self.push_descriptor(&Descriptor {
+        let blocks = narrow(data.len() / BLOCK_BYTES);
+        self.push_descriptor(Descriptor {
             kind,
             flags,
             blocks,
             lba,
             argument: 0,
-            payload_block,
+            payload_block: self.payload_blocks() - blocks,
+            tail,
+        })
+    }
+
+    /// Take a write's blocks as the payload, where they are; returns its seq. For a group that is empty and not
+    /// encrypted.
+    pub fn push_lent(&mut self, kind: Kind, flags: u8, lba: u64, data: AlignedBuffer) -> u64 {
+        debug_assert!(self.payload_blocks() == 0 && !self.encrypted);
+        self.payload = data;
+        let mut tail = Vec::with_capacity(self.payload.block_count() * 4);
+        for (block, lba) in self.payload.bytes().chunks(BLOCK_BYTES).zip(lba..) {
+            tail.extend_from_slice(&block_crc(&self.volume, lba, block).to_le_bytes());
+        }
+        self.push_descriptor(Descriptor {
+            kind,
+            flags,
+            blocks: self.payload_blocks(),
+            lba,
+            argument: 0,
+            payload_block: 0,
             tail,
         })
     }
@@ -490,7 +519,7 @@ impl GroupBuilder {
         tail.extend_from_slice(&facts.origin.seq.to_le_bytes());
         tail.extend_from_slice(&facts.origin.index.to_le_bytes());
         tail.extend_from_slice(&facts.origin.volume);
-        self.push_descriptor(&Descriptor {
+        self.push_descriptor(Descriptor {
             kind: Kind::Base,
             flags: 0,
             blocks: 1,
@@ -510,7 +539,7 @@ impl GroupBuilder {
         argument: u64,
         tail: &[u8],
     ) -> u64 {
-        self.push_descriptor(&Descriptor {
+        self.push_descriptor(Descriptor {
             kind,
             flags,
             blocks: 0,
@@ -521,7 +550,7 @@ impl GroupBuilder {
         })
     }
 
-    fn push_descriptor(&mut self, descriptor: &Descriptor) -> u64 {
+    fn push_descriptor(&mut self, descriptor: Descriptor) -> u64 {
         let seq = self.next_seq();
         self.header
             .extend_from_slice(&[descriptor.kind as u8, descriptor.flags, 0, 0]);
@@ -537,7 +566,7 @@ impl GroupBuilder {
         self.header.extend_from_slice(&descriptor.tail);
         let padded = self.header.len().next_multiple_of(8);
         self.header.resize(padded, 0);
-        self.count += 1;
+        self.descriptors.push(descriptor);
         seq
     }
 
@@ -547,44 +576,60 @@ impl GroupBuilder {
     }
 
     /// Close the group.
-    pub fn finish(self, closing: &Closing) -> Result<Group, JournalError> {
+    pub fn finish(self, closing: &Closing) -> Group {
         let mut header = self.header;
-        let digest = blake3::hash(self.payload.bytes());
-        put(&mut header, 0, GROUP_MAGIC);
-        put(&mut header, 8, 1u16.to_le_bytes());
-        let cipher = if self.encrypted {
-            CIPHER_AES_256_GCM
-        } else {
-            CIPHER_NONE
+        let info = GroupInfo {
+            header_bytes: narrow(header.len()),
+            cipher: if self.encrypted {
+                CIPHER_AES_256_GCM
+            } else {
+                CIPHER_NONE
+            },
+            volume: self.volume,
+            segment: closing.segment,
+            epoch: self.epoch,
+            first_seq: self.first_seq,
+            count: narrow(self.descriptors.len()),
+            payload_blocks: narrow(self.payload.block_count()),
+            time_ns: closing.time_ns,
+            stable_seq: closing.stable_seq,
+            previous_chain: closing.previous_chain,
+            payload_digest: *blake3::hash(self.payload.bytes()).as_bytes(),
         };
-        put(&mut header, 10, [DIGEST_BLAKE3, cipher]);
-        let header_bytes = narrow(header.len());
-        put(&mut header, 12, header_bytes.to_le_bytes());
-        put(&mut header, 16, self.volume);
-        put(&mut header, 32, closing.segment.to_le_bytes());
-        put(&mut header, 40, self.epoch.to_le_bytes());
-        put(&mut header, 48, self.first_seq.to_le_bytes());
-        put(&mut header, 56, self.count.to_le_bytes());
-        put(
-            &mut header,
-            60,
-            narrow(self.payload.block_count()).to_le_bytes(),
-        );
-        put(&mut header, 64, closing.time_ns.to_le_bytes());
-        put(&mut header, 72, closing.stable_seq.to_le_bytes());
-        put(&mut header, 80, closing.previous_chain);
-        put(&mut header, 112, *digest.as_bytes());
-        let descriptors_crc = crc32c::crc32c(&header[GROUP_HEADER_BYTES..]);
-        put(&mut header, 152, descriptors_crc.to_le_bytes());
-        let header_crc = crc32c::crc32c(&header[..156]);
-        put(&mut header, 156, header_crc.to_le_bytes());
-        let head = GroupHead::decode(&header)?;
-        Ok(Group {
+        encode_info(&mut header, &info);
+        let head = GroupHead {
+            info,
+            descriptors: self.descriptors,
+            chain: chain_of(&header),
+        };
+        debug_assert_eq!(GroupHead::decode(&header).as_ref(), Ok(&head));
+        Group {
             head: head.into(),
             header: AlignedBuffer::from_bytes(&header).into(),
             payload: self.payload.into(),
-        })
+        }
     }
+}
+
+fn encode_info(header: &mut [u8], info: &GroupInfo) {
+    put(header, 0, GROUP_MAGIC);
+    put(header, 8, 1u16.to_le_bytes());
+    put(header, 10, [DIGEST_BLAKE3, info.cipher]);
+    put(header, 12, info.header_bytes.to_le_bytes());
+    put(header, 16, info.volume);
+    put(header, 32, info.segment.to_le_bytes());
+    put(header, 40, info.epoch.to_le_bytes());
+    put(header, 48, info.first_seq.to_le_bytes());
+    put(header, 56, info.count.to_le_bytes());
+    put(header, 60, info.payload_blocks.to_le_bytes());
+    put(header, 64, info.time_ns.to_le_bytes());
+    put(header, 72, info.stable_seq.to_le_bytes());
+    put(header, 80, info.previous_chain);
+    put(header, 112, info.payload_digest);
+    let descriptors_crc = crc32c::crc32c(&header[GROUP_HEADER_BYTES..]);
+    put(header, 152, descriptors_crc.to_le_bytes());
+    let header_crc = crc32c::crc32c(&header[..156]);
+    put(header, 156, header_crc.to_le_bytes());
 }
 
 /// Heads of groups back to back, as a footer holds them.

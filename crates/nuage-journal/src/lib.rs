@@ -27,6 +27,7 @@ mod page;
 mod reading;
 mod rebuild;
 mod receipts;
+mod recent;
 mod recovery;
 mod replay;
 mod retention;
@@ -39,8 +40,8 @@ pub use checkpoint::{
 };
 pub use cipher::{BlockOrigin, Cipher, DataKey, VolumeUuid, block_crc};
 pub use disk::{
-    AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Now,
-    Piece,
+    AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Lent,
+    Now, Piece,
 };
 pub use error::JournalError;
 pub use history::{ChainProof, CloneParts, HistoryItem, Point};

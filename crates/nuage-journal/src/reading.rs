@@ -288,10 +288,14 @@ impl<D: Disk> Store<D> {
             self.start_tables(number);
             return;
         }
-        match self.pieces(&job.blocks) {
+        let missing = self.recent.fill(&job.blocks, &mut job.buffer);
+        match self.pieces(&missing) {
             Ok(pieces) => {
                 let buffer = std::mem::take(&mut job.buffer);
                 self.jobs.insert(number, job);
+                if pieces.is_empty() {
+                    return self.finish_data(number, Ok(buffer));
+                }
                 let operation = DiskOperation::Read { pieces, buffer };
                 self.submit(Purpose::ReadData { job: number }, operation);
             }

@@ -170,7 +170,7 @@ impl<D: Disk> Store<D> {
             time_ns: reader.position.time_ns,
             stable_seq: 0,
             previous_chain: reader.chain,
-        })?;
+        });
         reader.chain = group.head.chain;
         Ok(BaseRead::Group(Box::new(group)))
     }
@@ -427,6 +427,7 @@ impl<D: Disk> Store<D> {
             end: narrow(BLOCK_BYTES),
         });
         self.tables.forget_slot(slot);
+        self.recent.forget_slot(slot);
         self.keep_spares();
         Ok(true)
     }

@@ -364,6 +364,7 @@ impl<D: Disk> Store<D> {
         self.open = None;
         for (number, header, footer, end, _) in cuts.into_iter().rev() {
             self.tables.forget_slot(number);
+            self.recent.forget_slot(number);
             self.forget_cut(number, end);
             if footer.is_empty() {
                 self.make_spare(number)?;
@@ -469,6 +470,7 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn make_spare(&mut self, number: u32) -> Result<(), JournalError> {
         self.tables.forget_slot(number);
+        self.recent.forget_slot(number);
         if let Some(slot) = self.slots[number as usize].as_mut() {
             slot.state = SlotState::Spare;
             self.disk

@@ -145,6 +145,7 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn drop_slot(&mut self, number: u32) -> Result<(), JournalError> {
         self.tables.forget_slot(number);
+        self.recent.forget_slot(number);
         if let Some(slot) = self.slots[number as usize].take() {
             self.disk.close(slot.file);
             self.disk.remove_now(&crate::store::segment_name(number))?;

@@ -218,6 +218,11 @@ impl Footer {
         narrow((self.bytes.len() + more).div_ceil(BLOCK_BYTES))
     }
 
+    /// Payload blocks of a record, on average.
+    pub fn blocks_a_record(&self) -> u32 {
+        self.block_count / self.record_count.max(1)
+    }
+
     pub fn seal(&self, header: &SegmentHeader, groups_end: u32) -> Seal {
         let (first_seq, first_time_ns) =
             self.first.unwrap_or((header.first_seq, header.created_ns));

@@ -5,7 +5,7 @@
 
 use crate::handshake::Handshake;
 use crate::transmission::{Session, Task};
-use nuage_block::{Completion, Geometry, Output, Request};
+use nuage_block::{Buffer, Completion, Geometry, Output, Request};
 use slab::Slab;
 use std::collections::BTreeMap;
 
@@ -148,7 +148,7 @@ impl Server {
 
     /// Bytes came from a socket (or out of TLS).
     pub fn receive(&mut self, id: ConnectionId, mut input: &[u8]) {
-        while !input.is_empty() {
+        loop {
             let Some(connection) = self.connections.get_mut(id) else {
                 return;
             };
@@ -161,6 +161,19 @@ impl Server {
             } else {
                 self.transmit(id, &mut input);
             }
+            if input.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Where the loop may put bytes of a large write itself, and how many at most; `receive` follows, with what
+    /// came behind them or nothing.
+    pub fn unfinished_data(&mut self, id: ConnectionId) -> Option<(&mut Buffer, usize)> {
+        let connection = self.connections.get_mut(id)?;
+        match &mut connection.phase {
+            Phase::Transmission(session) if !connection.closing => session.unfinished_data(),
+            _ => None,
         }
     }
 

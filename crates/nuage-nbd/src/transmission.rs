@@ -6,7 +6,7 @@ use crate::wire::{
     CHUNK_MAGIC, CONTEXT_ID, REQUEST_BYTES, REQUEST_MAGIC, SIMPLE_MAGIC, STATE_HOLE, STATE_ZERO,
     be16, be32, be64, chunk, command, command_flag, error, length_u32,
 };
-use nuage_block::{Extent, Failure, Operation, Outcome, Output, Request};
+use nuage_block::{Buffer, Extent, Failure, Operation, Outcome, Output, Request};
 
 /// Requests of one connection in flight before it is read no further.
 const IN_FLIGHT_MAX: usize = 256;
@@ -32,10 +32,16 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct Payload {
     header: Header,
-    data: Vec<u8>,
-    missing: usize,
+    data: Buffer,
     /// Set when the request is refused: the payload is read and dropped.
     refused: Option<u32>,
+    dropped_bytes: usize,
+}
+
+impl Payload {
+    fn missing(&self) -> usize {
+        self.header.length as usize - self.data.len() - self.dropped_bytes
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +72,16 @@ impl Session {
             in_flight: 0,
             in_flight_bytes: 0,
         }
+    }
+
+    /// The data of a write that has begun to come, and how many bytes it lacks.
+    pub fn unfinished_data(&mut self) -> Option<(&mut Buffer, usize)> {
+        let payload = self.payload.as_mut()?;
+        let missing = payload.missing();
+        payload
+            .refused
+            .is_none()
+            .then_some((&mut payload.data, missing))
     }
 
     pub fn has_room(&self) -> bool {
@@ -105,14 +121,15 @@ impl Server {
             return;
         };
         if let Some(payload) = &mut session.payload {
-            let count = input.len().min(payload.missing);
+            let count = input.len().min(payload.missing());
             let (taken, rest) = input.split_at(count);
             *input = rest;
-            payload.missing -= count;
             if payload.refused.is_none() {
                 payload.data.extend_from_slice(taken);
+            } else {
+                payload.dropped_bytes += count;
             }
-            if payload.missing == 0
+            if payload.missing() == 0
                 && let Some(payload) = session.payload.take()
             {
                 self.write(id, payload);
@@ -143,25 +160,24 @@ impl Server {
             if header.length > PAYLOAD_BYTES_MAX {
                 return self.protocol_error(id, "a write larger than announced");
             }
-            let missing = header.length as usize;
             let refused = verdict.err();
             let data = if refused.is_some() {
-                Vec::new()
+                Buffer::new()
             } else {
-                Vec::with_capacity(missing)
+                Buffer::with_capacity(header.length as usize)
             };
             if let Some(session) = self.session(id) {
                 session.payload = Some(Payload {
                     header,
                     data,
-                    missing,
                     refused,
+                    dropped_bytes: 0,
                 });
             }
             return;
         }
         match verdict {
-            Ok(()) => self.submit(id, header, Vec::new()),
+            Ok(()) => self.submit(id, header, Buffer::new()),
             Err(code) => self.fail(id, &header, code),
         }
     }
@@ -237,7 +253,7 @@ impl Server {
         }
     }
 
-    fn submit(&mut self, id: ConnectionId, header: Header, data: Vec<u8>) {
+    fn submit(&mut self, id: ConnectionId, header: Header, data: Buffer) {
         let (offset, length) = (header.offset, u64::from(header.length));
         let fua = header.flags & command_flag::FUA != 0;
         let operation = match header.kind {

@@ -6,7 +6,7 @@ use crate::inquiry::{
 use crate::opcodes as op;
 use crate::sense::Sense;
 use crate::unit::{LogicalUnit, Reply, Step, be16, be32, be64, cut};
-use nuage_block::{Extent, Failure, Operation, Outcome};
+use nuage_block::{Buffer, Extent, Failure, Operation, Outcome};
 
 /// Piece in which a pattern is written and a medium is verified.
 const PIECE_BYTES: u64 = 1024 * 1024;
@@ -143,7 +143,7 @@ impl Bytes {
     }
 }
 
-pub(crate) fn start(unit: &mut LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Step {
+pub(crate) fn start(unit: &mut LogicalUnit, cdb: &[u8; 16], data: Buffer) -> Step {
     let step = match cdb[0] {
         op::READ_CAPACITY_10 => Ok(capacity_10(unit)),
         op::SERVICE_IN_16 => service_in(unit, cdb),
@@ -155,14 +155,14 @@ pub(crate) fn start(unit: &mut LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> St
             .bytes(range(cdb))
             .map(|_| Step::Operate(Operation::Flush, Then::Status)),
         op::READ_6 | op::READ_10 | op::READ_12 | op::READ_16 => read(unit, cdb),
-        op::VERIFY_10 | op::VERIFY_12 | op::VERIFY_16 => verify(unit, cdb, data),
+        op::VERIFY_10 | op::VERIFY_12 | op::VERIFY_16 => verify(unit, cdb, &data),
         op::UNMAP => unit.writable().and_then(|()| unmap(unit, cdb, &data)),
         op::WRITE_SAME_10 | op::WRITE_SAME_16 => {
-            unit.writable().and_then(|()| write_same(unit, cdb, data))
+            unit.writable().and_then(|()| write_same(unit, cdb, &data))
         }
         op::COMPARE_AND_WRITE => unit
             .writable()
-            .and_then(|()| compare_and_write(unit, cdb, data)),
+            .and_then(|()| compare_and_write(unit, cdb, &data)),
         _ => unit.writable().and_then(|()| write(unit, cdb, data)),
     };
     step.unwrap_or_else(Step::from)
@@ -269,7 +269,7 @@ fn read(unit: &LogicalUnit, cdb: &[u8; 16]) -> Result<Step, Sense> {
     Ok(Step::Operate(operation, Then::Data))
 }
 
-fn verify(unit: &LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Result<Step, Sense> {
+fn verify(unit: &LogicalUnit, cdb: &[u8; 16], data: &[u8]) -> Result<Step, Sense> {
     if cdb[1] & 0xe0 != 0 {
         return Err(Sense::cdb_field(1));
     }
@@ -281,7 +281,7 @@ fn verify(unit: &LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Result<Step, Sen
             if check == 1 && bytes.length > u64::from(TRANSFER_BYTES_MAX) {
                 return Err(Sense::cdb_field(7));
             }
-            Some(data)
+            Some(data.to_vec())
         }
     };
     match expected {
@@ -316,7 +316,7 @@ fn verify_piece(at: u64, end: u64, expected: Option<Vec<u8>>) -> Step {
     )
 }
 
-fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Vec<u8>) -> Result<Step, Sense> {
+fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Buffer) -> Result<Step, Sense> {
     let bytes = unit.transfer(cdb)?;
     let verifies = matches!(
         cdb[0],
@@ -340,7 +340,7 @@ fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Vec<u8>) -> Result<Step, 
         let length = u32::try_from(data.len()).map_err(|_| Sense::cdb_field(10))?;
         let then = Then::OrRead {
             offset,
-            mask: data,
+            mask: data.to_vec(),
             fua,
         };
         return Ok(Step::Operate(Operation::Read { offset, length }, then));
@@ -348,7 +348,7 @@ fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Vec<u8>) -> Result<Step, 
     let then = if verifies && cdb[1] & 0x02 != 0 {
         Then::ReadBack {
             offset,
-            written: data.clone(),
+            written: data.to_vec(),
         }
     } else {
         Then::Status
@@ -356,7 +356,7 @@ fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Vec<u8>) -> Result<Step, 
     Ok(Step::Operate(Operation::Write { offset, data, fua }, then))
 }
 
-fn compare_and_write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Vec<u8>) -> Result<Step, Sense> {
+fn compare_and_write(unit: &LogicalUnit, cdb: &[u8; 16], data: &[u8]) -> Result<Step, Sense> {
     let bytes = unit.transfer(cdb)?;
     let half = data.len() / 2;
     if half == 0 {
@@ -365,18 +365,18 @@ fn compare_and_write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Vec<u8>) -> R
     if half as u64 != bytes.length {
         return Err(Sense::WRONG_AMOUNT_OF_DATA);
     }
-    let fresh = data.split_off(half);
+    let (expected, data) = data.split_at(half);
     let operation = Operation::CompareAndWrite {
         offset: bytes.offset,
-        expected: data,
-        data: fresh,
+        expected: expected.to_vec(),
+        data: data.into(),
         fua: cdb[1] & 0x08 != 0,
     };
     Ok(Step::Operate(operation, Then::Status))
 }
 
 /// WRITE SAME (SBC-3 §5.43, §5.45). Zero blocks: to the end of the unit (WSNZ=0).
-fn write_same(unit: &LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Result<Step, Sense> {
+fn write_same(unit: &LogicalUnit, cdb: &[u8; 16], data: &[u8]) -> Result<Step, Sense> {
     // WRPROTECT; ANCHOR: we announce no anchored blocks (VPD B2, ANC_SUP=0).
     if cdb[1] & 0xe0 != 0 || cdb[1] & 0x10 != 0 {
         return Err(Sense::cdb_field(1));
@@ -414,7 +414,7 @@ fn write_same(unit: &LogicalUnit, cdb: &[u8; 16], data: Vec<u8>) -> Result<Step,
         };
         return Ok(Step::Operate(operation, Then::Status));
     }
-    Ok(pattern_piece(offset, bytes.end(), data, false))
+    Ok(pattern_piece(offset, bytes.end(), data.to_vec(), false))
 }
 
 fn pattern_piece(at: u64, end: u64, block: Vec<u8>, fua: bool) -> Step {
@@ -425,7 +425,7 @@ fn pattern_piece(at: u64, end: u64, block: Vec<u8>, fua: bool) -> Step {
     let count = usize::try_from(length).unwrap_or(0) / block.len().max(1);
     let operation = Operation::Write {
         offset: at,
-        data: block.repeat(count),
+        data: block.repeat(count).into(),
         fua,
     };
     Step::Operate(
@@ -515,7 +515,7 @@ pub(crate) fn resume(unit: &LogicalUnit, then: Then, outcome: Outcome) -> Step {
             Step::Operate(Operation::Read { offset, length }, then)
         }
         (Then::OrRead { offset, mask, fua }, Outcome::Data(expected)) => {
-            let data = expected
+            let data: Vec<u8> = expected
                 .iter()
                 .zip(&mask)
                 .map(|(old, bits)| old | bits)
@@ -523,7 +523,7 @@ pub(crate) fn resume(unit: &LogicalUnit, then: Then, outcome: Outcome) -> Step {
             let operation = Operation::CompareAndWrite {
                 offset,
                 expected,
-                data,
+                data: data.into(),
                 fua,
             };
             Step::Operate(operation, Then::OrSwap { offset, mask, fua })

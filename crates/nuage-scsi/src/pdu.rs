@@ -13,7 +13,7 @@
 //! the announced maximum.
 
 use bytes::Bytes;
-use nuage_block::Output;
+use nuage_block::{Buffer, Output};
 
 /// Bytes of a basic header segment (RFC 7143 §11.2.1).
 pub const BHS_BYTES: usize = 48;
@@ -135,7 +135,9 @@ impl Bhs {
 pub struct Pdu {
     pub header: Bhs,
     pub ahs: Vec<u8>,
-    pub data: Vec<u8>,
+    pub data: Buffer,
+    /// Bytes of `data` that were lent to it, before its own.
+    pub lent_bytes: usize,
 }
 
 /// Why a byte stream is no longer iSCSI for us. All end the connection (error recovery level 0).
@@ -172,7 +174,8 @@ pub struct PduReader {
 struct Body {
     header: Bhs,
     ahs: Vec<u8>,
-    data: Vec<u8>,
+    data: Buffer,
+    lent_bytes: usize,
     data_bytes: usize,
     /// Padding and digest.
     tail: [u8; 8],
@@ -180,13 +183,23 @@ struct Body {
     tail_have: usize,
 }
 
+impl Body {
+    fn own_bytes(&self) -> usize {
+        self.data.len() - self.lent_bytes
+    }
+}
+
 /// Move up to `wanted - into.len()` bytes; true when `into` is complete.
 fn fill(into: &mut Vec<u8>, wanted: usize, input: &mut &[u8]) -> bool {
-    let count = input.len().min(wanted - into.len());
-    let (taken, rest) = input.split_at(count);
-    into.extend_from_slice(taken);
-    *input = rest;
+    into.extend_from_slice(take(wanted - into.len(), input));
     into.len() == wanted
+}
+
+/// Up to `most` bytes from the front of `input`.
+fn take<'a>(most: usize, input: &mut &'a [u8]) -> &'a [u8] {
+    let (taken, rest) = input.split_at(input.len().min(most));
+    *input = rest;
+    taken
 }
 
 impl PduReader {
@@ -203,9 +216,18 @@ impl PduReader {
     /// Take bytes from the front of `input` until one PDU is complete; `None`: all taken, more
     /// needed. Digest settings may change between two calls.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Pdu>, PduError> {
+        self.next_into(input, |_| None)
+    }
+
+    /// As `next`; `lend` may give the data behind a header a buffer to go on in, which comes back with the PDU.
+    pub fn next_into(
+        &mut self,
+        input: &mut &[u8],
+        lend: impl FnOnce(&Bhs) -> Option<Buffer>,
+    ) -> Result<Option<Pdu>, PduError> {
         let mut body = match self.body.take() {
             Some(body) => body,
-            None => match self.read_head(input)? {
+            None => match self.read_head(input, lend)? {
                 Some(body) => body,
                 None => return Ok(None),
             },
@@ -218,10 +240,23 @@ impl PduReader {
             header: body.header,
             ahs: body.ahs,
             data: body.data,
+            lent_bytes: body.lent_bytes,
         }))
     }
 
-    fn read_head(&mut self, input: &mut &[u8]) -> Result<Option<Body>, PduError> {
+    /// The data segment that has begun to come, and how many bytes it lacks. They may be appended to it
+    /// instead of going through `next`, which must be called then.
+    pub fn unfinished_data(&mut self) -> Option<(&mut Buffer, usize)> {
+        let body = self.body.as_mut()?;
+        let missing = body.data_bytes - body.own_bytes();
+        Some((&mut body.data, missing))
+    }
+
+    fn read_head(
+        &mut self,
+        input: &mut &[u8],
+        lend: impl FnOnce(&Bhs) -> Option<Buffer>,
+    ) -> Result<Option<Body>, PduError> {
         if self.head.len() < BHS_BYTES && !fill(&mut self.head, BHS_BYTES, input) {
             return Ok(None);
         }
@@ -252,10 +287,13 @@ impl PduReader {
         } else {
             0
         };
+        let mut data = lend(&header).unwrap_or_default();
+        data.reserve_exact(data_bytes);
         Ok(Some(Body {
             header,
             ahs,
-            data: Vec::with_capacity(data_bytes),
+            lent_bytes: data.len(),
+            data,
             data_bytes,
             tail: [0; 8],
             tail_bytes: padding(data_bytes) + digest,
@@ -264,20 +302,22 @@ impl PduReader {
     }
 
     fn read_body(&self, body: &mut Body, input: &mut &[u8]) -> Result<bool, PduError> {
-        if !fill(&mut body.data, body.data_bytes, input) {
+        let end = body.lent_bytes + body.data_bytes;
+        let taken = take(end - body.data.len(), input);
+        body.data.extend_from_slice(taken);
+        if body.data.len() < end {
             return Ok(false);
         }
-        let count = input.len().min(body.tail_bytes - body.tail_have);
-        let (taken, rest) = input.split_at(count);
-        body.tail[body.tail_have..body.tail_have + count].copy_from_slice(taken);
-        body.tail_have += count;
-        *input = rest;
+        let taken = take(body.tail_bytes - body.tail_have, input);
+        body.tail[body.tail_have..body.tail_have + taken.len()].copy_from_slice(taken);
+        body.tail_have += taken.len();
         if body.tail_have < body.tail_bytes {
             return Ok(false);
         }
         if self.data_digest && body.data_bytes > 0 {
             let pad = padding(body.data_bytes);
-            let crc = crc32c::crc32c_append(crc32c::crc32c(&body.data), &body.tail[..pad]);
+            let own = &body.data[body.lent_bytes..];
+            let crc = crc32c::crc32c_append(crc32c::crc32c(own), &body.tail[..pad]);
             if crc.to_le_bytes() != body.tail[pad..pad + 4] {
                 return Err(PduError::DataDigest {
                     header: Box::new(body.header),

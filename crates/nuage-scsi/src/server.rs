@@ -17,7 +17,7 @@ use crate::reservation::Port;
 use crate::unit::{Alua, Identity, LogicalUnit, Nexus, Reply as ScsiReply};
 use crate::{block::Then, chap::CHALLENGE_BYTES};
 use bytes::Bytes;
-use nuage_block::{Completion, Geometry, Output, Request};
+use nuage_block::{Buffer, Completion, Geometry, Output, Request};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -141,7 +141,7 @@ pub(crate) struct Task {
     /// Of these, what we ask for: at most EDTL.
     pub gather_bytes: usize,
     pub received_bytes: usize,
-    pub data: Vec<u8>,
+    pub data: Buffer,
     pub stage: Stage,
     pub unsolicited: bool,
     pub burst_end: usize,
@@ -183,6 +183,22 @@ pub(crate) enum Done {
         reply: Box<Reply>,
     },
     Task(usize),
+}
+
+/// What a command has of its data, for the Data-Out that follows in order and fits: its bytes then come to where
+/// they belong.
+fn lent_data(session: &Session, tasks: &mut Slab<Task>, header: &Bhs) -> Option<Buffer> {
+    if header.opcode() != request::DATA_OUT {
+        return None;
+    }
+    let is_meant = |(tag, _): &&(u32, usize)| *tag == header.task_tag();
+    let (_, key) = session.tasks.iter().find(is_meant)?;
+    let task = tasks.get_mut(*key)?;
+    let fits = task.stage == Stage::Gathering
+        && task.data.len() == task.received_bytes
+        && header.word(40) as usize == task.received_bytes
+        && header.data_bytes() <= task.gather_bytes - task.received_bytes.min(task.gather_bytes);
+    fits.then(|| std::mem::take(&mut task.data))
 }
 
 /// All targets behind the portals of one daemon.
@@ -352,12 +368,26 @@ impl Server {
             if connection.closing {
                 return;
             }
-            match connection.reader.next(&mut input) {
+            let Connection { reader, phase, .. } = connection;
+            let tasks = &mut self.tasks;
+            let found = reader.next_into(&mut input, |header| match phase {
+                Phase::Full(session) => lent_data(session, tasks, header),
+                _ => None,
+            });
+            match found {
                 Ok(Some(pdu)) => self.handle(id, pdu),
                 Ok(None) => return,
                 Err(error) => return self.unreadable(id, &error),
             }
         }
+    }
+
+    /// Where the loop may put bytes of a large transfer itself, and how many at most; `receive` follows, with
+    /// what came behind them or nothing.
+    pub fn unfinished_data(&mut self, id: ConnectionId) -> Option<(&mut Buffer, usize)> {
+        let connection = self.connections.get_mut(id)?;
+        let is_open = !connection.closing;
+        is_open.then(|| connection.reader.unfinished_data())?
     }
 
     fn unreadable(&mut self, id: ConnectionId, error: &PduError) {

@@ -38,7 +38,7 @@ impl Server {
             request::SCSI_COMMAND if normal => self.command(id, pdu),
             request::DATA_OUT if normal => self.data_out(id, pdu),
             request::TASK_MANAGEMENT if normal => self.task_management(id, &pdu.header),
-            request::NOP_OUT => self.nop(id, pdu),
+            request::NOP_OUT => self.nop(id, &pdu),
             request::TEXT => self.text(id, &pdu),
             request::LOGOUT => self.logout(id, &pdu.header),
             request::SNACK => self.reject(id, &pdu.header, reject::SNACK),
@@ -284,7 +284,7 @@ impl Server {
         } else {
             usize::try_from(transfer_tag) == Ok(key)
         };
-        let end = task.received_bytes + pdu.data.len();
+        let end = task.received_bytes + pdu.data.len() - pdu.lent_bytes;
         let in_order = header.word(36) == task.data_sn
             && header.word(40) as usize == task.received_bytes
             && end <= task.burst_end
@@ -294,10 +294,11 @@ impl Server {
         }
         task.data_sn += 1;
         task.received_bytes = end;
-        let room = task.gather_bytes.saturating_sub(task.data.len());
-        if task.data.is_empty() && task.data.capacity() == 0 && pdu.data.len() == room {
+        if task.data.is_empty() {
             task.data = pdu.data;
+            task.data.truncate(task.gather_bytes);
         } else {
+            let room = task.gather_bytes.saturating_sub(task.data.len());
             task.data
                 .extend_from_slice(&pdu.data[..pdu.data.len().min(room)]);
         }
@@ -423,7 +424,7 @@ impl Server {
         Some(task)
     }
 
-    fn nop(&mut self, id: ConnectionId, pdu: Pdu) {
+    fn nop(&mut self, id: ConnectionId, pdu: &Pdu) {
         if pdu.header.task_tag() == TAG_NONE {
             return;
         }
@@ -432,9 +433,9 @@ impl Server {
         answer.set_lun(pdu.header.lun());
         answer.set_word(16, pdu.header.task_tag());
         answer.set_word(20, TAG_NONE);
-        let mut data = pdu.data;
-        data.truncate(self.parameters(id).peer_receive_bytes);
-        self.queue(id, answer, Bytes::from(data), true);
+        let most = pdu.data.len().min(self.parameters(id).peer_receive_bytes);
+        let data = Bytes::copy_from_slice(&pdu.data[..most]);
+        self.queue(id, answer, data, true);
     }
 
     /// Text requests: `SendTargets`, and the rest of a long answer.

@@ -9,7 +9,7 @@ use crate::mode::{self, Modes};
 use crate::opcodes::{self as op, Class};
 use crate::reservation::{Port, Refused, Reservations};
 use crate::sense::{Sense, key};
-use nuage_block::{Geometry, Operation, Outcome};
+use nuage_block::{Buffer, Geometry, Operation, Outcome};
 use std::collections::BTreeMap;
 
 /// An I_T nexus, never reused.
@@ -266,7 +266,7 @@ impl LogicalUnit {
         &mut self,
         nexus: Nexus,
         cdb: &[u8; 16],
-        data: Vec<u8>,
+        data: Buffer,
         offered_bytes: u64,
     ) -> Step {
         let exempt = matches!(cdb[0], op::INQUIRY | op::REPORT_LUNS | op::REQUEST_SENSE);
@@ -348,7 +348,7 @@ impl LogicalUnit {
         }
     }
 
-    fn dispatch(&mut self, nexus: Nexus, cdb: &[u8; 16], data: Vec<u8>) -> Step {
+    fn dispatch(&mut self, nexus: Nexus, cdb: &[u8; 16], data: Buffer) -> Step {
         match cdb[0] {
             op::TEST_UNIT_READY | op::START_STOP | op::PREVENT_ALLOW => {
                 Step::Finished(Reply::good())

@@ -21,7 +21,7 @@ fn a_write_is_read_back_and_the_first_command_hears_of_the_power_on() {
     let pdus = world.received();
     assert_eq!(pdus.len(), 1);
     assert_eq!(pdus[0].header.opcode(), response::DATA_IN);
-    assert_eq!(pdus[0].data, [0x5a; 1024]);
+    assert_eq!(*pdus[0].data, [0x5a; 1024]);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn write_same_unmaps_only_what_reads_back_as_it_was_sent() {
     assert_eq!(write_same_16(&mut world, 2, 0x08, &[0xa5; 512]), 0);
     assert_eq!(lba_status(&mut world, 3, 0), (0, true));
     world.command(4, 0xc0, 4096, &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], &[]);
-    assert_eq!(world.received()[0].data, [0xa5; 4096]);
+    assert_eq!(*world.received()[0].data, [0xa5; 4096]);
     assert_eq!(write_same_16(&mut world, 5, 0x08, &[0; 512]), 0);
     assert_eq!(lba_status(&mut world, 6, 0), (0, false));
     // WRITE SAME (10) does not unmap, and says so.
@@ -269,5 +269,5 @@ fn a_path_that_does_not_serve_shows_the_disk_and_refuses_its_data() {
     assert_eq!(refused(&mut world, &capacity), None);
     tell(&mut world, AccessState::Optimized);
     world.command(92, 0xc0, 512, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[]);
-    assert_eq!(world.received()[0].data, [7; 512]);
+    assert_eq!(*world.received()[0].data, [7; 512]);
 }

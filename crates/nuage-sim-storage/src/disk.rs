@@ -217,9 +217,9 @@ impl SimDisk {
                 }
                 Ok(Vec::new())
             }
-            DiskOperation::Prepare { name, size_bytes } => {
-                self.prepare_now(&name, size_bytes).map(|()| Vec::new())
-            }
+            DiskOperation::Prepare {
+                name, size_bytes, ..
+            } => self.prepare_now(&name, size_bytes).map(|()| Vec::new()),
             DiskOperation::Replace { name, content } => {
                 let mut bytes = Vec::new();
                 content(&mut |part| bytes.extend_from_slice(part));

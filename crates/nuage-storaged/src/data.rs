@@ -113,7 +113,7 @@ impl Storaged {
         });
         let operation = Operation::Write {
             offset,
-            data,
+            data: data.into(),
             fua: false,
         };
         context.doors.ask(id, token, operation);

@@ -2,6 +2,7 @@
 //!
 //! Holes and runs of zeros become unmaps, so that an image keeps its sparseness.
 
+use nuage_block::Buffer;
 use rustix::fd::OwnedFd;
 use rustix::fs::SeekFrom;
 use serde_json::Value;
@@ -24,7 +25,7 @@ const PROGRESS_BYTES: u64 = 64 * 1024 * 1024;
 /// A piece of the image.
 #[derive(Debug)]
 pub enum Chunk {
-    Data { offset: u64, data: Vec<u8> },
+    Data { offset: u64, data: Buffer },
     Zeros { offset: u64, length: u64 },
     Failed(String),
 }
@@ -147,7 +148,7 @@ fn read_all(file: &File, total: u64, sender: &SyncSender<Chunk>, wake: &OwnedFd)
             sender
                 .send(Chunk::Data {
                     offset: at,
-                    data: bytes,
+                    data: bytes.into(),
                 })
                 .map_err(gone)?;
             ring(wake);

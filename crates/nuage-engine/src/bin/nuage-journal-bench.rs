@@ -69,7 +69,7 @@ fn run(device: &mut dyn BlockDevice, load: Load, depth: u64, time: Duration) -> 
                 }
                 Load::Write | Load::WriteFlush => Operation::Write {
                     offset,
-                    data: data.clone(),
+                    data: data.as_slice().into(),
                     fua: false,
                 },
                 Load::Read => Operation::Read {
@@ -102,7 +102,7 @@ fn fill(device: &mut dyn BlockDevice) {
             tag,
             operation: Operation::Write {
                 offset,
-                data: vec![1; 1 << 20],
+                data: vec![1; 1 << 20].into(),
                 fua: false,
             },
         });

@@ -66,7 +66,9 @@ impl Disk for HollowDisk {
                 offset,
                 buffers,
             } => self.write(file, offset, &buffers),
-            DiskOperation::Prepare { name, size_bytes } => self.hollow_file(&name, size_bytes),
+            DiskOperation::Prepare {
+                name, size_bytes, ..
+            } => self.hollow_file(&name, size_bytes),
             // Checkpoints on the way would take more than the log; the one at the end is written.
             DiskOperation::Replace { .. } => Ok(()),
             read @ DiskOperation::Read { .. } => return self.inner.submit(token, read),
@@ -136,7 +138,7 @@ fn write_all(device: &mut dyn BlockDevice, offsets: impl Iterator<Item = u64>, b
     for (tag, offset) in (0..).zip(offsets) {
         let operation = Operation::Write {
             offset,
-            data: vec![0; bytes],
+            data: vec![0; bytes].into(),
             fua: false,
         };
         device.submit(Request { tag, operation });

@@ -1,6 +1,6 @@
 //! Requests that read before they write: parts of blocks, COMPARE AND WRITE.
 
-use nuage_block::{Failure, Outcome, Tag};
+use nuage_block::{Buffer, Failure, Outcome, Tag};
 use nuage_journal::{Disk, Kind};
 
 use super::reading::ReadPurpose;
@@ -28,8 +28,8 @@ impl Merge {
 }
 
 pub(super) enum Change {
-    Data(Vec<u8>),
-    Compare { expected: Vec<u8>, data: Vec<u8> },
+    Data(Buffer),
+    Compare { expected: Vec<u8>, data: Buffer },
     Zero(Kind),
 }
 
@@ -164,6 +164,6 @@ impl<D: Disk> VolumeHead<D> {
                 Kind::CompareAndWrite
             }
         };
-        self.append_write(merge.tag, kind, merge.lba, blocks, merge.fua);
+        self.append_write(merge.tag, kind, merge.lba, blocks.into(), merge.fua);
     }
 }

@@ -141,12 +141,13 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     pub(crate) fn assemble(
-        store: Store<D>,
+        mut store: Store<D>,
         options: HeadOptions,
         clock: Rc<dyn Clock>,
         epoch: u64,
         replicas: Option<Replicas>,
     ) -> Self {
+        store.keep_recent(true);
         let superblock = store.superblock();
         let uuid = superblock.volume;
         let next_seq = store.tail().seq + 1;
@@ -312,13 +313,14 @@ impl<D: Disk> VolumeHead<D> {
     pub fn tidy(&mut self) {
         let lends = |replicas: &Replicas| replicas.holds_history();
         let lent = !self.views.is_empty() || self.replicas.as_ref().is_some_and(lends);
+        let now_ns = self.clock.now().unix_ns;
+        self.store.forget_recent(now_ns);
         if self.stopped.is_none() {
             self.store.retry_space();
         }
         if lent || self.stopped.is_some() {
             return; // an open view, or a copy that is made anew, may use what would leave
         }
-        let now_ns = self.clock.now().unix_ns;
         if self.store.enforce_retention(now_ns).is_err() {
             self.stop(Failure::Medium);
         }
@@ -342,7 +344,8 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     /// Give the copy back as it is: to serve another head after this one was fenced.
-    pub fn into_store(self) -> Store<D> {
+    pub fn into_store(mut self) -> Store<D> {
+        self.store.keep_recent(false);
         self.store
     }
 
@@ -350,6 +353,7 @@ impl<D: Disk> VolumeHead<D> {
     pub fn close(mut self) -> Result<Store<D>, JournalError> {
         self.close_group()?;
         self.store.close()?;
+        self.store.keep_recent(false);
         Ok(self.store)
     }
 }

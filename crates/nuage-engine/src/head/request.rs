@@ -1,6 +1,6 @@
 //! Requests as they come: checked, held back while others touch their blocks, begun.
 
-use nuage_block::{Failure, Operation, Outcome, Request, Tag};
+use nuage_block::{Buffer, Failure, Operation, Outcome, Request, Tag};
 use nuage_journal::{BLOCK_BYTES, Disk, Kind, RESERVATIONS_BYTES_MAX};
 
 use super::merge::{Change, Merge};
@@ -128,7 +128,7 @@ impl<D: Disk> VolumeHead<D> {
         }
     }
 
-    pub(super) fn start_write(&mut self, tag: Tag, offset: u64, data: Vec<u8>, fua: bool) {
+    pub(super) fn start_write(&mut self, tag: Tag, offset: u64, data: Buffer, fua: bool) {
         if data.is_empty() {
             self.complete(tag, Outcome::Done);
         } else if offset.is_multiple_of(BLOCK) && data.len().is_multiple_of(BLOCK_BYTES) {

@@ -1,11 +1,12 @@
 //! Writes become records of a group, shown and answered when the policy holds.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nuage_block::{Failure, Outcome, Tag};
-use nuage_journal::{BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind};
+use nuage_block::{Buffer, Failure, Outcome, Tag};
+use nuage_journal::{
+    AlignedBuffer, BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind, Lent,
+};
 
 use super::merge::NO_TAG;
 use super::{AckMode, HeadEvent, VolumeHead};
@@ -15,6 +16,8 @@ use crate::replicas::{Answering, Replicas};
 /// commit to wait for, not two, and a crash takes no more than a guest's cache would lose anyway.
 const GATHER_TIME: Duration = Duration::from_millis(1);
 const GATHER_BLOCKS: u32 = 64;
+/// A write of as much is not copied to others: its own group costs less than that.
+const LENT_BYTES_MIN: usize = 256 * 1024;
 
 /// While answers rest, how soon is looked again at least.
 const REST_LOOK: Duration = Duration::from_millis(1);
@@ -24,7 +27,7 @@ pub(super) struct Pending {
     pub(super) seq: u64,
     pub(super) lba: u64,
     pub(super) blocks: u64,
-    pub(super) data: Option<(Rc<Vec<u8>>, usize)>,
+    pub(super) data: Option<(Arc<Buffer>, usize)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -45,41 +48,65 @@ impl<D: Disk> VolumeHead<D> {
         self.close_group()
     }
 
-    pub(super) fn append_write(
-        &mut self,
-        tag: Tag,
-        kind: Kind,
-        lba: u64,
-        data: Vec<u8>,
-        fua: bool,
-    ) {
+    pub(super) fn append_write(&mut self, tag: Tag, kind: Kind, lba: u64, data: Buffer, fua: bool) {
         if !self.store.has_space() || self.store.is_history_full() {
             self.fail(tag, Failure::NoSpace);
             return;
         }
-        let data = Rc::new(data);
+        let data = Arc::new(data);
         let part_blocks = self.store.payload_blocks_max() as usize;
         let mut last = 0;
         for (at, part) in data.chunks(part_blocks * BLOCK_BYTES).enumerate() {
             let blocks = part.len() / BLOCK_BYTES;
-            if self.make_room(blocks as u32, 0).is_err() {
-                self.fail(tag, Failure::Medium);
-                return;
-            }
             let offset = at * part_blocks * BLOCK_BYTES;
             let part_lba = lba + (at * part_blocks) as u64;
             let flags = u8::from(fua) * nuage_journal::FLAG_FUA;
-            last = self
-                .builder
-                .push_write(kind, flags, part_lba, part, self.store.cipher_mut());
-            self.appeared(
-                last,
-                part_lba,
-                blocks as u64,
-                Some((Rc::clone(&data), offset)),
-            );
+            let pushed = match self.lent(&data, offset, part.len()) {
+                Some(lent) => self.push_lent(kind, flags, part_lba, lent),
+                None => self.push_copy(kind, flags, part_lba, part),
+            };
+            match pushed {
+                Ok(seq) => last = seq,
+                Err(_) => return self.fail(tag, Failure::Medium),
+            }
+            let data = Some((Arc::clone(&data), offset));
+            self.appeared(last, part_lba, blocks as u64, data);
         }
         self.wait(tag, last, fua);
+    }
+
+    fn push_copy(
+        &mut self,
+        kind: Kind,
+        flags: u8,
+        lba: u64,
+        data: &[u8],
+    ) -> Result<u64, JournalError> {
+        self.make_room((data.len() / BLOCK_BYTES) as u32, 0)?;
+        let cipher = self.store.cipher_mut();
+        Ok(self.builder.push_write(kind, flags, lba, data, cipher))
+    }
+
+    /// A large write is a group of its own, which goes to the disk from where it was received.
+    fn push_lent(
+        &mut self,
+        kind: Kind,
+        flags: u8,
+        lba: u64,
+        data: AlignedBuffer,
+    ) -> Result<u64, JournalError> {
+        self.close_group()?;
+        let seq = self.builder.push_lent(kind, flags, lba, data);
+        self.close_group()?;
+        Ok(seq)
+    }
+
+    fn lent(&self, data: &Arc<Buffer>, offset: usize, length: usize) -> Option<AlignedBuffer> {
+        if length < LENT_BYTES_MIN || self.store.is_encrypted() {
+            return None;
+        }
+        let owner: Lent = Arc::<Buffer>::clone(data);
+        AlignedBuffer::lent(&owner, offset..offset + length)
     }
 
     pub(super) fn append_zero(&mut self, tag: Tag, kind: Kind, lba: u64, blocks: u64, fua: bool) {
@@ -102,7 +129,7 @@ impl<D: Disk> VolumeHead<D> {
         seq: u64,
         lba: u64,
         blocks: u64,
-        data: Option<(Rc<Vec<u8>>, usize)>,
+        data: Option<(Arc<Buffer>, usize)>,
     ) {
         let pending = Pending {
             seq,
@@ -170,7 +197,8 @@ impl<D: Disk> VolumeHead<D> {
             return Ok(());
         }
         let next = self.builder.next_seq();
-        let fresh = GroupBuilder::new(self.uuid, self.epoch, next, self.store.is_encrypted());
+        let fresh = GroupBuilder::new(self.uuid, self.epoch, next, self.store.is_encrypted())
+            .with_room_of(&self.builder);
         let builder = std::mem::replace(&mut self.builder, fresh);
         self.gathering_since_ns = None;
         self.last_time_ns = self.clock.now().unix_ns.max(self.last_time_ns + 1);
@@ -183,7 +211,7 @@ impl<D: Disk> VolumeHead<D> {
             stable_seq: self.durable_by_policy(),
             previous_chain: self.store.tail().chain,
         };
-        let group = Arc::new(builder.finish(&closing)?);
+        let group = Arc::new(builder.finish(&closing));
         let appended = self.store.append(self.epoch, Arc::clone(&group));
         if let Err(error) = appended {
             self.stop(Failure::Medium);

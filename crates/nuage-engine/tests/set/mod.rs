@@ -184,7 +184,7 @@ impl Set {
         self.next_tag += 1;
         let operation = Operation::Write {
             offset: lba * BLOCK_BYTES as u64,
-            data: vec![value; BLOCK_BYTES],
+            data: vec![value; BLOCK_BYTES].into(),
             fua: false,
         };
         self.head.submit(Request { tag, operation });

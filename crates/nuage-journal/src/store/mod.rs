@@ -26,6 +26,7 @@ use crate::mending::BadBlock;
 use crate::reading::{ReadJob, ReadOutcome, TableCache};
 use crate::rebuild::Staging;
 use crate::receipts::Receipt;
+use crate::recent::Recent;
 use crate::replay::State;
 use crate::scrubbing::Scrub;
 use crate::segment::{Footer, Seal, SegmentHeader, SegmentKind, block_bytes};
@@ -174,6 +175,7 @@ pub struct Store<D: Disk> {
     results: Vec<DiskResult>,
     pub(crate) jobs: HashMap<u64, ReadJob>,
     pub(crate) tables: TableCache,
+    pub(crate) recent: Recent,
     pub(crate) cipher: Option<Cipher>,
     pub(crate) failed: Option<JournalError>,
     pub(crate) events: Vec<StoreEvent>,
@@ -182,6 +184,8 @@ pub struct Store<D: Disk> {
     pub(crate) checkpoint_running: bool,
     /// Slots that the log waits for and that the disk had no room for.
     starved: Vec<u32>,
+    /// Payload blocks of a record, on average, in the segment before the open one.
+    blocks_a_record: u32,
     pub(crate) log_bytes_since_checkpoint: u64,
     pub(crate) retention: Retention,
     pub(crate) dropped_early_ns: u64,
@@ -234,12 +238,14 @@ impl<D: Disk> Store<D> {
             results: Vec::new(),
             jobs: HashMap::new(),
             tables: TableCache::default(),
+            recent: Recent::default(),
             cipher,
             failed: None,
             events: Vec::new(),
             anchors: opened.anchors,
             checkpoint_running: false,
             starved: Vec::new(),
+            blocks_a_record: 0,
             log_bytes_since_checkpoint: opened.replayed_bytes,
             retention: Retention::default(),
             dropped_early_ns: 0,
@@ -419,6 +425,7 @@ impl<D: Disk> Store<D> {
         if self.superblock.encrypted {
             self.tables.insert(slot, block, &group.head);
         }
+        self.recent.insert((slot, block), &group);
         self.log_bytes_since_checkpoint += group.total_bytes();
         self.unapplied.push_back(Unapplied {
             head: Arc::clone(&group.head),
@@ -520,6 +527,7 @@ impl<D: Disk> Store<D> {
     ) -> Result<(), JournalError> {
         let slot = self.take_slot()?;
         if let Some(open) = self.open.take() {
+            self.blocks_a_record = open.footer.blocks_a_record();
             self.queue_seal(open);
         }
         let header = SegmentHeader {
@@ -615,6 +623,20 @@ impl<D: Disk> Store<D> {
         }
         self.checkpoint_when_due();
         events.append(&mut self.events);
+    }
+
+    /// Keep what is lately written at hand: for a head, whose readers come back to it.
+    pub fn keep_recent(&mut self, keep: bool) {
+        self.recent = if keep {
+            Recent::new(self.superblock.segment_bytes)
+        } else {
+            Recent::default()
+        };
+    }
+
+    /// Let go of memory that quiet moments need not hold; the owner calls it now and then.
+    pub fn forget_recent(&mut self, now_ns: u64) {
+        self.recent.forget_old(now_ns);
     }
 
     pub(crate) fn file_of(&self, slot: u32) -> Option<FileId> {

@@ -7,6 +7,9 @@ use crate::error::JournalError;
 
 /// Segments kept ready besides the open one: the reserve for an epoch, a seal and a compaction.
 const SPARES_MIN: usize = 2;
+/// Blocks of a record on average from which the zeros are left out: the first write to unwritten space costs a
+/// commit of the file system at the next sync, zeros written ahead as much bandwidth as the data.
+const LARGE_BLOCKS: u32 = 64;
 /// Slots that an entry can name (22 bits).
 const SLOTS_MAX: usize = 1 << 22;
 
@@ -90,6 +93,7 @@ impl<D: Disk> Store<D> {
         let operation = DiskOperation::Prepare {
             name: segment_name(slot),
             size_bytes,
+            written: self.blocks_a_record < LARGE_BLOCKS,
         };
         self.submit(Purpose::Spare { slot }, operation);
     }

@@ -492,7 +492,7 @@ impl World {
                 self.checker.write_begins(lba, value);
                 Operation::Write {
                     offset,
-                    data: block_of(value),
+                    data: block_of(value).into(),
                     fua: self.prng.one_in(4),
                 }
             }
