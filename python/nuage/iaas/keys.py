@@ -6,6 +6,7 @@ them, if it is unlocked there. A tenant's key goes to all sites and is kept by n
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import structlog
 
@@ -147,11 +148,22 @@ async def give_keys(site: Site, report: IonodeReport) -> None:
             log.warning("key not given", iaas=iaas_id, node=report.node_id, error=error.message)
 
 
-def _scope(site: Site, body: UnlockIaas | ShredIaas) -> Scope | None:
+class NamesIaas(Protocol):
+    """A body that says of which IaaS the key is."""
+
+    @property
+    def iaas(self) -> str:
+        """The name of the IaaS."""
+        ...
+
+
+def key_scope(site: Site, body: NamesIaas) -> Scope | None:
+    """Ask for the role on the IaaS whose key it is."""
     return iaas_scope(site, NameIaas(body.iaas))
 
 
-def _home(site: Site, body: ShredIaas) -> SiteId:
+def key_home(site: Site, body: NamesIaas) -> SiteId:
+    """Let the site that made the key answer."""
     iaas = site.index.iaas_named(body.iaas)
     key_of(site, iaas)
     return site.index.home("iaas-key", iaas.iaas_id)
@@ -169,7 +181,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.unlock",
             summary="Unlock an IaaS with its tenant's key, until its sites restart",
             run=unlock_iaas,
-            scope=_scope,
+            scope=key_scope,
             home=anywhere,
         )
     )
@@ -183,7 +195,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.shred",
             summary="Destroy the data key of an IaaS: its data is gone for good",
             run=shred_iaas,
-            scope=_scope,
-            home=_home,
+            scope=key_scope,
+            home=key_home,
         )
     )

@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 import structlog
 
 from nuage.errors import NuageError
-from nuage.iaas.building import NameIaas, iaas_scope
 from nuage.iaas.fabric_keys import newest_generation
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.keys import Unlocked, key_of, unlock_everywhere
+from nuage.iaas.keys import Unlocked, key_home, key_of, key_scope, unlock_everywhere
 from nuage.iaas.operations import Operation, OperationTable
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, SiteId
 from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey, KeyHolder
 from nuage.model.infrastructure import Node
 from nuage.model.volume import Erasure, Volume
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 log = structlog.get_logger("keys")
 
@@ -122,16 +121,6 @@ async def rekey_iaas(site: Site, _principal: Principal, body: RekeyIaas) -> Reke
     return Rekeyed(key_id=made.key_id, sites=given.sites, silent=given.silent)
 
 
-def _scope(site: Site, body: RekeyIaas) -> Scope | None:
-    return iaas_scope(site, NameIaas(body.iaas))
-
-
-def _home(site: Site, body: RekeyIaas) -> SiteId:
-    iaas = site.index.iaas_named(body.iaas)
-    key_of(site, iaas)
-    return site.index.home("iaas-key", iaas.iaas_id)
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operation."""
     table.add(
@@ -144,7 +133,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.rekey",
             summary="Give an IaaS a new data key; its heads open once more and write with it",
             run=rekey_iaas,
-            scope=_scope,
-            home=_home,
+            scope=key_scope,
+            home=key_home,
         )
     )
