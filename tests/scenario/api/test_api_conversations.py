@@ -1,6 +1,5 @@
 """What the API says, word for word (`*.txt` here; `pytest --rewrite` writes them anew)."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from nuage.model.identity import Grant, Role
 
 HERE = Path(__file__).parent
 FRENCH = {"data_countries": ["FR"], "copies": 2, "copy_sites": 2, "ack_policy": "all"}
-
-
-@pytest.fixture
-async def federation() -> AsyncIterator[Federation]:
-    bench = Federation()
-    await bench.open()
-    yield bench
-    await bench.close()
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Every door × every role: who comes in, who does not; and the description tells of every door."""
 
 import re
-from collections.abc import AsyncIterator
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from types import NoneType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
-import pytest
 from aiohttp import web
 from tests.scenario.api.conversation import Federation, NoFiles
 
@@ -34,14 +32,6 @@ NAMES = {
     "segment": "default", "name": "fresh", "image": "guest",
 }  # fmt: skip
 TEXTS = {"cidr": "10.1.0.0/16", "prefix": "203.0.113.0/30", "secret": "correct horse battery"}
-
-
-@pytest.fixture
-async def federation() -> AsyncIterator[Federation]:
-    bench = Federation()
-    await bench.open()
-    yield bench
-    await bench.close()
 
 
 def sample(kind: Any, name: str = "") -> object:

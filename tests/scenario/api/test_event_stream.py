@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,6 @@ from tests.scenario.api.conversation import Federation
 from nuage.api import http
 from nuage.api.client import Client
 from nuage.errors import Unavailable
-
-
-@pytest.fixture
-async def federation() -> AsyncIterator[Federation]:
-    bench = Federation()
-    await bench.open()
-    yield bench
-    await bench.close()
 
 
 async def test_a_site_where_nothing_happens_says_that_it_is_there(
