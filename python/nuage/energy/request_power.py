@@ -16,10 +16,7 @@ different loads drew differently, and only with it can they be told for equal.
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final
 
 WINDOWS_KEPT: Final = 100  # as many requests as GreenDIET's SeD keeps
 WINDOW_S_MAX: Final = 3600.0
@@ -104,21 +101,3 @@ class RequestPower:
         """Requests that have begun here; 0 as long as nothing was measured of any."""
         has_history = bool(self._ended) or any(w.seconds > 0 for w in self._running.values())
         return self.requests_begun if has_history else 0
-
-
-FloatOrColumn = TypeVar("FloatOrColumn", float, npt.NDArray[np.float64])
-
-
-def full_load_watts(
-    mean_watts: FloatOrColumn,
-    mean_utilisation: FloatOrColumn,
-    idle_watts: FloatOrColumn,
-    peak_watts: FloatOrColumn,
-) -> FloatOrColumn:
-    """Carry what was measured at part load on to full load, along the calibration.
-
-    Two equal machines come out alike whatever each has served; one that draws more than its
-    calibration says comes out by just that worse.
-    """
-    slope: FloatOrColumn = np.maximum(peak_watts - idle_watts, 0.0)
-    return mean_watts + (1.0 - mean_utilisation) * slope

@@ -8,7 +8,7 @@ which policies see under the name the SeD gave, with NaN where a candidate has n
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from nuage.ids import NodeId, SiteId
 from nuage.model.placement import Estimate
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
+FloatOrColumn = TypeVar("FloatOrColumn", float, npt.NDArray[np.float64])
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 IndexArray: TypeAlias = npt.NDArray[np.intp]
 LotArray: TypeAlias = npt.NDArray[np.uint64]
@@ -122,3 +123,18 @@ def columns_of(estimates: Sequence[Estimate]) -> Columns:
         tuple(estimate.site_id for estimate in estimates),
         _CostColumns([estimate.costs for estimate in estimates]),
     )
+
+
+def full_load_watts(
+    mean_watts: FloatOrColumn,
+    mean_utilisation: FloatOrColumn,
+    idle_watts: FloatOrColumn,
+    peak_watts: FloatOrColumn,
+) -> FloatOrColumn:
+    """Carry what was measured at part load on to full load, along the calibration.
+
+    Two equal machines come out alike whatever each has served; one that draws more than its
+    calibration says comes out by just that worse.
+    """
+    slope: FloatOrColumn = np.maximum(peak_watts - idle_watts, 0.0)
+    return mean_watts + (1.0 - mean_utilisation) * slope

@@ -16,10 +16,9 @@ from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 
-from nuage.energy.request_power import full_load_watts
 from nuage.errors import InvalidRequest, LocalProtocolError
 from nuage.model.placement import VmRequest
-from nuage.placement.columns import Columns, FloatArray, lots_of
+from nuage.placement.columns import Columns, FloatArray, full_load_watts, lots_of
 
 ENTRY_POINT_GROUP: Final = "nuage.placement_policies"
 DEFAULT_POLICY: Final = "power"

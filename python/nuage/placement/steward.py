@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nuage.energy.cooling import CoolingModel, CoolingState
-from nuage.energy.request_power import full_load_watts
 from nuage.energy.rules import ShareController, ShareDecision, nodes_in_service
 from nuage.ids import NodeId
 from nuage.model.placement import EstimationVector
+from nuage.placement.columns import full_load_watts
 from nuage.placement.local_agent import LocalAgent, SiteConditions
 from nuage.placement.rack_agents import RackAgents
 
