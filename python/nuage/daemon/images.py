@@ -17,12 +17,12 @@ import structlog
 
 from nuage.api.dispatch import Caller, Dispatcher
 from nuage.channel import Handlers, Peer
+from nuage.daemon.image_intake import ImageIntake
 from nuage.errors import Conflict, CorruptData, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.images import NameImage, fail_image, finish_image, image_scope
 from nuage.iaas.operations import Shown
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
-from nuage.ionode.images import ImageCache
 from nuage.model.image import Image, ImageState
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.files import sync_directory
@@ -157,7 +157,7 @@ class ControllerImages:
         fetch_from: Callable[[SiteId, ReadImage], AsyncIterator[ImageChunk]],
     ) -> None:
         self._folder = folder
-        self._incoming = ImageCache(folder.directory / "incoming")
+        self._intake = ImageIntake(folder.directory / "incoming")
         self._site = site
         self._dispatcher = dispatcher
         self._fetch_from = fetch_from
@@ -175,19 +175,17 @@ class ControllerImages:
         if image.state is ImageState.READY:
             raise Conflict(f"image {image.name} is complete already")
         try:
-            taken = await self._incoming.import_stream(chunks)
+            taken = await self._intake.take(chunks)
             sha256 = await asyncio.to_thread(_hash_of, taken.path)
             await asyncio.to_thread(_settle, taken.path, self._folder.path(sha256))
         except NuageError as error:
             await fail_image(self._site, image.image_id, error.message)
             raise
-        finally:
-            self._incoming.collect(frozenset())
         return await finish_image(
             self._site,
             image.image_id,
             sha256=sha256,
-            source_sha256=taken.sha256,
+            source_sha256=taken.source_sha256,
             size_bytes=taken.size_bytes,
         )
 
