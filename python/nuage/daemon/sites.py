@@ -242,11 +242,6 @@ class SiteLinks:
         """Return the other sites known, in order."""
         return tuple(sorted(self._links))
 
-    def is_reachable(self, site_id: SiteId) -> bool:
-        """Tell whether the channel to a site is open now."""
-        link = self._links.get(site_id)
-        return link is not None and link.client.is_ready
-
     def age_of(self, site_id: SiteId) -> float:
         """Return the seconds since a site was heard: 0.0 for ours, infinity for never."""
         if site_id == self._datacenter.site_id:

@@ -102,12 +102,6 @@ class EtcdClient:
         """Return the endpoints, the one in use first."""
         return tuple(self._endpoints[self._preferred :] + self._endpoints[: self._preferred])
 
-    def set_endpoints(self, endpoints: Sequence[str]) -> None:
-        """Use other endpoints from the next request on (members came or went)."""
-        if endpoints:
-            self._endpoints = [endpoint.rstrip("/") for endpoint in endpoints]
-            self._preferred = 0
-
     async def range(
         self,
         key: bytes,

@@ -212,20 +212,5 @@ class RedfishPdu:
             return None
 
 
-class OutletMeter:
-    """`Meter` of one outlet: the best source of a machine's watts."""
-
-    def __init__(self, pdu: RedfishPdu, outlet_id: str) -> None:
-        self._pdu = pdu
-        self._outlet_id = outlet_id
-
-    async def read(self) -> Reading:
-        """Return the outlet's power."""
-        reading = (await self._pdu.outlet(self._outlet_id)).reading
-        if reading is None:
-            raise NotFound("power reading of outlet", self._outlet_id)
-        return reading
-
-
 def _value(excerpt: Excerpt | None) -> float | None:
     return None if excerpt is None else excerpt.reading

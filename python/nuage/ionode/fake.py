@@ -30,7 +30,7 @@ from nuage.ionode.port import (
     VolumeSeen,
 )
 from nuage.ionode.shares import Used
-from nuage.model.contract import Limits, RpoRule
+from nuage.model.contract import Limits
 from nuage.model.desired import HeadWish, LostBlocks, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
@@ -408,11 +408,6 @@ class FakeDaemon:
             )
         )
         self._noted.set()
-
-    def terms_of(self, volume_id: VolumeId) -> tuple[Limits, RpoRule]:
-        """Return what a head here was told to keep to."""
-        wish = self._heads[volume_id].wish
-        return wish.limits, wish.rpo
 
     def may_log_in(self, volume_id: VolumeId, user: str) -> bool:
         """Tell whether an initiator of this name is let in now."""

@@ -140,7 +140,6 @@ class KernelPlane:
         self._echoes: dict[PortNumber, bytes] = {}
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
         self._neighbours: dict[bytes, bytes] = {}
-        self._underlay: tuple[int, ...] = ()
         self._joins_in = 0
         self._batch = _Batch()
         self._touched: set[PortNumber] = set()
@@ -633,17 +632,6 @@ class KernelPlane:
         self._try(lambda: self._bpf.update("lisp_self", U32.pack(0), value))
         for ifindex in indices:
             self._try(lambda ifindex=ifindex: self._bpf.attach("lisp_under", ifindex))  # type: ignore[misc]
-        self._underlay = tuple(indices)
-
-    def clear_router(self) -> None:
-        """Stop being a tunnel router."""
-        value = self._bpf.lookup("lisp_self", U32.pack(0))
-        ifindex = tables.LISP_SELF.unpack(value)[0] if value else 0
-        self._try(lambda: self._bpf.update("lisp_self", U32.pack(0), bytes(tables.LISP_SELF.size)))
-        for index in {ifindex, *self._underlay} - {0}:
-            with suppress(OSError):
-                self._bpf.detach(index)
-        self._underlay = ()
 
     def events_fileno(self) -> int | None:
         """Return a descriptor that is readable when there is something to take."""

@@ -31,7 +31,6 @@ from ipaddress import (
     IPv4Network,
     IPv6Address,
     IPv6Network,
-    ip_address,
     ip_network,
 )
 from typing import Final, TypeAlias
@@ -510,8 +509,3 @@ def with_probed(record: MapRecord, address: Address) -> MapRecord:
             replace(locator, probed=locator.address == address) for locator in record.locators
         ),
     )
-
-
-def parse_rloc(text: str) -> Address:
-    """Return the address `text` names; for configuration."""
-    return ip_address(text)

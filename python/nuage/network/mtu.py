@@ -21,7 +21,6 @@ WIREGUARD_BYTES: Final = 32  # type and receiver 8, counter 8, tag 16
 TRILL_BYTES: Final = 6
 VLAN_TAG_BYTES: Final = 4
 FGL_TAG_BYTES: Final = 8
-LISP_BYTES: Final = 8
 PATH_BYTES: Final = 1500
 GUEST_BYTES_MIN: Final = 1280  # IPv6 needs it (RFC 8200 §5)
 
@@ -56,9 +55,3 @@ def guest_mtu(trunk_bytes: int, *, fine_grained: bool = True) -> int:
     """Return the MTU of a guest behind trunks that carry `trunk_bytes`."""
     tag = FGL_TAG_BYTES if fine_grained else VLAN_TAG_BYTES
     return trunk_bytes - TRILL_BYTES - ETHERNET_BYTES - tag
-
-
-def lisp_mtu(path_bytes: int = PATH_BYTES, *, underlay_ipv6: bool = False) -> int:
-    """Return the MTU of packets that LISP carries over a path."""
-    ip = IPV6_BYTES if underlay_ipv6 else IPV4_BYTES
-    return path_bytes - ip - UDP_BYTES - LISP_BYTES

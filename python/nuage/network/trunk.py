@@ -140,17 +140,6 @@ def _inside(number: int, *, low: bool) -> str:
     return str(TRUNK_PREFIX + 2 * number + (0 if low else 1))
 
 
-def check_path(measured_bytes: int, plan: TrunkPlan, path_mtu_bytes: int) -> str:
-    """Return what is wrong with a path that was measured, "" when nothing is."""
-    if measured_bytes >= path_mtu_bytes:
-        return ""
-    lost = path_mtu_bytes - measured_bytes
-    return (
-        f"{plan.port}: the path carries {measured_bytes} bytes, {path_mtu_bytes} were promised; "
-        f"guests would have to go down to {plan.guest_mtu_bytes - lost}"
-    )
-
-
 def wireguard_config(plan: TrunkPlan, private_key: str) -> str:
     """Return the text for ``wg setconf``; it holds the private key: never log it."""
     return "\n".join(

@@ -203,23 +203,3 @@ async def _delete(plan: TrunkPlan) -> None:
                 await run(("ip", "link", "del", name))
             except Unavailable:
                 continue  # it is not there: what we want
-
-
-async def measure_path(address: str, path_mtu_bytes: int) -> int:
-    """Return the longest packet to `address` that passes unfragmented, at most the promised.
-
-    Binary search with ``ping -M do``; 0 when nothing passes.
-    """
-    version = "-6" if ":" in address else "-4"
-    header_bytes = 48 if ":" in address else 28
-    low, high = 0, path_mtu_bytes - header_bytes
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            await run(
-                ("ping", version, "-M", "do", "-c", "1", "-W", "1", "-s", str(middle), address)
-            )
-            low = middle
-        except Unavailable:
-            high = middle - 1
-    return low + header_bytes if low else 0

@@ -80,11 +80,6 @@ class Reader:
             raise MalformedFrame(cause, f"{self.remaining} bytes left over")
 
 
-def mac_text(mac: bytes) -> str:
-    """Return ``02:00:…`` for six bytes."""
-    return ":".join(f"{byte:02x}" for byte in mac)
-
-
 def mac_bytes(text: str) -> bytes:
     """Return the six bytes of ``02:00:…``.
 

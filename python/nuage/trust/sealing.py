@@ -1,16 +1,15 @@
-"""Small secrets at rest (CHAP secrets, data keys), sealed with a key of the site.
+"""Small secrets at rest (data keys), sealed with a key that the caller holds.
 
 ::
 
     nuageseal1.<key id>.<nonce and ciphertext>     in unpadded URL-safe base64
 
 AES-256-GCM; what the secret is for (`purpose`) is bound in, so a sealed secret moved to another
-object does not open. Key files have mode 0600; a new key is added in front, old ones still open.
+object does not open. The first of several keys seals; any of them opens.
 """
 
 import hashlib
 import os
-from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -18,14 +17,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from nuage.errors import CorruptData, InvalidRequest, NotFound
 from nuage.ids import EntropySource
-from nuage.trust.files import require_private, write_atomically
 from nuage.trust.secrets import b64, unb64
 
 PREFIX: Final = "nuageseal1"
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12  # random: 2^32 seals a key are safe (NIST SP 800-38D §8.3)
 SECRET_BYTES_MAX: Final = 64 * 1024
-KEYS_MAX: Final = 64
 
 
 class Sealer:
@@ -71,36 +68,6 @@ class Sealer:
             return key.decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], _bound(purpose))
         except InvalidTag as error:
             raise CorruptData("a sealed secret does not open", where=purpose) from error
-
-    def is_newest(self, sealed: str) -> bool:
-        """Tell whether `sealed` need not be sealed again after a change of key."""
-        return sealed.startswith(f"{PREFIX}.{self._newest}.")
-
-
-def open_sealer(path: Path, entropy: EntropySource = os.urandom) -> Sealer:
-    """Return the sealer of the key file `path`; makes the file with a first key when absent."""
-    if not path.exists():
-        write_atomically(path, _line(entropy(KEY_BYTES)), secret=True)
-    return Sealer(_read_keys(path), entropy)
-
-
-def rotate_key(path: Path, entropy: EntropySource = os.urandom) -> Sealer:
-    """Put a new key in front of the others; seal everything again, then drop old lines."""
-    keys = (entropy(KEY_BYTES), *_read_keys(path))[:KEYS_MAX]
-    write_atomically(path, b"".join(map(_line, keys)), secret=True)
-    return Sealer(keys, entropy)
-
-
-def _read_keys(path: Path) -> tuple[bytes, ...]:
-    require_private(path)
-    try:
-        return tuple(unb64(line) for line in path.read_text().split())
-    except ValueError as error:
-        raise CorruptData("not a file of sealing keys", where=str(path)) from error
-
-
-def _line(key: bytes) -> bytes:
-    return b64(key).encode() + b"\n"
 
 
 def _key_id(key: bytes) -> str:

@@ -207,11 +207,6 @@ class TrustStore:
 
     # The site's authority -------------------------------------------------------------------
 
-    @property
-    def has_authority(self) -> bool:
-        """Tell whether this daemon may issue for its site."""
-        return (self.directory / AUTHORITY_KEY).exists()
-
     def authority(self) -> Authority:
         """Return the site's authority.
 
@@ -411,11 +406,6 @@ class TrustStore:
         write_secrets(self.directory / SECRETS, secrets)
 
     # The federation's root ------------------------------------------------------------------
-
-    @property
-    def has_root_key(self) -> bool:
-        """Tell whether this daemon can admit datacenters now."""
-        return (self.directory / ROOT_KEY).exists()
 
     def found(self, identity: Identity, *, now_s: float) -> None:
         """Found a federation: its root, its first site, and this daemon in it.

@@ -10,7 +10,7 @@ from nuage.ids import PortId
 from nuage.model.contract import QosClass
 from nuage.network.dhcp import SERVER_MAC, DhcpType, Option, _options
 from nuage.network.forwarding import Direction, Drop, Label, MacEntry, Nickname, PortNumber
-from nuage.network.mtu import Wrapping, guest_mtu, lisp_mtu, trunk_mtu
+from nuage.network.mtu import Wrapping, guest_mtu, trunk_mtu
 from nuage.network.neighbour_answer import link_local
 from nuage.network.router_answer import ROUTER
 from nuage.network.security_group import ALL_OUT, SecurityRule, policy_entries, render_nft
@@ -120,7 +120,7 @@ def dhcp_options(frame: bytes) -> dict[int, bytes]:
 
 
 def test_the_mtu_of_each_way_to_carry_a_guest() -> None:
-    """The reference's figures: 1426, 1422, 1366, 1362, and 1464 for LISP."""
+    """The reference's figures: 1426, 1422, 1366 and 1362."""
     clear, secret = Wrapping(encrypted=False), Wrapping()
     assert guest_mtu(trunk_mtu(1500, clear), fine_grained=False) == 1426
     assert guest_mtu(trunk_mtu(1500, clear)) == 1422
@@ -129,7 +129,6 @@ def test_the_mtu_of_each_way_to_carry_a_guest() -> None:
     assert trunk_mtu(1500, secret) == 1390
     assert guest_mtu(trunk_mtu(1500, Wrapping(underlay_ipv6=True))) == 1342
     assert guest_mtu(trunk_mtu(9000, Wrapping(bare=True))) == 8972
-    assert lisp_mtu() == 1464
 
 
 def test_guests_of_one_segment_reach_each_other() -> None:

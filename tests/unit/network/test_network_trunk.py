@@ -7,7 +7,6 @@ from nuage.network.trunk import (
     TrunkDriver,
     TrunkEnd,
     TrunkWish,
-    check_path,
     link_commands,
     plan_trunk,
     wireguard_config,
@@ -65,12 +64,6 @@ def test_a_wrong_wish_is_refused_by_field(field: str, more: dict[str, object]) -
 def test_a_path_too_narrow_for_ipv6_guests_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="1262"):
         plan_trunk(wish(path_mtu_bytes=1400), TrunkDriver.WIREGUARD_KERNEL)
-
-
-def test_a_path_that_carries_less_than_promised_is_said() -> None:
-    plan = plan_trunk(wish(), TrunkDriver.WIREGUARD_KERNEL)
-    assert check_path(1500, plan, 1500) == ""
-    assert "1292" in check_path(1430, plan, 1500)
 
 
 def test_nothing_longer_than_the_mtu_may_enter_a_trunk() -> None:
