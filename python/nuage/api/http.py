@@ -7,6 +7,7 @@ Answers are ``{"site": …, "request_id": …, "result": …}``; errors ``{"site
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -18,7 +19,7 @@ from nuage.api.consoles import Consoles
 from nuage.api.dispatch import Caller, Dispatcher, invalid_body
 from nuage.api.doors import DOORS, Health, LogIn, Token
 from nuage.api.errors import document_of, status_of
-from nuage.api.events import EventRing
+from nuage.api.events import EventRing, may_see
 from nuage.api.openapi import openapi_document
 from nuage.errors import UNREADABLE, InvalidRequest, NuageError, Unauthenticated
 from nuage.iaas.consoles import SCROLLBACK_BYTES
@@ -234,15 +235,15 @@ class _Routes:
 
     async def follow_events(self, request: web.Request) -> web.StreamResponse:
         caller = _caller(request)
-        self._doors.dispatcher.require_known(caller)
+        shown = partial(may_see, self._doors.dispatcher.require_known(caller))
         last = min(_query_int(request, "last", 0), EVENTS_LAST_MAX)
         if request.query.get("follow", "1") == "0":
-            return self._result(request, self._doors.events.last(last), 200)
+            return self._result(request, self._doors.events.last(last, shown), 200)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
-        lines = self._doors.events.follow(last=last)
+        lines = self._doors.events.follow(last=last, shown=shown)
         upcoming = asyncio.ensure_future(anext(lines))
         try:
             while True:

@@ -313,7 +313,12 @@ def delete_group(session: Session, name: str, iaas: str) -> None:
 @click.argument("vm")
 @click.option("--group", "groups", multiple=True, help="Put it into these groups; repeat.")
 @click.option("--no-group", is_flag=True, help="Take it out of all groups.")
-@click.option("--rate-mbit", type=int, default=None, help="Limit each direction; 0: no limit.")
+@click.option(
+    "--rate-mbit",
+    type=int,
+    default=None,
+    help="Limit each direction; 0: what the contract's class gives.",
+)
 @iaas_option
 @pass_session
 def port_command(
@@ -334,9 +339,8 @@ def port_command(
         raise click.UsageError("nothing to change: give --group, --no-group or --rate-mbit")
     path = f"/v1/iaas/{session.require_iaas(iaas)}/vms/{vm}/port"
     port = inner(row_of(session.client.call("PUT", path, body)), "value")
-    click.echo(
-        f"{vm}: groups {port['security_groups']}, rate {port['rate_mbit'] or 'of its class'}"
-    )
+    rate = f"{port['rate_mbit']} Mbit/s" if port["rate_mbit"] else "of its class"
+    click.echo(f"{vm}: {len(_listed(port['security_groups']))} security groups, rate {rate}")
 
 
 COMMANDS = (fabric_group, group_group, port_command)

@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 
 from nuage.api.consoles import Consoles
 from nuage.api.dispatch import OPERATION_METHOD, Carried, Dispatcher
-from nuage.api.events import Announcement, EventRing
+from nuage.api.events import Announcement, EventRing, Owners
 from nuage.api.http import Doors, build_application
 from nuage.catalogue.follow import FeedFollower
 from nuage.channel import ChannelServer, Handlers, Peer, current_request_id, parse_address
@@ -154,6 +154,7 @@ class Controller:
             lambda site, changed_s: self._metrics.fed(site, self._clock.now_s() - changed_s),
         )
         self.events = EventRing(self.site_id, self._clock)
+        self._owners = Owners(self.index)
         audit_log = AuditLog(
             state_dir / "audit",
             site_id=self.site_id,
@@ -464,6 +465,7 @@ class Controller:
     # Changes --------------------------------------------------------------------------------------
 
     def _on_change(self, change: Change) -> None:
+        self._owners.on_change(change)
         self._reconciler.on_change(change)
         self._energy.on_change(change)
         value = None if change.after is None else change.after.value
@@ -480,7 +482,8 @@ class Controller:
             self._local.agent.release_vm(VmId(change.id))
 
     def _announce(self, kind: str, object_id: str, what: str, text: str) -> None:
-        self.events.announce(kind, object_id, what, text, current_request_id())
+        owner = self._owners.of(kind, object_id)
+        self.events.announce(kind, object_id, what, text, current_request_id(), owner)
         log.info("event", kind=kind, id=object_id, what=what, text=text)
 
     def _hear_events(self, site_id: SiteId) -> None:

@@ -10,11 +10,17 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, ip_interface
 from socket import AF_INET, inet_pton
+from typing import Final
 
 from nuage.errors import InvalidRequest, QuotaExceeded
 from nuage.model.infrastructure import SITES_MAX
 from nuage.model.network import Segment
 
+# "This network", loopback, link-local, multicast and what is reserved (RFC 6890).
+NO_HOSTS: Final = tuple(
+    IPv4Network(text)
+    for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+)
 PREFIX_LENGTH_MAX = 26  # leaves four addresses a slice
 SLICES_KEPT_MAX = 4096  # segments and sites in use at one controller, a few hundred bytes each
 
@@ -23,14 +29,24 @@ def parse_network(cidr: str) -> IPv4Network:
     """Return the network of a segment.
 
     Raises:
-        InvalidRequest: it is not IPv4 in CIDR form, or too small to give each site a slice.
+        InvalidRequest: it is not IPv4 in CIDR form, hosts cannot have its addresses, or it is too
+            small to give each site a slice.
     """
     try:
         network = IPv4Network(cidr)
     except ValueError as error:
         raise InvalidRequest(
-            f"{cidr!r}: {error}", field="cidr", hint="for instance 10.20.0.0/20"
+            f"{cidr!r}: {error}",
+            field="cidr",
+            hint="segments are IPv4: for instance 10.20.0.0/20",
         ) from None
+    for reserved in NO_HOSTS:
+        if network.overlaps(reserved):
+            raise InvalidRequest(
+                f"{network}: no host can have an address of {reserved}",
+                field="cidr",
+                hint="private ones: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16",
+            )
     if network.prefixlen > PREFIX_LENGTH_MAX:
         raise InvalidRequest(
             f"/{network.prefixlen} is too small: each of {SITES_MAX} sites needs a slice",

@@ -1,18 +1,19 @@
 """Use cases on the fabric: how a node sees it, which way frames go, what ports let through."""
 
 from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Final, TypeVar
 
-from nuage.errors import Conflict, InvalidRequest
+from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.machines import port_of, vm_of
 from nuage.iaas.operations import OperationTable, Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.ids import IaasId, SecurityGroupId, SiteId, new_id
+from nuage.ids import SecurityGroupId, SiteId, new_id
 from nuage.model.fabric import AskFabric, EidQuestion, FabricReport, PathAnswer, PathQuestion
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import GroupRule, Port, SecurityGroup, Segment
+from nuage.model.vm import Vm
 from nuage.network.forwarding import Direction
 from nuage.network.security_group import RULES_PER_PORT_MAX, SecurityRule
 from nuage.trust.permissions import Principal, Scope
@@ -71,8 +72,9 @@ def node_scope(site: Site, body: NameRBridge) -> Scope | None:
 class AskPath:
     """Which way would a frame from one VM to another go? `traced` sends probes too.
 
-    `destination` is a VM, or an IP address: then the answer says which way a packet from a
-    public address of the source takes (LISP).
+    `destination` is a VM, by name or by its address in the source's segment; or an address
+    elsewhere: then the answer says which way a packet from a public address of the source
+    takes (LISP).
     """
 
     iaas: str
@@ -98,7 +100,8 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
     source = vm_of(site, body.iaas, body.source)
     if source.node_id is None:
         raise Conflict(f"{source.name} is on no node yet")
-    if _is_address(body.destination):
+    destination = vm_meant(site, body, source)
+    if destination is None:
         answer = await site.nodes.ask(
             source.node_id, "fabric.eid", EidQuestion(address=body.destination), PathAnswer,
             timeout_s=ASK_TIMEOUT_S,
@@ -111,7 +114,6 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
             segment="",
             answer=answer,
         )
-    destination = vm_of(site, body.iaas, body.destination)
     port = port_of(site, destination)
     segment = site.index.value(Segment, port.segment_id)
     if port.segment_id not in {port_of(site, source).segment_id}:
@@ -133,12 +135,25 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
     )
 
 
-def _is_address(text: str) -> bool:
+def vm_meant(site: Site, body: AskPath, source: Vm) -> Vm | None:
+    """Return the VM that the question names; None: it asks for an address beyond the segment.
+
+    Raises:
+        NotFound: no VM of that name, or none that has this address of the segment.
+    """
     try:
-        ip_address(text)
+        address = ip_address(body.destination)
     except ValueError:
-        return False
-    return True
+        return vm_of(site, body.iaas, body.destination)
+    segment = site.index.value(Segment, port_of(site, source).segment_id)
+    if address not in ip_network(segment.cidr):
+        return None
+    for port in site.index.of_iaas(Port, source.iaas_id):
+        if port.segment_id != segment.segment_id or port.vm_id is None:
+            continue
+        if address in {ip_interface(each).ip for each in port.addresses}:
+            return site.index.value(Vm, port.vm_id)
+    raise NotFound("vm", str(address), hint=f"{segment.name} is {segment.cidr}: nobody is there")
 
 
 def path_home(site: Site, body: AskPath) -> SiteId | None:
@@ -207,12 +222,12 @@ async def list_groups(
 async def create_group(site: Site, _principal: Principal, body: PutGroup) -> Shown[SecurityGroup]:
     """Make a security group."""
     iaas = site.index.iaas_named(body.iaas)
-    group = SecurityGroup(
+    unruled = SecurityGroup(
         group_id=SecurityGroupId(new_id("sg", site.entropy)),
         iaas_id=iaas.iaas_id,
         name=body.group,
-        rules=_rules(site, iaas.iaas_id, body.rules),
     )
+    group = replace(unruled, rules=_rules(site, unruled, body.rules))
     if site.index.is_name_taken(SecurityGroup, body.group, iaas.iaas_id):
         raise Conflict(f"there is a security group {body.group!r} already")
     await site.save(group, unique_name=True)
@@ -223,7 +238,7 @@ async def create_group(site: Site, _principal: Principal, body: PutGroup) -> Sho
 async def change_group(site: Site, _principal: Principal, body: PutGroup) -> Shown[SecurityGroup]:
     """Give a group other rules; ports in it follow at once."""
     group = _group(site, body.iaas, body.group)
-    changed = replace(group, rules=_rules(site, group.iaas_id, body.rules))
+    changed = replace(group, rules=_rules(site, group, body.rules))
     await site.save(changed)
     site.announce("security-group", group.group_id, "changed", f"security group {group.name}")
     return show(site, changed)
@@ -271,7 +286,8 @@ def _group(site: Site, iaas: str, name: str) -> SecurityGroup:
     return site.index.named(SecurityGroup, name, site.index.iaas_named(iaas).iaas_id)
 
 
-def _rules(site: Site, iaas_id: IaasId, texts: tuple[RuleText, ...]) -> tuple[GroupRule, ...]:
+def _rules(site: Site, group: SecurityGroup, texts: tuple[RuleText, ...]) -> tuple[GroupRule, ...]:
+    """Return the rules of `group`, which they may name before it is entered."""
     if len(texts) > RULES_PER_PORT_MAX:
         raise InvalidRequest(f"a group has at most {RULES_PER_PORT_MAX} rules", field="rules")
     rules = []
@@ -285,8 +301,10 @@ def _rules(site: Site, iaas_id: IaasId, texts: tuple[RuleText, ...]) -> tuple[Gr
             port_last=text.port_last,
         )
         named = None
-        if text.remote_group:
-            named = site.index.named(SecurityGroup, text.remote_group, iaas_id).group_id
+        if text.remote_group == group.name:
+            named = group.group_id
+        elif text.remote_group:
+            named = site.index.named(SecurityGroup, text.remote_group, group.iaas_id).group_id
         rules.append(
             GroupRule(
                 ingress=text.ingress,

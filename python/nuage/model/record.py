@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from nuage.ids import SiteId
+from nuage.ids import IaasId, SiteId
 from nuage.model.energy import EnergyRules, EnergySource, SiteEnergy
 from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.identity import User
@@ -69,6 +69,18 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "energy-source": (EnergySource, "source_id"),
 }
 KIND_OF: Final[dict[type[object], str]] = {cls: kind for kind, (cls, _) in KINDS.items()}
+
+
+def iaas_of(value: Noun) -> IaasId | None:
+    """Return the IaaS that an object belongs to, None for what is a site's or the federation's."""
+    match value:
+        case (
+            Iaas() | IaasKey() | Image() | Volume() | Erasure() | Vm() | Segment() | Port()
+            | SecurityGroup() | PublicAddress()
+        ):  # fmt: skip
+            return value.iaas_id
+        case _:
+            return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

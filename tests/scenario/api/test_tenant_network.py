@@ -1,0 +1,87 @@
+"""What a tenant meets at the door of its network: groups, segments, and whose events it reads."""
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from tests.scenario.api.conversation import Federation, NoFiles
+
+from nuage.api.consoles import Consoles
+from nuage.api.events import EventRing
+from nuage.api.http import Doors, build_application
+from nuage.errors import NotFound
+from nuage.iaas.fabric import AskPath, vm_meant
+from nuage.ids import IaasId, SiteId
+from nuage.model.identity import Grant, Role
+from nuage.model.network import Port
+from nuage.model.vm import Vm
+
+CONTRACT = {"data_countries": ["FR"], "copies": 1, "copy_sites": 1, "ack_policy": "local"}
+
+
+async def tenant_of(federation: Federation, name: str) -> IaasId:
+    """Build an IaaS and let `name` administer it."""
+    _, answer = await federation.ask("POST", "/v1/iaas", {"name": name, "contract": CONTRACT})
+    iaas_id = IaasId(answer["result"]["id"])
+    federation.tokens.know(name, Grant(Role.IAAS_ADMIN, iaas_id))
+    return iaas_id
+
+
+async def test_a_new_groups_rule_may_name_the_group_itself(federation: Federation) -> None:
+    await tenant_of(federation, "acme")
+    groups = "/v1/iaas/acme/security-groups"
+    body = {"group": "web", "rules": [{"remote_group": "web"}]}
+    status, answer = await federation.ask("POST", groups, body, who="acme")
+    assert status == 201, answer
+    group = answer["result"]["value"]
+    assert [rule["remote_group"] for rule in group["rules"]] == [group["group_id"]]
+    body = {"group": "db", "rules": [{"remote_group": "nosuch"}]}
+    assert (await federation.ask("POST", groups, body, who="acme"))[0] == 404
+
+
+async def test_a_segment_of_addresses_that_no_host_can_have_is_refused(
+    federation: Federation,
+) -> None:
+    await tenant_of(federation, "acme")
+    for cidr in ("127.0.0.0/24", "224.0.0.0/24", "169.254.0.0/16", "0.0.0.0/0", "2001:db8::/64"):
+        body = {"name": "odd", "cidr": cidr}
+        status, answer = await federation.ask("POST", "/v1/iaas/acme/segments", body, who="acme")
+        assert (status, answer["error"]["field"]) == (400, "cidr"), answer
+
+
+async def test_an_address_of_the_segment_means_the_vm_that_has_it(federation: Federation) -> None:
+    await tenant_of(federation, "acme")
+    await federation.settle()
+    vm = {"name": "web", "image": "guest", "site": "lyon"}
+    assert (await federation.ask("POST", "/v1/iaas/acme/vms", vm, who="acme"))[0] == 202
+    await federation.settle()
+    index = federation.sites[SiteId("lyon")].index
+    (port,) = (each for each in index.values(Port) if each.vm_id is not None)
+    own, free = port.addresses[0].split("/")[0], "10.0.15.200"
+    site, source = federation.sites[SiteId("lyon")].site, index.named(Vm, "web", port.iaas_id)
+
+    def meant(destination: str) -> Vm | None:
+        return vm_meant(site, AskPath(iaas="acme", source="web", destination=destination), source)
+
+    assert meant(own) == meant("web") == source
+    assert meant("203.0.113.9") is None
+    with pytest.raises(NotFound, match=free):
+        meant(free)
+
+
+async def test_the_door_of_events_shows_a_tenant_its_own_lines(federation: Federation) -> None:
+    acme, rival = await tenant_of(federation, "acme"), await tenant_of(federation, "rival")
+    site = federation.sites[SiteId("lyon")]
+    ring = EventRing(site.site_id, site.clock)
+    for number, owner in enumerate((acme, rival, acme)):
+        ring.announce("vm", f"vm-{number}", "created", "", "", owner)
+    doors = Doors(
+        site=site.site, dispatcher=site.dispatcher, issuer=federation.tokens, images=NoFiles(),
+        consoles=Consoles(site.site, site.dispatcher), events=ring, audit=NoFiles(),
+        metrics=lambda: b"",
+    )  # fmt: skip
+    async with TestClient(TestServer(build_application(doors))) as client:
+        for who, shown in (
+            ("acme", ["vm-0", "vm-2"]), ("rival", ["vm-1"]), ("admin", ["vm-0", "vm-1", "vm-2"]),
+        ):  # fmt: skip
+            headers = {"Authorization": f"Bearer {who}"}
+            answer = await client.get("/v1/events?last=9&follow=0", headers=headers)
+            assert [line["id"] for line in (await answer.json())["result"]] == shown
