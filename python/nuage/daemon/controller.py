@@ -476,7 +476,7 @@ class Controller:
             self._keys.look()
         elif isinstance(value, Datacenter) and value.site_id != self.site_id:
             self.links.know(value.site_id, value.addresses)
-        elif isinstance(value, Vm) and self._movement.has_let_go(value):
+        elif isinstance(value, Vm) and self._movement.has_left(value.vm_id):
             self._tasks.start(f"tidy {value.vm_id}", self._movement.tidy(value.vm_id))
         if change.kind == "vm" and change.after is None:
             self._local.agent.release_vm(VmId(change.id))

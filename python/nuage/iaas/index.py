@@ -280,6 +280,11 @@ class FederationIndex:
         own = [r for r in self._visible[kind].values() if r.home == self.site_id]
         return own + [record for record in self.shadowed() if record.kind == kind]
 
+    def hidden(self, kind: str, object_id: str) -> Record | None:
+        """Return this site's record of an object if a higher epoch elsewhere hides it."""
+        own = self._copies.get((kind, object_id), {}).get(self.site_id)
+        return None if own is self._visible[kind].get(object_id) else own
+
     def shadowed(self) -> list[Record]:
         """Return the records of this site that a higher epoch elsewhere hides."""
         return [

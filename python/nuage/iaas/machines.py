@@ -290,8 +290,7 @@ async def _decided(site: Site, vm: Vm) -> Vm:
 
 
 async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
-    if fields.get("wish") is not PowerWish.DELETED:
-        vm = await _decided(site, vm)
+    vm = await _decided(site, vm)
     _require_settled(site, vm)
     changed = replace(vm, request_id=current_request_id(), **fields)  # type: ignore[arg-type]
     await site.save(changed)

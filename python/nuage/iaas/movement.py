@@ -421,17 +421,20 @@ class Movement:
         if site.index.home("vm", vm_id) == site.site_id:
             await site.save(replace(vm, downtime_ms=downtime_ms))
 
-    def has_let_go(self, vm: Vm) -> bool:
-        """Tell whether a VM that this site let go is at another site now: `tidy` is due."""
-        return vm.vm_id in self._granted and vm.site_id != self._site.site_id
+    def has_left(self, vm_id: VmId) -> bool:
+        """Tell whether a VM that was on its way from here is at another site: `tidy` is due.
+
+        The record here says so, not what this controller remembers. Left there, it would be the
+        truth again as soon as the VM moves on to a site that is not heard.
+        """
+        record = self._site.index.hidden("vm", vm_id)
+        vm = None if record is None else record.value
+        return isinstance(vm, Vm) and vm.migrating_to is not None
 
     async def tidy(self, vm_id: VmId) -> None:
-        """Delete this site's record of a VM that arrived elsewhere after a granted migration."""
-        if vm_id not in self._granted:
-            return
-        index = self._site.index
-        vm = index.find_value(Vm, vm_id)
-        if vm is not None and index.home("vm", vm_id) != self._site.site_id:
+        """Delete this site's record of a VM that was on its way and arrived elsewhere."""
+        vm = self._site.index.find_value(Vm, vm_id)
+        if vm is not None and self.has_left(vm_id):
             await self._forget(vm)
 
     async def _forget(self, vm: Vm) -> None:

@@ -490,7 +490,7 @@ class SimSite:
         self.world.saw(self, change)
         self.reconciler.on_change(change)
         value = None if change.after is None else change.after.value
-        if isinstance(value, Vm) and value.site_id != self.site_id:
+        if isinstance(value, Vm) and self.movement.has_left(value.vm_id):
             self.tasks.start("tidy", self.movement.tidy(value.vm_id))
         if change.kind == "vm" and change.after is None:
             self.agent.release_vm(VmId(change.id))
