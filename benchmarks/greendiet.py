@@ -24,7 +24,7 @@ stands to `performance` where nobody chose the machines.
 Run: python benchmarks/greendiet.py [paper] [lyon] [drawn]     (lyon takes two minutes)
 """
 
-import sys
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -447,7 +447,13 @@ def drawn_table() -> None:
 
 
 def main() -> None:
-    names = sys.argv[1:] or ["paper"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", nargs="*", default=["paper"], help="paper, lyon, drawn")
+    names: list[str] = parser.parse_args().experiment
+    if unknown := set(names) - {"paper", "lyon", "drawn"}:
+        parser.error(f"there is no experiment {', '.join(sorted(unknown))}")
     for experiment in (PAPER, LYON):
         if experiment.name in names:
             for power_off in (False, True):

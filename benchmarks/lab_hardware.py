@@ -1,12 +1,12 @@
 """How fast the default lab's hardware comes and goes, what it costs idle, what its lines carry.
 
-Run as root: ``python benchmarks/lab_hardware.py [rounds]``. Daemons of the product are not started.
+Run as root: ``python benchmarks/lab_hardware.py``. Daemons of the product are not started.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -44,7 +44,9 @@ def _mbit_s(lab: Lab, source: str, target: str) -> float:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds: int = parser.parse_args().rounds
     times: dict[str, list[float]] = {"hardware up": [], "all nodes on": [], "down": []}
     with tempfile.TemporaryDirectory(prefix="nlb") as where:
         for index in range(rounds):

@@ -4,6 +4,7 @@ Goal: at most 300 µs per request for 4 sites of 2 V-nodes (no network, no hyper
 Run: python benchmarks/placement_agents.py
 """
 
+import argparse
 from statistics import median
 from time import perf_counter
 
@@ -87,6 +88,7 @@ def measure(site_count: int, node_count: int, batch: int, policy: str, rounds: i
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print("sites nodes batch policy       µs/request  placements/s")
     for site_count, node_count, batch, policy in (
         (4, 2, 1, "power"), (4, 2, 1, "green"), (4, 2, 1, "cursor"), (4, 2, 1, "random"),

@@ -6,6 +6,7 @@ bench (`cargo bench -p nuage-placement`) leaves Python out.
 Run: python benchmarks/placement_engine.py
 """
 
+import argparse
 from random import Random
 from statistics import median
 from time import perf_counter
@@ -41,6 +42,7 @@ def build(node_count: int) -> PlacementEngine:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print("   nodes   placed  placements/s   p50 µs   p99 µs   max µs")
     for node_count in (1_000, 10_000, 100_000):
         engine = build(node_count)

@@ -5,6 +5,7 @@ Goal: a valid plan in under 10 s on two cores (BtrPlace publishes 3 min for the 
 that does nothing else. Run: python benchmarks/placement_planner.py
 """
 
+import argparse
 from time import perf_counter, process_time
 
 from nuage.placement.planner.check import check_plan
@@ -14,6 +15,7 @@ from nuage.placement.planner.search import consolidate, repair
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(
         "instance     nodes    vms  constr  search s  plan s  check s  CPU s  moves  minutes"
         "  objections"

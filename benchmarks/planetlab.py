@@ -9,7 +9,7 @@ The traces are external data (github.com/beloglazov/planetlab-workload-traces), 
 Run: python benchmarks/planetlab.py FOLDER_OF_DAYS [DAY…]
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from nuage.simulation.consolidation import PackedByMemory, Steady, Threshold
@@ -31,10 +31,14 @@ def row(day: str, rules: str, result: DayResult) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        raise SystemExit("which folder holds the days? They are external data: see the module")
-    folder = Path(sys.argv[1])
-    days = sys.argv[2:] or sorted(path.name for path in folder.iterdir() if path.is_dir())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="of days, each a folder of traces")
+    parser.add_argument("day", nargs="*", help="these days only")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    days = options.day or sorted(path.name for path in folder.iterdir() if path.is_dir())
     print("day      rules   policy             kWh   moves      SLAV   SLATAH      PDM  hosts")
     for name in days:
         day = load_day(folder / name)
