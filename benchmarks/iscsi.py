@@ -257,10 +257,10 @@ def report(peers: list[Peer], rows: dict[str, Measure]) -> None:
         print(f"{row:32} " + " | ".join(cells))
 
 
-def main() -> None:
-    """Measure and print one table."""
+def options_of(description: str | None) -> argparse.Namespace:
+    """Read the options of a program that measures a door of the storage daemon beside its peers."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     own = Path(__file__).resolve().parents[1] / ".venv/bin/nuage-storaged"
     parser.add_argument("--daemon", type=Path, default=own)
@@ -274,6 +274,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.first:
         go_first(os.getpid())
+    return options
+
+
+def main() -> None:
+    """Measure and print one table."""
+    options = options_of(__doc__)
     rows = {row: measure for row, measure in ROWS.items() if options.rows in row}
     with (
         tempfile.TemporaryDirectory(prefix="nuage-bench-") as folder,

@@ -8,10 +8,8 @@ Debian packages: fio, nbdkit, qemu-utils.
     benchmarks/nbd.py [--daemon FILE] [--backend journal] [--rounds 5]
 """
 
-import argparse
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -20,8 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from iscsi import Measure, Peer, free_port, make_image, qemu_bench, report, run, storaged
-from machine import go_first
+from iscsi import (
+    Measure,
+    Peer,
+    free_port,
+    make_image,
+    options_of,
+    qemu_bench,
+    report,
+    run,
+    storaged,
+)
 
 FIO_SECONDS: Final = 3
 
@@ -68,21 +75,7 @@ def nbdkit(*plugin: str) -> Iterator[str]:
 
 def main() -> None:
     """Measure and print one table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    own = Path(__file__).resolve().parents[1] / ".venv/bin/nuage-storaged"
-    parser.add_argument("--daemon", type=Path, default=own)
-    parser.add_argument("--backend", choices=["journal", "file", "memory"], default="journal")
-    parser.add_argument("--ack", choices=["durable", "memory", "write_back"], default="memory")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", default="", help="only rows that contain this text")
-    parser.add_argument(
-        "--first", action="store_true", help="run before what else the machine does (root)"
-    )
-    options = parser.parse_args()
-    if options.first:
-        go_first(os.getpid())
+    options = options_of(__doc__)
     rows = {row: measure for row, measure in ROWS.items() if options.rows in row}
     with (
         tempfile.TemporaryDirectory(prefix="nuage-bench-") as folder,

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -33,6 +34,8 @@ from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import PowerWish, VmState
 
+Wish = TypeVar("Wish")
+Report = TypeVar("Report")
 VCPUS = 4096
 MEMORY_MIB = 4 * 1024 * 1024
 DISK = DiskReport(
@@ -49,21 +52,20 @@ class Places(msgspec.Struct, frozen=True):
     controller: str
 
 
-class SyntheticVnode:
-    """A V-node that could run thousands of VMs and runs none."""
+class SyntheticNode(Generic[Wish, Report]):
+    """Reports every now and then, and at once after a wish where it claims to act on it."""
 
-    def __init__(self, node: Node, clock: SystemClock, *, acting: bool) -> None:
+    def __init__(self, node: Node, wish: Wish, *, acting: bool) -> None:
         self._node = node
-        self._clock = clock
+        self._wish = wish
         self._acting = acting
-        self._wish = VnodeWish(revision=0, vms=())
         self._changed = asyncio.Event()
 
-    async def take_wish(self, wish: VnodeWish) -> None:
+    async def take_wish(self, wish: Wish) -> None:
         self._wish = wish
         self._changed.set()
 
-    async def reports(self) -> AsyncIterator[VnodeReport]:
+    async def reports(self) -> AsyncIterator[Report]:
         while True:
             yield self.report()
             if not self._acting:
@@ -73,6 +75,17 @@ class SyntheticVnode:
             with_change = asyncio.ensure_future(self._changed.wait())
             await asyncio.wait({with_change}, timeout=REPORT_EVERY_S)
             with_change.cancel()
+
+    def report(self) -> Report:
+        raise NotImplementedError
+
+
+class SyntheticVnode(SyntheticNode[VnodeWish, VnodeReport]):
+    """A V-node that could run thousands of VMs and runs none."""
+
+    def __init__(self, node: Node, clock: SystemClock, *, acting: bool) -> None:
+        super().__init__(node, VnodeWish(revision=0, vms=()), acting=acting)
+        self._clock = clock
 
     def report(self) -> VnodeReport:
         now_s = self._clock.now_s()
@@ -113,29 +126,11 @@ class SyntheticVnode:
         )
 
 
-class SyntheticIonode:
+class SyntheticIonode(SyntheticNode[IonodeWish, IonodeReport]):
     """An IO-node with an endless disk and no storage daemon."""
 
     def __init__(self, node: Node, *, acting: bool) -> None:
-        self._node = node
-        self._acting = acting
-        self._wish = IonodeWish(revision=0, daemons=())
-        self._changed = asyncio.Event()
-
-    async def take_wish(self, wish: IonodeWish) -> None:
-        self._wish = wish
-        self._changed.set()
-
-    async def reports(self) -> AsyncIterator[IonodeReport]:
-        while True:
-            yield self.report()
-            if not self._acting:
-                await asyncio.sleep(REPORT_EVERY_S)
-                continue
-            self._changed.clear()
-            with_change = asyncio.ensure_future(self._changed.wait())
-            await asyncio.wait({with_change}, timeout=REPORT_EVERY_S)
-            with_change.cancel()
+        super().__init__(node, IonodeWish(revision=0, daemons=()), acting=acting)
 
     def report(self) -> IonodeReport:
         address = f"{self._node.address}:22000"

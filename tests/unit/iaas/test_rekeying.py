@@ -1,25 +1,21 @@
-"""Whose data keys are followed by new ones once somebody was revoked, and what those open."""
+"""Which data keys are due once somebody was revoked, and what those that follow open."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.scenario.api.conversation import Federation
 from tests.unit.iaas.iaas_makers import IAAS, MARNE, iaas, node, record, volume
 
 from nuage.errors import Forbidden, Locked
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.rekeying import KeyWatch, due_generation
-from nuage.ids import IaasId, NodeId, SiteId
-from nuage.model.iaas import KEY_SHREDDED, IaasKey
-from nuage.model.identity import Grant, Role
-from nuage.model.infrastructure import Node, NodeRole
-from nuage.model.volume import Erasure, ReplicaPlace, Volume
+from nuage.iaas.rekeying import due_generation
+from nuage.ids import NodeId
+from nuage.model.iaas import KEY_SHREDDED
+from nuage.model.infrastructure import NodeRole
+from nuage.model.volume import Erasure, ReplicaPlace
 from nuage.trust.datakeys import Keyring, key_id_of
 from nuage.trust.shared_secrets import SharedSecrets
 
 SECRETS = SharedSecrets({0: b"shared"})
-LYON, RENNES = SiteId("lyon"), SiteId("rennes")
 TENANT_KEY = "5a" * 32
 KEEPER = NodeId("marne-ionode-1")
 
@@ -84,59 +80,3 @@ def test_only_the_tenants_key_makes_the_next_of_a_tenants_and_opens_it_elsewhere
     other.unlock(second, TENANT_KEY)
     assert other.data_keys(second) == ring.data_keys(second)
     assert len(other.data_keys(second)) == 2
-
-
-@pytest.fixture
-async def federation() -> AsyncIterator[Federation]:
-    bench = Federation()
-    await bench.open()
-    yield bench
-    await bench.close()
-
-
-async def test_a_revocation_is_followed_by_a_new_key_and_one_of_a_tenant_is_asked_for(
-    federation: Federation,
-) -> None:
-    ids = []
-    for name, tenant_key in (("own", ""), ("held", TENANT_KEY)):
-        body = {"name": name, "encrypted": True, "tenant_key": tenant_key}
-        status, answer = await federation.ask("POST", "/v1/iaas", body)
-        assert status == 201, answer
-        ids.append(IaasId(answer["result"]["id"]))
-        grants = [Grant(Role.IAAS_ADMIN, iaas_id) for iaas_id in ids]
-        federation.tokens.know("tenant", *grants)
-        await federation.settle()
-        body = {"name": "data", "size_bytes": 64 << 20}
-        status, _ = await federation.ask("POST", f"/v1/iaas/{name}/volumes", body, who="tenant")
-        assert status == 202
-    await federation.settle()
-    home, elsewhere = federation.sites[LYON], federation.sites[RENNES]
-    told: list[str] = []
-    home.site.announce = lambda _kind, _id, what, _text: told.append(what)
-    watch = KeyWatch(home.site)
-    await watch.look()
-    before = [home.index.value(IaasKey, iaas_id) for iaas_id in ids]
-    for keeper in {v.head for v in home.index.values(Volume)}:
-        distrusted = replace(home.index.value(Node, keeper or ""), revoked_generation=1)
-        await federation.sites[distrusted.site_id].site.save(distrusted)
-    await federation.settle()
-    for _ in range(2):
-        await watch.look()
-        home.site.keyring.forget(ids[1])  # its controller started anew, say
-    await federation.settle()
-    own, held = (elsewhere.index.value(IaasKey, iaas_id) for iaas_id in ids)
-    assert held == before[1], "nobody here can seal its next one"
-    assert told.count("key-known") == 1
-    assert (own.earlier != "", own.key_id != before[0].key_id) == (True, True)
-    assert len(elsewhere.site.keyring.data_keys(own)) == 2
-    body = {"tenant_key": TENANT_KEY}
-    status, answer = await federation.ask("POST", "/v1/iaas/held/rekey", body, who="tenant")
-    assert status == 200, answer
-    assert answer["result"]["silent"] == []
-    await federation.settle()
-    held = elsewhere.index.value(IaasKey, ids[1])
-    assert held.key_id == answer["result"]["key_id"] != before[1].key_id
-    assert len(elsewhere.site.keyring.data_keys(held)) == 2, "it was unlocked there with it"
-    told.clear()
-    await watch.look()
-    assert told == [], "once is enough"

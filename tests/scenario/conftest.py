@@ -1,4 +1,4 @@
-"""What the stories told through the API have in common."""
+"""What stories of a whole federation have in common."""
 
 from collections.abc import AsyncIterator
 
