@@ -117,3 +117,19 @@ def test_every_promise_names_a_test_that_exists() -> None:
         or (test and not re.search(rf"(?:def|fn) {test}\b", (ROOT / path).read_text()))
     ]
     assert missing == []
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+NAMED = re.compile(r"`((?:docs|tests|python|crates|benchmarks|tools|bpf|systemd)/[\w./-]*\w)")
+
+
+def test_every_link_and_path_in_a_document_leads_somewhere() -> None:
+    lost = [
+        f"{name_of(file)}: {target}"
+        for file in FILES
+        if file.suffix == ".md"
+        for pattern, base in ((LINK, file.parent), (NAMED, ROOT))
+        for target in pattern.findall(file.read_text())
+        if not (base / target).exists()
+    ]
+    assert lost == []
