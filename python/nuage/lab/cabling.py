@@ -67,7 +67,7 @@ def node_plan(lab: LabDescription, node: NodeDescription) -> CablePlan:
     namespace = at.namespace(lab.name, node.name)
     switch = at.namespace(lab.name, at.switch_name(node.site))
     plan.namespaces.append(namespace)
-    port = f"p{node.host}"
+    port = node_port(node)
     mac = at.mac_address(lab, node.site_number, node.host)
     plan.cables.append(_cable(lab, (namespace, "eth0", mac), (switch, port)))
     plan.ip_lines[switch] += [f"link set {port} master br0 up"]
@@ -88,6 +88,20 @@ def node_plan(lab: LabDescription, node: NodeDescription) -> CablePlan:
     else:
         lines.append(f"route replace default via 10.{lab.number}.{node.site_number}.1")
     return plan
+
+
+def far_ends(lab: LabDescription, node: NodeDescription) -> dict[str, str]:
+    """Return the ports at which a node's cables end, by namespace: its switch, its providers."""
+    ends = {at.namespace(lab.name, at.switch_name(node.site)): node_port(node)}
+    if node.role is NodeRole.EDGE:
+        port = wan_port(node.site_number)
+        ends |= {at.namespace(lab.name, provider): port for provider in lab.providers}
+    return ends
+
+
+def node_port(node: NodeDescription) -> str:
+    """Return the name, at the switch, of its cable to a node."""
+    return f"p{node.host}"
 
 
 def _cable(lab: LabDescription, end: tuple[str, str, str], other: tuple[str, str]) -> str:

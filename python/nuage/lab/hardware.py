@@ -21,11 +21,11 @@ import structlog
 import uvloop
 
 from nuage.clock import Clock, SystemClock
-from nuage.errors import UNREADABLE, InvalidRequest, NotFound, NuageError, TimedOut
+from nuage.errors import UNREADABLE, InvalidRequest, NotFound, NuageError, TimedOut, Unavailable
 from nuage.lab import addresses as at
 from nuage.lab import kernel
 from nuage.lab.bmc_documents import install_bmc
-from nuage.lab.cabling import node_plan, wan_port
+from nuage.lab.cabling import far_ends, node_plan, wan_port
 from nuage.lab.cgroup import Cgroup
 from nuage.lab.control import (
     LINE_BYTES_MAX,
@@ -88,6 +88,7 @@ class Hardware:
             name: asyncio.Queue(EFFECTS_MAX) for name in names
         }
         self._busy: dict[str, int] = dict.fromkeys(names, 0)
+        self._failures: dict[str, str] = {}  # of the last order, by node
         self._stopping: dict[str, asyncio.Task[None]] = {}
 
     def place(self, node: str) -> Place:
@@ -176,6 +177,7 @@ class Hardware:
                 else:
                     await asyncio.to_thread(self._power_switch, name, effect)
             except NuageError as error:
+                self._failures.setdefault(name, f"{effect.value}: {error.message}")
                 _log.error("effect failed", node=name, effect=effect.value, error=error.message)
             finally:
                 self._busy[name] -= 1
@@ -228,7 +230,10 @@ class Hardware:
                     kernel.configure({namespace: [f"link set {wan_port(edge.site_number)} down"]})
 
     def _dismantle(self, node: str) -> None:
-        kernel.delete_namespaces([at.namespace(self.lab.name, node)])
+        namespace = at.namespace(self.lab.name, node)
+        if kernel.namespaces(namespace):
+            kernel.unplug(far_ends(self.lab, self.nodes[node]))
+            kernel.delete_namespaces([namespace])
         kernel.unmount_below(self.state.bpf(node))
         self.cgroups[node].remove()
 
@@ -310,6 +315,8 @@ class Hardware:
                 effects, wanted = machine.force_restart(now_s), State.ON
                 if not effects:
                     effects = machine.power_on(now_s)
+        if effects:
+            self._failures.pop(node, None)
         self.rig.act(node, effects)
         self._due_changed.set()
         if request.wait:
@@ -322,6 +329,9 @@ class Hardware:
             if self.clock.monotonic_s() > deadline_s:
                 raise TimedOut(f"{node} to be {wanted.value}", after_s=WAIT_MAX_S)
             await self.clock.sleep(WAIT_POLL_S)
+        if failure := self._failures.get(node):
+            hint = f"`nuage lab power {node} cycle` tries again"
+            raise Unavailable(f"{node} is not as it should be: {failure}", hint=hint)
 
     def status(self) -> LabStatus:
         """Return how everything is."""

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -108,8 +108,22 @@ def run(argv: Sequence[str], stdin: str = "") -> str:
     return outcome.stdout
 
 
+def unplug(ports: Mapping[str, str]) -> None:
+    """Delete one port in each namespace, and with it the cable; on return it is gone.
+
+    A deleted namespace takes its cables along at some later moment of the kernel's, which on a busy
+    machine comes after the next cable of that name was wanted.
+    """
+    for namespace, port in ports.items():
+        try:
+            run(["ip", "-n", namespace, "link", "delete", "dev", port])
+        except Unavailable:
+            if port in links(namespace):
+                raise
+
+
 def delete_namespaces(names: Sequence[str]) -> None:
-    """Delete namespaces; their interfaces and the far ends of their cables go with them."""
+    """Delete namespaces; the kernel takes their interfaces and cables away some time later."""
     present = set(namespaces(""))
     lines = [f"netns delete {name}" for name in names if name in present]
     if lines:

@@ -159,6 +159,34 @@ def test_losing_power_ends_every_process_at_once(lab: Lab) -> None:
     lab.power_on("marne-v1")
 
 
+def test_a_node_gets_its_power_back_though_something_still_holds_its_network(lab: Lab) -> None:
+    """The kernel takes a deleted namespace's cables away when it comes to it: later, under load."""
+    held = [
+        os.open(kernel.NETNS_DIR / lab.namespace(node), os.O_RDONLY)
+        for node in ("marne-v1", "lyon-edge1")
+    ]
+    try:
+        for node in ("marne-v1", "lyon-edge1"):
+            lab.kill(node)
+            lab.power_on(node)
+        _until(lambda: _pings(lab, "marne-v1", lab.address("lyon-v1")))
+    finally:
+        for handle in held:
+            os.close(handle)
+
+
+def test_an_order_that_a_node_could_not_follow_says_so(lab: Lab) -> None:
+    switch = f"nuage.{lab.description.name}.marne-switch"
+    lab.kill("marne-v1")
+    port = ["ip", "-n", switch, "link", "add", "p20", "type", "bridge"]
+    subprocess.run(port, check=True)
+    with pytest.raises(Unavailable, match=r"marne-v1 is not as it should be: build: .*File exists"):
+        lab.order_all(["marne-v1", "lyon-v1"], "on")
+    subprocess.run(["ip", "-n", switch, "link", "delete", "p20"], check=True)
+    lab.power_cycle("marne-v1")
+    _until(lambda: _pings(lab, "marne-v1", lab.address("lyon-v1")))
+
+
 def test_a_shutdown_asks_first(lab: Lab) -> None:
     mark = lab.state.path / "asked"
     script = f"trap 'touch {mark}; exit 0' TERM; while :; do sleep 0.05; done"
