@@ -14,7 +14,7 @@ from typing import Final
 from nuage.clock import Clock
 from nuage.iaas.index import Change, FederationIndex
 from nuage.ids import IaasId, SiteId
-from nuage.model.record import iaas_of
+from nuage.model.record import KINDS, iaas_of
 from nuage.trust.permissions import Principal, Scope, is_allowed
 
 EVENTS_KEPT_MAX = 10_000  # about 3 MB; a day of an idle federation, minutes of a stormy one
@@ -74,7 +74,8 @@ class Owners:
     def of(self, kind: str, object_id: str) -> IaasId | None:
         """Return the IaaS of an object, None when it has none or nobody knows any more."""
         for each in (kind, "erasure"):  # lines about erased volumes name the volume
-            record = self._index.find(each, object_id)
+            # What lines are about is not always recorded: a site, for one, is no kind of record.
+            record = self._index.find(each, object_id) if each in KINDS else None
             if record is not None:
                 return iaas_of(record.value)
         return self._deleted.get(object_id)

@@ -125,3 +125,8 @@ def test_a_line_about_what_was_just_deleted_has_its_owner_still() -> None:
         owners.on_change(index.remove("address", name, MARNE))
     assert owners.of("address", name) == ACME
     assert owners.of("address", "203.0.0.0") is None  # so many later nobody tells of it
+
+
+def test_a_line_about_what_has_no_record_is_nobodys_in_particular() -> None:
+    """A datacenter joins, loses its lease, is revoked: its lines are of no kind of record."""
+    assert Owners(FederationIndex(MARNE)).of("site", "lyon") is None
