@@ -83,10 +83,14 @@ class Ears(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a site was told in a term of its lease; kept on disk for the next controller."""
+    """What a site was told in a term of its lease; kept on disk for the next controller.
+
+    `begun` is what it asked the quorum to take over and has not entered yet.
+    """
 
     term: int = 0
     owned: tuple[VmId, ...] = ()
+    begun: tuple[VmId, ...] = ()
 
 
 class Guardian:
@@ -118,6 +122,7 @@ class Guardian:
         self._on_owned = on_owned
         self._owned: set[VmId] = set()
         self._before = before or Held()  # what counts until the quorum has answered once
+        self._begun = set(self._before.begun)
         self._keep = keep
         self._kept = self._before
         self._relearn = False
@@ -167,7 +172,8 @@ class Guardian:
         self._on_owned()
 
     def _keep_held(self) -> None:
-        held = Held(term=self.lease_term, owned=tuple(sorted(self._owned)))
+        owned, begun = tuple(sorted(self._owned)), tuple(sorted(self._begun))
+        held = Held(term=self.lease_term, owned=owned, begun=begun)
         if held != self._kept:
             self._kept = held
             self._keep(held)
@@ -435,12 +441,15 @@ class Guardian:
         index, own, expected = self._site.index, self._site.site_id, self._expected()
         for record in list(index.records("vm")):
             vm = record.value
+            if record.home == own:
+                self._begun.discard(VmId(record.id))
             if record.home == own or not isinstance(vm, Vm) or not self._fails_over(vm):
                 continue
             if vm.wish is not PowerWish.RUNNING:
                 continue  # it does not run; its home keeps it
-            # What the quorum gave us and found no place then is finished, even if its home is back.
-            begun = vm.vm_id in self._owned - expected
+            # What the quorum gave us and found no place then is finished, even if its home is back;
+            # not what was here and was deleted, of which another site still has a record.
+            begun = vm.vm_id in self._begun & self._owned - expected
             order = [] if record.home in held else successors(index, vm, alive=held)
             try:
                 if self._was_coming(vm):
@@ -471,6 +480,8 @@ class Guardian:
         await self._succeed(vm.vm_id)
 
     async def _take_over_vm(self, vm: Vm, from_site: SiteId) -> None:
+        self._begun.add(vm.vm_id)
+        self._keep_held()
         for volume_id in vm.volumes:
             volume = self._site.index.value(Volume, volume_id)
             await self._take_over_volume(volume, from_site)
