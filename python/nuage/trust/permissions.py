@@ -51,27 +51,17 @@ _AUDITOR: Final = Role.AUDITOR
 TABLE: Final[Mapping[str, frozenset[Role]]] = {
     # the federation
     "federation.read": frozenset({_ADMIN, _OPERATOR, _IAAS_ADMIN, _USER, _AUDITOR}),
-    "federation.invite": frozenset({_ADMIN}),
-    "policy.write": frozenset({_ADMIN}),
     "datacenter.read": frozenset({_ADMIN, _OPERATOR, _IAAS_ADMIN, _USER, _AUDITOR}),
-    "datacenter.write": frozenset({_ADMIN, _OPERATOR}),
     "datacenter.revoke": frozenset({_ADMIN}),
     # a site
     "rack.read": frozenset({_ADMIN, _OPERATOR, _AUDITOR}),
-    "rack.write": frozenset({_ADMIN, _OPERATOR}),
     "node.read": frozenset({_ADMIN, _OPERATOR, _AUDITOR}),
-    "node.write": frozenset({_ADMIN, _OPERATOR}),
-    "node.invite": frozenset({_ADMIN, _OPERATOR}),
     "node.revoke": frozenset({_ADMIN, _OPERATOR}),
     "node.maintain": frozenset({_ADMIN, _OPERATOR}),
-    "node.power": frozenset({_ADMIN, _OPERATOR}),
-    "pdu.read": frozenset({_ADMIN, _OPERATOR, _AUDITOR}),
-    "pdu.write": frozenset({_ADMIN, _OPERATOR}),
     "pool.read": frozenset({_ADMIN, _OPERATOR, _IAAS_ADMIN, _USER, _AUDITOR}),
     "pool.write": frozenset({_ADMIN, _OPERATOR}),
     "energy.read": frozenset({_ADMIN, _OPERATOR, _AUDITOR}),
     "energy.write": frozenset({_ADMIN, _OPERATOR}),
-    "event.read": frozenset({_ADMIN, _OPERATOR, _IAAS_ADMIN, _USER, _AUDITOR}),
     # users
     "user.read": frozenset({_ADMIN, _AUDITOR}),
     "user.write": frozenset({_ADMIN}),
@@ -79,7 +69,6 @@ TABLE: Final[Mapping[str, frozenset[Role]]] = {
     # an IaaS
     "iaas.create": frozenset({_ADMIN}),
     "iaas.read": frozenset({_ADMIN, _IAAS_ADMIN, _USER, _AUDITOR}),
-    "iaas.write": frozenset({_ADMIN, _IAAS_ADMIN}),
     "iaas.contract": frozenset({_ADMIN}),
     "iaas.delete": frozenset({_ADMIN}),
     "iaas.unlock": frozenset({_IAAS_ADMIN}),
@@ -102,7 +91,6 @@ TABLE: Final[Mapping[str, frozenset[Role]]] = {
     "volume.trace": frozenset({_ADMIN, _IAAS_ADMIN, _AUDITOR}),
     "image.read": frozenset({_ADMIN, _IAAS_ADMIN, _USER, _AUDITOR}),
     "image.write": frozenset({_ADMIN, _IAAS_ADMIN}),
-    "image.publish": frozenset({_ADMIN}),
     "segment.read": frozenset({_ADMIN, _IAAS_ADMIN, _USER, _AUDITOR}),
     "segment.write": frozenset({_IAAS_ADMIN}),
     "port.read": frozenset({_ADMIN, _IAAS_ADMIN, _USER, _AUDITOR}),
@@ -111,11 +99,8 @@ TABLE: Final[Mapping[str, frozenset[Role]]] = {
     "address.create": frozenset({_IAAS_ADMIN}),
     "address.delete": frozenset({_IAAS_ADMIN}),
     "address.attach": frozenset({_IAAS_ADMIN, _USER}),
-    "gateway.read": frozenset({_ADMIN, _IAAS_ADMIN, _USER, _AUDITOR}),
-    "gateway.write": frozenset({_IAAS_ADMIN}),
     # the auditor
     "audit.read": frozenset({_ADMIN, _OPERATOR, _AUDITOR}),
-    "ledger.read": frozenset({_ADMIN, _IAAS_ADMIN, _AUDITOR}),
 }
 
 
