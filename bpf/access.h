@@ -144,10 +144,9 @@ static __always_inline int refusal(struct __sk_buff *skb, struct port_value *por
 
 static __always_inline int is_for_router(const struct ethernet *eth)
 {
-	__u32 zero = 0;
-	struct lisp_self_value *router = bpf_map_lookup_elem(&lisp_self, &zero);
+	struct lisp_self_value *me = router();
 
-	return router && router->ifindex && mac_equal(router->router_mac, eth->dmac);
+	return me && mac_equal(me->router_mac, eth->dmac);
 }
 
 SEC("tc")

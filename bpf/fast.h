@@ -59,9 +59,7 @@ static __always_inline int fast_forward(struct plain_frame *frame)
 
 static __always_inline int fast_strip(struct xdp_md *ctx, struct plain_frame *frame)
 {
-	__u32 label = (bpf_ntohs(frame->inner.control) & 0xFFF) << 12 |
-		      (bpf_ntohs(frame->inner.low) & 0xFFF);
-	__u32 ingress = bpf_ntohs(frame->head.ingress);
+	__u32 label = label_of(&frame->inner), ingress = bpf_ntohs(frame->head.ingress);
 	struct station_key key = {.label = label};
 	__u8 macs[2 * MAC_BYTES];
 	struct stripped *note;

@@ -157,6 +157,15 @@ static __always_inline struct self_value *self(void)
 	return bpf_map_lookup_elem(&self_entry, &zero);
 }
 
+/* This LISP tunnel router, if it is one. */
+static __always_inline struct lisp_self_value *router(void)
+{
+	__u32 zero = 0;
+	struct lisp_self_value *found = bpf_map_lookup_elem(&lisp_self, &zero);
+
+	return found && found->ifindex ? found : NULL;
+}
+
 struct ipv4 {
 	__u8 version_ihl, tos;
 	__be16 bytes, id, fragment;

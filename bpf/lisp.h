@@ -36,14 +36,6 @@ struct tunnel {
 } __attribute__((packed));
 _Static_assert(sizeof(struct tunnel) == sizeof(struct ethernet) + TUNNEL_BYTES, "tunnel");
 
-static __always_inline struct lisp_self_value *router(void)
-{
-	__u32 zero = 0;
-	struct lisp_self_value *found = bpf_map_lookup_elem(&lisp_self, &zero);
-
-	return found && found->ifindex ? found : NULL;
-}
-
 static __always_inline void make_eid_key(struct eid_key *key, __u32 instance, __u8 family,
 					 const __u32 *address)
 {

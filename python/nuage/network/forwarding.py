@@ -34,6 +34,7 @@ NICKNAME_MAX: Final = Nickname(0xFFBF)
 NICKNAME_ANY: Final = Nickname(0xFFC0)  # Any-RBridge, RFC 7180 §2: one hop, never forwarded
 PORT_NONE: Final = PortNumber(0)
 LABEL_MAX: Final = Label(0xFFFFFE)
+AGE_MAX_S: Final = 300.0  # of a learned station; AGE_MAX_NS of bpf/intf.h
 ECMP_MAX: Final = 8  # next hops kept per nickname; fixed-size value in the kernel's map
 
 

@@ -26,6 +26,7 @@ from nuage.errors import Unavailable
 from nuage.network import kernel_tables as tables
 from nuage.network.dhcp import SERVER_MAC
 from nuage.network.forwarding import (
+    AGE_MAX_S,
     NICKNAME_UNKNOWN,
     AdjacencyEntry,
     Drop,
@@ -60,7 +61,6 @@ from nuage.network.kernel_tables import U32, U64, Place, Slots, pieces
 from nuage.network.line_echo import LineEnd
 from nuage.network.offload import disable_segmentation
 
-AGE_MAX_S: Final = 300.0
 SUMS: Final = (
     "ingress", "transit", "egress", "flooded", "punted", "encapsulated", "decapsulated",
     "strays", "answered", "kernel_refused",

@@ -12,6 +12,7 @@ from typing import Final
 
 from nuage.errors import Unavailable
 from nuage.network.forwarding import (
+    ECMP_MAX,
     AdjacencyEntry,
     Direction,
     EidEntry,
@@ -32,6 +33,7 @@ from nuage.network.forwarding import (
     Rloc,
     SelfEntry,
 )
+from nuage.network.security_group import RULES_PER_PORT_MAX
 
 U32: Final = struct.Struct("=I")
 U64: Final = struct.Struct("=Q")
@@ -62,10 +64,8 @@ GRO_PORT: Final = struct.Struct("=II")
 HEARD_KEY: Final = struct.Struct("=28s4s")
 EVENT: Final = struct.Struct("=I4s28s16s")
 
-ECMP_MAX: Final = 8
 TRUNKS_MAX: Final = 64
 FLOOD_MAX: Final = 512
-RULES_MAX: Final = 256
 RLOCS_MAX: Final = 8
 PORT_TRUNK: Final = 1
 PORT_GUARDED: Final = 2
@@ -90,7 +90,7 @@ SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "directory": (STATION_KEY.size, STATION.size),
     "learned": (STATION_KEY.size, STATION.size),
     "guards": (GUARD_KEY.size, 4),
-    "rules": (4, 4 + RULES_MAX * RULE.size),
+    "rules": (4, 4 + RULES_PER_PORT_MAX * RULE.size),
     "states": (4, STATE.size),
     "neighbours": (NEIGHBOUR_KEY.size, NEIGHBOUR.size),
     "lisp_self": (4, LISP_SELF.size),
@@ -315,9 +315,9 @@ def encode_rules(rules: Mapping[int, PolicyEntry]) -> bytes:
         Unavailable: an index is beyond the map's value.
     """
     count = max(rules, default=-1) + 1
-    if count > RULES_MAX:
-        raise Unavailable(f"rule {count - 1} of a port, {RULES_MAX - 1} is the last")
-    body = bytearray(RULES_MAX * RULE.size)
+    if count > RULES_PER_PORT_MAX:
+        raise Unavailable(f"rule {count - 1} of a port, {RULES_PER_PORT_MAX - 1} is the last")
+    body = bytearray(RULES_PER_PORT_MAX * RULE.size)
     for index, rule in rules.items():
         family, address, mask = 0, bytes(16), bytes(16)
         if rule.remote is not None:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple, assert_never
 
 from nuage.network.forwarding import (
+    AGE_MAX_S,
     NICKNAME_ANY,
     NICKNAME_MAX,
     NICKNAME_UNKNOWN,
@@ -67,7 +68,6 @@ from nuage.network.trill_frame import (
 )
 from nuage.network.wire import MalformedFrame
 
-AGE_MAX_S: Final = 300.0
 LEARNED_MAX: Final = 65_536
 LEARNED_PER_PORT_MAX: Final = 128  # of an unguarded access port: a guest may not fill the table
 BRIDGE_GROUP: Final = bytes.fromhex("0180c20000")
