@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from nuage.clock import Clock
 from nuage.errors import TimedOut, Unavailable
+from nuage.network.socket_buffers import widen
 from nuage.network.trunk import (
     TrunkDriver,
     TrunkPlan,
@@ -152,6 +153,9 @@ async def _set_up(plan: TrunkPlan, private_key: str, clock: Clock) -> TrunkUp:
             await run(("wg", "setconf", plan.tunnel, path))
     for command in link_commands(plan):
         await run(command)
+    if plan.driver is TrunkDriver.WIREGUARD_GO:  # its sockets are there since its link is up
+        with suppress(OSError):  # the trunk stands without it, and loses more
+            widen(plan.tunnel)
     return TrunkUp(plan)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ import pytest
 from nuage.clock import SystemClock
 from nuage.errors import Unavailable
 from nuage.network.runner import PacketSocket
+from nuage.network.socket_buffers import BUFFER_BYTES
 from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish
 from nuage.network.trunk_wireguard import (
     TrunkUp,
@@ -25,7 +27,7 @@ from nuage.network.trunk_wireguard import (
     tear_down,
 )
 
-TOOLS = ("ip", "wg", "wireguard-go", "ethtool", "ping")
+TOOLS = ("ip", "ss", "wg", "wireguard-go", "ethtool", "ping")
 pytestmark = [
     pytest.mark.system,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -89,6 +91,20 @@ def wish(here: str, keys: dict[str, str], drivers: tuple[TrunkDriver, ...]) -> T
     }
     there = "b" if here == "a" else "a"
     return TrunkWish(number=5, provider="isp", here=ends[here], there=ends[there], drivers=drivers)
+
+
+async def test_wireguard_gos_sockets_take_a_burst(sites: None) -> None:
+    """Else it loses what comes while it waits for a processor, and streams send that again."""
+    keys = {name: new_private_key() for name in ADDRESSES}
+    async with namespace("a"):
+        trunk = await set_up(wish("a", keys, (TrunkDriver.WIREGUARD_GO,)), keys["a"], SystemClock())
+        try:
+            told = await run(("ss", "-Huanm", "sport", "=", f":{trunk.plan.listen_port}"))
+        finally:
+            await tear_down(trunk)
+    buffers = [int(number) for number in re.findall(r"rb(\d+)", told)]
+    assert buffers, told
+    assert min(buffers) >= BUFFER_BYTES
 
 
 async def test_an_encrypted_trunk_carries_full_frames_and_shows_the_isp_nothing(
