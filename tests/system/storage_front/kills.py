@@ -279,13 +279,12 @@ class Kills:
         site = self.clients.head
         assert site is not None
         for volume in self.volumes:
-            head = site.head(volume)
-            match head:
+            match site.ask("status", volume=volume)["head"]:
                 case {"state": "open", "copies": list(copies)}:
                     if any(copy["state"] != "live" for copy in copies):
                         return False
-                case {"state": "fenced"}:
-                    raise AssertionError(f"the last head is fenced\n{self.told()}")
+                case None | {"state": "fenced"}:
+                    raise AssertionError(f"the last head is gone\n{self.told()}")
                 case _:
                     return False
         return True
@@ -320,7 +319,9 @@ class Kills:
     def told(self) -> str:
         """Return what was done and what the daemons say."""
         logs = [f"-- {site.folder.name}\n{site.log[-3000:]}" for site in self.sites]
-        heads = [str(self.clients.head and self.clients.head.head(v)) for v in self.volumes]
+        heads = []
+        if self.clients.head is not None:
+            heads = [str(self.clients.head.ask("status", volume=v)) for v in self.volumes]
         return "\n".join([*self.done[-40:], *heads, *logs])
 
     def look(self, *, is_lossy: bool = False) -> None:
