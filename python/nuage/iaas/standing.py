@@ -120,9 +120,15 @@ def note_head(site: Site, head: HeadReport) -> None:
 def _news_of_past(
     site: Site, volume: Volume, before: HeadReport | None, head: HeadReport
 ) -> list[tuple[str, str]]:
-    """Return what leaves the history early, once a day, and what open views keep in it."""
+    """Return what leaves the history early, once a day, what views keep, and whether it is full."""
     news = []
     past = head.past
+    was_full = before is not None and before.past.is_full
+    if past.is_full and not was_full:
+        text = "its history is full and strict: writes are refused until some of it is of age"
+        news.append(("history-full", text))
+    elif was_full and not past.is_full:
+        news.append(("history-has-room", "its history has room again: writes go on"))
     day = int(past.dropped_early_s) // DAY_S
     if day > site.drops_told.get(volume.volume_id, 0):
         site.drops_told[volume.volume_id] = day

@@ -73,11 +73,13 @@ class PastSeen:
     """How far back a head's journal goes, 0: to its first write, and what open views hold back.
 
     `dropped_early_s` is when something last left before its time, for being too much; 0: never.
+    `is_full`: none may leave so (`strict`), and there is no room for more: writes are refused.
     """
 
     kept_from_s: float = 0.0
     dropped_early_s: float = 0.0
     held_by_views_bytes: int = 0
+    is_full: bool = False
 
 
 NO_PAST = PastSeen()

@@ -122,6 +122,14 @@ def test_history_that_leaves_before_its_time_is_announced_once_a_day() -> None:
     assert watcher.hears(with_past(later, again)) == [], "a new head announces no day again"
 
 
+def test_a_strict_history_that_is_full_is_announced_and_so_is_its_end() -> None:
+    value = volume(1, places=PLACES)
+    watcher = Watcher(value, Contract())
+    fullness = (False, True, True, False, False)
+    told = [watcher.hears(with_past(value, PastSeen(is_full=is_full))) for is_full in fullness]
+    assert told == [[], ["history-full"], [], ["history-has-room"], []]
+
+
 def test_views_that_hold_back_much_history_are_announced_and_so_is_their_end() -> None:
     value = volume(1, places=PLACES)
     watcher = Watcher(value, Contract())
