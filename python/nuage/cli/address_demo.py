@@ -1,4 +1,4 @@
-"""The demo's public address: net2 gets one, and a host on the internet talks to it as it moves."""
+"""The demo's public address: a VM gets one, and a host on the internet talks to it as it moves."""
 
 import itertools
 import os

@@ -21,7 +21,7 @@ from nuage.api.profile import Profile, keep_profile
 from nuage.cli.console import wait_for_text
 from nuage.cli.fabric_demo import fabric_demo
 from nuage.cli.showing import age, inner, row_of, rows_of
-from nuage.cli.storage_demo import Telling, storage_demo
+from nuage.cli.storage_demo import StorageDemo, Telling
 from nuage.errors import NotFound, NuageError, TimedOut, Unavailable
 from nuage.lab.assembly import admin_of, api_socket, assemble, disband
 from nuage.lab.description import DEFAULT_DESCRIPTION
@@ -29,6 +29,8 @@ from nuage.lab.lab import Lab
 from nuage.trust.verify import load_keys, verify_audit
 
 IAAS: Final = "demo-corp"
+WEB: Final = "web1"
+DATABASE: Final = "db1"
 USER: Final = "demo"
 WAIT_S: Final = 90.0
 POLL_S: Final = 0.1
@@ -82,13 +84,17 @@ class Demo:
         self.create_machines()
         self.migrate()
         telling = Telling(self.say, self.note, self.figure)
-        catch_up = storage_demo(self._user, self._lab, telling, iaas=IAAS)
+        storage = StorageDemo(self._user, self._lab, telling, iaas=IAAS, vm=WEB)
+        reads_again = storage.go_back()
+        self.lose_a_node()  # meanwhile the guest starts
+        reads_again()
+        storage.prove()
+        catch_up = storage.lose_the_head()
         fabric_demo(
-            self._user, self._lab, admin=self._admin,
-            iaas=IAAS, say=self.say, note=self.note, figure=self.figure,
+            self._user, self._lab, admin=self._admin, iaas=IAAS, asker=DATABASE, mover=WEB,
+            say=self.say, note=self.note, figure=self.figure,
         )  # fmt: skip
         catch_up()
-        self.lose_a_node()
         self.cut_a_site()
         self.verify()
         self.sum_up()
@@ -180,7 +186,7 @@ class Demo:
         """Create machines and tell where each went, and why."""
         self.say("Virtual machines are placed, and boot from replicated volumes")
         asked_s: dict[str, float] = {}
-        for name in ("web1", "web2", "db1"):
+        for name in (WEB, DATABASE):
             if self._vm(name) is None:
                 asked_s[name] = time.monotonic()
                 answer = row_of(
@@ -193,15 +199,15 @@ class Demo:
             self._until(name, "running")
             self.note(f"{name} runs after {time.monotonic() - begin_s:.1f} s")
         greeting = wait_for_text(
-            self._user, f"{self._vms}/web1/console", "ready", after=0, timeout_s=WAIT_S
+            self._user, f"{self._vms}/{WEB}/console", "ready", after=0, timeout_s=WAIT_S
         )
         line = next((x for x in greeting.splitlines() if "ready" in x), "").strip()
-        self.note(f"web1's console: [dim]{line}[/]")
-        places = rows_of(self._user.get(f"{self._volumes}/web1-boot/where"))
+        self.note(f"{WEB}'s console: [dim]{line}[/]")
+        places = rows_of(self._user.get(f"{self._volumes}/{WEB}-boot/where"))
         for place in places:
             word = "head" if place["is_head"] else "copy"
             where = f"{place['node']} in {place['place']}, {place['country']}"
-            self.note(f"web1's disk, {word}: {where}")
+            self.note(f"{WEB}'s disk, {word}: {where}")
 
     def _tell_choice(self, name: str, decision: dict[str, object]) -> None:
         ranked = rows_of(decision["ranked"])
@@ -214,27 +220,28 @@ class Demo:
 
     def migrate(self) -> None:
         """Move a running machine to another datacenter."""
-        vm = self._require("web1")
-        target = next(s for s in self._sites if s != vm["site_id"])
-        self.say(f"web1 moves live from {vm['site_id']} to {target}, its disk and address with it")
+        start = self._require(WEB)["site_id"]
+        taken = (start, self._require(DATABASE)["site_id"])
+        target = next(site for site in self._sites if site not in taken)
+        self.say(f"{WEB} moves live from {start} to {target}, its disk and address with it")
         begin = time.monotonic()
-        self._user.call("POST", f"{self._vms}/web1/migrate", {"site": target})
-        self._until("web1", "running", at_site=target)
+        self._user.call("POST", f"{self._vms}/{WEB}/migrate", {"site": target})
+        self._until(WEB, "running", at_site=target)
         self.figure("live migration between sites", f"{time.monotonic() - begin:.1f} s")
-        paused = self._event(lambda text: "web1 was handed over, paused" in text)
+        paused = self._event(lambda text: f"{WEB} was handed over, paused" in text)
         if paused:
             self.figure("guest paused for", paused.rpartition("paused ")[2])
 
     def lose_a_node(self) -> None:
         """Cut a V-node's power."""
-        vm = self._require("db1")
+        vm = self._require(DATABASE)
         node = str(vm["node_id"])
-        self.say(f"The V-node {node} loses its power, with db1 on it")
+        self.say(f"The V-node {node} loses its power, with {DATABASE} on it")
         begin = time.monotonic()
         self._lab.kill(node)
-        self._until("db1", "running", not_on=node)
-        back = self._require("db1")
-        self.figure("db1 runs again", f"after {time.monotonic() - begin:.1f} s")
+        self._until(DATABASE, "running", not_on=node)
+        back = self._require(DATABASE)
+        self.figure(f"{DATABASE} runs again", f"after {time.monotonic() - begin:.1f} s")
         self.note(f"on {back['node_id']}, once {node} was confirmed off by its BMC")
         self._lab.power_on(node, wait=False)
 

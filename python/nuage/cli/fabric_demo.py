@@ -15,6 +15,7 @@ from nuage.cli.address_demo import OutsidePing, give_address
 from nuage.cli.showing import inner, row_of, rows_of
 from nuage.cli.tenant import CONSOLE_WAIT_S, Tenant
 from nuage.errors import TimedOut
+from nuage.lab.assembly import api_socket
 from nuage.lab.lab import Lab
 from nuage.model.infrastructure import NodeRole
 
@@ -25,7 +26,7 @@ INTERVAL_S: Final = 0.02
 FLOWING: Final = 25  # answers in a row of those who tell that traffic flows: half a second
 TRUNKS_WAIT_S: Final = 60.0
 POLL_S: Final = 0.1
-LOG: Final = "/data/ping"
+LOG: Final = "/tmp/ping"  # in the guest's memory: its disk may be waiting for an IO-node
 HEARD: Final = f"$(grep -c seq= {LOG})"
 # Bounded, should answers never come: the guest that is asked dies of a move, say.
 WAIT_FOR_MORE: Final = (
@@ -40,12 +41,15 @@ GAPS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class FabricDemo:
-    """What the steps share."""
+    """What the steps share. `near` and `near_admin` ask the asker's own site, which is cut."""
 
     tenant: Tenant
     admin: Client
+    near: Tenant
+    near_admin: Client
     lab: Lab
-    image: str
+    asker: str
+    mover: str
     say: Tell
     note: Tell
     figure: Figure
@@ -57,35 +61,44 @@ def fabric_demo(
     *,
     admin: Client,
     iaas: str,
+    asker: str,
+    mover: str,
     say: Tell,
     note: Tell,
     figure: Figure,
-    image: str = "guest",
 ) -> None:
-    """Show the fabric to somebody: `lab` is up, `image` is imported.
+    """Show the fabric to somebody: `lab` is up, `asker` and `mover` run in two sites of it.
 
     `user` administers `iaas`; `admin` the federation: it defines public addresses.
     """
-    demo = FabricDemo(Tenant(user, iaas), admin, lab, image, say, note, figure)
-    sites = [site.id for site in lab.description.sites]
-    address = _meet(demo, sites)
-    _cut(demo, sites[0], address)
+    tenant = Tenant(user, iaas)
+    site = str(tenant.vm(asker)["site_id"])
+    door = f"unix:{api_socket(lab, site)}"
+    near = Tenant(Client(door, token=user.token), iaas)
+    near_admin = Client(door, token=admin.token)
+    demo = FabricDemo(
+        tenant, admin, near, near_admin, lab, asker, mover, say, note, figure
+    )  # fmt: skip
+    sites = [each.id for each in lab.description.sites]
+    address = _meet(demo)
+    _cut(demo, site, address)
     outside = _go_public(demo, sites[0])
     _move(demo, sites, address, outside)
 
 
-def _meet(demo: FabricDemo, sites: list[str]) -> str:
-    demo.say("Two machines in two datacenters share one layer-2 segment (TRILL)")
-    tenant = demo.tenant
-    for name, site in (("net1", sites[0]), ("net2", sites[1])):
-        tenant.create(name, image=demo.image, site=site)
-    for name in ("net1", "net2"):
-        tenant.until_booted(name)
-    address = tenant.address("net2")
-    told = demo.tenant.type("net1", f"ping -c 20 -i {INTERVAL_S} {address} | tail -2")
+def _meet(demo: FabricDemo) -> str:
+    demo.say(
+        f"{demo.asker} and {demo.mover}, in two datacenters, share one layer-2 segment (TRILL)"
+    )
+    for name in (demo.asker, demo.mover):
+        demo.tenant.until_booted(name)
+        demo.tenant.until_it_has_a_shell(name)
+    address = demo.tenant.address(demo.mover)
+    told = demo.near.type(demo.asker, f"ping -c 20 -i {INTERVAL_S} {address} | tail -2")
     answered = re.search(r"(\d+) packets received", told)
     times = re.search(r"= ([\d.]+)/([\d.]+)/", told)
-    where = f"{demo.tenant.vm('net1')['node_id']} → {demo.tenant.vm('net2')['node_id']}"
+    nodes = [str(demo.tenant.vm(name)["node_id"]) for name in (demo.asker, demo.mover)]
+    where = " → ".join(nodes)
     demo.note(f"{where}: {answered.group(1) if answered else 'none'} of 20 answers")
     if times is not None:
         demo.figure("round trip between two datacenters", f"{times.group(1)} ms at best")
@@ -96,7 +109,10 @@ def _meet(demo: FabricDemo, sites: list[str]) -> str:
 def _tell_path(demo: FabricDemo) -> None:
     shown = row_of(
         demo.tenant.user.get(
-            f"/v1/iaas/{demo.tenant.iaas}/path", source="net1", destination="net2", traced="true"
+            f"/v1/iaas/{demo.tenant.iaas}/path",
+            source=demo.asker,
+            destination=demo.mover,
+            traced="true",
         )
     )
     answer = inner(shown, "answer")
@@ -133,60 +149,64 @@ def _wait_for_trunks(demo: FabricDemo, site: str) -> None:
 
 
 def _trunks_are_up(demo: FabricDemo, edge: str) -> bool:
-    trunks = rows_of(row_of(demo.admin.get(f"/v1/fabric/{edge}"))["trunks"])
+    trunks = rows_of(row_of(demo.near_admin.get(f"/v1/fabric/{edge}"))["trunks"])
     return {trunk["state"] for trunk in trunks if trunk["provider"]} == {"report"}
 
 
 def _go_public(demo: FabricDemo, site: str) -> OutsidePing:
-    demo.say("net2 gets a public address, which a host on the internet reaches (LISP)")
-    address = give_address(demo.tenant, demo.lab, demo.admin, vm="net2", site=site)
-    demo.tenant.type("net2", f"ip addr add {address}/32 dev eth0")
+    mover = demo.mover
+    demo.say(f"{mover} gets a public address, which a host on the internet reaches (LISP)")
+    address = give_address(demo.tenant, demo.lab, demo.admin, vm=mover, site=site)
+    demo.tenant.type(mover, f"ip addr add {address}/32 dev eth0")
     outside = OutsidePing(demo.lab, address)
     demo.note(f"{address} answers from outside after {outside.wait():.1f} s")
     return outside
 
 
 def _move(demo: FabricDemo, sites: list[str], address: str, outside: OutsidePing) -> None:
-    start = str(demo.tenant.vm("net2")["site_id"])
+    asker, mover = demo.asker, demo.mover
+    start = str(demo.tenant.vm(mover)["site_id"])
     target = next(site for site in reversed(sites) if site != start)
-    demo.say(f"net2 moves from {start} to {target} while net1 and the outside talk to it")
+    demo.say(f"{mover} moves from {start} to {target} while {asker} and the outside talk to it")
     _start_ping(demo, address)
     outside.start()
     _wait_for_answers(demo)
-    demo.tenant.move("net2", target)
+    demo.tenant.move(mover, target)
     _wait_for_answers(demo)
     outside.until_it_hears(FLOWING)
     longest_ms = _stop_ping(demo)
     demo.figure("longest gap of a ping through a live migration", f"{longest_ms:.0f} ms")
     outside_ms = outside.stop()
     demo.figure("longest gap of its public address, from outside", f"{outside_ms:.0f} ms")
-    told = float(str(demo.tenant.vm("net2")["downtime_ms"]))
+    told = float(str(demo.tenant.vm(mover)["downtime_ms"]))
     if told:
         demo.note(f"of which the guest stood still for {told:.0f} ms, by QEMU's own count")
-    if not demo.tenant.answers("net1", address):
-        demo.note("net2 does not answer after its move; it is started anew")
-        demo.tenant.start_anew("net2")
+    if not demo.near.answers(asker, address):
+        demo.note(f"{mover} does not answer after its move; it is started anew")
+        demo.tenant.start_anew(mover)
 
 
 # The guest's console ----------------------------------------------------------------------------
 
 
 def _start_ping(demo: FabricDemo, address: str) -> None:
-    demo.tenant.type("net1", f"(ping -i {INTERVAL_S} {address} >{LOG} 2>&1 &)")
+    demo.near.type(demo.asker, f"(ping -i {INTERVAL_S} {address} >{LOG} 2>&1 &)")
 
 
 def _wait_for_answers(demo: FabricDemo) -> None:
     """Wait until the ping has heard `FLOWING` more answers, or some seconds have gone by."""
-    demo.tenant.type("net1", WAIT_FOR_MORE)
+    demo.near.type(demo.asker, WAIT_FOR_MORE)
 
 
 def _stop_ping(demo: FabricDemo) -> float:
     """Stop the ping; return its longest gap in milliseconds."""
     ended = f"i=0; until grep -q transmitted {LOG} || [ $i -ge 50 ]; do sleep 0.1; i=$((i+1)); done"
-    told = demo.tenant.type("net1", f"killall -INT ping; {ended}; {GAPS}")
+    told = demo.near.type(demo.asker, f"killall -INT ping; {ended}; {GAPS}")
     last = re.search(r"last (\d+)", told)
     if last is None or not int(last.group(1)):
-        raise TimedOut("the ping in net1", after_s=CONSOLE_WAIT_S, hint="it had no answer at all")
+        raise TimedOut(
+            f"the ping in {demo.asker}", after_s=CONSOLE_WAIT_S, hint="it had no answer at all"
+        )
     steps = [int(after) - int(before) for before, after in re.findall(r"gap (\d+) (\d+)", told)]
     sent = re.search(r"sent (\d+)", told)
     if sent is not None:  # a silence that did not end is the longest of all

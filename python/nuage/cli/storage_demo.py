@@ -45,20 +45,9 @@ class Telling:
     figure: Callable[[str, str], None]
 
 
-def storage_demo(
-    client: Client, lab: PowersNodes, telling: Telling, *, iaas: str, vm: str = "web1"
-) -> Callable[[], None]:
-    """Run the storage steps on a running VM that boots from the volume ``<vm>-boot``.
+class StorageDemo:
+    """The storage steps on a running VM that boots from the volume ``<vm>-boot``."""
 
-    Return what waits for the last of them to end and tells so: a node's start takes a while.
-    """
-    demo = _StorageDemo(client, lab, telling, iaas=iaas, vm=vm)
-    demo.go_back()
-    demo.prove()
-    return demo.lose_the_head()
-
-
-class _StorageDemo:
     def __init__(
         self, client: Client, lab: PowersNodes, telling: Telling, *, iaas: str, vm: str
     ) -> None:
@@ -72,8 +61,11 @@ class _StorageDemo:
 
     # A file comes back ----------------------------------------------------------------------------
 
-    def go_back(self) -> None:
-        """Write a file in the guest, mark, damage it, and go back to the moment before."""
+    def go_back(self) -> Callable[[], None]:
+        """Write a file in the guest, mark, damage it, and go back to the moment before.
+
+        Return what waits until the guest has started again, and has it read the file.
+        """
         self._tell.say(f"{self._vm_name} loses a file, and its disk goes back to the moment before")
         self._wake()
         word = f"precious-{secrets.token_hex(4)}"
@@ -91,10 +83,17 @@ class _StorageDemo:
         self._tell.figure("disk taken back", f"{took_ms:.0f} ms")
         after = self._console_end()
         self._client.call("POST", f"{self._vm}/start")
+        self._tell.note(f"{self._vm_name} starts again, while the story goes on")
+        return lambda: self._reads_again(word, after=after)
+
+    def _reads_again(self, word: str, *, after: int) -> None:
         self._until_vm("running")
         self._shell_is_there(after=after)
         self._run("cat /data/letter", word)
-        self._tell.note(f"the guest reads {word} again; what came since is still in the journal")
+        self._tell.note(
+            f"{self._vm_name} has started, and reads {word} again; what came since is still in the "
+            "journal"
+        )
 
     # Its places are proven ------------------------------------------------------------------------
 
@@ -115,7 +114,10 @@ class _StorageDemo:
     # A head is lost under load --------------------------------------------------------------------
 
     def lose_the_head(self) -> Callable[[], None]:
-        """Cut the power of the head's IO-node while the guest writes, and go on."""
+        """Cut the power of the head's IO-node while the guest writes, and go on.
+
+        Return what waits until the node's copy is whole again, and tells so.
+        """
         head, others = self._head(), self._others()
         if not others:
             self._tell.note("the volume has one copy: nothing could go on without its node")

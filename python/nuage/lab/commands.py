@@ -21,7 +21,7 @@ from rich.table import Table
 
 from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.lab.control import LabStatus, NodeStatus, PowerOrder
-from nuage.lab.description import DEFAULT_DESCRIPTION
+from nuage.lab.description import DEFAULT_DESCRIPTION, bundled_names
 from nuage.lab.lab import Lab
 from nuage.lab.rig import Fault
 
@@ -87,20 +87,22 @@ def lab_group() -> None:
     """
 
 
-@lab_group.command("up")
-@click.argument(
-    "description", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT_DESCRIPTION
+@lab_group.command(
+    "up",
+    help="""Build the lab of DESCRIPTION (four French sites by default) and power it on.
+
+    DESCRIPTION is a TOML file, or the name of one that comes with Nuage: {names}.
+    Does nothing to what is already there; a lab that crashed half-way is built anew.
+    """.format(names=", ".join(bundled_names())),
 )
+@click.argument("description", type=click.Path(path_type=Path), default=DEFAULT_DESCRIPTION)
 @_options
 @click.option("--hardware-only", is_flag=True, help="Power the nodes on with nothing to run.")
 @click.option("--off", is_flag=True, help="Leave all nodes off (implies --hardware-only).")
 def up_command(
     description: Path, name: str, state_dir: Path | None, *, hardware_only: bool, off: bool
 ) -> None:
-    """Build the lab of DESCRIPTION (four French sites by default) and power it on.
-
-    Does nothing to what is already there; a lab that crashed half-way is built anew.
-    """
+    """Build hardware, give nodes their daemons, tell what stands."""
     lab = Lab.open(description, state_dir, name=name)
     console = Console(stderr=True)
     nodes = [node.name for node in lab.description.nodes()]

@@ -264,17 +264,30 @@ def _roles_of(rack: RackDescription) -> tuple[tuple[NodeRole, tuple[str, ...]], 
     )
 
 
+def bundled_names() -> list[str]:
+    """Return the names of the descriptions that come with Nuage."""
+    return sorted(path.stem for path in DEFAULT_DESCRIPTION.parent.glob("*.toml"))
+
+
+def description_file(path: Path) -> Path:
+    """Return the file that a person means: one at `path`, else a bundled one of that name."""
+    if not path.is_file() and str(path) in bundled_names():
+        return DEFAULT_DESCRIPTION.with_name(f"{path}.toml")
+    return path
+
+
 def load_description(path: Path) -> LabDescription:
-    """Read and check a description file.
+    """Read and check a description file, or a bundled one by its name.
 
     Raises:
         NotFound: there is no such file.
         InvalidRequest: it is not TOML, or a field (named) is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = description_file(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise NotFound("lab description", str(path), hint="give a TOML file") from error
+        hint = f"give a TOML file, or a name that Nuage knows: {', '.join(bundled_names())}"
+        raise NotFound("lab description", str(path), hint=hint) from error
     return parse_description(text)
 
 

@@ -106,9 +106,12 @@ def _settled(lab: Lab) -> Federation:
 def test_guests_meet_over_trill_through_a_cut_and_a_move(federation: Federation) -> None:
     """Issue 4, points 3 to 7: what a user sees; the figures are told, not judged."""
     figures: dict[str, str] = {}
+    tenant = federation.tenant("red")
+    for name, site in zip(("net1", "net2"), federation.lab.description.sites, strict=True):
+        tenant.create(name, image="guest", site=site.id)
     fabric_demo(
         federation.user, federation.lab, admin=federation.admin, iaas="red",
-        say=_quiet, note=_quiet,
+        asker="net1", mover="net2", say=_quiet, note=_quiet,
         figure=lambda what, value: figures.update({what: value}),
     )  # fmt: skip
     assert "round trip between two datacenters" in figures

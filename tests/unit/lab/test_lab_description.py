@@ -23,6 +23,18 @@ def test_the_default_is_four_french_sites_of_six_nodes() -> None:
     assert len(lab.pdus()) == 4
 
 
+def test_a_bundled_description_is_meant_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_description(Path("duo")) == parse_description(TEXT)
+    with pytest.raises(NotFound) as refused:
+        load_description(Path("trio"))
+    assert "duo, france, watt" in refused.value.hint
+    Path("duo").write_text(TEXT.replace('name = "duo"', 'name = "own"'), encoding="utf-8")
+    assert load_description(Path("duo")).name == "own"
+
+
 def test_every_node_has_an_outlet_of_its_racks_pdu() -> None:
     lab = load_description(DEFAULT_DESCRIPTION)
     pdus = {(pdu.site, pdu.rack): pdu for pdu in lab.pdus()}
