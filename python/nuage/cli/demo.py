@@ -22,6 +22,7 @@ from nuage.cli.console import wait_for_text
 from nuage.cli.fabric_demo import fabric_demo
 from nuage.cli.showing import age, inner, row_of, rows_of
 from nuage.cli.storage_demo import StorageDemo, Telling
+from nuage.cli.tenant import Tenant
 from nuage.errors import NotFound, NuageError, TimedOut, Unavailable
 from nuage.lab.assembly import admin_of, api_socket, assemble, disband
 from nuage.lab.description import DEFAULT_DESCRIPTION
@@ -88,6 +89,8 @@ class Demo:
         reads_again = storage.go_back()
         self.lose_a_node()  # meanwhile the guest starts
         reads_again()
+        Tenant(self._user, IAAS).until_booted(DATABASE)  # while its disk has all its copies
+        self.note(f"and {DATABASE} has booted")
         storage.prove()
         catch_up = storage.lose_the_head()
         fabric_demo(
