@@ -39,10 +39,6 @@ READY_POLL_S = 0.2
 VIEW_SECONDS = 24 * 3600  # a long export; it is closed at its end
 
 
-def _volume_path(session: Session, iaas: str, name: str) -> str:
-    return f"/v1/iaas/{session.require_iaas(iaas)}/volumes/{name}"
-
-
 def _number(value: object) -> int:
     return int(str(value))
 
@@ -65,7 +61,7 @@ def export_volume(
     session: Session, name: str, file: Path, moment: str, since: str, iaas: str
 ) -> None:
     """Write NAME, or what changed in it, to FILE; a FILE that broke off is gone on with."""
-    path = _volume_path(session, iaas, name)
+    path = session.volume_path(iaas, name)
     known = _broken_off(file)
     if known is not None and known.is_complete:
         raise Conflict(f"{file} is a whole export already", hint="name another file")
@@ -167,7 +163,7 @@ def _done_file(file: Path) -> Path:
 @pass_session
 def import_volume(session: Session, file: Path, name: str, iaas: str) -> None:
     """Make volume NAME of FILE, or bring it up to FILE when that holds what changed since."""
-    path = _volume_path(session, iaas, name)
+    path = session.volume_path(iaas, name)
     with file.open("rb") as handle:  # all of it is checked before anything is written
         state = read_header(handle, str(file))
         total = sum(piece.length for piece in read_pieces(handle, state, str(file)))
@@ -222,7 +218,7 @@ def _require_base(session: Session, path: str, header: ExportHeader) -> None:
 def _create(session: Session, iaas: str, name: str, header: ExportHeader) -> None:
     body = {"name": name, "size_bytes": header.size_bytes}
     session.client.call("POST", f"/v1/iaas/{session.require_iaas(iaas)}/volumes", body)
-    path = _volume_path(session, iaas, name)
+    path = session.volume_path(iaas, name)
     deadline_s = time.monotonic() + READY_TIMEOUT_S
     while True:
         volume = inner(row_of(session.client.get(path)), "value")

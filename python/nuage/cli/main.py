@@ -90,6 +90,7 @@ def _mount() -> None:
         fabric,
         iaas,
         keys,
+        provenance,
         simulate,
         sites,
         storage,
@@ -101,9 +102,9 @@ def _mount() -> None:
 
     lab_group.add_command(demo_command)
     commands = (
-        *sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS, *storage.COMMANDS, *audit.COMMANDS,
-        *energy.COMMANDS, *fabric.COMMANDS, *addresses.COMMANDS, *simulate.COMMANDS,
-        *completion.COMMANDS,
+        *sites.COMMANDS, *iaas.COMMANDS, *vms.COMMANDS, *storage.COMMANDS, *provenance.COMMANDS,
+        *audit.COMMANDS, *energy.COMMANDS, *fabric.COMMANDS, *addresses.COMMANDS,
+        *simulate.COMMANDS, *completion.COMMANDS,
     )  # fmt: skip
     for command in commands:
         _take_json(command)

@@ -68,6 +68,10 @@ class Session:
             )
         return chosen
 
+    def volume_path(self, iaas: str, name: str) -> str:
+        """Return where the API has a volume of the IaaS that is meant."""
+        return f"/v1/iaas/{self.require_iaas(iaas)}/volumes/{name}"
+
 
 def replace_token(profile: Profile, token: str) -> Profile:
     """Return `profile` with another token."""

@@ -1,6 +1,7 @@
 """Tables, sizes and ages for people; JSON for programs."""
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -92,6 +93,11 @@ def show(
     """Print an answer as JSON or as a table, as the caller asked."""
     if not answered(session, answer):
         print_table(headers, rows, empty=empty)
+
+
+def day(seconds: object) -> str:
+    """Return a moment for people, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(seconds))))
 
 
 def age(seconds: object) -> str:

@@ -1,19 +1,18 @@
-"""`nuage volume …`, `nuage iaas check`, `nuage verify`: disks, their past, where they have been."""
+"""`nuage volume …`: disks, their copies and their past."""
 
 import time
-from pathlib import Path
 from typing import cast
 
 import click
 
 from nuage.cli.energy import seconds
-from nuage.cli.iaas import iaas_group
 from nuage.cli.moments import read_moment
 from nuage.cli.rates import rate_line
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
     answered,
+    day,
     inner,
     listed,
     print_facts,
@@ -30,15 +29,7 @@ from nuage.cli.volume_groups import (
     marked_instant,
     require_stopped,
 )
-from nuage.errors import CorruptData, InvalidRequest, NuageError, SovereigntyViolation
-from nuage.trust.verify import (
-    load_keys,
-    told,
-    told_proof,
-    verify_audit,
-    verify_ledger,
-    verify_proof,
-)
+from nuage.errors import InvalidRequest, NuageError
 from nuage.units import format_size
 
 
@@ -130,7 +121,7 @@ def _last_pass(row: Row) -> str:
     total = int(str(row["total_bytes"]))
     if total:
         return f"now, {100 * int(str(row['done_bytes'])) // total} %"
-    return _day(row["last_s"]) if row["last_s"] else "never"
+    return day(row["last_s"]) if row["last_s"] else "never"
 
 
 @volume_group.command("scrub")
@@ -233,7 +224,7 @@ def history_volume(session: Session, name: str, after: int, count: int, iaas: st
     kept = format_size(int(str(answer["history_bytes"])))
     click.echo(f"writes #{answer['horizon_sequence']} to #{answer['sequence']} are kept, {kept}")
     if answer["dropped_early_s"]:
-        when, begin = _day(answer["dropped_early_s"]), _day(answer["kept_from_s"])
+        when, begin = day(answer["dropped_early_s"]), day(answer["kept_from_s"])
         click.echo(f"older ones left before their time, last at {when}: kept from {begin} on")
     rows = [
         (_clock(m["time_s"]), f"#{m['sequence']}", f"mark {m['name']}", "")
@@ -253,7 +244,7 @@ def _clock(seconds: object) -> str:
     """Return the time of day, to the millisecond; of another day the date as well."""
     moment = float(str(seconds))
     if time.localtime(moment)[:3] != time.localtime()[:3]:
-        return _day(seconds)
+        return day(seconds)
     return time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03d}"
 
 
@@ -379,7 +370,7 @@ def _tell_views(session: Session, views: list[Row], answer: object) -> None:
     if answered(session, answer):
         return
     for view in views:
-        until = _day(view["until_s"])
+        until = day(view["until_s"])
         click.echo(f"{view['view']}  until {until}, after write #{view['sequence']}")
         click.echo(f"portal  {view['portal']}")
         click.echo(f"target  {view['iqn']}")
@@ -541,123 +532,4 @@ def move_volume(session: Session, name: str, to: str, iaas: str) -> None:
     click.echo(f"{name} has its head on {answer['head']}; handed over in {took_ms:.0f} ms")
 
 
-@volume_group.command("trace")
-@click.argument("name")
-@iaas_option
-@pass_session
-def trace_volume(session: Session, name: str, iaas: str) -> None:
-    """Tell where each segment of a volume has been, from when to when, and under whose law."""
-    answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}/trace"))
-    if answered(session, answer):
-        return
-    rows = [
-        (
-            stay["segment"], f"#{stay['first_sequence']}–{stay['last_sequence']}", stay["node"],
-            f"{stay['site']}, {stay['country']}",
-            f"{stay['operator']} ({stay['operator_country']})", stay["disk"],
-            _day(stay["since_s"]), _day(stay["until_s"]) if stay["until_s"] else "now",
-        )
-        for stay in listed(answer, "stays")
-    ]  # fmt: skip
-    headers = ("SEGMENT", "WRITES", "NODE", "SITE", "OPERATOR", "DISK", "SINCE", "UNTIL")
-    print_table(
-        headers, rows, empty="no segment is full yet; `nuage volume where` shows the copies"
-    )
-    for site in listed(answer, "silent"):
-        click.echo(f"{site} did not answer: nothing is said of it")
-
-
-def _day(seconds: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(str(seconds))))
-
-
-@volume_group.command("prove")
-@click.argument("name")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Where to write the proof.",
-)
-@iaas_option
-@pass_session
-def prove_volume(session: Session, name: str, output: Path, iaas: str) -> None:
-    """Write what proves where a volume has been into a FILE; `nuage verify FILE` checks it."""
-    answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}/proof"))
-    output.write_text(str(answer["document"]))
-    click.echo(f"{answer['receipt_count']} receipts with their proofs are in {output}")
-    for site in listed(answer, "silent"):
-        click.echo(f"{site} did not answer: the proof says nothing of it")
-
-
-@click.command("verify")
-@click.argument("path", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--keys",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=None,
-    help="The sites' public keys, got on another way.",
-)
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=None,
-    help="The federation's root certificate, got on another way.",
-)
-def verify_command(path: Path, keys: Path | None, root: Path | None) -> None:
-    """Verify PATH offline: a volume's proof, a location ledger, or an exported audit log."""
-    beside = path / "keys.json" if path.is_dir() else path.with_name("keys.json")
-    known = load_keys(keys) if keys is not None else None
-    if path.is_file() and _is_proof(path):
-        proof = verify_proof(
-            path.read_bytes(), keys=known, root_pem="" if root is None else root.read_text()
-        )
-        for line in told_proof(proof):
-            click.echo(line)
-        if proof.problems:
-            raise CorruptData("the proof does not hold", where=str(path))
-        if proof.outside:
-            raise SovereigntyViolation(
-                f"it was outside its contract: {'; '.join(proof.outside)}", rule="contract"
-            )
-        return
-    known = known if known is not None else load_keys(beside)
-    report = verify_audit(path, known) if path.is_dir() else verify_ledger(path, known)
-    for line in told(report):
-        click.echo(line)
-    if report.problems:
-        raise CorruptData("it does not verify", where=str(path))
-
-
-def _is_proof(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == b"{"
-
-
-@iaas_group.command("check")
-@click.argument("name")
-@pass_session
-def check_iaas(session: Session, name: str) -> None:
-    """Look for any VM, copy or receipt of an IaaS that is outside its contract."""
-    answer = row_of(session.client.get(f"/v1/iaas/{name}/check"))
-    if answered(session, answer):
-        return
-    rows = [
-        (row["kind"], row["id"], row["site"], row["rule"], row["reason"])
-        for row in listed(answer, "findings")
-    ]
-    click.echo(
-        f"{answer['vm_count']} VMs, {answer['copy_count']} copies and "
-        f"{answer['receipt_count']} receipts were looked at"
-    )
-    print_table(
-        ("WHAT", "ID", "SITE", "RULE", "REASON"), rows, empty="none is outside the contract"
-    )
-    for site in listed(answer, "silent"):
-        click.echo(f"{site} did not answer: its receipts were not looked at")
-    if rows:
-        raise SovereigntyViolation(f"{len(rows)} are outside the contract", rule="contract")
-
-
-COMMANDS = (volume_group, verify_command)
+COMMANDS = (volume_group,)

@@ -1,0 +1,137 @@
+"""Where data has been: `nuage volume trace|prove`, `nuage iaas check`, `nuage verify`."""
+
+from pathlib import Path
+
+import click
+
+from nuage.cli.iaas import iaas_group
+from nuage.cli.session import Session, iaas_option, pass_session
+from nuage.cli.showing import answered, day, listed, print_table, row_of
+from nuage.cli.storage import volume_group
+from nuage.errors import CorruptData, SovereigntyViolation
+from nuage.trust.verify import (
+    load_keys,
+    told,
+    told_proof,
+    verify_audit,
+    verify_ledger,
+    verify_proof,
+)
+
+
+@volume_group.command("trace")
+@click.argument("name")
+@iaas_option
+@pass_session
+def trace_volume(session: Session, name: str, iaas: str) -> None:
+    """Tell where each segment of a volume has been, from when to when, and under whose law."""
+    answer = row_of(session.client.get(f"{session.volume_path(iaas, name)}/trace"))
+    if answered(session, answer):
+        return
+    rows = [
+        (
+            stay["segment"], f"#{stay['first_sequence']}–{stay['last_sequence']}", stay["node"],
+            f"{stay['site']}, {stay['country']}",
+            f"{stay['operator']} ({stay['operator_country']})", stay["disk"],
+            day(stay["since_s"]), day(stay["until_s"]) if stay["until_s"] else "now",
+        )
+        for stay in listed(answer, "stays")
+    ]  # fmt: skip
+    headers = ("SEGMENT", "WRITES", "NODE", "SITE", "OPERATOR", "DISK", "SINCE", "UNTIL")
+    print_table(
+        headers, rows, empty="no segment is full yet; `nuage volume where` shows the copies"
+    )
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: nothing is said of it")
+
+
+@volume_group.command("prove")
+@click.argument("name")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Where to write the proof.",
+)
+@iaas_option
+@pass_session
+def prove_volume(session: Session, name: str, output: Path, iaas: str) -> None:
+    """Write what proves where a volume has been into a FILE; `nuage verify FILE` checks it."""
+    answer = row_of(session.client.get(f"{session.volume_path(iaas, name)}/proof"))
+    output.write_text(str(answer["document"]))
+    click.echo(f"{answer['receipt_count']} receipts with their proofs are in {output}")
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: the proof says nothing of it")
+
+
+@click.command("verify")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="The sites' public keys, got on another way.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="The federation's root certificate, got on another way.",
+)
+def verify_command(path: Path, keys: Path | None, root: Path | None) -> None:
+    """Verify PATH offline: a volume's proof, a location ledger, or an exported audit log."""
+    beside = path / "keys.json" if path.is_dir() else path.with_name("keys.json")
+    known = load_keys(keys) if keys is not None else None
+    if path.is_file() and _is_proof(path):
+        proof = verify_proof(
+            path.read_bytes(), keys=known, root_pem="" if root is None else root.read_text()
+        )
+        for line in told_proof(proof):
+            click.echo(line)
+        if proof.problems:
+            raise CorruptData("the proof does not hold", where=str(path))
+        if proof.outside:
+            raise SovereigntyViolation(
+                f"it was outside its contract: {'; '.join(proof.outside)}", rule="contract"
+            )
+        return
+    known = known if known is not None else load_keys(beside)
+    report = verify_audit(path, known) if path.is_dir() else verify_ledger(path, known)
+    for line in told(report):
+        click.echo(line)
+    if report.problems:
+        raise CorruptData("it does not verify", where=str(path))
+
+
+def _is_proof(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
+@iaas_group.command("check")
+@click.argument("name")
+@pass_session
+def check_iaas(session: Session, name: str) -> None:
+    """Look for any VM, copy or receipt of an IaaS that is outside its contract."""
+    answer = row_of(session.client.get(f"/v1/iaas/{name}/check"))
+    if answered(session, answer):
+        return
+    rows = [
+        (row["kind"], row["id"], row["site"], row["rule"], row["reason"])
+        for row in listed(answer, "findings")
+    ]
+    click.echo(
+        f"{answer['vm_count']} VMs, {answer['copy_count']} copies and "
+        f"{answer['receipt_count']} receipts were looked at"
+    )
+    print_table(
+        ("WHAT", "ID", "SITE", "RULE", "REASON"), rows, empty="none is outside the contract"
+    )
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: its receipts were not looked at")
+    if rows:
+        raise SovereigntyViolation(f"{len(rows)} are outside the contract", rule="contract")
+
+
+COMMANDS = (verify_command,)
