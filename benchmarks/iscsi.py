@@ -5,10 +5,12 @@ write caches (`--ack memory` against tgt's WCE=1), rows with flushes compare wha
 them. tgt's aio store is no peer in those: it answers SYNCHRONIZE CACHE without a sync (`strace -f -e trace=io_submit,fdatasync`
 shows 16 writes a round and nothing behind them). Its way past the page cache that does sync is rdwr with
 `--bsoflags direct`, here "direct". Before a row that reads, every
-peer's unit is read once from end to end: the row says what a second read costs. The disk of a virtual
+peer's unit is read once from end to end: the row says what a second read costs. Beside the row with flushes
+stands raw fio in the same folder, in turns with the rest: for each flush one write of what ours writes, 16 blocks and a
+header, past the page cache over written space, and its `fdatasync`. The disk of a virtual
 machine flushes into a host's cache: no figure here is one of real media.
 
-Debian packages: tgt, libiscsi-bin, qemu-utils, qemu-block-extra.
+Debian packages: tgt, libiscsi-bin, qemu-utils, qemu-block-extra, fio.
 
     benchmarks/iscsi.py [--daemon FILE] [--backend journal] [--rounds 5]
 """
@@ -197,6 +199,7 @@ def qemu_bench(
 Measure = Callable[[str], float]
 
 MIB: Final = 1 << 20
+FLUSH_ROW: Final = "write 4k qd 16, flush each 16"
 ROWS: Final[dict[str, Measure]] = {
     "random read 4k qd 1": lambda url: random_reads(url, 1),
     "random read 4k qd 16": lambda url: random_reads(url, 16),
@@ -204,9 +207,7 @@ ROWS: Final[dict[str, Measure]] = {
     "write 4k qd 1": lambda url: qemu_bench(url, 10_000, 1, writes=True),
     "write 4k qd 16": lambda url: qemu_bench(url, 60_000, 16, writes=True),
     "write 4k qd 64": lambda url: qemu_bench(url, 60_000, 64, writes=True),
-    "write 4k qd 16, flush each 16": lambda url: qemu_bench(
-        url, 30_000, 16, writes=True, flush_each=16
-    ),
+    FLUSH_ROW: lambda url: qemu_bench(url, 30_000, 16, writes=True, flush_each=16),
     "sequential read 1M qd 4, /s": lambda url: qemu_bench(
         url, 1000, 4, writes=False, size_bytes=MIB, step_bytes=MIB
     ),
@@ -216,28 +217,45 @@ ROWS: Final[dict[str, Measure]] = {
 }
 
 
+RAW_BYTES: Final = 256 * MIB
+RAW_WRITES: Final = 2000
+
+
+def raw_flushes(file: Path) -> float:
+    """Return what the disk alone gives in the row with flushes, in 4 KiB writes a second."""
+    words = ["fio", "--name=raw", f"--filename={file}", "--rw=write", "--bs=68k", "--direct=1"]
+    words += ["--ioengine=psync", "--fdatasync=1", f"--number_ios={RAW_WRITES}"]
+    words += [f"--size={RAW_BYTES}", "--overwrite=1", "--output-format=json"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return 16 * float(json.loads(text)["jobs"][0]["write"]["iops"])
+
+
 def read_once(url: str) -> None:
     """Read a unit from end to end, so that no row depends on what was written how."""
     count = VOLUME_BYTES // MIB
     qemu_bench(url, count, 4, writes=False, size_bytes=MIB, step_bytes=MIB)
 
 
-def make_image(path: Path) -> None:
+def make_image(path: Path, size_bytes: int = VOLUME_BYTES) -> None:
     """Write an image without holes."""
     block = bytes(range(256)) * 4096
     with path.open("wb") as file:
-        for _ in range(VOLUME_BYTES // len(block)):
+        for _ in range(size_bytes // len(block)):
             file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def run(peers: list[Peer], rows: dict[str, Measure], rounds: int) -> None:
-    """Measure each row on each peer in turn, round by round."""
+def run(peers: list[Peer], rows: dict[str, Measure], rounds: int, raw: Peer | None = None) -> None:
+    """Measure each row on each peer in turn, round by round, and the disk alone with the flushes."""
     for number in range(rounds):
         for row, measure in rows.items():
             for peer in peers:
                 if "read" in row:
                     read_once(peer.url)
                 peer.rows.setdefault(row, []).append(measure(peer.url))
+            if raw is not None and row == FLUSH_ROW:
+                raw.rows.setdefault(row, []).append(raw_flushes(Path(raw.url)))
             print(f"round {number + 1}: {row}", file=sys.stderr)
 
 
@@ -248,7 +266,9 @@ def report(peers: list[Peer], rows: dict[str, Measure]) -> None:
         cells = []
         mine = statistics.median(own.rows[row])
         for peer in peers:
-            figures = peer.rows[row]
+            figures = peer.rows.get(row)
+            if figures is None:
+                continue
             median = statistics.median(figures)
             cell = f"{peer.name} {median:,.0f} [{min(figures):,.0f}-{max(figures):,.0f}]"
             if peer is not own:
@@ -297,8 +317,10 @@ def main() -> None:
         stores = stack.enter_context(tgt(work))
         peers = [Peer(f"nuage {options.backend}", own_url)]
         peers += [Peer(f"tgt {kind}", url) for kind, url in stores.items()]
-        run(peers, rows, options.rounds)
-        report(peers, rows)
+        raw = Peer("raw fio", str(work / "raw"))
+        make_image(work / "raw", RAW_BYTES)
+        run(peers, rows, options.rounds, raw)
+        report([*peers, raw], rows)
 
 
 if __name__ == "__main__":
