@@ -7,11 +7,9 @@ use std::ptr::NonNull;
 
 /// Address that direct I/O wants data to begin at.
 pub const PAGE_BYTES: usize = 4096;
-/// A buffer with room for as much begins there.
-const ALIGNED_FROM: usize = 64 * 1024;
 const SMALL_ALIGNMENT: usize = 16;
 
-/// Bytes that grow like a vector's. A large buffer begins at a page, so that a disk can take it as it is.
+/// Bytes that grow like a vector's. With room for a page it begins at one, so that a disk can take it as it is.
 pub struct Buffer {
     start: NonNull<u8>,
     length: usize,
@@ -24,7 +22,7 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 fn layout(capacity: usize) -> Layout {
-    let alignment = if capacity < ALIGNED_FROM {
+    let alignment = if capacity < PAGE_BYTES {
         SMALL_ALIGNMENT
     } else {
         PAGE_BYTES
@@ -44,6 +42,21 @@ impl Buffer {
     pub fn with_capacity(capacity: usize) -> Self {
         let mut made = Self::new();
         made.reserve_exact(capacity);
+        made
+    }
+
+    pub fn zeroed(length: usize) -> Self {
+        let mut made = Self::with_capacity(length);
+        made.append_zeros(length);
+        made
+    }
+
+    /// A copy of `bytes`, with zeros to the end of its last page.
+    pub fn padded(bytes: &[u8]) -> Self {
+        let whole = bytes.len().next_multiple_of(PAGE_BYTES);
+        let mut made = Self::with_capacity(whole);
+        made.extend_from_slice(bytes);
+        made.append_zeros(whole - bytes.len());
         made
     }
 
@@ -95,6 +108,15 @@ impl Buffer {
         self.length = wanted;
     }
 
+    fn append_zeros(&mut self, count: usize) {
+        self.reserve_exact(count);
+        // SAFETY: there is room for as many bytes behind those that are there, which this writes.
+        unsafe {
+            self.start.add(self.length).write_bytes(0, count);
+            self.set_len(self.length + count);
+        }
+    }
+
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
     }
@@ -114,13 +136,6 @@ impl Buffer {
     pub unsafe fn set_len(&mut self, length: usize) {
         debug_assert!(length <= self.capacity);
         self.length = length;
-    }
-
-    /// True when it begins at a page and is whole pages.
-    pub fn is_whole_pages(&self) -> bool {
-        self.start.as_ptr().addr().is_multiple_of(PAGE_BYTES)
-            && self.length.is_multiple_of(PAGE_BYTES)
-            && self.length > 0
     }
 }
 
@@ -203,17 +218,27 @@ mod tests {
     fn what_was_put_in_stays_while_it_grows_from_small_to_whole_pages() {
         let mut buffer = Buffer::new();
         let mut model = Vec::new();
-        for piece in [1, 15, 4096, 0, ALIGNED_FROM, 7, 3 * ALIGNED_FROM] {
+        for piece in [1, 15, PAGE_BYTES, 0, 64 * 1024, 7, 192 * 1024] {
             let bytes: Vec<u8> = (0..=250).cycle().take(piece).collect();
             buffer.extend_from_slice(&bytes);
             model.extend_from_slice(&bytes);
             assert_eq!(*buffer, *model);
             assert_eq!(buffer.clone(), buffer);
+            let begins_at_a_page = buffer.as_ptr().addr().is_multiple_of(PAGE_BYTES);
+            assert!(begins_at_a_page || model.len() < PAGE_BYTES);
         }
-        assert!(!buffer.is_whole_pages(), "it ends within a page");
-        buffer.truncate(buffer.len() / PAGE_BYTES * PAGE_BYTES);
-        assert!(buffer.is_whole_pages());
-        assert_eq!(*buffer, model[..buffer.len()]);
+        buffer.truncate(PAGE_BYTES);
+        assert_eq!(*buffer, model[..PAGE_BYTES]);
+    }
+
+    #[test]
+    fn what_is_padded_ends_in_zeros_at_a_page() {
+        for length in [0, 1, PAGE_BYTES, PAGE_BYTES + 1] {
+            let buffer = Buffer::padded(&vec![7; length]);
+            assert_eq!(buffer.len(), length.next_multiple_of(PAGE_BYTES));
+            assert!(buffer[..length].iter().all(|byte| *byte == 7));
+            assert!(buffer[length..].iter().all(|byte| *byte == 0));
+        }
     }
 
     #[test]

@@ -12,9 +12,14 @@
 mod buffer;
 pub mod memory;
 mod output;
+mod pages;
 
 pub use buffer::{Buffer, PAGE_BYTES};
 pub use output::Output;
+pub use pages::Pages;
+
+/// Bytes that several hold.
+pub use bytes::Bytes;
 
 use std::sync::Arc;
 use std::time::Duration;

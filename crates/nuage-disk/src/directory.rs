@@ -8,7 +8,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nuage_journal::{AlignedBuffer, BLOCK_BYTES, Content, DiskError, FileId};
+use nuage_block::{Buffer, Pages};
+use nuage_journal::{BLOCK_BYTES, Content, DiskError, FileId};
 
 /// Bytes written between two looks at the queue while a segment is prepared.
 const PREPARE_CHUNK_BYTES: usize = 1 << 20;
@@ -225,20 +226,15 @@ impl Directory {
         length: usize,
     ) -> Result<Vec<u8>, DiskError> {
         let found = self.find(file)?;
-        let mut buffer = AlignedBuffer::zeroed(length.div_ceil(BLOCK_BYTES));
-        let read = found.direct.read_exact_at(buffer.bytes_mut(), offset);
+        let mut buffer = Buffer::zeroed(length.next_multiple_of(BLOCK_BYTES));
+        let read = found.direct.read_exact_at(&mut buffer, offset);
         read.map_err(|error| io_error("read", &found.name, &error))?;
-        Ok(buffer.bytes()[..length].to_vec())
+        Ok(buffer[..length].to_vec())
     }
 
-    pub(crate) fn write(
-        &self,
-        file: FileId,
-        offset: u64,
-        data: &AlignedBuffer,
-    ) -> Result<(), DiskError> {
+    pub(crate) fn write(&self, file: FileId, offset: u64, data: &Pages) -> Result<(), DiskError> {
         let found = self.find(file)?;
-        let written = found.direct.write_all_at(data.bytes(), offset);
+        let written = found.direct.write_all_at(data, offset);
         written
             .and_then(|()| found.direct.sync_data())
             .map_err(|error| io_error("write", &found.name, &error))
@@ -320,12 +316,12 @@ pub(crate) fn prepare(
 }
 
 fn write_zeros(file: &File, size_bytes: u64) -> io::Result<()> {
-    let zeros = AlignedBuffer::zeroed(PREPARE_CHUNK_BYTES / BLOCK_BYTES);
+    let zeros = Buffer::zeroed(PREPARE_CHUNK_BYTES);
     let mut at = 0;
     while at < size_bytes {
         let chunk = usize::try_from(size_bytes - at).unwrap_or(usize::MAX);
         let chunk = chunk.min(PREPARE_CHUNK_BYTES);
-        file.write_all_at(&zeros.bytes()[..chunk], at)?;
+        file.write_all_at(&zeros[..chunk], at)?;
         at += chunk as u64;
     }
     Ok(())

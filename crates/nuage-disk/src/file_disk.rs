@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use nuage_journal::{
-    AlignedBuffer, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Piece,
-};
+use nuage_block::Pages;
+use nuage_journal::{Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Piece};
 
 use crate::directory::{Directory, prepare, replace};
 use crate::ring::Ring;
@@ -181,12 +180,7 @@ impl Disk for FileDisk {
         self.directory.read(file, offset, length)
     }
 
-    fn write_now(
-        &mut self,
-        file: FileId,
-        offset: u64,
-        data: &AlignedBuffer,
-    ) -> Result<(), DiskError> {
+    fn write_now(&mut self, file: FileId, offset: u64, data: &Pages) -> Result<(), DiskError> {
         self.directory.write(file, offset, data)
     }
 

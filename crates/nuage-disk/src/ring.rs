@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
-use nuage_journal::{AlignedBuffer, DiskError, DiskResult};
+use nuage_block::Pages;
+use nuage_journal::{DiskError, DiskResult};
 
 use crate::directory::io_error;
 use crate::threads::Reading;
@@ -28,7 +29,7 @@ struct InFlight {
     canceled: bool,
     /// What a read fills; like the others kept alive and in place until the kernel is done with it.
     buffer: Vec<u8>,
-    _buffers: Vec<Arc<AlignedBuffer>>,
+    _buffers: Vec<Pages>,
     _vectors: Box<[libc::iovec]>,
 }
 
@@ -167,13 +168,13 @@ impl Ring {
         fd: RawFd,
         name: Arc<str>,
         offset: u64,
-        buffers: Vec<Arc<AlignedBuffer>>,
+        buffers: Vec<Pages>,
     ) {
         let vectors: Box<[libc::iovec]> = buffers
             .iter()
             .map(|buffer| libc::iovec {
-                iov_base: buffer.bytes().as_ptr().cast_mut().cast(),
-                iov_len: buffer.bytes().len(),
+                iov_base: buffer.as_ptr().cast_mut().cast(),
+                iov_len: buffer.len(),
             })
             .collect();
         let count = u32::try_from(vectors.len()).unwrap_or(u32::MAX);
@@ -190,7 +191,7 @@ impl Ring {
             operation: "write",
             name,
             done: 0,
-            wanted: buffers.iter().map(|buffer| buffer.bytes().len()).sum(),
+            wanted: buffers.iter().map(|buffer| buffer.len()).sum(),
             entries: 2,
             failed: None,
             canceled: false,

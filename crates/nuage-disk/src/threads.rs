@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use nuage_journal::{AlignedBuffer, Content, DiskError, DiskResult, Piece};
+use nuage_block::Pages;
+use nuage_journal::{Content, DiskError, DiskResult, Piece};
 
 use crate::directory::{io_error, prepare, replace};
 
@@ -34,7 +35,7 @@ pub(crate) enum Work {
         fd: RawFd,
         name: Arc<str>,
         offset: u64,
-        buffers: Vec<Arc<AlignedBuffer>>,
+        buffers: Vec<Pages>,
     },
 }
 
@@ -184,12 +185,12 @@ fn perform(path: &Path, work: Work) -> Result<Vec<u8>, DiskError> {
         } => {
             let mut start = offset;
             for buffer in &buffers {
-                transfer(&name, "write", buffer.bytes().len(), |done| {
-                    let rest = &buffer.bytes()[done..];
+                transfer(&name, "write", buffer.len(), |done| {
+                    let rest = &buffer[done..];
                     // SAFETY: `rest` is readable for its length; the descriptor is open.
                     unsafe { libc::pwrite(fd, rest.as_ptr().cast(), rest.len(), at(start, done)) }
                 })?;
-                start += buffer.bytes().len() as u64;
+                start += buffer.len() as u64;
             }
             // SAFETY: the descriptor is open.
             if unsafe { libc::fdatasync(fd) } != 0 {

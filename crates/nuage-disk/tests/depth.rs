@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
+use nuage_block::{Buffer, Pages};
 use nuage_disk::{FileDisk, Method};
-use nuage_journal::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, FileId, Piece};
+use nuage_journal::{BLOCK_BYTES, Disk, DiskError, DiskOperation, FileId, Piece};
 
 const BLOCKS: usize = 64;
 /// Well over the entries of the ring and of its completion queue.
@@ -18,9 +18,10 @@ fn disk_with_blocks(folder: &std::path::Path, method: Method) -> (FileDisk, File
     disk.prepare_now("blocks", bytes).unwrap();
     let file = disk.open_now("blocks").unwrap();
     for block in 0..BLOCKS {
-        let mut buffer = AlignedBuffer::zeroed(1);
-        buffer.bytes_mut().fill(u8::try_from(block).unwrap());
-        disk.write_now(file, offset_of(block), &buffer).unwrap();
+        let mut buffer = Buffer::zeroed(BLOCK_BYTES);
+        buffer.fill(u8::try_from(block).unwrap());
+        disk.write_now(file, offset_of(block), &buffer.into())
+            .unwrap();
     }
     (disk, file)
 }
@@ -107,7 +108,7 @@ fn a_disk_dropped_with_unpolled_operations_ends() {
         let write = DiskOperation::Write {
             file,
             offset: offset_of(block_of(token)),
-            buffers: vec![Arc::new(AlignedBuffer::zeroed(1))],
+            buffers: vec![Buffer::zeroed(BLOCK_BYTES).into()],
         };
         disk.submit(token, write);
     }
@@ -186,12 +187,13 @@ fn what_is_written_is_read_from_the_medium_too() {
     for method in [Method::Best, Method::Threads] {
         let folder = tempfile::tempdir().unwrap();
         let (mut disk, file) = disk_with_blocks(folder.path(), method);
-        let mut block = AlignedBuffer::zeroed(1);
-        block.bytes_mut().fill(0x77);
+        let mut block = Buffer::zeroed(BLOCK_BYTES);
+        block.fill(0x77);
+        let block = Pages::from(block);
         let write = DiskOperation::Write {
             file,
             offset: offset_of(3),
-            buffers: vec![Arc::new(block.clone()), Arc::new(block)],
+            buffers: vec![block.clone(), block],
         };
         disk.submit(1, write);
         one_result(&mut disk).unwrap();
@@ -226,7 +228,7 @@ fn a_write_that_fails_is_not_called_durable() {
         let write = DiskOperation::Write {
             file,
             offset: 1 << 62, // past what a file may be long
-            buffers: vec![Arc::new(AlignedBuffer::zeroed(1))],
+            buffers: vec![Buffer::zeroed(BLOCK_BYTES).into()],
         };
         disk.submit(1, write);
         let outcome = one_result(&mut disk);

@@ -1,10 +1,8 @@
 //! What readers see before the index does: records that are visible but not applied.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-
-use nuage_block::Buffer;
+use nuage_block::Bytes;
 use nuage_journal::BLOCK_BYTES;
+use std::collections::{HashMap, VecDeque};
 
 /// What the overlay says of a block.
 pub(crate) enum Found<'a> {
@@ -21,7 +19,7 @@ struct Record {
 
 struct Block {
     seq: u64,
-    data: Arc<Buffer>,
+    data: Bytes,
     offset: usize,
 }
 
@@ -44,21 +42,14 @@ impl Overlay {
         self.bytes
     }
 
-    pub(crate) fn write(
-        &mut self,
-        seq: u64,
-        lba: u64,
-        data: &Arc<Buffer>,
-        offset: usize,
-        length: usize,
-    ) {
+    pub(crate) fn write(&mut self, seq: u64, lba: u64, data: &Bytes, offset: usize, length: usize) {
         let blocks = (length / BLOCK_BYTES) as u64;
         for (lba, at) in (lba..lba + blocks).zip((offset..).step_by(BLOCK_BYTES)) {
             self.blocks.insert(
                 lba,
                 Block {
                     seq,
-                    data: Arc::clone(data),
+                    data: data.clone(),
                     offset: at,
                 },
             );

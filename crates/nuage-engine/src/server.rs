@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use nuage_block::{Bytes, Output};
 use nuage_journal::{
     BaseOffer, BlockWish, Disk, DiskError, Group, JournalError, Position, Store, StoreEvent,
     decode_side,
@@ -24,7 +25,7 @@ pub type SessionId = u64;
 #[derive(Default)]
 struct Session {
     reader: FrameReader,
-    out: Vec<u8>,
+    out: Output,
     epoch: Option<u64>,
     sent_ns: u64,
     owes_answer: bool,
@@ -136,12 +137,12 @@ impl<D: Disk> ReplicaStore<D> {
 
     fn send(&mut self, session: SessionId, frame: &Frame) {
         if let Some(found) = self.sessions.get_mut(&session) {
-            frame.encode(&mut found.out);
+            frame.queue(&mut found.out);
         }
     }
 
     /// Bytes for a head.
-    pub fn output(&mut self, session: SessionId) -> Vec<u8> {
+    pub fn output(&mut self, session: SessionId) -> Output {
         self.sessions
             .get_mut(&session)
             .map(|session| std::mem::take(&mut session.out))
@@ -356,11 +357,11 @@ impl<D: Disk> ReplicaStore<D> {
         &mut self,
         session: SessionId,
         marks: Marks,
-        group: Option<&[u8]>,
+        group: Option<&Bytes>,
         epoch: u64,
     ) -> Option<Frame> {
         if let Some(bytes) = group {
-            let Ok(group) = Group::decode(bytes) else {
+            let Ok(group) = Group::take(bytes) else {
                 return Some(Frame::Refused(Refusal::OutOfOrder {
                     tail_seq: self.store.tail().seq,
                 }));
@@ -428,7 +429,7 @@ impl<D: Disk> ReplicaStore<D> {
                     sent_ns: session.sent_ns,
                 }
             };
-            frame.encode(&mut session.out);
+            frame.queue(&mut session.out);
         }
         events
     }
@@ -445,7 +446,7 @@ impl<D: Disk> ReplicaStore<D> {
             return;
         };
         for wish in self.store.take_wishes() {
-            fetch(wish).encode(&mut session.out);
+            fetch(wish).queue(&mut session.out);
         }
     }
 }

@@ -92,10 +92,10 @@ impl World {
 
     fn turn(&mut self) {
         for (copy, replica) in &mut self.copies {
-            let bytes = self.head.with(|head| head.peer_output(*copy));
+            let bytes = self.head.with(|head| head.peer_output(*copy).drain());
             replica.receive(SESSION, &bytes).unwrap();
             replica.poll();
-            let bytes = replica.output(SESSION);
+            let bytes = replica.output(SESSION).drain();
             self.head
                 .with(|head| head.peer_receive(*copy, &bytes))
                 .unwrap();

@@ -54,6 +54,8 @@ pub struct Doors {
     asked: bool,
     /// Descriptors of the daemon's own devices: copies that serve heads elsewhere.
     pub(crate) also_watched: BTreeMap<VolumeId, i32>,
+    /// Devices came or went since the loop last looked.
+    pub(crate) changed: bool,
     requests: Vec<(VolumeId, Request)>,
     completions: Vec<Completion>,
 }
@@ -68,6 +70,7 @@ impl Doors {
             answers: Vec::new(),
             asked: false,
             also_watched: BTreeMap::new(),
+            changed: true,
             requests: Vec::new(),
             completions: Vec::new(),
         }
@@ -75,6 +78,7 @@ impl Doors {
 
     /// Put a device behind the doors' targets and exports of the same number.
     pub fn add_volume(&mut self, id: VolumeId, device: Box<dyn BlockDevice>) {
+        self.changed = true;
         self.volumes.insert(
             id,
             Volume {
@@ -88,6 +92,7 @@ impl Doors {
 
     /// Take the device back; what it still holds is not answered.
     pub fn remove_volume(&mut self, id: VolumeId) -> Option<Box<dyn BlockDevice>> {
+        self.changed = true;
         self.counters.remove(&id);
         self.volumes.remove(&id).map(|volume| volume.device)
     }
@@ -137,10 +142,12 @@ impl Doors {
 
     /// Wake the loop for a descriptor that belongs to no volume here, under an unused number.
     pub fn watch(&mut self, id: VolumeId, fd: i32) {
+        self.changed = true;
         self.also_watched.insert(id, fd);
     }
 
     pub fn unwatch(&mut self, id: VolumeId) {
+        self.changed = true;
         self.also_watched.remove(&id);
     }
 

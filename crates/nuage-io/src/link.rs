@@ -5,6 +5,7 @@ use crate::path::{Identity, identity_of};
 use crate::poller::{Interest, Poller, Ready, Token};
 use crate::socket::{Moved, Stream};
 use crate::tls::{REFRESH_EVERY, Trust};
+use nuage_block::Output;
 use rustix::fd::AsFd as _;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -30,7 +31,7 @@ pub type LinkId = u64;
 #[derive(Debug, Default)]
 pub struct Links {
     pub(crate) connect: Vec<(u64, SocketAddr)>,
-    pub(crate) send: Vec<(LinkId, Vec<u8>)>,
+    pub(crate) send: Vec<(LinkId, Output)>,
     pub(crate) close: Vec<LinkId>,
     pub(crate) pending: BTreeMap<LinkId, usize>,
 }
@@ -41,9 +42,9 @@ impl Links {
         self.connect.push((token, address));
     }
 
-    pub fn send(&mut self, link: LinkId, bytes: Vec<u8>) {
-        *self.pending.entry(link).or_default() += bytes.len();
-        self.send.push((link, bytes));
+    pub fn send(&mut self, link: LinkId, output: Output) {
+        *self.pending.entry(link).or_default() += output.len();
+        self.send.push((link, output));
     }
 
     pub fn close(&mut self, link: LinkId) {
@@ -116,16 +117,18 @@ impl Link {
     pub fn read(&mut self, stream: &Stream, scratch: &mut [u8]) -> Result<Vec<u8>, String> {
         let mut plain = Vec::new();
         for _ in 0..READS_MAX {
-            let goes_on = match stream.read(scratch) {
-                Moved::Bytes(count) => self.decrypt(&scratch[..count], &mut plain)?,
+            let (count, goes_on) = match stream.read(scratch) {
+                Moved::Bytes(count) => (count, self.decrypt(&scratch[..count], &mut plain)?),
                 Moved::Later => break,
-                Moved::Gone => false,
+                Moved::Gone => (0, false),
             };
             if !goes_on && plain.is_empty() {
                 return Err("the peer is gone".to_owned());
             }
-            if !goes_on {
-                break; // what came before the end still counts; the next read tells the end again
+            // What came before the end still counts; the next read tells the end again. Less than there was room
+            // for was all: what comes next wakes us.
+            if !goes_on || count < scratch.len() {
+                break;
             }
         }
         Ok(plain)
@@ -134,6 +137,7 @@ impl Link {
     /// False once the peer has said that nothing follows. The session takes a few KiB at a time: from memory, where
     /// a socket would be asked for each.
     fn decrypt(&mut self, mut wire: &[u8], plain: &mut Vec<u8>) -> Result<bool, String> {
+        plain.reserve(wire.len());
         while !wire.is_empty() {
             let taken = self.session.read_tls(&mut wire);
             if taken.map_err(|error| error.to_string())? == 0 {
@@ -156,8 +160,11 @@ impl Link {
         Ok(true)
     }
 
-    pub fn queue(&mut self, bytes: &[u8]) -> bool {
-        self.session.writer().write_all(bytes).is_ok()
+    /// Encrypt what is in the output, from where it lies; without a limit the session takes all of it.
+    pub fn queue(&mut self, output: &Output) -> bool {
+        let slices = output.slices(usize::MAX);
+        let taken = self.session.writer().write_vectored(&slices);
+        taken.is_ok_and(|count| count == output.len())
     }
 
     /// Write until the socket is full; true when everything is sent.
@@ -330,9 +337,9 @@ impl LinkSet {
             self.connect(poller, token, address);
         }
         let mut filled = std::collections::BTreeSet::new();
-        for (id, bytes) in std::mem::take(&mut self.orders.send) {
+        for (id, output) in std::mem::take(&mut self.orders.send) {
             if let Some(held) = self.held.get_mut(&id)
-                && held.link.queue(&bytes)
+                && held.link.queue(&output)
             {
                 filled.insert(id);
             }

@@ -242,6 +242,9 @@ impl EventLoop {
 
     /// Watch the descriptors of devices that came, forget those that went.
     fn watch_devices(&mut self) {
+        if !std::mem::take(&mut self.doors.changed) {
+            return;
+        }
         // Views share the descriptor of their head: it is watched once, for the first of them.
         let mut known = BTreeSet::new();
         let present: BTreeMap<VolumeId, i32> = self
@@ -281,10 +284,13 @@ impl EventLoop {
                 Ok(()) => {
                     self.watched.insert(id, fd);
                 }
-                Err(error) => log::error(
-                    "device_not_watched",
-                    &[("volume", id.into()), ("error", error.to_string().into())],
-                ),
+                Err(error) => {
+                    self.doors.changed = true;
+                    log::error(
+                        "device_not_watched",
+                        &[("volume", id.into()), ("error", error.to_string().into())],
+                    );
+                }
             }
         }
     }

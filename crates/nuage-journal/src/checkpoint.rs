@@ -2,7 +2,7 @@
 
 use crate::bytes::{Reader, narrow, put, wide};
 use crate::cipher::VolumeUuid;
-use crate::disk::{AlignedBuffer, BLOCK_BYTES, Content};
+use crate::disk::{BLOCK_BYTES, Content};
 use crate::error::{JournalError, malformed};
 use crate::index::{Entry, Index};
 use crate::layout::{Chain, Kind};
@@ -36,24 +36,23 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    pub fn encode(&self) -> AlignedBuffer {
-        let mut buffer = AlignedBuffer::zeroed(1);
-        let block = buffer.bytes_mut();
-        put(block, 0, SUPER_MAGIC);
-        put(block, 8, self.generation.to_le_bytes());
-        put(block, 16, self.volume);
-        put(block, 32, self.size_bytes.to_le_bytes());
-        put(block, 40, self.logical_block_bytes.to_le_bytes());
-        put(block, 44, self.segment_bytes.to_le_bytes());
-        put(block, 48, u64::from(self.encrypted).to_le_bytes());
-        put(block, 56, self.promised.to_le_bytes());
-        put(block, 64, self.created_ns.to_le_bytes());
-        put(block, 72, self.parent);
-        put(block, 88, self.previous);
-        put(block, 120, self.incomplete_seq.to_le_bytes());
+    pub fn encode(&self) -> [u8; BLOCK_BYTES] {
+        let mut block = [0; BLOCK_BYTES];
+        put(&mut block, 0, SUPER_MAGIC);
+        put(&mut block, 8, self.generation.to_le_bytes());
+        put(&mut block, 16, self.volume);
+        put(&mut block, 32, self.size_bytes.to_le_bytes());
+        put(&mut block, 40, self.logical_block_bytes.to_le_bytes());
+        put(&mut block, 44, self.segment_bytes.to_le_bytes());
+        put(&mut block, 48, u64::from(self.encrypted).to_le_bytes());
+        put(&mut block, 56, self.promised.to_le_bytes());
+        put(&mut block, 64, self.created_ns.to_le_bytes());
+        put(&mut block, 72, self.parent);
+        put(&mut block, 88, self.previous);
+        put(&mut block, 120, self.incomplete_seq.to_le_bytes());
         let digest = *blake3::hash(&block[..128]).as_bytes();
-        put(block, 128, digest);
-        buffer
+        put(&mut block, 128, digest);
+        block
     }
 
     pub fn decode(block: &[u8]) -> Result<Self, JournalError> {

@@ -262,7 +262,7 @@ impl<D: Disk> Store<D> {
             shared,
             files: vec![
                 (checkpoint_name(0), checkpoint.to_bytes()),
-                ("super.a".to_owned(), superblock.encode().bytes().to_vec()),
+                ("super.a".to_owned(), superblock.encode().to_vec()),
             ],
         })
     }

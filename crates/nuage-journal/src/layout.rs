@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::bytes::{Reader, narrow, put, size, wide};
 use crate::cipher::{BlockOrigin, Cipher, VolumeUuid, block_crc};
-use crate::disk::{AlignedBuffer, BLOCK_BYTES};
+use nuage_block::{Buffer, Bytes, Pages};
+use std::ops::Range;
+
+use crate::disk::BLOCK_BYTES;
 use crate::error::{JournalError, malformed};
 
 pub const GROUP_MAGIC: [u8; 8] = *b"NUAGGRP1";
@@ -146,8 +149,8 @@ pub struct GroupHead {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
     pub head: Arc<GroupHead>,
-    pub header: Arc<AlignedBuffer>,
-    pub payload: Arc<AlignedBuffer>,
+    pub header: Pages,
+    pub payload: Pages,
 }
 
 impl GroupHead {
@@ -225,21 +228,30 @@ impl GroupHead {
 impl Group {
     /// Read a whole group from the start of `bytes` and check all of it.
     pub fn decode(bytes: &[u8]) -> Result<Self, JournalError> {
-        let head = GroupHead::decode(bytes)?;
-        let header_end = head.info.header_blocks() as usize * BLOCK_BYTES;
-        let payload_end = header_end + head.info.payload_blocks as usize * BLOCK_BYTES;
-        let payload = bytes
-            .get(header_end..payload_end)
-            .ok_or_else(|| malformed("group", "cut off"))?;
-        if blake3::hash(payload).as_bytes() != &head.info.payload_digest {
-            return Err(malformed("group", "digest of payload"));
-        }
-        let header = AlignedBuffer::from_bytes(&bytes[..head.info.header_bytes as usize]);
-        Ok(Self {
+        let (head, payload) = check(bytes)?;
+        Ok(Self::of(
+            head,
+            bytes,
+            Buffer::padded(&bytes[payload]).into(),
+        ))
+    }
+
+    /// As `decode`; a payload that begins at a page stays where it was received.
+    pub fn take(bytes: &Bytes) -> Result<Self, JournalError> {
+        let (head, payload) = check(bytes)?;
+        let pages = Pages::of(bytes.slice(payload.clone()));
+        let pages = pages.unwrap_or_else(|| Buffer::padded(&bytes[payload]).into());
+        Ok(Self::of(head, bytes, pages))
+    }
+
+    fn of(head: GroupHead, bytes: &[u8], payload: Pages) -> Self {
+        // Padding is ours: on every copy the same bytes lie on the disk.
+        let header = Buffer::padded(&bytes[..head.info.header_bytes as usize]);
+        Self {
             head: head.into(),
             header: header.into(),
-            payload: AlignedBuffer::from_bytes(payload).into(),
-        })
+            payload,
+        }
     }
 
     pub fn total_bytes(&self) -> u64 {
@@ -248,8 +260,22 @@ impl Group {
 
     /// Header and descriptors without padding: what the chain covers.
     pub fn header_bytes(&self) -> &[u8] {
-        &self.header.bytes()[..self.head.info.header_bytes as usize]
+        &self.header[..self.head.info.header_bytes as usize]
     }
+}
+
+/// The head of the group at the start of `bytes`, and where its payload lies, which has the digest that it says.
+fn check(bytes: &[u8]) -> Result<(GroupHead, Range<usize>), JournalError> {
+    let head = GroupHead::decode(bytes)?;
+    let start = head.info.header_blocks() as usize * BLOCK_BYTES;
+    let end = start + head.info.payload_blocks as usize * BLOCK_BYTES;
+    let payload = bytes
+        .get(start..end)
+        .ok_or_else(|| malformed("group", "cut off"))?;
+    if blake3::hash(payload).as_bytes() != &head.info.payload_digest {
+        return Err(malformed("group", "digest of payload"));
+    }
+    Ok((head, start..end))
 }
 
 /// SHA-256 over header and descriptors.
@@ -393,7 +419,9 @@ pub struct GroupBuilder {
     encrypted: bool,
     header: Vec<u8>,
     descriptors: Vec<Descriptor>,
-    payload: AlignedBuffer,
+    payload: Buffer,
+    /// The payload instead, where it was received.
+    lent: Option<Pages>,
 }
 
 impl GroupBuilder {
@@ -405,7 +433,8 @@ impl GroupBuilder {
             encrypted,
             header: vec![0; GROUP_HEADER_BYTES],
             descriptors: Vec::new(),
-            payload: AlignedBuffer::default(),
+            payload: Buffer::new(),
+            lent: None,
         }
     }
 
@@ -414,7 +443,7 @@ impl GroupBuilder {
     pub fn with_room_of(mut self, other: &Self) -> Self {
         self.header.reserve(other.header.len());
         self.descriptors.reserve(other.descriptors.len());
-        self.payload = AlignedBuffer::with_capacity(other.payload.own_block_count());
+        self.payload.reserve_exact(other.payload.len());
         self
     }
 
@@ -428,7 +457,8 @@ impl GroupBuilder {
     }
 
     pub fn payload_blocks(&self) -> u32 {
-        narrow(self.payload.block_count())
+        let lent = self.lent.as_ref().map_or(0, |lent| lent.len());
+        narrow((self.payload.len() + lent) / BLOCK_BYTES)
     }
 
     pub fn total_blocks(&self) -> u32 {
@@ -461,8 +491,10 @@ impl GroupBuilder {
         let entry_bytes = if cipher.is_some() { 20 } else { 4 };
         let mut tail = Vec::with_capacity(data.len() / BLOCK_BYTES * entry_bytes);
         let mut cipher = cipher;
-        let stored = self.payload.append(data);
-        for (block, index) in stored.chunks_mut(BLOCK_BYTES).zip(0u32..) {
+        let start = self.payload.len();
+        self.payload.extend_from_slice(data);
+        let stored = self.payload[start..].chunks_mut(BLOCK_BYTES);
+        for (block, index) in stored.zip(0u32..) {
             let block_lba = lba + u64::from(index);
             let origin = BlockOrigin {
                 volume: self.volume,
@@ -490,13 +522,13 @@ impl GroupBuilder {
 
     /// Take a write's blocks as the payload, where they are; returns its seq. For a group that is empty and not
     /// encrypted.
-    pub fn push_lent(&mut self, kind: Kind, flags: u8, lba: u64, data: AlignedBuffer) -> u64 {
+    pub fn push_lent(&mut self, kind: Kind, flags: u8, lba: u64, data: Pages) -> u64 {
         debug_assert!(self.payload_blocks() == 0 && !self.encrypted);
-        self.payload = data;
-        let mut tail = Vec::with_capacity(self.payload.block_count() * 4);
-        for (block, lba) in self.payload.bytes().chunks(BLOCK_BYTES).zip(lba..) {
+        let mut tail = Vec::with_capacity(data.count() * 4);
+        for (block, lba) in data.chunks(BLOCK_BYTES).zip(lba..) {
             tail.extend_from_slice(&block_crc(&self.volume, lba, block).to_le_bytes());
         }
+        self.lent = Some(data);
         self.push_descriptor(Descriptor {
             kind,
             flags,
@@ -511,7 +543,7 @@ impl GroupBuilder {
     /// Add a block that compaction moves; its ciphertext, tag and origin stay what they were.
     pub fn push_base(&mut self, facts: &BlockFacts, stored: &[u8]) -> u64 {
         let payload_block = self.payload_blocks();
-        self.payload.push(stored);
+        self.payload.extend_from_slice(stored);
         let mut tail = Vec::with_capacity(56);
         tail.extend_from_slice(&facts.crc.to_le_bytes());
         tail.extend_from_slice(&facts.tag);
@@ -570,14 +602,10 @@ impl GroupBuilder {
         seq
     }
 
-    /// The payload so far, as it will be stored.
-    pub fn payload(&self) -> &AlignedBuffer {
-        &self.payload
-    }
-
     /// Close the group.
     pub fn finish(self, closing: &Closing) -> Group {
         let mut header = self.header;
+        let payload = self.lent.unwrap_or_else(|| self.payload.into());
         let info = GroupInfo {
             header_bytes: narrow(header.len()),
             cipher: if self.encrypted {
@@ -590,11 +618,11 @@ impl GroupBuilder {
             epoch: self.epoch,
             first_seq: self.first_seq,
             count: narrow(self.descriptors.len()),
-            payload_blocks: narrow(self.payload.block_count()),
+            payload_blocks: narrow(payload.count()),
             time_ns: closing.time_ns,
             stable_seq: closing.stable_seq,
             previous_chain: closing.previous_chain,
-            payload_digest: *blake3::hash(self.payload.bytes()).as_bytes(),
+            payload_digest: *blake3::hash(&payload).as_bytes(),
         };
         encode_info(&mut header, &info);
         let head = GroupHead {
@@ -605,8 +633,8 @@ impl GroupBuilder {
         debug_assert_eq!(GroupHead::decode(&header).as_ref(), Ok(&head));
         Group {
             head: head.into(),
-            header: AlignedBuffer::from_bytes(&header).into(),
-            payload: self.payload.into(),
+            header: Buffer::padded(&header).into(),
+            payload,
         }
     }
 }

@@ -40,8 +40,7 @@ pub use checkpoint::{
 };
 pub use cipher::{BlockOrigin, Cipher, DataKey, VolumeUuid, block_crc};
 pub use disk::{
-    AlignedBuffer, BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Lent,
-    Now, Piece,
+    BLOCK_BYTES, Content, Disk, DiskError, DiskOperation, DiskResult, FileId, Now, Piece,
 };
 pub use error::JournalError;
 pub use history::{ChainProof, CloneParts, HistoryItem, Point};

@@ -6,9 +6,11 @@
 //! chain covers, and, once it is the last of its group, the payload has the digest that the chain covers.
 //! A version that no copy has is *lost*: it stays noted until a later pass finds it again or its segment goes.
 
+use nuage_block::Buffer;
+
 use crate::bytes::{narrow, wide};
 use crate::cipher::block_crc;
-use crate::disk::{AlignedBuffer, BLOCK_BYTES, Disk};
+use crate::disk::{BLOCK_BYTES, Disk};
 use crate::error::JournalError;
 use crate::index::Entry;
 use crate::layout::{BlockFacts, GroupHead};
@@ -226,11 +228,9 @@ impl<D: Disk> Store<D> {
                 at += 1;
                 continue;
             };
-            let written = self.disk.write_now(
-                file,
-                block_bytes(bad.block),
-                &AlignedBuffer::from_bytes(stored),
-            );
+            let written =
+                self.disk
+                    .write_now(file, block_bytes(bad.block), &Buffer::padded(stored).into());
             written.map_err(|error| self.fail(error.into()))?;
             self.bad.swap_remove(at);
             self.mended_count += 1;
@@ -354,8 +354,8 @@ impl<D: Disk> Store<D> {
         let Some(file) = self.file_of(slot) else {
             return Ok(());
         };
-        let bytes = AlignedBuffer::from_bytes(header);
-        let written = self.disk.write_now(file, block_bytes(block), &bytes);
+        let blocks = Buffer::padded(header).into();
+        let written = self.disk.write_now(file, block_bytes(block), &blocks);
         written.map_err(|error| self.fail(error.into()))?;
         self.found_count += 1;
         self.mended_count += 1;

@@ -366,7 +366,7 @@ impl<D: Disk> Store<D> {
                 return wrong("order of addresses");
             }
             next = facts.lba + 1;
-            let stored = group.payload.block(at);
+            let stored = group.payload.page(at);
             if block_crc(&facts.origin.volume, facts.lba, stored) != facts.crc {
                 return wrong("checksum of a block");
             }

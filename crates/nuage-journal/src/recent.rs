@@ -94,10 +94,10 @@ impl Recent {
         let place = (entry.slot(), entry.block().checked_sub(entry.back())?);
         let group = self.groups.get(&place)?;
         let index = entry.back().checked_sub(group.head.info.header_blocks())? as usize;
-        (index < group.payload.block_count()).then(|| group.payload.block(index))
+        (index < group.payload.count()).then(|| group.payload.page(index))
     }
 }
 
 fn payload_bytes(group: &Group) -> usize {
-    group.payload.bytes().len()
+    group.payload.len()
 }

@@ -1,11 +1,13 @@
 //! Making a store and opening one again (docs/protocols/journal.md §6).
 
+use nuage_block::Buffer;
+
 use crate::bytes::{narrow, wide};
 use crate::checkpoint::{
     Checkpoint, Position, SideState, Superblock, checkpoint_name, checkpoint_seq,
 };
 use crate::cipher::{Cipher, VolumeUuid};
-use crate::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskError};
+use crate::disk::{BLOCK_BYTES, Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::Index;
 use crate::layout::Chain;
@@ -133,7 +135,7 @@ impl<D: Disk> Store<D> {
             life: 0,
         };
         disk.replace_now(&checkpoint_name(0), &checkpoint.to_bytes())?;
-        disk.replace_now("super.a", superblock.encode().bytes())?;
+        disk.replace_now("super.a", &superblock.encode())?;
         Ok(())
     }
 
@@ -286,7 +288,7 @@ impl<D: Disk> Store<D> {
         let rest = self.disk.read_now(slot.file, 0, segment_bytes)?;
         for at in (end as usize..segment_bytes).step_by(BLOCK_BYTES).rev() {
             if rest[at..].starts_with(crate::layout::GROUP_MAGIC.as_slice()) {
-                let zero = AlignedBuffer::zeroed(1);
+                let zero = Buffer::zeroed(BLOCK_BYTES).into();
                 self.disk.write_now(slot.file, wide(at), &zero)?;
             }
         }
@@ -473,8 +475,8 @@ impl<D: Disk> Store<D> {
         self.recent.forget_slot(number);
         if let Some(slot) = self.slots[number as usize].as_mut() {
             slot.state = SlotState::Spare;
-            self.disk
-                .write_now(slot.file, 0, &AlignedBuffer::zeroed(1))?;
+            let zero = Buffer::zeroed(BLOCK_BYTES).into();
+            self.disk.write_now(slot.file, 0, &zero)?;
         }
         Ok(())
     }
@@ -490,7 +492,7 @@ impl<D: Disk> Store<D> {
             return Ok(());
         };
         let seal = footer.seal(&header, end);
-        let bytes = AlignedBuffer::from_bytes(&footer.bytes);
+        let bytes = Buffer::padded(&footer.bytes).into();
         self.disk.write_now(slot.file, u64::from(end), &bytes)?;
         self.disk
             .write_now(slot.file, 0, &encode_first_block(&header, Some(&seal)))?;

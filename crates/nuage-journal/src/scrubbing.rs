@@ -229,7 +229,7 @@ impl<D: Disk> Store<D> {
             return Ok(());
         }
         let block = encode_first_block(header, seal);
-        self.mend_header(slot, 0, block.bytes())
+        self.mend_header(slot, 0, &block)
     }
 
     /// The footer's bytes, mended from the groups' headers when it is damaged; empty when neither is whole.

@@ -2,7 +2,9 @@
 
 use crate::bytes::{Reader, narrow, put, wide};
 use crate::cipher::VolumeUuid;
-use crate::disk::{AlignedBuffer, BLOCK_BYTES};
+use nuage_block::{Buffer, Pages};
+
+use crate::disk::BLOCK_BYTES;
 use crate::error::{JournalError, malformed};
 use crate::layout::{Chain, Group, GroupHead};
 
@@ -167,13 +169,13 @@ impl Seal {
 }
 
 /// Block 0 of a segment.
-pub fn encode_first_block(header: &SegmentHeader, seal: Option<&Seal>) -> AlignedBuffer {
-    let mut buffer = AlignedBuffer::zeroed(1);
-    header.encode(buffer.bytes_mut());
+pub fn encode_first_block(header: &SegmentHeader, seal: Option<&Seal>) -> Pages {
+    let mut block = Buffer::zeroed(BLOCK_BYTES);
+    header.encode(&mut block);
     if let Some(seal) = seal {
-        seal.encode(buffer.bytes_mut());
+        seal.encode(&mut block);
     }
-    buffer
+    block.into()
 }
 
 /// Read block 0. A seal that is torn or of a former life counts as none.

@@ -25,7 +25,7 @@ fn group(first_seq: u64, previous_chain: [u8; 32], stable_seq: u64, encrypted: b
 }
 
 fn bytes_of(group: &Group) -> Vec<u8> {
-    [group.header.bytes(), group.payload.bytes()].concat()
+    [&*group.header, &*group.payload].concat()
 }
 
 fn header() -> SegmentHeader {

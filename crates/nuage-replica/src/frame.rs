@@ -1,9 +1,16 @@
 //! What head and replica say to each other (docs/protocols/replication.md §2).
 
+use nuage_block::{Buffer, Bytes, Output, PAGE_BYTES};
+use std::collections::VecDeque;
+
 /// A frame at most: a group of 1 MiB with its header, and room.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
-const HEAD_BYTES: usize = 12;
+const HEAD_BYTES: usize = LENGTH_BYTES + CRC_BYTES + 4;
+const LENGTH_BYTES: usize = 4;
+const CRC_BYTES: usize = 4;
 const APPEND_KIND: u8 = 3;
+/// Kind and marks of an `Append`, before its group.
+const APPEND_BYTES: usize = 28;
 
 /// Where a copy's log ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,7 +92,7 @@ pub enum Frame {
     /// Head: a group, and how far all are committed. `sent_ns` comes back in the answer.
     Append {
         marks: Marks,
-        group: Vec<u8>,
+        group: Bytes,
     },
     /// Head: nothing new; renews the lease.
     Renew {
@@ -374,16 +381,33 @@ impl Frame {
         framed(out, |out| self.write_body(Writer(out)));
     }
 
-    /// Append the bytes of an `Append` whose group lies in parts.
-    pub fn encode_append(marks: &Marks, group: &[&[u8]], out: &mut Vec<u8>) {
-        framed(out, |out| {
-            let body = Writer(out).marks(marks);
-            group.iter().fold(body, |body, part| body.bytes(part));
+    /// What stands before the group of an `Append`, which lies in parts.
+    pub fn append_head(marks: &Marks, group: &[&[u8]]) -> Vec<u8> {
+        let mut head = Vec::with_capacity(HEAD_BYTES + APPEND_BYTES);
+        framed(&mut head, |head| {
+            Writer(head).marks(marks);
             APPEND_KIND
         });
+        let group_bytes: usize = group.iter().map(|part| part.len()).sum();
+        let length = u32::try_from(head.len() - 4 + group_bytes).unwrap_or(u32::MAX);
+        head[..4].copy_from_slice(&length.to_le_bytes());
+        let crc = crc32c::crc32c(&head[8..]);
+        let crc = group
+            .iter()
+            .fold(crc, |crc, part| crc32c::crc32c_append(crc, part));
+        head[4..8].copy_from_slice(&crc.to_le_bytes());
+        head
     }
 
-    fn decode(kind: u8, bytes: &[u8]) -> Result<Self, FrameError> {
+    /// Queue the frame's bytes.
+    pub fn queue(&self, out: &mut Output) {
+        let mut bytes = Vec::new();
+        self.encode(&mut bytes);
+        out.share(bytes.into());
+    }
+
+    fn decode(kind: u8, whole: &Bytes) -> Result<Self, FrameError> {
+        let bytes = &whole[..];
         let malformed = FrameError::Malformed { kind };
         let mut body = Body { bytes, kind };
         let frame = match kind {
@@ -402,7 +426,7 @@ impl Frame {
             },
             APPEND_KIND => Self::Append {
                 marks: body.marks()?,
-                group: body.rest().to_vec(),
+                group: whole.slice(whole.len() - body.rest().len()..),
             },
             4 => Self::Renew {
                 marks: body.marks()?,
@@ -478,47 +502,81 @@ impl Frame {
     }
 }
 
-/// Splits a byte stream into frames.
+/// Splits a byte stream into frames. The group of an `Append` begins at a page: a disk takes it as it came.
 #[derive(Debug, Default)]
 pub struct FrameReader {
-    buffer: Vec<u8>,
-    start: usize,
+    /// Of the frame that is coming: its length, then its bytes behind as many as put its group at a page.
+    length: Vec<u8>,
+    body: Buffer,
+    lead: usize,
+    missing: usize,
+    /// Frames that have come whole, with their checksums.
+    whole: VecDeque<Bytes>,
+    too_long: Option<usize>,
 }
 
 impl FrameReader {
     /// Take bytes as they came.
-    pub fn receive(&mut self, bytes: &[u8]) {
-        if self.start > 0 && self.start == self.buffer.len() {
-            self.buffer.clear();
-            self.start = 0;
-        } else if self.start > FRAME_BYTES_MAX {
-            self.buffer.drain(..self.start);
-            self.start = 0;
+    pub fn receive(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.too_long.is_none() {
+            if self.missing == 0 {
+                let count = bytes.len().min(LENGTH_BYTES - self.length.len());
+                self.length.extend_from_slice(&bytes[..count]);
+                bytes = &bytes[count..];
+                self.begin();
+                continue;
+            }
+            let count = bytes.len().min(self.missing);
+            self.body.extend_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
+            self.missing -= count;
+            if self.missing == 0 {
+                let lead = self.lead;
+                let body = Bytes::from_owner(std::mem::take(&mut self.body));
+                self.whole.push_back(body.slice(lead..));
+            }
         }
-        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Make room for a frame once its length is known.
+    fn begin(&mut self) {
+        let Ok(length) = <[u8; LENGTH_BYTES]>::try_from(self.length.as_slice()) else {
+            return;
+        };
+        self.length.clear();
+        let length = u32::from_le_bytes(length) as usize;
+        if !(HEAD_BYTES - LENGTH_BYTES..=FRAME_BYTES_MAX).contains(&length) {
+            self.too_long = Some(length);
+            return;
+        }
+        self.lead = lead_bytes(length);
+        self.body = Buffer::with_capacity(self.lead + length);
+        self.body.extend_from_slice(&[0; PAGE_BYTES][..self.lead]);
+        self.missing = length;
     }
 
     /// The next whole frame, if there is one. After an error the stream is of no more use.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        let bytes = &self.buffer[self.start..];
-        let Some((length, rest)) = bytes.split_first_chunk::<4>() else {
-            return Ok(None);
+        let Some(whole) = self.whole.pop_front() else {
+            return match self.too_long {
+                Some(length) => Err(FrameError::TooLong { length }),
+                None => Ok(None),
+            };
         };
-        let length = u32::from_le_bytes(*length) as usize;
-        if !(HEAD_BYTES - 4..=FRAME_BYTES_MAX).contains(&length) {
-            return Err(FrameError::TooLong { length });
-        }
-        let Some(body) = rest.get(..length) else {
-            return Ok(None);
-        };
-        let Some((crc, body)) = body.split_first_chunk::<4>() else {
-            return Ok(None);
-        };
-        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+        let crc = &whole[..CRC_BYTES];
+        if crc32c::crc32c(&whole[CRC_BYTES..]).to_le_bytes() != crc {
             return Err(FrameError::Checksum);
         }
-        let frame = Frame::decode(body[0], &body[4..])?;
-        self.start += 4 + length;
-        Ok(Some(frame))
+        let kind = whole[CRC_BYTES];
+        Frame::decode(kind, &whole.slice(CRC_BYTES + 4..)).map(Some)
+    }
+}
+
+/// Bytes before a frame of `length` in memory: none before one that holds no group.
+fn lead_bytes(length: usize) -> usize {
+    if length < PAGE_BYTES {
+        0
+    } else {
+        PAGE_BYTES - CRC_BYTES - APPEND_BYTES
     }
 }

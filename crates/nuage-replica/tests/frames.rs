@@ -21,6 +21,14 @@ fn marks() -> impl Strategy<Value = Marks> {
     })
 }
 
+/// Few bytes, or so many that they are placed at a page.
+fn groups() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..300),
+        (any::<u8>(), 4000usize..9000).prop_map(|(byte, length)| vec![byte; length]),
+    ]
+}
+
 fn frames() -> impl Strategy<Value = Frame> {
     let bytes = || proptest::collection::vec(any::<u8>(), 0..300);
     prop_oneof![
@@ -48,7 +56,10 @@ fn frames() -> impl Strategy<Value = Frame> {
                     whole
                 }
             ),
-        (marks(), bytes()).prop_map(|(marks, group)| Frame::Append { marks, group }),
+        (marks(), groups()).prop_map(|(marks, group)| Frame::Append {
+            marks,
+            group: group.into()
+        }),
         marks().prop_map(|marks| Frame::Renew { marks }),
         (any::<bool>(), bytes()).prop_map(|(last, groups)| Frame::Groups { last, groups }),
         any::<u64>().prop_map(|promised| Frame::Refused(Refusal::StaleEpoch { promised })),
@@ -110,6 +121,27 @@ proptest! {
             }
         }
         prop_assert_eq!(arrived, sent);
+    }
+
+    #[test]
+    fn an_append_in_parts_arrives_as_one_and_its_group_begins_at_a_page(
+        marks in marks(),
+        parts in proptest::collection::vec(groups(), 1..3),
+        step in 1usize..5000,
+    ) {
+        let group = parts.concat();
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let bytes = [Frame::append_head(&marks, &parts), group.clone()].concat();
+        let mut reader = FrameReader::default();
+        for piece in bytes.chunks(step) {
+            reader.receive(piece);
+        }
+        let arrived = reader.next_frame()?;
+        let Some(Frame::Append { marks: found_marks, group: found }) = arrived else {
+            return Err(TestCaseError::fail("no append"));
+        };
+        prop_assert_eq!((found_marks, &found[..]), (marks, &group[..]));
+        prop_assert!(group.len() < 4096 || found.as_ptr().addr().is_multiple_of(4096));
     }
 
     #[test]

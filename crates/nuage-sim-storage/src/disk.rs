@@ -8,9 +8,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use nuage_journal::{
-    AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId,
-};
+use nuage_block::Pages;
+use nuage_journal::{BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId};
 
 use crate::prng::Prng;
 
@@ -213,7 +212,7 @@ impl SimDisk {
                 let mut at = offset;
                 for buffer in buffers {
                     self.write_now(file, at, &buffer)?;
-                    at += buffer.bytes().len() as u64;
+                    at += buffer.len() as u64;
                 }
                 Ok(Vec::new())
             }
@@ -244,10 +243,8 @@ impl Drop for SimDisk {
             {
                 let mut at = offset;
                 for buffer in buffers {
-                    self.medium
-                        .borrow_mut()
-                        .write(&name, at, buffer.bytes(), true);
-                    at += buffer.bytes().len() as u64;
+                    self.medium.borrow_mut().write(&name, at, &buffer, true);
+                    at += buffer.len() as u64;
                 }
             }
         }
@@ -320,18 +317,11 @@ impl Disk for SimDisk {
         })
     }
 
-    fn write_now(
-        &mut self,
-        file: FileId,
-        offset: u64,
-        data: &AlignedBuffer,
-    ) -> Result<(), DiskError> {
+    fn write_now(&mut self, file: FileId, offset: u64, data: &Pages) -> Result<(), DiskError> {
         self.power()?;
         let name = self.name(file)?;
         let torn = self.medium.borrow_mut().burn();
-        self.medium
-            .borrow_mut()
-            .write(&name, offset, data.bytes(), torn);
+        self.medium.borrow_mut().write(&name, offset, data, torn);
         self.power()
     }
 

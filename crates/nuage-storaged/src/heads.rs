@@ -384,8 +384,8 @@ fn release(engine: &EngineVolume, peers: &[Peer], context: &mut Context<'_>) {
     engine.with(VolumeHead::release);
     for peer in peers {
         if let Some(link) = peer.link {
-            let bytes = engine.with(|head| head.peer_output(peer.copy));
-            context.links.send(link, bytes);
+            let output = engine.with(|head| head.peer_output(peer.copy));
+            context.links.send(link, output);
             context.links.close(link);
         }
     }

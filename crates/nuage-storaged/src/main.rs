@@ -80,17 +80,19 @@ fn bind(endpoint: &Endpoint) -> io::Result<Listener> {
         .map_err(|error| io::Error::new(error.kind(), format!("{endpoint}: {error}")))
 }
 
-/// Memory of a freed buffer that stays with us for the next one; otherwise each large read or write takes its
-/// pages from the kernel and gives them back, which costs more than filling them. An idle daemon keeps no more.
-const KEPT_BYTES: libc::c_int = 16 << 20;
+/// For so long memory that was freed stays with us for the next buffer. The allocator gives all back at once, what was
+/// freed just now with the rest, and each page that is taken again costs as much as it costs to fill it.
+const KEPT_MS: std::ffi::c_long = 10_000;
+/// `mi_option_purge_delay` of mimalloc 3.
+const PURGE_DELAY: std::ffi::c_int = 15;
+
+unsafe extern "C" {
+    fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
+}
 
 fn keep_buffers() {
-    // SAFETY: two settings of the allocator by value, before any thread is started. Refused, they change
-    // nothing but speed.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
-    }
+    // SAFETY: a setting of the allocator by value, before any thread is started.
+    unsafe { mi_option_set(PURGE_DELAY, KEPT_MS) }
 }
 
 /// As many descriptors as we may have: shells give 1024, which a thousand connections and the segments of

@@ -324,9 +324,9 @@ impl Storaged {
             for peer in &mut head.peers {
                 match peer.link {
                     Some(link) if context.links.has_room(link) => {
-                        let bytes = engine.with(|head| head.peer_output(peer.copy));
-                        if !bytes.is_empty() {
-                            context.links.send(link, bytes);
+                        let output = engine.with(|head| head.peer_output(peer.copy));
+                        if !output.is_empty() {
+                            context.links.send(link, output);
                         }
                     }
                     None if !peer.connecting && now >= peer.retry_at => {
@@ -346,9 +346,9 @@ impl Storaged {
                     .map(|event| (volume.clone(), event)),
             );
             for link in &copy.links {
-                let bytes = copy.store.output(*link);
-                if !bytes.is_empty() {
-                    context.links.send(*link, bytes);
+                let output = copy.store.output(*link);
+                if !output.is_empty() {
+                    context.links.send(*link, output);
                 }
             }
         }

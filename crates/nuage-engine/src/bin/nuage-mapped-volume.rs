@@ -11,11 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nuage_block::{BlockDevice, Completion, Operation, Outcome, Request};
+use nuage_block::{BlockDevice, Completion, Operation, Outcome, Pages, Request};
 use nuage_disk::{FileDisk, Method};
 use nuage_engine::{AckMode, HeadOptions, SystemClock, Volume, VolumeHead};
 use nuage_journal::{
-    AlignedBuffer, BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId, Store, TailRule,
+    BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId, Store, TailRule,
 };
 
 const RUN_BYTES: usize = 1 << 20;
@@ -31,18 +31,13 @@ struct HollowDisk {
 }
 
 impl HollowDisk {
-    fn write(
-        &mut self,
-        file: FileId,
-        offset: u64,
-        buffers: &[Arc<AlignedBuffer>],
-    ) -> Result<(), DiskError> {
+    fn write(&mut self, file: FileId, offset: u64, buffers: &[Pages]) -> Result<(), DiskError> {
         let mut at = offset;
         for buffer in buffers {
-            if buffer.bytes().iter().any(|byte| *byte != 0) {
+            if buffer.iter().any(|byte| *byte != 0) {
                 self.inner.write_now(file, at, buffer)?;
             }
-            at += buffer.bytes().len() as u64;
+            at += buffer.len() as u64;
         }
         Ok(())
     }
@@ -102,12 +97,7 @@ impl Disk for HollowDisk {
         self.inner.read_now(file, offset, length)
     }
 
-    fn write_now(
-        &mut self,
-        file: FileId,
-        offset: u64,
-        data: &AlignedBuffer,
-    ) -> Result<(), DiskError> {
+    fn write_now(&mut self, file: FileId, offset: u64, data: &Pages) -> Result<(), DiskError> {
         self.inner.write_now(file, offset, data)
     }
 

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use nuage_block::Failure;
+use nuage_block::{Failure, Output};
 use nuage_journal::{Disk, GroupBuilder, JournalError, Store};
 use nuage_replica::{FrameError, Policy};
 
@@ -77,7 +77,7 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     /// Bytes for a copy.
-    pub fn peer_output(&mut self, copy: usize) -> Vec<u8> {
+    pub fn peer_output(&mut self, copy: usize) -> Output {
         self.replicas
             .as_mut()
             .map(|replicas| replicas.output(copy))

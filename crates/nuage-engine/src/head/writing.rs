@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nuage_block::{Buffer, Failure, Outcome, Tag};
-use nuage_journal::{
-    AlignedBuffer, BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind, Lent,
-};
+use nuage_block::{Buffer, Bytes, Failure, Outcome, Pages, Tag};
+use nuage_journal::{BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind};
 
 use super::merge::NO_TAG;
 use super::{AckMode, HeadEvent, VolumeHead};
@@ -27,7 +25,7 @@ pub(super) struct Pending {
     pub(super) seq: u64,
     pub(super) lba: u64,
     pub(super) blocks: u64,
-    pub(super) data: Option<(Arc<Buffer>, usize)>,
+    pub(super) data: Option<(Bytes, usize)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +51,7 @@ impl<D: Disk> VolumeHead<D> {
             self.fail(tag, Failure::NoSpace);
             return;
         }
-        let data = Arc::new(data);
+        let data = Bytes::from_owner(data);
         let part_blocks = self.store.payload_blocks_max() as usize;
         let mut last = 0;
         for (at, part) in data.chunks(part_blocks * BLOCK_BYTES).enumerate() {
@@ -69,7 +67,7 @@ impl<D: Disk> VolumeHead<D> {
                 Ok(seq) => last = seq,
                 Err(_) => return self.fail(tag, Failure::Medium),
             }
-            let data = Some((Arc::clone(&data), offset));
+            let data = Some((data.clone(), offset));
             self.appeared(last, part_lba, blocks as u64, data);
         }
         self.wait(tag, last, fua);
@@ -93,7 +91,7 @@ impl<D: Disk> VolumeHead<D> {
         kind: Kind,
         flags: u8,
         lba: u64,
-        data: AlignedBuffer,
+        data: Pages,
     ) -> Result<u64, JournalError> {
         self.close_group()?;
         let seq = self.builder.push_lent(kind, flags, lba, data);
@@ -101,12 +99,11 @@ impl<D: Disk> VolumeHead<D> {
         Ok(seq)
     }
 
-    fn lent(&self, data: &Arc<Buffer>, offset: usize, length: usize) -> Option<AlignedBuffer> {
+    fn lent(&self, data: &Bytes, offset: usize, length: usize) -> Option<Pages> {
         if length < LENT_BYTES_MIN || self.store.is_encrypted() {
             return None;
         }
-        let owner: Lent = Arc::<Buffer>::clone(data);
-        AlignedBuffer::lent(&owner, offset..offset + length)
+        Pages::of(data.slice(offset..offset + length))
     }
 
     pub(super) fn append_zero(&mut self, tag: Tag, kind: Kind, lba: u64, blocks: u64, fua: bool) {
@@ -129,7 +126,7 @@ impl<D: Disk> VolumeHead<D> {
         seq: u64,
         lba: u64,
         blocks: u64,
-        data: Option<(Arc<Buffer>, usize)>,
+        data: Option<(Bytes, usize)>,
     ) {
         let pending = Pending {
             seq,

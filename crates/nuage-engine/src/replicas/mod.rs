@@ -13,6 +13,7 @@ mod recovery;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use nuage_block::Output;
 use nuage_journal::{BlockWish, Disk, Group, JournalError, Now, Store};
 use nuage_replica::{
     Frame, FrameError, FrameReader, Lease, Marks, Policy, RELEASED_NS, Refusal, Tail, rules,
@@ -104,7 +105,7 @@ impl Health {
 struct Peer {
     state: CopyState,
     reader: FrameReader,
-    out: Vec<u8>,
+    out: Output,
     tail: Option<Tail>,
     applied: Tail,
     /// No former head can still be reading, by what it saw.
@@ -135,7 +136,7 @@ impl Peer {
         Self {
             state: CopyState::Down,
             reader: FrameReader::default(),
-            out: Vec::new(),
+            out: Output::default(),
             tail: None,
             applied: Tail::default(),
             released: false,
@@ -158,11 +159,15 @@ impl Peer {
     }
 
     fn send(&mut self, frame: &Frame, now_ns: u64) {
-        frame.encode(&mut self.out);
+        frame.queue(&mut self.out);
         self.last_sent_ns = now_ns;
     }
 
-    fn sent(&mut self, group: &Group, now_ns: u64) {
+    /// Queue a group behind `head`, from where it lies.
+    fn send_group(&mut self, head: &[u8], group: &Group, now_ns: u64) {
+        self.out.copy(head);
+        self.out.share(group.header.bytes().clone());
+        self.out.share(group.payload.bytes().clone());
         self.sent_seq = group.head.info.last_seq();
         self.last_sent_ns = now_ns;
     }
@@ -328,12 +333,12 @@ impl Replicas {
         if let Some(peer) = self.peers.get_mut(copy) {
             peer.state = CopyState::Down;
             peer.rebuild = None;
-            peer.out.clear();
+            peer.out = Output::default();
             peer.reader = FrameReader::default();
         }
     }
 
-    pub(crate) fn output(&mut self, copy: usize) -> Vec<u8> {
+    pub(crate) fn output(&mut self, copy: usize) -> Output {
         self.peers
             .get_mut(copy)
             .map(|peer| std::mem::take(&mut peer.out))
@@ -371,9 +376,8 @@ impl Replicas {
         let now_ns = self.now.monotonic_ns;
         self.trail
             .made(self.local_memory, group.total_bytes(), now_ns);
-        // All are told the same, so the frame is made once.
-        let mut frame = Vec::new();
-        self.encode_group(&group, now_ns, &mut frame);
+        // All are told the same, so the frame's head and its checksum are made once.
+        let head = self.append_head(&group, now_ns);
         for (copy, peer) in self.peers.iter_mut().enumerate() {
             if copy == self.me || peer.state != CopyState::Live {
                 continue;
@@ -381,8 +385,7 @@ impl Replicas {
             if peer.out.len() > OUT_BYTES_MAX {
                 peer.state = CopyState::CatchingUp;
             } else {
-                peer.out.extend_from_slice(&frame);
-                peer.sent(&group, now_ns);
+                peer.send_group(&head, &group, now_ns);
             }
         }
         self.recent.push_back(group);
@@ -400,16 +403,14 @@ impl Replicas {
         }
     }
 
-    fn encode_group(&self, group: &Group, now_ns: u64, out: &mut Vec<u8>) {
-        let parts = [group.header.bytes(), group.payload.bytes()];
-        Frame::encode_append(&self.marks(now_ns), &parts, out);
+    fn append_head(&self, group: &Group, now_ns: u64) -> Vec<u8> {
+        let parts = [&*group.header, &*group.payload];
+        Frame::append_head(&self.marks(now_ns), &parts)
     }
 
     fn send_group(&mut self, copy: usize, group: &Group, now_ns: u64) {
-        let mut out = std::mem::take(&mut self.peers[copy].out);
-        self.encode_group(group, now_ns, &mut out);
-        self.peers[copy].out = out;
-        self.peers[copy].sent(group, now_ns);
+        let head = self.append_head(group, now_ns);
+        self.peers[copy].send_group(&head, group, now_ns);
     }
 
     pub(crate) fn local_durable(&mut self, seq: u64) {

@@ -158,8 +158,8 @@ impl Replicas {
                 rebuild.ahead += 1;
                 let bytes = group.total_bytes();
                 self.budget.borrow_mut().take(Class::Repair, now_ns, bytes);
-                let mut bytes = group.header.bytes().to_vec();
-                bytes.extend_from_slice(group.payload.bytes());
+                let mut bytes = group.header.to_vec();
+                bytes.extend_from_slice(&group.payload);
                 self.peers[copy].send(&Frame::BaseGroup { group: bytes }, now_ns);
             }
             BaseRead::Damaged { lba, entry } => {

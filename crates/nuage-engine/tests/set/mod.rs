@@ -151,11 +151,11 @@ impl Set {
             let Some(replica) = replica.as_mut().filter(|_| !self.stalled[copy]) else {
                 continue;
             };
-            let bytes = self.head.peer_output(copy + 1);
+            let bytes = self.head.peer_output(copy + 1).drain();
             said += bytes.len();
             replica.receive(1, &bytes).expect("frames");
             replica.poll();
-            let bytes = replica.output(1);
+            let bytes = replica.output(1).drain();
             said += bytes.len();
             self.head.peer_receive(copy + 1, &bytes).expect("frames");
         }

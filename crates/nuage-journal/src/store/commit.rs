@@ -1,9 +1,9 @@
 //! Steps to the disk, one after the other: groups as one commit, footers, seals, first blocks.
 
-use std::sync::Arc;
+use nuage_block::{Buffer, Pages};
 
 use super::{Placed, Purpose, SlotState, Step, Store, StoreEvent};
-use crate::disk::{AlignedBuffer, Disk, DiskOperation};
+use crate::disk::{Disk, DiskOperation};
 use crate::error::JournalError;
 use crate::segment::{block_bytes, encode_first_block};
 
@@ -27,10 +27,7 @@ impl<D: Disk> Store<D> {
         match step {
             Step::Write(placed) => self.start_commit(&placed),
             Step::Footer(slot) => {
-                let footer = self
-                    .footers
-                    .get(&slot)
-                    .map(|bytes| AlignedBuffer::from_bytes(bytes));
+                let footer = self.footers.get(&slot).map(|bytes| Buffer::padded(bytes));
                 if let Some((SlotState::Sealed(_, seal), footer)) =
                     self.slot_state(slot).zip(footer)
                 {
@@ -41,12 +38,12 @@ impl<D: Disk> Store<D> {
             Step::Seal(slot) => {
                 if let Some(SlotState::Sealed(header, seal)) = self.slot_state(slot) {
                     let block = encode_first_block(header, Some(seal));
-                    self.write(slot, 0, vec![block.into()], None, Some(slot));
+                    self.write(slot, 0, vec![block], None, Some(slot));
                 }
             }
             Step::Start(slot, header) => {
                 let block = encode_first_block(&header, None);
-                self.write(slot, 0, vec![block.into()], None, None);
+                self.write(slot, 0, vec![block], None, None);
             }
         }
     }
@@ -54,21 +51,18 @@ impl<D: Disk> Store<D> {
     fn start_commit(&mut self, first: &Placed) {
         let mut bytes = first.group.total_bytes();
         let mut seq = first.group.head.info.last_seq();
-        let mut buffers = vec![
-            Arc::clone(&first.group.header),
-            Arc::clone(&first.group.payload),
-        ];
+        let mut buffers = vec![first.group.header.clone(), first.group.payload.clone()];
         while let Some(Step::Write(next)) = self.steps.front() {
             if bytes + next.group.total_bytes() > COMMIT_BYTES_MAX {
                 break;
             }
             bytes += next.group.total_bytes();
             seq = next.group.head.info.last_seq();
-            buffers.push(Arc::clone(&next.group.header));
-            buffers.push(Arc::clone(&next.group.payload));
+            buffers.push(next.group.header.clone());
+            buffers.push(next.group.payload.clone());
             self.steps.pop_front();
         }
-        buffers.retain(|buffer| buffer.block_count() > 0);
+        buffers.retain(|buffer| !buffer.is_empty());
         self.write(
             first.slot,
             block_bytes(first.block),
@@ -89,7 +83,7 @@ impl<D: Disk> Store<D> {
         &mut self,
         slot: u32,
         offset: u64,
-        buffers: Vec<Arc<AlignedBuffer>>,
+        buffers: Vec<Pages>,
         seq: Option<u64>,
         sealed: Option<u32>,
     ) {

@@ -378,7 +378,7 @@ impl<D: Disk> Store<D> {
     }
 
     pub(crate) fn write_superblock(&mut self) -> Result<(), JournalError> {
-        self.superblock.previous = *blake3::hash(self.superblock.encode().bytes()).as_bytes();
+        self.superblock.previous = *blake3::hash(&self.superblock.encode()).as_bytes();
         self.superblock.generation += 1;
         let name = if self.superblock.generation.is_multiple_of(2) {
             "super.a"
@@ -386,7 +386,7 @@ impl<D: Disk> Store<D> {
             "super.b"
         };
         let data = self.superblock.encode();
-        let written = self.disk.replace_now(name, data.bytes());
+        let written = self.disk.replace_now(name, &data);
         written.map_err(|error| self.fail(error.into()))
     }
 

@@ -638,7 +638,7 @@ impl World {
             if *head == node
                 && let Role::Head(found) = &mut self.nodes[node].role
             {
-                let bytes = found.peer_output(*copy);
+                let bytes = found.peer_output(*copy).drain();
                 if !bytes.is_empty() {
                     link.to_copy.push_back((arrival, bytes));
                 }
@@ -646,7 +646,7 @@ impl World {
             if *copy == node
                 && let Role::Replica(found) = &mut self.nodes[node].role
             {
-                let bytes = found.output(link.session);
+                let bytes = found.output(link.session).drain();
                 if !bytes.is_empty() {
                     link.to_head.push_back((arrival, bytes));
                 }
