@@ -248,7 +248,12 @@ def image_group() -> None:
 @image_group.command("import")
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--for", "iaas", default="", help="Only for this IaaS; left out, for all.")
+@click.option(
+    "--for",
+    "iaas",
+    default="",
+    help="Only for this IaaS; left out, for all: a Nuage administrator's to do.",
+)
 @click.option("--os", "os_distro", default="", help="For instance debian.")
 @click.option("--os-version", default="")
 @pass_session
