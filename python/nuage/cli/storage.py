@@ -6,6 +6,7 @@ from typing import cast
 import click
 
 from nuage.cli.energy import seconds
+from nuage.cli.hosts import tell_access, tell_paths
 from nuage.cli.moments import read_moment
 from nuage.cli.rates import rate_line
 from nuage.cli.session import Session, iaas_option, pass_session
@@ -82,15 +83,19 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
     answer = row_of(session.client.get(path))
     standing = row_of(session.client.get(f"{path}/copies"))
     conditions = rows_of(session.client.get(f"{path}/conditions"))
-    if answered(session, {**answer, "standing": standing, "conditions": conditions}):
-        return
     volume = inner(answer, "value")
+    paths = rows_of(session.client.get(f"{path}/paths")) if volume["host"] else []
+    told = {**answer, "standing": standing, "conditions": conditions, "paths": paths}
+    if answered(session, told):
+        return
     print_facts([*_facts(answer, volume), ("disk", _share_line(standing))])
     print_table(
         ("COPY", "SITE", "STATE", "BEHIND", "WRITES", "BYTES"),
         [_copy_row(copy) for copy in listed(standing, "copies")],
         empty="no copy yet",
     )
+    if paths:
+        tell_paths(paths)
     if standing["answering"] in ("slowed", "held"):
         click.echo(f"writes are {standing['answering']}: a copy is near its RPO or beyond it")
     for line in _advice(volume):
@@ -164,6 +169,8 @@ def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
         ("failure", volume["failure"]),
         ("size", format_size(int(str(volume["size_bytes"])))),
         ("attached", volume["vm_id"]),
+        ("host", inner(volume, "host")["initiator"] if volume["host"] else ""),
+        ("target", volume["iqn"] if volume["host"] else ""),
         ("head", f"{volume['head']}, epoch {volume['epoch']}"),
         ("without", ", ".join(str(node) for node in listed(volume, "without"))),
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
@@ -412,12 +419,25 @@ def rollback_volume(
 
 @volume_group.command("attach")
 @click.argument("name")
-@click.argument("vm")
+@click.argument("vm", default="")
+@click.option("--initiator", default="", metavar="IQN", help="To a host outside, by its name.")
 @iaas_option
 @pass_session
-def attach_volume(session: Session, name: str, vm: str, iaas: str) -> None:
-    """Give a free volume to a VM."""
-    session.client.call("POST", f"{_volumes(session, iaas)}/{name}/attach", {"vm": vm})
+def attach_volume(session: Session, name: str, vm: str, initiator: str, iaas: str) -> None:
+    """Give a free volume to a VM, or to a host outside, which is told how to log in.
+
+    A host has a path to each copy: it goes on by another when the head moves. Told again, the
+    command says again how to log in.
+    """
+    path = f"{_volumes(session, iaas)}/{name}"
+    if bool(vm) == bool(initiator):
+        raise InvalidRequest("give a VM, or --initiator and a host's iSCSI name", field="vm")
+    if initiator:
+        answer = session.client.call("POST", f"{path}/host", {"initiator": initiator})
+        if not answered(session, answer):
+            tell_access(row_of(answer))
+        return
+    session.client.call("POST", f"{path}/attach", {"vm": vm})
     click.echo(f"{name} is attached to {vm}")
 
 
@@ -426,7 +446,7 @@ def attach_volume(session: Session, name: str, vm: str, iaas: str) -> None:
 @iaas_option
 @pass_session
 def detach_volume(session: Session, name: str, iaas: str) -> None:
-    """Take a volume from its VM."""
+    """Take a volume from its VM or its host."""
     session.client.call("POST", f"{_volumes(session, iaas)}/{name}/detach")
     click.echo(f"{name} is free")
 

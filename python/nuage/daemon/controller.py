@@ -56,13 +56,14 @@ from nuage.iaas.movement import (
 )
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Distrust, Site
-from nuage.iaas.wishes import WishContext
+from nuage.iaas.wishes import WishContext, host_login
 from nuage.ids import NodeId, RackId, SiteId, VmId
-from nuage.model.desired import IonodeReport, VnodeReport
+from nuage.model.desired import ChapWish, IonodeReport, VnodeReport
 from nuage.model.identity import User
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, Rack
 from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
+from nuage.model.volume import Volume
 from nuage.placement.local_agent import LocalAgent
 from nuage.placement.master_agent import MasterAgent
 from nuage.placement.placer import Placer
@@ -259,6 +260,7 @@ class Controller:
             age_of=self.links.age_of,
             ledgers=self._ledgers,
             keyring=Keyring(self._secrets.secrets),
+            host_login=self._host_login,
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)
@@ -284,7 +286,18 @@ class Controller:
             before=read_held(configuration.state_dir / HELD_FILE),
             keep=lambda held: write_held(configuration.state_dir / HELD_FILE, held),
         )
-        context = WishContext(
+        self._reconciler = Reconciler(
+            self.site, self._wish_context(), self._sessions, self._movement, self._tasks
+        )
+        self._wire_energy()
+        self._wire_fabric()
+        self._serve_other_sites()
+
+    def _host_login(self, volume: Volume) -> ChapWish:
+        return host_login(self._secrets.secrets, volume, self._keys.generations()[0])
+
+    def _wish_context(self) -> WishContext:
+        return WishContext(
             index=self.index,
             secrets=self._secrets.secrets,
             lease_until_s=lease_until_s(self._guardian, self._clock),
@@ -292,12 +305,6 @@ class Controller:
             lease_term=lambda: self._guardian.lease_term,
             key_generations=self._keys.generations,
         )
-        self._reconciler = Reconciler(
-            self.site, context, self._sessions, self._movement, self._tasks
-        )
-        self._wire_energy()
-        self._wire_fabric()
-        self._serve_other_sites()
 
     def _wire_fabric(self) -> None:
         secrets = self._secrets.secrets

@@ -53,7 +53,7 @@ from nuage.model.history import (
     OpenedView,
     VolumeHistory,
 )
-from nuage.model.infrastructure import NodeRole
+from nuage.model.infrastructure import NodeRole, portal_group_of
 from nuage.trust.files import write_atomically
 from nuage.trust.pki import pem_of
 from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
@@ -246,6 +246,7 @@ class IonodeProcess:
             tls_key=configuration.trust_dir / DAEMON_KEY,
             tls_ca=configuration.trust_dir / ROOT,
             tls_crl=configuration.trust_dir / REVOCATIONS,
+            portal_group=portal_group_of(configuration.node.node_id),
         )
         daemon = StoragedDaemon(options, wish.iaas_id, ports)
         await daemon.start()

@@ -15,6 +15,7 @@ from nuage.iaas.addresses import free_number, host_number, mac_of
 from nuage.iaas.epochs import FIRST_EPOCH, next_local, next_owner
 from nuage.iaas.site import ArrivalDraft, Draft, RestartDraft, Site, VmDraft
 from nuage.iaas.templates import made_here
+from nuage.iaas.volumes import require_free
 from nuage.ids import NodeId, PortId, VmId, VolumeId, new_id
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
@@ -73,8 +74,7 @@ def _attached(site: Site, volume_id: VolumeId, vm_id: VmId) -> Volume:
     volume = site.index.value(Volume, volume_id)
     if site.index.home("volume", volume_id) != site.site_id:
         raise Conflict(f"volume {volume.name} has its head at another site")
-    if volume.vm_id is not None:
-        raise Conflict(f"volume {volume.name} is attached to {volume.vm_id}")
+    require_free(volume)
     return replace(volume, vm_id=vm_id)
 
 

@@ -442,13 +442,16 @@ class HeadKeeper:
 
     def _successor(self, volume: Volume, gone: SiteId, alive: frozenset[SiteId]) -> SiteId | None:
         """Return who goes on with a volume: where its VM is, else the first with a copy."""
-        vm = None if volume.vm_id is None else self._site.index.find_value(Vm, volume.vm_id)
-        if vm is None or vm.site_id is None or vm.site_id == gone or vm.site_id not in alive:
-            return None  # nobody uses it now; a VM that fails over brings its volumes
+        near = None
+        if volume.host is None:
+            vm = None if volume.vm_id is None else self._site.index.find_value(Vm, volume.vm_id)
+            if vm is None or vm.site_id is None or vm.site_id == gone or vm.site_id not in alive:
+                return None  # nobody uses it now; a VM that fails over brings its volumes
+            near = vm.site_id
         place = next_head(
             volume,
             is_usable=lambda node: _site_of(volume, node) in alive and self.is_usable(node),
-            near=vm.site_id,
+            near=near,
         )
         return None if place is None else place.site_id
 

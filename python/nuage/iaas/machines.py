@@ -12,7 +12,7 @@ from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
 from nuage.iaas.vm_places import place_ids, request_for
-from nuage.iaas.volumes import new_volume, volume_of
+from nuage.iaas.volumes import new_volume, require_free, volume_of
 from nuage.iaas.wishes import is_decided
 from nuage.ids import IaasId, PortId, SiteId, VmId, new_id
 from nuage.model.contract import CutOffRule
@@ -194,8 +194,7 @@ def _boot_volume(
         raise InvalidRequest("give an image or a volume, not both", field="volume")
     if body.volume:
         volume = volume_of(site, body.iaas, body.volume)
-        if volume.vm_id is not None:
-            raise Conflict(f"volume {volume.name} is attached to {volume.vm_id}")
+        require_free(volume)
         return [volume], tuple({place.site_id for place in volume.replicas})
     if not body.image:
         raise InvalidRequest("a VM boots from an image or a volume", field="image")

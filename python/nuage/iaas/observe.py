@@ -228,6 +228,8 @@ def node_status(
     if ionode is not None:
         if before.replica_addresses != ionode.replica_addresses:
             after = replace(after, replica_addresses=ionode.replica_addresses)
+        if before.portals != ionode.portals:
+            after = replace(after, portals=ionode.portals)
         disks = _disks(before.disks, ionode)
         if disks != before.disks:
             after = replace(

@@ -14,11 +14,11 @@ import msgspec
 
 from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
 from nuage.clock import Clock
-from nuage.errors import Conflict
+from nuage.errors import Conflict, Unavailable
 from nuage.iaas.index import Change, FederationIndex
 from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract
-from nuage.model.desired import HeadReport, IonodeReport
+from nuage.model.desired import ChapWish, HeadReport, IonodeReport
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
@@ -195,6 +195,10 @@ class VolumePlaces:
     by_contract: dict[Contract, tuple[ReplicaPlace, ...]] = field(default_factory=dict)
 
 
+def _no_login(volume: Volume) -> ChapWish:
+    raise Unavailable(f"no secrets are here that a host could log in to {volume.name} with")
+
+
 @dataclass(slots=True)
 class Site:
     """What the use cases of one controller act through.
@@ -204,7 +208,8 @@ class Site:
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
     what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
-    new VMs whose decision is not written down yet.
+    new VMs whose decision is not written down yet. `host_login` tells how the host that has a
+    volume logs in.
     `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
     `drops_told` the last day (since 1970) on which a volume's early loss of history was announced.
     """
@@ -226,6 +231,7 @@ class Site:
     holds_lease: Callable[[], bool] = field(default=lambda: True)  # others leave ours alone
     steering: Steering | None = None
     distrust: Distrust | None = None
+    host_login: Callable[[Volume], ChapWish] = field(default=_no_login)
     volume_places: VolumePlaces = field(default_factory=VolumePlaces)
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
     ledgers: LedgerShelf | None = None

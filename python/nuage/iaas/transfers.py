@@ -10,7 +10,7 @@ from nuage.errors import InvalidRequest
 from nuage.iaas.operations import Operation, OperationTable
 from nuage.iaas.past import head_of
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import volume_of
+from nuage.iaas.volumes import require_free, volume_of
 from nuage.ids import IaasId, SiteId, VolumeId
 from nuage.ionode.port import ChangedRuns
 from nuage.model.volume import Volume
@@ -125,8 +125,7 @@ async def read_view(site: Site, _principal: Principal, body: ReadView) -> PieceR
 async def write_piece(site: Site, _principal: Principal, body: WritePiece) -> None:
     """Write a piece of an import."""
     volume = volume_of(site, body.iaas, body.volume)
-    if volume.vm_id is not None:
-        raise InvalidRequest(f"{volume.name} is attached to {volume.vm_id}", field="volume")
+    require_free(volume)
     if bool(body.data) == bool(body.zero_bytes) or body.zero_bytes > PIECE_BYTES_MAX:
         raise InvalidRequest("give data, or a number of zeros", field="data")
     if len(body.data) > PIECE_BYTES_MAX or body.offset < 0 or body.zero_bytes < 0:

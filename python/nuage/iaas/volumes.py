@@ -231,12 +231,18 @@ async def where_volume(site: Site, _principal: Principal, body: NameVolume) -> l
     return places
 
 
+def require_free(volume: Volume) -> None:
+    """Raise Conflict if a VM or a host has the volume."""
+    user = volume.vm_id or (None if volume.host is None else volume.host.initiator)
+    if user is not None:
+        raise Conflict(f"volume {volume.name} is attached to {user}", hint="detach it first")
+
+
 async def attach_volume(site: Site, _principal: Principal, body: AttachVolume) -> Shown[Volume]:
     """Give a free volume to a VM of the same IaaS and site."""
     volume = volume_of(site, body.iaas, body.volume)
     vm = site.index.named(Vm, body.vm, volume.iaas_id)
-    if volume.vm_id is not None:
-        raise Conflict(f"volume {volume.name} is attached to {volume.vm_id}")
+    require_free(volume)
     if site.index.home("vm", vm.vm_id) != site.site_id:
         raise Conflict(
             f"{vm.name} runs at {vm.site_id}, {volume.name} has its head at {site.site_id}",
@@ -248,12 +254,12 @@ async def attach_volume(site: Site, _principal: Principal, body: AttachVolume) -
 
 
 async def detach_volume(site: Site, _principal: Principal, body: NameVolume) -> Shown[Volume]:
-    """Take a volume from its VM."""
+    """Take a volume from its VM, or from the host that has it: its sessions end."""
     volume = volume_of(site, body.iaas, body.volume)
-    if volume.vm_id is None:
+    if volume.vm_id is None and volume.host is None:
         raise Conflict(f"volume {volume.name} is not attached")
-    vm = site.index.find_value(Vm, volume.vm_id)
-    free = replace(volume, vm_id=None)
+    vm = None if volume.vm_id is None else site.index.find_value(Vm, volume.vm_id)
+    free = replace(volume, vm_id=None, host=None)
     if vm is None:
         await site.save(free)
     else:
@@ -299,10 +305,8 @@ def clones_being_made(site: Site, volume: Volume) -> list[Volume]:
 async def delete_volume(site: Site, _principal: Principal, body: NameVolume) -> None:
     """Delete a free volume and all its copies."""
     volume = volume_of(site, body.iaas, body.volume)
-    if volume.vm_id is not None and site.index.find_value(Vm, volume.vm_id) is not None:
-        raise Conflict(
-            f"volume {volume.name} is attached to {volume.vm_id}", hint="detach it first"
-        )
+    if volume.vm_id is None or site.index.find_value(Vm, volume.vm_id) is not None:
+        require_free(volume)
     begun = [v.name for v in clones_being_made(site, volume)]
     if begun:
         raise Conflict(

@@ -25,6 +25,9 @@ from nuage.model.desired import (
     IncomingMigration,
     IonodeWish,
     OutgoingMigration,
+    PathState,
+    PathWish,
+    PortGroup,
     PortWish,
     ReplicaPeer,
     ReplicaWish,
@@ -34,6 +37,7 @@ from nuage.model.desired import (
 from nuage.model.history import CloneOrigin
 from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.image import Image
+from nuage.model.infrastructure import portal_group_of
 from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
@@ -65,6 +69,7 @@ class KeptCopy:
     replica_of: tuple[object, ...] | None = None
     head: HeadWish | None = None
     head_of: tuple[object, ...] | None = None
+    path: PathWish | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +111,14 @@ def chap_login(
     generation (`fabric_keys`): what a node or a datacenter that was revoked knew opens nothing.
     """
     user = f"{volume_id}.{epoch}" + (f".{generation}" if generation else "")
+    digest = hmac.digest(secrets.of(generation), f"chap:{user}".encode(), "sha256")
+    return ChapWish(user=user, secret=digest.hex()[:CHAP_SECRET_CHARS])
+
+
+def host_login(secrets: SharedSecrets, volume: Volume, generation: int = 0) -> ChapWish:
+    """Return how the host that has a volume logs in; as for a VM, but under its attachment."""
+    assert volume.host is not None, "asked of volumes that a host has"
+    user = f"{volume.volume_id}.{volume.host.login}" + (f".{generation}" if generation else "")
     digest = hmac.digest(secrets.of(generation), f"chap:{user}".encode(), "sha256")
     return ChapWish(user=user, secret=digest.hex()[:CHAP_SECRET_CHARS])
 
@@ -258,7 +271,7 @@ def ionode_wish(
 ) -> IonodeWish:
     """Return all that the IO-node `node_id` shall keep and serve. `changed` as in `vnode_wish`."""
     index = context.index
-    replicas, heads = _copies_on(context, node_id, changed)
+    replicas, heads, paths = _copies_on(context, node_id, changed)
     erased: dict[IaasId, list[VolumeId]] = defaultdict(list)
     labels: dict[IaasId, int] = {}
     for erasure in erased_copies(index, node_id):
@@ -274,6 +287,7 @@ def ionode_wish(
                     label=labels.get(iaas_id, 0) if iaas is None else iaas.label,
                     replicas=tuple(replicas[iaas_id]),
                     heads=tuple(heads[iaas_id]),
+                    paths=tuple(paths[iaas_id]),
                     erased=tuple(erased[iaas_id]),
                     key_id=_key_id(index, iaas_id),
                     disk=disk_rule(Contract() if iaas is None else iaas.contract),
@@ -284,8 +298,11 @@ def ionode_wish(
 
 def _copies_on(
     context: WishContext, node_id: NodeId, changed: Collection[str] | None
-) -> tuple[dict[IaasId, list[ReplicaWish]], dict[IaasId, list[HeadWish]]]:
-    """Return the copies and the heads of a node; what did not change is as it was worked out."""
+) -> tuple[
+    dict[IaasId, list[ReplicaWish]], dict[IaasId, list[HeadWish]], dict[IaasId, list[PathWish]]
+]:
+    """Return copies, heads and paths of a node; what did not change is as it was worked out."""
+    paths: dict[IaasId, list[PathWish]] = defaultdict(list)
     replicas: dict[IaasId, list[ReplicaWish]] = defaultdict(list)
     heads: dict[IaasId, list[HeadWish]] = defaultdict(list)
     old = context.kept.copies.get(node_id, {})
@@ -301,7 +318,9 @@ def _copies_on(
             replicas[volume.iaas_id].append(known.replica)
         if known.head is not None:
             heads[volume.iaas_id].append(known.head)
-    return replicas, heads
+        if known.path is not None:
+            paths[volume.iaas_id].append(known.path)
+    return replicas, heads, paths
 
 
 def _copy_on(context: WishContext, volume: Volume, node_id: NodeId, known: KeptCopy) -> KeptCopy:
@@ -321,7 +340,8 @@ def _copy_on(context: WishContext, volume: Volume, node_id: NodeId, known: KeptC
         head_of, head = _head_facts(context, volume), known.head
         if known.head_of != head_of:
             head = _head_wish(context, volume)
-    return KeptCopy(replica, replica_of, head, head_of)
+    path = _path_wish(context, volume, node_id) if replica is not None else None
+    return KeptCopy(replica, replica_of, head, head_of, path)
 
 
 def _replica_wish(
@@ -416,6 +436,8 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
         former=former_set(volume),
         iqn=volume.iqn,
         chap=_initiators(context, volume),
+        initiators=() if volume.host is None else (volume.host.initiator,),
+        groups=() if volume.host is None else _port_groups(volume, volume.head),
         image_sha256="" if image is None else image.sha256,
         limits=within(volume.limits, LIMITS_OF_CLASS[contract.qos_class]),
         rpo=contract.rpo,
@@ -423,11 +445,45 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
     )
 
 
+def _path_wish(context: WishContext, volume: Volume, node_id: NodeId) -> PathWish | None:
+    """Return the path by which a host may go on should the head come here, None: there is none.
+
+    A node whose portals count as the head's shows nothing: it would say that it serves.
+    """
+    is_used = volume.host is not None and volume.state is VolumeState.READY
+    if not is_used or volume.head in (None, node_id) or node_id in volume.leaving:
+        return None
+    groups = _port_groups(volume, node_id)
+    if groups[0].state is not PathState.STANDBY:
+        return None
+    assert volume.host is not None
+    return PathWish(
+        volume_id=volume.volume_id,
+        iaas_id=volume.iaas_id,
+        iqn=volume.iqn,
+        chap=_initiators(context, volume),
+        initiators=(volume.host.initiator,),
+        groups=groups,
+    )
+
+
+def _port_groups(volume: Volume, own: NodeId) -> tuple[PortGroup, ...]:
+    """Return the paths of a volume's host, that of `own` first: by the head, or by a copy."""
+    serving = None if volume.head is None else portal_group_of(volume.head)
+    tags = sorted({portal_group_of(place.node_id) for place in volume.replicas})
+    groups = [
+        PortGroup(tag, PathState.OPTIMIZED if tag == serving else PathState.STANDBY) for tag in tags
+    ]
+    return tuple(sorted(groups, key=lambda group: group.tag != portal_group_of(own)))
+
+
 def _initiators(context: WishContext, volume: Volume) -> tuple[ChapWish, ...]:
     """Return who may log in: the VM's epoch, and during a migration those that may follow.
 
     While keys roll, each under the old keys and the new.
     """
+    if volume.host is not None:
+        return tuple(host_login(context.secrets, volume, g) for g in context.key_generations())
     vm = None if volume.vm_id is None else context.index.find_value(Vm, volume.vm_id)
     if vm is None:
         return ()

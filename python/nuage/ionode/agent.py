@@ -6,7 +6,7 @@ seconds; acts on different daemons run side by side.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +23,12 @@ from nuage.ionode.plan import (
     Act,
     CloseHead,
     Create,
+    EndStandby,
     Erase,
     Fill,
     OpenHead,
     Resize,
+    StandBy,
     Tell,
     plan,
 )
@@ -40,6 +42,7 @@ from nuage.model.desired import (
     HeadWish,
     IonodeReport,
     IonodeWish,
+    PathWish,
     ReplicaReport,
     ReplicaWish,
     SetKey,
@@ -70,6 +73,7 @@ class _Hosted:
     daemon: StorageDaemon
     seen: DaemonSeen = field(default_factory=DaemonSeen)
     told: dict[VolumeId, HeadWish] = field(default_factory=dict)
+    shown: dict[VolumeId, PathWish] = field(default_factory=dict)
     failures: dict[VolumeId, str] = field(default_factory=dict)
     lost: set[VolumeId] = field(default_factory=set)  # failures that no other node can help
     lacking: set[VolumeId] = field(default_factory=set)  # the past they should start from
@@ -169,7 +173,12 @@ class IonodeAgent:
         done = self._filled | set(hosted.filling)
         await self._mind_key(wish, hosted)
         acts = plan(
-            wish, hosted.seen, filled=done, told=hosted.told, released=frozenset(self._released)
+            wish,
+            hosted.seen,
+            filled=done,
+            told=hosted.told,
+            shown=hosted.shown,
+            released=frozenset(self._released),
         )
         due = {_volume_of(act) for act in acts} | set(hosted.filling)
         for volume_id in set(hosted.failures) - due:  # what failed is no longer wanted
@@ -246,7 +255,7 @@ class IonodeAgent:
                 await daemon.resize(volume_id, size_bytes)
             case OpenHead(wish=head):
                 await daemon.open_head(head)
-                hosted.told[head.volume_id] = head
+                hosted.told[head.volume_id] = replace(head, groups=())  # once it is ready
             case Tell(wish=head):
                 await daemon.set_terms(head)
                 await daemon.set_initiators(head)
@@ -257,6 +266,11 @@ class IonodeAgent:
             case CloseHead(volume_id=volume_id):
                 await daemon.close_head(volume_id)
                 hosted.told.pop(volume_id, None)
+            case StandBy(wish=path):
+                await daemon.stand_by(path)
+                hosted.shown[path.volume_id] = path
+            case EndStandby(volume_id=volume_id):
+                await daemon.end_standby(volume_id)
             case Erase(volume_id=volume_id):
                 await self._note_erasure(hosted, volume_id)
                 await daemon.erase(volume_id)
@@ -460,6 +474,7 @@ class IonodeAgent:
             replica_addresses={
                 iaas_id: hosted.daemon.replica_address for iaas_id, hosted in self._hosted.items()
             },
+            portals={iaas_id: hosted.daemon.portal for iaas_id, hosted in self._hosted.items()},
             erased=self._erased(),
             locked=self._locked(),
             disks=disks,
@@ -547,7 +562,7 @@ async def _next_batch(queue: asyncio.Queue[DaemonReceipt]) -> list[DaemonReceipt
 
 
 def _volume_of(act: Act) -> VolumeId:
-    if isinstance(act, Create | OpenHead | Tell):
+    if isinstance(act, Create | OpenHead | Tell | StandBy):
         return act.wish.volume_id
     return act.volume_id
 
@@ -567,6 +582,7 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
         report.locked,
         tuple((r.volume_id, r.state, r.lost) for r in report.replicas),
         tuple(sorted(report.replica_addresses.items())),
+        tuple(sorted(report.portals.items())),
     )
 
 

@@ -31,7 +31,7 @@ from nuage.ionode.port import (
 )
 from nuage.ionode.shares import Used
 from nuage.model.contract import Limits
-from nuage.model.desired import HeadWish, LostBlocks, ReplicaWish
+from nuage.model.desired import HeadWish, LostBlocks, PathWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
     AskHistory,
@@ -82,6 +82,7 @@ class FakeDaemon:
         self._address = address
         self._copies: dict[VolumeId, _Copy] = {}
         self._heads: dict[VolumeId, _Head] = {}
+        self.paths: dict[VolumeId, PathWish] = {}
         self.acts: list[tuple[str, VolumeId]] = []
         self.unavailable = ""
         self.refusals: dict[str, str] = {}  # act to why it fails
@@ -130,6 +131,7 @@ class FakeDaemon:
                     size_bytes=copy.size_bytes,
                     disk=copy.disk,
                     lost=_lost(self.scrubs.get(volume_id, ScrubSeen())),
+                    stands_by=volume_id in self.paths,
                 )
                 for volume_id, copy in sorted(self._copies.items())
             ),
@@ -349,6 +351,7 @@ class FakeDaemon:
             raise Conflict(f"{wish.volume_id} has a head under epoch {known.wish.epoch}")
         copy.epoch, copy.is_whole = wish.epoch, True
         key_id = self._key_id if copy.encrypted else ""
+        self.paths.pop(wish.volume_id, None)
         self._heads[wish.volume_id] = _Head(wish, _users(wish), key_id)
 
     async def set_initiators(self, wish: HeadWish) -> None:
@@ -357,8 +360,21 @@ class FakeDaemon:
         head = self._heads.get(wish.volume_id)
         if head is None:
             raise NotFound("head", wish.volume_id)
-        head.wish = replace(head.wish, chap=wish.chap)
+        head.wish = replace(head.wish, chap=wish.chap, groups=wish.groups)
         head.initiators = _users(wish)
+
+    async def stand_by(self, wish: PathWish) -> None:
+        """Show a volume to a host while its head is elsewhere."""
+        self._begin("stand_by", wish.volume_id)
+        self._require(wish.volume_id)
+        if wish.volume_id in self._heads:
+            raise Conflict(f"the head of {wish.volume_id} is open here")
+        self.paths[wish.volume_id] = wish
+
+    async def end_standby(self, volume_id: VolumeId) -> None:
+        """Show a volume no more to a host."""
+        self._begin("end_standby", volume_id)
+        self.paths.pop(volume_id, None)
 
     async def fill(self, volume_id: VolumeId, image: Path) -> None:
         """Copy a raw image into a fresh volume."""
@@ -377,6 +393,7 @@ class FakeDaemon:
         self._begin("erase", volume_id)
         self._heads.pop(volume_id, None)
         self._copies.pop(volume_id, None)
+        self.paths.pop(volume_id, None)
 
     async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
         """Return every receipt noted so far."""

@@ -1,8 +1,8 @@
 """Wish and what is seen → the next acts on one daemon. Pure.
 
-In the order: copies before heads, a lower epoch closed before a higher one is opened, the image
-before the initiators. A volume grows through its head, which tells its replicas. A failure of the
-daemon is a fact to report, never a reason to delete.
+In the order: copies before heads and paths, a lower epoch closed before a higher one is opened,
+the image before the initiators. A volume grows through its head, which tells its replicas. What
+fails in the daemon is a fact to report, never a reason to delete.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from nuage.ids import VolumeId
 from nuage.ionode.port import DaemonSeen, HeadSeen
-from nuage.model.desired import DaemonWish, HeadWish, ReplicaWish
+from nuage.model.desired import DaemonWish, HeadWish, PathWish, ReplicaWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,21 @@ class Erase:
     volume_id: VolumeId
 
 
-Act: TypeAlias = Create | Resize | OpenHead | Tell | Fill | CloseHead | Erase
+@dataclass(frozen=True, slots=True)
+class StandBy:
+    """Show a volume to a host while its head is elsewhere."""
+
+    wish: PathWish
+
+
+@dataclass(frozen=True, slots=True)
+class EndStandby:
+    """Show it no more."""
+
+    volume_id: VolumeId
+
+
+Act: TypeAlias = Create | Resize | OpenHead | Tell | Fill | CloseHead | StandBy | EndStandby | Erase
 
 
 def plan(
@@ -74,13 +88,15 @@ def plan(
     *,
     filled: Collection[VolumeId],
     told: Mapping[VolumeId, HeadWish],
+    shown: Mapping[VolumeId, PathWish],
     released: Collection[tuple[VolumeId, int]] = (),
 ) -> list[Act]:
     """Return the acts that bring a daemon nearer to its wish.
 
     `filled` are the volumes whose first image this node has copied in or is copying now,
-    `told` the wish by which each head was opened or changed last, `released` the epochs under
-    which a head was given up for another node to open the next: it is not opened again.
+    `told` the wish by which each head was opened or changed last, `shown` that of each path without
+    head, `released` the epochs under which a head was given up for another node to open the next:
+    it is not opened again.
     """
     sizes = {volume.volume_id: volume.size_bytes for volume in seen.volumes}
     heads = {head.volume_id: head for head in seen.heads}
@@ -98,10 +114,35 @@ def plan(
     for volume_id, head_wish in wanted.items():
         if volume_id in sizes and (volume_id, head_wish.epoch) not in released:
             acts += _head_acts(head_wish, heads.get(volume_id), filled, told)
+    acts += _path_acts(wish, seen, shown)
     kept = {replica.volume_id for replica in wish.replicas}
     for volume_id in wish.erased:
         if volume_id in sizes and volume_id not in wanted and volume_id not in kept:
             acts.append(Erase(volume_id))
+    return acts
+
+
+def _path_acts(
+    wish: DaemonWish,
+    seen: DaemonSeen,
+    shown: Mapping[VolumeId, PathWish],
+) -> list[Act]:
+    """Return what is to be shown to hosts. A head that opens takes its path over: none ends for it.
+
+    A daemon that was started anew shows nothing, whatever it was told before.
+    """
+    standing = {volume.volume_id: volume.stands_by for volume in seen.volumes}
+    wanted = {path.volume_id: path for path in wish.paths}
+    led = {head.volume_id for head in wish.heads}
+    acts: list[Act] = [
+        EndStandby(volume_id)
+        for volume_id, stands_by in standing.items()
+        if stands_by and volume_id not in wanted and volume_id not in led
+    ]
+    for volume_id, path in wanted.items():
+        is_shown = standing.get(volume_id) and shown.get(volume_id) == path
+        if volume_id in standing and not is_shown:
+            acts.append(StandBy(path))
     return acts
 
 
@@ -131,4 +172,4 @@ def _head_acts(
 
 
 def _terms(wish: HeadWish) -> tuple[object, ...]:
-    return wish.chap, wish.limits, wish.rpo, wish.bound
+    return wish.chap, wish.initiators, wish.groups, wish.limits, wish.rpo, wish.bound

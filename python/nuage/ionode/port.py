@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from nuage.ids import NodeId, VolumeId
 from nuage.ionode.shares import Used
 from nuage.model.contract import Limits
-from nuage.model.desired import Answering, HeadWish, LostBlocks, ReplicaWish
+from nuage.model.desired import Answering, HeadWish, LostBlocks, PathWish, ReplicaWish
 from nuage.model.history import (
     NO_PAST,
     AskCloseView,
@@ -33,7 +33,10 @@ PIECE_BYTES_MAX: Final = 256 * 1024  # in hexadecimal it fits in a line of the c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSeen:
-    """A copy that the daemon keeps. `lost` None: it is not open, and cannot tell."""
+    """A copy that the daemon keeps. `lost` None: it is not open, and cannot tell.
+
+    `stands_by`: it is shown to a host while its head is elsewhere.
+    """
 
     volume_id: VolumeId
     size_bytes: int
@@ -43,6 +46,7 @@ class VolumeSeen:
     failure: str = ""
     disk: str = ""
     lost: LostBlocks | None = None
+    stands_by: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,11 @@ class StorageDaemon(Protocol):
         """Return where heads on other nodes find this daemon's copies, ``host:port``."""
         ...
 
+    @property
+    def portal(self) -> str:
+        """Return where initiators log in, ``host:port``."""
+        ...
+
     async def seen(self) -> DaemonSeen:
         """Return what the daemon keeps and serves."""
         ...
@@ -256,7 +265,19 @@ class StorageDaemon(Protocol):
         ...
 
     async def set_initiators(self, wish: HeadWish) -> None:
-        """Let exactly the wish's initiators in; sessions of others are ended."""
+        """Let exactly the wish's initiators in, and tell them of their paths."""
+        ...
+
+    async def stand_by(self, wish: PathWish) -> None:
+        """Show a volume to a host while its head is elsewhere; asked again, with what is new.
+
+        Raises:
+            Conflict: the head is open here.
+        """
+        ...
+
+    async def end_standby(self, volume_id: VolumeId) -> None:
+        """Show a volume no more to a host."""
         ...
 
     async def fill(self, volume_id: VolumeId, image: Path) -> None:

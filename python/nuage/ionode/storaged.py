@@ -40,7 +40,15 @@ from nuage.ionode.port import (
 from nuage.ionode.ports import DaemonPorts
 from nuage.ionode.shares import Used
 from nuage.model.contract import Limits
-from nuage.model.desired import Answering, HeadWish, LostBlocks, ReplicaWish
+from nuage.model.desired import (
+    Answering,
+    ChapWish,
+    HeadWish,
+    LostBlocks,
+    PathWish,
+    PortGroup,
+    ReplicaWish,
+)
 from nuage.model.history import (
     AskCloseView,
     AskHistory,
@@ -76,7 +84,7 @@ class StoragedOptions:
     """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew.
 
     What a daemon keeps for itself lies on the first of the `disks`; what compaction writes goes
-    to `base`, if there is one.
+    to `base`, if there is one. `portal_group` is the tag of this node's iSCSI portals.
     """
 
     binary: str
@@ -88,6 +96,7 @@ class StoragedOptions:
     tls_ca: Path
     tls_crl: Path
     base: Path | None = None
+    portal_group: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +184,7 @@ class StoragedDaemon:
             "--control", str(self._socket_path),
             "--iscsi", self.portal,
             "--advertise", self.portal,
+            "--portal-group", str(options.portal_group),
             "--replica", self.replica_address,
             "--tls-cert", str(options.tls_cert),
             "--tls-key", str(options.tls_key),
@@ -255,6 +265,7 @@ class StoragedDaemon:
                     failure=v.failure or "",
                     disk=v.disk or self._options.disks[0].name,
                     lost=None if v.scrub is None else v.scrub.counted(),
+                    stands_by=v.stands_by,
                 )
                 for v in answer.volumes
             ),
@@ -284,6 +295,7 @@ class StoragedDaemon:
                         kept_from_s=v.head.horizon_time_us / 1e6,
                         dropped_early_s=v.head.dropped_early_us / 1e6,
                         held_by_views_bytes=v.head.held_by_views_bytes,
+                        is_full=v.head.history_full,
                     ),
                     failure=v.head.failure or "",
                     key_id=v.head.key_id or "",
@@ -463,7 +475,8 @@ class StoragedDaemon:
             ],
             **({"position": wish.position} if wish.replicas else {}),
             iqn=wish.iqn,
-            chap=_chap(wish),
+            chap=_chap(wish.chap),
+            initiators=list(wish.initiators),
             ack="memory",
             limits=_limits(wish.limits),
             lag_bound=_lag_bound(wish),
@@ -486,8 +499,24 @@ class StoragedDaemon:
         await self._ask("set_lag_bound", volume=wish.volume_id, lag_bound=_lag_bound(wish))
 
     async def set_initiators(self, wish: HeadWish) -> None:
-        """Let exactly the wish's initiators in."""
-        await self._ask("set_chap", volume=wish.volume_id, chap=_chap(wish))
+        """Let exactly the wish's initiators in, and tell them of their paths."""
+        names = list(wish.initiators)
+        await self._ask("set_chap", volume=wish.volume_id, chap=_chap(wish.chap), initiators=names)
+        if wish.groups:
+            own, groups = _port_groups(wish.groups)
+            await self._ask("set_port_groups", volume=wish.volume_id, own=own, groups=groups)
+
+    async def stand_by(self, wish: PathWish) -> None:
+        """Show a volume to a host while its head is elsewhere."""
+        own, groups = _port_groups(wish.groups)
+        await self._ask(
+            "stand_by", volume=wish.volume_id, iqn=wish.iqn, chap=_chap(wish.chap),
+            initiators=list(wish.initiators), own=own, groups=groups,
+        )  # fmt: skip
+
+    async def end_standby(self, volume_id: VolumeId) -> None:
+        """Show a volume no more to a host."""
+        await self._ask("end_standby", volume=volume_id)
 
     async def fill(self, volume_id: VolumeId, image: Path) -> None:
         """Copy a raw image into a fresh volume; returns when all of it is durable."""
@@ -620,6 +649,7 @@ class _Head(msgspec.Struct):
     horizon_time_us: int = 0
     dropped_early_us: int = 0
     held_by_views_bytes: int = 0
+    history_full: bool = False
     key_id: str | None = None
 
 
@@ -649,6 +679,7 @@ class _Volume(msgspec.Struct):
     head: _Head | None = None
     copy: _OwnCopy | None = None
     scrub: _Lost | None = None
+    stands_by: bool = False
 
 
 class _Listed(msgspec.Struct):
@@ -734,8 +765,12 @@ def _moment(moment: Moment) -> Json:
     return {"time_us": int(moment.time_s * 1e6)}
 
 
-def _chap(wish: HeadWish) -> list[dict[str, str]]:
-    return [{"name": chap.user, "secret": chap.secret} for chap in wish.chap]
+def _chap(logins: tuple[ChapWish, ...]) -> list[dict[str, str]]:
+    return [{"name": chap.user, "secret": chap.secret} for chap in logins]
+
+
+def _port_groups(groups: tuple[PortGroup, ...]) -> tuple[int, list[Json]]:
+    return groups[0].tag, [{"id": group.tag, "state": group.state.value} for group in groups]
 
 
 def _uuid_of(volume_id: VolumeId) -> str:

@@ -186,6 +186,21 @@ class ChapWish:
     secret: str
 
 
+class PathState(Enum):
+    """What a path to a volume does for a host (SPC-4 §5.15.2.4)."""
+
+    OPTIMIZED = "optimized"  # the head is here
+    STANDBY = "standby"  # it may come here
+
+
+@dataclass(frozen=True, slots=True)
+class PortGroup:
+    """The portals of an IO-node, by its portal group's tag, and what they do for a volume now."""
+
+    tag: int
+    state: PathState
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormerSet:
     """The copies that acknowledged together before a volume's set of copies was changed."""
@@ -202,6 +217,8 @@ class HeadWish:
     `rpo` binds the copies on the nodes `bound`: not those that are still being filled.
     `accepts_loss`: the owner's word to go on with what the copies have, though it is not all.
     `former`: whom the head must hear besides, once after the set of copies was changed.
+    `initiators`: who else is let in by name, empty: whoever knows a secret. `groups` are the paths
+    that a host has, this one first.
     """
 
     volume_id: VolumeId
@@ -218,6 +235,24 @@ class HeadWish:
     position: int = 0
     accepts_loss: bool = False
     former: FormerSet | None = None
+    initiators: tuple[str, ...] = ()
+    groups: tuple[PortGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathWish:
+    """A volume that this IO-node shall show to a host while its head is elsewhere.
+
+    The host keeps a session here, and goes on by it once the head opens here. `groups` are all its
+    paths, this one first.
+    """
+
+    volume_id: VolumeId
+    iaas_id: IaasId
+    iqn: str
+    chap: tuple[ChapWish, ...]
+    initiators: tuple[str, ...]
+    groups: tuple[PortGroup, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +273,7 @@ class DaemonWish:
     erased: tuple[VolumeId, ...] = ()
     key_id: str = ""
     disk: DiskRule = ANY_DISK
+    paths: tuple[PathWish, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,6 +411,8 @@ class ShareReport:
 class IonodeReport:
     """An IO-node's facts. `replica_addresses` maps an IaaS to its daemon's ``host:port``.
 
+    `portals` maps it to where initiators log in.
+
     `erased` are the copies that the wish said to erase and that are gone. `locked` are the IaaSes
     whose data key is wanted here and missing.
     """
@@ -389,3 +427,4 @@ class IonodeReport:
     locked: tuple[IaasId, ...] = ()
     disks: tuple[DiskReport, ...] = ()
     shares: tuple[ShareReport, ...] = ()
+    portals: dict[IaasId, str] = field(default_factory=dict)

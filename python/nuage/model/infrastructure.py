@@ -1,5 +1,6 @@
 """What an operator owns: datacenters, racks, nodes, PDUs (paper §II-A)."""
 
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -33,6 +34,18 @@ class NodeRole(Enum):
     VNODE = "vnode"
     IONODE = "ionode"
     EDGE = "edge"
+
+
+PORTAL_GROUPS = 65_535
+
+
+def portal_group_of(node_id: NodeId) -> int:
+    """Return the tag, 1 to 65535, of an IO-node's iSCSI portals (RFC 7143 §3.1.1).
+
+    It follows from the id, so that nobody has to hand out numbers over all sites. Two nodes that
+    share one are two paths of one group: a host then has one of them less.
+    """
+    return 1 + zlib.crc32(node_id.encode()) % PORTAL_GROUPS
 
 
 class NodePower(Enum):

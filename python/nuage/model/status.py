@@ -54,7 +54,8 @@ class DiskStatus:
 class NodeStatus:
     """The last facts of a node, written by its site when they change.
 
-    `replica_addresses` tells heads of other sites where the daemon of an IaaS listens. Of an
+    `replica_addresses` tells heads of other sites where the daemon of an IaaS listens, `portals`
+    hosts where its iSCSI door is. Of an
     IO-node, `free_bytes` and `total_bytes` are of all its disks, `alarm` is the worst.
     """
 
@@ -63,6 +64,7 @@ class NodeStatus:
     connected: bool
     since_s: float
     replica_addresses: dict[IaasId, str] = field(default_factory=dict)
+    portals: dict[IaasId, str] = field(default_factory=dict)
     free_bytes: int = 0
     total_bytes: int = 0
     accelerator: str = ""

@@ -32,6 +32,17 @@ class ReplicaPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideHost:
+    """A host that is no VM and uses a volume: its iSCSI name, and under which name it logs in.
+
+    Its secret derives from `login` as those of VMs do; another `login` is another secret.
+    """
+
+    initiator: str
+    login: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """A block device of an IaaS. `epoch` rises with each change of head, by the quorum alone.
 
@@ -46,6 +57,8 @@ class Volume:
 
     `limits` are the owner's, within what its class allows.
 
+    `host` uses it from outside, by a path to each copy; then no VM does.
+
     `is_template`: it holds an image for the volumes of its IaaS that start from it.
     """
 
@@ -59,6 +72,7 @@ class Volume:
     image_id: ImageId | None = None
     origin: CloneOrigin | None = None
     vm_id: VmId | None = None
+    host: OutsideHost | None = None
     replicas: tuple[ReplicaPlace, ...] = ()
     head: NodeId | None = None
     epoch: int = 0

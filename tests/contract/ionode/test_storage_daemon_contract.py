@@ -21,7 +21,7 @@ from nuage.ionode.ports import DaemonPorts
 from nuage.ionode.shares import Used
 from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
 from nuage.model.contract import AckPolicy, DiskClass, JournalRule, Limits
-from nuage.model.desired import ChapWish, HeadWish, ReplicaWish
+from nuage.model.desired import ChapWish, HeadWish, PathState, PathWish, PortGroup, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
     AskHistory,
@@ -45,6 +45,12 @@ HEAD = HeadWish(
     volume_id=VOLUME, iaas_id=IAAS, epoch=1 << 20, policy=AckPolicy.LOCAL, replicas=(),
     iqn=f"iqn.2026-01.cloud.nuage:{IAAS}:{VOLUME}",
     chap=(ChapWish(user=f"{VOLUME}.1", secret="0123456789abcdef"),),
+)  # fmt: skip
+
+PATH = PathWish(
+    volume_id=VOLUME, iaas_id=IAAS, iqn=HEAD.iqn, chap=HEAD.chap,
+    initiators=("iqn.2026-01.org.example:host",),
+    groups=(PortGroup(7, PathState.STANDBY), PortGroup(9, PathState.OPTIMIZED)),
 )  # fmt: skip
 
 
@@ -248,6 +254,30 @@ async def test_initiators_can_be_changed_while_the_head_serves(bench: Bench) -> 
         await bench.daemon.set_initiators(changed)
     (head,) = (await bench.daemon.seen()).heads
     assert head.epoch == HEAD.epoch
+
+
+async def test_a_path_without_head_is_shown_until_its_head_opens_or_it_is_ended(
+    bench: Bench,
+) -> None:
+    async def stands_by() -> bool:
+        return (await bench.daemon.seen()).volumes[0].stands_by
+
+    await bench.daemon.create(REPLICA)
+    assert not await stands_by()
+    for _ in range(2):
+        await bench.daemon.stand_by(PATH)
+        assert await stands_by()
+    await bench.daemon.end_standby(VOLUME)
+    assert not await stands_by()
+    await bench.daemon.stand_by(PATH)
+    await opened(bench.daemon)
+    assert not await stands_by()
+    serving = (PortGroup(7, PathState.OPTIMIZED), PortGroup(9, PathState.STANDBY))
+    await bench.daemon.set_initiators(
+        replace(HEAD, groups=serving, initiators=("iqn.2026-01.org.example:host",))
+    )
+    with pytest.raises(Conflict):
+        await bench.daemon.stand_by(PATH)
 
 
 async def test_an_image_fills_a_fresh_volume(bench: Bench, tmp_path: Path) -> None:

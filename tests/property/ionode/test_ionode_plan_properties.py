@@ -11,15 +11,25 @@ from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.plan import (
     CloseHead,
     Create,
+    EndStandby,
     Erase,
     Fill,
     OpenHead,
     Resize,
+    StandBy,
     Tell,
     plan,
 )
 from nuage.model.contract import AckPolicy, JournalRule
-from nuage.model.desired import ChapWish, DaemonWish, HeadWish, ReplicaWish
+from nuage.model.desired import (
+    ChapWish,
+    DaemonWish,
+    HeadWish,
+    PathState,
+    PathWish,
+    PortGroup,
+    ReplicaWish,
+)
 from nuage.units import MIB
 
 IAAS = IaasId("iaas-1")
@@ -28,10 +38,10 @@ VOLUMES = tuple(VolumeId(f"vol-{n}") for n in range(3))
 
 @st.composite
 def wishes(draw: st.DrawFn) -> DaemonWish:
-    replicas, heads, erased = [], [], []
+    replicas, heads, paths, erased = [], [], [], []
     for volume_id in VOLUMES:
-        role = draw(st.sampled_from(("absent", "replica", "head", "erased")))
-        if role in ("replica", "head"):
+        role = draw(st.sampled_from(("absent", "replica", "head", "path", "erased")))
+        if role in ("replica", "head", "path"):
             size_bytes = draw(st.sampled_from((8, 16, 32))) * MIB
             replicas.append(
                 ReplicaWish(
@@ -48,17 +58,31 @@ def wishes(draw: st.DrawFn) -> DaemonWish:
                     image_sha256=draw(st.sampled_from(("", "aa"))),
                 )
             )  # fmt: skip
+        if role == "path":
+            user = draw(st.sampled_from(("a", "b")))
+            paths.append(
+                PathWish(
+                    volume_id=volume_id, iaas_id=IAAS, iqn=f"iqn:{volume_id}",
+                    chap=(ChapWish(user=user, secret="s" * 16),), initiators=("iqn.host",),
+                    groups=(PortGroup(1, PathState.STANDBY), PortGroup(2, PathState.OPTIMIZED)),
+                )
+            )  # fmt: skip
         if role == "erased":
             erased.append(volume_id)
     return DaemonWish(
-        iaas_id=IAAS, label=5, replicas=tuple(replicas), heads=tuple(heads), erased=tuple(erased)
+        iaas_id=IAAS,
+        label=5,
+        replicas=tuple(replicas),
+        heads=tuple(heads),
+        paths=tuple(paths),
+        erased=tuple(erased),
     )
 
 
 async def perform(daemon: FakeDaemon, wish: DaemonWish, told: dict[VolumeId, HeadWish],
                   filled: set[VolumeId]) -> bool:  # fmt: skip
     """Do one turn as the agent does; tell whether there was anything to do."""
-    acts = plan(wish, await daemon.seen(), filled=filled, told=told)
+    acts = plan(wish, await daemon.seen(), filled=filled, told=told, shown=daemon.paths)
     for act in acts:
         match act:
             case Create(wish=replica):
@@ -76,6 +100,10 @@ async def perform(daemon: FakeDaemon, wish: DaemonWish, told: dict[VolumeId, Hea
                 filled.add(volume_id)
             case CloseHead(volume_id=volume_id):
                 await daemon.close_head(volume_id)
+            case StandBy(wish=path):
+                await daemon.stand_by(path)
+            case EndStandby(volume_id=volume_id):
+                await daemon.end_standby(volume_id)
             case Erase(volume_id=volume_id):
                 await daemon.erase(volume_id)
     return bool(acts)
@@ -95,7 +123,7 @@ def test_any_sequence_of_wishes_is_reached_and_nothing_unnamed_is_deleted(
             stale = {h.volume_id for h in wish.heads if h.epoch < highest.get(h.volume_id, 0)}
             wish_now = DaemonWish(
                 iaas_id=wish.iaas_id, label=5, replicas=wish.replicas, erased=wish.erased,
-                heads=tuple(h for h in wish.heads if h.volume_id not in stale),
+                heads=tuple(h for h in wish.heads if h.volume_id not in stale), paths=wish.paths,
             )  # fmt: skip
             turns = 0
             while await perform(daemon, wish_now, told, filled):
@@ -108,6 +136,8 @@ def test_any_sequence_of_wishes_is_reached_and_nothing_unnamed_is_deleted(
             assert {h.volume_id: h.epoch for h in seen.heads} == {
                 h.volume_id: h.epoch for h in wish_now.heads
             }
+            # A path goes with its head or by a word; what is led shows itself.
+            assert set(daemon.paths.values()) == set(wish.paths)
             for head in wish_now.heads:
                 highest[head.volume_id] = head.epoch
                 assert daemon.may_log_in(head.volume_id, head.chap[0].user)

@@ -59,6 +59,39 @@ async def test_a_machine_from_contract_to_deletion(
     compare(HERE / "machine.txt", federation.talk.lines, rewrite=rewrite)
 
 
+async def test_a_hosts_volume_from_creation_to_deletion(
+    federation: Federation, *, rewrite: bool
+) -> None:
+    await build(federation)
+    volumes = "/v1/iaas/acme/volumes"
+    body = {"name": "data", "size_bytes": 64 << 20}
+    assert (await federation.ask("POST", volumes, body, who="tenant"))[0] == 202
+    await federation.settle()
+    data = f"{volumes}/data"
+    assert (await federation.ask("GET", f"{data}/paths", who="user"))[0] == 409
+    wrong = {"initiator": "no name of iSCSI"}
+    assert (await federation.ask("POST", f"{data}/host", wrong, who="tenant"))[0] == 400
+    host = {"initiator": "iqn.2026-01.org.example:host"}
+    assert (await federation.ask("POST", f"{data}/host", host, who="stranger"))[0] == 403
+    status, given = await federation.ask("POST", f"{data}/host", host, who="tenant")
+    assert (status, len(given["result"]["paths"])) == (200, 2)
+    await federation.settle()
+    _, again = await federation.ask("POST", f"{data}/host", host, who="tenant")
+    assert again["result"]["secret"] == given["result"]["secret"]
+    _, paths = await federation.ask("GET", f"{data}/paths", who="user")
+    assert [path["state"] for path in paths["result"]] == ["active/optimized", "standby"]
+    other = {"initiator": "iqn.2026-01.org.example:other"}
+    assert (await federation.ask("POST", f"{data}/host", other, who="tenant"))[0] == 409
+    assert (await federation.ask("DELETE", data, who="tenant"))[0] == 409
+    assert (await federation.ask("POST", f"{data}/detach", who="tenant"))[0] == 200
+    _, anew = await federation.ask("POST", f"{data}/host", host, who="tenant")
+    assert anew["result"]["secret"] != given["result"]["secret"]
+    await federation.ask("POST", f"{data}/detach", who="tenant")
+    await federation.settle()
+    assert (await federation.ask("DELETE", data, who="tenant"))[0] == 200
+    compare(HERE / "host.txt", federation.talk.lines, rewrite=rewrite)
+
+
 async def test_a_public_address_from_pool_to_pool(federation: Federation, *, rewrite: bool) -> None:
     await build(federation)
     pools, addresses = "/v1/address-pools", "/v1/iaas/acme/addresses"

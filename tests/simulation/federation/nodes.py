@@ -15,12 +15,15 @@ from nuage.ids import IaasId, NodeId, RackId, SiteId, VmId, VolumeId
 from nuage.ionode.copies import OriginMissing, make_copy
 from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.plan import (
+    Act,
     CloseHead,
     Create,
+    EndStandby,
     Erase,
     Fill,
     OpenHead,
     Resize,
+    StandBy,
     Tell,
     plan,
 )
@@ -422,7 +425,7 @@ class SimIonode:
             for _ in range(4):
                 acts = plan(
                     wish, await daemon.seen(), filled=self.filled, told=self.told,
-                    released=self.released,
+                    shown=daemon.paths, released=self.released,
                 )  # fmt: skip
                 if not acts:
                     break
@@ -434,7 +437,7 @@ class SimIonode:
     async def _act(
         self,
         daemon: FakeDaemon,
-        act: Create | Resize | OpenHead | Tell | Fill | CloseHead | Erase,
+        act: Act,
     ) -> None:
         try:
             match act:
@@ -445,7 +448,7 @@ class SimIonode:
                     await daemon.resize(volume_id, size_bytes)
                 case OpenHead(wish=head):
                     await daemon.open_head(head)
-                    self.told[head.volume_id] = head
+                    self.told[head.volume_id] = replace(head, groups=())
                 case Tell(wish=head):
                     await daemon.set_initiators(head)
                     self.told[head.volume_id] = head
@@ -457,6 +460,10 @@ class SimIonode:
                 case CloseHead(volume_id=volume_id):
                     await daemon.close_head(volume_id)
                     self.told.pop(volume_id, None)
+                case StandBy(wish=path):
+                    await daemon.stand_by(path)
+                case EndStandby(volume_id=volume_id):
+                    await daemon.end_standby(volume_id)
                 case Erase(volume_id=volume_id):
                     await daemon.erase(volume_id)
         except OriginMissing:
@@ -498,6 +505,9 @@ class SimIonode:
             wish_revision=self.wish.revision, replicas=tuple(replicas), heads=tuple(heads),
             replica_addresses={
                 daemon.iaas_id: f"{self.node.node_id}:21001" for daemon in self.wish.daemons
+            },
+            portals={
+                daemon.iaas_id: f"{self.node.node_id}:21000" for daemon in self.wish.daemons
             },
             disks=(DISK,),
             erased=tuple(

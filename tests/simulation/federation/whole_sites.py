@@ -44,7 +44,7 @@ from nuage.iaas.movement import (
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
 from nuage.iaas.templates import Templates
-from nuage.iaas.wishes import WishContext
+from nuage.iaas.wishes import WishContext, host_login
 from nuage.ids import NodeId, SiteId, UserId, VmId
 from nuage.model.desired import IonodeReport, VnodeReport
 from nuage.model.identity import Grant, Role
@@ -73,6 +73,7 @@ ADMIN = Principal(
     tuple(Grant(role, "*") for role in (Role.NUAGE_ADMIN, Role.IAAS_ADMIN)),
 )  # fmt: skip
 TIMING = LeaseTiming()
+SECRETS = SharedSecrets({0: b"k" * 32})
 
 
 class Everybody:
@@ -380,6 +381,7 @@ class SimSite:
             on_change=self.on_change,
             age_of=self.age_of,
             entropy=self.entropy,
+            host_login=lambda volume: host_login(SECRETS, volume),
         )
         local.serve(self.site)
         self._wire_decisions()
@@ -416,7 +418,7 @@ class SimSite:
         )
         context = WishContext(
             index=self.index,
-            secrets=SharedSecrets({0: b"k" * 32}),
+            secrets=SECRETS,
             lease_until_s=lease_until_s(self.guardian, self.clock),
             leave=self.movement.leave,
             lease_term=lambda: self.guardian.lease_term,

@@ -11,15 +11,19 @@ from nuage.iaas.wishes import (
     Leave,
     WishContext,
     chap_login,
+    host_login,
     ionode_wish,
     vnode_wish,
 )
 from nuage.ids import IaasId, NodeId, RequestId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract, CutOffRule
+from nuage.model.desired import PathState, PortGroup
+from nuage.model.infrastructure import portal_group_of
 from nuage.model.placement import Decision
 from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.model.volume import OutsideHost
 from nuage.trust.shared_secrets import SharedSecrets
 
 PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
@@ -217,3 +221,44 @@ def test_the_decision_on_a_move_does_not_take_a_vm_from_the_node_where_it_runs()
     index.put(record(decision("lyon"), epoch=FIRST_EPOCH + 1, revision=9))
     (wish,) = vnode_wish(context(index), NODE, 1).vms
     assert wish.vm_id == VmId("vm-1")
+
+
+def test_a_host_outside_has_a_path_by_each_copy_and_hears_which_serves() -> None:
+    host = OutsideHost(initiator="iqn.2026-01.org.example:h", login="host-1")
+    statuses = [
+        NodeStatus(
+            node_id=NodeId(node), site_id=SiteId(site), connected=True, since_s=0.0,
+            replica_addresses={IaasId("iaas-1"): f"{node}:21001"},
+        )
+        for site, node in PLACES
+    ]  # fmt: skip
+    index = index_of(replace(volume(1, places=PLACES), host=host), *statuses)
+    secrets = SharedSecrets({0: b"k" * 32})
+    (led,) = ionode_wish(context(index), NodeId("m-io"), 1).daemons
+    (head,) = led.heads
+    assert led.paths == ()
+    assert head.chap == (host_login(secrets, replace(volume(1, places=PLACES), host=host)),)
+    assert head.initiators == (host.initiator,)
+    for node in ("l-io", "r-io"):
+        (daemon,) = ionode_wish(context(index), NodeId(node), 1).daemons
+        (path,) = daemon.paths
+        assert (path.chap, path.initiators, path.iqn) == (head.chap, head.initiators, head.iqn)
+        assert path.groups[0] == PortGroup(portal_group_of(NodeId(node)), PathState.STANDBY)
+        assert set(path.groups) == set(head.groups)
+    assert head.groups[0] == PortGroup(portal_group_of(NodeId("m-io")), PathState.OPTIMIZED)
+    # It moves: the path that serves is another, and no head is left where it was.
+    moved = replace(volume(1, places=PLACES), host=host, head=NodeId("l-io"))
+    (daemon,) = ionode_wish(context(index_of(moved)), NodeId("m-io"), 1).daemons
+    assert daemon.heads == ()
+    assert daemon.paths[0].groups[0].state is PathState.STANDBY
+    assert PortGroup(portal_group_of(NodeId("l-io")), PathState.OPTIMIZED) in daemon.paths[0].groups
+
+
+def test_an_attachment_has_a_secret_of_its_own_and_a_vms_volume_no_second_path() -> None:
+    secrets = SharedSecrets({0: b"k" * 32})
+    one, two = (
+        replace(volume(1), host=OutsideHost(initiator="iqn.h", login=login)) for login in "ab"
+    )
+    assert host_login(secrets, one).secret != host_login(secrets, two).secret
+    index = index_of(running(), volume(1, places=PLACES, vm_id="vm-1"), decision("marne"))
+    assert ionode_wish(context(index), NodeId("l-io"), 1).daemons[0].paths == ()
