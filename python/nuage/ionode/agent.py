@@ -184,8 +184,11 @@ class IonodeAgent:
         for volume_id in set(hosted.failures) - due:  # what failed is no longer wanted
             del hosted.failures[volume_id]
         hosted.lacking &= hosted.failures.keys()
+        gave_up = self._heads_that_gave_up(wish, hosted)
         for act in acts:
             await self._perform(hosted, act)
+        for volume_id in gave_up:  # it is tried again, and told: another copy may know more
+            hosted.failures.setdefault(volume_id, "the head gave up while it opened")
         if acts:
             try:
                 hosted.seen = await hosted.daemon.seen()
@@ -195,6 +198,18 @@ class IonodeAgent:
                 return True
             outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
         return bool(acts) or any(not head.is_ready for head in hosted.seen.heads)
+
+    def _heads_that_gave_up(self, wish: DaemonWish, hosted: _Hosted) -> list[VolumeId]:
+        """Return the volumes whose heads were opened here, and closed without anybody's word."""
+        seen = {head.volume_id for head in hosted.seen.heads}
+        return [
+            head.volume_id
+            for head in wish.heads
+            if head.volume_id not in seen
+            and (head.volume_id, head.epoch) not in self._released
+            and head.volume_id in hosted.told
+            and hosted.told[head.volume_id].epoch == head.epoch
+        ]
 
     async def _mind_key(self, wish: DaemonWish, hosted: _Hosted) -> None:
         """Give a daemon the key that the controller gave us, or take it away for good."""

@@ -106,14 +106,16 @@ def next_head(
 ) -> ReplicaPlace | None:
     """Return where the head opens when its node is lost, or None where no copy may be it.
 
-    The same site first, which raises its epoch alone; then the VM's site; then in order.
+    The same site first, which raises its epoch alone; then the VM's site; then in order. A head
+    that gave up on a node that answers is still a copy there: it counts.
     """
     here = next((p.site_id for p in volume.replicas if p.node_id == volume.head), None)
-    usable = [p for p in whole_copies(volume) if p.node_id != volume.head and is_usable(p.node_id)]
+    able = [p for p in whole_copies(volume) if is_usable(p.node_id)]
+    usable = [p for p in able if p.node_id != volume.head]
     pairs = volume.ack_policy is AckPolicy.ANY_2_OF_3 and head_set(volume).policy is not (
         AckPolicy.ALL
     )
-    if pairs and len(usable) < PAIR and len(volume.whole or volume.replicas) > PAIR:
+    if pairs and len(able) < PAIR and len(volume.whole or volume.replicas) > PAIR:
         return None  # one of three: it may lack what the other two acknowledged
     if pairs and volume.settled_epoch != volume.epoch and _is_in_flux(volume):
         return None  # what the former set acknowledged may lie elsewhere

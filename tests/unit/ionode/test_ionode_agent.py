@@ -153,6 +153,17 @@ async def test_a_lower_epoch_is_told_as_a_failure_and_serves_nobody(bench: Bench
     assert not bench.daemon.may_log_in(VOLUME, "vol-1.1")
 
 
+async def test_a_head_that_gives_up_by_itself_is_told_and_tried_again(bench: Bench) -> None:
+    await bench.agent.take_wish(wish(1, head()))
+    await bench.settle()
+    await bench.daemon.close_head(head().volume_id)
+    await bench.agent.step()
+    report = bench.head_report()
+    assert (report.state, report.failure) == ("failed", "the head gave up while it opened")
+    await bench.agent.step()
+    assert bench.head_report().state == "ready"
+
+
 async def test_a_volume_is_ready_only_when_its_image_is_in(bench: Bench) -> None:
     bench.image_fault = "no site has it now"
     await bench.agent.take_wish(wish(1, head(image="aa")))

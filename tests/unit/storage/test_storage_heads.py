@@ -135,6 +135,10 @@ def test_one_of_three_alone_may_lack_what_the_others_acknowledged() -> None:
     three = volume(A, B, C, policy=AckPolicy.ANY_2_OF_3)
     assert next_head(three, is_usable={B}.__contains__, near=None) is None
     assert next_head(three, is_usable={B, C}.__contains__, near=None) is not None
+    # The head gave up, and its node answers: the other two of three are enough.
+    other = next_head(three, is_usable={A, B}.__contains__, near=None)
+    assert other is not None
+    assert other.node_id == B
 
 
 def test_a_copy_that_answers_again_is_included_and_then_counts() -> None:
