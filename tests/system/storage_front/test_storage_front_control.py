@@ -260,6 +260,7 @@ def test_a_head_of_an_older_epoch_is_fenced_by_its_copies(three_sites: list[Daem
     works(three_sites[1].url(), "read -P 1 0 1M", "write -P 2 0 1M", "flush")
     done = qemu_io(three_sites[0].url(), "write -P 9 0 1M", "flush")
     assert done.returncode != 0 or "error" in (done.stdout + done.stderr).lower()
+    assert "head_fenced" in three_sites[0].log
     works(three_sites[1].url(), "read -P 2 0 1M")
 
 
