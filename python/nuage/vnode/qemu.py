@@ -79,6 +79,7 @@ class QemuHypervisor:
         self._leaving: tuple[Callable[[VmId], None], Callable[[VmId, float], None]] | None = None
         self._rerouting = Rerouting()
         self._repoints: dict[tuple[VmId, int], int] = {}
+        self._unsure: dict[tuple[VmId, int], Disk] = {}  # where to, when it broke off
 
     @property
     def accelerator(self) -> str:
@@ -146,14 +147,27 @@ class QemuHypervisor:
             self._reap()
             if guest.console.rotate():
                 guest.save(replace(guest.record, console_base_bytes=guest.console.base_bytes))
-            result.append(seen)
+            result.append(self._as_known(seen))
         await self._rerouting.hold(self._portals_in_use())
         return tuple(result)
 
     def _portals_in_use(self) -> frozenset[str]:
         """Return the portals that guests which run may be connecting to again."""
         running = [g for g in self._guests.values() if g.alive and not g.launching]
-        return _portals(kept.disk() for guest in running for kept in guest.record.disks)
+        return _portals(
+            way for guest in running for slot, _ in enumerate(guest.record.disks)
+            for way in self._ways(guest, slot)
+        )  # fmt: skip
+
+    def _as_known(self, seen: GuestSeen) -> GuestSeen:
+        """Show no portal of a disk whose repointing broke off: which way it uses is not known."""
+        disks = tuple(
+            replace(disk, portal="")
+            if isinstance(disk, IscsiDisk) and (seen.vm_id, slot) in self._unsure
+            else disk
+            for slot, disk in enumerate(seen.disks)
+        )
+        return replace(seen, disks=disks)
 
     def _reap(self) -> None:
         self._children -= {pid for pid in self._children if process.reap(pid)}
@@ -183,6 +197,8 @@ class QemuHypervisor:
         known = self._guests.get(spec.vm_id)
         if known is not None and known.alive:
             raise Conflict(f"{spec.vm_id} runs already on this node")
+        for slot in range(DISKS_MAX):  # a new QEMU reaches each disk as it is told
+            self._unsure.pop((spec.vm_id, slot), None)
         folder = self._options.root / spec.vm_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "qemu.log").unlink(missing_ok=True)
@@ -335,7 +351,9 @@ class QemuHypervisor:
         tried = self._repoints.get((vm_id, slot), 0)
         fresh = before + 1 + tried  # one that broke off may have got through: its names are taken
         self._repoints[vm_id, slot] = tried + 1
-        async with self._led(guest, slot, disk, is_again=tried > 0):
+        async with contextlib.AsyncExitStack() as led:
+            for there in self._ways(guest, slot):
+                await led.enter_async_context(self._led(there, disk, is_again=tried > 0))
             try:
                 await self._add_transport(guest, slot, disk, fresh)
                 options = disk_options(slot, generation=fresh)
@@ -343,17 +361,26 @@ class QemuHypervisor:
             except QmpError:  # refused: nothing uses what was added
                 await self._drop_transport(guest, slot, fresh)
                 raise
+            except NuageError:
+                self._unsure[vm_id, slot] = disk
+                raise
             del self._repoints[vm_id, slot]
+            self._unsure.pop((vm_id, slot), None)
             self._set_slot(guest, slot, stored(disk), fresh)
             for generation in range(before, fresh):  # QEMU logs out, and waits for the answer
                 await self._drop_transport(guest, slot, generation)
 
-    def _led(
-        self, guest: Guest, slot: int, disk: Disk, *, is_again: bool
-    ) -> contextlib.AbstractAsyncContextManager[None]:
-        """Lead what is in flight to a moved volume's new portal."""
+    def _ways(self, guest: Guest, slot: int) -> list[Disk]:
+        """Return each way by which something may be in flight to a slot's volume."""
         disks = guest.record.disks
         there = disks[slot].disk() if slot < len(disks) else None
+        ways = (there, self._unsure.get((guest.record.vm_id, slot)))
+        return [way for way in ways if way is not None]
+
+    def _led(
+        self, there: Disk, disk: Disk, *, is_again: bool
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Lead what is in flight to a moved volume's new portal."""
         match there, disk:
             case IscsiDisk(portal=old), IscsiDisk(portal=new) if old != new:
                 return self._rerouting.led(old, new, is_again=is_again)

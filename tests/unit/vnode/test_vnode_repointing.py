@@ -1,0 +1,80 @@
+"""A volume's head that moves twice, while QEMU still waits for the first move's end."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nuage.errors import TimedOut
+from nuage.ids import IaasId, VmId, VolumeId
+from nuage.model.vm import VmShape
+from nuage.vnode.guest import Guest, GuestRecord, stored
+from nuage.vnode.hypervisor import Disk, IscsiDisk
+from nuage.vnode.qemu import QemuHypervisor, QemuOptions
+from nuage.vnode.qmp import Json
+from nuage.vnode.rerouting import Rerouting
+
+VM = VmId("vm-1")
+FIRST = IscsiDisk(volume_id=VolumeId("volume-1"), portal="10.0.0.1:21000", iqn="iqn.v1")
+SECOND = replace(FIRST, portal="10.0.0.2:21000")
+
+
+class SlowGuest(Guest):
+    """Its monitor takes every command, and may not answer in time to one that waits for I/O."""
+
+    is_slow = True
+
+    async def execute(self, name: str, arguments: Mapping[str, Json] | None = None) -> Json:
+        """Answer, or do not."""
+        if name == "blockdev-reopen" and self.is_slow:
+            raise TimedOut(f"QEMU command {name}", after_s=30)
+        return {}
+
+
+class NoKernel(Rerouting):
+    """Notes what is led where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.led_ways: list[tuple[str, str, bool]] = []
+
+    @contextlib.asynccontextmanager
+    async def led(self, old: str, new: str, *, is_again: bool) -> AsyncIterator[None]:
+        """Note it."""
+        self.led_ways.append((old, new, is_again))
+        yield
+
+    async def hold(self, portals: frozenset[str]) -> None:
+        """Do nothing."""
+
+    @contextlib.asynccontextmanager
+    async def refusable(self, portals: frozenset[str]) -> AsyncIterator[None]:
+        """Do nothing."""
+        yield
+
+
+async def shown(hypervisor: QemuHypervisor) -> Disk | None:
+    (seen,) = await hypervisor.seen()
+    return seen.disks[0]
+
+
+async def test_a_way_that_may_have_been_taken_is_not_believed(tmp_path: Path) -> None:
+    hypervisor, kernel = QemuHypervisor(QemuOptions(root=tmp_path, accelerator="tcg")), NoKernel()
+    hypervisor._rerouting = kernel
+    folder = tmp_path / VM
+    folder.mkdir()
+    record = GuestRecord(
+        vm_id=VM, iaas_id=IaasId("iaas-1"), shape=VmShape(memory_mib=128), mark=None,
+        disks=(stored(FIRST),), generations=(0,),
+    )  # fmt: skip
+    guest = SlowGuest(folder, record, lambda _vm_id: None)
+    hypervisor._guests[VM] = guest
+    with pytest.raises(TimedOut):
+        await hypervisor.repoint_disk(VM, 0, SECOND)
+    assert await shown(hypervisor) not in (FIRST, SECOND)  # QEMU may use either
+    SlowGuest.is_slow = False
+    await hypervisor.repoint_disk(VM, 0, FIRST)  # the head came back
+    assert kernel.led_ways[-1] == (SECOND.portal, FIRST.portal, True)
+    assert await shown(hypervisor) == FIRST
