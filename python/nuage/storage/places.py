@@ -86,10 +86,13 @@ def choose_places(
     sites: Iterable[Datacenter],
     nodes: Sequence[IonodeSpace],
 ) -> tuple[ReplicaPlace, ...]:
-    """Return the places of a new volume's copies, the head's first.
+    """Return the places of a new volume's copies, the head's first, which is at the site `near`.
+
+    A volume's home is the site of its head, which alone commands it.
 
     Raises:
-        NoCandidate: no set of nodes meets the contract; each refusal is kept.
+        NoCandidate: no set of nodes meets the contract, or none of them is at `near`; each refusal
+            is kept.
     """
     by_site = {site.site_id: site for site in sites}
     home = by_site[near]
@@ -126,6 +129,14 @@ def choose_places(
             f"{len(able)} IO-nodes in {len({n.site_id for n in able})} sites can take one",
             refusals=refusals,
             hint="free space, heal a site, or change the contract",
+        )
+    if chosen[0].site_id != near:
+        if all(node.site_id != near for node in nodes):
+            refusals.append((near, "head", "it has no IO-node"))
+        raise NoCandidate(
+            f"no IO-node of {near} may serve the volume",
+            refusals=refusals,
+            hint="ask another site, or see `nuage node list`",
         )
     return tuple(ReplicaPlace(node_id=node.node_id, site_id=node.site_id) for node in chosen)
 

@@ -55,6 +55,7 @@ def contracts(draw: st.DrawFn) -> Contract:
 def could_place(
     contract: Contract, sites: list[Datacenter], nodes: list[IonodeSpace], size_bytes: int
 ) -> bool:
+    """Tell whether the contract can be met with a head at the first site."""
     by_site = {site.site_id: site for site in sites}
     able = [
         node
@@ -63,8 +64,11 @@ def could_place(
         and refusal_of_site(contract, by_site[node.site_id]) is None
         and node.free_bytes - size_bytes >= node.total_bytes * FREE_SHARE_MIN
     ]
-    return len(able) >= contract.copies and (
-        len({node.site_id for node in able}) >= contract.copy_sites
+    able_sites = {node.site_id for node in able}
+    return (
+        len(able) >= contract.copies
+        and len(able_sites) >= contract.copy_sites
+        and sites[0].site_id in able_sites
     )
 
 
@@ -85,7 +89,7 @@ def test_places_keep_the_contract_or_the_refusal_names_each_rule(
         with pytest.raises(NoCandidate) as refused:
             choose()
         assert all(rule and reason for _, rule, reason in refused.value.refusals)
-        assert {who for who, _, _ in refused.value.refusals} <= set(space)
+        assert {who for who, _, _ in refused.value.refusals} <= {*space, sites[0].site_id}
         return
     places = choose()
     assert len(places) == contract.copies
@@ -99,16 +103,37 @@ def test_places_keep_the_contract_or_the_refusal_names_each_rule(
 
 
 @given(federations(), contracts())
-def test_the_head_is_at_the_nearest_site_that_may_serve(
+def test_the_head_is_at_the_site_that_asks(
     federation: tuple[list[Datacenter], list[IonodeSpace]], contract: Contract
 ) -> None:
+    """It is the volume's home, which alone hears of the head."""
     sites, nodes = federation
     if not could_place(contract, sites, nodes, 0):
         return
     places = choose_places(contract, size_bytes=0, near=sites[0].site_id, sites=sites, nodes=nodes)
-    by_site = {site.site_id: site for site in sites}
-    head_km = distance_km(sites[0], by_site[places[0].site_id])
-    assert all(head_km <= distance_km(sites[0], by_site[p.site_id]) for p in places)
+    assert places[0].site_id == sites[0].site_id
+
+
+def test_a_site_whose_ionodes_do_not_answer_takes_no_volume() -> None:
+    """Else its VM waited for ever for a head at another site, of which its home hears nothing."""
+    sites = [datacenter("marne"), datacenter("lyon")]
+    nodes = [
+        IonodeSpace(
+            node_id=NodeId("m1"), site_id=SiteId("marne"), free_bytes=GIB, total_bytes=GIB,
+            is_usable=False,
+        ),
+        IonodeSpace(node_id=NodeId("l1"), site_id=SiteId("lyon"), free_bytes=GIB, total_bytes=GIB),
+    ]  # fmt: skip
+    with pytest.raises(NoCandidate, match="no IO-node of marne") as refused:
+        choose_places(
+            Contract(), size_bytes=1, near=SiteId("marne"), sites=sites, nodes=nodes
+        )  # fmt: skip
+    assert [(who, rule) for who, rule, _ in refused.value.refusals] == [("m1", "not-connected")]
+    with pytest.raises(NoCandidate, match="no IO-node of marne") as refused:
+        choose_places(
+            Contract(), size_bytes=1, near=SiteId("marne"), sites=sites, nodes=nodes[1:]
+        )  # fmt: skip
+    assert [(who, rule) for who, rule, _ in refused.value.refusals] == [("marne", "head")]
 
 
 def test_a_refusal_tells_the_rule_of_each_node() -> None:
