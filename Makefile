@@ -6,7 +6,7 @@ PYTEST := $(VENV)/python -m pytest
 CARGO_TEST := cargo test --workspace --exclude nuage-python --locked -q
 ONCE ?=
 
-.PHONY: help setup setup-test units demo fmt lint type layers rust test unit sim system torture bench docs check clean
+.PHONY: help setup setup-test as-root units demo fmt lint type layers rust test unit sim system torture bench docs check clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,10 +17,13 @@ setup:  ## install what Nuage needs and build it (safe to repeat)
 setup-test:  ## and what tests and benchmarks need
 	@tools/setup --test
 
-units: setup  ## write systemd's units for this tree (root)
+as-root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root (network namespaces, cgroups, mounts, systemd's units): sudo make $(MAKECMDGOALS)" >&2; exit 1; }
+
+units: as-root setup  ## write systemd's units for this tree (root)
 	@tools/units
 
-demo: setup  ## start a federation of four datacenters and run the main job (ONCE=1 cleans up)
+demo: as-root setup  ## start a federation of four datacenters and run the main job (ONCE=1 cleans up)
 	@$(VENV)/python -m nuage.cli.main lab demo $(if $(ONCE),--once)
 
 fmt: setup-test  ## format all code

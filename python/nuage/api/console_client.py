@@ -15,7 +15,9 @@ from nuage.errors import TimedOut, Unavailable
 
 OPEN_TIMEOUT_S: Final = 15.0
 TEXT_CHARS_MAX: Final = 256 * 1024  # of output that nobody has asked for yet
-PARTS_MAX: Final = 1024
+SILENT_HINT: Final = (
+    "its guest may be booting, or not read: `nuage vm show` and `nuage vm console` tell"
+)
 
 
 class ConsoleStream:
@@ -45,7 +47,9 @@ class ConsoleStream:
                 self._socket = await self._upgrade(base)
         except TimeoutError:
             await self._session.close()
-            raise TimedOut("attaching to the console", after_s=OPEN_TIMEOUT_S) from None
+            raise TimedOut(
+                "attaching to the console", after_s=OPEN_TIMEOUT_S, hint=SILENT_HINT
+            ) from None
         except BaseException:
             await self._session.close()
             raise
@@ -172,6 +176,6 @@ class Console:
                 async with asyncio.timeout(timeout_s):
                     await work
             except TimeoutError:
-                raise TimedOut(what, after_s=timeout_s) from None
+                raise TimedOut(what, after_s=timeout_s, hint=SILENT_HINT) from None
 
         self._runner.run(bounded())

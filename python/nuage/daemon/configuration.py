@@ -3,10 +3,11 @@
 Unknown keys are errors, so that a typing mistake is not silently a default.
 """
 
+import os
 import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from typing import Final, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -14,6 +15,7 @@ from nuage.errors import InvalidRequest
 from nuage.model.contract import DiskClass
 from nuage.model.infrastructure import Datacenter, Node
 
+STATE_DIR_BYTES_MAX: Final = 107 - len("/daemons/iaas-0123456789abcdef.sock")  # sockaddr_un
 T = TypeVar("T")
 
 
@@ -165,6 +167,14 @@ class IonodeConfiguration(AgentConfiguration):
     data_dir: Path
     disks: dict[str, DiskConfiguration] = field(default_factory=dict)
     storaged: str = "nuage-storaged"
+
+    def __post_init__(self) -> None:
+        if len(os.fsencode(self.state_dir)) > STATE_DIR_BYTES_MAX:
+            raise InvalidRequest(
+                f"state_dir {self.state_dir} is longer than {STATE_DIR_BYTES_MAX} bytes, "
+                "which leaves no room for the name of a storage daemon's socket",
+                field="state_dir", hint="choose a shorter one",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,7 +113,10 @@ async def create_user(site: Site, _principal: Principal, body: CreateUser) -> Us
     """Enter a user at this site; every site knows it once the feeds have run."""
     _require_secret(body.secret)
     if site.index.is_name_taken(User, body.name):
-        raise Conflict(f"there is a user named {body.name!r} already")
+        raise Conflict(
+            f"there is a user named {body.name!r} already",
+            hint="`nuage user grant` gives it roles; `nuage user list` shows which it has",
+        )
     secret_hash = await asyncio.to_thread(hash_secret, body.secret)
     user = User(
         user_id=UserId(new_id("user", site.entropy)),

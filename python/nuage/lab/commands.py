@@ -120,7 +120,8 @@ def up_command(
         f"lab {lab.description.name} is up: {len(lab.description.sites)} sites, "
         f"{len(nodes)} nodes, {len(lab.description.pdus())} PDUs"
     )
-    click.echo("next: nuage lab status · nuage lab exec NODE -- COMMAND · nuage lab down")
+    first = "" if assemble is None else "nuage site list · "
+    click.echo(f"next: {first}nuage lab status · nuage lab exec NODE -- COMMAND · nuage lab down")
 
 
 def _assembly() -> Callable[[Lab, Callable[[str], None]], None] | None:

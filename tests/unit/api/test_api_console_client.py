@@ -10,6 +10,7 @@ from aiohttp import web
 
 from nuage.api.client import Client
 from nuage.api.console_client import Console
+from nuage.errors import TimedOut
 
 
 async def _quick_guest(request: web.Request) -> web.WebSocketResponse:
@@ -41,6 +42,12 @@ def door(tmp_path: Path) -> Iterator[str]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+def test_a_guest_that_says_nothing_is_told_with_what_may_be_the_matter(door: str) -> None:
+    with Console(Client(door), "") as console, pytest.raises(TimedOut) as silent:
+        console.wait_for("login:", 0.02)
+    assert "booting" in silent.value.hint
 
 
 def test_typing_ends_though_the_guest_is_silent_after_it_took_the_keys(door: str) -> None:

@@ -1,16 +1,20 @@
 from pathlib import Path
 
 import pytest
+from tests.unit.iaas.iaas_makers import node
 from tests.unit.placement.placement_builders import site
 
 from nuage.daemon.configuration import (
+    STATE_DIR_BYTES_MAX,
     ControllerConfiguration,
     EnergyConfiguration,
+    IonodeConfiguration,
     SourceConfiguration,
     load,
     render,
 )
 from nuage.errors import InvalidRequest
+from nuage.model.infrastructure import NodeRole
 
 CONTROLLER = ControllerConfiguration(
     state_dir=Path("/var/lib/nuage"), trust_dir=Path("/etc/nuage/trust"), datacenter=site("marne"),
@@ -46,3 +50,19 @@ def test_a_mistyped_key_is_named_however_deep_it_lies(
     path.write_text(render(CONTROLLER).replace(before, after))
     with pytest.raises(InvalidRequest, match=told):
         load(path, ControllerConfiguration)
+
+
+def test_a_state_directory_too_long_for_a_storage_daemons_socket_is_refused() -> None:
+    """Else the daemon never starts, and what it should serve waits for ever."""
+
+    def ionode(state_dir: Path) -> IonodeConfiguration:
+        return IonodeConfiguration(
+            node=node("marne", NodeRole.IONODE), controller="10.1.1.1:7000",
+            state_dir=state_dir, trust_dir=Path("/etc/nuage/trust"), data_dir=Path("/srv"),
+        )  # fmt: skip
+
+    longest = Path("/" + "d" * (STATE_DIR_BYTES_MAX - 1))
+    assert len(f"{ionode(longest).state_dir}/daemons/iaas-0123456789abcdef.sock") == 107
+    with pytest.raises(InvalidRequest, match="leaves no room") as refused:
+        ionode(Path(f"{longest}d"))
+    assert refused.value.field == "state_dir"
