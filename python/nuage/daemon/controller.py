@@ -35,6 +35,7 @@ from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChanne
 from nuage.daemon.process import Tasks, new_registry
 from nuage.daemon.quorum import open_etcd, open_quorum
 from nuage.daemon.reconciler import Reconciler
+from nuage.daemon.releases import Releases
 from nuage.daemon.seat import has_seat, open_catalogue, open_seat
 from nuage.daemon.secret_desk import SecretDesk
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
@@ -548,6 +549,13 @@ class Controller:
         self._tasks.keep("lease", self._holder.hold)
         self._tasks.keep("guardian", self._guardian.watch)
         self._tasks.keep("movement", self._movement.watch)
+        releases = Releases(
+            self.site,
+            knows=lambda site_id: bool(self._replicas.cursor(site_id).incarnation),
+            is_revoked=self._trust.is_revoked,
+            released=self._guardian.released,
+        )
+        self._tasks.keep("releases", releases.watch)
         self._tasks.keep("contracts", self._contracts.watch)
         self._heads.start()
         self._tasks.keep("lease refresh", self._refresh_leases)

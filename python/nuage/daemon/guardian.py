@@ -189,6 +189,11 @@ class Guardian:
         self._owned.add(vm_id)
         return True
 
+    def released(self, vm_id: VmId) -> None:
+        """Hear that a VM that was deleted is nobody's any more."""
+        self._owned.discard(vm_id)
+        self._begun.discard(vm_id)
+
     async def _learn_anew(self) -> None:
         """Ask what is owned, after an answer had to be dropped."""
         term = self.lease_term

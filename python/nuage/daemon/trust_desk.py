@@ -105,10 +105,14 @@ class TrustDesk:
 
     def is_believed(self, site_id: SiteId) -> bool:
         """Tell whether a datacenter has published its trust and was not revoked."""
+        return site_id in self.book.site_ids() and not self.is_revoked(site_id)
+
+    def is_revoked(self, site_id: SiteId) -> bool:
+        """Tell whether a datacenter was revoked; of one that never published, nobody can tell."""
         if site_id not in self.book.site_ids():
             return False
         revoked = self.book.revocations.serials_of(self.book.root)
-        return self.book.authority_of(site_id).serial_number not in revoked
+        return self.book.authority_of(site_id).serial_number in revoked
 
     def _refuse_revoked(self) -> None:
         revocations = self.book.revocations

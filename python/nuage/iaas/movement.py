@@ -250,15 +250,15 @@ class Movement:
         """Tell whether a VM belongs to another site; forget it, if it was deleted there since."""
         site = self._site
         held = await site.quorum.owner("vm", vm.vm_id)
-        if held is None or held.owner in (site.site_id, NOBODY):
+        if held is None or held.owner == site.site_id:
             return False
         ask = AskHere(vm_id=vm.vm_id)
-        is_there = await site.others.ask(
+        is_there = held.owner != NOBODY and await site.others.ask(
             held.owner, HERE_METHOD, ask, bool, timeout_s=ASK_TIMEOUT_S
         )
         if not is_there:
             await self._forget(vm)
-            told = f"{vm.name} went to {held.owner}, and was deleted there"
+            told = f"{vm.name} went to {held.owner or 'another site'}, and was deleted there"
             site.announce("vm", vm.vm_id, "forgotten", told)
         return True
 
@@ -319,6 +319,10 @@ class Movement:
                     await self._end_arrival(arrival)
                 except Conflict as error:  # the next one does not wait for it
                     log.info("arrival not ended", vm=arrival.vm_id, reason=error.message)
+        for record in site.index.shadowed():
+            vm = record.value
+            if isinstance(vm, Vm) and vm.is_let_go and vm.state is VmState.STOPPED:
+                await self._forget(vm)  # it was taken, also if this controller was not there then
         for record in site.index.own_copies("vm"):
             if isinstance(record.value, Vm) and record.epoch == FIRST_EPOCH:
                 await self._drop_unelected(record.value)
@@ -385,6 +389,12 @@ class Movement:
 
     async def _end_waiting(self, vm: Vm) -> None:
         """A VM on its way whose record has not changed for long."""
+        if vm.is_let_go:
+            try:
+                await self._has_left(vm)
+            except NuageError as error:  # asked again; the next one does not wait for it
+                log.info("let go, and nobody tells", vm=vm.vm_id, reason=error.message)
+            return
         if vm.migrating_to is None:
             if vm.state is VmState.MIGRATING:  # its placement was interrupted
                 told = "its migration was interrupted"

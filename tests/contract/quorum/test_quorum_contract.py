@@ -287,6 +287,26 @@ async def test_a_released_object_keeps_its_epoch(world: World) -> None:
     assert await marne.claim("vm", "vm-1", MARNE, expected_epoch=1) == owned(MARNE, 2)
 
 
+async def test_what_was_released_is_nobodys_to_take_over_or_to_inherit(world: World) -> None:
+    """Whoever expected it, and a site that returns, hears that it is gone."""
+    marne, rennes = world.door(MARNE), world.door(RENNES)
+    await marne.renew_site_lease("a")
+    await rennes.renew_site_lease("b")
+    await marne.claim("vm", "vm-1", MARNE, expected_epoch=0)
+    await marne.promise("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=1)
+    await marne.release("vm", "vm-1", owner=MARNE, expected_epoch=1)
+    released = owned(NOBODY, 1)
+    assert await rennes.owner("vm", "vm-1") == released
+    with pytest.raises(Conflict):
+        await rennes.inherit("vm", "vm-1", owner=MARNE, heir=RENNES, expected_epoch=1)
+    with pytest.raises(Conflict):
+        await marne.transfer("vm", "vm-1", from_site=MARNE, to_site=RENNES, expected_epoch=1)
+    await world.expire(MARNE)
+    with pytest.raises(Conflict):
+        await rennes.takeover("vm", "vm-1", from_site=MARNE, by_site=RENNES, expected_epoch=1)
+    assert await rennes.owner("vm", "vm-1") == released
+
+
 async def test_a_watch_tells_of_leases_and_owners(world: World) -> None:
     marne = world.door(MARNE)
     await marne.renew_site_lease("a")

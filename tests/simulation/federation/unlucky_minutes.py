@@ -64,6 +64,7 @@ class World(Watching):
         self.iaas_of: dict[str, str] = {}
         self.busy: set[str] = set()  # a person waits for an answer before asking again
         self.refused: list[NoCandidate] = []
+        self.dark: set[SiteId] = set()  # sites without power: their members of the quorum, too
         self.log: list[str] = []
 
     def now_s(self) -> float:
@@ -284,6 +285,42 @@ class World(Watching):
         self.tell(f"cut {node.node.node_id}")
         self.wires.cut(node.node.node_id, node.site.site_id)
 
+    def go_dark(self) -> None:
+        """Everything loses its power at one instant, and gets it back somewhat apart."""
+        dark_s = self.prng.choice((0.5, 4.0, 18.0))  # within a lease, or longer
+        self.tell(f"all dark for {dark_s} s")
+        self.counts["world dark"] += 1
+        for site in self.sites.values():
+            self.dark.add(site.site_id)
+            site.crash()
+            for node in site.vnodes:
+                node.power_off()
+            for ionode in site.ionodes:
+                back_s = self.now_s() + dark_s + self.prng.uniform(0.0, 3.0)
+                ionode.lose_power(until_s=back_s)
+        for site in self.sites.values():
+            self.people.spawn(self._light(site, dark_s))
+
+    async def _light(self, site: SimSite, dark_s: float) -> None:
+        await asyncio.sleep(dark_s + self.prng.uniform(0.0, 3.0))
+        self._power_members(site.site_id)
+        self.people.spawn(self._boot_later(site, self.prng.uniform(0.0, 3.0)))
+        for node in site.vnodes:
+            await asyncio.sleep(self.prng.uniform(0.0, 2.0))
+            node.power_on()
+
+    def _power_members(self, *sites: SiteId) -> None:
+        """Give members of the quorum their power; with the majority comes a leader."""
+        could_elect = 2 * len(self.dark) < len(self.sites)
+        self.dark -= set(sites)
+        if not could_elect and 2 * len(self.dark) < len(self.sites):
+            self.hub.state.extend_all(self.hub.clock.monotonic_s())
+
+    def has_majority(self, site_id: SiteId) -> bool:
+        lit = [other for other in self.sites if other not in self.dark]
+        linked = sum(self.wires.is_up(site_id, other) for other in lit)
+        return site_id in lit and 2 * linked > len(self.sites)
+
     def silence_bmc(self) -> None:
         self._any_vnode().bmc_answers = False
 
@@ -294,14 +331,17 @@ class World(Watching):
 
     TROUBLES: tuple[Callable[["World"], None], ...] = (
         cut_site, cut_site, cut_line, heal_lines, heal_lines, crash_controller, lose_power,
-        restore_power, cut_node, silence_bmc, crash_guest,
+        restore_power, cut_node, silence_bmc, crash_guest, go_dark,
     )  # fmt: skip
 
     def heal_all(self) -> None:
         self.tell("heal all")
         self.wires.heal()
         self.wires.slow_share = 0.0
+        self._power_members(*self.sites)
         for site in self.sites.values():
+            for ionode in site.ionodes:
+                ionode.down_until_s = 0.0
             if not site.machine.is_up:
                 site.boot()
             for node in site.vnodes:
@@ -345,6 +385,11 @@ class World(Watching):
             decision = index.find_value(Decision, vm.vm_id)
             if vm.name in self.wanted and (decision is None or not decision.policy):
                 left.append(f"nothing explains where {vm.name} is")
+        left += [
+            f"{owned.kind} {owned.id} is gone and still {owned.owner}'s in the quorum"
+            for owned in self.hub.state.all_owners()
+            if owned.owner and index.find(owned.kind, owned.id) is None
+        ]
         left += [
             f"a refusal without a rule: {error.refusals}"
             for error in self.refused

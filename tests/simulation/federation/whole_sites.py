@@ -28,8 +28,10 @@ from nuage.daemon.nodes import NodeSessions, ReportTaken
 from nuage.daemon.placing import DraftingPlacer, LocalPlacing, PlacementOnChannels
 from nuage.daemon.process import Tasks
 from nuage.daemon.reconciler import Reconciler
+from nuage.daemon.releases import Releases
 from nuage.daemon.sites import IndexedReplicas
 from nuage.errors import Forbidden, NotFound, NuageError, TimedOut, Unavailable
+from nuage.iaas import erasure
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import (
@@ -74,6 +76,7 @@ ADMIN = Principal(
 )  # fmt: skip
 TIMING = LeaseTiming()
 SECRETS = SharedSecrets({0: b"k" * 32})
+RELEASE_LOOK_S = 4.0  # so that a run need not wait minutes for what nobody owns
 
 
 class Everybody:
@@ -416,6 +419,13 @@ class SimSite:
             before=self.held,
             keep=self._keep_held,
         )
+        self.releases = Releases(
+            self.site,
+            knows=lambda site_id: bool(self.replicas.cursor(site_id).incarnation),
+            is_revoked=lambda _site_id: False,
+            released=self.guardian.released,
+            look_every_s=RELEASE_LOOK_S,
+        )
         context = WishContext(
             index=self.index,
             secrets=SECRETS,
@@ -467,6 +477,7 @@ class SimSite:
         self.tasks.keep("lease", self.holder.hold)
         self.tasks.keep("guardian", self.guardian.watch)
         self.tasks.keep("movement", self.movement.watch)
+        self.tasks.keep("releases", self.releases.watch)
         if self.world.keeps_heads:
             self.heads.start()
         else:
@@ -550,6 +561,8 @@ class SimSite:
         self.reconciler.take_ionode_report(report)
         if self.world.keeps_heads:
             self.heads.take_report(report)
+        elif report.erased:
+            self.tasks.start("erased", erasure.take_report(self.site, report))
 
     def take_vnode(self, report: VnodeReport) -> ReportTaken:
         self.agent.update(replace(report.estimate, sent_s=self.clock.now_s()))
