@@ -316,7 +316,7 @@ fn verify_piece(at: u64, end: u64, expected: Option<Vec<u8>>) -> Step {
     )
 }
 
-fn write(unit: &LogicalUnit, cdb: &[u8; 16], data: Buffer) -> Result<Step, Sense> {
+fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Buffer) -> Result<Step, Sense> {
     let bytes = unit.transfer(cdb)?;
     let verifies = matches!(
         cdb[0],
@@ -328,12 +328,9 @@ fn write(unit: &LogicalUnit, cdb: &[u8; 16], data: Buffer) -> Result<Step, Sense
     if cdb[0] == op::WRITE_ATOMIC_16 && bytes.length > u64::from(ATOMIC_BYTES_MAX) {
         return Err(Sense::cdb_field(12));
     }
-    // Fewer bytes may have come than the command said (residual): the blocks that are whole are
-    // written. A part of one cannot be: then nothing is, in the words of FCP-4 §9.4.2.
+    // Fewer bytes may have come than the command said (residual): whole blocks are written.
     let block = usize::try_from(unit.block_bytes()).unwrap_or(usize::MAX);
-    if !data.len().is_multiple_of(block) {
-        return Err(Sense::INFORMATION_UNIT_FIELD);
-    }
+    data.truncate(data.len() / block * block);
     if data.is_empty() {
         return Ok(Step::Finished(Reply::good()));
     }

@@ -16,7 +16,7 @@ fn residual(task: &Task, reply: &Reply) -> (u8, u32) {
         0
     });
     let actual = if task.writes || task.wanted_bytes > 0 {
-        if reply.status == status::GOOD || (task.writes && task.wanted_bytes > expected) {
+        if reply.status == status::GOOD {
             task.wanted_bytes
         } else {
             expected

@@ -62,8 +62,6 @@ impl Sense {
 
     pub const INVALID_OPCODE: Self = Self::new(key::ILLEGAL_REQUEST, 0x20, 0x00);
     pub const OUT_OF_RANGE: Self = Self::new(key::ILLEGAL_REQUEST, 0x21, 0x00);
-    /// INVALID FIELD IN COMMAND INFORMATION UNIT.
-    pub const INFORMATION_UNIT_FIELD: Self = Self::new(key::ILLEGAL_REQUEST, 0x0e, 0x03);
     pub const LIST_LENGTH: Self = Self::new(key::ILLEGAL_REQUEST, 0x1a, 0x00);
     pub const NO_SUCH_UNIT: Self = Self::new(key::ILLEGAL_REQUEST, 0x25, 0x00);
     pub const WRITE_PROTECTED: Self = Self::new(key::DATA_PROTECT, 0x27, 0x00);

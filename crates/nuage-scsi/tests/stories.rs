@@ -174,23 +174,6 @@ fn write_same_16(world: &mut World, tag: u32, flags: u8, block: &[u8]) -> u8 {
 }
 
 #[test]
-fn a_part_of_a_block_is_refused_with_its_residual_and_nothing_is_written() {
-    let mut world = World::logged_in();
-    world.settle();
-    world.write_10(1, 4, &[1; 512]);
-    let write = [0x2a, 0, 0, 0, 0, 4, 0, 0, 1, 0];
-    world.command(2, 0xa0, 200, &write, &[2; 200]);
-    let pdus = world.received();
-    let (answer, sense) = (&pdus[1].header, &pdus[1].data);
-    assert_eq!(answer.0[3], 0x02);
-    assert_eq!((sense[4] & 0x0f, sense[14], sense[15]), (0x05, 0x0e, 0x03));
-    assert_eq!(answer.0[1] & 0x06, 0x04, "overflow");
-    assert_eq!(answer.0[44..48], 312_u32.to_be_bytes());
-    world.command(3, 0xc0, 512, &[0x28, 0, 0, 0, 0, 4, 0, 0, 1, 0], &[]);
-    assert_eq!(*world.received()[0].data, [1; 512]);
-}
-
-#[test]
 fn write_same_unmaps_only_what_reads_back_as_it_was_sent() {
     let mut world = World::logged_in();
     world.settle();
