@@ -15,6 +15,7 @@ mod filling;
 mod heads;
 mod keys;
 mod limits;
+mod memory;
 mod metrics;
 mod options;
 mod past;
@@ -80,21 +81,6 @@ fn bind(endpoint: &Endpoint) -> io::Result<Listener> {
         .map_err(|error| io::Error::new(error.kind(), format!("{endpoint}: {error}")))
 }
 
-/// For so long memory that was freed stays with us for the next buffer. The allocator gives all back at once, what was
-/// freed just now with the rest, and each page that is taken again costs as much as it costs to fill it.
-const KEPT_MS: std::ffi::c_long = 10_000;
-/// `mi_option_purge_delay` of mimalloc 3.
-const PURGE_DELAY: std::ffi::c_int = 15;
-
-unsafe extern "C" {
-    fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
-}
-
-fn keep_buffers() {
-    // SAFETY: a setting of the allocator by value, before any thread is started.
-    unsafe { mi_option_set(PURGE_DELAY, KEPT_MS) }
-}
-
 /// As many descriptors as we may have: shells give 1024, which a thousand connections and the segments of
 /// a few volumes exceed. Refused, the fewer must do.
 fn widen_descriptors() {
@@ -110,7 +96,7 @@ fn widen_descriptors() {
 }
 
 fn serve(options: &Options) -> io::Result<()> {
-    keep_buffers();
+    memory::keep_buffers();
     widen_descriptors();
     let mut listeners = vec![(
         bind(&Endpoint::Unix(options.control.clone()))?,

@@ -1,4 +1,4 @@
-//! Work for quiet moments: retention, another look for space, views whose time is over.
+//! Work for quiet moments: retention, another look for space, views whose time is over, memory to give back.
 
 use crate::daemon::Storaged;
 use nuage_engine::VolumeHead;
@@ -28,6 +28,7 @@ impl Storaged {
                 engine.with(VolumeHead::tidy);
             }
         }
+        crate::memory::give_back();
         self.tidy_scrubs();
         self.compare_receipts(context);
         let now_ns = crate::catalogue::now_ns();
