@@ -95,9 +95,8 @@ class Demo:
         catch_up = storage.lose_the_head()
         fabric_demo(
             self._user, self._lab, admin=self._admin, iaas=IAAS, asker=DATABASE, mover=WEB,
-            say=self.say, note=self.note, figure=self.figure,
+            say=self.say, note=self.note, figure=self.figure, before_move=catch_up,
         )  # fmt: skip
-        catch_up()
         self.cut_a_site()
         self.verify()
         self.sum_up()

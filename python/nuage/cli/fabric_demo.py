@@ -66,10 +66,12 @@ def fabric_demo(
     say: Tell,
     note: Tell,
     figure: Figure,
+    before_move: Callable[[], None] = lambda: None,
 ) -> None:
     """Show the fabric to somebody: `lab` is up, `asker` and `mover` run in two sites of it.
 
-    `user` administers `iaas`; `admin` the federation: it defines public addresses.
+    `user` administers `iaas`; `admin` the federation: it defines public addresses. `before_move`
+    waits for what the move needs, as the mover's disk whole again.
     """
     tenant = Tenant(user, iaas)
     site = str(tenant.vm(asker)["site_id"])
@@ -83,6 +85,7 @@ def fabric_demo(
     address = _meet(demo)
     _cut(demo, site, address)
     outside = _go_public(demo, sites[0])
+    before_move()
     _move(demo, sites, address, outside)
 
 
