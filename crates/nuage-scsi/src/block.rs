@@ -30,18 +30,10 @@ pub enum Then {
     },
     /// Written; read back and compare (WRITE AND VERIFY with BYTCHK).
     ReadBack { offset: u64, written: Vec<u8> },
-    /// Read for ORWRITE: swap the OR in, if nobody was faster.
-    OrRead {
-        offset: u64,
-        mask: Vec<u8>,
-        fua: bool,
-    },
-    /// The swap of ORWRITE: on a miscompare read again.
-    OrSwap {
-        offset: u64,
-        mask: Vec<u8>,
-        fua: bool,
-    },
+    /// Read what is to be changed: swap the change in, if nobody was faster.
+    ChangeRead(Change),
+    /// The swap: on a miscompare read again.
+    ChangeSwap(Change),
     /// WRITE SAME of a pattern: the rest.
     Pattern {
         at: u64,
@@ -53,6 +45,63 @@ pub enum Then {
     Unmap { rest: Vec<(u64, u64)> },
     /// GET LBA STATUS.
     Extents { allocation: usize },
+}
+
+/// Whole blocks from `offset` on that a command changes by what they hold: read and
+/// compare-and-swap, repeated until nobody wrote between the two.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Change {
+    offset: u64,
+    /// Bytes, a multiple of the block.
+    length: u32,
+    data: Buffer,
+    how: How,
+    fua: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum How {
+    /// ORWRITE: `data` is OR-ed in.
+    Or,
+    /// A write that ends within a block: `data` replaces as many bytes; `read_back`: and is
+    /// then compared with the medium (BYTCHK).
+    Replace { read_back: bool },
+}
+
+impl Change {
+    fn read(self) -> Step {
+        let operation = Operation::Read {
+            offset: self.offset,
+            length: self.length,
+        };
+        Step::Operate(operation, Then::ChangeRead(self))
+    }
+
+    fn swap(self, expected: Vec<u8>) -> Step {
+        let mut data = Buffer::from(&expected[..]);
+        for (old, new) in data.iter_mut().zip(self.data.iter()) {
+            *old = match self.how {
+                How::Or => *old | new,
+                How::Replace { .. } => *new,
+            };
+        }
+        let operation = Operation::CompareAndWrite {
+            offset: self.offset,
+            expected,
+            data,
+            fua: self.fua,
+        };
+        Step::Operate(operation, Then::ChangeSwap(self))
+    }
+
+    fn done(self) -> Step {
+        match self.how {
+            How::Replace { read_back: true } => {
+                read_back(self.offset, self.length, self.data.to_vec())
+            }
+            _ => Step::Finished(Reply::good()),
+        }
+    }
 }
 
 /// A range of the medium in a CDB.
@@ -316,7 +365,7 @@ fn verify_piece(at: u64, end: u64, expected: Option<Vec<u8>>) -> Step {
     )
 }
 
-fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Buffer) -> Result<Step, Sense> {
+fn write(unit: &LogicalUnit, cdb: &[u8; 16], data: Buffer) -> Result<Step, Sense> {
     let bytes = unit.transfer(cdb)?;
     let verifies = matches!(
         cdb[0],
@@ -328,24 +377,33 @@ fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Buffer) -> Result<Step, S
     if cdb[0] == op::WRITE_ATOMIC_16 && bytes.length > u64::from(ATOMIC_BYTES_MAX) {
         return Err(Sense::cdb_field(12));
     }
-    // Fewer bytes may have come than the command said (residual): whole blocks are written.
-    let block = usize::try_from(unit.block_bytes()).unwrap_or(usize::MAX);
-    data.truncate(data.len() / block * block);
     if data.is_empty() {
         return Ok(Step::Finished(Reply::good()));
     }
     let fua = verifies || (cdb[0] != op::WRITE_6 && cdb[1] & 0x08 != 0);
+    let read_back = verifies && cdb[1] & 0x02 != 0;
     let offset = bytes.offset;
-    if cdb[0] == op::ORWRITE_16 {
-        let length = u32::try_from(data.len()).map_err(|_| Sense::cdb_field(10))?;
-        let then = Then::OrRead {
+    // Fewer bytes may have come than the command said (residual), and end within a block.
+    let block = usize::try_from(unit.block_bytes()).unwrap_or(usize::MAX);
+    let whole_bytes = data.len().next_multiple_of(block);
+    let how = match cdb[0] {
+        op::ORWRITE_16 => Some(How::Or),
+        _ if whole_bytes > data.len() => Some(How::Replace { read_back }),
+        _ => None,
+    };
+    if let Some(how) = how {
+        let length =
+            u32::try_from(whole_bytes).map_err(|_| Sense::cdb_field(length_field(cdb[0])))?;
+        let change = Change {
             offset,
-            mask: data.to_vec(),
+            length,
+            data,
+            how,
             fua,
         };
-        return Ok(Step::Operate(Operation::Read { offset, length }, then));
+        return Ok(change.read());
     }
-    let then = if verifies && cdb[1] & 0x02 != 0 {
+    let then = if read_back {
         Then::ReadBack {
             offset,
             written: data.to_vec(),
@@ -354,6 +412,12 @@ fn write(unit: &LogicalUnit, cdb: &[u8; 16], mut data: Buffer) -> Result<Step, S
         Then::Status
     };
     Ok(Step::Operate(Operation::Write { offset, data, fua }, then))
+}
+
+/// Read `length` bytes and compare the first of them with what was written.
+fn read_back(offset: u64, length: u32, written: Vec<u8>) -> Step {
+    let operation = Operation::Read { offset, length };
+    Step::Operate(operation, Then::Compare { expected: written })
 }
 
 fn compare_and_write(unit: &LogicalUnit, cdb: &[u8; 16], data: &[u8]) -> Result<Step, Sense> {
@@ -483,19 +547,15 @@ fn next_unmap(mut rest: Vec<(u64, u64)>) -> Step {
 pub(crate) fn resume(unit: &LogicalUnit, then: Then, outcome: Outcome) -> Step {
     let reads = !matches!(
         then,
-        Then::Status | Then::Pattern { .. } | Then::Unmap { .. }
+        Then::Status | Then::ChangeSwap(_) | Then::Pattern { .. } | Then::Unmap { .. }
     );
     match (then, outcome) {
-        (Then::OrSwap { offset, mask, fua }, Outcome::Miscompare { .. }) => {
-            let length = u32::try_from(mask.len()).unwrap_or(u32::MAX);
-            Step::Operate(
-                Operation::Read { offset, length },
-                Then::OrRead { offset, mask, fua },
-            )
-        }
+        (Then::ChangeSwap(change), Outcome::Miscompare { .. }) => change.read(),
         (_, Outcome::Miscompare { at }) => Sense::MISCOMPARE.with_information(u64::from(at)).into(),
         (_, Outcome::Failed(failure)) => failed(failure, reads).into(),
-        (Then::Status | Then::OrSwap { .. }, _) => Step::Finished(Reply::good()),
+        (Then::Status, _) => Step::Finished(Reply::good()),
+        (Then::ChangeRead(change), Outcome::Data(expected)) => change.swap(expected),
+        (Then::ChangeSwap(change), Outcome::Done) => change.done(),
         (Then::Data, Outcome::Data(data)) => Step::Finished(Reply::data(data)),
         (Then::Compare { expected }, Outcome::Data(data)) => {
             compare(&data, &expected, 0).map_or_else(|| Step::Finished(Reply::good()), Step::from)
@@ -511,22 +571,7 @@ pub(crate) fn resume(unit: &LogicalUnit, then: Then, outcome: Outcome) -> Step {
         }
         (Then::ReadBack { offset, written }, Outcome::Done) => {
             let length = u32::try_from(written.len()).unwrap_or(u32::MAX);
-            let then = Then::Compare { expected: written };
-            Step::Operate(Operation::Read { offset, length }, then)
-        }
-        (Then::OrRead { offset, mask, fua }, Outcome::Data(expected)) => {
-            let data: Vec<u8> = expected
-                .iter()
-                .zip(&mask)
-                .map(|(old, bits)| old | bits)
-                .collect();
-            let operation = Operation::CompareAndWrite {
-                offset,
-                expected,
-                data: data.into(),
-                fua,
-            };
-            Step::Operate(operation, Then::OrSwap { offset, mask, fua })
+            read_back(offset, length, written)
         }
         (
             Then::Pattern {

@@ -4,6 +4,7 @@
 mod initiator;
 
 use initiator::{NONE, World};
+use nuage_block::{BlockDevice, Operation, Request};
 use nuage_scsi::chap::Account;
 use nuage_scsi::pdu::{Bhs, request, response};
 use nuage_scsi::{Access, AccessState, Alua, PortGroup};
@@ -171,6 +172,68 @@ fn write_same_16(world: &mut World, tag: u32, flags: u8, block: &[u8]) -> u8 {
     let cdb = [0x93, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0];
     world.command(tag, 0xa0, 512, &cdb, block);
     world.received()[0].header.0[3]
+}
+
+fn read_10(world: &mut World, tag: u32, lba: u8, blocks: u8) -> Vec<u8> {
+    let cdb = [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0];
+    world.command(tag, 0xc0, 512 * u32::from(blocks), &cdb, &[]);
+    world.received()[0].data.to_vec()
+}
+
+#[test]
+fn a_write_that_ends_within_a_block_keeps_the_rest_of_that_block() {
+    // WRITE (10), WRITE AND VERIFY (10) with BYTCHK=1, WRITE ATOMIC (16).
+    let cdbs: [&[u8]; 3] = [
+        &[0x2a, 0, 0, 0, 0, 4, 0, 0, 2, 0],
+        &[0x2e, 2, 0, 0, 0, 4, 0, 0, 2, 0],
+        &[0x9c, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0],
+    ];
+    for cdb in cdbs {
+        for sent in [200, 700] {
+            let mut world = World::logged_in();
+            world.settle();
+            world.write_10(1, 4, &[1; 1024]);
+            world.received();
+            let length = u32::try_from(sent).unwrap();
+            world.command(2, 0xa0, length, cdb, &vec![2; sent]);
+            let answer = &world.received()[0].header;
+            assert_eq!(
+                (answer.0[3], answer.0[1] & 0x06),
+                (0, 0x04),
+                "GOOD, overflow"
+            );
+            assert_eq!(answer.word(44), 1024 - length);
+            let mut expected = vec![2; sent];
+            expected.resize(1024, 1);
+            assert_eq!(read_10(&mut world, 3, 4, 2), expected);
+        }
+    }
+}
+
+#[test]
+fn what_another_wrote_to_a_block_while_a_part_of_it_is_written_stays() {
+    let mut world = World::logged_in();
+    world.settle();
+    world.hold = true;
+    world.command(2, 0xa0, 200, &[0x2a, 0, 0, 0, 0, 4, 0, 0, 1, 0], &[2; 200]);
+    let read = world.held.pop().unwrap();
+    let mut completions = Vec::new();
+    world.device.submit(read);
+    world.device.poll(&mut completions);
+    let operation = Operation::Write {
+        offset: 4 * 512,
+        data: vec![7; 512].into(),
+        fua: false,
+    };
+    world.device.submit(Request { tag: 99, operation });
+    world.device.poll(&mut Vec::new());
+    world.hold = false;
+    world.server.complete(completions.remove(0));
+    world.pump();
+    assert_eq!(world.received()[0].header.0[3], 0);
+    let mut expected = vec![2; 200];
+    expected.resize(512, 7);
+    assert_eq!(read_10(&mut world, 3, 4, 1), expected);
 }
 
 #[test]
