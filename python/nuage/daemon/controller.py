@@ -38,6 +38,7 @@ from nuage.daemon.reconciler import Reconciler
 from nuage.daemon.releases import Releases
 from nuage.daemon.seat import has_seat, open_catalogue, open_seat
 from nuage.daemon.secret_desk import SecretDesk
+from nuage.daemon.site_keys import site_renewal
 from nuage.daemon.sites import IndexedReplicas, SiteLinks
 from nuage.daemon.trust_desk import Distrusting, TrustDesk
 from nuage.errors import Unavailable
@@ -76,6 +77,7 @@ from nuage.trust.audit import AuditLog
 from nuage.trust.datakeys import Keyring
 from nuage.trust.files import write_atomically
 from nuage.trust.renewal import Renewer, own_authority, register_renewal
+from nuage.trust.site_renewal import register_authority_renewal
 from nuage.trust.store import TrustStore
 from nuage.trust.tokens import TokenChecker, TokenIssuer
 
@@ -160,7 +162,7 @@ class Controller:
         audit_log = AuditLog(
             state_dir / "audit",
             site_id=self.site_id,
-            key=self._store.signer_key(),
+            key=self._store.signer_key,
             now_s=self._clock.now_s,
         )
         self._audit = Audit(audit_log, self._tasks)
@@ -416,7 +418,9 @@ class Controller:
                 lease_term=lambda: self._guardian.lease_term,
             ),
         )
-        register_renewal(self._handlers, self._store, self._trust.book.revocations, self._clock)
+        book = self._trust.book
+        register_renewal(self._handlers, self._store, book.revocations, self._clock)
+        register_authority_renewal(self._handlers, self._store, book, self._clock)
         for node in self.index.values(Node):
             if node.site_id == self.site_id:
                 self._sessions.expect(node.node_id)
@@ -563,6 +567,8 @@ class Controller:
             self._store, own_authority(self._store, self._clock), self._clock, Random()
         )
         self._tasks.keep("renewal", renewer.run)
+        site_keys = site_renewal(self._store, self._trust, self.site, lambda: self._audit.seal_line)
+        self._tasks.keep("site keys", site_keys.run)
         self._tasks.keep("audit seal", self._seal_audit)
         keep_ledgers(self._tasks, self._ledgers, self._clock)
         self._tasks.keep("service certificate", self._renew_service)
@@ -598,7 +604,7 @@ class Controller:
             issuer=TokenIssuer(
                 federation_id=self._identity.federation_id,
                 site_id=self.site_id,
-                key=self._store.signer_key(),
+                key=self._store.signer_key,
             ),
             index=self.index,
             clock=self._clock,

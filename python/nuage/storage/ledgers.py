@@ -132,7 +132,7 @@ class LedgerShelf:
                 self._directory / f"{iaas_id}.log",
                 name=iaas_id,
                 site_id=self._site_id,
-                key=self._key(),
+                key=self._key,
                 now_s=self._now_s,
             )
             self._ledgers[iaas_id] = known

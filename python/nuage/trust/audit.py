@@ -91,21 +91,23 @@ class AuditHead(NamedTuple):
 
 
 class AuditLog:
-    """Writes one site's log. One writer: the controller that owns the site's catalogue."""
+    """Writes one site's log. One writer: the controller that owns the site's catalogue.
+
+    `key` is asked at each seal, since the site's signing key is renewed while the log is open.
+    """
 
     def __init__(
         self,
         directory: Path,
         *,
         site_id: SiteId,
-        key: Ed25519PrivateKey,
+        key: Callable[[], Ed25519PrivateKey],
         now_s: Callable[[], float],
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self._directory = directory
         self._site_id = site_id
         self._key = key
-        self._key_id = key_id_of(key.public_key())
         self._now_s = now_s
         self._segment_bytes = segment_bytes
         self._digest = GENESIS
@@ -167,8 +169,8 @@ class AuditLog:
     def seal(self) -> AuditHead:
         """Sign the chain as it is; durable on return."""
         os.fsync(self._descriptor)
-        record: Json = {"key_id": self._key_id}
-        line = self._write("seal", record, sign=True)
+        key = self._key()
+        line = self._write("seal", {"key_id": key_id_of(key.public_key())}, key)
         os.fsync(self._descriptor)
         self._sealed_s = self._now_s()
         self._unsealed_count = 0
@@ -186,7 +188,7 @@ class AuditLog:
 
     # Writing ------------------------------------------------------------------------------
 
-    def _write(self, kind: str, fields: Json, *, sign: bool = False) -> bytes:
+    def _write(self, kind: str, fields: Json, signer: Ed25519PrivateKey | None = None) -> bytes:
         if self._descriptor < 0:
             raise LocalProtocolError("the audit log is closed")
         self._time = self._time.after(self._now_s())
@@ -199,8 +201,8 @@ class AuditLog:
             "time_ms": self._time.wall_ms,
             "tick": self._time.tick,
         }
-        if sign:
-            signature = self._key.sign(seal_message(record))
+        if signer is not None:
+            signature = signer.sign(seal_message(record))
             record["signature"] = base64.b64encode(signature).decode()
         body = canonical(record)
         digest = chain_hash(self._digest, body)

@@ -20,6 +20,7 @@ from nuage.trust.pki import (
     key_identifier,
     load_certificate,
     load_chain,
+    not_after_s,
     public_key_of,
     require_signer,
     require_site_authority,
@@ -77,13 +78,19 @@ class TrustBook:
         news = self.revocations.take(document.revocations_pem, authority)
         if document.root_revocations_pem:
             news |= self.revocations.take(document.root_revocations_pem, self.root, is_root=True)
-        self._authorities[site_id] = authority
+        self._authorities[site_id] = self._later(site_id, authority)
         for signer in signers:
             public_key = public_key_of(signer)
             key_id = key_id_of(public_key)
             self._keys[key_id] = PublishedKey(key_id, site_id, public_key, signer)
         self._take_seal(document)
         return news
+
+    def _later(self, site_id: SiteId, authority: x509.Certificate) -> x509.Certificate:
+        """Return `authority`, or the certificate known of the same key that ends later."""
+        known = self._authorities.get(site_id, authority)
+        is_renewal = public_key_of(known) == public_key_of(authority)
+        return known if is_renewal and not_after_s(known) > not_after_s(authority) else authority
 
     def audit_head(self, site_id: SiteId) -> tuple[int, str] | None:
         """Return the highest (sequence, hash) that a site has published of its audit log."""

@@ -291,7 +291,7 @@ class LocationLedger:
         *,
         name: str,
         site_id: SiteId,
-        key: Ed25519PrivateKey,
+        key: Callable[[], Ed25519PrivateKey],
         now_s: Callable[[], float],
     ) -> None:
         self.repaired_bytes = 0
@@ -353,15 +353,16 @@ class LocationLedger:
     def sign_head(self) -> TreeHead:
         """Sign the tree as it is; durable on return."""
         os.fsync(self._descriptor)
+        key = self._key()
         document: Json = {
             "ledger": self._name,
             "site_id": self._site_id,
             "size": self.size,
             "root": self._tree.root().hex(),
             "time_ms": int(self._now_s() * 1000),
-            "key_id": key_id_of(self._key.public_key()),
+            "key_id": key_id_of(key.public_key()),
         }
-        signature = base64.b64encode(self._key.sign(head_message(document))).decode()
+        signature = base64.b64encode(key.sign(head_message(document))).decode()
         document["signature"] = signature
         self._write("head", document)
         os.fsync(self._descriptor)

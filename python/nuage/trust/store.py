@@ -7,7 +7,8 @@ Layout of the directory (mode 0700; the keys 0600)::
     daemon.pem          its certificate, then its site authority's
     site/authority.key  the site authority        (controllers of the site only)
     site/authority.pem
-    site/signer.key     the site's signing key
+    site/signer.key     the site's signing key, with which it signs
+    site/signer-next.key  the one that it signs with next: published, not in use yet
     site/signers.pem    its certificate, newest first, then earlier ones
     site/revocations.pem
     site/issued.json    every certificate of a daemon that may still be good
@@ -41,7 +42,7 @@ from nuage.errors import (
 )
 from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.trust import SiteTrust
-from nuage.trust.files import require_private, write_atomically
+from nuage.trust.files import require_private, sync_directory, write_atomically
 from nuage.trust.issued import ISSUED, IssuedCertificates
 from nuage.trust.pki import (
     DAEMON_LIFE_S,
@@ -79,6 +80,7 @@ AUTHORITY: Final = "site/authority.pem"
 SERVICE_KEY: Final = "service.key"
 SERVICE_CHAIN: Final = "service.pem"
 SIGNER_KEY: Final = "site/signer.key"
+SIGNER_NEXT_KEY: Final = "site/signer-next.key"
 SIGNERS: Final = "site/signers.pem"
 SITE_REVOCATIONS: Final = "site/revocations.pem"
 QUORUM_REVOCATIONS: Final = "site/quorum.crl"
@@ -249,28 +251,53 @@ class TrustStore:
         if public_key_of(certificate) != authority.key.public_key():
             raise InvalidRequest("the certificate is of another key", field="authority_pem")
         self._write(AUTHORITY, pem_of(certificate))
-        self._new_signer(authority, identity, now_s=now_s)
+        signer_key = Ed25519PrivateKey.generate()
+        # First: a key whose word nobody can verify is none.
+        self._publish_signer(signer_key, authority, identity, now_s=now_s)
+        self._write_key(SIGNER_KEY, signer_key)
         self._write(SITE_REVOCATIONS, make_revocation_list(authority, (), number=1, now_s=now_s))
         self.keep_quorum_list((), now_s=now_s)
         key = Ed25519PrivateKey.generate()
         leaf = issue_daemon(authority, key.public_key(), identity, now_s=now_s)
         self.install(root_pem=root_pem, chain_pem=pem_of(leaf, certificate), key=key)
 
-    def signer_is_due(self, now_s: float) -> bool:
-        """Tell whether less than half of the signing key's life is left."""
-        signer = load_chain(self._text(SIGNERS))[0]
-        return now_s > (not_before_s(signer) + not_after_s(signer)) / 2
+    def signer(self) -> x509.Certificate:
+        """Return the certificate of the signing key in use."""
+        return self._signer_of(self.signer_key())
 
-    def renew_signer(self, *, now_s: float) -> None:
-        """Make a new signing key; the earlier ones stay published, to verify what they signed.
+    def next_signer(self) -> x509.Certificate | None:
+        """Return the certificate of the signing key that is published but not in use yet."""
+        if not (self.directory / SIGNER_NEXT_KEY).exists():
+            return None
+        try:
+            return self._signer_of(self._key(SIGNER_NEXT_KEY))
+        except CorruptData:
+            return None  # a crash hit before its certificate was written: `prepare_signer` again
 
-        Publish `site_trust()` and wait for the feeds before signing tokens with `signer_key()`:
-        another site believes a token only when it knows its key.
+    def prepare_signer(self, *, now_s: float) -> None:
+        """Make the next signing key; publish `site_trust()` then.
+
+        `use_next_signer` waits for the feeds: another site believes a token only when it knows
+        its key. Earlier keys stay published, to verify what they signed.
         """
-        self._new_signer(self.authority(), self.identity(), now_s=now_s)
-
-    def _new_signer(self, authority: Authority, identity: Identity, *, now_s: float) -> None:
         key = Ed25519PrivateKey.generate()
+        self._write_key(SIGNER_NEXT_KEY, key)
+        self._publish_signer(key, self.authority(), self.identity(), now_s=now_s)
+
+    def use_next_signer(self) -> None:
+        """Sign with the key of `next_signer` from now on."""
+        (self.directory / SIGNER_NEXT_KEY).replace(self.directory / SIGNER_KEY)
+        sync_directory((self.directory / SIGNER_KEY).parent)
+
+    def _signer_of(self, key: Ed25519PrivateKey) -> x509.Certificate:
+        for signer in load_chain(self._text(SIGNERS)):
+            if public_key_of(signer) == key.public_key():
+                return signer
+        raise CorruptData("no certificate of the signing key", where=str(self.directory / SIGNERS))
+
+    def _publish_signer(
+        self, key: Ed25519PrivateKey, authority: Authority, identity: Identity, *, now_s: float
+    ) -> None:
         signer = issue_signer(
             authority,
             key.public_key(),
@@ -280,8 +307,32 @@ class TrustStore:
         )
         path = self.directory / SIGNERS
         earlier = path.read_text() if path.exists() else ""
-        self._write(SIGNERS, pem_of(signer) + earlier)  # first: a key nobody can verify is none
-        self._write_key(SIGNER_KEY, key)
+        self._write(SIGNERS, pem_of(signer) + earlier)
+
+    def renew_authority(self, pem: str) -> None:
+        """Take a new certificate of the site's authority in: the same key, for longer.
+
+        All that the key has issued or signed holds under either certificate.
+
+        Raises:
+            Unauthenticated: it is not this site's authority under the root.
+            InvalidRequest: it is of another key, or ends no later than the one that is here.
+        """
+        identity = self.identity()
+        renewed = load_certificate(pem)
+        require_site_authority(
+            renewed,
+            self.root(),
+            federation_id=identity.federation_id,
+            site_id=identity.site_id,
+            now_s=None,
+        )
+        present = self.authority().certificate
+        if public_key_of(renewed) != public_key_of(present):
+            raise InvalidRequest("the certificate is of another key", field="pem")
+        if not_after_s(renewed) <= not_after_s(present):
+            raise InvalidRequest("it ends no later than the one that is here", field="pem")
+        self._write(AUTHORITY, pem_of(renewed))
 
     def issue(
         self,
@@ -430,6 +481,11 @@ class TrustStore:
             authority_pem=pem_of(authority),
             now_s=now_s,
         )
+
+    @property
+    def holds_root(self) -> bool:
+        """Tell whether the root's key is here, and not in a safe or at another site."""
+        return (self.directory / ROOT_KEY).exists()
 
     def root_authority(self) -> Authority:
         """Return the root with its key.

@@ -80,15 +80,18 @@ _claims_decoder: Final = msgspec.msgpack.Decoder(Claims)
 
 
 class TokenIssuer:
-    """Signs tokens for one site."""
+    """Signs tokens for one site with the signing key that `key` says is in use."""
 
     def __init__(
-        self, *, federation_id: FederationId, site_id: SiteId, key: Ed25519PrivateKey
+        self,
+        *,
+        federation_id: FederationId,
+        site_id: SiteId,
+        key: Callable[[], Ed25519PrivateKey],
     ) -> None:
         self._federation_id = federation_id
         self._site_id = site_id
         self._key = key
-        self._key_id = key_id_of(key.public_key())
 
     def issue(
         self,
@@ -111,10 +114,11 @@ class TokenIssuer:
             raise Unauthenticated(f"user {user.name!r} is disabled")
         if not 0 < life_s <= TOKEN_LIFE_S:
             raise InvalidRequest(f"a token lives up to {TOKEN_LIFE_S:g} s", field="life_s")
+        key = self._key()
         claims = Claims(
             federation_id=self._federation_id,
             site_id=self._site_id,
-            key_id=self._key_id,
+            key_id=key_id_of(key.public_key()),
             token_id=token_id,
             user_id=user.user_id,
             name=user.name,
@@ -123,7 +127,7 @@ class TokenIssuer:
             grants=_narrowed(user.grants, scope),
         )
         payload = _claims_encoder.encode(claims)
-        return f"{PREFIX}.{b64(payload)}.{b64(self._key.sign(CONTEXT + payload))}"
+        return f"{PREFIX}.{b64(payload)}.{b64(key.sign(CONTEXT + payload))}"
 
 
 class TokenChecker:

@@ -28,7 +28,11 @@ def ticking() -> Iterator[float]:
 def open_log(directory: Path, segment_bytes: int = 1 << 20) -> AuditLog:
     times = ticking()
     return AuditLog(
-        directory, site_id=MARNE, key=KEY, now_s=lambda: next(times), segment_bytes=segment_bytes
+        directory,
+        site_id=MARNE,
+        key=lambda: KEY,
+        now_s=lambda: next(times),
+        segment_bytes=segment_bytes,
     )
 
 

@@ -58,7 +58,7 @@ def receipt(n: int, event: LocationEvent = LocationEvent.SEAL) -> Receipt:
 
 def open_ledger(path: Path) -> LocationLedger:
     return LocationLedger(
-        path, name="iaas-1", site_id=MARNE, key=SITE, now_s=lambda: 1_800_000_000.0
+        path, name="iaas-1", site_id=MARNE, key=lambda: SITE, now_s=lambda: 1_800_000_000.0
     )
 
 

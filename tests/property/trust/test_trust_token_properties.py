@@ -40,7 +40,7 @@ class Keys:
 @cache
 def token_and_checker() -> tuple[str, TokenChecker]:
     private = Ed25519PrivateKey.generate()
-    issuer = TokenIssuer(federation_id=FR, site_id=MARNE, key=private)
+    issuer = TokenIssuer(federation_id=FR, site_id=MARNE, key=lambda: private)
     checker = TokenChecker(Keys(private), lambda _: KnownUser(ADA))
     return issuer.issue(ADA, token_id="t1", now_s=NOW_S), checker
 

@@ -39,7 +39,7 @@ from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.trust import verify
 from nuage.trust.audit import AuditEntry, AuditLog
-from nuage.trust.book import TrustBook, key_id_of
+from nuage.trust.book import TrustBook
 from nuage.trust.invitation import Invitation, InvitationFiles, Joining
 from nuage.trust.join import Joined, JoinServer, join_node, join_site
 from nuage.trust.pki import Authority, issue_daemon, pem_of, pem_of_key
@@ -474,18 +474,6 @@ async def test_revoking_a_datacenter_revokes_all_its_daemons(host: Host, tmp_pat
     assert not book.revocations.refusal_of(host.store.chain()[0])
 
 
-async def test_a_new_signing_key_leaves_the_old_one_published(host: Host) -> None:
-    now_s = CLOCK.now_s()
-    assert not host.store.signer_is_due(now_s)
-    assert host.store.signer_is_due(now_s + 400 * 86_400)
-    old = key_id_of(host.store.signer_key().public_key())
-    host.store.renew_signer(now_s=now_s)
-    book = TrustBook(host.store.root())
-    book.take(host.store.site_trust())
-    new = key_id_of(host.store.signer_key().public_key())
-    assert set(book.public_keys()) == {old, new}
-
-
 async def test_an_older_list_does_not_unrevoke(host: Host) -> None:
     book = TrustBook(host.store.root())
     old = host.store.site_trust()
@@ -513,7 +501,7 @@ def test_a_site_that_writes_its_audit_log_anew_is_noticed_by_the_others(tmp_path
     heads = []
     for name, target in (("first", "vm-1"), ("second", "vm-2")):
         log = AuditLog(
-            tmp_path / name, site_id=MARNE, key=store.signer_key(), now_s=lambda: 1_800_000_000.0
+            tmp_path / name, site_id=MARNE, key=store.signer_key, now_s=lambda: 1_800_000_000.0
         )
         log.append(AuditEntry(who="ada", action="vm.delete", target=target))
         heads.append(log.seal())
@@ -537,7 +525,7 @@ def test_the_verifier_needs_nothing_of_nuage(tmp_path: Path) -> None:
     book.take(store.site_trust())
     keys = tmp_path / "keys.json"
     keys.write_bytes(keys_document(book.public_keys()))
-    log = AuditLog(tmp_path / "audit", site_id=MARNE, key=store.signer_key(), now_s=CLOCK.now_s)
+    log = AuditLog(tmp_path / "audit", site_id=MARNE, key=store.signer_key, now_s=CLOCK.now_s)
     log.append(AuditEntry(who="ada", action="vm.create", target="vm-1"))
     log.close()
     alone = tmp_path / "alone.py"

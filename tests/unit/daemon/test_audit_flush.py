@@ -47,7 +47,7 @@ async def test_entries_noted_while_the_disk_is_busy_follow_in_order(
     log = AuditLog(
         tmp_path,
         site_id=SiteId("marne"),
-        key=Ed25519PrivateKey.generate(),
+        key=Ed25519PrivateKey.generate,
         now_s=lambda: 1000.0,
     )
     audit = Audit(log, tasks)
@@ -80,7 +80,7 @@ class Stuck(AuditLog):
 
 async def main() -> None:
     key = load_pem_private_key(Path(sys.argv[2]).read_bytes(), None)
-    log = Stuck(Path(sys.argv[1]), site_id="marne", key=key, now_s=lambda: 1000.0)
+    log = Stuck(Path(sys.argv[1]), site_id="marne", key=lambda: key, now_s=lambda: 1000.0)
     tasks = Tasks()
     audit = Audit(log, tasks)
     note(audit, 1)
@@ -110,6 +110,6 @@ def test_no_act_that_was_answered_is_missing_after_a_kill_during_a_flush(tmp_pat
     process.kill()
     process.stdout.close()
     process.wait()
-    log = AuditLog(directory, site_id=SiteId("marne"), key=key, now_s=lambda: 1000.0)
+    log = AuditLog(directory, site_id=SiteId("marne"), key=lambda: key, now_s=lambda: 1000.0)
     log.close()
     assert targets(directory) == [f"vm-{number}" for number in range(1, 40)]

@@ -49,7 +49,7 @@ class Keys:
 
 
 KEYS = Keys()
-ISSUER = TokenIssuer(federation_id=FR, site_id=MARNE, key=KEYS.private)
+ISSUER = TokenIssuer(federation_id=FR, site_id=MARNE, key=lambda: KEYS.private)
 
 
 def checker(known: KnownUser | None, staleness_s_max: float | None = None) -> TokenChecker:
@@ -112,13 +112,13 @@ def test_knowledge_older_than_the_bound_is_not_enough() -> None:
 
 
 def test_a_token_of_another_key_or_federation_is_refused() -> None:
-    stranger = TokenIssuer(federation_id=FR, site_id=MARNE, key=Ed25519PrivateKey.generate())
+    stranger = TokenIssuer(federation_id=FR, site_id=MARNE, key=Ed25519PrivateKey.generate)
     with pytest.raises(Unauthenticated, match="not known here"):
         checker(KnownUser(ADA)).check(stranger.issue(ADA, token_id="t", now_s=NOW_S), now_s=NOW_S)
-    other_site = TokenIssuer(federation_id=FR, site_id=SiteId("lyon"), key=KEYS.private)
+    other_site = TokenIssuer(federation_id=FR, site_id=SiteId("lyon"), key=lambda: KEYS.private)
     with pytest.raises(Unauthenticated, match="lyon"):
         checker(KnownUser(ADA)).check(other_site.issue(ADA, token_id="t", now_s=NOW_S), now_s=NOW_S)
-    abroad = TokenIssuer(federation_id=FederationId("de"), site_id=MARNE, key=KEYS.private)
+    abroad = TokenIssuer(federation_id=FederationId("de"), site_id=MARNE, key=lambda: KEYS.private)
     with pytest.raises(Unauthenticated, match="another federation"):
         checker(KnownUser(ADA)).check(abroad.issue(ADA, token_id="t", now_s=NOW_S), now_s=NOW_S)
 
