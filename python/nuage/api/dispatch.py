@@ -14,6 +14,7 @@ from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
+from nuage.model.iaas import Iaas
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scopes_of
 
 CARRY_TIMEOUT_S = 10.0
@@ -131,7 +132,7 @@ class Dispatcher:
     def require(self, caller: Caller, action: str, scope: Scope | None) -> Principal:
         """Return who asks, if their roles allow `action` in `scope` (None: anywhere)."""
         principal = self.require_known(caller)
-        _require(principal, action, scope)
+        self._check(principal, action, scope)
         return principal
 
     def enter(self, what: str, action: str, scope: Scope, caller: Caller) -> None:
@@ -143,12 +144,20 @@ class Dispatcher:
         principal = self.require_known(caller)
         error: NuageError | None = None
         try:
-            require(principal, action, scope)
+            self._check(principal, action, scope)
         except NuageError as refusal:
             error = refusal
             raise
         finally:
             self._write_down(what, principal, scope, caller, error)
+
+    def _check(self, principal: Principal, action: str, scope: Scope | None) -> None:
+        if scope is not None or not scopes_of(principal, action):
+            require(principal, action, EVERYWHERE if scope is None else scope, self._named)
+
+    def _named(self, scope: str) -> str:
+        iaas = self._site.index.find_value(Iaas, scope)
+        return scope if iaas is None else iaas.name
 
     def _home(self, operation: Operation[object, object], body: object) -> SiteId | None:
         return operation.home(self._site, body)
@@ -162,7 +171,7 @@ class Dispatcher:
     ) -> object:
         scope = operation.scope(self._site, body)
         try:
-            _require(principal, operation.action, scope)
+            self._check(principal, operation.action, scope)
             result = await operation.run(self._site, principal, body)
         except NuageError as error:
             self._note(operation, principal, scope, caller, error)
@@ -198,11 +207,6 @@ class Dispatcher:
             request_id=caller.request_id,
             from_address=caller.from_address,
         )
-
-
-def _require(principal: Principal, action: str, scope: Scope | None) -> None:
-    if scope is not None or not scopes_of(principal, action):
-        require(principal, action, EVERYWHERE if scope is None else scope)
 
 
 def decode_body(operation: Operation[object, object], data: bytes) -> object:

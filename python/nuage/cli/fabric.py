@@ -269,7 +269,8 @@ def list_groups(session: Session, iaas: str) -> None:
 
 
 def _rule_text(rule: Row) -> str:
-    ports = "" if rule["port_last"] == 65535 else f":{rule['port_first']}-{rule['port_last']}"
+    first, last = rule["port_first"], rule["port_last"]
+    ports = "" if last == 65535 else f":{first}" if first == last else f":{first}-{last}"
     far = rule["remote"] or (f"group:{rule['remote_group']}" if rule["remote_group"] else "")
     way = ("in", "from") if rule["ingress"] else ("out", "to")
     return f"{way[0]} {rule['protocol']}{ports}" + (f" {way[1]} {far}" if far else "")
@@ -340,7 +341,8 @@ def port_command(
     path = f"/v1/iaas/{session.require_iaas(iaas)}/vms/{vm}/port"
     port = inner(row_of(session.client.call("PUT", path, body)), "value")
     rate = f"{port['rate_mbit']} Mbit/s" if port["rate_mbit"] else "of its class"
-    click.echo(f"{vm}: {len(_listed(port['security_groups']))} security groups, rate {rate}")
+    count = len(_listed(port["security_groups"]))
+    click.echo(f"{vm}: {count} security group{'s' * (count != 1)}, rate {rate}")
 
 
 COMMANDS = (fabric_group, group_group, port_command)

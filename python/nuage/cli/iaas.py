@@ -356,10 +356,11 @@ def create_user(
 def list_users(session: Session) -> None:
     """Show users and their roles."""
     answer = session.client.get("/v1/users")
+    names = _names_of_iaases(session)
     rows = [
         (
             row["name"], row["user_id"],
-            _roles_text(row),
+            _roles_text(row, names),
             "disabled" if row["disabled"] else "active", row["site"],
         )
         for row in rows_of(answer)
@@ -382,11 +383,21 @@ def grant_roles(session: Session, name: str, roles: tuple[str, ...], take: bool)
     answer = row_of(session.client.call("POST", f"/v1/users/{name}/grants", body))
     if answered(session, answer):
         return
-    click.echo(f"{name}: {_roles_text(answer) or 'no role'}")
+    click.echo(f"{name}: {_roles_text(answer, _names_of_iaases(session)) or 'no role'}")
+    if not take:
+        click.echo(f"counts from the next: nuage login {name}")
 
 
-def _roles_text(user: dict[str, object]) -> str:
-    return ", ".join(f"{grant['role']}@{grant['scope']}" for grant in listed(user, "grants"))
+def _names_of_iaases(session: Session) -> dict[object, object]:
+    answer = rows_of(session.client.get("/v1/iaas"))
+    return {row["id"]: inner(row, "value")["name"] for row in answer}
+
+
+def _roles_text(user: dict[str, object], names: dict[object, object]) -> str:
+    return ", ".join(
+        f"{grant['role']}@{names.get(grant['scope'], grant['scope'])}"
+        for grant in listed(user, "grants")
+    )
 
 
 @user_group.command("disable")

@@ -133,6 +133,7 @@ def show_node(session: Session, node: str) -> None:
         ("service", _service(answer)),
         ("connected", "yes" if status.get("connected") else "no"),
         ("VMs", answer["vm_count"] or ""),
+        ("orphans", ", ".join(str(orphan) for orphan in listed(status, "orphans"))),
         ("copies", answer["copy_count"] or ""),
     ])  # fmt: skip
     disks = [_disk_row(disk) for disk in listed(status, "disks")]
@@ -332,7 +333,7 @@ def _print_event(session: Session, line: dict[str, object]) -> None:
     if answered(session, line):
         return
     moment = time.strftime("%H:%M:%S", time.localtime(float(str(line["at_s"]))))
-    click.echo(f"{moment}  {line['site']!s:<10} {line['kind']!s:<8} {line['text']}")
+    click.echo(f"{moment}  {line['site']!s:<10} {line['kind']!s:<14} {line['text']}")
 
 
 COMMANDS = (site_group, node_group, rack_group, events_command)

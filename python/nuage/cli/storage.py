@@ -43,6 +43,11 @@ def _volumes(session: Session, iaas: str) -> str:
     return f"/v1/iaas/{session.require_iaas(iaas)}/volumes"
 
 
+def _names_of_machines(session: Session, iaas: str) -> dict[object, object]:
+    answer = rows_of(session.client.get(f"/v1/iaas/{session.require_iaas(iaas)}/vms"))
+    return {row["id"]: inner(row, "value")["name"] for row in answer}
+
+
 @volume_group.command("create")
 @click.argument("name")
 @click.argument("volume_size", metavar="SIZE")
@@ -61,10 +66,12 @@ def create_volume(session: Session, name: str, volume_size: str, iaas: str) -> N
 def list_volumes(session: Session, iaas: str) -> None:
     """Show an IaaS's volumes."""
     answer = session.client.get(_volumes(session, iaas))
+    machines = _names_of_machines(session, iaas)
     rows = [
         (
             (v := inner(row, "value"))["name"], row["id"], v["state"],
-            format_size(int(str(v["size_bytes"]))), v["vm_id"] or "", v["head"],
+            format_size(int(str(v["size_bytes"]))),
+            machines.get(v["vm_id"], v["vm_id"] or ""), v["head"],
             ", ".join(str(r["node_id"]) for r in rows_of(v["replicas"])), v["failure"],
         )
         for row in rows_of(answer)
@@ -88,7 +95,8 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
     told = {**answer, "standing": standing, "conditions": conditions, "paths": paths}
     if answered(session, told):
         return
-    print_facts([*_facts(answer, volume), ("disk", _share_line(standing))])
+    machines = _names_of_machines(session, iaas)
+    print_facts([*_facts(answer, volume, machines), ("disk", _share_line(standing))])
     print_table(
         ("COPY", "SITE", "STATE", "BEHIND", "WRITES", "BYTES"),
         [_copy_row(copy) for copy in listed(standing, "copies")],
@@ -162,13 +170,13 @@ def _copy_row(copy: Row) -> tuple[object, ...]:
     return (*cells, f"{copy['lag_s']:.1f} s", copy["lag_writes"], size_shown)
 
 
-def _facts(answer: Row, volume: Row) -> list[tuple[str, object]]:
+def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tuple[str, object]]:
     return [
         ("volume", f"{volume['name']}  {answer['id']}"),
         ("state", volume["state"]),
         ("failure", volume["failure"]),
         ("size", format_size(int(str(volume["size_bytes"])))),
-        ("attached", volume["vm_id"]),
+        ("attached", machines.get(volume["vm_id"], volume["vm_id"])),
         ("host", inner(volume, "host")["initiator"] if volume["host"] else ""),
         ("target", volume["iqn"] if volume["host"] else ""),
         ("head", f"{volume['head']}, epoch {volume['epoch']}"),

@@ -254,7 +254,8 @@ async def delete_group(site: Site, _principal: Principal, body: NameGroup) -> No
         if other != group and any(rule.remote_group == group.group_id for rule in other.rules)
     ]
     if ports or others:
-        held = ", ".join([*(str(port.vm_id) for port in ports), *others])
+        machines = (site.index.value(Vm, port.vm_id).name for port in ports if port.vm_id)
+        held = ", ".join([*machines, *others])
         raise Conflict(f"security group {group.name} is in use by {held}")
     await site.delete(group)
 

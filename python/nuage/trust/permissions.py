@@ -5,7 +5,7 @@ a role in a scope: ``*`` is the whole federation, a site's id, or an IaaS's id. 
 check is the list of ids under which the object lies, so that a grant on any of them counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,8 +33,12 @@ class Scope:
     iaas_id: IaasId | None = None
 
     def __str__(self) -> str:
+        return self.told(str)
+
+    def told(self, named: Callable[[str], str]) -> str:
+        """Return it in words, with the name that `named` gives an IaaS's id."""
         if self.iaas_id is not None:
-            return f"iaas {self.iaas_id}"
+            return f"iaas {named(self.iaas_id)}"
         return f"site {self.site_id}" if self.site_id is not None else "the federation"
 
 
@@ -110,8 +114,13 @@ def is_allowed(principal: Principal, action: str, scope: Scope = EVERYWHERE) -> 
     return any(grant.role in roles and _covers(grant, scope) for grant in principal.grants)
 
 
-def require(principal: Principal, action: str, scope: Scope = EVERYWHERE) -> None:
-    """Check that `principal` may do `action` in `scope`.
+def require(
+    principal: Principal,
+    action: str,
+    scope: Scope = EVERYWHERE,
+    named: Callable[[str], str] = str,
+) -> None:
+    """Check that `principal` may do `action` in `scope`; `named` tells people an id's name.
 
     Raises:
         Forbidden: it may not; the message names the roles of which one is missing.
@@ -119,9 +128,9 @@ def require(principal: Principal, action: str, scope: Scope = EVERYWHERE) -> Non
     if is_allowed(principal, action, scope):
         return
     roles = " or ".join(sorted(role.value for role in _roles_of(action)))
-    held = ", ".join(f"{grant.role.value} on {grant.scope}" for grant in principal.grants)
+    held = ", ".join(f"{grant.role.value} on {named(grant.scope)}" for grant in principal.grants)
     raise Forbidden(
-        f"{principal.name} may not {action} in {scope}: it takes the role {roles} there"
+        f"{principal.name} may not {action} in {scope.told(named)}: it takes the role {roles} there"
         f" ({principal.name} has {held or 'no role'})",
         hint="a Nuage administrator grants roles: `nuage user grant`",
     )

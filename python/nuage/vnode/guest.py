@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from nuage.errors import UNREADABLE, CorruptData, NuageError, Unavailable
+from nuage.errors import UNREADABLE, CorruptData, InvalidRequest, NuageError, Unavailable
 from nuage.ids import IaasId, VmId, VolumeId
 from nuage.model.vm import VmShape
 from nuage.vnode import process
@@ -138,12 +138,12 @@ class Guest:
         """Read a guest's folder.
 
         Raises:
-            CorruptData: guest.json does not parse.
+            CorruptData: guest.json does not parse, or says what no guest can be.
         """
         path = folder / "guest.json"
         try:
             record = msgspec.json.decode(path.read_bytes(), type=GuestRecord)
-        except (OSError, *UNREADABLE) as error:
+        except (OSError, InvalidRequest, *UNREADABLE) as error:
             raise CorruptData(f"{path} does not parse: {error}", where=str(path)) from error
         return cls(folder, record, changed)
 

@@ -67,6 +67,22 @@ async def test_an_address_of_the_segment_means_the_vm_that_has_it(federation: Fe
         meant(free)
 
 
+async def test_a_group_in_use_names_the_vms_whose_ports_are_in_it(federation: Federation) -> None:
+    await tenant_of(federation, "acme")
+    await federation.settle()
+    groups = "/v1/iaas/acme/security-groups"
+    assert (await federation.ask("POST", groups, {"group": "let-in"}, who="acme"))[0] == 201
+    vm = {"name": "web", "image": "guest"}
+    assert (await federation.ask("POST", "/v1/iaas/acme/vms", vm, who="acme"))[0] == 202
+    await federation.settle()
+    port = {"groups": ["let-in"]}
+    assert (await federation.ask("PUT", "/v1/iaas/acme/vms/web/port", port, who="acme"))[0] == 200
+    await federation.settle()
+    status, answer = await federation.ask("DELETE", f"{groups}/let-in", who="acme")
+    assert status == 409
+    assert answer["error"]["message"] == "security group let-in is in use by web"
+
+
 async def test_the_door_of_events_shows_a_tenant_its_own_lines(federation: Federation) -> None:
     acme, rival = await tenant_of(federation, "acme"), await tenant_of(federation, "rival")
     site = federation.sites[SiteId("lyon")]

@@ -207,6 +207,9 @@ async def test_an_orphan_is_reported_and_runs_on(make: Maker) -> None:
     stranger = make("node-b", hypervisor)  # an agent that lost its memory altogether
     await stranger.open()
     assert [vm.orphan for vm in stranger.report().vms] == [True]
+    await stranger.take_wish(VnodeWish(revision=3, vms=(wish(),)))  # its record came back
+    adopted = await report_when(stranger, lambda vm: not vm.orphan)
+    assert adopted.state is VmState.RUNNING
     assert hypervisor.acts == [("start", VM)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from nuage.clock import SystemClock
 from nuage.energy.calibration import Calibration
-from nuage.errors import InvalidRequest
+from nuage.errors import CorruptData, InvalidRequest
 from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import QosClass
 from nuage.model.desired import PortWish, VmWish
@@ -19,6 +19,7 @@ from nuage.vnode.arguments import Launch, command_line
 from nuage.vnode.cgroup import CgroupTree
 from nuage.vnode.configdrive import SeedLayout, build_seed, network_config
 from nuage.vnode.console import ConsoleLog
+from nuage.vnode.guest import Guest
 from nuage.vnode.hypervisor import GuestSpec, IscsiDisk
 from nuage.vnode.iso9660 import build_iso
 from nuage.vnode.ports import bridge_name, tap_name
@@ -182,3 +183,17 @@ async def test_nodes_that_share_a_machine_and_start_together_measure_it_once(
     flops = await asyncio.gather(*(sed(number).calibrate() for number in range(4)))
     assert len(set(flops)) == 1
     assert len(runs) == 1
+
+
+def test_a_guest_that_cannot_be_is_told_from_one_that_is(tmp_path: Path) -> None:
+    record: dict[str, object] = {
+        "vm_id": "vm-1", "iaas_id": "iaas-1", "shape": {"vcpu_count": 1, "memory_mib": 96},
+        "mark": None, "disks": [], "generations": [],
+    }  # fmt: skip
+    path = tmp_path / "guest.json"
+    path.write_text(json.dumps(record))
+    assert Guest.load(tmp_path, lambda _vm_id: None).record.vm_id == "vm-1"
+    # The agent passes such a folder by, and the node's other guests are looked after.
+    path.write_text(json.dumps(record | {"shape": {"vcpu_count": 1, "memory_mib": 32}}))
+    with pytest.raises(CorruptData, match=r"guest\.json"):
+        Guest.load(tmp_path, lambda _vm_id: None)
