@@ -7,7 +7,7 @@ Rows (`--rows` runs those that contain a text):
 - history: the same writes with a day of history beside none, in turns.
 - restart: `--mapped-gib` of mapped blocks, the blocks themselves holes (`nuage-mapped-volume`); the time from a
   new process to the first block read, after a close in good order and after a kill under writes; and
-  resident bytes a mapped block.
+  resident bytes a mapped block, after a rest in which it gives back what opening took.
 - past: a view, a rollback and a clone of the middle of `--written-gib` of writes, to the first block read.
 - idle: resident memory of a daemon without volumes, and with one open.
 
@@ -44,6 +44,8 @@ WRITES: Final = 40_000
 UUID: Final = "00112233445566778899aabbccddeeff"
 FEDERATION: Final = FederationId("bench")
 SITE: Final = SiteId("marne")
+# The daemon gives back what was free for 10 s, and looks each second.
+REST_S: Final = 12.0
 
 
 @dataclass
@@ -215,6 +217,7 @@ def restart(options: argparse.Namespace, work: Path) -> None:
         scattered = ["scattered"] if options.scattered else []
         subprocess.run([*filler, str(options.mapped_gib), *scattered], check=True)
         after_close = first_read_s(daemon, epoch=2)
+        time.sleep(REST_S)
         each = (daemon.resident_bytes() - idle) / blocks
         writer = subprocess.Popen(
             ["qemu-img", "bench", "-f", "raw", "-w", "-c", "2000000", "-d", "16", daemon.url()],

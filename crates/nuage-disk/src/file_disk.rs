@@ -65,12 +65,13 @@ impl FileDisk {
 
     /// The pieces with their descriptors, or a handle that is not open.
     fn reading(&self, pieces: &[Piece], buffer: Vec<u8>) -> Result<Reading, FileId> {
+        let filled_bytes = filled_bytes(pieces, buffer.len());
+        assert!(
+            filled_bytes <= buffer.capacity(),
+            "a piece lies in its buffer"
+        );
         let mut runs = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            assert!(
-                piece.at + piece.length <= buffer.len(),
-                "a piece lies in its buffer"
-            );
             let fd = self.directory.cached_fd(piece.file).ok_or(piece.file)?;
             runs.push((fd, *piece));
         }
@@ -80,9 +81,24 @@ impl FileDisk {
         Ok(Reading {
             runs,
             buffer,
+            filled_bytes,
             name: name.unwrap_or_default(),
         })
     }
+}
+
+/// Where a buffer of `length` bytes ends once the pieces have come.
+fn filled_bytes(pieces: &[Piece], length: usize) -> usize {
+    let ends = |piece: &Piece| piece.at + piece.length;
+    let mut past: Vec<&Piece> = pieces.iter().filter(|piece| ends(piece) > length).collect();
+    past.sort_unstable_by_key(|piece| piece.at);
+    past.into_iter().fold(length, |end, piece| {
+        assert!(
+            piece.at <= end,
+            "pieces past a buffer's length leave no gap"
+        );
+        end.max(ends(piece))
+    })
 }
 
 fn whole(data: &[u8]) -> Content {

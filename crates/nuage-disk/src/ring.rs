@@ -29,6 +29,8 @@ struct InFlight {
     canceled: bool,
     /// What a read fills; like the others kept alive and in place until the kernel is done with it.
     buffer: Vec<u8>,
+    /// The buffer's length then.
+    filled_bytes: usize,
     _buffers: Vec<Pages>,
     _vectors: Box<[libc::iovec]>,
 }
@@ -46,7 +48,7 @@ impl InFlight {
         }
     }
 
-    fn outcome(self) -> Result<Vec<u8>, DiskError> {
+    fn outcome(mut self) -> Result<Vec<u8>, DiskError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
@@ -62,6 +64,8 @@ impl InFlight {
             let error = std::io::Error::from_raw_os_error(libc::ECANCELED);
             return Err(io_error(self.operation, &self.name, &error));
         }
+        // SAFETY: all pieces have been read whole; a write fills nothing.
+        unsafe { self.buffer.set_len(self.filled_bytes) };
         Ok(self.buffer)
     }
 }
@@ -131,11 +135,12 @@ impl Ring {
         let Reading {
             runs,
             mut buffer,
+            filled_bytes,
             name,
         } = reading;
         let start = buffer.as_mut_ptr();
         for (fd, piece) in &runs {
-            // SAFETY: the piece lies in the buffer, so this points into it.
+            // SAFETY: the piece lies in the buffer's capacity, so this points into it.
             let target = unsafe { start.add(piece.at) };
             let length = u32::try_from(piece.length).unwrap_or(u32::MAX);
             let entry = opcode::Read::new(types::Fd(*fd), target, length)
@@ -153,6 +158,7 @@ impl Ring {
             failed: None,
             canceled: false,
             buffer,
+            filled_bytes,
             _buffers: Vec::new(),
             _vectors: Box::default(),
         };
@@ -196,6 +202,7 @@ impl Ring {
             failed: None,
             canceled: false,
             buffer: Vec::new(),
+            filled_bytes: 0,
             _buffers: buffers,
             _vectors: vectors,
         };

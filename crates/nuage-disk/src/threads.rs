@@ -15,6 +15,8 @@ use crate::directory::{io_error, prepare, replace};
 pub(crate) struct Reading {
     pub runs: Vec<(RawFd, Piece)>,
     pub buffer: Vec<u8>,
+    /// Its length once all pieces have come: at most its capacity, and each byte past its length is in a piece.
+    pub filled_bytes: usize,
     /// The first file of it, for the log.
     pub name: Arc<str>,
 }
@@ -163,18 +165,23 @@ fn perform(path: &Path, work: Work) -> Result<Vec<u8>, DiskError> {
         Work::Read(Reading {
             runs,
             mut buffer,
+            filled_bytes,
             name,
         }) => {
+            let start = buffer.as_mut_ptr();
             for (fd, piece) in runs {
-                let target = &mut buffer[piece.at..piece.at + piece.length];
                 transfer(&name, "read", piece.length, |done| {
-                    let rest = &mut target[done..];
                     let from = at(piece.offset, done);
-                    // SAFETY: `rest` is writable for its length; the descriptor is open until the
-                    // result has been taken.
-                    unsafe { libc::pread(fd, rest.as_mut_ptr().cast(), rest.len(), from) }
+                    // SAFETY: the piece lies in the buffer's capacity, `done` in the piece; the descriptor is
+                    // open until the result has been taken.
+                    unsafe {
+                        let rest = start.add(piece.at + done);
+                        libc::pread(fd, rest.cast(), piece.length - done, from)
+                    }
                 })?;
             }
+            // SAFETY: all pieces have been read whole.
+            unsafe { buffer.set_len(filled_bytes) };
             Ok(buffer)
         }
         Work::Write {

@@ -235,3 +235,19 @@ fn a_write_that_fails_is_not_called_durable() {
         assert!(matches!(outcome, Err(DiskError::Io { .. })), "{outcome:?}");
     }
 }
+
+#[test]
+#[should_panic(expected = "leave no gap")]
+fn memory_that_nobody_fills_is_not_given_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, file) = disk_with_blocks(folder.path(), Method::Best);
+    let piece = |at| Piece {
+        file,
+        offset: 0,
+        length: BLOCK_BYTES,
+        at,
+    };
+    let pieces = vec![piece(0), piece(2 * BLOCK_BYTES)];
+    let buffer = Vec::with_capacity(3 * BLOCK_BYTES);
+    disk.submit(1, DiskOperation::Read { pieces, buffer });
+}

@@ -449,6 +449,37 @@ fn what_is_written_after_a_change_of_data_keys_needs_the_new_one_and_the_past_th
 }
 
 #[test]
+fn what_the_disk_does_not_give_fails_the_read_of_a_part_of_a_block() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("v");
+    create_volume(&path, &spec(false)).unwrap();
+    let mut volume = open(&path, false, AckMode::WriteBack);
+    let operation = Operation::Write {
+        offset: 0,
+        data: vec![1; 8192].into(),
+        fua: true,
+    };
+    assert_eq!(run(&mut volume, operation), Outcome::Done);
+    drop(volume);
+    let mut volume = open(&path, false, AckMode::WriteBack);
+    for file in std::fs::read_dir(&path).unwrap() {
+        let file = file.unwrap();
+        if file.file_name().to_string_lossy().starts_with("seg.") {
+            let file = std::fs::File::options().write(true).open(file.path());
+            file.unwrap().set_len(0).unwrap();
+        }
+    }
+    let operation = Operation::Read {
+        offset: 512,
+        length: 512,
+    };
+    assert_eq!(
+        run(&mut volume, operation),
+        Outcome::Failed(Failure::Medium)
+    );
+}
+
+#[test]
 fn a_clone_of_the_past_lives_beside_its_parent() {
     for encrypted in [false, true] {
         let directory = tempfile::tempdir().unwrap();

@@ -48,7 +48,8 @@ pub struct Piece {
 
 /// An operation whose result comes from `poll`.
 pub enum DiskOperation {
-    /// Fill parts of `buffer`, all at once; its result gives the buffer back.
+    /// Fill parts of `buffer`, all at once; its result gives the buffer back. Pieces may lie past its length,
+    /// in the capacity that nobody has written: there they leave no gap, and the buffer ends with them.
     Read { pieces: Vec<Piece>, buffer: Vec<u8> },
     /// Write the buffers one after the other from `offset`, past the page cache where the file system can,
     /// durable before it completes.

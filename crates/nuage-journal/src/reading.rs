@@ -123,7 +123,8 @@ impl TableCache {
 }
 
 impl<D: Disk> Store<D> {
-    /// Read blocks into `buffer`; the event `Read` with `tag` gives it back.
+    /// Read blocks into `buffer`; the event `Read` with `tag` gives it back. An empty one
+    /// has room for the blocks, which then leave no gap: nothing is zeroed that is read over.
     pub fn read(&mut self, tag: u64, mut wanted: Vec<Wanted>, buffer: Vec<u8>) {
         wanted.sort_unstable_by_key(|wanted| (wanted.entry.slot(), wanted.entry.block()));
         let job = ReadJob {
@@ -183,7 +184,7 @@ impl<D: Disk> Store<D> {
         };
         let operation = DiskOperation::Read {
             pieces: vec![piece],
-            buffer: vec![0; piece.length],
+            buffer: Vec::with_capacity(piece.length),
         };
         self.submit(
             Purpose::ReadTable {

@@ -77,9 +77,16 @@ impl Recent {
     }
 
     /// Copy what is here into `buffer`, as stored; returns the others.
-    pub(crate) fn fill(&self, wanted: &[Wanted], buffer: &mut [u8]) -> Vec<Wanted> {
+    pub(crate) fn fill(&self, wanted: &[Wanted], buffer: &mut Vec<u8>) -> Vec<Wanted> {
+        let ends = wanted
+            .iter()
+            .map(|wanted| wanted.buffer_offset + BLOCK_BYTES);
+        let end = ends.max().unwrap_or(0);
         let is_elsewhere = |wanted: &&Wanted| match self.block(wanted) {
             Some(block) => {
+                if buffer.len() < end {
+                    buffer.resize(end, 0);
+                }
                 let at = wanted.buffer_offset;
                 buffer[at..at + BLOCK_BYTES].copy_from_slice(block);
                 false

@@ -192,7 +192,11 @@ impl SimDisk {
             DiskOperation::Read { pieces, mut buffer } => {
                 for piece in pieces {
                     let bytes = self.read_now(piece.file, piece.offset, piece.length)?;
-                    buffer[piece.at..piece.at + piece.length].copy_from_slice(&bytes);
+                    let end = piece.at + piece.length;
+                    if buffer.len() < end {
+                        buffer.resize(end, 0);
+                    }
+                    buffer[piece.at..end].copy_from_slice(&bytes);
                 }
                 Ok(buffer)
             }

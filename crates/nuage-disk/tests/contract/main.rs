@@ -117,6 +117,35 @@ fn what_is_written_is_read_whole_and_its_neighbours_stay<P: Place>(place: &P) {
     assert!(is_all(&odd[..BLOCK_BYTES], 4) && is_all(&odd[BLOCK_BYTES..], 5));
 }
 
+fn pieces_past_what_was_written_become_part_of_the_buffer<P: Place>(place: &P) {
+    let (mut disk, file) = with_file(place);
+    for block in 0..4 {
+        let byte = u8::try_from(block + 1).unwrap();
+        disk.write_now(file, block * BLOCK, &filled(byte, 1))
+            .unwrap();
+    }
+    let piece = |block: u64, blocks: usize, at: usize| Piece {
+        file,
+        offset: block * BLOCK,
+        length: blocks * BLOCK_BYTES,
+        at: at * BLOCK_BYTES,
+    };
+    // One block is there and stays, the first piece lies half in it, and they come in any order.
+    for (written, pieces, expected) in [
+        (0, vec![piece(0, 4, 0)], [1, 2, 3, 4]),
+        (1, vec![piece(3, 1, 3), piece(0, 2, 1)], [0xee, 1, 2, 4]),
+        (2, vec![piece(1, 3, 1)], [0xee, 2, 3, 4]),
+    ] {
+        let mut buffer = Vec::with_capacity(4 * BLOCK_BYTES);
+        buffer.resize(written * BLOCK_BYTES, 0xee);
+        let found = perform::<P>(&mut disk, DiskOperation::Read { pieces, buffer }).unwrap();
+        assert_eq!(found.len(), 4 * BLOCK_BYTES);
+        for (block, byte) in found.chunks(BLOCK_BYTES).zip(expected) {
+            assert!(is_all(block, byte));
+        }
+    }
+}
+
 fn what_is_not_there_is_told<P: Place>(place: &P) {
     let (mut disk, file) = with_file(place);
     let past = perform::<P>(&mut disk, read(file, FILE_BLOCKS, 1));
@@ -231,6 +260,7 @@ macro_rules! of_each_disk {
 of_each_disk! {
     prepared_space_reads_as_zeros_over_what_was_there
     what_is_written_is_read_whole_and_its_neighbours_stay
+    pieces_past_what_was_written_become_part_of_the_buffer
     what_is_not_there_is_told
     a_file_is_replaced_whole
     what_completed_is_there_after_reopening_and_the_rest_is_old_or_new

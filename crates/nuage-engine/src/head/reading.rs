@@ -89,25 +89,25 @@ impl<D: Disk> VolumeHead<D> {
         };
         let index = view.map_or(&self.store.state().index, |view| &view.index);
         let overlay = Some(&self.overlay).filter(|overlay| view.is_none() && !overlay.is_empty());
-        let mut buffer = vec![0; blocks as usize * BLOCK_BYTES];
+        let length = blocks as usize * BLOCK_BYTES;
+        let mut buffer = Vec::with_capacity(length);
         let mut wanted = Vec::new();
         for (at, lba) in (lba..lba + blocks).enumerate() {
             let buffer_offset = at * BLOCK_BYTES;
-            match overlay.and_then(|overlay| overlay.get(lba)) {
-                Some(Found::Data(data)) => {
-                    buffer[buffer_offset..buffer_offset + BLOCK_BYTES].copy_from_slice(data);
-                }
-                Some(Found::Zero) => {}
-                None => {
-                    let entry = index.get(lba);
-                    if entry.is_mapped() {
-                        wanted.push(Wanted {
-                            entry,
-                            lba,
-                            buffer_offset,
-                        });
-                    }
-                }
+            let found = overlay.and_then(|overlay| overlay.get(lba));
+            let entry = index.get(lba);
+            if found.is_none() && entry.is_mapped() {
+                wanted.push(Wanted {
+                    entry,
+                    lba,
+                    buffer_offset,
+                });
+                continue;
+            }
+            // Not all of it comes from the disk: only then it begins as zeros.
+            buffer.resize(length, 0);
+            if let Some(Found::Data(data)) = found {
+                buffer[buffer_offset..buffer_offset + BLOCK_BYTES].copy_from_slice(data);
             }
         }
         if wanted.is_empty() {
@@ -167,7 +167,7 @@ impl<D: Disk> VolumeHead<D> {
                 continue;
             }
             let outcome = ReadOutcome {
-                buffer: vec![0; waiting.blocks as usize * BLOCK_BYTES],
+                buffer: Vec::new(),
                 error: Some(waiting.error),
             };
             self.finish_read(waiting.purpose, outcome);
@@ -187,12 +187,17 @@ impl<D: Disk> VolumeHead<D> {
                 length,
                 ..
             } => {
-                let mut data = outcome.buffer;
-                if skip > 0 {
-                    data.drain(..skip);
-                }
-                data.truncate(length);
-                let outcome = failure.map_or(Outcome::Data(data), Outcome::Failed);
+                let outcome = failure.map_or_else(
+                    || {
+                        let mut data = outcome.buffer;
+                        if skip > 0 {
+                            data.drain(..skip);
+                        }
+                        data.truncate(length);
+                        Outcome::Data(data)
+                    },
+                    Outcome::Failed,
+                );
                 let completion = Completion { tag, outcome };
                 match reader {
                     Reader::Front => self.completions.push(completion),
