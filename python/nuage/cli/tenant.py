@@ -13,7 +13,7 @@ from nuage.api.client import Client
 from nuage.api.console_client import Console
 from nuage.cli.console import wait_for_text
 from nuage.cli.showing import inner, row_of, rows_of
-from nuage.errors import NotFound, NuageError, TimedOut
+from nuage.errors import Conflict, NotFound, NuageError, TimedOut
 
 BOOT_WAIT_S: Final = 120.0
 STATE_WAIT_S: Final = 120.0
@@ -67,6 +67,7 @@ class Tenant:
         """Wait until a VM is in `state`, at `site` if one is named.
 
         Raises:
+            Conflict: its move to `site` failed; it runs where it was.
             TimedOut: it never is; the hint is the VM's own failure.
         """
         deadline_s = time.monotonic() + STATE_WAIT_S
@@ -74,6 +75,8 @@ class Tenant:
             vm = self.vm(name)
             if vm["state"] == state and site in ("", vm["site_id"]):
                 return
+            if site and vm["state"] == "running" and vm["failure"]:
+                raise Conflict(f"{name}: {vm['failure']}")
             if time.monotonic() > deadline_s:
                 raise TimedOut(
                     f"{name}, to be {state}", after_s=STATE_WAIT_S, hint=str(vm["failure"])

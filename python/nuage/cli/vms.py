@@ -19,7 +19,7 @@ from nuage.cli.showing import (
     rows_of,
     show,
 )
-from nuage.errors import InvalidRequest, TimedOut
+from nuage.errors import Conflict, InvalidRequest, TimedOut
 from nuage.units import parse_size
 
 WAIT_S = 120.0
@@ -132,7 +132,11 @@ def _wait_for(session: Session, iaas: str, name: str, state: str) -> dict[str, o
         if value["state"] == "failed":
             raise InvalidRequest(f"{name} failed: {value['failure']}")
         if time.monotonic() > deadline_s:
-            raise TimedOut(f"{name} to be {state}; it is {value['state']}", after_s=WAIT_S)
+            raise TimedOut(
+                f"{name} to be {state}; it is {value['state']}",
+                after_s=WAIT_S,
+                hint=str(value["failure"]),
+            )
         time.sleep(POLL_S)  # noqa: TID251 - a person waits
 
 
@@ -250,10 +254,14 @@ def migrate_vm(
     answer = row_of(session.client.call("POST", f"{_vms(session, iaas)}/{name}/migrate", body))
     decision = inner(answer, "decision")
     click.echo(f"{name} goes to {decision['elected']} at {decision['elected_site']}")
+    told = inner(inner(answer, "vm"), "value")["failure"]
+    if told:
+        click.echo(f"it {told}")
     if wait:
         value = _wait_for(session, iaas, name, "running")
-        if value["failure"]:
-            raise InvalidRequest(str(value["failure"]))
+        if value["node_id"] != decision["elected"]:  # its record soon forgets why
+            told = value["failure"] or f"{name} stayed on {value['node_id']}"
+            raise Conflict(str(told), hint="`nuage events --last 30` says why")
         took_s = time.monotonic() - started
         click.echo(f"{name} runs on {value['node_id']}; the move took {took_s:.1f} s")
 

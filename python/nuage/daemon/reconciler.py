@@ -263,7 +263,7 @@ def concerned_nodes(index: FederationIndex, value: Noun) -> set[NodeId]:
     concerned = set(nodes_of(value))
     match value:
         case Vm():
-            concerned |= _heads(index, value)
+            concerned |= _heads(index, value) | _targets(index, value)
         case Migration():
             vm = index.find_value(Vm, value.vm_id)
             concerned |= set() if vm is None else _heads(index, vm) | set(nodes_of(vm))

@@ -7,7 +7,7 @@ from nuage.channel import current_request_id
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
 from nuage.iaas.epochs import next_local
-from nuage.iaas.movement import claimed
+from nuage.iaas.movement import claimed, waits_for
 from nuage.iaas.operations import Shown
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
@@ -373,7 +373,8 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
     if decision.elected_site != site.site_id:
         with contextlib.suppress(NuageError):  # without a majority it is not granted either
             await claimed(site, vm.vm_id)  # now, not while the guest stands still
-    leaving = replace(site.index.value(Vm, vm.vm_id), migrating_to=decision.elected)
+    told = waits_for(site, vm)
+    leaving = replace(site.index.value(Vm, vm.vm_id), migrating_to=decision.elected, failure=told)
     await site.save_decision(decision, leaving, epoch=next_local(vm.epoch))
     site.announce("vm", vm.vm_id, "migrating", f"{vm.name} goes to {decision.elected}")
     return CreatedVm(vm=show(site, leaving), decision=decision)

@@ -20,6 +20,9 @@ on; the target drops what waits. If it has gone, or nobody can know any more, it
 the source stops what it has, says so in its record, and then the target starts the VM from its
 disks, unless it runs there. So it never runs twice.
 
+A target makes ready once the VM's disks serve: a head that opens anew, or whose only other copy
+catches up, lets nobody log in. Until then the source's record says what the VM waits for.
+
 Either site may restart in the middle, or hear the other too late: `watch` gives up what does not
 get ready, and drops arrivals that will not happen any more. A target whose source has lost its
 lease takes the VM over, on the very node that it was on its way to.
@@ -35,7 +38,7 @@ from nuage.iaas.epochs import FIRST_EPOCH, quorum_part
 from nuage.iaas.erasure import delete_with_copies
 from nuage.iaas.removal import remove_vm
 from nuage.iaas.site import Site
-from nuage.iaas.wishes import Leave
+from nuage.iaas.wishes import Leave, disk_waited_for
 from nuage.ids import SiteId, VmId
 from nuage.model.network import Port
 from nuage.model.placement import Decision
@@ -43,8 +46,10 @@ from nuage.model.record import Noun
 from nuage.model.status import Migration
 from nuage.model.vm import Vm, VmState
 from nuage.quorum.model import NOBODY, Ownership
+from nuage.units import format_size
 
 WATCH_EVERY_S = 3.0
+DISKS_WITHIN_S = 900.0  # since it was decided: a copy of some 10 GB is filled by then
 READY_WITHIN_S = 30.0  # QEMU listens within one; beyond, the target's node is gone or full
 UNDECIDED_AFTER_S = 30.0  # for a decision to come by the feed; a request ends within ten
 STALE_AFTER_S = 10.0  # of silence by the source's feed that the VM still comes
@@ -309,7 +314,9 @@ class Movement:
         now_s = site.clock.now_s()
         for record in [r for r in site.index.records("vm") if r.home == site.site_id]:
             vm = record.value
-            if isinstance(vm, Vm) and now_s - record.changed_s > READY_WITHIN_S:
+            if not isinstance(vm, Vm) or await self._tell_waiting(vm):
+                continue
+            if now_s - record.changed_s > READY_WITHIN_S:
                 await self._end_waiting(vm)
         for record in [r for r in site.index.records("migration") if r.home == site.site_id]:
             arrival = record.value
@@ -402,10 +409,29 @@ class Movement:
             return
         migration = self._site.index.find_value(Migration, vm.vm_id)
         if migration is None or not migration.address:
+            if vm.failure and self._may_wait(vm):
+                return
+            told = f": it {vm.failure}" if vm.failure else ""
             try:
-                await self.give_up(vm.vm_id, "the target did not get ready")
+                await self.give_up(vm.vm_id, f"the target did not get ready{told}")
             except NuageError as error:  # asked again; the next one does not wait for it
                 log.info("not given up", vm=vm.vm_id, reason=error.message)
+
+    async def _tell_waiting(self, vm: Vm) -> bool:
+        """Say in its record what a VM on its way waits for; return whether that is news."""
+        if vm.migrating_to is None or vm.is_let_go or not self._may_wait(vm):
+            return False
+        told = waits_for(self._site, vm)
+        if told == vm.failure:
+            return False
+        await self._site.save(replace(vm, failure=told))
+        return True
+
+    def _may_wait(self, vm: Vm) -> bool:
+        """Tell whether a move that was decided may still wait for its disks."""
+        record = self._site.index.find("migration", vm.vm_id)
+        age_s = DISKS_WITHIN_S if record is None else self._site.clock.now_s() - record.changed_s
+        return age_s < DISKS_WITHIN_S
 
     async def _is_stale(self, arrival: Migration) -> bool:
         site = self._site
@@ -456,6 +482,22 @@ class Movement:
         shown = [r for r in found if r is not None and r.home == site.site_id]
         hidden = [r for r in site.index.shadowed() if r.id == vm_id or _port_of(r.value, vm_id)]
         await site.delete(*(record.value for record in (*shown, *hidden)))
+
+
+def waits_for(site: Site, vm: Vm) -> str:
+    """Return what a VM that shall move waits for before its target makes ready, "": nothing."""
+    migration = site.index.find_value(Migration, vm.vm_id)
+    volume = disk_waited_for(site.index, vm)
+    if volume is None or (migration is not None and migration.address):
+        return ""
+    behind = ", ".join(volume.catching_up)
+    if volume.failure or not behind:
+        return f"waits for {volume.name}: {volume.failure or 'its head opens'}"
+    head = site.heads_seen.get(volume.volume_id)
+    copies = () if head is None or head.epoch != volume.epoch else head.copies
+    left_bytes = sum(c.lag_bytes for c in copies if c.node_id in volume.catching_up)
+    left = f", {format_size(left_bytes)} to go" if left_bytes else ""
+    return f"waits for {volume.name}: {behind} is brought up to date{left}"
 
 
 async def claimed(site: Site, vm_id: VmId) -> bool:

@@ -43,7 +43,7 @@ from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume, VolumeState
-from nuage.storage.heads import former_set, head_set
+from nuage.storage.heads import former_set, head_set, is_settled
 from nuage.trust.shared_secrets import SharedSecrets
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ def vnode_wish(
                 wishes.append(_with_departure(context, vm, known[1]))
     for migration in arriving.values():
         vm_moving = index.find_value(Vm, migration.vm_id)
-        if vm_moving is None:
+        if vm_moving is None or not _may_come(index, vm_moving, migration):
             continue
         wish = _vm_wish(context, replace(vm_moving, epoch=migration.target_epoch))
         if wish is None:
@@ -156,6 +156,23 @@ def vnode_wish(
         )
         wishes.append(replace(wish, incoming=incoming))
     return VnodeWish(revision=revision, vms=tuple(wishes), lease_term=context.lease_term())
+
+
+def _may_come(index: FederationIndex, vm: Vm, migration: Migration) -> bool:
+    """Tell whether a target may make ready: QEMU opens the disks, and gives up where it cannot.
+
+    The source says MIGRATING before it asks for a place, and its feed keeps the order: whoever has
+    heard that knows how the source's disks stood then.
+    """
+    if migration.address or migration.failure:
+        return True  # it is ready, or was
+    return vm.state is VmState.MIGRATING and disk_waited_for(index, vm) is None
+
+
+def disk_waited_for(index: FederationIndex, vm: Vm) -> Volume | None:
+    """Return a volume of `vm` that nobody reaches now: it opens anew, or a copy catches up."""
+    volumes = (index.find_value(Volume, volume_id) for volume_id in vm.volumes)
+    return next((v for v in volumes if v is not None and (v.failure or not is_settled(v))), None)
 
 
 def _with_departure(context: WishContext, vm: Vm, wish: VmWish) -> VmWish:

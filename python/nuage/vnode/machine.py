@@ -199,7 +199,7 @@ def _plan(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: Di
             memory, running_seen=False, failure="its lease ended", hand_over=hand_over
         )
         return Plan(memory=stopped, act=None if state in _ENDED else Kill())
-    planned = _plan_moves(memory, seen, now_s)
+    planned = _plan_moves(memory, seen, now_s, disk_of)
     if planned is None:
         planned = _plan_power(memory, seen, now_s, disk_of)
     if wish.lease_until_s:
@@ -252,7 +252,9 @@ def _plan_deleted(memory: GuestMemory, state: RunState | None) -> Plan:
 # --- moving ------------------------------------------------------------------------------------
 
 
-def _plan_moves(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -> Plan | None:
+def _plan_moves(
+    memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: DiskOf
+) -> Plan | None:
     """Plan a migration; None when none is on its way and the power wish decides."""
     state = None if seen is None else seen.state
     if memory.wish.incoming is not None and memory.arrival is not Arrival.ARRIVED:
@@ -269,7 +271,7 @@ def _plan_moves(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -> Pl
         return _plan_handed_over(memory, state)
     if memory.hand_over in _IN_FLIGHT:
         return _plan_departure(memory, seen, now_s)
-    return _plan_leave(memory, state, now_s)
+    return _plan_leave(memory, seen, now_s, disk_of)
 
 
 def _plan_arrival(memory: GuestMemory, seen: GuestSeen | None) -> Plan:
@@ -310,7 +312,9 @@ def _plan_handed_over(memory: GuestMemory, state: RunState | None) -> Plan:
     return Plan(memory=memory, act=Pause() if runs else None)
 
 
-def _plan_leave(memory: GuestMemory, state: RunState | None, now_s: float) -> Plan | None:
+def _plan_leave(
+    memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: DiskOf
+) -> Plan | None:
     outgoing = memory.wish.outgoing
     if outgoing is None:
         if memory.hand_over is HandOver.FAILED:
@@ -320,8 +324,10 @@ def _plan_leave(memory: GuestMemory, state: RunState | None, now_s: float) -> Pl
     tried = (memory.hand_over_address, memory.hand_over_attempt)
     if memory.hand_over is HandOver.FAILED and tried == (outgoing.address, outgoing.attempt):
         return None
-    if state is not RunState.RUNNING:
+    if seen is None or seen.state is not RunState.RUNNING:
         return None
+    if _plan_repoint(memory, seen, disk_of) is not None:
+        return None  # first: a guest whose disk does not answer cannot stand still and go
     sending = replace(
         memory, hand_over=HandOver.SENDING, hand_over_epoch=memory.wish.epoch,
         hand_over_address=outgoing.address, hand_over_attempt=outgoing.attempt,

@@ -6,17 +6,22 @@ checked at every change of a guest.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import structlog
 from tests.simulation.federation.nodes import SimVnode
 from tests.simulation.federation.unlucky_minutes import CONVERGE_TRIES, World
 
+from nuage.iaas import movement
+from nuage.iaas.epochs import next_local
 from nuage.iaas.machines import CreateVm, MigrateVm
 from nuage.ids import SiteId, VmId
 from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.model.volume import Volume
 from nuage.simulation.virtual_time import run_virtually
 from nuage.vnode.hypervisor import MigrationSeen, MigrationStatus, RunState
 
@@ -48,8 +53,12 @@ class Move(World):
         self.vm_id = next(vm.vm_id for vm in lyon.index.values(Vm))
         await self.until(lambda: self.vm.state is VmState.RUNNING, "the VM runs")
         await asyncio.sleep(4.0)  # its claim in the quorum
+        await self.before_it_is_asked()
         move = MigrateVm(iaas="copied", vm="web", site="marne")
         self.people.spawn(self._ask(lyon, "vm.migrate", move, "migrate web"))
+
+    async def before_it_is_asked(self) -> None:
+        """Do nothing, but in a run where something is amiss from the first."""
 
     async def until(self, holds: Callable[[], bool], what: str) -> None:
         for _ in range(int(STEP_WITHIN_S / LOOK_EVERY_S)):
@@ -242,3 +251,55 @@ def test_nothing_fails_and_the_vm_is_at_its_target() -> None:
     node = move.guest_at(MARNE)
     assert node is not None
     assert [act for act, _ in node.hypervisor.acts] == ["start_incoming"]
+
+
+class DiskOpens(Move):
+    """The head of the VM's disk opens under a new epoch, and its node is in no hurry."""
+
+    async def before_it_is_asked(self) -> None:
+        for ionode in self.sites[LYON].ionodes:
+            ionode.down_until_s = math.inf
+        (disk,) = (self.sites[LYON].index.value(Volume, v) for v in self.vm.volumes)
+        await self.sites[LYON].site.save(replace(disk, epoch=next_local(disk.epoch)))
+
+    def head_opens(self) -> None:
+        for ionode in self.sites[LYON].ionodes:
+            ionode.down_until_s = 0.0
+
+    def waits(self) -> bool:
+        return self.vm.failure.startswith("waits for ")
+
+
+def test_a_move_waits_for_a_disk_that_nobody_reaches_and_says_so() -> None:
+    async def main() -> DiskOpens:
+        move = DiskOpens(7)
+        await move.begin()
+        await move.until(move.waits, "the VM says what it waits for")
+        await asyncio.sleep(movement.READY_WITHIN_S * 1.5)
+        assert move.waits()
+        assert move.guest_at(MARNE) is None
+        move.head_opens()
+        await move.until(move.runs_at_target, "the VM is at its target")
+        return move
+
+    move = run_virtually(main())
+    assert not move.breaches
+    node = move.guest_at(MARNE)
+    assert node is not None
+    assert [act for act, _ in node.hypervisor.acts] == ["start_incoming"]
+
+
+def test_a_move_ends_when_its_disk_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(movement, "DISKS_WITHIN_S", 20.0)
+
+    async def main() -> DiskOpens:
+        move = DiskOpens(7)
+        await move.begin()
+        await move.until(lambda: move.vm.migrating_to is not None, "it is decided")
+        await move.until(lambda: move.vm.migrating_to is None, "it is given up")
+        return move
+
+    move = run_virtually(main())
+    assert "waits for" in move.vm.failure
+    assert move.vm.state is VmState.RUNNING
+    assert not move.runs_at_target()

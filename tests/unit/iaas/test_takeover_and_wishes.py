@@ -141,6 +141,26 @@ def test_a_vm_on_its_way_is_told_to_both_ends_and_leave_comes_from_the_quorum() 
     assert kept.outgoing is None
 
 
+def test_a_target_makes_ready_once_the_source_and_the_disks_have_come_so_far() -> None:
+    target, moving = NodeId("m-v2"), running(state=VmState.MIGRATING, migrating_to=NodeId("m-v2"))
+    opens = volume(1, places=PLACES[:1], vm_id="vm-1")
+    serves = replace(opens, settled_epoch=opens.epoch)
+    expected = Migration(
+        vm_id=moving.vm_id, source_site=SiteId("marne"), source_node=NODE, target_node=target,
+        source_epoch=FIRST_EPOCH, target_epoch=FIRST_EPOCH + 1,
+    )  # fmt: skip
+    listens = replace(expected, address="10.0.0.2:49152")
+
+    def is_told(*values: Noun) -> bool:
+        return bool(vnode_wish(context(index_of(*values, decision("marne"))), target, 1).vms)
+
+    assert is_told(moving, serves, expected)
+    assert not is_told(moving, opens, expected)
+    assert not is_told(moving, replace(serves, failure="its node is lost"), expected)
+    assert not is_told(running(), serves, expected)  # what it said before that may be on its way
+    assert is_told(moving, opens, listens)
+
+
 def test_a_vm_that_the_quorum_gave_away_is_stopped_where_it_was() -> None:
     given = running(state=VmState.STOPPING, migrating_to=NodeId("l-v1"))
     index = index_of(given, disk(), decision("marne"))

@@ -263,6 +263,14 @@ def test_a_guest_is_sent_and_halts_until_it_may_switch() -> None:
     assert vm_report(done.memory, seen(RunState.HANDED_OVER)).migrated
 
 
+def test_a_guest_is_sent_once_it_reaches_its_disks() -> None:
+    moved = disk(1, "10.0.0.8:3260")
+    leaves = remembered(replace(wish(), disks=(moved,), outgoing=OUTGOING))
+    assert act_on(leaves, seen()) == machine.Repoint(0, moved)
+    reaches = replace(seen(), disks=(iscsi_disk(moved),))
+    assert isinstance(act_on(leaves, reaches), machine.Migrate)
+
+
 def test_a_break_before_leave_leaves_the_guest_running_here() -> None:
     sending = replace(plan(departing(), seen(), NOW_S).memory)
     failed = plan(sending, moving(MigrationStatus.FAILED), NOW_S)
