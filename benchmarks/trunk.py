@@ -7,7 +7,10 @@ same tunnel carries both, in turns:
 
     bare    TCP between the tunnel's own addresses
     vxlan   TCP between two guests: kernel bridge, VXLAN port, tunnel, bridge (1390 bytes)
-    ours    TCP between two guests: RBridge, VXLAN port, tunnel, RBridge (guests have 1362 bytes)
+    edge    TCP between two guests: RBridge with the tunnel, RBridge (guests have 1362 bytes)
+    node    the same between guests of a V-node behind each of those RBridges, VXLAN in the rack
+    edge port, node port
+            the same, but our frames go by the trunk's VXLAN port, none by the short way
 
 Prints medians and the median of each round's own ratio; the goal is 0.9 in throughput and 1.1 in
 round trips. `--driver wireguard-kernel` where the kernel has it. Needs root, iperf3 and wireguard.
@@ -19,6 +22,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +30,7 @@ import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.system.bpf.bpf_netns import Bridge, Namespaces, inside, run, within
+from tests.system.bpf.bpf_netns import Bridge, Entered, Namespaces, inside, run, within
 
 from nuage.clock import SystemClock
 from nuage.network.forwarding import (
@@ -39,7 +43,8 @@ from nuage.network.forwarding import (
     PortNumber,
     SelfEntry,
 )
-from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish
+from nuage.network.mtu import PATH_BYTES, Wrapping, trunk_mtu
+from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish, tunnel_end
 from nuage.network.trunk_wireguard import (
     TrunkUp,
     new_private_key,
@@ -49,10 +54,12 @@ from nuage.network.trunk_wireguard import (
 )
 
 LABEL = Label(7)
-TRUNK, GUEST = 1, 9
+TRUNK, RACK, GUEST = 1, 2, 9
+NUMBER = 5
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
 NICKNAMES = (Nickname(0x11), Nickname(0x22))
-KINDS = ("bare", "vxlan", "ours")
+NODE_NICKNAMES = (Nickname(0x33), Nickname(0x44))
+KINDS = ("bare", "vxlan", "edge", "node", "edge port", "node port")
 PEER_VNI = "4000"
 
 
@@ -72,15 +79,22 @@ class Sites:
         net = self._net
         self.edges = [net.add("a"), net.add("b")]
         self.hosts = [net.add("h0"), net.add("h1")]
+        self.nodes = [net.add("v0"), net.add("v1")]
+        self.farther = [net.add("g0"), net.add("g1")]
         self.peers = [net.add("p0"), net.add("p1")]
         net.cable(self.edges[0], "wan", self.edges[1], "wan")
         for edge, host, address in zip(self.edges, self.hosts, ADDRESSES, strict=True):
             run("ip", "-n", edge, "link", "set", "wan", "mtu", "1500")
             run("ip", "-n", edge, "addr", "add", f"{address}/24", "dev", "wan")
             net.cable(edge, "guest", host, "eth0")
+        for edge, node, host in zip(self.edges, self.nodes, self.farther, strict=True):
+            net.cable(edge, "rack", node, "rack")
+            self._link(edge, node)
+            net.cable(node, "guest", host, "eth0")
         self._join(driver)
         self._bridge_peers()
         self._forward([Bridge(edge, n, pins / edge) for n, edge in enumerate(self.edges)])
+        self._forward_nodes([Bridge(node, n, pins / node) for n, node in enumerate(self.nodes)])
 
     def _join(self, driver: TrunkDriver) -> None:
         keys = [new_private_key() for _ in ADDRESSES]
@@ -90,10 +104,21 @@ class Sites:
         ]
         for n, edge in enumerate(self.edges):
             wish = TrunkWish(
-                number=5, provider="isp", here=ends[n], there=ends[1 - n], drivers=(driver,)
+                number=NUMBER, provider="isp", here=ends[n], there=ends[1 - n], drivers=(driver,)
             )
             joined = set_up(wish, keys[n], SystemClock())
             self._trunks.append(within(edge, lambda made=joined: asyncio.run(made)))  # type: ignore[misc]
+
+    def _link(self, *ends: str) -> None:
+        """Make the trunk of a rack, as the daemons do without a cable."""
+        for n, name in enumerate(ends):
+            mtu = str(trunk_mtu(PATH_BYTES, Wrapping(encrypted=False)))
+            run("ip", "-n", name, "link", "set", "rack", "mtu", str(PATH_BYTES))
+            run("ip", "-n", name, "addr", "add", f"10.8.0.{n + 1}/24", "dev", "rack")
+            run("ip", "-n", name, "link", "add", "name", "link", "type", "vxlan", "id", "6000",
+                "local", f"10.8.0.{n + 1}", "remote", f"10.8.0.{2 - n}",
+                "dstport", "4789", "nolearning")  # fmt: skip
+            run("ip", "-n", name, "link", "set", "dev", "link", "mtu", mtu, "up")
 
     def _forward(self, bridges: list[Bridge]) -> None:
         port = self._trunks[0].plan.port
@@ -111,13 +136,54 @@ class Sites:
                 MacEntry(LABEL, guests[n], port=PortNumber(GUEST)),
                 MacEntry(LABEL, guests[far], nickname=NICKNAMES[far]),
             )
-            mtu = str(self._trunks[n].plan.guest_mtu_bytes)
-            address = f"06:00:00:00:00:0{n}"
-            run("ip", "-n", host, "link", "set", "eth0", "address", address, "mtu", mtu)
-            run("ip", "-n", host, "addr", "add", f"10.9.0.{n + 1}/24", "dev", "eth0")
-            run("ip", "-n", host, "neigh", "add", f"10.9.0.{far + 1}", "lladdr",
-                f"06:00:00:00:00:0{far}", "dev", "eth0")  # fmt: skip
+            self._address(host, n, "10.9.0", 0)
         self._bridges = bridges
+
+    def _address(self, host: str, n: int, network: str, kind: int) -> None:
+        mtu = str(self._trunks[n].plan.guest_mtu_bytes)
+        own, other = (f"06:00:00:00:0{kind}:0{which}" for which in (n, 1 - n))
+        run("ip", "-n", host, "link", "set", "eth0", "address", own, "mtu", mtu)
+        run("ip", "-n", host, "addr", "add", f"{network}.{n + 1}/24", "dev", "eth0")
+        run("ip", "-n", host, "neigh", "add", f"{network}.{2 - n}", "lladdr", other,
+            "dev", "eth0")  # fmt: skip
+
+    def _forward_nodes(self, nodes: list[Bridge]) -> None:
+        """Put an RBridge with a guest behind each that has the tunnel."""
+        guests = [bytes((6, 0, 0, 0, 1, n)) for n in range(2)]
+        for n, (node, edge, host) in enumerate(
+            zip(nodes, self._bridges, self.farther, strict=True)
+        ):
+            far, here, there = 1 - n, edge.mac("link"), node.mac("link")
+            tunnel = self._trunks[n].plan.port
+            across = NextHop(PortNumber(TRUNK), self._bridges[far].mac(tunnel), edge.mac(tunnel))
+            edge.trunk(RACK, "link", there)
+            edge.set(
+                FibEntry(NODE_NICKNAMES[n], (NextHop(PortNumber(RACK), there, here),)),
+                FibEntry(NODE_NICKNAMES[far], (across,)),
+            )
+            node.trunk(RACK, "link", here)
+            node.access(GUEST, "guest", LABEL, guests[n])
+            node.join_tcp()
+            node.set(
+                SelfEntry(NODE_NICKNAMES[n], NICKNAMES[0]),
+                FibEntry(NODE_NICKNAMES[far], (NextHop(PortNumber(RACK), here, there),)),
+                FloodEntry(LABEL, (PortNumber(GUEST),)),
+                MacEntry(LABEL, guests[n], port=PortNumber(GUEST)),
+                MacEntry(LABEL, guests[far], nickname=NODE_NICKNAMES[far]),
+            )
+            self._address(host, n, "10.9.2", 1)
+        self._node_bridges = nodes
+
+    def choose_way(self, kind: str) -> None:
+        """Let plain frames go past the VXLAN port, as the daemons do, or all by it."""
+        for n, (bridge, trunk) in enumerate(zip(self._bridges, self._trunks, strict=True)):
+            plan, plane, number = trunk.plan, bridge.plane, PortNumber(TRUNK)
+            end = tunnel_end(NUMBER, plan.tunnel, plan.tunnel_mtu_bytes, low=n == 0)
+            with Entered(bridge.namespace):
+                if kind.endswith("port"):
+                    plane.unbind_tunnel(number)
+                else:
+                    plane.bind_tunnel(number, end)
 
     def _bridge_peers(self) -> None:
         """Join two more hosts by what a kernel has for it."""
@@ -142,6 +208,8 @@ class Sites:
             return self.edges[0], self.edges[1], self._trunks[0].plan.tunnel_remote
         if kind == "vxlan":
             return self.peers[0], self.peers[1], "10.9.1.2"
+        if kind.startswith("node"):
+            return self.farther[0], self.farther[1], "10.9.2.2"
         return self.hosts[0], self.hosts[1], "10.9.0.2"
 
     def remove(self) -> None:
@@ -177,6 +245,7 @@ def measure(sites: Sites, rounds: int, seconds: float) -> dict[tuple[str, str], 
     for turn in range(rounds):
         first = turn % len(KINDS)
         for kind in KINDS[first:] + KINDS[:first]:
+            sites.choose_way(kind)
             found.setdefault((kind, "Mb/s"), []).append(mbit_per_s(sites, kind, seconds))
             found.setdefault((kind, "rtt us"), []).append(round_trip_us(sites, kind))
     return found
@@ -191,7 +260,7 @@ def report(found: dict[tuple[str, str], list[float]]) -> None:
             ratio = median(a / b for a, b in zip(values, bare, strict=True))
             spread = f"[{min(values):.0f}..{max(values):.0f}]"
             cells.append(f"{what} {median(values):.0f} {spread} x{ratio:.2f}")
-        print(f"{kind:6}" + "".join(f"{cell:>36}" for cell in cells))
+        print(f"{kind:10}" + "".join(f"{cell:>36}" for cell in cells))
 
 
 def main() -> None:
@@ -207,10 +276,10 @@ def main() -> None:
         try:
             sites = Sites(Path(pins), TrunkDriver(options.driver))
             try:
-                for kind in KINDS:
-                    answers = sites.way(kind)[1]
+                for answers in {sites.way(kind)[1] for kind in KINDS}:
                     command = ["ip", "netns", "exec", answers, "iperf3", "-s"]
                     servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+                time.sleep(1.0)  # they listen
                 measure(sites, 1, 1.0)
                 report(measure(sites, options.rounds, options.seconds))
             finally:

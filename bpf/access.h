@@ -5,6 +5,7 @@
 
 #include "answer.h"
 #include "deliver.h"
+#include "tunnel.h"
 
 /* Put the TRILL header before a native frame. Keeps skb->protocol, GSO and CHECKSUM_PARTIAL, so
  * that a super-frame is cut at the trunk into frames with a header each. */
@@ -49,6 +50,7 @@ static __always_inline int send_unicast(struct __sk_buff *skb, struct ethernet *
 {
 	struct self_value *me = self();
 	struct trill_encap encap = {};
+	struct tunnel_value *tunnel;
 	struct slot_value *trunk;
 	struct fib_value *path;
 	struct hop_value *hop;
@@ -68,6 +70,11 @@ static __always_inline int send_unicast(struct __sk_buff *skb, struct ethernet *
 	mac_copy(encap.head.outer.dmac, hop->dmac);
 	mac_copy(encap.head.outer.smac, hop->smac);
 	fill_encap(&encap, eth, label, HOP_COUNT_MAX, egress, me->nickname);
+	tunnel = tunnel_of(trunk);
+	if (tunnel && enter_tunnel(skb, tunnel, &encap)) {
+		count(SUM_INGRESS);
+		return into_tunnel(skb, tunnel);
+	}
 	if (encapsulate(skb, &encap))
 		return drop(SUM_KERNEL_REFUSED);
 	count(SUM_INGRESS);

@@ -181,6 +181,25 @@ struct ipv6 {
 	__u32 source[4], destination[4];
 } __attribute__((packed));
 
+/* The Internet checksum of a header without options; of one that has its checksum, 0 if right. */
+static __always_inline __u16 ip_checksum(const struct ipv4 *ip)
+{
+	const __u16 *word = (const __u16 *)ip;
+	__u32 sum = 0;
+
+	for (int i = 0; i < 10; i++)
+		sum += word[i];
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	return ~sum;
+}
+
+static __always_inline void close_ip(struct ipv4 *ip)
+{
+	ip->checksum = 0;
+	ip->checksum = ip_checksum(ip);
+}
+
 static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow, __u32 offset)
 {
 	__u8 bytes[4];

@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 5
+#define INTF_VERSION 6
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */
@@ -46,7 +46,8 @@ enum counter {
 	DROP_RATE, DROP_BRIDGE_CONTROL, DROP_NATIVE, DROP_NO_NICKNAME, DROP_NO_MAPPING,
 	DROP_LISP, DROP_POLICY,
 	SUM_INGRESS = 32, SUM_TRANSIT, SUM_EGRESS, SUM_FLOODED, SUM_PUNTED, SUM_ENCAPSULATED,
-	SUM_DECAPSULATED, SUM_STRAYS, SUM_ANSWERED, SUM_KERNEL_REFUSED,
+	SUM_DECAPSULATED, SUM_STRAYS, SUM_ANSWERED, SUM_KERNEL_REFUSED, SUM_INTO_TUNNEL,
+	SUM_OUT_OF_TUNNEL,
 	COUNTERS_MAX = 64,
 };
 
@@ -78,8 +79,21 @@ struct slot_value {
 	__u32 ifindex;
 	__u16 number;
 	__u8 mac[MAC_BYTES];
+	__u32 tunnel;		/* interface of the tunnel below; 0: only the trunk's own way */
 };
-_Static_assert(sizeof(struct slot_value) == 12, "slot_value");
+_Static_assert(sizeof(struct slot_value) == 16, "slot_value");
+
+/* tunnels[interface index]: what the trunk's VXLAN port makes of a frame (tunnel.h) */
+struct tunnel_value {
+	__u32 ifindex;		/* the tunnel's: the key again */
+	__u32 number;		/* the trunk */
+	__u32 here;		/* addresses inside, big-endian */
+	__u32 there;
+	__u32 vni;
+	__u16 udp_port;
+	__u16 mtu_bytes;	/* of the tunnel: what is longer IP cuts */
+};
+_Static_assert(sizeof(struct tunnel_value) == 24, "tunnel_value");
 
 /* fib[nickname]: `count` equal paths, then backups up to `total`, for when none of those is left */
 struct hop_value {

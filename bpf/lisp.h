@@ -64,19 +64,6 @@ static __noinline void tell(struct event_value *event, const __u32 *source)
 	bpf_ringbuf_output(&events, event, sizeof(*event), 0);
 }
 
-static __always_inline void close_ip(struct ipv4 *ip)
-{
-	__u32 sum = 0;
-	__u16 *word = (__u16 *)ip;
-
-	ip->checksum = 0;
-	for (int i = 0; i < 10; i++)
-		sum += word[i];
-	sum = (sum & 0xFFFF) + (sum >> 16);
-	sum = (sum & 0xFFFF) + (sum >> 16);
-	ip->checksum = ~sum;
-}
-
 /* Return the interface that the kernel's routes lead to an RLOC by; 0: none. */
 static __always_inline __u32 way_to(struct __sk_buff *skb, const struct tunnel *tunnel)
 {

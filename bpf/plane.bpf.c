@@ -7,6 +7,7 @@
  *   neighbour -> [xdp_trunk] -> trunk_in    XDP and tc ingress of a trunk
  *   trunk_in, lisp_under -> gro_in          tc ingress of a veth end with GRO
  *   other RLOCs -> lisp_under               tc ingress of the underlay interface
+ *   tunnel -> [tunnel_in] -> VXLAN port     tc ingress of the tunnel under a trunk
  *   provider's line -> line_in              tc ingress of it: echoes beside a tunnel
  *
  * One object, so that all programs share one set of maps. Programs use the user-space API of the
@@ -18,5 +19,6 @@
 #include "line.h"
 #include "lisp.h"
 #include "trunk.h"
+#include "tunnel_in.h"
 
 char _license[] SEC("license") = "GPL";

@@ -6,6 +6,7 @@
 
 #include "gro.h"
 #include "line.h"
+#include "tunnel.h"
 
 /* A TRILL frame taken apart. `is_vlan`: it has no fine-grained label. */
 struct arrival {
@@ -200,6 +201,7 @@ static __always_inline int channel(struct __sk_buff *skb, struct port_value *por
 
 static __always_inline int forward_unicast(struct __sk_buff *skb, struct arrival *in)
 {
+	struct tunnel_value *tunnel;
 	struct slot_value *trunk;
 	struct hop_value *hop;
 	struct hop_head head;
@@ -222,6 +224,13 @@ static __always_inline int forward_unicast(struct __sk_buff *skb, struct arrival
 	mac_copy(head.outer.smac, hop->smac);
 	head.outer.type = bpf_htons(ETH_P_TRILL);
 	head.first = bpf_htons(in->first - 1);
+	tunnel = tunnel_of(trunk);
+	if (tunnel && may_pass_into(skb, tunnel)) {
+		if (pass_into_tunnel(skb, tunnel, &head))
+			return drop(SUM_KERNEL_REFUSED);
+		count(SUM_TRANSIT);
+		return into_tunnel(skb, tunnel);
+	}
 	bpf_skb_store_bytes(skb, 0, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM);
 	count(SUM_TRANSIT);
 	return bpf_redirect(trunk->ifindex, 0);

@@ -41,6 +41,7 @@ from nuage.daemon.fabric_trunks import (
     line_end,
     lines_of,
     quieten,
+    tunnel_under,
 )
 from nuage.daemon.lisp import Lisp, LispOptions, Plugged
 from nuage.daemon.process import Tasks
@@ -363,6 +364,7 @@ class Fabric:
             uplinks = await lines_of(wish.here.address)
             follows = (index, *interface_index(memory.tunnel), *uplinks)
             line = self._open_line(number, memory, wish, uplinks)
+            self._shorten(number, memory, wish)
         runner.add_port(number, sockets, is_trunk=True, follows=follows, asks=uplinks, line=line)
         self._served[number] = memory.interface
         self._trunk_macs[number] = mac
@@ -405,6 +407,16 @@ class Fabric:
             log.warning("no echoes on the line", trunk=memory.interface, error=str(error))
             return None
         return line
+
+    def _shorten(self, number: PortNumber, memory: TrunkMemory, wish: SiteTrunkWish) -> None:
+        """Let plain frames go past the VXLAN port of a trunk that lies over a tunnel."""
+        plane = self.plane
+        if not memory.tunnel or not isinstance(plane, KernelPlane):
+            return
+        try:
+            plane.bind_tunnel(number, tunnel_under(wish, memory.tunnel, self.options.site_id))
+        except (OSError, Unavailable) as error:
+            log.warning("no short way", trunk=memory.interface, error=str(error))
 
     def _drop_trunk(self, interface: str) -> None:
         number = PortNumber(self.notebook.number_of(interface))

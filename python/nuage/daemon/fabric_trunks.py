@@ -34,7 +34,9 @@ from nuage.network.trunk import (
     TrunkDriver,
     TrunkEnd,
     TrunkWish,
+    TunnelEnd,
     plan_trunk,
+    tunnel_end,
 )
 from nuage.network.trunk_wireguard import run, set_up
 
@@ -88,6 +90,16 @@ def line_end(wish: SiteTrunkWish, site_id: str) -> LineEnd:
         udp_port=WIREGUARD_PORT_FIRST + wish.number,
         end=0 if site_id < wish.there_site else 1,
     )
+
+
+def tunnel_under(wish: SiteTrunkWish, interface: str, site_id: str) -> TunnelEnd:
+    """Return this end of a trunk's tunnel as the frames in it see it.
+
+    Raises:
+        OSError: the interface is gone.
+    """
+    low = site_id < wish.there_site
+    return tunnel_end(wish.number, interface, mtu_of(interface), low=low)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,14 +60,16 @@ from nuage.network.gro_port import GroPort
 from nuage.network.kernel_tables import U32, U64, Place, Slots, pieces
 from nuage.network.line_echo import LineEnd
 from nuage.network.offload import disable_segmentation
+from nuage.network.trunk import TunnelEnd
 
 SUMS: Final = (
     "ingress", "transit", "egress", "flooded", "punted", "encapsulated", "decapsulated",
-    "strays", "answered", "kernel_refused",
+    "strays", "answered", "kernel_refused", "into_tunnel", "out_of_tunnel",
 )  # fmt: skip
 SUM_FIRST: Final = 32
 LISP_PRIORITY: Final = 2  # of the tc filter behind access_in
 LINE_PRIORITY: Final = 3  # and of the one on a provider's line
+TUNNEL_PRIORITY: Final = 4  # and of the one on a tunnel
 EVENT_MISS: Final = 1
 _DROP_ORDER: Final = tuple(Drop)
 # Tables in the order they are filled: what is pointed to before what points there.
@@ -137,6 +139,7 @@ class KernelPlane:
         self._fast: set[PortNumber] = set()
         self._attached: dict[PortNumber, tuple[int, PortRole]] = {}
         self._lines: dict[PortNumber, tuple[int, int]] = {}  # UDP port, interface index
+        self._tunnels: dict[PortNumber, int] = {}
         self._echoes: dict[PortNumber, bytes] = {}
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
         self._neighbours: dict[bytes, bytes] = {}
@@ -249,7 +252,7 @@ class KernelPlane:
             self._slots.free(self._mentioned())
         slot = self._slots.of(number)
         if not known:
-            self._batch.set("slots", U32.pack(slot), tables.SLOT.pack(0, number, bytes(6)))
+            self._batch.set("slots", U32.pack(slot), tables.SLOT.pack(0, number, bytes(6), 0))
         return slot
 
     def _slot_bits(self, ports: Iterable[PortNumber]) -> bytes:
@@ -308,6 +311,7 @@ class KernelPlane:
     def unbind(self, number: PortNumber) -> None:
         """Take the programs off a port's interface; the entry stays, without a way out."""
         self._unbind_line(number)
+        self._forget_tunnel(number)
         ifindex = self._bound.pop(number, 0)
         if not ifindex:
             return
@@ -369,6 +373,39 @@ class KernelPlane:
             with suppress(OSError):  # the interface may be gone, and its programs with it
                 self._bpf.detach(ifindex, priority=LINE_PRIORITY)
 
+    def bind_tunnel(self, number: PortNumber, tunnel: TunnelEnd) -> None:
+        """Say which tunnel a trunk lies over: plain frames go past its VXLAN port.
+
+        Raises:
+            Unavailable: no such interface here, or the kernel refuses the program.
+        """
+        try:
+            ifindex = socket.if_nametoindex(tunnel.interface)
+        except OSError as error:
+            raise Unavailable(f"port {number}: no interface {tunnel.interface!r} here") from error
+        self._forget_tunnel(number)
+        value = tables.TUNNEL.pack(
+            ifindex, number, tunnel.here.packed, tunnel.there.packed,
+            tunnel.vni, tunnel.udp_port, tunnel.mtu_bytes,
+        )  # fmt: skip
+        self._try(lambda: self._bpf.update("tunnels", U32.pack(ifindex), value))
+        self._try(lambda: self._bpf.attach("tunnel_in", ifindex, priority=TUNNEL_PRIORITY))
+        self._tunnels[number] = ifindex
+        self._render(number)
+
+    def unbind_tunnel(self, number: PortNumber) -> None:
+        """Let all frames of a trunk go by its VXLAN port."""
+        self._forget_tunnel(number)
+        self._render(number)
+
+    def _forget_tunnel(self, number: PortNumber) -> None:
+        ifindex = self._tunnels.pop(number, 0)
+        if not ifindex:
+            return
+        self._try(lambda: self._bpf.delete("tunnels", U32.pack(ifindex)))
+        with suppress(OSError):  # the interface may be gone, and its program with it
+            self._bpf.detach(ifindex, priority=TUNNEL_PRIORITY)
+
     def take_echoes(self) -> tuple[EchoSeen, ...]:
         """Return the last echo that came back on each trunk, when it is a new one."""
         found = []
@@ -409,7 +446,8 @@ class KernelPlane:
             place = replace(place, neighbour=mac, slot=self._slot(number))
             # Without its neighbour nothing is sent over it: paths go by their other hops.
             way_out = 0 if mac is None else ifindex
-            value = tables.SLOT.pack(way_out, number, port.mac)
+            tunnel = self._tunnels.get(number, 0)
+            value = tables.SLOT.pack(way_out, number, port.mac, tunnel)
             self._batch.set("slots", U32.pack(place.slot), value)
         else:
             self._render_guest(port)
@@ -444,11 +482,12 @@ class KernelPlane:
                 self._batch.delete("guards", guard)
         if number in self._slots.slots:
             slot = U32.pack(self._slots.slots[number])
-            self._batch.set("slots", slot, tables.SLOT.pack(0, number, bytes(6)))
+            self._batch.set("slots", slot, tables.SLOT.pack(0, number, bytes(6), 0))
         ifindex = self._bound.pop(number, 0) or tables.decode_place(place).ifindex
         if ifindex:
             self._batch.delete("ports", U32.pack(ifindex))
             self._detach(number, ifindex)
+        self._forget_tunnel(number)
         self._rules.pop(number, None)
         self._forget(lambda found: found.port == number)
 
@@ -672,7 +711,7 @@ class KernelPlane:
     def _take_up(self) -> None:
         """Begin from what the maps hold, and put these programs where others stand."""
         for key, value in self._pairs("slots"):
-            _, number, _ = tables.SLOT.unpack(value)
+            _, number, _, _ = tables.SLOT.unpack(value)
             if number:
                 self._slots.put(PortNumber(number), U32.unpack(key)[0])
         nickname, tree = tables.SELF.unpack(self._bpf.lookup("self_entry", U32.pack(0)) or b"")
@@ -706,7 +745,16 @@ class KernelPlane:
                     if place.has_xdp:
                         self._fast.add(place.port.port)
                         self._renew_xdp(place.ifindex)
+        self._take_up_tunnels()
         self._take_up_guests()
+
+    def _take_up_tunnels(self) -> None:
+        for _, value in self._pairs("tunnels"):
+            ifindex, number, *_ = tables.TUNNEL.unpack(value)
+            with suppress(OSError):  # gone meanwhile: the trunk waits for `bind_tunnel`
+                socket.if_indextoname(ifindex)
+                self._bpf.attach("tunnel_in", ifindex, priority=TUNNEL_PRIORITY)
+                self._tunnels[PortNumber(number)] = ifindex
 
     def _renew_xdp(self, ifindex: int) -> None:
         """Put this program where an older one stands, in the mode that it has there."""

@@ -39,7 +39,8 @@ U32: Final = struct.Struct("=I")
 U64: Final = struct.Struct("=Q")
 SELF: Final = struct.Struct("=HH")
 PORT: Final = struct.Struct("=IIQIHH6s6sBBxx")
-SLOT: Final = struct.Struct("=IH6s")
+SLOT: Final = struct.Struct("=IH6sI")
+TUNNEL: Final = struct.Struct("=II4s4sIHH")
 FIB_HEAD: Final = struct.Struct("=BB")
 HOP: Final = struct.Struct("=6s6sH")
 RPF_KEY: Final = struct.Struct("=HH")
@@ -99,6 +100,7 @@ SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "echoes": (4, ECHO.size),
     "lines": (4, LINE.size),
     "gro_port": (4, GRO_PORT.size),
+    "tunnels": (4, TUNNEL.size),
     "heard": (HEARD_KEY.size, 8),
 }
 

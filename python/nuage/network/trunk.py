@@ -94,6 +94,30 @@ class TrunkPlan:
     peer_public_key: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelEnd:
+    """A trunk's end as its tunnel sees it: what the VXLAN port makes of a frame."""
+
+    interface: str
+    here: IPv4Address
+    there: IPv4Address
+    vni: int
+    udp_port: int
+    mtu_bytes: int
+
+
+def tunnel_end(number: int, interface: str, mtu_bytes: int, *, low: bool) -> TunnelEnd:
+    """Return the end of tunnel `number` whose site id sorts low, or high."""
+    return TunnelEnd(
+        interface=interface,
+        here=_inside(number, low=low),
+        there=_inside(number, low=not low),
+        vni=number,
+        udp_port=VXLAN_PORT,
+        mtu_bytes=mtu_bytes,
+    )
+
+
 # The two ends of a tunnel have different names: wireguard-go's control socket is named after the
 # interface, and in the lab both ends are on one machine.
 def plan_trunk(wish: TrunkWish, driver: TrunkDriver) -> TrunkPlan:
@@ -107,7 +131,7 @@ def plan_trunk(wish: TrunkWish, driver: TrunkDriver) -> TrunkPlan:
     wrapping = Wrapping(encrypted=encrypted, underlay_ipv6=there.version == 6)
     trunk_bytes = trunk_mtu(wish.path_mtu_bytes, wrapping)
     low_first = wish.here.site_id < wish.there.site_id
-    local, remote = (_inside(wish.number, low=low_first), _inside(wish.number, low=not low_first))
+    local, remote = (str(_inside(wish.number, low=low)) for low in (low_first, not low_first))
     if not encrypted:
         local, remote = wish.here.address, wish.there.address
     listen_port = WIREGUARD_PORT_FIRST + wish.number
@@ -135,9 +159,9 @@ def plan_trunk(wish: TrunkWish, driver: TrunkDriver) -> TrunkPlan:
     )
 
 
-def _inside(number: int, *, low: bool) -> str:
+def _inside(number: int, *, low: bool) -> IPv4Address:
     """Return the address inside tunnel `number` of the end whose site id sorts low, or high."""
-    return str(TRUNK_PREFIX + 2 * number + (0 if low else 1))
+    return TRUNK_PREFIX + 2 * number + (0 if low else 1)
 
 
 def wireguard_config(plan: TrunkPlan, private_key: str) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
@@ -9,6 +10,7 @@ from random import Random
 
 import pytest
 from tests.system.bpf.bpf_netns import Bridge, Namespaces, Wire
+from tests.system.bpf.bpf_tunnel import Tunnel, TunnelWire
 
 from nuage.network.forwarding import (
     AdjacencyEntry,
@@ -70,7 +72,7 @@ class Pair:
 
     bridge: Bridge
     software: SoftwarePlane
-    wires: dict[int, Wire]
+    wires: dict[int, Wire | TunnelWire]
     macs: dict[int, bytes]
 
 
@@ -113,21 +115,33 @@ def tables(macs: dict[int, bytes]) -> list[Entry]:
     ]  # fmt: skip
 
 
-@pytest.fixture
-def pair(net: Namespaces, pins: Path) -> Pair:
+@pytest.fixture(params=["cables", "tunnel"])
+def pair(request: pytest.FixtureRequest, net: Namespaces, pins: Path) -> Iterator[Pair]:
+    """With `tunnel`, the first trunk lies over one, and what is plain goes the short way."""
     here, there = net.add("p"), net.add("q")
+    names = {number: f"p{number}" for number in (*TRUNKS, *ACCESS)}
+    bridge, wires = Bridge(here, ME, pins / "p"), dict[int, Wire | TunnelWire]()
+    tunnel = Tunnel(here, mtu_bytes=9000) if request.param == "tunnel" else None
+    if tunnel is not None:
+        names[1], wires[1] = tunnel.plan.port, TunnelWire(tunnel)
     for number in (*TRUNKS, *ACCESS):
-        net.cable(here, f"p{number}", there, f"q{number}")
-    bridge = Bridge(here, ME, pins / "p")
-    macs = {number: bridge.mac(f"p{number}") for number in (*TRUNKS, *ACCESS)}
+        if number not in wires:
+            net.cable(here, f"p{number}", there, f"q{number}")
+            wires[number] = Wire(there, f"q{number}")
+    macs = {number: bridge.mac(name) for number, name in names.items()}
     software = SoftwarePlane()
     entries = tables(macs)
     software.apply(ForwardingDelta(tuple(entries)))
     bridge.set(*entries)
-    for number in (*TRUNKS, *ACCESS):
-        bridge.bind(number, f"p{number}")
-    wires = {number: Wire(there, f"q{number}") for number in (*TRUNKS, *ACCESS)}
-    return Pair(bridge, software, wires, macs)
+    for number, name in names.items():
+        bridge.bind(number, name)
+    if tunnel is not None:
+        tunnel.shorten(bridge, 1)
+    yield Pair(bridge, software, wires, macs)
+    if tunnel is not None:
+        tunnel.close()
+        sums = bridge.plane.sums()
+        assert min(sums["into_tunnel"], sums["out_of_tunnel"]) > 0
 
 
 class Frames:

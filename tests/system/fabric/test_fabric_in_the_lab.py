@@ -197,6 +197,8 @@ def test_a_tunnel_whose_process_dies_is_made_anew_and_carries_again(
     _await(lambda: _tunnels(federation.lab, edge).get(tunnel, pid) != pid, "a new process")
     _await(lambda: _trunk_states(federation, edge) == {"report"}, "all trunks up")
     assert red.answers("net1", red.address("net2"))
+    for name in _tunnels(federation.lab, edge):
+        assert "tunnel_in" in _programs_on(federation.lab, edge, name), "the short way is back"
 
 
 def _trunk_states(federation: Federation, node: str) -> set[object]:
@@ -211,6 +213,12 @@ def _tunnels(lab: Lab, node: str) -> dict[str, int]:
         if words[0].endswith("wireguard-go"):
             found[words[1]] = pid
     return found
+
+
+def _programs_on(lab: Lab, node: str, interface: str) -> str:
+    show = ["tc", "filter", "show", "dev", interface, "ingress"]
+    command = ["ip", "netns", "exec", lab.namespace(node), *show]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _processes(lab: Lab, node: str) -> Iterator[tuple[int, list[str]]]:

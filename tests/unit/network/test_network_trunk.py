@@ -9,6 +9,7 @@ from nuage.network.trunk import (
     TrunkWish,
     link_commands,
     plan_trunk,
+    tunnel_end,
     wireguard_config,
 )
 
@@ -30,6 +31,16 @@ def test_both_ends_work_out_the_same_trunk() -> None:
     assert (a.vni, a.listen_port, a.trunk_mtu_bytes) == (b.vni, b.listen_port, b.trunk_mtu_bytes)
     assert a.tunnel != b.tunnel
     assert a.endpoint == "198.51.100.1:51827"
+
+
+def test_what_a_tunnel_carries_is_known_from_its_number() -> None:
+    for low, here, there in ((True, MARNE, RENNES), (False, RENNES, MARNE)):
+        plan = plan_trunk(wish(here=here, there=there), TrunkDriver.WIREGUARD_GO)
+        end = tunnel_end(7, plan.tunnel, plan.tunnel_mtu_bytes, low=low)
+        assert (str(end.here), str(end.there)) == (plan.tunnel_local, plan.tunnel_remote)
+        vxlan = next(words for words in link_commands(plan) if "vxlan" in words)
+        assert vxlan[vxlan.index("id") + 1] == str(end.vni)
+        assert vxlan[vxlan.index("dstport") + 1] == str(end.udp_port)
 
 
 def test_the_mtu_of_each_driver() -> None:

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The short way out of a tunnel: past IP, UDP and the trunk's VXLAN port.
+ *
+ * It takes what is plain, as xdp_trunk does: one packet from the trunk's other end with a unicast
+ * frame in it for a guest here, or for an RBridge behind a trunk that is not a tunnel again. All
+ * else, every refusal included, passes to the VXLAN port unchanged and so to trunk_in, which judges
+ * and counts; so this program can only make things faster.
+ */
+#ifndef NUAGE_TUNNEL_IN_H
+#define NUAGE_TUNNEL_IN_H
+
+#include "fast.h"
+
+struct tunnelled {
+	struct tunnel_head head;
+	struct plain_frame frame;
+} __attribute__((packed));
+_Static_assert(sizeof(struct tunnelled) == TUNNEL_OVERHEAD, "tunnelled");
+
+/* Whether a packet is one that the trunk's other end sends, whole. */
+static __always_inline int is_tunnelled(const struct tunnel_head *head,
+					const struct tunnel_value *tunnel, __u32 bytes)
+{
+	return head->ip.version_ihl == 0x45 && head->ip.protocol == IPPROTO_UDP &&
+	       !(head->ip.fragment & bpf_htons(0x3FFF)) && (head->ip.tos & ECN_MASK) != ECN_CE &&
+	       head->ip.source == tunnel->there && head->ip.destination == tunnel->here &&
+	       bpf_ntohs(head->ip.bytes) == bytes && !ip_checksum(&head->ip) &&
+	       head->udp.destination == bpf_htons(tunnel->udp_port) && !head->udp.checksum &&
+	       bpf_ntohs(head->udp.bytes) == bytes - sizeof(head->ip) &&
+	       head->vxlan.flags == bpf_htonl(VXLAN_HAS_VNI) &&
+	       head->vxlan.vni == bpf_htonl(tunnel->vni << 8);
+}
+
+/* Take `bytes` from the front and put an Ethernet header there, which a tunnel's packet has not.
+ * Return TC_ACT_UNSPEC when the packet is untouched, TC_ACT_SHOT when it is lost. */
+static __always_inline int unwrap(struct __sk_buff *skb, __s32 bytes, __u64 flags)
+{
+	if (bpf_skb_adjust_room(skb, -bytes, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | flags))
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_change_head(skb, sizeof(struct ethernet), 0))
+		return drop(SUM_KERNEL_REFUSED);
+	return TC_ACT_OK;
+}
+
+static __always_inline int deliver_tunnelled(struct __sk_buff *skb,
+					     const struct plain_frame *frame)
+{
+	__u32 label = label_of(&frame->inner), ingress = bpf_ntohs(frame->head.ingress);
+	__u16 type = bpf_ntohs(frame->inner.type);
+	__u32 left = skb->len - TUNNEL_OVERHEAD;
+	struct station_key key = {.label = label};
+	struct station_value *found;
+	struct port_value *place;
+	struct ethernet eth;
+	int done;
+
+	mac_copy(eth.dmac, frame->inner.dmac);
+	mac_copy(eth.smac, frame->inner.smac);
+	eth.type = frame->inner.type;
+	if ((eth.dmac[0] | eth.smac[0]) & 1 || mac_equal(eth.dmac, eth.smac) ||
+	    left <= (type == ETH_P_IP ? sizeof(struct ipv4) : sizeof(struct ipv6)) ||
+	    (type != ETH_P_IP && type != ETH_P_IPV6))
+		return TC_ACT_UNSPEC;
+	found = station_alive(label, eth.dmac);
+	place = found && found->port ? place_of(found->port) : NULL;
+	if (!place || place->flags & PORT_TRUNK || place->label != label)
+		return TC_ACT_UNSPEC;
+	mac_copy(key.mac, eth.smac);
+	done = unwrap(skb, TUNNEL_OVERHEAD,
+		      type == ETH_P_IPV6 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV6 : 0);
+	if (done != TC_ACT_OK)
+		return done;
+	bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), BPF_F_RECOMPUTE_CSUM);
+	learn(&key, ingress, 0);
+	count(SUM_EGRESS);
+	count(SUM_OUT_OF_TUNNEL);
+	return to_access_joined(skb, place, label, BARE);
+}
+
+static __always_inline int forward_tunnelled(struct __sk_buff *skb,
+					     const struct plain_frame *frame)
+{
+	__u32 egress = bpf_ntohs(frame->head.egress);
+	__u16 first = bpf_ntohs(frame->head.first);
+	struct hop_head head = {.outer.type = bpf_htons(ETH_P_TRILL), .first = bpf_htons(first - 1)};
+	struct slot_value *trunk;
+	struct hop_value *hop;
+	struct fib_value *path;
+	__u32 ifindex;
+	int done;
+
+	path = bpf_map_lookup_elem(&fib, &egress);
+	if (!path || path->count != 1 || !TRILL_HOPS(first))
+		return TC_ACT_UNSPEC;
+	trunk = way_out(path, 0, &hop);
+	if (!trunk || trunk->tunnel)
+		return TC_ACT_UNSPEC;
+	ifindex = trunk->ifindex;
+	mac_copy(head.outer.dmac, hop->dmac);
+	mac_copy(head.outer.smac, hop->smac);
+	done = unwrap(skb, sizeof(struct tunnel_head) + sizeof(struct ethernet), 0);
+	if (done != TC_ACT_OK)
+		return done;
+	bpf_skb_store_bytes(skb, 0, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM);
+	if (renew_protocol(skb))
+		return drop(SUM_KERNEL_REFUSED);
+	count(SUM_TRANSIT);
+	count(SUM_OUT_OF_TUNNEL);
+	return bpf_redirect(ifindex, 0);
+}
+
+SEC("tc")
+int tunnel_in(struct __sk_buff *skb)
+{
+	struct tunnelled *packet = (void *)(long)skb->data;
+	__u32 ifindex = skb->ifindex;
+	struct tunnel_value *tunnel;
+	struct plain_frame frame;
+	struct port_value *port;
+	struct self_value *me;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->gso_size || skb->vlan_present ||
+	    (void *)(packet + 1) > (void *)(long)skb->data_end)
+		return TC_ACT_UNSPEC;
+	tunnel = bpf_map_lookup_elem(&tunnels, &ifindex);
+	if (!tunnel || !is_tunnelled(&packet->head, tunnel, skb->len))
+		return TC_ACT_UNSPEC;
+	frame = packet->frame;
+	port = place_of(tunnel->number);
+	me = self();
+	if (!port || !me || !is_plain(&frame, port, me) ||
+	    is_fabrics_own(frame.inner.dmac, bpf_ntohs(frame.inner.type)))
+		return TC_ACT_UNSPEC;
+	if (frame.head.egress == bpf_htons(me->nickname))
+		return deliver_tunnelled(skb, &frame);
+	return forward_tunnelled(skb, &frame);
+}
+
+#endif
