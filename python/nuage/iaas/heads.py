@@ -227,7 +227,11 @@ class HeadKeeper:
         return given.epoch * EPOCH_STEP
 
     async def take(self, asked: TakeHead) -> None:
-        """Become the home of a volume that the quorum gave to this site (asked by its home)."""
+        """Become the home of a volume that the quorum gave to this site (asked by its home).
+
+        Raises:
+            Conflict: the quorum has not given it, or an earlier wish of its home came first.
+        """
         site, volume = self._site, asked.volume
         held = await site.quorum.owner("volume", volume.volume_id)
         if held is None or held.owner != site.site_id or held.epoch != quorum_part(volume.epoch):
@@ -235,6 +239,11 @@ class HeadKeeper:
         known = site.index.find("volume", volume.volume_id)
         if known is None or known.home != site.site_id or known.epoch < volume.epoch:
             await site.save_moving(volume, epoch=volume.epoch)
+        elif known.epoch == volume.epoch and _less_is_left_out(known.value, volume):
+            raise Conflict(
+                f"{volume.name} has just gone to {site.site_id}, with other copies",
+                hint="ask again",
+            )
         self._claimed.add(volume.volume_id)
 
     # Step by step ---------------------------------------------------------------------------------
@@ -517,6 +526,11 @@ class HeadKeeper:
         for volume in own:
             if is_gone(site.index, volume):
                 await site.delete(volume)
+
+
+def _less_is_left_out(known: object, asked: Volume) -> bool:
+    """Tell whether a volume goes on with copies that `asked` leaves out."""
+    return isinstance(known, Volume) and not set(asked.without) <= set(known.without)
 
 
 def choose_place(

@@ -11,11 +11,13 @@ from tests.scenario.api.conversation import Federation
 from tests.simulation.federation.nodes import SimIonode, make_node
 from tests.unit.iaas.iaas_makers import vm
 
+from nuage.errors import Conflict
 from nuage.iaas.heads import (
     LEFT_OUT_REST_S,
     RELEASE_METHOD,
     HeadKeeper,
     ReleaseHead,
+    TakeHead,
 )
 from nuage.ids import NodeId, SiteId
 from nuage.model.iaas import Iaas
@@ -226,6 +228,22 @@ async def test_a_copy_that_is_left_out_stays_so_until_its_nodes_loss_would_be_kn
     for _ in range(STEPS_MAX):  # the contract, which its owner left, holds again at the end
         await storage.look()
     await storage.until(lambda: not storage.volumes()[0].without)
+
+
+async def test_a_volume_that_has_just_gone_elsewhere_does_not_swallow_what_else_was_decided(
+    storage: Storage,
+) -> None:
+    await storage.build(**FRENCH_PAIR)
+    volume = storage.volumes()[0]
+    assert volume.head is not None
+    other = next(p for p in volume.replicas if p.node_id != volume.head)
+    home = storage.sites[LYON].index.home("volume", volume.volume_id)
+    assert home is not None
+    moved = await storage.keepers[home].open_at(volume, other, "its IO-node is lost")
+    taker = storage.keepers[other.site_id]
+    await taker.take(TakeHead(volume=moved))  # once more, since an answer was lost
+    with pytest.raises(Conflict, match="has just gone to"):
+        await taker.take(TakeHead(volume=replace(moved, without=(volume.head,))))
 
 
 async def test_a_head_moves_where_it_is_told_unless_a_vm_that_uses_it_runs_elsewhere(
