@@ -12,6 +12,7 @@ Usage: python benchmarks/migration.py [--rounds N] [--late] [--alike]
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import statistics
 import tempfile
@@ -23,6 +24,7 @@ import machine
 from vm_boot import MEMORY_MIB, guest_image, local_file
 
 from nuage.clock import SystemClock
+from nuage.errors import Unavailable
 from nuage.ids import IaasId, NodeId, SiteId, VmId, VolumeId
 from nuage.model.desired import (
     DiskWish,
@@ -90,11 +92,12 @@ class PlainGuest:
             *self._devices, *more,
             start_new_session=True,  # as from a shell of its own: the kernel shares CPU by session
         )  # fmt: skip
-        while not (self._folder / f"{name}.sock").exists():
+        while True:  # the socket is there a moment before it listens
+            client = QmpClient(lambda _event: None)
+            with contextlib.suppress(Unavailable):
+                await client.connect(self._folder / f"{name}.sock")
+                return process, client
             await asyncio.sleep(LOOK_S)
-        client = QmpClient(lambda _event: None)
-        await client.connect(self._folder / f"{name}.sock")
-        return process, client
 
     async def move(self) -> float:
         """Move it over TCP, as the agents do; return QEMU's downtime in ms."""
