@@ -35,6 +35,8 @@ MOMENT_METHOD = "volume.moment"
 MARK_METHOD = "volume.mark"
 ROLLBACK_METHOD = "volume.rollback"
 ASK_TIMEOUT_S = 10.0
+STOPPING_WAIT_S = 10.0  # a VM on its way down, or whose stop another site has not told yet
+STOPPING_POLL_S = 0.05
 GROUPS_MAX = 1000
 
 
@@ -191,15 +193,26 @@ async def find_moment(
     )
 
 
+async def require_stopped(site: Site, volume: Volume) -> None:
+    """Return once the VM that has a volume has stopped, if it is stopping; raise Conflict else."""
+    deadline_s = site.clock.monotonic_s() + STOPPING_WAIT_S
+    while True:
+        vm = None if volume.vm_id is None else site.index.find_value(Vm, volume.vm_id)
+        if vm is None or vm.state is VmState.STOPPED:
+            return
+        if vm.state is not VmState.STOPPING or site.clock.monotonic_s() >= deadline_s:
+            raise Conflict(
+                f"{vm.name} is {vm.state.value} and uses {volume.name}",
+                hint=f"nuage vm stop {vm.name}, roll back, then start it again",
+            )
+        await site.clock.sleep(STOPPING_POLL_S)
+
+
 async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolume) -> Shown[Volume]:
     """Take a volume back to a moment; what came since stays in its journal."""
     volume = volume_of(site, body.iaas, body.volume)
-    vm = None if volume.vm_id is None else site.index.find_value(Vm, volume.vm_id)
-    if vm is not None and vm.state is not VmState.STOPPED and not body.force:
-        raise Conflict(
-            f"{vm.name} is {vm.state.value} and uses {volume.name}",
-            hint=f"nuage vm stop {vm.name}, roll back, then start it again",
-        )
+    if not body.force:
+        await require_stopped(site, volume)
     ask = AskRollback(
         iaas_id=volume.iaas_id,
         volume_id=volume.volume_id,
