@@ -58,7 +58,6 @@ FAILED_HEAD_REST_S = 10.0  # between two automatic moves of a head that fails by
 STEP_REST_S = 5.0  # between two steps of one volume that could not be taken
 NO_PLACE_REST_S = 60.0  # before a place is looked for again where none was
 REPLACE_LOST_AFTER_S = 900.0  # a node that restarts or is repaired on the spot is back by then
-LEFT_OUT_REST_S = 10.0  # until the loss of a node that was left out by decision is noticed, too
 REPLACED_AT_ONCE = 1  # of a node's copies, by each home: they are moved away one by one
 log = structlog.get_logger("heads")
 
@@ -83,17 +82,9 @@ class ReleaseHead:
 class HeadKeeper:
     """Heads and copies of the volumes whose home this site is."""
 
-    def __init__(
-        self,
-        site: Site,
-        *,
-        replace_lost_after_s: float = REPLACE_LOST_AFTER_S,
-        left_out_rest_s: float = LEFT_OUT_REST_S,
-    ) -> None:
+    def __init__(self, site: Site, *, replace_lost_after_s: float = REPLACE_LOST_AFTER_S) -> None:
         self._site = site
         self._replace_lost_after_s = replace_lost_after_s
-        self._left_out_rest_s = left_out_rest_s
-        self._left_out_s: dict[tuple[VolumeId, NodeId], float] = {}
         self._copies: dict[tuple[VolumeId, int], dict[NodeId, CopyReport]] = {}
         self._lost: set[NodeId] = set()
         self._moved_s: dict[VolumeId, float] = {}
@@ -276,12 +267,7 @@ class HeadKeeper:
         if iaas is None or volume.is_template or not is_settled(volume):
             return
         facts = VolumeFacts(
-            usable={
-                place.node_id
-                for place in volume.replicas
-                if self._is_reachable(volume, place.node_id)
-                and not self._was_just_left_out(volume, place.node_id)
-            },
+            usable={p.node_id for p in volume.replicas if self._is_reachable(volume, p.node_id)},
             wanted_copies=iaas.contract.copies,
             wanted_policy=iaas.contract.ack_policy,
             copies=self._copies.get((volume.volume_id, volume.epoch), {}),
@@ -336,18 +322,6 @@ class HeadKeeper:
         status = self._site.index.find_value(NodeStatus, node_id)
         has_daemon = status is not None and volume.iaas_id in status.replica_addresses
         return has_daemon and self.is_usable(node_id)
-
-    def _was_just_left_out(self, volume: Volume, node_id: NodeId) -> bool:
-        """Tell whether a copy was left out so lately that its node may be lost unnoticed.
-
-        The head would wait for it again, and writes with the head, which its owner has just ended.
-        """
-        key = (volume.volume_id, node_id)
-        if node_id not in volume.without or node_id in volume.catching_up:  # or it is a new copy
-            self._left_out_s.pop(key, None)
-            return False
-        now_s = self._site.clock.monotonic_s()
-        return now_s - self._left_out_s.setdefault(key, now_s) < self._left_out_rest_s
 
     async def _take_step(self, volume: Volume, step: Step, iaas: Iaas) -> None:
         match step:
@@ -520,10 +494,7 @@ class HeadKeeper:
             held = await site.quorum.owner("volume", record.id)
             if held is not None and held.owner == shown.home:
                 await site.delete(record.value)
-        own = self.own()
-        known = {volume.volume_id for volume in own}
-        self._left_out_s = {k: since_s for k, since_s in self._left_out_s.items() if k[0] in known}
-        for volume in own:
+        for volume in self.own():
             if is_gone(site.index, volume):
                 await site.delete(volume)
 

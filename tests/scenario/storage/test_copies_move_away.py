@@ -14,7 +14,6 @@ from tests.unit.iaas.iaas_makers import vm
 
 from nuage.errors import Conflict
 from nuage.iaas.heads import (
-    LEFT_OUT_REST_S,
     RELEASE_METHOD,
     HeadKeeper,
     ReleaseHead,
@@ -63,14 +62,10 @@ class Storage(Federation):
         if not body.reopen:
             await ionode.daemons[body.iaas_id].close_head(body.volume_id)
 
-    def restart_controller(
-        self, site_id: SiteId, *, left_out_rest_s: float = LEFT_OUT_REST_S
-    ) -> None:
+    def restart_controller(self, site_id: SiteId) -> None:
         """What a controller has in memory is lost; what it wrote stays."""
         self.keepers[site_id] = HeadKeeper(
-            self.sites[site_id].site,
-            replace_lost_after_s=LOST_AFTER_S,
-            left_out_rest_s=left_out_rest_s,
+            self.sites[site_id].site, replace_lost_after_s=LOST_AFTER_S
         )
 
     async def build(self, **contract: object) -> None:
@@ -97,18 +92,13 @@ class Storage(Federation):
             self.check_contract()
             if holds():
                 return
-            await self.look()
+            for site in self.sites.values():
+                keeper = self.keepers[site.site_id]
+                for ionode in site.ionodes:
+                    if site.index.value(NodeStatus, ionode.node.node_id).connected:
+                        keeper.take_report(await ionode.report())
+                await keeper.look()
         raise AssertionError(f"it never came to this: {self.volumes()}")
-
-    async def look(self) -> None:
-        """Have each controller hear its nodes, and take what steps are due."""
-        for site in self.sites.values():
-            keeper = self.keepers[site.site_id]
-            for ionode in site.ionodes:
-                if site.index.value(NodeStatus, ionode.node.node_id).connected:
-                    keeper.take_report(await ionode.report())
-            await keeper.look()
-        await self.settle()
 
     def check_contract(self) -> None:
         """As many copies with everything, in as many sites, as the contract says."""
@@ -212,25 +202,6 @@ async def test_copies_of_a_node_that_is_lost_for_long_are_made_anew_elsewhere(
     )  # fmt: skip
     await storage.until(lambda: not storage.on(lost.node_id))
     assert {len(v.replicas) for v in storage.volumes()} == {3}
-
-
-async def test_a_copy_that_is_left_out_stays_so_until_its_nodes_loss_would_be_known(
-    storage: Storage,
-) -> None:
-    await storage.build(**FRENCH_PAIR)
-    volume = storage.volumes()[0]
-    other = next(p for p in volume.replicas if p.node_id != volume.head)
-    path = f"/v1/iaas/acme/volumes/{volume.name}/degrade"
-    status, answer = await storage.ask("POST", path, {"without": other.node_id}, who="tenant")
-    assert status in (200, 202), answer
-    for _ in range(4):  # its node was lost a moment ago, and passes for one that answers
-        await storage.look()
-        assert storage.volumes()[0].without == (other.node_id,)
-    for site_id in storage.sites:
-        storage.restart_controller(site_id, left_out_rest_s=0.0)
-    for _ in range(STEPS_MAX):  # the contract, which its owner left, holds again at the end
-        await storage.look()
-    await storage.until(lambda: not storage.volumes()[0].without)
 
 
 async def test_a_volume_that_has_just_gone_elsewhere_does_not_swallow_what_else_was_decided(
