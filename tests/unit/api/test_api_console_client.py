@@ -1,12 +1,11 @@
 """Typing on a console ends once the guest has taken the keys, whatever it says meanwhile."""
 
-import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from tests.unit.api.unix_door import unix_door
 
 from nuage.api.client import Client
 from nuage.api.console_client import Console
@@ -25,23 +24,10 @@ async def _quick_guest(request: web.Request) -> web.WebSocketResponse:
 
 @pytest.fixture
 def door(tmp_path: Path) -> Iterator[str]:
-    loop = asyncio.new_event_loop()
     app = web.Application()
     app.router.add_get("/console/stream", _quick_guest)
-    runner = web.AppRunner(app)
-
-    async def open_door() -> None:
-        await runner.setup()
-        await web.UnixSite(runner, str(tmp_path / "api.sock")).start()
-
-    loop.run_until_complete(open_door())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield f"unix:{tmp_path / 'api.sock'}"
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with unix_door(app, tmp_path) as endpoint:
+        yield endpoint
 
 
 def test_a_guest_that_says_nothing_is_told_with_what_may_be_the_matter(door: str) -> None:

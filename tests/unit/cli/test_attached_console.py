@@ -1,14 +1,13 @@
 """An attached console follows its VM, and gives the terminal back when the VM stops."""
 
-import asyncio
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from tests.unit.api.unix_door import unix_door
 
 from nuage.api.client import Client
 from nuage.cli import console
@@ -68,24 +67,11 @@ def place(type_keys: Typist) -> Place:
 
 @pytest.fixture
 def client(place: Place, tmp_path: Path) -> Iterator[Client]:
-    loop = asyncio.new_event_loop()
     app = web.Application()
     app.router.add_get("/web1", place.show)
     app.router.add_get("/web1/console/stream", place.stream)
-    runner = web.AppRunner(app)
-
-    async def open_door() -> None:
-        await runner.setup()
-        await web.UnixSite(runner, str(tmp_path / "api.sock")).start()
-
-    loop.run_until_complete(open_door())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield Client(f"unix:{tmp_path / 'api.sock'}")
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with unix_door(app, tmp_path) as endpoint:
+        yield Client(endpoint)
 
 
 def test_a_console_is_joined_again_where_its_vm_runs_on(
