@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.system.lab.able import GUEST, require_lab
 
 from nuage.api.client import Client
 from nuage.cli.address_demo import GROUP, give_address
@@ -20,7 +21,6 @@ from nuage.cli.tenant import Tenant
 from nuage.errors import NuageError
 from nuage.lab import kernel
 from nuage.lab.assembly import admin_of, api_socket, assemble, disband
-from nuage.lab.cgroup import mount_point
 from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
 from nuage.network.runner import PacketSocket
@@ -28,7 +28,6 @@ from nuage.network.runner import PacketSocket
 # A lab and its guests need minutes on a machine that is busy with something else.
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-GUEST = Path(__file__).parents[3] / ".build/guest/guest.raw"
 CONTRACT = {
     "data_countries": ["FR"], "operator_countries": ["FR"], "copies": 1, "copy_sites": 1,
     "ack_policy": "all",
@@ -37,17 +36,7 @@ TENANTS = ("red", "blue")
 MARK = b"\x5a" * 16
 
 
-def _missing() -> str:
-    try:
-        kernel.require_able()
-        mount_point()
-    except NuageError as error:
-        return error.message
-    return "" if GUEST.exists() else f"no guest image {GUEST}: tools/guest/build.py makes it"
-
-
-if reason := _missing():
-    pytest.skip(f"no lab here: {reason}", allow_module_level=True)
+require_lab(guest=True)
 
 
 def _quiet(_text: str) -> None:

@@ -12,38 +12,27 @@ from threading import Event, Thread
 from typing import Final
 
 import pytest
+from tests.system.lab.able import GUEST, require_lab
 
 from nuage.api.client import Client
 from nuage.cli.showing import row_of
 from nuage.cli.tenant import Tenant
 from nuage.errors import NuageError
-from nuage.lab import kernel
 from nuage.lab.assembly import admin_of, api_socket, assemble, disband
-from nuage.lab.cgroup import Cgroup, mount_point
+from nuage.lab.cgroup import Cgroup
 from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
 
 # Guests boot twice without KVM, on a machine that may be busy with something else.
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-GUEST = Path(__file__).parents[3] / ".build/guest/guest.raw"
 BACK_WAIT_S: Final = 240.0
 # What a site does while it is cut off, by IaaS: after a loss of power each site is, for a while.
 RULES: Final = {"stayers": "stay", "movers": "fail-over"}
 VMS: Final = {"stayers": "marne", "movers": "lyon"}
 
 
-def _missing() -> str:
-    try:
-        kernel.require_able()
-        mount_point()
-    except NuageError as error:
-        return error.message
-    return "" if GUEST.exists() else f"no guest image {GUEST}: tools/guest/build.py makes it"
-
-
-if reason := _missing():
-    pytest.skip(f"no lab here: {reason}", allow_module_level=True)
+require_lab(guest=True)
 
 
 @pytest.fixture

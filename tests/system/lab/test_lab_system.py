@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.system.lab.able import require_lab
 
 from nuage.clock import SystemClock
-from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
+from nuage.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from nuage.lab import kernel
-from nuage.lab.cgroup import Cgroup, mount_point
+from nuage.lab.cgroup import Cgroup
 from nuage.lab.control import NodeStatus, Service
 from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
@@ -24,17 +25,7 @@ pytestmark = pytest.mark.system
 DUO = DEFAULT_DESCRIPTION.with_name("duo.toml")
 
 
-def _missing() -> str:
-    try:
-        kernel.require_able()
-        mount_point()
-    except NuageError as error:
-        return error.message
-    return ""
-
-
-if reason := _missing():
-    pytest.skip(f"no lab here: {reason}", allow_module_level=True)
+require_lab()
 
 
 def _name(suffix: str) -> str:
