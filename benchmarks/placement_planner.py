@@ -8,8 +8,9 @@ that does nothing else. Run: python benchmarks/placement_planner.py
 import argparse
 from time import perf_counter, process_time
 
+from planner_instances import instance
+
 from nuage.placement.planner.check import check_plan
-from nuage.placement.planner.instances import instance
 from nuage.placement.planner.schedule import schedule
 from nuage.placement.planner.search import consolidate, repair
 

@@ -184,11 +184,6 @@ class FrameReader:
         """Let the frames from now on have up to `bytes_max` bytes."""
         self._bytes_max = bytes_max
 
-    @property
-    def rest_bytes(self) -> int:
-        """Return how many bytes wait for the rest of their frame."""
-        return len(self._rest)
-
     def receive(self, data: bytes) -> None:
         """Take `data` in; `next_frame` gives what it completes."""
         self._rest += data

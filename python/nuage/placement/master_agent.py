@@ -182,11 +182,6 @@ class MasterAgent:
         self._open: set[RequestId] = set()
         self._elected: dict[RequestId, NodeId | None] = {}  # the last REMEMBERED_MAX, oldest first
 
-    @property
-    def open_count(self) -> int:
-        """Requests not decided yet."""
-        return len(self._open)
-
     def submit(
         self, requests: Sequence[VmRequest], sites: Sequence[SiteId], now_s: float
     ) -> list[Effect]:

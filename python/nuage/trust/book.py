@@ -92,10 +92,6 @@ class TrustBook:
         is_renewal = public_key_of(known) == public_key_of(authority)
         return known if is_renewal and not_after_s(known) > not_after_s(authority) else authority
 
-    def audit_head(self, site_id: SiteId) -> tuple[int, str] | None:
-        """Return the highest (sequence, hash) that a site has published of its audit log."""
-        return self._audit_heads.get(site_id)
-
     def _take_seal(self, document: SiteTrust) -> None:
         if not document.audit_seal:
             return

@@ -19,7 +19,6 @@ from nuage.placement.planner.constraints import (
     Spread,
     all_violations,
 )
-from nuage.placement.planner.container_repair import repair_container
 from nuage.placement.planner.fleet import Fleet, PlannedNode, PlannedVm
 from nuage.placement.planner.plan import Act, Plan, Reason
 from nuage.placement.planner.schedule import Pace, schedule
@@ -51,8 +50,11 @@ def solve(fleet: Fleet, *constraints: Constraint) -> tuple[dict[str, str | None]
     target = repair(fleet, constraints)
     plan = schedule(fleet, target, constraints)
     assert check_plan(fleet, plan, constraints) == ()
-    places = {str(vm_id): place for vm_id, place in fleet.as_ids(target.placement).items()}
-    return places, plan  # type: ignore[return-value]
+    places = {
+        str(vm.vm_id): None if place < 0 else str(fleet.nodes[place].node_id)
+        for vm, place in zip(fleet.vms, target.placement.tolist(), strict=True)
+    }
+    return places, plan
 
 
 def test_a_node_that_is_to_be_empty_is_drained_then_switched_off() -> None:
@@ -152,7 +154,7 @@ def test_a_full_branch_takes_nobody() -> None:
     limit = PowerLimit(name="branch a", limit_watts=100.0, node_ids=frozenset({NodeId("a")}))
     target = repair(fleet, [Electrical(fleet, [limit])])
     assert [v.rule for v in target.unsolved] == ["drain"]
-    assert target.move_count(fleet) == 0
+    assert (target.placement == fleet.start).all()
 
 
 def test_preserved_vcpus_have_their_cores_alone() -> None:
@@ -167,11 +169,8 @@ def test_preserved_vcpus_have_their_cores_alone() -> None:
     assert [(v.rule, v.vm_ids, v.node_id) for v in found] == [("preserve", ("big",), "a")]
     places, _ = solve(fleet, Preserve(fleet))
     assert places == {"kept": "a", "small": "a", "big": "b"}
-    exact = repair_container(fleet, [Preserve(fleet)])
-    assert exact is not None
-    assert (exact.unsolved, exact.move_count(fleet)) == ((), 1)
     alone = Fleet(two[:1], vms)
-    assert repair_container(alone, [Preserve(alone)]) is None
+    assert [v.rule for v in repair(alone, [Preserve(alone)]).unsolved] == ["preserve"]
 
 
 def test_a_node_that_sells_its_cores_four_times_draws_by_its_cores() -> None:
@@ -253,7 +252,7 @@ def test_a_node_is_emptied_when_that_pays_and_not_before() -> None:
     assert plan.saved_watts == pytest.approx(55.0)
     assert plan.pays_after_s < 3600.0
     too_short = consolidate(fleet, hold_s=CURVE.break_even_s() * 0.9)
-    assert too_short.move_count(fleet) == 0
+    assert (too_short.placement == fleet.start).all()
 
 
 def test_the_checker_objects_to_a_plan_that_is_wrong() -> None:
@@ -277,23 +276,6 @@ def test_the_checker_objects_to_a_plan_that_is_wrong() -> None:
     assert "parallel" in {v.rule for v in check_plan(fleet, good, pace=narrow)}
     fence = Fence((VmId("v1"),), (NodeId("a"),))
     assert "fence" in {v.rule for v in check_plan(fleet, good, [fence])}
-
-
-def test_exact_repair_of_a_container_moves_the_fewest() -> None:
-    fleet = Fleet(
-        [node("a", memory_mib=4096), node("b", memory_mib=4096), node("c", drain=True)],
-        [vm("v1", "a", memory_mib=2048), vm("v2", "b", memory_mib=1024),
-         vm("v3", "c", memory_mib=3072)],
-    )  # fmt: skip
-    target = repair_container(fleet, [Spread((VmId("v1"), VmId("v3")))])
-    assert target is not None
-    assert target.unsolved == ()
-    assert target.move_count(fleet) == 1
-    full = Fleet([node("c", drain=True)], [vm("v1", "c")])
-    assert repair_container(full) is None
-    many = Fleet([node(f"n{n}") for n in range(169)], [])
-    with pytest.raises(InvalidRequest):
-        repair_container(many)
 
 
 def test_a_fleet_that_contradicts_itself_is_refused() -> None:

@@ -22,7 +22,7 @@ from nuage.vnode.console import ConsoleLog
 from nuage.vnode.guest import Guest
 from nuage.vnode.hypervisor import GuestSpec, IscsiDisk
 from nuage.vnode.iso9660 import build_iso
-from nuage.vnode.ports import bridge_name, tap_name
+from nuage.vnode.ports import tap_name
 from nuage.vnode.probe import Trial, judge
 from nuage.vnode.sed import NodeFacts, Sed
 
@@ -137,7 +137,6 @@ def test_shares_follow_the_class_where_a_tree_can_be_written(tmp_path: Path) -> 
 
 
 def test_interface_names_fit_the_kernel() -> None:
-    assert len(bridge_name(0xFFFFFF)) <= 15
     assert len(tap_name(PortId("port-0123456789abcdef"))) <= 15
 
 

@@ -3,7 +3,7 @@
 A placement is one array: for each VM the number of its node, `NOWHERE` for one still to boot.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -115,13 +115,6 @@ class Fleet:
         kept_on = self.is_on & self.may_host
         watts: FloatArray = watts_at(self.curves, load) * (occupied | kept_on)
         return watts
-
-    def as_ids(self, placement: Placement) -> Mapping[VmId, NodeId | None]:
-        """Return a placement by names."""
-        return {
-            vm.vm_id: None if place < 0 else self.nodes[place].node_id
-            for vm, place in zip(self.vms, placement.tolist(), strict=True)
-        }
 
     def _node(self, node_id: NodeId) -> int:
         number = self.node_number.get(node_id)

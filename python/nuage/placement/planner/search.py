@@ -34,10 +34,6 @@ class Target:
     placement: Placement
     unsolved: tuple[Violation, ...]
 
-    def move_count(self, fleet: Fleet) -> int:
-        """How many VMs that run now would be elsewhere."""
-        return int(((fleet.start >= 0) & (fleet.start != self.placement)).sum())
-
 
 class Searcher:
     """A trial placement and the constraints that concern each VM."""
