@@ -7,7 +7,6 @@ import click
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import rows_of
 from nuage.errors import CorruptData
-from nuage.trust.verify import load_keys, told, verify_audit
 
 
 @click.group("audit")
@@ -39,6 +38,8 @@ def export_audit(session: Session, directory: Path) -> None:
 )
 def verify_command(directory: Path, keys: Path | None) -> None:
     """Verify an exported audit log offline: chain, seals, signatures."""
+    from nuage.trust.verify import load_keys, told, verify_audit
+
     report = verify_audit(directory, load_keys(keys or directory / "keys.json"))
     for line in told(report):
         click.echo(line)

@@ -379,11 +379,8 @@ Try next (the federation goes on running):
 """
 
 
-@click.command("demo")
-@click.option("--once", is_flag=True, help="Take everything down at the end.")
-@click.option("--name", default="", help="The lab's name.  [default: the description's]")
-def demo_command(once: bool, name: str) -> None:
-    """Run the main job: four datacenters, an IaaS, machines, a move, a loss, a cut."""
+def run(name: str, *, once: bool) -> None:
+    """Run the main job in the lab of that name; take it down at the end if it is for once."""
     lab = Lab.open(DEFAULT_DESCRIPTION, None, name=name)
     begin = time.monotonic()
     demo = Demo(lab)

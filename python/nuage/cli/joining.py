@@ -120,4 +120,4 @@ def _token(text: str) -> str:
     return sys.stdin.readline().strip() if text == "-" else text
 
 
-JOINING_COMMANDS = (federation_group, invite_node_command, join_node_command)
+COMMANDS = (federation_group, invite_node_command, join_node_command)

@@ -9,14 +9,6 @@ from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import answered, day, listed, print_table, row_of
 from nuage.cli.storage import volume_group
 from nuage.errors import CorruptData, SovereigntyViolation
-from nuage.trust.verify import (
-    load_keys,
-    told,
-    told_proof,
-    verify_audit,
-    verify_ledger,
-    verify_proof,
-)
 
 
 @volume_group.command("trace")
@@ -81,6 +73,15 @@ def prove_volume(session: Session, name: str, output: Path, iaas: str) -> None:
 )
 def verify_command(path: Path, keys: Path | None, root: Path | None) -> None:
     """Verify PATH offline: a volume's proof, a location ledger, or an exported audit log."""
+    from nuage.trust.verify import (
+        load_keys,
+        told,
+        told_proof,
+        verify_audit,
+        verify_ledger,
+        verify_proof,
+    )
+
     beside = path / "keys.json" if path.is_dir() else path.with_name("keys.json")
     known = load_keys(keys) if keys is not None else None
     if path.is_file() and _is_proof(path):

@@ -17,7 +17,6 @@ from nuage.cli.energy_plot import require_plot
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import answered, inner, print_table, rows_of
 from nuage.errors import InvalidRequest
-from nuage.placement.policies import PolicyBook
 
 if TYPE_CHECKING:
     from nuage.simulation.fleet_year import FleetScenario, HourRow
@@ -113,6 +112,8 @@ def _names(options: dict[str, object]) -> list[str]:
         told = ", ".join((*WEIGHTINGS, UNPLANNED))
         raise InvalidRequest(f"no weighting {against!r}; there are {told}", field="against")
     if policy:
+        from nuage.placement.policies import PolicyBook
+
         book = PolicyBook.load()
         for name in (policy, *([against] if against not in ("", UNPLANNED) else [])):
             book.require(name)
