@@ -45,6 +45,17 @@ static __always_inline void fill_encap(struct trill_encap *encap, const struct e
 	encap->low = bpf_htons(label & 0xFFF);
 }
 
+/* Hops that a guest's frame begins with. The VXLAN port under a trunk takes what follows the outer
+ * Ethernet header for IP where skb->protocol says IP, as it does here, and copies its ECN: bits of
+ * the hop count. In these counts they say that nobody there knows ECN (RFC 6040 section 4.1,
+ * compatibility mode), since a mark outside would be lost where the far VXLAN port unwraps it. */
+static __always_inline __u16 first_hops(const struct __sk_buff *skb)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return HOP_COUNT_IPV4;
+	return skb->protocol == bpf_htons(ETH_P_IPV6) ? HOP_COUNT_IPV6 : HOP_COUNT_MAX;
+}
+
 static __always_inline int send_unicast(struct __sk_buff *skb, struct ethernet *eth, __u32 label,
 					__u32 egress)
 {
@@ -69,7 +80,7 @@ static __always_inline int send_unicast(struct __sk_buff *skb, struct ethernet *
 		return drop(DROP_NO_ROUTE);
 	mac_copy(encap.head.outer.dmac, hop->dmac);
 	mac_copy(encap.head.outer.smac, hop->smac);
-	fill_encap(&encap, eth, label, HOP_COUNT_MAX, egress, me->nickname);
+	fill_encap(&encap, eth, label, first_hops(skb), egress, me->nickname);
 	tunnel = tunnel_of(trunk);
 	if (tunnel && enter_tunnel(skb, tunnel, &encap)) {
 		count(SUM_INGRESS);
@@ -88,6 +99,7 @@ static __always_inline int send_flood(struct __sk_buff *skb, struct ethernet *et
 	struct self_value *me = self();
 	struct trill_encap encap = {};
 	__u64 *trunks, wanted = 0;
+	__u16 first;
 	__u32 tree;
 
 	flood_local(skb, label, came_from);
@@ -100,10 +112,11 @@ static __always_inline int send_flood(struct __sk_buff *skb, struct ethernet *et
 		wanted = branches(tree, label, *trunks);
 	if (!wanted)
 		return TC_ACT_SHOT;
-	fill_encap(&encap, eth, label, TRILL_MULTI | HOP_COUNT_MAX, tree, me->nickname);
+	first = TRILL_MULTI | first_hops(skb);
+	fill_encap(&encap, eth, label, first, tree, me->nickname);
 	if (encapsulate(skb, &encap))
 		return drop(SUM_KERNEL_REFUSED);
-	copy_to_trunks(skb, wanted, TRILL_MULTI | HOP_COUNT_MAX);
+	copy_to_trunks(skb, wanted, first);
 	return TC_ACT_SHOT;
 }
 

@@ -22,6 +22,8 @@
 #define IPPROTO_ICMPV6 58
 #endif
 #define HOP_COUNT_MAX 63
+#define HOP_COUNT_IPV4 60	/* access.h: first_hops */
+#define HOP_COUNT_IPV6 15
 #define TRILL_VERSION(first) ((first) >> 14)
 #define TRILL_MULTI 0x0800
 #define TRILL_OPTION_BYTES(first) ((((first) >> 6) & 0x1F) * 4)

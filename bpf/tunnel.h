@@ -16,7 +16,6 @@
 #define DONT_FRAGMENT 0x4000
 #define VXLAN_HAS_VNI 0x08000000
 #define ECN_MASK 3		/* RFC 3168 */
-#define ECN_ECT0 2
 #define ECN_CE 3
 
 struct vxlan {
@@ -45,14 +44,6 @@ struct tunnel_encap {
 _Static_assert(sizeof(struct tunnel_encap) == 92, "tunnel_encap");
 #define TUNNEL_OVERHEAD 78	/* without `mac` */
 #define TUNNEL_TRILL_BYTES 42	/* from the VXLAN header to the guest's packet */
-
-/* RFC 6040: what the packet inside says of congestion, outside. */
-static __always_inline __u8 ecn_outside(__u8 inside)
-{
-	__u8 ecn = inside & ECN_MASK;
-
-	return ecn == ECN_CE ? ECN_ECT0 : ecn;
-}
 
 static __always_inline void fill_tunnel(struct tunnel_head *head, const struct tunnel_value *tunnel,
 					__u32 bytes, __u32 hash, __u8 tos)
@@ -84,7 +75,7 @@ static __always_inline struct tunnel_value *tunnel_of(const struct slot_value *t
  * 0: it is none for the short way. */
 struct plain_packet {
 	__u32 bytes;
-	__u8 tos;
+	__u8 tos;	/* outside: its ECN (RFC 6040 section 4.1, normal mode) */
 };
 
 /* Bytes of a super-frame's headers from the guest's packet on; 0: unknown. */
@@ -109,11 +100,11 @@ static __always_inline struct plain_packet plain_packet_of(struct __sk_buff *skb
 	if (bpf_skb_load_bytes(skb, sizeof(struct ethernet), head, sizeof(head)))
 		return (struct plain_packet){};
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		found.tos = ecn_outside(head[1]);
+		found.tos = head[1] & ECN_MASK;
 		ip_bytes = (head[0] & 0xF) * 4;
 		protocol = head[9];
 	} else {
-		found.tos = ecn_outside(head[1] >> 4);
+		found.tos = head[1] >> 4 & ECN_MASK;
 		ip_bytes = sizeof(struct ipv6);
 		protocol = head[6];
 	}

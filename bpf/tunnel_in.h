@@ -23,13 +23,42 @@ static __always_inline int is_tunnelled(const struct tunnel_head *head,
 					const struct tunnel_value *tunnel, __u32 bytes)
 {
 	return head->ip.version_ihl == 0x45 && head->ip.protocol == IPPROTO_UDP &&
-	       !(head->ip.fragment & bpf_htons(0x3FFF)) && (head->ip.tos & ECN_MASK) != ECN_CE &&
+	       !(head->ip.fragment & bpf_htons(0x3FFF)) &&
 	       head->ip.source == tunnel->there && head->ip.destination == tunnel->here &&
 	       bpf_ntohs(head->ip.bytes) == bytes && !ip_checksum(&head->ip) &&
 	       head->udp.destination == bpf_htons(tunnel->udp_port) && !head->udp.checksum &&
 	       bpf_ntohs(head->udp.bytes) == bytes - sizeof(head->ip) &&
 	       head->vxlan.flags == bpf_htonl(VXLAN_HAS_VNI) &&
 	       head->vxlan.vni == bpf_htonl(tunnel->vni << 8);
+}
+
+#define CONGESTED_IPV4 ECN_CE
+#define CONGESTED_IPV6 (ECN_CE << 20)	/* of version, class and label */
+
+/* Say in the packet inside what a router on the way said outside: that it was congested (RFC 6040
+ * section 4.2). Return whether it may go on: one whose sender does not know ECN is lost. */
+static __always_inline int mark_inside(struct __sk_buff *skb, __be16 type)
+{
+	__u8 ip[2];
+	__be32 word, marked;
+	__be16 old, new;
+
+	if (type == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, TUNNEL_OVERHEAD, &word, sizeof(word)) ||
+		    !(word & bpf_htonl(CONGESTED_IPV6)))
+			return 0;
+		marked = word | bpf_htonl(CONGESTED_IPV6);
+		return !bpf_skb_store_bytes(skb, TUNNEL_OVERHEAD, &marked, sizeof(marked),
+					    BPF_F_RECOMPUTE_CSUM);
+	}
+	if (type != bpf_htons(ETH_P_IP) ||
+	    bpf_skb_load_bytes(skb, TUNNEL_OVERHEAD, ip, sizeof(ip)) || !(ip[1] & ECN_MASK))
+		return 0;
+	old = bpf_htons(ip[0] << 8 | ip[1]);
+	new = old | bpf_htons(CONGESTED_IPV4);
+	bpf_l3_csum_replace(skb, TUNNEL_OVERHEAD + __builtin_offsetof(struct ipv4, checksum), old,
+			    new, sizeof(new));
+	return !bpf_skb_store_bytes(skb, TUNNEL_OVERHEAD, &new, sizeof(new), 0);
 }
 
 /* Take `bytes` from the front and put an Ethernet header there, which a tunnel's packet has not.
@@ -119,6 +148,7 @@ int tunnel_in(struct __sk_buff *skb)
 	struct plain_frame frame;
 	struct port_value *port;
 	struct self_value *me;
+	int congested;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->gso_size || skb->vlan_present ||
 	    (void *)(packet + 1) > (void *)(long)skb->data_end)
@@ -127,11 +157,14 @@ int tunnel_in(struct __sk_buff *skb)
 	if (!tunnel || !is_tunnelled(&packet->head, tunnel, skb->len))
 		return TC_ACT_UNSPEC;
 	frame = packet->frame;
+	congested = (packet->head.ip.tos & ECN_MASK) == ECN_CE;
 	port = place_of(tunnel->number);
 	me = self();
 	if (!port || !me || !is_plain(&frame, port, me) ||
 	    is_fabrics_own(frame.inner.dmac, bpf_ntohs(frame.inner.type)))
 		return TC_ACT_UNSPEC;
+	if (congested && !mark_inside(skb, frame.inner.type))
+		return drop(DROP_INNER);
 	if (frame.head.egress == bpf_htons(me->nickname))
 		return deliver_tunnelled(skb, &frame);
 	return forward_tunnelled(skb, &frame);

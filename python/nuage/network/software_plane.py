@@ -59,11 +59,11 @@ from nuage.network.trill_frame import (
     ETHERTYPE_CHANNEL,
     ETHERTYPE_L2_ISIS,
     ETHERTYPE_TRILL,
-    HOP_COUNT_MAX,
     TrillFrame,
     decode_trill,
     decrement,
     encode_trill,
+    first_hops,
     reflect,
 )
 from nuage.network.wire import MalformedFrame
@@ -536,7 +536,7 @@ class SoftwarePlane:
                 outer_dmac=dmac,
                 outer_smac=smac,
                 multi=dmac == ALL_RBRIDGES,
-                hop_count=HOP_COUNT_MAX,
+                hop_count=first_hops(native),
                 egress=egress,
                 ingress=self._self.nickname,
                 inner_dmac=native[:6],

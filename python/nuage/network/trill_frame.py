@@ -28,6 +28,8 @@ ALL_RBRIDGES: Final = bytes.fromhex("0180c2000040")
 ALL_ISIS_RBRIDGES: Final = bytes.fromhex("0180c2000041")
 ALL_EGRESS_RBRIDGES: Final = bytes.fromhex("0180c2000042")
 HOP_COUNT_MAX: Final = 63
+HOP_COUNT_IPV4: Final = 60  # what guests send begins with these: see `first_hops`
+HOP_COUNT_IPV6: Final = 15
 ETHERNET_BYTES: Final = 14
 TRILL_HEADER_BYTES: Final = 6
 VLAN_OVERHEAD_BYTES: Final = 24  # outer Ethernet 14, header 6, inner tag 4
@@ -141,6 +143,18 @@ def _decode_label(reader: Reader) -> tuple[Label | None, int, int]:
     if reader.u16() != ETHERTYPE_FGL:
         raise MalformedFrame("label", "half a fine-grained label")
     return Label((control & 0xFFF) << 12 | reader.u16() & 0xFFF), 0, control >> 13
+
+
+def first_hops(native: bytes) -> int:
+    """Return the hops that a guest's frame begins with.
+
+    The kernel's VXLAN port reads the ECN of what it sends where these counts stand, when the frame
+    holds IP. They say there that the sender does not know ECN, as RFC 6040 §4.1 asks of a tunnel
+    whose end does not hand marks on.
+    """
+    offset = 16 if int.from_bytes(native[12:14], "big") == ETHERTYPE_VLAN else 12
+    ethertype = int.from_bytes(native[offset : offset + 2], "big")
+    return {0x0800: HOP_COUNT_IPV4, 0x86DD: HOP_COUNT_IPV6}.get(ethertype, HOP_COUNT_MAX)
 
 
 def decrement(data: bytes, *, dmac: bytes, smac: bytes) -> bytes:

@@ -122,9 +122,9 @@ def edge(net: Namespaces, pins: Path) -> Iterator[Edge]:
 
 
 @pytest.mark.parametrize(
-    ("body", "tos"),  # RFC 6040: what a guest says of congestion is said outside, but for CE
+    ("body", "tos"),  # RFC 6040 section 4.1: what a guest says of congestion is said outside
     [
-        (packet_v4(), 0), (packet_v4(tos=2), 2), (packet_v4(tos=0x2B), 2),
+        (packet_v4(), 0), (packet_v4(tos=2), 2), (packet_v4(tos=0x2B), 3),
         (packet_v6(), 0), (packet_v6(0x29), 1),
     ],
     ids=["ipv4", "ect0", "ce", "ipv6", "ipv6-ect1"],
@@ -144,6 +144,7 @@ def test_what_a_guest_sends_enters_as_the_vxlan_port_would_write_it(
     assert edge.far.opened(shortened) == edge.far.opened(by_port)
     assert decode_trill(edge.far.opened(shortened)).payload == body
     assert shortened[1] == tos
+    assert by_port[1] == 0, "a router's mark would be lost at the far end's VXLAN port"
     assert shortened[8:10] == by_port[8:10], "TTL and protocol"
 
 
@@ -271,12 +272,36 @@ def test_what_is_not_plain_is_judged_and_counted_as_before(edge: Edge, name: str
     assert drops == ({cause: 1} if cause else {})
 
 
-@pytest.mark.parametrize("at", [1, 15], ids=["congestion", "another source"])
-def test_what_the_vxlan_port_takes_besides_it_still_takes(edge: Edge, at: int) -> None:
+def test_what_the_vxlan_port_takes_besides_it_still_takes(edge: Edge) -> None:
     edge.tunnel.shorten(edge.bridge, TRUNK)
-    edge.tunnel.write(summed(with_byte(edge.far.wrapped(edge.trill(packet_v4())), at, 3)))
+    from_elsewhere = with_byte(edge.far.wrapped(edge.trill(packet_v4())), 15, 3)
+    edge.tunnel.write(summed(from_elsewhere))
     assert len(edge.guest.frames(5.0, 1)) == 1
     assert edge.sum("out_of_tunnel") == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "marked"),  # RFC 6040 section 4.2
+    [
+        (packet_v4(tos=2), packet_v4(tos=3)), (packet_v4(tos=0x29), packet_v4(tos=0x2B)),
+        (packet_v4(tos=3), packet_v4(tos=3)), (packet_v4(tos=0x28), None),
+        (packet_v6(2), packet_v6(3)), (packet_v6(0x29), packet_v6(0x2B)), (packet_v6(0x28), None),
+    ],
+    ids=["ect0", "ect1", "ce", "not-ect", "ipv6-ect0", "ipv6-ect1", "ipv6-not-ect"],
+)  # fmt: skip
+@pytest.mark.parametrize("egress", [ME, NODE], ids=["guest", "transit"])
+def test_a_mark_of_congestion_on_the_way_reaches_the_guest(
+    edge: Edge, egress: Nickname, body: bytes, marked: bytes | None
+) -> None:
+    edge.tunnel.shorten(edge.bridge, TRUNK)
+    congested = with_byte(edge.far.wrapped(edge.trill(body, egress=egress)), 1, 3)
+    edge.tunnel.write(summed(congested))
+    edge.far.send(edge.trill(packet_v4(200), egress=egress))  # one behind it, not marked
+    out = edge.guest if egress == ME else edge.rack
+    frames = out.frames(5.0, 1 if marked is None else 2)
+    bodies = [decode_trill(frame).payload if egress == NODE else frame[14:] for frame in frames]
+    assert bodies == ([] if marked is None else [marked]) + [packet_v4(200)]
+    assert edge.bridge.plane.counters().drops[Drop.INNER] == (marked is None)
 
 
 def test_another_segments_guest_gets_nothing_of_this_one(edge: Edge) -> None:
