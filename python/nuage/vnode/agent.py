@@ -72,6 +72,7 @@ class VnodeAgent:
         self._memory = AgentMemory()
         self._board = _Board()
         self._busy: dict[VmId, asyncio.Task[None]] = {}
+        self._repointing: dict[VmId, machine.Repoint] = {}
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
         self._stepping = asyncio.Lock()
@@ -173,6 +174,7 @@ class VnodeAgent:
         acts: list[tuple[VmId, machine.Act]] = []
         for vm_id, guest in list(self._memory.guests.items()):
             if vm_id in self._busy or vm_id in under_way:
+                await self._follow(guest)
                 continue
             if not guest.in_wish and vm_id not in seen:
                 self._memory = forget(self._memory, vm_id)
@@ -191,6 +193,15 @@ class VnodeAgent:
             self._busy[vm_id] = asyncio.create_task(self._perform(vm_id, act))
         await self._tell(seen)
         return max(look_s - now_s, LEAST_WAIT_S)
+
+    async def _follow(self, guest: GuestMemory) -> None:
+        """Have a repointing under way follow a volume that has moved again."""
+        vm_id = guest.wish.vm_id
+        moved = machine.moved_again(guest, self._repointing.get(vm_id))
+        if moved is not None:
+            self._repointing[vm_id] = moved
+            disk = self._options.disk_of(moved.disk)
+            await self._hypervisor.follow_disk(vm_id, moved.slot, disk)
 
     async def _tell(self, seen: dict[VmId, GuestSeen]) -> None:
         reports = {
@@ -253,7 +264,11 @@ class VnodeAgent:
             case machine.Detach(slot=slot):
                 await hypervisor.detach_disk(vm_id, slot)
             case machine.Repoint(slot=slot, disk=disk):
-                await hypervisor.repoint_disk(vm_id, slot, self._options.disk_of(disk))
+                self._repointing[vm_id] = act
+                try:
+                    await hypervisor.repoint_disk(vm_id, slot, self._options.disk_of(disk))
+                finally:
+                    del self._repointing[vm_id]
             case machine.Balloon(memory_mib=memory_mib):
                 await hypervisor.set_balloon(vm_id, memory_mib)
             case machine.Migrate(address=address, limits=limits):

@@ -184,6 +184,10 @@ class FakeHypervisor:
             raise NotFound("file", disk.path)
         self._set_slot(vm_id, slot, disk)
 
+    async def follow_disk(self, vm_id: VmId, _slot: int, _disk: Disk) -> None:
+        """Note it: a repointing here waits for nothing."""
+        self.acts.append(("follow_disk", vm_id))
+
     def _set_slot(self, vm_id: VmId, slot: int, disk: Disk | None) -> None:
         seen = self._guests[vm_id].seen
         width = max(len(seen.disks), slot + 1)

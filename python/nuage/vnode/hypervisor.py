@@ -212,6 +212,13 @@ class Hypervisor(Protocol):
         """Reach the same volume by another way, without the guest seeing it."""
         ...
 
+    async def follow_disk(self, vm_id: VmId, slot: int, disk: Disk) -> None:
+        """Say, while `repoint_disk` runs, that the volume moved again; else nothing happens.
+
+        What waits for the first move's end would be led for ever to where the volume is no more.
+        """
+        ...
+
     async def set_balloon(self, vm_id: VmId, memory_mib: int) -> None:
         """Ask the guest to make do with `memory_mib`, at most what it was started with."""
         ...

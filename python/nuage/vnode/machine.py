@@ -529,6 +529,16 @@ def _plan_repoint(memory: GuestMemory, seen: GuestSeen, disk_of: DiskOf) -> Plan
     return None
 
 
+def moved_again(memory: GuestMemory, under_way: Repoint | None) -> Repoint | None:
+    """Return where a repointing under way leads by now; None where it leads there already."""
+    if under_way is None:
+        return None
+    for disk in memory.wish.disks:
+        if disk.volume_id == under_way.disk.volume_id and disk.portal != under_way.disk.portal:
+            return Repoint(under_way.slot, disk)
+    return None
+
+
 def _plan_balloon(memory: GuestMemory, seen: GuestSeen) -> Plan:
     """A smaller shape takes effect at once through the balloon, a larger one at the next start."""
     target_mib = min(memory.wish.shape.memory_mib, seen.shape.memory_mib)

@@ -80,6 +80,7 @@ class QemuHypervisor:
         self._rerouting = Rerouting()
         self._repoints: dict[tuple[VmId, int], int] = {}
         self._unsure: dict[tuple[VmId, int], Disk] = {}  # where to, when it broke off
+        self._goals: dict[tuple[VmId, int], Disk] = {}  # where what waits is led, while it changes
 
     @property
     def accelerator(self) -> str:
@@ -351,7 +352,9 @@ class QemuHypervisor:
         tried = self._repoints.get((vm_id, slot), 0)
         fresh = before + 1 + tried  # one that broke off may have got through: its names are taken
         self._repoints[vm_id, slot] = tried + 1
+        self._goals[vm_id, slot] = disk
         async with contextlib.AsyncExitStack() as led:
+            led.callback(self._goals.pop, (vm_id, slot))
             for there in self._ways(guest, slot):
                 await led.enter_async_context(self._led(there, disk, is_again=tried > 0))
             try:
@@ -369,6 +372,13 @@ class QemuHypervisor:
             self._set_slot(guest, slot, stored(disk), fresh)
             for generation in range(before, fresh):  # QEMU logs out, and waits for the answer
                 await self._drop_transport(guest, slot, generation)
+
+    async def follow_disk(self, vm_id: VmId, slot: int, disk: Disk) -> None:
+        """Lead on what waits in a `repoint_disk` that runs: the volume has moved again."""
+        match self._goals.get((vm_id, slot)), disk:
+            case IscsiDisk(portal=left), IscsiDisk(portal=new) if left != new:
+                self._goals[vm_id, slot] = disk
+                await self._rerouting.turn(left, new)
 
     def _ways(self, guest: Guest, slot: int) -> list[Disk]:
         """Return each way by which something may be in flight to a slot's volume."""

@@ -13,7 +13,8 @@ after each; in that time it does not notice that a new head is there. The kernel
 unanswered SYN every second. So while a guest runs, a refusal by one of its portals does not reach
 it: the attempt goes on, and its next SYN is led to where the head is by then. For this such a SYN
 is not tracked before there is somewhere to lead it: what is tracked stays on the way that it took.
-Attempts under way are not closed either, each would be counted.
+Attempts under way are not closed either, each would be counted; but for those on a way that leads
+to where the head is not any more, when it has moved again before QEMU changed its own way.
 
 A guest that connects for the first time wants the refusal; for that moment its portals are not
 held. What is held follows from the guests that run, so an agent that was restarted loads the same
@@ -45,9 +46,11 @@ log: Final = structlog.get_logger("rerouting")
 def ruleset(held: Iterable[str], ways: dict[str, str]) -> str:
     """Return all rules: the portals whose refusals are held back, each old portal's new one.
 
-    The chains stay while there is anything: without one the kernel ends translation at once.
+    An old portal that is its own new one (the head came back) is led nowhere. The chains stay while
+    there is anything: without one the kernel ends translation at once.
     """
     held = sorted(held)
+    ways = {old: new for old, new in ways.items() if old != new}
     lines = [f"add table ip {TABLE}", f"delete table ip {TABLE}"]
     if held or ways:
         lines = [
@@ -121,12 +124,26 @@ class Rerouting:
             yield
         finally:
             is_done.set()
-            if cutting is not None:
-                await cutting  # bounded by its own limits
-            self._users[old] -= 1
-            if not self._users[old]:
-                del self._users[old], self._ways[old]
-            await self._load()
+            try:
+                if cutting is not None:
+                    await cutting  # bounded by its own limits
+            finally:
+                self._users[old] -= 1
+                if not self._users[old]:
+                    del self._users[old], self._ways[old]
+                await self._load()
+
+    async def turn(self, left: str, new: str) -> None:
+        """Lead to `new` what is led to portal `left` at this moment: the head went on from there.
+
+        Attempts that the kernel has begun on the way to `left` would stay on it: they are closed.
+        """
+        turned = [old for old, there in self._ways.items() if there == left]
+        for old in turned:
+            self._ways[old] = new
+        await self._load()
+        for old in turned:
+            await _run("ss", "-K", "state", "syn-sent", *_to(old))
 
     async def _load(self) -> None:
         """Bring the kernel's rules up to date; one at a time, the last word wins."""
@@ -186,17 +203,22 @@ def _to(portal: str) -> tuple[str, ...]:
 
 async def _run(*command: str, text: str = "") -> str | None:
     """Return what a tool of the kernel says, None where it fails: QEMU then waits as before."""
+    pipe = asyncio.subprocess.PIPE
+    process = None
     try:
         async with asyncio.timeout(TOOL_TIMEOUT_S):
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+                stdin=pipe if text else asyncio.subprocess.DEVNULL,
+                stdout=pipe,
+                stderr=pipe,
             )
-            said, told = await process.communicate(text.encode())
-    except (OSError, TimeoutError) as error:
+            said, told = await process.communicate(text.encode() or None)
+    except (OSError, RuntimeError, TimeoutError) as error:  # RuntimeError: uvloop, its end is gone
         log.warning("not led on", command=command[0], error=repr(error))
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         return None
     log.info("led on", command=command[0], code=process.returncode, told=told.decode()[:200])
     return said.decode() if process.returncode == 0 else None

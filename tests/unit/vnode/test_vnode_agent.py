@@ -22,7 +22,7 @@ from nuage.model.desired import (
 from nuage.model.vm import PowerWish, VmShape, VmState
 from nuage.vnode.agent import AgentOptions, VnodeAgent, slots_of
 from nuage.vnode.fake import FakeFabric, FakeHypervisor
-from nuage.vnode.hypervisor import GuestSeen, GuestSpec
+from nuage.vnode.hypervisor import Disk, GuestSeen, GuestSpec, IscsiDisk
 from nuage.vnode.ports import NoPlug
 from nuage.vnode.sed import NodeFacts, Sed
 
@@ -129,6 +129,63 @@ async def test_a_guest_that_comes_up_while_the_agent_looks_is_not_started_again(
     running = await report_when(agent, is_state(VmState.RUNNING))
     assert running.failure == ""
     assert hypervisor.starts == 1
+
+
+class SlowToRepoint(FakeHypervisor):
+    """A disk changes its way only once it is led to where its volume is by then."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeFabric())
+        self.followed: list[str] = []
+        self.begun = asyncio.Event()
+        self._followed = asyncio.Event()
+
+    async def repoint_disk(self, vm_id: VmId, slot: int, disk: Disk) -> None:
+        self.begun.set()
+        if not self.followed:
+            async with asyncio.timeout(10):
+                await self._followed.wait()
+        await super().repoint_disk(vm_id, slot, disk)
+
+    def is_at(self, portal: str) -> bool:
+        (guest,) = self._guests.values()
+        (disk,) = guest.seen.disks
+        return isinstance(disk, IscsiDisk) and disk.portal == portal
+
+    async def follow_disk(self, vm_id: VmId, slot: int, disk: Disk) -> None:
+        await super().follow_disk(vm_id, slot, disk)
+        assert isinstance(disk, IscsiDisk)
+        self.followed.append(disk.portal)
+        self._followed.set()
+
+
+async def test_a_volume_that_moves_again_is_followed_before_the_first_move_ends(
+    make: Maker,
+) -> None:
+    hypervisor = SlowToRepoint()
+    agent = make("v1", hypervisor)
+    await agent.open()
+    disk = wish().disks[0]
+    at = [replace(wish(), disks=(replace(disk, portal=f"10.0.0.{i}:1"),)) for i in "123"]
+    await agent.take_wish(VnodeWish(revision=1, vms=(at[0],)))
+    await report_when(agent, is_state(VmState.RUNNING))
+    await agent.take_wish(VnodeWish(revision=2, vms=(at[1],)))
+    await hypervisor.begun.wait()
+    await agent.step()
+    assert hypervisor.followed == []
+    await agent.take_wish(VnodeWish(revision=3, vms=(at[2],)))
+    await agent.step()
+    assert hypervisor.followed == ["10.0.0.3:1"], "told once"
+    arrived = asyncio.Event()
+
+    def look(_vm_id: VmId) -> None:
+        if hypervisor.is_at("10.0.0.3:1"):
+            arrived.set()
+
+    hypervisor.subscribe(look)
+    look(VM)
+    async with asyncio.timeout(10):
+        await arrived.wait()
 
 
 async def test_an_agent_goes_on_with_its_last_wish_after_a_restart(make: Maker) -> None:

@@ -64,3 +64,9 @@ def test_connections_are_known_by_their_local_port() -> None:
     )
     assert ports_of(told) == ("47604", "47610")
     assert ports_of("") == ()
+
+
+def test_a_portal_to_which_the_head_came_back_is_led_nowhere_and_still_held() -> None:
+    rules = ruleset(HELD, {HELD[0]: HELD[0]})
+    assert rules_of(rules, " lead ") == []
+    assert len(rules_of(rules, " repeat ")) == 2
