@@ -7,7 +7,6 @@ MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 TIB: Final = 1024 * GIB
 JOULES_PER_KWH: Final = 3_600_000
-SECONDS_PER_HOUR: Final = 3600
 
 _SUFFIXES: Final = {
     "": 1, "b": 1,

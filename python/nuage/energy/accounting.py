@@ -171,11 +171,6 @@ class EnergyLedger:
         """Forget VMs that are gone; the accounts of their IaaSes keep what they used."""
         self._vm_millijoules = {v: j for v, j in self._vm_millijoules.items() if v in vm_ids}
 
-    def site_joules(self, site_id: SiteId) -> float:
-        """Return all IT energy of a site: what its meters counted."""
-        accounts = (a for a in self._accounts.values() if a.site_id == site_id)
-        return sum(account.it_millijoules for account in accounts) / 1000.0
-
     def rows(self) -> tuple[LedgerRow, ...]:
         """Return the report, by month, site and IaaS; the site's own account comes first."""
         return tuple(

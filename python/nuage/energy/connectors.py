@@ -46,7 +46,6 @@ class CarbonRecord:
 
     begin_s: float
     carbon_g_per_kwh: float
-    consumption_mw: float | None = None
     renewable_share: float | None = None
 
 
@@ -96,7 +95,7 @@ def parse_eco2mix(answer: bytes) -> tuple[CarbonRecord, ...]:
         share = None
         if consumption and all(part is not None for part in parts):
             share = sum(max(part or 0.0, 0.0) for part in parts) / consumption
-        found[begin_s] = CarbonRecord(begin_s, carbon, consumption, share)
+        found[begin_s] = CarbonRecord(begin_s, carbon, share)
     return tuple(found[begin_s] for begin_s in sorted(found))
 
 

@@ -19,7 +19,6 @@ from nuage.errors import InvalidRequest
 PUE_FREE: Final = 1.16  # paper §V
 PUE_CONDITIONED: Final = 1.55  # paper §V
 SERVER_RISE_K: Final = 10.0  # paper §IV-B
-RECOMMENDED_INLET_C: Final = (18.0, 27.0)  # ASHRAE TC 9.9 (2021), A1 to A4
 
 
 class AshraeClass(Enum):

@@ -46,15 +46,6 @@ class PowerLimit:
     node_ids: frozenset[NodeId]
 
 
-@dataclass(frozen=True, slots=True)
-class Overload:
-    """An element that carries too much, now or once a feed has failed."""
-
-    name: str
-    load_watts: float
-    limit_watts: float
-
-
 class PowerPath:
     """The elements of one site, and the outlets of each node (one, or A and B)."""
 
@@ -89,36 +80,6 @@ class PowerPath:
             )
             for name, node_ids in sorted(members.items())
         )
-
-    def load_watts(
-        self, node_watts: Mapping[NodeId, float], *, failed: str = ""
-    ) -> dict[str, float]:
-        """Return what each element carries, with the element `failed` (and all under it) dead.
-
-        A node with no live outlet is dark and draws nothing.
-        """
-        load = dict.fromkeys(self.elements, 0.0)
-        for node_id, watts in node_watts.items():
-            live = [o for o in self.outlets_of.get(node_id, ()) if failed not in self._above[o]]
-            for outlet in live:
-                for name in self._above[outlet]:
-                    load[name] += watts / len(live)
-        return load
-
-    def overloads(
-        self, node_watts: Mapping[NodeId, float], *, failed: str = ""
-    ) -> tuple[Overload, ...]:
-        """Return the elements that carry more than their limit."""
-        load = self.load_watts(node_watts, failed=failed)
-        return tuple(
-            Overload(name, watts, self.elements[name].limit_watts)
-            for name, watts in sorted(load.items())
-            if watts > self.elements[name].limit_watts + 1e-9
-        )
-
-    def paths_of(self, node_id: NodeId) -> tuple[tuple[str, ...], ...]:
-        """Return the node's paths, outlet first."""
-        return tuple(self._above[outlet] for outlet in self.outlets_of.get(node_id, ()))
 
     def _chain(self, name: str) -> tuple[str, ...]:
         chain = [name]

@@ -35,16 +35,6 @@ class MeterSource(IntEnum):
     MODEL = 3
 
 
-# Relative uncertainty where a meter does not tell its own: PDU class, BMC sensor, RAPL
-# (which misses supply, fans and disks), and the model.
-UNCERTAINTY_SHARE: Final = {
-    MeterSource.OUTLET: 0.02,
-    MeterSource.BMC: 0.05,
-    MeterSource.RAPL: 0.30,
-    MeterSource.MODEL: 0.20,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Watts of a node at a moment."""
@@ -52,14 +42,6 @@ class Reading:
     source: MeterSource
     power_watts: float
     read_s: float
-    uncertainty_watts: float | None = None
-
-    @property
-    def sigma_watts(self) -> float:
-        """The meter's own uncertainty, or the usual one of its kind."""
-        if self.uncertainty_watts is not None:
-            return self.uncertainty_watts
-        return UNCERTAINTY_SHARE[self.source] * self.power_watts
 
     def age_s(self, now_s: float) -> float:
         """Return how old the reading is."""

@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo
 from nuage.errors import CorruptData, InvalidRequest
 
 PARIS: Final = ZoneInfo("Europe/Paris")
-TEMPO_DAY_BEGINS_HOUR: Final = 6  # a Tempo day's colour holds from 6:00 to 6:00
 HOLD_S_MAX: Final = 2 * 3600.0  # how long a market's last price may stand for a missing one
 
 
@@ -88,13 +87,8 @@ class PriceSeries:
         raise PriceUnknown(
             f"no price for {instant_s:.0f}",
             where="price series",
-            hint="the market has not published it, or a download failed; holes() lists them",
+            hint="the market has not published it, or a download failed",
         )
-
-    def holes(self) -> tuple[tuple[float, float], ...]:
-        """Return (begin, end) of each gap between the first interval and the last."""
-        pairs = zip(self.intervals, self.intervals[1:], strict=False)
-        return tuple((a.end_s, b.begin_s) for a, b in pairs if b.begin_s > a.end_s)
 
     def _covering(self, instant_s: float) -> Interval | None:
         index = bisect_right(self._begins, instant_s) - 1
@@ -191,17 +185,3 @@ class Tariff:
         local = datetime.fromtimestamp(instant_s, self.zone)
         day = local.date()
         return day - timedelta(days=1) if local.hour < self.day_begins_hour else day
-
-
-def tempo(versions: Iterable[tuple[date, Mapping[DayColour, tuple[float, float]]]]) -> Tariff:
-    """Return a Tempo tariff from dated prices: (off-peak 22-6, peak 6-22) EUR/MWh per colour."""
-    built = []
-    dated = sorted(versions, key=lambda version: version[0])
-    for index, (valid_from, prices) in enumerate(dated):
-        rules = []
-        for colour, (off_peak, peak) in prices.items():
-            rules.append(CalendarRule(eur_per_mwh=peak, hours=(6, 22), colour=colour))
-            rules.append(CalendarRule(eur_per_mwh=off_peak, hours=(22, 6), colour=colour))
-        until = dated[index + 1][0] if index + 1 < len(dated) else None
-        built.append(TariffVersion(valid_from=valid_from, valid_until=until, rules=tuple(rules)))
-    return Tariff(name="tempo", versions=tuple(built), day_begins_hour=TEMPO_DAY_BEGINS_HOUR)

@@ -2,7 +2,7 @@
 
 Shipped as counts of hours by dry bulb and dew point, in squares of 1 K, and mean dry bulb by
 month and hour of solar time; data/LICENSE-rt2012.txt has source and licence. The files are
-at sea level: `at_altitude` lowers them by 6.5 K per kilometre.
+at sea level.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from nuage.errors import NotFound
 
 ZONES: Final = ("H1a", "H1b", "H1c", "H2a", "H2b", "H2c", "H2d", "H3")
-LAPSE_K_PER_M: Final = 0.0065  # standard atmosphere
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,23 +39,6 @@ class WeatherNormal:
         """Return the part of the year that each square stands for; sums to 1."""
         shares: Floats = self.hour_count / self.hour_count.sum()
         return shares
-
-    def share_below(self, threshold_c: float) -> float:
-        """Return the part of the year below a dry bulb; exact for whole degrees."""
-        return float(self.share[self.dry_bulb_c < threshold_c].sum())
-
-    def at_altitude(self, altitude_m: float) -> "WeatherNormal":
-        """Return the same year `altitude_m` above the sea."""
-        fall_k = LAPSE_K_PER_M * altitude_m
-        return WeatherNormal(
-            self.zone,
-            self.latitude_deg,
-            self.longitude_deg,
-            self.dry_bulb_c - fall_k,
-            np.minimum(self.dew_point_c, self.dry_bulb_c - fall_k),
-            self.hour_count,
-            tuple(tuple(value - fall_k for value in month) for month in self.mean_dry_bulb_c),
-        )
 
 
 class _Zone(msgspec.Struct, frozen=True):

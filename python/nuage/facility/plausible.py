@@ -1,14 +1,13 @@
-"""Which readings are believed. The rules are `energy.meters`'; here they become errors.
+"""Which readings no driver returns: what shows alone that it cannot be true.
 
-What a reading shows alone (not a number, negative) is refused by every driver. What takes a
-history (above the nameplate, out of order, a jump that nothing confirms) is refused by
-`CheckedMeter`, which stands before any meter.
+What takes a history (above the nameplate, out of order, a jump that nothing confirms) is
+refused by `energy.meters.NodeMeters`.
 """
 
 from math import isfinite
 
-from nuage.energy.meters import MeterSource, NodeMeters, Reading
-from nuage.facility.ports import ImplausibleReading, Meter, OutletState
+from nuage.energy.meters import MeterSource, Reading
+from nuage.facility.ports import ImplausibleReading, OutletState
 
 
 def believable_watts(watts: float, meter: str) -> float:
@@ -56,25 +55,3 @@ def believable_outlet(
         reading=reading,
         energy_kwh=believable_kwh(energy_kwh, name),
     )
-
-
-class CheckedMeter:
-    """A meter whose every reading has passed the rules."""
-
-    def __init__(self, meter: Meter, name: str, *, nameplate_watts: float) -> None:
-        self._meter = meter
-        self._name = name
-        self._accepted = NodeMeters(nameplate_watts)
-
-    async def read(self) -> Reading:
-        """Return a reading that may be believed.
-
-        Raises:
-            ImplausibleReading: a rule refused it. A step that is real is accepted at the
-                second reading, which confirms it.
-        """
-        reading = await self._meter.read()
-        refused = self._accepted.take(reading)
-        if refused is not None:
-            raise ImplausibleReading(self._name, rule=refused.rule, reason=refused.reason)
-        return reading

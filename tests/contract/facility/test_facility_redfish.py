@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 from tests.contract.facility.facility_bench import LOGIN, NODE, PDU, StepClock, running_bench
 
+from nuage.energy.meters import NodeMeters
 from nuage.errors import NotFound, RemoteProtocolError, TimedOut
-from nuage.facility.plausible import CheckedMeter
 from nuage.facility.ports import (
     BmcNotTrusted,
     BmcRefused,
     BmcUnavailable,
     BootDevice,
-    ImplausibleReading,
     OutletOrder,
     PowerState,
 )
@@ -137,15 +136,17 @@ async def test_a_slow_bmc_within_the_limit_is_waited_for() -> None:
 
 async def test_a_meter_that_jumps_is_believed_when_it_says_so_again() -> None:
     async with running_bench() as bench, bench.connect(bench.node_url) as connection:
-        meter = CheckedMeter(RedfishNode(connection, bench.clock), NODE, nameplate_watts=600.0)
-        await meter.read()
+        node, meters = RedfishNode(connection, bench.clock), NodeMeters(nameplate_watts=600.0)
+        assert meters.take(await node.read()) is None
         bench.rig.set_fault(NODE, Fault(jump_watts=400.0))
         await bench.clock.sleep(5.0)
-        with pytest.raises(ImplausibleReading) as caught:
-            await meter.read()
-        assert caught.value.rule == "jump"
+        refused = meters.take(await node.read())
+        assert refused is not None
+        assert refused.rule == "jump"
         await bench.clock.sleep(5.0)
-        assert (await meter.read()).power_watts == pytest.approx(404.0)
+        again = await node.read()
+        assert meters.take(again) is None
+        assert again.power_watts == pytest.approx(404.0)
 
 
 async def test_the_weather_outside_is_read_from_the_pdus_probe() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from nuage.energy.cooling import AshraeClass, CoolingControl, CoolingMode, CoolingModel
 from nuage.energy.electrical import CONTAINER_WATTS, PathElement, PathKind, PowerPath
-from nuage.energy.kpi import Category, EnergyPeriod, kpis, merge, weighted_pue
+from nuage.energy.kpi import Category, EnergyPeriod, kpis
 from nuage.energy.tier import Component, Subsystem, at_least, check_tier
 from nuage.energy.weather import nearest_zone, weather_normal
 from nuage.errors import CorruptData, InvalidRequest, NotFound
@@ -54,12 +54,10 @@ def test_the_weather_normals_ship_with_their_source_and_licence() -> None:
     assert "Redistribution and use in source and binary forms" in told
 
 
-def test_zones_are_found_by_place_and_cooled_by_height() -> None:
+def test_zones_are_found_by_place() -> None:
     assert nearest_zone(48.84, 2.64) == "H1a"  # Marne-la-Vallée
     assert nearest_zone(43.3, 5.37) == "H2d"
-    high = weather_normal("H1c").at_altitude(1000.0)
-    assert high.share_below(16.5) == weather_normal("H1c").share_below(23.0)
-    assert len(high.mean_dry_bulb_c) == 12
+    assert [len(hours) for hours in weather_normal("H1c").mean_dry_bulb_c] == [24] * 12
     with pytest.raises(NotFound):
         weather_normal("H9")
 
@@ -82,8 +80,6 @@ def test_key_figures_carry_their_boundary_and_category() -> None:
     assert by_name["REF"].value == pytest.approx(0.25)
     assert by_name["ERF"].value == pytest.approx(0.1)
     assert {kpi.boundary for kpi in by_name.values()} == {"servers, air and conditioning"}
-    assert not by_name["PUE"].is_full_year
-    assert kpis(period(end_s=366 * 86_400.0))[0].is_full_year
 
 
 def test_figures_that_cannot_be_are_refused() -> None:
@@ -98,19 +94,6 @@ def test_figures_that_cannot_be_are_refused() -> None:
             begin_s=0, end_s=1, it_joules=1, facility_joules=1, boundary="",
             category=Category.BASIC,
         )  # fmt: skip
-    with pytest.raises(InvalidRequest):
-        weighted_pue([(0.8, 1.16)])
-
-
-def test_a_pue_by_period_weighs_energy_not_hours() -> None:
-    merged = merge([period(), period(begin_s=3600, end_s=7200, it_joules=1.0, facility_joules=2.0)])
-    assert kpis(merged)[0].value == pytest.approx(1.2)
-    other = EnergyPeriod(
-        begin_s=0, end_s=1, it_joules=1, facility_joules=1, boundary="servers",
-        category=Category.ADVANCED,
-    )  # fmt: skip
-    with pytest.raises(InvalidRequest):
-        merge([period(), other])
 
 
 def path() -> PowerPath:
@@ -134,22 +117,11 @@ def path() -> PowerPath:
     return PowerPath(elements, outlets)
 
 
-def test_two_feeds_share_until_one_fails() -> None:
-    watts = {NodeId("dual1"): 500.0, NodeId("dual2"): 500.0, NodeId("single"): 400.0}
-    assert path().load_watts(watts)["feed-a"] == 900.0
-    assert path().load_watts(watts)["box"] == 1400.0
-    assert path().overloads(watts) == ()
-    failed_b = path().overloads(watts, failed="feed-b")
-    assert [(o.name, o.load_watts) for o in failed_b] == [("feed-a", 1400.0)]
-    assert path().load_watts(watts, failed="feed-a")["box"] == 1000.0
-
-
 def test_limits_leave_room_for_the_other_feed_to_fail() -> None:
     limits = {limit.name: limit for limit in path().limits()}
     assert limits["feed feed-a"].node_ids == {"dual1", "dual2", "single"}
     assert limits["feed feed-b"].node_ids == {"dual1", "dual2"}
     assert limits["container box"].limit_watts == 18_000.0
-    assert path().paths_of(NodeId("single")) == (("a3", "feed-a", "box"),)
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,6 @@ def test_a_real_step_confirms_itself_and_a_spike_does_not() -> None:
     assert node.take(Reading(OUTLET, 430.0, 4.0)) is None
 
 
-def test_uncertainty_is_the_meter_s_own_or_its_kind_s() -> None:
-    assert Reading(OUTLET, 100.0, 0.0, 1.5).sigma_watts == 1.5
-    assert Reading(RAPL, 100.0, 0.0).sigma_watts == pytest.approx(30.0)
-
-
 def test_a_counter_that_wraps_keeps_counting_and_one_that_resets_adds_nothing() -> None:
     counter = EnergyCounter(range_uj=1_000_000_000, power_watts_max=400.0)
     counter.look(900_000_000, 0.0)

@@ -1,7 +1,7 @@
 import pytest
+from tests.unit.energy.greendiet_rules import GREENDIET_RULES
 
 from nuage.energy.rules import (
-    GREENDIET_RULES,
     ShareController,
     nodes_in_service,
     rehearse,

@@ -1,6 +1,7 @@
+from tests.unit.energy.greendiet_rules import GREENDIET_RULES
 from tests.unit.placement.placement_builders import request, site, vector
 
-from nuage.energy.rules import GREENDIET_RULES, ShareController
+from nuage.energy.rules import ShareController
 from nuage.ids import NodeId, VmId
 from nuage.placement.local_agent import LocalAgent
 from nuage.placement.steward import SiteFigures, Steward
