@@ -8,13 +8,11 @@ one atomic unit: all of its changes are stored, or none, and its revisions are c
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias
 
-from nuage.errors import Conflict, CorruptData
+from nuage.errors import Conflict
 from nuage.ids import SiteId
 from nuage.model.record import Noun, Record
-
-NounT = TypeVar("NounT")
 
 # etcd takes 128 operations in one transaction: two a change, a few of our own.
 CHANGES_PER_WRITE_MAX: Final = 60
@@ -202,17 +200,3 @@ class Catalogue(Protocol):
     async def close(self) -> None:
         """Finish what was accepted, then release everything."""
         ...
-
-
-def value_of(record: Record, cls: type[NounT]) -> NounT:
-    """Return the record's value as the class its kind promises.
-
-    Raises:
-        CorruptData: the record holds something else.
-    """
-    if not isinstance(record.value, cls):
-        raise CorruptData(
-            f"{record.kind} {record.id} holds a {type(record.value).__name__}",
-            where=f"{record.home}/{record.kind}/{record.id}",
-        )
-    return record.value

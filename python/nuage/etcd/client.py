@@ -9,7 +9,6 @@ not be made at all is a write tried elsewhere.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
 
 import aiohttp
@@ -34,7 +33,6 @@ from nuage.etcd.messages import (
     MemberList,
     Op,
     RangeResult,
-    Status,
     TxnResult,
     WatchEnvelope,
     b64,
@@ -69,14 +67,6 @@ class WatchCompacted(Conflict):
     """The revision to watch from is no longer kept; `revision` is the oldest that is."""
 
     code = "watch_compacted"
-
-
-def client_tls(*, ca_file: Path, cert_file: Path, key_file: Path) -> ssl.SSLContext:
-    """Return a context for mutual TLS towards the members."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(ca_file))
-    context.load_cert_chain(str(cert_file), str(key_file))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 class EtcdClient:
@@ -180,11 +170,6 @@ class EtcdClient:
         """Remove a member."""
         document: Document = {"ID": str(member_id)}
         return await self._call("cluster/member/remove", document, MemberList, repeatable=False)
-
-    async def status(self, endpoint: str) -> Status:
-        """Return what one member says of itself."""
-        body = msgspec.json.encode({})
-        return await self._post(endpoint.rstrip("/"), "maintenance/status", body, Status)
 
     async def watch(
         self, key: bytes, *, prefix: bool = False, start_revision: int

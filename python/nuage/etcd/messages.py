@@ -17,7 +17,6 @@ class KeyValue(msgspec.Struct, frozen=True):
 
     key: bytes = b""
     value: bytes = b""
-    create_revision: int = 0
     mod_revision: int = 0
     version: int = 0
     lease: int = 0
@@ -26,10 +25,8 @@ class KeyValue(msgspec.Struct, frozen=True):
 class Header(msgspec.Struct, frozen=True):
     """Who answered, at which revision of the whole store."""
 
-    cluster_id: int = 0
     member_id: int = 0
     revision: int = 0
-    raft_term: int = 0
 
 
 class RangeResult(msgspec.Struct, frozen=True):
@@ -91,16 +88,6 @@ class MemberList(msgspec.Struct, frozen=True):
     member: Member | None = None
 
 
-class Status(msgspec.Struct, frozen=True):
-    """One member's own view; `leader` 0: it knows none."""
-
-    header: Header = Header()
-    version: str = ""
-    db_bytes: int = msgspec.field(default=0, name="dbSize")
-    leader: int = 0
-    raft_term: int = msgspec.field(default=0, name="raftTerm")
-
-
 class EventType(Enum):
     """What happened to a key."""
 
@@ -119,7 +106,6 @@ class WatchResult(msgspec.Struct, frozen=True):
     """One message of a watch."""
 
     header: Header = Header()
-    created: bool = False
     canceled: bool = False
     compact_revision: int = 0
     cancel_reason: str = ""
@@ -130,7 +116,6 @@ class WatchFailure(msgspec.Struct, frozen=True):
     """Why the gateway ended a stream."""
 
     message: str = ""
-    grpc_code: int = 0
 
 
 class WatchEnvelope(msgspec.Struct, frozen=True):

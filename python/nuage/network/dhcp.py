@@ -17,7 +17,6 @@ from nuage.network.wire import MalformedFrame, Reader, internet_checksum
 SERVER_MAC: Final = bytes.fromhex("02e000000067")  # ours on every node: answers survive a move
 MAGIC: Final = bytes.fromhex("63825363")
 LEASE_S: Final = 86_400
-OPTION_BYTES_MAX: Final = 576
 BOOTREQUEST: Final = 1
 BOOTREPLY: Final = 2
 FLAG_BROADCAST: Final = 0x8000

@@ -153,7 +153,6 @@ class FabricNews(Enum):
     NEIGHBOUR_FLOODING = "neighbour_flooding"
     NICKNAME_CHANGED = "nickname_changed"
     MTU_TOO_SMALL = "mtu_too_small"
-    ROUTES_CHANGED = "routes_changed"
     SECOND_NEIGHBOUR = "second_neighbour"
     LSP_OVERFLOW = "lsp_overflow"
     NEIGHBOUR_RESTARTED = "neighbour_restarted"

@@ -164,7 +164,6 @@ class ExtendedReach:
     number: ClassVar[int] = 22
     LINK: ClassVar[int] = 4
     MTU: ClassVar[int] = 28
-    MTU_FAILED: ClassVar[int] = 0x80
     neighbours: tuple[Reach, ...]
 
     def encode(self) -> bytes:

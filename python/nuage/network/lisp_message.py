@@ -38,7 +38,6 @@ from typing import Final, TypeAlias
 from nuage.network.forwarding import MapAction
 from nuage.network.wire import MalformedFrame, Reader, internet_checksum
 
-LISP_DATA_PORT: Final = 4341
 LISP_CONTROL_PORT: Final = 4342
 AFI_IPV4: Final = 1
 AFI_IPV6: Final = 2

@@ -31,14 +31,10 @@ HOP_COUNT_MAX: Final = 63
 HOP_COUNT_IPV4: Final = 60  # what guests send begins with these: see `first_hops`
 HOP_COUNT_IPV6: Final = 15
 ETHERNET_BYTES: Final = 14
-TRILL_HEADER_BYTES: Final = 6
-VLAN_OVERHEAD_BYTES: Final = 24  # outer Ethernet 14, header 6, inner tag 4
-FGL_OVERHEAD_BYTES: Final = 28  # and the second half of the label
 CRITICAL_OPTION_BITS: Final = 0xE0000000  # RFC 7179 §2: CHbH, CItE, CRSV summary bits
 CHANNEL_BFD: Final = 0x002  # RFC 7175
 CHANNEL_ECHO: Final = 0x003  # RFC 7175; what is in it is the sender's own matter
 CHANNEL_VLAN: Final = 1
-VALID_TCI_MAX: Final = 0xFFE
 
 
 @dataclass(frozen=True, slots=True)

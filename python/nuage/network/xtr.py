@@ -76,7 +76,6 @@ REGISTER_RETRY_S: Final = 0.2  # until the Map-Notify comes; doubled with each t
 REGISTER_TRIES_MAX: Final = 6
 REQUEST_RETRY_S: Final = 0.2
 REQUEST_TRIES_MAX: Final = 4
-REQUEST_AGAIN_S: Final = 5.0  # after nobody answered
 STRAY_S: Final = 5.0  # how long a moved EID's stragglers are sent on
 PROBE_INTERVAL_S: Final = 2.0
 PROBE_AGAIN_S: Final = 0.5  # once one was lost

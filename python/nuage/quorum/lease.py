@@ -1,9 +1,9 @@
 """What a site knows by itself of its lease, and the loop that keeps it.
 
-`LeaseView` is asked before anything that only an owner may do, and its `held_until_s` goes
-down to the agents: they stop fail-over VMs at that moment by their own clock, with no word
-from anybody. It is conservative: a renewal counts from when it was sent, and only when the
-quorum confirmed it.
+`LeaseView` is asked before anything that only an owner may do. The seconds that it has left
+answer each report of an agent: it stops fail-over VMs when these have passed by its own clock,
+with no word from anybody. It is conservative: a renewal counts from when it was sent, and
+only when the quorum confirmed it.
 """
 
 import asyncio

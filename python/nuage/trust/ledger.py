@@ -2,8 +2,8 @@
 
 An append-only file of receipts, one Merkle tree over them (RFC 9162 §2), tree heads signed by
 the site (docs/protocols/ledger.md). An IO-node signs a receipt when it seals, moves or expires a
-segment of a journal. A head proves every receipt before it; consistency between two heads proves
-that nothing was rewritten in between; both are checked offline by `nuage.trust.verify`.
+segment of a journal. A head proves every receipt before it, which `nuage.trust.verify` checks
+offline.
 
 One ledger is of one IaaS at one site. What is kept in memory is the hashes: some 200 bytes a
 receipt.
@@ -34,11 +34,8 @@ from nuage.trust.verify import (
     ledger_line,
     node_hash,
     receipt_message,
-    signature_holds,
     split_ledger_line,
     tree_root,
-    verify_consistency,
-    verify_inclusion,
 )
 
 HEAD_LEAVES: Final = 256  # sign at least this often
@@ -151,41 +148,6 @@ def read_receipt(document: Json) -> Receipt:
         raise InvalidRequest("this is not a receipt", field="receipt") from error
 
 
-def verify_proof(proof: InclusionProof, site_key: SiteKey, node_key: SiteKey | None) -> bool:
-    """Tell whether the proof holds: receipt, path and head, with public keys alone."""
-    head, receipt = proof.head, proof.receipt
-    if node_key is not None and not check_receipt(receipt.document(), node_key):
-        return False
-    path = [bytes.fromhex(step) for step in proof.path]
-    root = bytes.fromhex(head.root)
-    return verify_head(head, site_key) and verify_inclusion(
-        leaf_hash(receipt.leaf()), proof.index, head.size, path, root
-    )
-
-
-def verify_head(head: TreeHead, site_key: SiteKey) -> bool:
-    """Tell whether a head is its site's word."""
-    return head.site_id == site_key.site_id and signature_holds(
-        site_key.public_key, head.signature, head_message(head.document())
-    )
-
-
-def verify_growth(old: TreeHead, new: TreeHead, proof: tuple[str, ...], key: SiteKey) -> bool:
-    """Tell whether `new` only adds to `old`: nothing was changed or removed in between."""
-    return (
-        old.ledger == new.ledger
-        and verify_head(old, key)
-        and verify_head(new, key)
-        and verify_consistency(
-            old.size,
-            new.size,
-            [bytes.fromhex(step) for step in proof],
-            bytes.fromhex(old.root),
-            bytes.fromhex(new.root),
-        )
-    )
-
-
 class MerkleTree:
     """Hashes of a growing tree: roots and proofs for any size so far (RFC 9162 §2.1).
 
@@ -236,31 +198,6 @@ class MerkleTree:
             else:
                 path.append(self._hash(start, split))
                 start = split
-        return tuple(reversed(path))
-
-    def consistency(self, old_size: int, new_size: int | None = None) -> tuple[bytes, ...]:
-        """Return what proves that the old tree begins the new one (RFC 9162 §2.1.4.1).
-
-        Raises:
-            NotFound: a size is beyond what there is.
-        """
-        count = self.size if new_size is None else new_size
-        if not 0 <= old_size <= count <= self.size:
-            raise NotFound("tree of size", str(old_size))
-        if old_size in {0, count}:
-            return ()
-        path: list[bytes] = []
-        start, end, is_whole = 0, count, True
-        while end != old_size:
-            split = start + _largest_power_below(end - start)
-            if old_size <= split:
-                path.append(self._hash(split, end))
-                end = split
-            else:
-                path.append(self._hash(start, split))
-                start, is_whole = split, False
-        if not is_whole:
-            path.append(self._hash(start, end))
         return tuple(reversed(path))
 
     def _hash(self, start: int, end: int) -> bytes:
@@ -413,10 +350,6 @@ class LocationLedger:
         path = self._tree.inclusion(index, head.size)
         steps = tuple(step.hex() for step in path)
         return InclusionProof(receipt=receipt, index=index, path=steps, head=head)
-
-    def prove_growth(self, old: TreeHead, new: TreeHead) -> tuple[str, ...]:
-        """Return the proof that `new` only adds to `old` (hex)."""
-        return tuple(step.hex() for step in self._tree.consistency(old.size, new.size))
 
     def _write(self, kind: str, document: Json) -> None:
         if self._descriptor < 0:

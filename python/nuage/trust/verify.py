@@ -283,38 +283,6 @@ def verify_inclusion(
     return sn == 0 and found == root
 
 
-def verify_consistency(
-    old_size: int, new_size: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes
-) -> bool:
-    """Tell whether the old tree is the beginning of the new one (RFC 9162 §2.1.4.2)."""
-    if old_size > new_size or old_size < 0:
-        return False
-    if old_size == new_size:
-        return not proof and old_root == new_root
-    if old_size == 0:
-        return not proof
-    path = list(proof)
-    if old_size & (old_size - 1) == 0:
-        path.insert(0, old_root)
-    if not path:
-        return False
-    fn, sn = old_size - 1, new_size - 1
-    while fn & 1:
-        fn, sn = fn >> 1, sn >> 1
-    old = new = path[0]
-    for step in path[1:]:
-        if sn == 0:
-            return False
-        if fn & 1 or fn == sn:
-            old, new = node_hash(step, old), node_hash(step, new)
-            while fn and not fn & 1:
-                fn, sn = fn >> 1, sn >> 1
-        else:
-            new = node_hash(new, step)
-        fn, sn = fn >> 1, sn >> 1
-    return sn == 0 and old == old_root and new == new_root
-
-
 class Peaks:
     """Root of a growing tree in logarithmic time: the complete subtrees from left to right."""
 

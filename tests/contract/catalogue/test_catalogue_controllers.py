@@ -7,7 +7,7 @@ from tests.contract.catalogue.catalogue_makers import MARNE, vm
 from tests.contract.etcd.etcd_process import etcd_cluster, patient_client
 
 from nuage.catalogue.etcd import EtcdCatalogue
-from nuage.catalogue.store import Put, value_of
+from nuage.catalogue.store import Put
 from nuage.clock import SystemClock
 from nuage.errors import Conflict, NuageError
 from nuage.model.vm import Vm
@@ -29,7 +29,8 @@ async def test_controllers_write_one_line_of_revisions_and_see_each_other(tmp_pa
                 if record is None:
                     await controller.wait_beyond(controller.revision)
                     continue
-                before = value_of(record, Vm)
+                before = record.value
+                assert isinstance(before, Vm)
                 after = vm(0, name=f"web-{int(before.name.split('-')[1]) + 1}")
                 try:
                     await controller.write([Put(value=after, expected=record.revision)])
@@ -41,7 +42,7 @@ async def test_controllers_write_one_line_of_revisions_and_see_each_other(tmp_pa
         for controller in controllers:
             while controller.revision < 46:
                 await controller.wait_beyond(controller.revision)
-            assert value_of(await controller.get("vm", "vm-0"), Vm).name == "web-45"
+            assert (await controller.get("vm", "vm-0")).value == vm(0, name="web-45")
         assert len({controller.all_records() for controller in controllers}) == 1
         fresh = await EtcdCatalogue.open(clients[0], site=MARNE, clock=SystemClock())
         assert fresh.all_records() == controllers[0].all_records()

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import ipaddress
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -25,7 +26,7 @@ from tests.contract.etcd.etcd_process import (
 from nuage.channel import Identity
 from nuage.clock import SystemClock
 from nuage.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from nuage.etcd.client import EtcdClient, client_tls
+from nuage.etcd.client import EtcdClient
 from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.quorum.etcd import EtcdQuorum
@@ -203,11 +204,17 @@ def write_certificates(folder: Path) -> MemberTls:
     return tls
 
 
+def client_context(tls: MemberTls) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=tls.ca_file)
+    context.load_cert_chain(tls.cert_file, tls.key_file)
+    return context
+
+
 async def test_members_and_clients_prove_who_they_are(tmp_path: Path) -> None:
     require_etcd()
     tls = write_certificates(tmp_path)
     marne = config_of(tmp_path, MARNE, tls)
-    context = client_tls(ca_file=tls.ca_file, cert_file=tls.cert_file, key_file=tls.key_file)
+    context = client_context(tls)
     client = EtcdClient([marne.client_url], tls=context)
     async with running(marne, {MARNE: marne.peer_url}, is_new=True):
         await wait_until_read(client)
@@ -226,7 +233,7 @@ async def test_whoever_scrapes_a_member_needs_no_certificate_and_can_read_no_key
     tls = write_certificates(tmp_path)
     listen = f"127.0.0.1:{free_port()}"
     marne = replace(config_of(tmp_path, MARNE, tls), metrics_listen=listen)
-    context = client_tls(ca_file=tls.ca_file, cert_file=tls.cert_file, key_file=tls.key_file)
+    context = client_context(tls)
     client = EtcdClient([marne.client_url], tls=context)
     async with (
         running(marne, {MARNE: marne.peer_url}, is_new=True),

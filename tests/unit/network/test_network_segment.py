@@ -13,7 +13,7 @@ from nuage.network.forwarding import Direction, Drop, Label, MacEntry, Nickname,
 from nuage.network.mtu import Wrapping, guest_mtu, trunk_mtu
 from nuage.network.neighbour_answer import link_local
 from nuage.network.router_answer import ROUTER
-from nuage.network.security_group import ALL_OUT, SecurityRule, policy_entries, render_nft
+from nuage.network.security_group import ALL_OUT, SecurityRule, policy_entries
 from nuage.network.segment import AccessPort, SegmentSwitch, Station
 from nuage.network.software_plane import SoftwarePlane
 from nuage.network.wire import Reader, internet_checksum, mac_bytes
@@ -356,15 +356,6 @@ def test_a_wrong_rule_is_refused_by_field() -> None:
         SecurityRule(direction=INGRESS, remote="10.0.0.1/8")
     with pytest.raises(InvalidRequest):
         SecurityRule(direction=INGRESS, port_first=9, port_last=1)
-
-
-def test_rules_render_as_one_nftables_transaction() -> None:
-    rule = SecurityRule(direction=INGRESS, protocol="tcp", port_first=22, port_last=22)
-    text = render_nft("tap-1", policy_entries(PortNumber(1), [rule, ALL_OUT], {}))
-    assert text.splitlines()[:2] == [
-        "add table bridge nuage_tap_1", "delete table bridge nuage_tap_1",
-    ]  # fmt: skip
-    assert "    meta l4proto tcp tcp dport 22-22 accept" in text.splitlines()
 
 
 def test_the_directory_gives_the_plane_only_segments_that_are_here() -> None:
