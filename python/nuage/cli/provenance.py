@@ -8,7 +8,7 @@ from nuage.cli.iaas import iaas_group
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import answered, day, listed, print_table, row_of
 from nuage.cli.storage import volume_group
-from nuage.errors import CorruptData, SovereigntyViolation
+from nuage.errors import CorruptData, InvalidRequest, SovereigntyViolation
 
 
 @volume_group.command("trace")
@@ -46,15 +46,36 @@ def trace_volume(session: Session, name: str, iaas: str) -> None:
     required=True,
     help="Where to write the proof.",
 )
+@click.option(
+    "--since",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="An earlier proof: prove, too, that no ledger was rewritten since.",
+)
 @iaas_option
 @pass_session
-def prove_volume(session: Session, name: str, output: Path, iaas: str) -> None:
+def prove_volume(session: Session, name: str, output: Path, since: Path | None, iaas: str) -> None:
     """Write what proves where a volume has been into a FILE; `nuage verify FILE` checks it."""
-    answer = row_of(session.client.get(f"{session.volume_path(iaas, name)}/proof"))
+    path = f"{session.volume_path(iaas, name)}/proof"
+    if since is not None:
+        path += f"?since={_covered_by(since)}"
+    answer = row_of(session.client.get(path))
     output.write_text(str(answer["document"]))
     click.echo(f"{answer['receipt_count']} receipts with their proofs are in {output}")
     for site in listed(answer, "silent"):
         click.echo(f"{site} did not answer: the proof says nothing of it")
+
+
+def _covered_by(proof: Path) -> str:
+    from nuage.trust.verify import heads_of_proof
+
+    try:
+        heads = heads_of_proof(proof.read_bytes())
+    except ValueError as error:
+        raise InvalidRequest(
+            f"{proof}: {error}", field="--since", hint="name a file of `nuage volume prove`"
+        ) from error
+    return ",".join(f"{site_id}:{size}" for site_id, size in sorted(heads.items()))
 
 
 @click.command("verify")
@@ -71,7 +92,13 @@ def prove_volume(session: Session, name: str, output: Path, iaas: str) -> None:
     default=None,
     help="The federation's root certificate, got on another way.",
 )
-def verify_command(path: Path, keys: Path | None, root: Path | None) -> None:
+@click.option(
+    "--since",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="An earlier proof, with which this one was made.",
+)
+def verify_command(path: Path, keys: Path | None, root: Path | None, since: Path | None) -> None:
     """Verify PATH offline: a volume's proof, a location ledger, or an exported audit log."""
     from nuage.trust.verify import (
         load_keys,
@@ -86,8 +113,9 @@ def verify_command(path: Path, keys: Path | None, root: Path | None) -> None:
     known = load_keys(keys) if keys is not None else None
     if path.is_file() and _is_proof(path):
         proof = verify_proof(
-            path.read_bytes(), keys=known, root_pem="" if root is None else root.read_text()
-        )
+            path.read_bytes(), keys=known, root_pem="" if root is None else root.read_text(),
+            since=b"" if since is None else since.read_bytes(),
+        )  # fmt: skip
         for line in told_proof(proof):
             click.echo(line)
         if proof.problems:

@@ -9,12 +9,12 @@ signed, keys and certificates up to the federation's root, and the contract as i
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from nuage.errors import NuageError, Unavailable
+from nuage.errors import InvalidRequest, NuageError, Unavailable
 from nuage.iaas.building import NameIaas, iaas_scope
 from nuage.iaas.operations import Operation, OperationTable, anywhere
 from nuage.iaas.site import Site
@@ -27,7 +27,7 @@ from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 from nuage.storage.ledgers import LedgerProof, LedgerShelf
-from nuage.trust.permissions import Principal
+from nuage.trust.permissions import Principal, Scope
 from nuage.trust.verify import canonical
 
 PROVE_METHOD = "ledger.prove"
@@ -38,10 +38,26 @@ PROOF_FORMAT = "nuage-proof/1"
 
 @dataclass(frozen=True, slots=True)
 class AskProof:
-    """A site asks another for all that its ledger has of a volume."""
+    """A site asks another for all that its ledger has of a volume.
+
+    `since`: how many receipts it had in an earlier proof; that they are still there is proven too.
+    """
 
     iaas_id: IaasId
     volume_id: VolumeId
+    since: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProveVolume:
+    """Ask for a volume's proof.
+
+    `since`: what an earlier proof's heads covered, ``SITE:RECEIPTS`` with commas between.
+    """
+
+    iaas: str
+    volume: str
+    since: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +146,7 @@ def shelf_of(site: Site) -> LedgerShelf:
 
 def prove_here(site: Site, ask: AskProof) -> LedgerProof:
     """Return what this site's ledger has of a volume."""
-    return shelf_of(site).prove(ask.iaas_id, ask.volume_id)
+    return shelf_of(site).prove(ask.iaas_id, ask.volume_id, since=ask.since)
 
 
 def count_here(site: Site, ask: AskCount) -> list[HeldCount]:
@@ -147,11 +163,14 @@ def count_here(site: Site, ask: AskCount) -> list[HeldCount]:
 # Use cases ------------------------------------------------------------------------------------
 
 
-async def _proofs(site: Site, volume: Volume) -> tuple[list[LedgerProof], tuple[SiteId, ...]]:
+async def _proofs(
+    site: Site, volume: Volume, since: Mapping[SiteId, int] | None = None
+) -> tuple[list[LedgerProof], tuple[SiteId, ...]]:
     """Ask every site; return the answers in order of site, and who gave none."""
-    ask = AskProof(volume.iaas_id, volume.volume_id)
+    before = since or {}
 
     async def one(site_id: SiteId) -> LedgerProof | None:
+        ask = AskProof(volume.iaas_id, volume.volume_id, before.get(site_id, 0))
         if site_id == site.site_id:
             return prove_here(site, ask)
         try:
@@ -209,10 +228,15 @@ def _stays(site: Site, proof: LedgerProof) -> Iterable[Stay]:
     return [*closed, *open_stays.values()]
 
 
-async def prove_volume(site: Site, _principal: Principal, body: NameVolume) -> Proof:
-    """Put together what proves where a volume has been, signed by the site that was asked."""
+async def prove_volume(site: Site, _principal: Principal, body: ProveVolume) -> Proof:
+    """Put together what proves where a volume has been, signed by the site that was asked.
+
+    Raises:
+        InvalidRequest: `since` does not say what an earlier proof covered.
+        NotFound: a ledger never had as many receipts as `since` says.
+    """
     volume = volume_of(site, body.iaas, body.volume)
-    proofs, silent = await _proofs(site, volume)
+    proofs, silent = await _proofs(site, volume, _covered(body.since))
     shelf = shelf_of(site)
     iaas = site.index.value(Iaas, volume.iaas_id)
     content: dict[str, object] = {
@@ -253,6 +277,19 @@ async def prove_volume(site: Site, _principal: Principal, body: NameVolume) -> P
     )
 
 
+def _covered(text: str) -> dict[SiteId, int]:
+    """Read what an earlier proof's heads covered."""
+    covered: dict[SiteId, int] = {}
+    for part in filter(None, text.split(",")):
+        site_id, _, count = part.rpartition(":")
+        if not site_id or not count.isdecimal():
+            raise InvalidRequest(
+                f"{part!r} is not SITE:RECEIPTS", field="since", hint="as in marne:120,lyon:44"
+            )
+        covered[SiteId(site_id)] = int(count)
+    return covered
+
+
 def _contract_document(contract: Contract) -> dict[str, object]:
     document: dict[str, object] = msgspec.to_builtins(contract)
     return document
@@ -280,7 +317,12 @@ def _site_document(site: Site, proof: LedgerProof) -> dict[str, object]:
             for entry in proof.receipts
         ],
         "certificates": proof.certificates,
+        "growth": {"since": proof.since, "path": list(proof.growth)},
     }
+
+
+def _proof_scope(site: Site, body: ProveVolume) -> Scope | None:
+    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
 
 
 async def check_iaas(site: Site, _principal: Principal, body: NameIaas) -> ContractCheck:
@@ -373,12 +415,12 @@ def enter(table: OperationTable) -> None:
             name="volume.prove",
             verb="GET",
             path=path + "/proof",
-            body=NameVolume,
+            body=ProveVolume,
             result=Proof,
             action="volume.trace",
             summary="Prove where a volume has been, in a document that stands alone",
             run=prove_volume,
-            scope=volume_scope,
+            scope=_proof_scope,
             home=anywhere,
         )
     )

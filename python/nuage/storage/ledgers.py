@@ -53,13 +53,16 @@ class LedgerProof:
     """All receipts of a volume in one site's ledger, under one signed head.
 
     `certificates` holds the signers' certificates (PEM) by key id; `head` is None where nothing
-    was ever entered.
+    was ever entered. `growth` (hexadecimal) proves that the ledger's first `since` receipts are
+    those that an earlier head had.
     """
 
     site_id: SiteId
     head: TreeHead | None
     receipts: tuple[ProvenReceipt, ...]
     certificates: dict[str, str]
+    since: int = 0
+    growth: tuple[str, ...] = ()
 
 
 class LedgerShelf:
@@ -138,8 +141,12 @@ class LedgerShelf:
             self._ledgers[iaas_id] = known
         return known
 
-    def prove(self, iaas_id: IaasId, volume_id: VolumeId) -> LedgerProof:
-        """Return every receipt of a volume, under a head that covers all of them."""
+    def prove(self, iaas_id: IaasId, volume_id: VolumeId, *, since: int = 0) -> LedgerProof:
+        """Return every receipt of a volume, under a head that covers all of them.
+
+        Raises:
+            NotFound: the ledger never had `since` receipts.
+        """
         if iaas_id not in self._ledgers and not (self._directory / f"{iaas_id}.log").exists():
             return LedgerProof(site_id=self._site_id, head=None, receipts=(), certificates={})
         ledger = self.ledger(iaas_id)
@@ -154,6 +161,8 @@ class LedgerShelf:
                 for proof in proofs
             ),
             certificates=self._certificates(proof.receipt for proof in proofs),
+            since=since,
+            growth=ledger.prove_growth(since),
         )
 
     def receipts(self, iaas_id: IaasId) -> tuple[Receipt, ...]:

@@ -2,8 +2,8 @@
 
 An append-only file of receipts, one Merkle tree over them (RFC 9162 §2), tree heads signed by
 the site (docs/protocols/ledger.md). An IO-node signs a receipt when it seals, moves or expires a
-segment of a journal. A head proves every receipt before it, which `nuage.trust.verify` checks
-offline.
+segment of a journal. A head proves every receipt before it; consistency between two heads proves
+that nothing was rewritten in between; `nuage.trust.verify` checks both offline.
 
 One ledger is of one IaaS at one site. What is kept in memory is the hashes: some 200 bytes a
 receipt.
@@ -200,6 +200,31 @@ class MerkleTree:
                 start = split
         return tuple(reversed(path))
 
+    def consistency(self, old_size: int, new_size: int | None = None) -> tuple[bytes, ...]:
+        """Return what proves that the old tree begins the new one (RFC 9162 §2.1.4.1).
+
+        Raises:
+            NotFound: a size is beyond what there is.
+        """
+        count = self.size if new_size is None else new_size
+        if not 0 <= old_size <= count <= self.size:
+            raise NotFound("tree of size", str(old_size))
+        if old_size in {0, count}:
+            return ()
+        path: list[bytes] = []
+        start, end, is_whole = 0, count, True
+        while end != old_size:
+            split = start + _largest_power_below(end - start)
+            if old_size <= split:
+                path.append(self._hash(split, end))
+                end = split
+            else:
+                path.append(self._hash(start, split))
+                start, is_whole = split, False
+        if not is_whole:
+            path.append(self._hash(start, end))
+        return tuple(reversed(path))
+
     def _hash(self, start: int, end: int) -> bytes:
         """Return the hash of leaves `start` to `end`; `start` is a multiple of its power."""
         size = end - start
@@ -350,6 +375,15 @@ class LocationLedger:
         path = self._tree.inclusion(index, head.size)
         steps = tuple(step.hex() for step in path)
         return InclusionProof(receipt=receipt, index=index, path=steps, head=head)
+
+    def prove_growth(self, old_size: int) -> tuple[str, ...]:
+        """Return the proof that the tree under the last head only adds to its first leaves (hex).
+
+        Raises:
+            NotFound: no head covers `old_size` leaves.
+        """
+        size = 0 if self.head is None else self.head.size
+        return tuple(step.hex() for step in self._tree.consistency(old_size, size))
 
     def _write(self, kind: str, document: Json) -> None:
         if self._descriptor < 0:

@@ -4,7 +4,7 @@
 
     python verify.py audit  DIRECTORY --keys keys.json [--head SEQUENCE:HASH]
     python verify.py ledger FILE      --keys keys.json [--node-keys nodes.json]
-    python verify.py proof  FILE      [--keys keys.json] [--root root.pem]
+    python verify.py proof  FILE      [--keys keys.json] [--root root.pem] [--since EARLIER]
 
 It imports nothing of Nuage, so that an auditor can read all that it trusts. `keys.json` is
 ``{"keys": [{"key_id": …, "site_id": …, "public_key": <base64>}]}``, taken from the
@@ -283,6 +283,38 @@ def verify_inclusion(
     return sn == 0 and found == root
 
 
+def verify_consistency(
+    old_size: int, new_size: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes
+) -> bool:
+    """Tell whether the old tree is the beginning of the new one (RFC 9162 §2.1.4.2)."""
+    if old_size > new_size or old_size < 0:
+        return False
+    if old_size == new_size:
+        return not proof and old_root == new_root
+    if old_size == 0:
+        return not proof
+    path = list(proof)
+    if old_size & (old_size - 1) == 0:
+        path.insert(0, old_root)
+    if not path:
+        return False
+    fn, sn = old_size - 1, new_size - 1
+    while fn & 1:
+        fn, sn = fn >> 1, sn >> 1
+    old = new = path[0]
+    for step in path[1:]:
+        if sn == 0:
+            return False
+        if fn & 1 or fn == sn:
+            old, new = node_hash(step, old), node_hash(step, new)
+            while fn and not fn & 1:
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            new = node_hash(new, step)
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and old == old_root and new == new_root
+
+
 class Peaks:
     """Root of a growing tree in logarithmic time: the complete subtrees from left to right."""
 
@@ -439,7 +471,10 @@ def split_ledger_line(line: bytes) -> tuple[str, Json, bytes]:
 
 @dataclass(slots=True)
 class ProofReport:
-    """What a volume's proof says. `silent`: sites of which it says nothing."""
+    """What a volume's proof says. `silent`: sites of which it says nothing.
+
+    `grown`: a line for each ledger that only grew since an earlier proof.
+    """
 
     volume: str = ""
     asked_site: str = ""
@@ -450,6 +485,7 @@ class ProofReport:
     places: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
+    grown: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -459,15 +495,72 @@ class ProofReport:
 
 
 def verify_proof(
-    data: bytes, *, keys: Mapping[str, SiteKey] | None = None, root_pem: str = ""
-) -> ProofReport:
-    """Verify a volume's proof; `keys` and `root_pem` are what you know from elsewhere."""
+    data: bytes, *, keys: Mapping[str, SiteKey] | None = None, root_pem: str = "",
+    since: bytes = b"",
+) -> ProofReport:  # fmt: skip
+    """Verify a volume's proof; `keys` and `root_pem` are what you know from elsewhere.
+
+    `since`: an earlier proof. No ledger may have lost or changed anything that it had then.
+    """
     report = ProofReport()
     try:
         _check_proof(report, data, keys, root_pem)
+        if since:
+            _check_growth(report, since, data)
     except (ValueError, TypeError, KeyError, AttributeError, InvalidSignature) as error:
         report.problems.append(f"this is not a volume's proof: {error!r}")
     return report
+
+
+def heads_of_proof(data: bytes) -> dict[str, int]:
+    """Return how many receipts each site's head covers in a proof.
+
+    Raises:
+        ValueError: it is no proof.
+    """
+    try:
+        sites = _parsed(data)["body"]["sites"]  # type: ignore[index]
+        heads = {str(site["site_id"]): site["head"] for site in sites}
+        return {site_id: int(head["size"]) for site_id, head in heads.items() if head is not None}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"this is not a volume's proof: {error!r}") from error
+
+
+def _check_growth(report: ProofReport, since: bytes, data: bytes) -> None:
+    """Check that each ledger of the earlier proof begins the one of this proof."""
+    earlier = ProofReport()
+    _check_proof(earlier, since, None, "")
+    if earlier.problems or earlier.root_fingerprint != report.root_fingerprint:
+        report.problems.append("the earlier proof does not hold, or stands on another root")
+        return
+    before, now = json.loads(since)["body"], json.loads(data)["body"]
+    if before["volume"]["iaas_id"] != now["volume"]["iaas_id"]:
+        report.problems.append("the earlier proof is of another IaaS")
+        return
+    sites = {site["site_id"]: site for site in now["sites"]}
+    for was in before["sites"]:
+        if was["head"] is not None and was["site_id"] not in report.silent:
+            _check_grown(report, was, sites.get(was["site_id"]))
+
+
+def _check_grown(report: ProofReport, was: Json, site: Json | None) -> None:
+    old, site_id = _inner(was, "head"), was["site_id"]
+    if site is None or site["head"] is None:
+        report.problems.append(f"{site_id} had a ledger, and has none any more")
+        return
+    new = _inner(site, "head")
+    growth = site.get("growth")
+    if not isinstance(growth, dict) or growth["since"] != old["size"]:
+        report.problems.append(f"{site_id}: it was not proven since that proof: prove it --since")
+        return
+    path = growth["path"]
+    if not isinstance(path, list) or not verify_consistency(
+        int(str(old["size"])), int(str(new["size"])), [bytes.fromhex(str(step)) for step in path],
+        bytes.fromhex(str(old["root"])), bytes.fromhex(str(new["root"])),
+    ):  # fmt: skip
+        report.problems.append(f"{site_id}: its ledger was rewritten since the earlier proof")
+        return
+    report.grown.append(f"{site_id}: from {old['size']} to {new['size']} receipts, none rewritten")
 
 
 def _check_proof(
@@ -664,6 +757,7 @@ def told_proof(report: ProofReport) -> Iterator[str]:
     anchor = "the one that you trust" if report.is_anchored else "compare it with the operators'"
     yield f"  root            SHA-256 {report.root_fingerprint} ({anchor})"
     yield from (f"  place           {place}" for place in report.places)
+    yield from (f"  ledger grew     {ledger}" for ledger in report.grown)
     yield from (
         f"  NOT ANSWERED    {site}: this proof says nothing of it" for site in report.silent
     )
@@ -703,6 +797,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path)
     parser.add_argument("--keys", type=Path, help="the sites' public keys")
     parser.add_argument("--root", type=Path, help="the federation's root certificate (proof)")
+    parser.add_argument("--since", type=Path, help="an earlier proof of the same IaaS (proof)")
     parser.add_argument("--node-keys", type=Path, help="the IO-nodes' public keys (ledger)")
     parser.add_argument("--head", help="SEQUENCE:HASH that somebody else kept")
     options = parser.parse_args(arguments)
@@ -711,6 +806,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.path.read_bytes(),
             keys=load_keys(options.keys) if options.keys else None,
             root_pem=options.root.read_text() if options.root else "",
+            since=options.since.read_bytes() if options.since else b"",
         )
         sys.stdout.write("\n".join(told_proof(proof)) + "\n")
         return 0 if proof.is_sound and not proof.outside else 1

@@ -24,6 +24,7 @@ from nuage.trust.verify import (
     Peaks,
     SiteKey,
     leaf_hash,
+    verify_consistency,
     verify_inclusion,
     verify_ledger,
 )
@@ -106,6 +107,19 @@ def test_every_inclusion_proof_holds_and_no_other() -> None:
                 assert not verify_inclusion(leaf, index + 1, size, path, root)
     with pytest.raises(NotFound):
         tree.inclusion(40)
+
+
+def test_every_consistency_proof_holds_and_no_other() -> None:
+    tree = tree_of(40)
+    forged = naive_root([leaf_hash(b"forged"), *leaves(40)[1:]])
+    for new_size in range(41):
+        for old_size in range(new_size + 1):
+            proof = tree.consistency(old_size, new_size)
+            old, new = tree.root(old_size), tree.root(new_size)
+            assert verify_consistency(old_size, new_size, proof, old, new)
+            if 0 < old_size < new_size:
+                assert not verify_consistency(old_size, new_size, proof, old, forged)
+                assert not verify_consistency(old_size, new_size, proof[:-1], old, new)
 
 
 def test_a_ledger_proves_each_receipt_under_its_last_head(tmp_path: Path) -> None:

@@ -8,14 +8,19 @@ from typing import cast
 import pytest
 from tests.unit.storage.proof_makers import IAAS, VOLUME, SiteTrustOf, batch, new_root, noted
 
+from nuage.channel.identity import Identity
+from nuage.errors import NotFound
+from nuage.ionode.receipts import Signer
 from nuage.storage.ledgers import LedgerShelf
 from nuage.trust.book import key_id_of, raw_key
 from nuage.trust.pki import Authority, pem_of
-from nuage.trust.verify import SiteKey, canonical, told_proof, verify_proof
+from nuage.trust.verify import SiteKey, canonical, heads_of_proof, told_proof, verify_proof
 
 
-def site_document(site: SiteTrustOf, shelf: LedgerShelf, *, country: str) -> dict[str, object]:
-    proof = shelf.prove(IAAS, VOLUME)
+def site_document(
+    site: SiteTrustOf, shelf: LedgerShelf, *, country: str, since: int
+) -> dict[str, object]:
+    proof = shelf.prove(IAAS, VOLUME, since=since)
     return {
         "site_id": site.site_id, "place": site.site_id.title(), "country": country,
         "operator": "Operator", "operator_country": country, "tier": 3,
@@ -26,6 +31,7 @@ def site_document(site: SiteTrustOf, shelf: LedgerShelf, *, country: str) -> dic
             for e in proof.receipts
         ],
         "certificates": proof.certificates,
+        "growth": {"since": proof.since, "path": list(proof.growth)},
     }  # fmt: skip
 
 
@@ -36,13 +42,14 @@ class Bench:
         self.root: Authority = new_root()
         self.sites = [SiteTrustOf(self.root, name) for name in ("lyon", "marne")]
         self.shelves = [site.shelf(directory, self.root) for site in self.sites]
+        self.nodes: dict[str, tuple[Identity, Signer]] = {}
         for site, shelf in zip(self.sites, self.shelves, strict=True):
-            sender, signer = site.node(f"{site.site_id}-io1")
+            sender, signer = self.nodes[site.site_id] = site.node(f"{site.site_id}-io1")
             shelf.take(sender, batch(signer, *(noted(n) for n in range(1, 6))))
             shelf.take(sender, batch(signer, noted(6, act="expired", segment=1)))
         self.second_country = second_country
 
-    def body(self) -> dict[str, object]:
+    def body(self, *, since: int = 0) -> dict[str, object]:
         countries = ("FR", self.second_country)
         sites = zip(self.sites, self.shelves, countries, strict=True)
         return {
@@ -52,7 +59,7 @@ class Bench:
                 "data_countries": ["FR"], "operator_countries": [], "sites": [], "tier_min": 1,
             },
             "root": pem_of(self.root.certificate), "silent": [],
-            "sites": [site_document(s, shelf, country=c) for s, shelf, c in sites],
+            "sites": [site_document(s, shelf, country=c, since=since) for s, shelf, c in sites],
         }  # fmt: skip
 
     def document(self, body: dict[str, object] | None = None) -> bytes:
@@ -62,6 +69,12 @@ class Bench:
             "body": content, "site_id": "lyon", "key_id": key_id, "signature": signature,
         }  # fmt: skip
         return canonical(outer) + b"\n"
+
+    def grow(self) -> None:
+        """Have every ledger take more."""
+        for site, shelf in zip(self.sites, self.shelves, strict=True):
+            sender, signer = self.nodes[site.site_id]
+            shelf.take(sender, batch(signer, *(noted(n) for n in range(7, 12))))
 
     def keys(self) -> dict[str, SiteKey]:
         return {
@@ -130,6 +143,48 @@ def test_a_place_outside_the_contract_is_told(tmp_path: Path) -> None:
     report = verify_proof(Bench(tmp_path, second_country="IS").document())
     assert report.is_sound
     assert report.outside == ["marne: IS is not among the contract's data_countries FR"]
+
+
+def test_ledgers_that_only_grew_since_an_earlier_proof_are_told(bench: Bench) -> None:
+    earlier = bench.document()
+    assert heads_of_proof(earlier) == {"lyon": 6, "marne": 6}
+    bench.grow()
+    report = verify_proof(bench.document(bench.body(since=6)), since=earlier)
+    assert report.problems == []
+    assert "  ledger grew     lyon: from 6 to 11 receipts, none rewritten" in told_proof(report)
+    same = verify_proof(bench.document(bench.body(since=11)), since=bench.document())
+    assert (same.problems, len(same.grown)) == ([], 2)
+
+
+def test_a_ledger_that_was_written_anew_since_an_earlier_proof_is_found(
+    bench: Bench, tmp_path: Path
+) -> None:
+    earlier = bench.document()
+    marne = bench.sites[1]
+    sender, signer = bench.nodes["marne"]
+    bench.shelves[1] = marne.shelf(tmp_path / "anew", bench.root)
+    bench.shelves[1].take(sender, batch(signer, *(noted(n) for n in range(2, 9))))
+    report = verify_proof(bench.document(bench.body(since=6)), since=earlier)
+    assert report.problems == ["marne: its ledger was rewritten since the earlier proof"]
+    assert verify_proof(bench.document(bench.body(since=6))).is_sound, "by itself it holds"
+    with pytest.raises(NotFound):
+        bench.shelves[1].prove(IAAS, VOLUME, since=8)
+
+
+def test_an_earlier_proof_that_is_none_or_of_others_is_a_problem(
+    bench: Bench, tmp_path: Path
+) -> None:
+    document = bench.document(bench.body(since=6))
+    other = Bench(tmp_path / "other")
+    for since in (other.document(), b"{}\n", bench.document()[:-2] + b"]\n"):
+        assert not verify_proof(document, since=since).is_sound
+    bench.grow()
+    (lyon, marne) = verify_proof(bench.document(), since=document).problems
+    assert "prove it --since" in lyon
+    assert "prove it --since" in marne
+    for data in (b"", b"{}", b"[]", b'{"body": {"sites": [1]}}'):
+        with pytest.raises(ValueError, match=r"proof|Expecting"):
+            heads_of_proof(data)
 
 
 def test_what_is_no_proof_is_a_problem_and_no_crash() -> None:
