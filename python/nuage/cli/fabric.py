@@ -38,7 +38,7 @@ def show_fabric(session: Session, node: str, stations: bool, news: bool) -> None
                 t["to_site"],
                 t["provider"] or "rack",
                 t["driver"],
-                t["state"],
+                "up" if t["state"] == "report" else t["state"],  # RFC 7177's word
                 t["bfd"],
                 t["metric"],
                 t["mtu_bytes"],
@@ -151,16 +151,17 @@ def _path(session: Session, iaas: str, source: str, destination: str, *, traced:
     if answered(session, answer):
         return
     found = inner(answer, "answer")
+    node = answer["destination_node"]
     click.echo(
-        f"{answer['source']} on {answer['source_node']} → {answer['destination']} on "
-        f"{answer['destination_node'] or 'nowhere'}"
+        f"{answer['source']} on {answer['source_node']} → {answer['destination']}"
+        + (f" on {node}" if node else "")
         + (f", segment {answer['segment']}" if answer["segment"] else "")
         + f"\nwhy: {found['reason']}"
     )
     show(
         session,
         answer,
-        ("HOP", "RBRIDGE", "LEFT", "NEXT (EQUAL CHOICES)", *(("ANSWER",) if traced else ())),
+        ("HOP", "RBRIDGE", "COST LEFT", "NEXT (EQUAL CHOICES)", *(("ANSWER",) if traced else ())),
         (
             (
                 position,
@@ -252,26 +253,31 @@ def _groups(session: Session, iaas: str) -> str:
 def list_groups(session: Session, iaas: str) -> None:
     """List security groups and their rules."""
     answer = session.client.get(_groups(session, iaas))
+    groups = [inner(row, "value") for row in rows_of(answer)]
+    names: Row = {str(group["group_id"]): group["name"] for group in groups}
     show(
         session,
         answer,
         ("GROUP", "ID", "RULES"),
         (
             (
-                (g := inner(row, "value"))["name"],
-                g["group_id"],
-                "; ".join(_rule_text(rule) for rule in rows_of(g["rules"])) or "nothing comes in",
+                group["name"],
+                group["group_id"],
+                "; ".join(_rule_text(rule, names) for rule in rows_of(group["rules"]))
+                or "nothing comes in",
             )
-            for row in rows_of(answer)
+            for group in groups
         ),
         empty="there is no security group: a VM takes what comes from its own segment",
     )
 
 
-def _rule_text(rule: Row) -> str:
+def _rule_text(rule: Row, names: Row) -> str:
     first, last = rule["port_first"], rule["port_last"]
-    ports = "" if last == 65535 else f":{first}" if first == last else f":{first}-{last}"
-    far = rule["remote"] or (f"group:{rule['remote_group']}" if rule["remote_group"] else "")
+    is_all = (first, last) == (0, 65535)
+    ports = "" if is_all else f":{first}" if first == last else f":{first}-{last}"
+    group = str(rule["remote_group"] or "")
+    far = rule["remote"] or (f"group:{names.get(group, group)}" if group else "")
     way = ("in", "from") if rule["ingress"] else ("out", "to")
     return f"{way[0]} {rule['protocol']}{ports}" + (f" {way[1]} {far}" if far else "")
 
@@ -297,7 +303,7 @@ def set_group(session: Session, name: str, rules: tuple[str, ...], iaas: str) ->
     """Give security group NAME these rules in place of its own."""
     body = {"rules": [parse_rule(rule) for rule in rules]}
     session.client.call("PUT", f"{_groups(session, iaas)}/{name}", body)
-    click.echo(f"{name} has {len(rules)} rules")
+    click.echo(f"{name} has {len(rules)} rule{'s' * (len(rules) != 1)}")
 
 
 @group_group.command("delete")

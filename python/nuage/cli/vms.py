@@ -185,11 +185,25 @@ def show_vm(session: Session, name: str, iaas: str) -> None:
         ("preserved", f"{kept} of its vCPUs" if (kept := shape.get("preserved_vcpus")) else ""),
         *_rules(vm),
         ("volumes", ", ".join(str(volume) for volume in listed(vm, "volumes"))),
-        ("ports", ", ".join(str(port) for port in listed(vm, "ports"))),
+        *_ports(session, iaas, answer["id"]),
         ("last move", f"stood still for {vm['downtime_ms']:.0f} ms" if vm["downtime_ms"] else ""),
         ("known", f"as of {age(answer['age_s'])} ago, homed at {answer['site']}"),
     )
     print_facts(facts)
+
+
+def _ports(session: Session, iaas: str, vm_id: object) -> list[tuple[str, str]]:
+    """Return a line for each port of a VM: its addresses, its MAC, its groups."""
+    every = rows_of(session.client.get(f"/v1/iaas/{session.require_iaas(iaas)}/ports"))
+    own = [port for row in every if (port := inner(row, "value"))["vm_id"] == vm_id]
+    return [("address", _port_text(port)) for port in own]
+
+
+def _port_text(port: Row) -> str:
+    addresses = ", ".join(str(a).partition("/")[0] for a in listed(port, "addresses"))
+    groups = len(listed(port, "security_groups"))
+    in_groups = f", in {groups} security group{'s' * (groups != 1)}" if groups else ""
+    return f"{addresses}  MAC {port['mac']}{in_groups}"
 
 
 @vm_group.command("explain")

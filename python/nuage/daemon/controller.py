@@ -318,6 +318,7 @@ class Controller:
             self._clock,
             keys=self._keys.keys,
             edge_lives=self._reconciler.take_edge_report,
+            announce=self._announce,
         )
         self._reconciler.listen(self._fabric.on_change)
         self._fabric.register(self._handlers)

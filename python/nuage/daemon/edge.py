@@ -85,7 +85,7 @@ class EdgeProcess:
             yield FabricNews(
                 node_id=self._configuration.node.node_id,
                 wish_revision=0 if wish is None else wish.revision,
-                lines=self._fabric.take_news(),
+                lines=self._fabric.news.take(),
             )
             await self._clock.sleep(REPORT_EVERY_S)
 

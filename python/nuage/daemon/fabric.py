@@ -16,8 +16,6 @@ learns the new place at once. At the source what comes while the guest stands st
 import asyncio
 import hashlib
 import socket
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
@@ -30,6 +28,7 @@ import structlog
 from nuage.clock import Clock
 from nuage.daemon.fabric_departures import FOLLOW_MAX_S, LOOK_EVERY_S, Departures
 from nuage.daemon.fabric_memory import FabricNotebook, TapMemory, TrunkMemory
+from nuage.daemon.fabric_news import FabricNewsBook
 from nuage.daemon.fabric_options import FabricOptions
 from nuage.daemon.fabric_trunks import (
     Standing,
@@ -116,7 +115,6 @@ UPDATE_AFTER_S: Final = 0.005  # what comes together is applied together
 AGE_EVERY_S: Final = 60.0
 ADVERTISE_LOOK_S: Final = 5.0  # a guest that just got a public IPv6 address waits that long
 RETRY_S: Final = 5.0  # of trunks that could not be made
-NEWS_KEPT: Final = 64
 TRUNK_SOCKETS: Final = CONTROL_ETHERTYPES[:2]
 ACCESS_SOCKETS: Final = CONTROL_ETHERTYPES[2:]
 BPF_ROOT: Final = Path("/sys/fs/bpf")
@@ -144,8 +142,7 @@ class Fabric:
         self._tasks = tasks
         self.clock = clock
         self.notebook = FabricNotebook(options.state_dir / "fabric.json")
-        self.news: deque[str] = deque(maxlen=NEWS_KEPT)
-        self._untold: deque[str] = deque(maxlen=NEWS_KEPT)
+        self.news = FabricNewsBook(is_edge=options.is_edge)
         self.standing: tuple[Standing, ...] = ()
         self.runner: FabricRunner | None = None
         self.plane: ForwardingPlane = SoftwarePlane()
@@ -173,7 +170,7 @@ class Fabric:
             is_edge=options.is_edge,
             lines=options.lines,
         )
-        self.lisp = Lisp(around, self.notebook, tasks, clock, self._note)
+        self.lisp = Lisp(around, self.notebook, tasks, clock, self.news.lisp)
 
     # Life -------------------------------------------------------------------------------------
 
@@ -266,22 +263,21 @@ class Fabric:
             take(answer)
 
     def _tell(self, entry: FabricLog) -> None:
-        line = f"{entry.news.value}: {entry.detail}"
         name = self._served.get(entry.port, "")
         log.info("fabric", news=entry.news.value, port=name, detail=entry.detail)
-        self._note(f"{name} {line}")
+        self.news.fabric(entry, self._trunk_called(name))
         if entry.news is FabricNews.ADJACENCY_DOWN:
             self._wished.set()  # its tunnel may have died: what is missing is made again
 
-    def _note(self, line: str) -> None:
-        self.news.append(f"{time.strftime('%H:%M:%S')} {line}")
-        self._untold.append(line)
-
-    def take_news(self) -> tuple[str, ...]:
-        """Return, once, what happened since the last call."""
-        found = tuple(self._untold)
-        self._untold.clear()
-        return found
+    def _trunk_called(self, interface: str) -> str:
+        """Return how people know a trunk; "" where there is none."""
+        wish = next(
+            (s.wish for s in self.standing if s.memory and s.memory.interface == interface), None
+        )
+        if wish is None:
+            return f"trunk {interface}" if interface else ""
+        far = wish.node_id if isinstance(wish, LinkWish) else wish.there_node
+        return f"trunk {interface} to {far}"
 
     # Wishes -----------------------------------------------------------------------------------
 
@@ -382,7 +378,7 @@ class Fabric:
             except Unavailable as error:
                 refusal = f"XDP refused, frames go by tc: {error.message}"
                 log.warning("no XDP", interface=memory.interface, error=error.message)
-                self._note(f"{memory.interface} {refusal}")
+                self.news.note(f"trunk {memory.interface}: {refusal}")
                 self.xdp_refusals[number] = refusal
             else:
                 return

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Final
 
-import structlog
-
 from nuage.channel import Handlers, Peer
 from nuage.clock import Clock
 from nuage.daemon.nodes import FollowWishes, NodeSessions, ReportTaken, WishSlot
@@ -32,7 +30,6 @@ from nuage.model.infrastructure import Node, NodeRole
 RENDER_AFTER_S: Final = 0.005  # a move changes several records in one turn
 RENDER_REST: Final = 40.0  # wait so many times what rendering took
 RENDER_REST_S_MAX: Final = 0.5
-log = structlog.get_logger("fabric")
 
 
 class FabricDesk:
@@ -47,6 +44,7 @@ class FabricDesk:
         *,
         keys: Callable[[], FabricKeySet],
         edge_lives: Callable[[NodeId], None],
+        announce: Callable[[str, str, str, str], None],
     ) -> None:
         self._context = context
         self._keys = keys
@@ -54,6 +52,7 @@ class FabricDesk:
         self._tasks = tasks
         self._clock = clock
         self._edge_lives = edge_lives
+        self._announce = announce
         self._slots: dict[NodeId, WishSlot[FabricWish]] = {}
         self._sent: dict[NodeId, FabricWish] = {}
         self._dirty: set[NodeId] = set()
@@ -75,9 +74,18 @@ class FabricDesk:
         async def report(peer: Peer, news: FabricNews) -> ReportTaken:
             self._sessions.hear(peer, news.node_id)
             self._edge_lives(news.node_id)
-            for line in news.lines:
-                log.info("edge", node=news.node_id, said=line)
+            self._tell(news)
             return ReportTaken()
+
+        @handlers.method("fabric.news", FabricNews, roles={NodeRole.VNODE})
+        async def told(peer: Peer, news: FabricNews) -> ReportTaken:
+            self._sessions.hear(peer, news.node_id)
+            self._tell(news)
+            return ReportTaken()
+
+    def _tell(self, news: FabricNews) -> None:
+        for line in news.lines:
+            self._announce("node", news.node_id, "fabric", f"{news.node_id}: {line}")
 
     def _slot(self, node_id: NodeId) -> WishSlot[FabricWish]:
         return self._slots.setdefault(node_id, WishSlot())

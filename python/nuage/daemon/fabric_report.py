@@ -90,7 +90,7 @@ def report(fabric: Fabric) -> FabricReport:
             **lisp_report.counters(fabric.lisp),
         },
         drops={cause.value: count for cause, count in counters.drops.items() if count},
-        news=tuple(fabric.news),
+        news=tuple(fabric.news.lines),
     )
 
 
@@ -161,16 +161,18 @@ async def find_path(fabric: Fabric, question: PathQuestion) -> PathAnswer:
         None,
     )
     if found is None:
-        return PathAnswer(reason="no directory line, nothing learned: flooded over the tree")
-    source = "learned from its frames" if found.learned else "the directory's line"
+        return PathAnswer(reason="not in the directory, no frame came from it: flooded")
+    source = "frames came from it" if found.learned else "the directory says"
     if found.port:
         name = fabric.options.node_id
-        return PathAnswer(reason=f"here, by {source}", steps=(PathStep(node_id=name, distance=0),))
+        return PathAnswer(
+            reason=f"{source}: on this node", steps=(PathStep(node_id=name, distance=0),)
+        )
     nickname = Nickname(found.nickname)
     hops = rbridge.path_to(nickname)
     if not hops:
         return PathAnswer(
-            reason=f"{source} names nickname {nickname:#06x}: nobody reachable has it"
+            reason=f"{source}: at nickname {nickname:#06x}, which nobody reachable has"
         )
     answers = await _trace(fabric, nickname) if question.traced else {}
     steps = []
@@ -185,7 +187,8 @@ async def find_path(fabric: Fabric, question: PathQuestion) -> PathAnswer:
                 by_port="" if answer is None else f"{answer[0].hostname}:{answer[0].port}",
             )
         )
-    return PathAnswer(reason=f"nickname {nickname:#06x}, by {source}", steps=tuple(steps))
+    reason = f"{source}: on {hops[-1].hostname} (nickname {nickname:#06x})"
+    return PathAnswer(reason=reason, steps=tuple(steps))
 
 
 async def _trace(fabric: Fabric, target: Nickname) -> dict[int, tuple[TraceAnswered, float]]:

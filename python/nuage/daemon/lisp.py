@@ -105,7 +105,7 @@ class Lisp:
         notebook: FabricNotebook,
         tasks: Tasks,
         clock: Clock,
-        tell: Callable[[str], None],
+        tell: Callable[[LispLog], None],
     ) -> None:
         self.options = options
         self._notebook = notebook
@@ -218,7 +218,7 @@ class Lisp:
 
     def _heard(self, entry: LispLog) -> None:
         log.info("lisp", news=entry.news.value, who=entry.who, detail=entry.detail)
-        self._tell(f"lisp {entry.news.value}: {entry.who} {entry.detail}")
+        self._tell(entry)
 
     # What is wished ---------------------------------------------------------------------------
 

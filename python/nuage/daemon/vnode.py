@@ -11,19 +11,20 @@ from prometheus_client import Gauge
 from nuage.channel import Handlers, Peer
 from nuage.clock import Clock, SystemClock
 from nuage.daemon import fabric_report
-from nuage.daemon.agent import REPORT_EVERY_S, AgentChannel
+from nuage.daemon.agent import CALL_TIMEOUT_S, REPORT_EVERY_S, AgentChannel
 from nuage.daemon.configuration import VnodeConfiguration
 from nuage.daemon.fabric import Fabric
 from nuage.daemon.fabric_options import fabric_options_of
 from nuage.daemon.hardware import BmcMeter
+from nuage.daemon.nodes import ReportTaken
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.daemon.trail import RequestTrail
-from nuage.errors import NotFound
+from nuage.errors import NotFound, NuageError
 from nuage.iaas.consoles import FOLLOW_METHOD, TYPE_METHOD, FollowConsole, TypeOnConsole
 from nuage.iaas.machines import ConsoleLog, ConsoleRequest
 from nuage.ids import PortId, VmId
 from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
-from nuage.model.fabric import FabricWish
+from nuage.model.fabric import FabricNews, FabricWish
 from nuage.model.infrastructure import NodeRole
 from nuage.model.vm import VmState
 from nuage.vnode.agent import AgentOptions, VnodeAgent
@@ -106,6 +107,7 @@ class VnodeProcess:
             reports=lambda: self._agent.reports(REPORT_EVERY_S),
         )
         self._channel.follow("fabric.wishes", FabricWish, self._fabric.take_wish)
+        self._tasks.keep("fabric news", self._tell_news)
         self._tasks.keep("movers", self._watch_movers)
         self._tasks.keep("lease", self._keep_lease)
         if configuration.metrics_listen:
@@ -137,6 +139,23 @@ class VnodeProcess:
                     self._fabric.vm_runs(vm.vm_id)
                 elif vm.migrated:
                     self._fabric.vm_left(vm.vm_id)
+
+    async def _tell_news(self) -> None:
+        """Bring what the fabric has to tell to the controller; what it misses is in the log."""
+        while True:
+            await self._clock.sleep(REPORT_EVERY_S)
+            wish, lines = self._fabric.notebook.memory.wish, self._fabric.news.take()
+            if not lines:
+                continue
+            news = FabricNews(
+                node_id=self._configuration.node.node_id,
+                wish_revision=0 if wish is None else wish.revision,
+                lines=lines,
+            )
+            try:
+                await self._channel.client.call("fabric.news", news, ReportTaken, CALL_TIMEOUT_S)
+            except NuageError as error:
+                log.info("news not told", reason=error.message)
 
     async def _accelerator(self) -> str:
         if self._configuration.accelerator != "auto":

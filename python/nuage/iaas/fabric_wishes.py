@@ -294,26 +294,26 @@ def _port_rules(
 def rules_of(index: FederationIndex, port: Port, segment: Segment) -> tuple[RuleWish, ...]:
     """Return what a port lets through: by its groups, or else everything of its own segment.
 
-    Everything may go out in any case; answers come back.
+    Everything may go out unless a group of the port says what may; answers pass in any case.
     """
-    rules = [RuleWish(ingress=False)]
+    everything_out = RuleWish(ingress=False)
     if not port.security_groups:
         remotes = (segment.cidr, LINK_LOCAL)
-        return (*rules, *(RuleWish(ingress=True, remote=remote) for remote in remotes))
-    for group_id in port.security_groups:
-        group = index.find_value(SecurityGroup, group_id)
-        rules.extend(
-            RuleWish(
-                ingress=rule.ingress,
-                protocol=rule.protocol,
-                remote=remote,
-                port_first=rule.port_first,
-                port_last=rule.port_last,
-            )
-            for rule in (() if group is None else group.rules)
-            for remote in _remotes(index, port.iaas_id, rule.remote, rule.remote_group)
+        return (everything_out, *(RuleWish(ingress=True, remote=remote) for remote in remotes))
+    groups = [index.find_value(SecurityGroup, group_id) for group_id in port.security_groups]
+    allowed = [rule for group in groups if group is not None for rule in group.rules]
+    rules = tuple(
+        RuleWish(
+            ingress=rule.ingress,
+            protocol=rule.protocol,
+            remote=remote,
+            port_first=rule.port_first,
+            port_last=rule.port_last,
         )
-    return tuple(rules)
+        for rule in allowed
+        for remote in _remotes(index, port.iaas_id, rule.remote, rule.remote_group)
+    )
+    return rules if any(not rule.ingress for rule in allowed) else (everything_out, *rules)
 
 
 def _remotes(

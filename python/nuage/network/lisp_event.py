@@ -117,6 +117,7 @@ class LispNews(Enum):
     MALFORMED = "malformed"
     FLOODING = "flooding"
     REFUSED = "refused"
+    OUTDATED = "outdated"
     REGISTERED = "registered"
     MOVED = "moved"
     EXPIRED = "expired"

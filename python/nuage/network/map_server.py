@@ -163,7 +163,7 @@ class MapServer:
             news = LispNews.MALFORMED
             if error.cause == "lisp_auth":
                 news = LispNews.AUTHENTICATION_FAILED
-            self._log(news, event.source, error.message)
+            self._log(news, event.source, error.what)
         return self._flush()
 
     def next_deadline_s(self) -> float:
@@ -284,7 +284,7 @@ class MapServer:
         old = self._registrations.get(eid)
         if old is not None and version_is_older(record.version, old.record.version):
             self.counters["older_version"] += 1
-            self._log(LispNews.REFUSED, source, f"{eid.prefix}: older map-version")
+            self._log(LispNews.OUTDATED, source, f"{eid.prefix}: older map-version")
             # The loser of a move that missed the word: tell it again.
             self._notify(source, old.record, key, nonce=self._next_told(xtr))
             return

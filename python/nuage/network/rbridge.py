@@ -315,7 +315,7 @@ class RBridge:
             news = FabricNews.AUTHENTICATION_FAILED
         elif error.cause == "hello_second":
             news = FabricNews.SECOND_NEIGHBOUR
-        self._log(news, circuit.trunk.port, error.message, now_s)
+        self._log(news, circuit.trunk.port, error.what, now_s)
 
     def _isis(self, circuit: Circuit, smac: bytes, data: bytes, now_s: float) -> None:
         pdu, raw = decode_pdu(data)
@@ -425,7 +425,7 @@ class RBridge:
     def _adjacency(self, change: AdjacencyChange | None, now_s: float) -> None:
         if change is None:
             return
-        who = change.neighbour.hex() if change.neighbour else "nobody"
+        who = self._hostname(change.neighbour) or "nobody"
         if change.after is change.before:
             self._lsdb.circuit_up(change.port, now_s)
             self._say(FabricNews.NEIGHBOUR_RESTARTED, change.port, who)

@@ -15,8 +15,9 @@ class MalformedFrame(RemoteProtocolError):
     code = "malformed_frame"
 
     def __init__(self, cause: str, detail: str = "") -> None:
-        super().__init__(f"malformed frame: {cause}{': ' if detail else ''}{detail}")
         self.cause = cause
+        self.what = f"{cause}: {detail}" if detail else cause
+        super().__init__(f"malformed frame: {self.what}")
 
 
 class Reader:

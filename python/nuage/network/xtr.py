@@ -211,7 +211,7 @@ class Xtr:
                     news = LispNews.MALFORMED
                     if error.cause == "lisp_auth":
                         news = LispNews.AUTHENTICATION_FAILED
-                    self._log(news, event.source, error.message)
+                    self._log(news, event.source, error.what)
             case EidArrived():
                 self._arrived(event)
             case EidLeft():

@@ -61,8 +61,9 @@ async def test_a_revocation_anywhere_rolls_the_keys_of_this_sites_rbridges() -> 
         usable=lambda generation: generation,
     )  # fmt: skip
     desk = FabricDesk(
-        context, cast(Any, None), tasks, clock, keys=keys.keys, edge_lives=lambda _node: None
-    )
+        context, cast(Any, None), tasks, clock, keys=keys.keys,
+        edge_lives=lambda _node: None, announce=lambda *_words: None,
+    )  # fmt: skip
     rolls: list[tuple[int, ...]] = []
 
     def rolled() -> None:

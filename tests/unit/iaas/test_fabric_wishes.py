@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tests.unit.iaas.iaas_makers import LYON, MARNE, datacenter, iaas, node, port, record, segment
 from tests.unit.iaas.iaas_makers import vm as make_vm
 
@@ -127,6 +128,30 @@ def test_a_port_takes_what_comes_from_its_segment_until_it_is_in_a_group() -> No
         ("tcp", "", 80),
         ("any", "10.0.0.2", 65535),
     ]
+
+
+@pytest.mark.parametrize(
+    ("out", "passes"),
+    [
+        ((), [("any", "", 65535)]),
+        ((GroupRule(ingress=False, protocol="tcp", port_first=443, port_last=443),),
+         [("tcp", "", 443)]),
+        ((GroupRule(ingress=False, remote_group=SecurityGroupId("sg-none")),), []),
+    ],
+    ids=["all unless said", "what is said", "nobody is in the group yet"],
+)  # fmt: skip
+def test_a_group_that_says_what_goes_out_lets_nothing_else_out(
+    out: tuple[GroupRule, ...], passes: list[tuple[str, str, int]]
+) -> None:
+    web = SecurityGroup(
+        group_id=SecurityGroupId("sg-1"), iaas_id=iaas().iaas_id, name="web",
+        rules=(GroupRule(protocol="tcp", port_first=80, port_last=80), *out),
+    )  # fmt: skip
+    grouped = replace(port(1), security_groups=(web.group_id,))
+    index = index_at(MARNE, plugged(1, "marne"), grouped, web)
+    (rules,) = (p.rules for p in wish_of(index, "marne-vnode-1").ports)
+    assert rules is not None
+    assert [(r.protocol, r.remote, r.port_last) for r in rules if not r.ingress] == passes
 
 
 def test_a_site_tells_its_own_nodes_where_a_vm_of_their_segments_went() -> None:

@@ -233,7 +233,7 @@ def test_the_old_place_cannot_take_a_moved_eid_back() -> None:
     net.run(70.0)
     (record,) = net.server.registered()
     assert record.locators[0].address == net.rlocs[1]
-    assert LispNews.REFUSED in net.news()
+    assert LispNews.OUTDATED in net.news()
     assert net.planes[0].lisp.decapsulate("10.0.0.3", bytes(8)) is None
 
 
