@@ -23,6 +23,7 @@ from tests.system.bpf.raw_attack import (
     send,
     udp,
 )
+from tests.system.lab.able import GUEST
 
 from nuage.errors import TimedOut
 from nuage.network.forwarding import (
@@ -42,7 +43,6 @@ from nuage.network.forwarding import (
 )
 from nuage.network.trill_frame import decode_trill
 
-GUEST = Path(__file__).parents[3] / ".build/guest/guest.raw"
 MISSING = [tool for tool in ("qemu-system-x86_64", "cc") if shutil.which(tool) is None]
 pytestmark = [
     pytest.mark.system,

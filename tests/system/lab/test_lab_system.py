@@ -19,6 +19,7 @@ from nuage.lab.control import NodeStatus, Service
 from nuage.lab.description import DEFAULT_DESCRIPTION
 from nuage.lab.lab import Lab
 from nuage.lab.state import read_pid
+from nuage.units import JOULES_PER_KWH
 
 pytestmark = pytest.mark.system
 
@@ -203,14 +204,28 @@ def test_init_restarts_a_daemon_that_exits_and_keeps_its_output(lab: Lab) -> Non
 
 
 def test_watts_follow_a_busy_loop(lab: Lab) -> None:
-    _until(lambda: _status(lab, "lyon-io1").utilisation < 0.05)
-    idle_watts = _status(lab, "lyon-io1").watts
-    before_kwh = _status(lab, "lyon-io1").kwh
-    lab.set_services("lyon-io1", [Service("busy", ("/bin/sh", "-c", "while :; do :; done"))])
-    _until(lambda: _status(lab, "lyon-io1").watts > idle_watts * 1.2)
-    assert _status(lab, "lyon-io1").kwh > before_kwh
-    lab.set_services("lyon-io1", [])
-    _until(lambda: _status(lab, "lyon-io1").watts < idle_watts * 1.05)
+    """A CPU second costs what the curve says, however slowly the machine grants it."""
+
+    def is_idle() -> bool:
+        return all(_status(lab, node).utilisation < 0.005 for node in ("lyon-io1", "lyon-edge1"))
+
+    def more_joules() -> float:
+        """Return what the busy node has drawn beyond an idle one of its kind."""
+        nodes = {node.name: node for node in lab.status().nodes}
+        return (nodes["lyon-io1"].kwh - nodes["lyon-edge1"].kwh) * JOULES_PER_KWH
+
+    _until(is_idle)
+    idle_watts, before_joules = _status(lab, "lyon-io1").watts, more_joules()
+    loop = ("/bin/sh", "-c", "ulimit -t 1; while :; do :; done")  # killed after a CPU second
+    with subprocess.Popen(lab.command("lyon-io1", loop)) as busy:
+        _until(lambda: _status(lab, "lyon-io1").watts > idle_watts * 1.02, within_s=60.0)
+        assert busy.wait(timeout=60.0) != 0
+    _until(is_idle)
+    hardware = lab.description.hardware["node"]
+    full_watts = (hardware.peak_watts - hardware.idle_watts) / hardware.psu_efficiency
+    expected_joules = full_watts / hardware.cpu_count
+    assert more_joules() - before_joules == pytest.approx(expected_joules, rel=0.15)
+    assert _status(lab, "lyon-io1").watts < idle_watts * 1.01
 
 
 def test_a_bmc_answers_over_tls_by_its_pinned_certificate(lab: Lab) -> None:
