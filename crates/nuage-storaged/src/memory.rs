@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_long};
 /// For so long memory that was freed stays with us for the next buffer. The allocator gives all back at once, what was
 /// freed just now with the rest, and each page that is taken again costs as much as it costs to fill it.
 const KEPT_MS: c_long = 10_000;
-/// `mi_option_purge_delay` of mimalloc 3.
+/// `mi_option_purge_delay` of mimalloc 3, which its bindings do not name.
 const PURGE_DELAY: c_int = 15;
 
 unsafe extern "C" {
@@ -24,4 +24,35 @@ pub fn keep_buffers() {
 pub fn give_back() {
     // SAFETY: it may be called at any time, by any thread.
     unsafe { mi_collect(false) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{PURGE_DELAY, c_int, c_long};
+    use std::process::Command;
+
+    unsafe extern "C" {
+        fn mi_option_get(option: c_int) -> c_long;
+    }
+
+    /// As the allocator names the option; it reads this when a process begins.
+    const NAME: &str = "MIMALLOC_PURGE_DELAY";
+    const VALUE: c_long = 4321;
+
+    #[test]
+    fn the_option_set_by_number_is_the_one_of_that_name() {
+        if std::env::var(NAME).is_ok() {
+            // SAFETY: reads a setting by value.
+            assert_eq!(unsafe { mi_option_get(PURGE_DELAY) }, VALUE);
+            return;
+        }
+        let itself = std::env::current_exe().unwrap();
+        let begun_anew = Command::new(itself)
+            .arg("the_option_set_by_number_is_the_one_of_that_name")
+            .env(NAME, VALUE.to_string())
+            .output()
+            .unwrap();
+        assert!(begun_anew.status.success(), "{begun_anew:?}");
+    }
 }
