@@ -1,6 +1,8 @@
 //! Many operations, and operations of many pieces: each comes back whole, and the caller is woken for it.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::collections::BTreeSet;
 
 use nuage_block::{Buffer, Pages};
@@ -10,7 +12,6 @@ use nuage_journal::{BLOCK_BYTES, Disk, DiskError, DiskOperation, FileId, Piece};
 const BLOCKS: usize = 64;
 /// Well over the entries of the ring and of its completion queue.
 const OPERATIONS: u64 = 5_000;
-const WAKE_MS_MAX: i32 = 10_000;
 
 fn disk_with_blocks(folder: &std::path::Path, method: Method) -> (FileDisk, FileId) {
     let mut disk = FileDisk::open(folder, method).unwrap();
@@ -32,18 +33,6 @@ fn offset_of(block: usize) -> u64 {
 
 fn block_of(token: u64) -> usize {
     usize::try_from(token).unwrap() % BLOCKS
-}
-
-/// Sleep until the disk says that `poll` has results.
-fn wait(disk: &FileDisk) {
-    let mut wanted = libc::pollfd {
-        fd: disk.wake_fd().unwrap(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid `pollfd`, and the count says so.
-    let ready = unsafe { libc::poll(&raw mut wanted, 1, WAKE_MS_MAX) };
-    assert_eq!(ready, 1, "nothing wakes the caller");
 }
 
 fn read_far_beyond_the_ring(method: Method) {
@@ -78,7 +67,7 @@ fn read_far_beyond_the_ring(method: Method) {
             );
         }
         if !missing.is_empty() {
-            wait(&disk);
+            support::wait(&disk);
             disk.poll(&mut results);
             empty_polls = if results.is_empty() {
                 empty_polls + 1
@@ -143,7 +132,7 @@ fn one_result(disk: &mut FileDisk) -> Result<Vec<u8>, DiskError> {
     let mut results = Vec::new();
     disk.poll(&mut results);
     while results.is_empty() {
-        wait(disk);
+        support::wait(disk);
         disk.poll(&mut results);
     }
     assert_eq!(results.len(), 1);

@@ -108,12 +108,6 @@ impl Doors {
         self.volumes.get(&id).map(|volume| volume.device.as_ref())
     }
 
-    pub fn device_mut(&mut self, id: VolumeId) -> Option<&mut (dyn BlockDevice + 'static)> {
-        self.volumes
-            .get_mut(&id)
-            .map(|volume| volume.device.as_mut())
-    }
-
     pub fn counters(&self, id: VolumeId) -> Counters {
         self.counters.get(&id).copied().unwrap_or_default()
     }

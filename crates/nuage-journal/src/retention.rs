@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 
-use crate::bytes::wide;
 use crate::checkpoint::checkpoint_name;
 use crate::disk::{Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::Index;
 use crate::segment::{Seal, SegmentHeader, SegmentKind};
-use crate::store::{Slot, SlotState, Store, StoreEvent};
+use crate::store::{SlotState, Store, StoreEvent};
 
 /// Spares kept of what leaves; more go back to the file system.
 const SPARES_MAX: usize = 8;
@@ -151,25 +150,6 @@ impl<D: Disk> Store<D> {
             self.disk.remove_now(&crate::store::segment_name(number))?;
         }
         Ok(())
-    }
-
-    /// Live share of the sealed segments before the horizon, in blocks: `(live, written)`.
-    pub fn base_use(&mut self) -> Result<(u64, u64), JournalError> {
-        let horizon = self.horizon_seq();
-        let live = live_blocks(&self.view(horizon)?.index);
-        let mut sum = (0, 0);
-        for (slot, number) in self.slots.iter().zip(0u32..) {
-            if let Some(Slot {
-                state: SlotState::Sealed(_, seal),
-                ..
-            }) = slot
-                && seal.last_seq <= horizon
-            {
-                sum.0 += wide(live.get(&number).copied().unwrap_or(0));
-                sum.1 += u64::from(seal.block_count);
-            }
-        }
-        Ok(sum)
     }
 }
 

@@ -94,10 +94,6 @@ impl<D: Disk> Store<D> {
         }));
     }
 
-    pub fn end_scrub(&mut self) {
-        self.scrub = None;
-    }
-
     pub fn is_scrubbing(&self) -> bool {
         self.scrub.is_some()
     }

@@ -1,6 +1,6 @@
 //! The handshake: options until an export is chosen.
 
-use crate::server::{Export, ExportId, Tls};
+use crate::server::{Export, ExportId};
 use crate::wire::{
     CONTEXT, CONTEXT_ID, FIXED_NEWSTYLE, IHAVEOPT, MAGIC, NO_ZEROES, OPTION_BYTES, OPTION_REPLY,
     be16, be32, be64, flag, info, length_u32, option, option_reply,
@@ -25,7 +25,6 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     More,
-    StartTls,
     Close,
     Go {
         export: ExportId,
@@ -36,8 +35,6 @@ pub(crate) enum Step {
 
 #[derive(Debug)]
 pub(crate) struct Handshake {
-    tls: Tls,
-    encrypted: bool,
     state: State,
     buffer: Vec<u8>,
     options: u32,
@@ -64,13 +61,11 @@ fn flags(export: &Export) -> u16 {
 }
 
 impl Handshake {
-    pub fn begin(tls: Tls, output: &mut Output) -> Self {
+    pub fn begin(output: &mut Output) -> Self {
         output.copy(&MAGIC.to_be_bytes());
         output.copy(&IHAVEOPT.to_be_bytes());
         output.copy(&(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes());
         Self {
-            tls,
-            encrypted: false,
             state: State::ClientFlags,
             buffer: Vec::new(),
             options: 0,
@@ -145,23 +140,12 @@ impl Handshake {
         if self.options > OPTIONS_MAX {
             return Err("too many options");
         }
-        let open = self.tls == Tls::Off || self.encrypted;
         match code {
             option::ABORT => {
                 reply(output, code, option_reply::ACK, &[]);
                 return Ok(Step::Close);
             }
-            option::STARTTLS if self.tls == Tls::Required && !self.encrypted && data.is_empty() => {
-                reply(output, code, option_reply::ACK, &[]);
-                self.encrypted = true;
-                // What was agreed in the clear does not count.
-                self.structured = false;
-                self.context = None;
-                return Ok(Step::StartTls);
-            }
-            option::EXPORT_NAME if open => return self.export_name(data, exports, output),
-            option::EXPORT_NAME => return Err("an export named before TLS"),
-            _ if !open => reply(output, code, option_reply::TLS_REQUIRED, b"TLS first"),
+            option::EXPORT_NAME => return self.export_name(data, exports, output),
             option::LIST if data.is_empty() => {
                 for export in exports.values() {
                     let mut body = length_u32(export.name.as_bytes()).to_vec();

@@ -18,4 +18,4 @@ mod server;
 mod transmission;
 pub mod wire;
 
-pub use server::{ConnectionId, Event, Export, ExportId, Server, Tls};
+pub use server::{ConnectionId, Event, Export, ExportId, Server};

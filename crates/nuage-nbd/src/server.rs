@@ -26,13 +26,6 @@ pub struct Export {
     pub multi_conn: bool,
 }
 
-/// Whether a connection has to be encrypted before an export is named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tls {
-    Off,
-    Required,
-}
-
 /// Something for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -57,14 +50,11 @@ pub(crate) struct Connection {
     pub phase: Phase,
     pub output: Output,
     pub closing: bool,
-    /// The next bytes are TLS: the loop puts a TLS session in between.
-    pub starts_tls: bool,
 }
 
 /// All exports behind the sockets of one daemon.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Server {
-    tls: Tls,
     pub(crate) exports: BTreeMap<ExportId, Export>,
     pub(crate) connections: Slab<Connection>,
     pub(crate) tasks: Slab<Task>,
@@ -74,18 +64,6 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(tls: Tls) -> Self {
-        Self {
-            tls,
-            exports: BTreeMap::new(),
-            connections: Slab::new(),
-            tasks: Slab::new(),
-            requests: Vec::new(),
-            touched: Vec::new(),
-            events: Vec::new(),
-        }
-    }
-
     /// Offer a volume. False: the id or the name is in use.
     pub fn add_export(&mut self, id: ExportId, export: Export) -> bool {
         if self.exports.contains_key(&id)
@@ -135,18 +113,17 @@ impl Server {
             return None;
         }
         let mut output = Output::default();
-        let handshake = Handshake::begin(self.tls, &mut output);
+        let handshake = Handshake::begin(&mut output);
         let id = self.connections.insert(Connection {
             phase: Phase::Handshake(handshake),
             output,
             closing: false,
-            starts_tls: false,
         });
         self.touch(id);
         Some(id)
     }
 
-    /// Bytes came from a socket (or out of TLS).
+    /// Bytes came from a socket.
     pub fn receive(&mut self, id: ConnectionId, mut input: &[u8]) {
         loop {
             let Some(connection) = self.connections.get_mut(id) else {
@@ -187,7 +164,6 @@ impl Server {
         let result = handshake.receive(input, &self.exports, &mut connection.output);
         match result {
             Ok(crate::handshake::Step::More) => {}
-            Ok(crate::handshake::Step::StartTls) => connection.starts_tls = true,
             Ok(crate::handshake::Step::Close) => connection.closing = true,
             Ok(crate::handshake::Step::Go {
                 export,
@@ -223,13 +199,6 @@ impl Server {
             connection.closing = true;
         }
         self.touch(id);
-    }
-
-    /// True once: from here on the connection's bytes are TLS records.
-    pub fn take_starts_tls(&mut self, id: ConnectionId) -> bool {
-        self.connections
-            .get_mut(id)
-            .is_some_and(|connection| std::mem::take(&mut connection.starts_tls))
     }
 
     /// The socket is gone; writes that the engine holds still land.

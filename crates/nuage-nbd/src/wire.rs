@@ -25,7 +25,6 @@ pub mod option {
     pub const EXPORT_NAME: u32 = 1;
     pub const ABORT: u32 = 2;
     pub const LIST: u32 = 3;
-    pub const STARTTLS: u32 = 5;
     pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
     pub const STRUCTURED_REPLY: u32 = 8;
@@ -40,7 +39,6 @@ pub mod option_reply {
     pub const META: u32 = 4;
     pub const UNSUPPORTED: u32 = 0x8000_0001;
     pub const INVALID: u32 = 0x8000_0003;
-    pub const TLS_REQUIRED: u32 = 0x8000_0005;
     pub const UNKNOWN: u32 = 0x8000_0006;
     pub const TOO_BIG: u32 = 0x8000_0009;
 }

@@ -6,7 +6,7 @@ use nuage_block::{BlockDevice, Geometry};
 use nuage_nbd::wire::{
     CONTEXT, IHAVEOPT, REQUEST_MAGIC, command, error, flag, option, option_reply,
 };
-use nuage_nbd::{ConnectionId, Export, Server, Tls};
+use nuage_nbd::{ConnectionId, Export, Server};
 use proptest::prelude::*;
 
 struct World {
@@ -42,7 +42,7 @@ fn named(name: &str, tail: &[u8]) -> Vec<u8> {
 }
 
 impl World {
-    fn new(tls: Tls) -> Self {
+    fn new() -> Self {
         let geometry = Geometry {
             size_bytes: 1 << 20,
             logical_block_bytes: 512,
@@ -51,7 +51,7 @@ impl World {
             read_only: false,
             write_cache: true,
         };
-        let mut server = Server::new(tls);
+        let mut server = Server::default();
         assert!(server.add_export(
             1,
             Export {
@@ -72,7 +72,7 @@ impl World {
     }
 
     fn opened(structured: bool) -> Self {
-        let mut world = Self::new(Tls::Off);
+        let mut world = Self::new();
         if structured {
             world.send(&option_bytes(option::STRUCTURED_REPLY, &[]));
             let mut tail = 1_u32.to_be_bytes().to_vec();
@@ -131,7 +131,7 @@ fn a_write_is_read_back_in_simple_and_in_structured_replies() {
 
 #[test]
 fn go_tells_size_and_flags_and_an_unknown_export_does_not_end_the_connection() {
-    let mut world = World::new(Tls::Off);
+    let mut world = World::new();
     world.send(&option_bytes(option::GO, &named("other", &[0, 0])));
     assert_eq!(
         world.received()[12..16],
@@ -168,15 +168,16 @@ fn block_status_shows_what_is_mapped_where_the_context_was_negotiated() {
 }
 
 #[test]
-fn where_tls_is_required_nothing_is_named_in_the_clear() {
-    let mut world = World::new(Tls::Required);
-    world.send(&option_bytes(option::LIST, &[]));
+fn an_option_that_is_not_offered_is_refused_and_the_handshake_goes_on() {
+    let starttls = 5;
+    let mut world = World::new();
+    world.send(&option_bytes(starttls, &[]));
     assert_eq!(
         world.received()[12..16],
-        option_reply::TLS_REQUIRED.to_be_bytes()
+        option_reply::UNSUPPORTED.to_be_bytes()
     );
-    world.send(&option_bytes(option::EXPORT_NAME, b"v"));
-    assert!(world.server.finished(world.connection));
+    world.send(&option_bytes(option::GO, &named("v", &[0, 0])));
+    assert_eq!(world.received()[12..16], option_reply::INFO.to_be_bytes());
 }
 
 proptest! {
@@ -187,7 +188,7 @@ proptest! {
     ) {
         let mut bytes = if opened { request_bytes(0, kind, offset, length, &input) } else { option_bytes(u32::from(kind), &input) };
         bytes.extend_from_slice(&input);
-        let world = || if opened { World::opened(true) } else { World::new(Tls::Off) };
+        let world = || if opened { World::opened(true) } else { World::new() };
         let mut whole = world();
         whole.send(&bytes);
         let expected = whole.received();

@@ -131,7 +131,7 @@ fn serve(options: &Options) -> io::Result<()> {
         portals = fixed.collect();
     }
     let iscsi = nuage_scsi::Server::new(options.portal_group, portals);
-    let nbd = nuage_nbd::Server::new(nuage_nbd::Tls::Off);
+    let nbd = nuage_nbd::Server::default();
     let (signals, rings) = UnixStream::pair()?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::low_level::pipe::register(signal, rings.try_clone()?)?;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod places;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::BTreeSet;
 

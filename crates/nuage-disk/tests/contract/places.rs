@@ -10,8 +10,6 @@ use nuage_journal::{Disk, FileId};
 use nuage_sim_storage::{Medium, SimDisk};
 use tempfile::TempDir;
 
-const WAKE_MS_MAX: i32 = 10_000;
-
 /// What outlives a disk that is closed and opened again.
 pub trait Place {
     type Disk: Disk;
@@ -25,17 +23,6 @@ pub trait Place {
     /// There is no room for new files, these among them.
     fn fill_up(&self, names: &[&str]);
     fn make_room(&self);
-}
-
-fn wait_for(disk: &FileDisk) {
-    let mut wanted = libc::pollfd {
-        fd: disk.wake_fd().unwrap(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid `pollfd`, and the count says so.
-    let ready = unsafe { libc::poll(&raw mut wanted, 1, WAKE_MS_MAX) };
-    assert_eq!(ready, 1, "nothing wakes the caller");
 }
 
 /// A file each write to which gives EIO: nothing is ever mapped at the first page of a process.
@@ -69,7 +56,7 @@ macro_rules! place_of_files {
             }
 
             fn wait(disk: &FileDisk) {
-                wait_for(disk);
+                crate::support::wait(disk);
             }
 
             fn break_next_write(&self, disk: &mut FileDisk, _: FileId) -> FileId {

@@ -437,14 +437,6 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// Seal the open segment, so that others may share it; the next group starts a new one.
-    pub fn seal_open(&mut self) -> Result<(), JournalError> {
-        if let Some(open) = self.open.take() {
-            self.queue_seal(open);
-        }
-        self.drain()
-    }
-
     /// Wait for all that is on its way to the disk. `NoSpace`: something waits for room that the disk has not.
     pub fn drain(&mut self) -> Result<(), JournalError> {
         let mut events = Vec::new();
