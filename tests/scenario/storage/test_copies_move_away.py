@@ -3,7 +3,6 @@
 Real: every use case, index, feeds, `iaas.heads`. The contract is looked at after every step.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -19,13 +18,11 @@ from nuage.iaas.heads import (
     ReleaseHead,
     TakeHead,
 )
-from nuage.iaas.past import require_stopped
 from nuage.ids import NodeId, SiteId
 from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.status import NodeStatus
-from nuage.model.vm import VmState
 from nuage.model.volume import Volume, VolumeState
 from nuage.storage.heads import head_set, is_settled
 
@@ -240,24 +237,3 @@ async def test_a_head_moves_where_it_is_told_unless_a_vm_that_uses_it_runs_elsew
     status, answer = await storage.ask("POST", path, back, who="tenant")
     assert status == 409, answer
     assert "stays near it" in answer["error"]["message"]
-
-
-async def test_a_rollback_waits_for_a_vm_that_is_stopping_and_refuses_one_that_runs(
-    storage: Storage,
-) -> None:
-    await storage.build(**FRENCH_PAIR)
-    volume = storage.volumes()[0]
-    home = storage.sites[LYON].index.home("volume", volume.volume_id)
-    assert home is not None
-    site = storage.sites[home].site
-    user = replace(vm(site=home, volumes=(volume.volume_id,)), iaas_id=volume.iaas_id)
-    used = replace(volume, vm_id=user.vm_id)
-    await site.save(replace(user, state=VmState.RUNNING), used)
-    with pytest.raises(Conflict, match="is running and uses data"):
-        await require_stopped(site, used)
-    await site.save(replace(user, state=VmState.STOPPING))
-    waiting = asyncio.ensure_future(require_stopped(site, used))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    await site.save(replace(user, state=VmState.STOPPED))
-    await waiting
