@@ -264,6 +264,7 @@ class Controller:
             ledgers=self._ledgers,
             keyring=Keyring(self._secrets.secrets),
             host_login=self._host_login,
+            is_revoked=self._trust.is_revoked,
         )
         self._local.serve(self.site)
         self._movement = Movement(self.site)

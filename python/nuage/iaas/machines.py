@@ -274,8 +274,18 @@ def _require_settled(site: Site, vm: Vm) -> None:
         raise Conflict(f"{vm.name} is migrating", hint="wait for its end, then ask again")
 
 
-async def _decided(site: Site, vm: Vm) -> Vm:
-    """Return the VM once it is known that it is to be: one that nobody decided is dropped."""
+async def _decided(site: Site, vm: Vm, *, is_deleted: bool) -> Vm:
+    """Return the VM once it is known that it is to be: one that nobody decided is dropped.
+
+    Nobody believes a site that was revoked: what it was asked for can only be deleted.
+    """
+    if vm.asked_at is not None and site.is_revoked(vm.asked_at) and not is_decided(site.index, vm):
+        if is_deleted:
+            return vm
+        raise Conflict(
+            f"whether {vm.name} is to be was for site {vm.asked_at} to say, which is revoked",
+            hint="it is dropped within a minute; create it again",
+        )
     for _ in range(DECISION_LOOKS):
         if vm.asked_at is None or is_decided(site.index, vm):
             return vm
@@ -289,7 +299,7 @@ async def _decided(site: Site, vm: Vm) -> Vm:
 
 
 async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
-    vm = await _decided(site, vm)
+    vm = await _decided(site, vm, is_deleted=fields.get("wish") is PowerWish.DELETED)
     _require_settled(site, vm)
     changed = replace(vm, request_id=current_request_id(), **fields)  # type: ignore[arg-type]
     await site.save(changed)

@@ -357,12 +357,17 @@ class Movement:
             return  # undecided, or decided again since
         if decision.elected_site in (None, site.site_id):
             return
+        await self._delete_own(vm)
+        site.announce("vm", vm.vm_id, "unelected", f"{vm.name} went to {decision.elected_site}")
+
+    async def _delete_own(self, vm: Vm) -> None:
+        """Delete what was entered here with a new VM that is another site's."""
+        site = self._site
         gone: list[Noun] = [vm]
         for kind, ids in (("port", vm.ports), ("volume", vm.volumes)):
             own = {r.id: r.value for r in site.index.own_copies(kind)}
             gone += [own[object_id] for object_id in ids if object_id in own]
         await delete_with_copies(site, *gone)
-        site.announce("vm", vm.vm_id, "unelected", f"{vm.name} went to {decision.elected_site}")
 
     def was_decided(self, vm_id: VmId) -> bool:
         """Tell whether a VM asked for here was decided, or is being decided now.
@@ -374,12 +379,17 @@ class Movement:
         )
 
     async def _drop_undecided(self, vm: Vm) -> None:
-        """Drop a new VM whose controller died before it wrote its decision down; it never ran."""
+        """Drop a new VM whose controller died before it wrote its decision down; it never ran.
+
+        The word of a site that was revoked is not waited for: nobody would believe it.
+        """
         site = self._site
         if vm.asked_at is None or site.index.find("decision", vm.vm_id) is not None:
             return
         if vm.asked_at == site.site_id:
             decided = self.was_decided(vm.vm_id)
+        elif site.is_revoked(vm.asked_at):
+            decided = False
         else:
             ask = AskDecided(vm_id=vm.vm_id)
             try:
@@ -392,7 +402,10 @@ class Movement:
             site.announce(
                 "vm", vm.vm_id, "undecided", f"{vm.name} was never decided; it is dropped"
             )
-            await remove_vm(site, vm.vm_id)
+            if site.index.home("vm", vm.vm_id) == site.site_id:
+                await remove_vm(site, vm.vm_id)
+            else:  # another site, which the revoked one may have told, has one
+                await self._delete_own(vm)
 
     async def _end_waiting(self, vm: Vm) -> None:
         """A VM on its way whose record has not changed for long."""

@@ -209,7 +209,7 @@ class Site:
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
     what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
     new VMs whose decision is not written down yet. `host_login` tells how the host that has a
-    volume logs in.
+    volume logs in. `is_revoked` tells whether a datacenter is believed no more.
     `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
     `drops_told` the last day (since 1970) on which a volume's early loss of history was announced.
     """
@@ -232,6 +232,7 @@ class Site:
     steering: Steering | None = None
     distrust: Distrust | None = None
     host_login: Callable[[Volume], ChapWish] = field(default=_no_login)
+    is_revoked: Callable[[SiteId], bool] = field(default=lambda _site_id: False)
     volume_places: VolumePlaces = field(default_factory=VolumePlaces)
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
     ledgers: LedgerShelf | None = None

@@ -7,7 +7,8 @@ import pytest
 import structlog
 from tests.simulation.federation.test_moves_step_by_step import LYON, MARNE, Move
 
-from nuage.iaas.machines import CreateVm
+from nuage.errors import Conflict, Unavailable
+from nuage.iaas.machines import CreateVm, NameVm
 from nuage.model.placement import Decision
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume
@@ -119,6 +120,37 @@ def test_a_vm_that_is_being_decided_is_not_dropped() -> None:
         assert kept, "nobody but lyon can say that it was not decided"
 
     play(story)
+
+
+def test_a_vm_that_a_revoked_site_did_not_decide_can_be_deleted_and_is_dropped_by_itself() -> None:
+    """Nobody would believe the only site that could say whether it is to be."""
+
+    async def story(move: Move) -> None:
+        await marne_enters_it_and_lyon_dies(move)
+        marne = move.sites[MARNE]
+        named = NameVm("stay", "web")
+        with pytest.raises(Unavailable, match="has not said yet"):
+            await marne.perform("vm.delete", named)
+        marne.site.is_revoked = LYON.__eq__
+        with pytest.raises(Conflict, match="which is revoked"):
+            await marne.perform("vm.start", named)
+        await marne.perform("vm.delete", named)
+        await asyncio.sleep(10.0)
+        assert not any(marne.index.values(Vm))
+        await asyncio.sleep(60.0)
+        assert not any(marne.index.values(Volume))
+
+    play(story)
+
+    async def left_alone(move: Move) -> None:
+        await marne_enters_it_and_lyon_dies(move)
+        marne = move.sites[MARNE]
+        marne.site.is_revoked = LYON.__eq__
+        await asyncio.sleep(60.0)
+        assert not any(marne.index.values(Vm))
+        assert not any(marne.index.values(Volume))
+
+    play(left_alone)
 
 
 def test_a_vm_that_is_not_decided_is_owned_by_nobody() -> None:
