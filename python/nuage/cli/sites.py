@@ -105,7 +105,7 @@ def list_nodes(session: Session, at_site: str) -> None:
                 node["site_id"],
                 ", ".join(str(role) for role in listed(node, "roles")),
                 _service(row),
-                "yes" if status.get("connected") else "no",
+                _connected(status),
                 row["vm_count"] or "",
                 status.get("accelerator", "") or space,
                 ", ".join(str(o) for o in listed(status, "orphans")),
@@ -131,7 +131,7 @@ def show_node(session: Session, node: str) -> None:
         ("role", ", ".join(str(role) for role in listed(value, "roles"))),
         ("address", value["address"]),
         ("service", _service(answer)),
-        ("connected", "yes" if status.get("connected") else "no"),
+        ("connected", _connected(status)),
         ("VMs", answer["vm_count"] or ""),
         ("orphans", ", ".join(str(orphan) for orphan in listed(status, "orphans"))),
         ("copies", answer["copy_count"] or ""),
@@ -170,6 +170,12 @@ def _share_row(share: Row, names: Row) -> tuple[object, ...]:
         rate_line(dict(taken)),
         "yes" if share["waits"] else "",
     )
+
+
+def _connected(status: dict[str, object]) -> str:
+    if status.get("restarting"):
+        return "agent restarts"
+    return "yes" if status.get("connected") else "no"
 
 
 def _service(row: Row) -> str:

@@ -4,6 +4,7 @@ The channel comes and goes; the agent behind it goes on with its last wish eithe
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 from typing import Final, Generic, TypeVar
@@ -14,7 +15,7 @@ from nuage.channel import ChannelClient, ChannelState, Expected, Handlers
 from nuage.clock import Clock
 from nuage.daemon.agent_trust import AgentTrust
 from nuage.daemon.configuration import AgentConfiguration
-from nuage.daemon.nodes import FollowWishes, ReportTaken
+from nuage.daemon.nodes import GOODBYE_METHOD, FollowWishes, Goodbye, ReportTaken
 from nuage.daemon.process import Tasks
 from nuage.daemon.trust_desk import TRUST_STREAM, TrustWish
 from nuage.errors import Conflict, NuageError, Unavailable
@@ -27,6 +28,9 @@ ReportT = TypeVar("ReportT")
 AnyWish = TypeVar("AnyWish")
 REPORT_EVERY_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 5.0
+GOODBYE_TIMEOUT_S: Final = (
+    1.0  # it saves the controller a doubt, and is not worth a stop that waits
+)
 RETRY_S: Final = 0.5
 TERMS_MAX: Final = 4
 log = structlog.get_logger("agent")
@@ -174,5 +178,7 @@ class AgentChannel(Generic[WishT, ReportT]):
                 self.leases.hear(taken.lease_term, sent_s + taken.lease_s)
 
     async def close(self) -> None:
-        """Say goodbye to the controller."""
+        """Say goodbye to the controller: it does not take the silence to come for a loss."""
+        with contextlib.suppress(NuageError):
+            await self.client.call(GOODBYE_METHOD, Goodbye(), type(None), GOODBYE_TIMEOUT_S)
         await self.client.close()

@@ -415,6 +415,7 @@ class Controller:
                 vnode_report=self._vnode_report,
                 ionode_report=self._ionode_report,
                 subscribed=lambda node_id, _role: self._reconciler.touch((node_id,)),
+                goodbye=self._node_goodbye,
                 lost=self._node_lost,
                 lease_s=self._guardian.lease_s,
                 lease_term=lambda: self._guardian.lease_term,
@@ -461,6 +462,11 @@ class Controller:
 
     def _ionode_lost(self, node_id: NodeId) -> None:
         self._reconciler.node_lost(node_id)
+
+    def _node_goodbye(self, node_id: NodeId) -> None:
+        if not self._energy.is_asleep(node_id):  # else it goes off
+            self._sessions.expect_back(node_id)
+            self._reconciler.node_restarts(node_id)
 
     def _node_lost(self, node_id: NodeId) -> None:
         self._reconciler.node_lost(node_id)

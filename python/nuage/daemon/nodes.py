@@ -1,8 +1,9 @@
 """Sessions of this site's nodes: wishes go down as a stream, reports come up as calls.
 
 A wish is a whole desired state; a node that was away gets the newest when it subscribes, never a
-backlog. A node that is silent for `NODE_LOST_AFTER_S` is announced as lost. Whether its silence may
-cost it its power is another question (`NodeSessions.why_not_fence`): it is not answered from a
+backlog. A node that is silent for `NODE_LOST_AFTER_S` is announced as lost; one whose agent said
+goodbye, as each does that is stopped in order, only after `RESTARTS_WITHIN_S`. Whether its silence
+may cost it its power is another question (`NodeSessions.why_not_fence`): it is not answered from a
 controller that has only just begun, was stalled, or hears nobody at all.
 """
 
@@ -19,10 +20,12 @@ from nuage.errors import Forbidden, Unavailable
 from nuage.ids import NodeId, SiteId
 from nuage.model.desired import IonodeReport, IonodeWish, VnodeReport, VnodeWish
 from nuage.model.infrastructure import Node, NodeRole
+from nuage.model.status import NODE_LOST_AFTER_S
 
 R = TypeVar("R")
 IN_DOUBT_AFTER_S: Final = 2.5  # IO-nodes report every second
-NODE_LOST_AFTER_S: Final = 6.0  # a restarting agent is back well within; see docs/design/failure.md
+RESTARTS_WITHIN_S: Final = 15.0  # an agent that said goodbye; a new release is unpacked by then
+GOODBYE_METHOD: Final = "node.goodbye"
 WATCH_EVERY_S: Final = 1.0
 STALLED_S: Final = 2.0  # a watch that comes so late tells that this process did not run
 START_GRACE_S: Final = 30.0  # for nodes not heard since the controller began
@@ -33,6 +36,11 @@ log = structlog.get_logger("nodes")
 @dataclass(frozen=True, slots=True)
 class FollowWishes:
     """A node asks for its wishes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """A node's agent is stopped in order; what it looks after goes on, and it is back soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ class Reactions:
     vnode_report: Callable[[VnodeReport], None]
     ionode_report: Callable[[IonodeReport], None]
     subscribed: Callable[[NodeId, NodeRole], None]
+    goodbye: Callable[[NodeId], None]
     lost: Callable[[NodeId], None]
     lease_s: Callable[[], float]
     lease_term: Callable[[], int]
@@ -125,6 +134,7 @@ class NodeSessions:
         self._clock = clock
         self._slots: dict[NodeId, WishSlot[VnodeWish | IonodeWish]] = {}
         self._seen_s: dict[NodeId, float] = {}
+        self._left_s: dict[NodeId, float] = {}  # said goodbye, and not heard since
         self._lost: set[NodeId] = set()
         self._awaited_s: dict[NodeId, float] = {}  # not heard yet, and since when
         self._doubt_until_s = float("-inf")  # our own ears are not to be trusted until then
@@ -147,6 +157,11 @@ class NodeSessions:
             self._heard(node.node_id)
             await reactions.hello(node)
             return reactions.taken()
+
+        @handlers.method(GOODBYE_METHOD, Goodbye, roles=agents)
+        async def goodbye(peer: Peer, _body: Goodbye) -> None:
+            self._heard(peer.identity.node_id)
+            reactions.goodbye(peer.identity.node_id)
 
         @handlers.method("vnode.report", VnodeReport, roles={NodeRole.VNODE})
         async def vnode_report(peer: Peer, report: VnodeReport) -> ReportTaken:
@@ -194,9 +209,19 @@ class NodeSessions:
         return seen_s is not None and seen_s >= moment_s
 
     def is_connected(self, node_id: NodeId) -> bool:
-        """Tell whether a node was heard within `NODE_LOST_AFTER_S`."""
+        """Tell whether a node is not lost: it was heard just now, or its agent restarts."""
+        left_s = self._left_s.get(node_id)
+        if left_s is not None and self._clock.monotonic_s() - left_s < RESTARTS_WITHIN_S:
+            return True
+        return self._is_heard(node_id)
+
+    def _is_heard(self, node_id: NodeId) -> bool:
         seen_s = self._seen_s.get(node_id)
         return seen_s is not None and self._clock.monotonic_s() - seen_s < NODE_LOST_AFTER_S
+
+    def expect_back(self, node_id: NodeId) -> None:
+        """Wait longer for a node whose agent has just said goodbye."""
+        self._left_s[node_id] = self._clock.monotonic_s()
 
     def hear(self, peer: Peer, node_id: NodeId) -> None:
         """Note that a node spoke for itself.
@@ -238,7 +263,7 @@ class NodeSessions:
         if before_s is not None and now_s - before_s > WATCH_EVERY_S + STALLED_S:
             self._doubt = "this controller itself was stalled"
             self._doubt_until_s = now_s + RETURN_GRACE_S
-        elif not any(self.is_connected(node_id) for node_id in self._seen_s):
+        elif not any(self._is_heard(node_id) for node_id in self._seen_s):
             self._doubt = "all nodes of the site are silent: this controller may be cut off"
             self._doubt_until_s = now_s + RETURN_GRACE_S
 
@@ -285,4 +310,5 @@ class NodeSessions:
 
     def _heard(self, node_id: NodeId) -> None:
         self._awaited_s.pop(node_id, None)
+        self._left_s.pop(node_id, None)
         self._seen_s[node_id] = self._clock.monotonic_s()

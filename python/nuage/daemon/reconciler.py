@@ -190,6 +190,13 @@ class Reconciler:
         """Write down that an edge lives."""
         self._begin(self._status_acts(node_id))
 
+    def node_restarts(self, node_id: NodeId) -> None:
+        """Write down that a node's agent said goodbye, and is expected back."""
+        now_s = self._site.clock.now_s()
+        self._begin(
+            node_status(self._site.index, node_id, connected=True, restarting=True, now_s=now_s)
+        )
+
     def node_lost(self, node_id: NodeId) -> None:
         """Write down that a node is silent."""
         self._begin(

@@ -210,6 +210,7 @@ def node_status(
     *,
     connected: bool,
     now_s: float,
+    restarting: bool = False,
     vnode: VnodeReport | None = None,
     ionode: IonodeReport | None = None,
 ) -> list[Act]:
@@ -220,6 +221,8 @@ def node_status(
     after = before  # as most are after most reports
     if known is None or before.connected != connected:
         after = replace(after, connected=connected, since_s=now_s)
+    if before.restarting != restarting:
+        after = replace(after, restarting=restarting)
     if vnode is not None:
         orphans = tuple(sorted(seen.vm_id for seen in vnode.vms if _is_orphan(seen)))
         accelerator = vnode.estimate.accelerator
@@ -295,6 +298,9 @@ def _status_line(
         sleeps = node is not None and node.power is NodePower.OFF
         word = "connected" if after.connected else "off" if sleeps else "lost"
         return word, f"node {name} is {word}"
+    if before.restarting != after.restarting:
+        word = "restarting" if after.restarting else "back"
+        return word, f"the agent of node {name} is {word}"
     return "", ""
 
 

@@ -16,6 +16,7 @@ class SpaceAlarm(Enum):
     FULL = "full"
 
 
+NODE_LOST_AFTER_S: Final = 6.0  # of silence; agents report every two seconds at least
 FREE_SHARE_MIN: Final = 0.05  # of a disk, kept for seals, epochs and compaction
 # Free share of the disk below which an alarm is raised, and above which it ends.
 ALARM_SHARES: Final = {SpaceAlarm.LOW: (0.20, 0.25), SpaceAlarm.FULL: (0.07, 0.10)}
@@ -55,7 +56,7 @@ class NodeStatus:
     """The last facts of a node, written by its site when they change.
 
     `replica_addresses` tells heads of other sites where the daemon of an IaaS listens, `portals`
-    hosts where its iSCSI door is. Of an
+    hosts where its iSCSI door is. `restarting`: its agent was stopped in order a moment ago. Of an
     IO-node, `free_bytes` and `total_bytes` are of all its disks, `alarm` is the worst.
     """
 
@@ -71,6 +72,7 @@ class NodeStatus:
     orphans: tuple[VmId, ...] = ()
     alarm: SpaceAlarm = SpaceAlarm.NONE
     disks: tuple[DiskStatus, ...] = ()
+    restarting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

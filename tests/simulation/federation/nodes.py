@@ -130,6 +130,15 @@ class SimVnode:
     def power_on(self) -> None:
         self.is_powered = True
 
+    def say_goodbye(self) -> None:
+        """Tell the controller that the agent is stopped in order."""
+        site, node_id = self.site, self.node.node_id
+        is_there = site.machine.is_up and self.world.wires.is_up(node_id, site.site_id)
+        if self.is_powered and is_there:
+            site.sessions._heard(node_id)
+            site.sessions.expect_back(node_id)
+            site.reconciler.node_restarts(node_id)
+
     # The agent ------------------------------------------------------------------------------------
 
     async def run(self) -> None:

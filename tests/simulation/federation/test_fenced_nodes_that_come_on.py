@@ -15,9 +15,11 @@ from tests.simulation.federation.test_controllers_that_die import play
 from tests.simulation.federation.test_moves_step_by_step import LYON, Move
 from tests.simulation.federation.whole_sites import stand_in
 
+from nuage.daemon.nodes import RESTARTS_WITHIN_S
 from nuage.iaas.machines import CreateVm
 from nuage.iaas.site import Draft
 from nuage.model.placement import Decision, VmRequest
+from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm, VmState
 
 MOMENTS_S = (0.0, 0.05, 0.3)  # after the guardian took the node for off
@@ -101,5 +103,38 @@ def test_a_vm_that_found_no_place_starts_where_it_was_once_its_node_is_back() ->
         node.power_on()
         await move.until(lambda: node.running() == {move.vm_id}, "it runs again")
         await move.until(lambda: move.vm.state is VmState.RUNNING, "and is known to")
+
+    play(story)
+
+
+def test_a_node_that_said_goodbye_and_does_not_come_back_is_fenced_after_its_grace() -> None:
+    async def story(move: Move) -> None:
+        node = await _run_a_vm_that_stays(move)
+        site = move.sites[LYON]
+        node.say_goodbye()
+        node.power_off()
+        await asyncio.sleep(RESTARTS_WITHIN_S - 2.0)
+        status = site.index.value(NodeStatus, node.node.node_id)
+        assert (status.connected, status.restarting) == (True, True)
+        assert not any(said[2] == "fenced" for said in site.said)
+        await _is_fenced(move, node)
+        await _runs_once_elsewhere(move, node)
+
+    play(story)
+
+
+def test_an_agent_that_restarts_within_its_grace_loses_nothing() -> None:
+    async def story(move: Move) -> None:
+        node = await _run_a_vm_that_stays(move)
+        site = move.sites[LYON]
+        node.say_goodbye()
+        move.wires.cut(node.node.node_id, LYON)  # nothing is heard of it
+        await asyncio.sleep(RESTARTS_WITHIN_S - 2.0)
+        move.wires.heal()
+        await asyncio.sleep(30.0)
+        status = site.index.value(NodeStatus, node.node.node_id)
+        assert (status.connected, status.restarting) == (True, False)
+        assert not any(said[2] in ("lost", "fenced") for said in site.said)
+        assert node.running() == {move.vm_id}
 
     play(story)

@@ -273,6 +273,8 @@ class World(Watching):
     def lose_power(self) -> None:
         node = self._any_vnode()
         self.tell(f"power lost {node.node.node_id}")
+        if node.boots % 2:  # shut down in order: its controller takes it for a restart
+            node.say_goodbye()
         node.power_off()
 
     def restore_power(self) -> None:

@@ -4,15 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 from tests.unit.daemon.test_energy_keeper import HandClock
 from tests.unit.iaas.iaas_makers import node
 
+from nuage.channel import Handlers, Identity
+from nuage.channel.memory import memory_pair
+from nuage.clock import SystemClock
+from nuage.daemon.agent import AgentChannel
 from nuage.daemon.guardian import Guardian
 from nuage.daemon.hardware import RedfishFence
 from nuage.daemon.nodes import (
-    NODE_LOST_AFTER_S,
+    RESTARTS_WITHIN_S,
     RETURN_GRACE_S,
     STALLED_S,
     START_GRACE_S,
@@ -21,9 +26,10 @@ from nuage.daemon.nodes import (
 from nuage.facility.memory import MemoryNode
 from nuage.facility.ports import PowerControl, PowerState
 from nuage.iaas.index import FederationIndex
-from nuage.ids import NodeId, SiteId
+from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.record import Record
+from nuage.model.status import NODE_LOST_AFTER_S
 from nuage.quorum.lease import LeaseView
 from nuage.quorum.model import LeaseTiming
 
@@ -111,6 +117,54 @@ def test_a_stalled_controller_does_not_take_its_own_silence_for_a_nodes() -> Non
     room.sessions._heard(SECOND.node_id)
 
     assert "stalled" in room.sessions.why_not_fence(FIRST.node_id)
+
+
+def test_a_node_that_said_goodbye_is_not_lost_before_its_agent_should_be_back() -> None:
+    room = Room(FIRST.node_id, SECOND.node_id)
+    room.pass_s(3, FIRST.node_id, SECOND.node_id)
+    room.sessions.expect_back(FIRST.node_id)
+    room.pass_s(RESTARTS_WITHIN_S - 1.0, SECOND.node_id)
+    assert room.sessions.is_connected(FIRST.node_id)
+    room.pass_s(2.0, SECOND.node_id)
+    assert not room.sessions.is_connected(FIRST.node_id)
+
+    room.pass_s(1.0, FIRST.node_id, SECOND.node_id)  # it is back: silence is silence again
+    room.pass_s(SILENT_S, SECOND.node_id)
+    assert not room.sessions.is_connected(FIRST.node_id)
+
+
+def test_a_goodbye_is_no_sign_that_the_others_would_be_heard() -> None:
+    room = Room(FIRST.node_id, SECOND.node_id)
+    room.pass_s(3, FIRST.node_id, SECOND.node_id)
+    room.sessions.expect_back(FIRST.node_id)
+    room.pass_s(SILENT_S)
+
+    assert not room.sessions.is_connected(SECOND.node_id)
+    assert "cut off" in room.sessions.why_not_fence(SECOND.node_id)
+
+
+async def test_an_agent_that_is_stopped_says_goodbye() -> None:
+    clock, handlers = SystemClock(), Handlers()
+    sessions, said = NodeSessions(MARNE, clock), cast(list[NodeId], [])
+    reactions = cast(Any, type("ReactionsStandIn", (), {})())
+    reactions.lost, reactions.goodbye = said.append, said.append
+    sessions.register(handlers, reactions)
+    agent, controller = (
+        Identity(FederationId("fed"), MARNE, NodeRole.VNODE, FIRST.node_id),
+        Identity(FederationId("fed"), MARNE, NodeRole.CONTROLLER, NodeId("marne-controller")),
+    )
+    pair = memory_pair(
+        Handlers(), handlers, identity_a=agent, identity_b=controller, clock=clock
+    )  # fmt: skip
+
+    async def close() -> None:
+        pair.a.close()
+
+    client = SimpleNamespace(call=pair.a.call, close=close)
+    await AgentChannel.close(cast(Any, SimpleNamespace(client=client)))
+    assert said == [FIRST.node_id]
+    assert pair.a.is_closed
+    await AgentChannel.close(cast(Any, SimpleNamespace(client=client)))  # nobody is there: it stops
 
 
 class Bmcs:
