@@ -29,7 +29,7 @@ from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.desired import CopyReport, IonodeReport
 from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter, Node
-from nuage.model.status import NodeStatus
+from nuage.model.status import NODE_LOST_AFTER_S, NodeStatus
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Erasure, ReplicaPlace, Volume, VolumeState
 from nuage.storage.heads import (
@@ -87,6 +87,8 @@ class HeadKeeper:
         self._replace_lost_after_s = replace_lost_after_s
         self._copies: dict[tuple[VolumeId, int], dict[NodeId, CopyReport]] = {}
         self._lost: set[NodeId] = set()
+        self._heard_s: dict[NodeId, float] = {}
+        self._left_out_s: dict[tuple[VolumeId, NodeId], float] = {}
         self._moved_s: dict[VolumeId, float] = {}
         self._rest_until_s: dict[VolumeId, float] = {}
         self._claimed: set[VolumeId] = set()
@@ -97,6 +99,7 @@ class HeadKeeper:
     def take_report(self, report: IonodeReport) -> None:
         """Keep what heads say of their copies."""
         self._lost.discard(report.node_id)
+        self._heard_s[report.node_id] = self._site.clock.monotonic_s()
         note_report(self._site, report)
         for head in report.heads:
             key = (head.volume_id, head.epoch)
@@ -267,7 +270,12 @@ class HeadKeeper:
         if iaas is None or volume.is_template or not is_settled(volume):
             return
         facts = VolumeFacts(
-            usable={p.node_id for p in volume.replicas if self._is_reachable(volume, p.node_id)},
+            usable={
+                place.node_id
+                for place in volume.replicas
+                if self._is_reachable(volume, place.node_id)
+                and self._is_back(volume, place.node_id)
+            },
             wanted_copies=iaas.contract.copies,
             wanted_policy=iaas.contract.ack_policy,
             copies=self._copies.get((volume.volume_id, volume.epoch), {}),
@@ -322,6 +330,25 @@ class HeadKeeper:
         status = self._site.index.find_value(NodeStatus, node_id)
         has_daemon = status is not None and volume.iaas_id in status.replica_addresses
         return has_daemon and self.is_usable(node_id)
+
+    def _is_back(self, volume: Volume, node_id: NodeId) -> bool:
+        """Tell whether the node of a copy that is left out was alive after that was decided.
+
+        Until its loss is noticed it passes for one that answers: the head would wait for it again,
+        and writes with the head, which its owner has just ended.
+        """
+        key = (volume.volume_id, node_id)
+        if node_id not in volume.without or node_id in volume.catching_up:  # or it is a new copy
+            self._left_out_s.pop(key, None)
+            return True
+        now_s = self._site.clock.monotonic_s()
+        since_s = self._left_out_s.setdefault(key, now_s)
+        status = self._site.index.value(NodeStatus, node_id)
+        if status.site_id == self._site.site_id:
+            return self._heard_s.get(node_id, since_s) > since_s
+        # What its site says: it has heard the node within the time after which it is lost.
+        heard_s = now_s - self._site.age_of(status.site_id) - NODE_LOST_AFTER_S
+        return heard_s > since_s and not status.restarting
 
     async def _take_step(self, volume: Volume, step: Step, iaas: Iaas) -> None:
         match step:
@@ -494,7 +521,10 @@ class HeadKeeper:
             held = await site.quorum.owner("volume", record.id)
             if held is not None and held.owner == shown.home:
                 await site.delete(record.value)
-        for volume in self.own():
+        own = self.own()
+        known = {volume.volume_id for volume in own}
+        self._left_out_s = {k: since_s for k, since_s in self._left_out_s.items() if k[0] in known}
+        for volume in own:
             if is_gone(site.index, volume):
                 await site.delete(volume)
 

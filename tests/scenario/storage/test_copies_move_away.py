@@ -22,8 +22,9 @@ from nuage.ids import NodeId, SiteId
 from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role
 from nuage.model.infrastructure import Node, NodeRole
-from nuage.model.status import NodeStatus
+from nuage.model.status import NODE_LOST_AFTER_S, NodeStatus
 from nuage.model.volume import Volume, VolumeState
+from nuage.simulation.virtual_time import SkewedClock
 from nuage.storage.heads import head_set, is_settled
 
 LYON, RENNES = SiteId("lyon"), SiteId("rennes")
@@ -83,19 +84,31 @@ class Storage(Federation):
     def on(self, node_id: NodeId) -> list[str]:
         return [v.name for v in self.volumes() if any(p.node_id == node_id for p in v.replicas)]
 
-    async def until(self, holds: Callable[[], bool]) -> None:
+    async def until(self, holds: Callable[[], bool], *, is_degraded: bool = False) -> None:
         for _ in range(STEPS_MAX):
             await self.settle()
-            self.check_contract()
+            if not is_degraded:
+                self.check_contract()
             if holds():
                 return
-            for site in self.sites.values():
-                keeper = self.keepers[site.site_id]
-                for ionode in site.ionodes:
-                    if site.index.value(NodeStatus, ionode.node.node_id).connected:
-                        keeper.take_report(await ionode.report())
-                await keeper.look()
+            await self.look()
         raise AssertionError(f"it never came to this: {self.volumes()}")
+
+    async def look(self) -> None:
+        """Have each controller hear its nodes, and take what steps are due."""
+        for site in self.sites.values():
+            keeper = self.keepers[site.site_id]
+            for ionode in site.ionodes:
+                if site.index.value(NodeStatus, ionode.node.node_id).connected:
+                    keeper.take_report(await ionode.report())
+            await keeper.look()
+        await self.settle()
+
+    async def degrade(self, volume: Volume, without: NodeId) -> None:
+        """Have its owner decide to go on without a copy."""
+        path = f"/v1/iaas/acme/volumes/{volume.name}/degrade"
+        status, answer = await self.ask("POST", path, {"without": without}, who="tenant")
+        assert status == 202, answer
 
     def check_contract(self) -> None:
         """As many copies with everything, in as many sites, as the contract says."""
@@ -199,6 +212,51 @@ async def test_copies_of_a_node_that_is_lost_for_long_are_made_anew_elsewhere(
     )  # fmt: skip
     await storage.until(lambda: not storage.on(lost.node_id))
     assert {len(v.replicas) for v in storage.volumes()} == {3}
+
+
+class LaterClock(SkewedClock):
+    """A machine's clock that a test puts forward."""
+
+    ahead_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.ahead_s
+
+
+async def test_a_copy_left_out_by_decision_stays_out_until_its_node_is_heard_again(
+    storage: Storage,
+) -> None:
+    await storage.build(**FRENCH_PAIR | {"copy_sites": 1})
+    volume = storage.volumes()[0]
+    other = next(p for p in volume.replicas if p.node_id != volume.head)
+    site = storage.sites[other.site_id]
+    dead = next(i for i in site.ionodes if i.node.node_id == other.node_id)
+    site.ionodes.remove(dead)  # a moment ago: it passes for one that answers
+    await storage.degrade(volume, other.node_id)
+    for _ in range(3):
+        await storage.look()
+        assert storage.volumes()[0].without == (other.node_id,)
+    site.ionodes.append(dead)
+    # The contract, which its owner left, holds again at the end.
+    await storage.until(lambda: not storage.volumes()[0].without, is_degraded=True)
+
+
+async def test_a_copy_of_another_site_stays_out_for_as_long_as_its_nodes_loss_goes_unnoticed(
+    storage: Storage,
+) -> None:
+    await storage.build(**FRENCH_PAIR)
+    volume = storage.volumes()[0]
+    other = next(p for p in volume.replicas if p.node_id != volume.head)
+    home = storage.sites[LYON].index.home("volume", volume.volume_id)
+    assert home is not None
+    storage.sites[home].site.clock = clock = LaterClock()
+    await storage.degrade(volume, other.node_id)
+    for _ in range(3):
+        await storage.look()
+        assert storage.volumes()[0].without == (other.node_id,)
+    clock.ahead_s = NODE_LOST_AFTER_S + 60.0
+    storage.sites[home].site.age_of = lambda _site: 0.0
+    await storage.until(lambda: not storage.volumes()[0].without, is_degraded=True)
 
 
 async def test_a_volume_that_has_just_gone_elsewhere_does_not_swallow_what_else_was_decided(
