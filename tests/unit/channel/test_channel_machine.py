@@ -94,8 +94,23 @@ def test_a_silent_peer_is_pinged_then_lost() -> None:
     assert machine.tick(PING_AFTER_S)
     assert machine.data_to_send() == encode_frame(Ping(1))
     machine.receive(encode_frame(Pong(1)), PING_AFTER_S)
-    assert machine.tick(LOST_AFTER_S)
+    now_s = PING_AFTER_S
+    while now_s < LOST_AFTER_S:
+        now_s += PING_AFTER_S
+        assert machine.tick(now_s)
     assert not machine.tick(PING_AFTER_S + LOST_AFTER_S)
+
+
+def test_a_peer_is_not_lost_for_the_time_in_which_this_process_did_not_run() -> None:
+    machine = opened()
+    assert machine.tick(PING_AFTER_S)
+    now_s = PING_AFTER_S + 10 * LOST_AFTER_S
+    assert machine.tick(now_s)
+    silent_s = 2 * PING_AFTER_S
+    while silent_s + PING_AFTER_S < LOST_AFTER_S:
+        now_s, silent_s = now_s + PING_AFTER_S, silent_s + PING_AFTER_S
+        assert machine.tick(now_s)
+    assert not machine.tick(now_s + PING_AFTER_S)
 
 
 def test_a_ping_is_answered() -> None:
