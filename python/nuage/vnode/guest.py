@@ -92,8 +92,24 @@ def stored(disk: Disk | None) -> StoredDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repointing:
+    """Tries to replace a slot's way since the last that succeeded.
+
+    Each takes new names in QEMU. By `ways` lead those that may have got through: one that is under
+    way, and those to which QEMU gave no answer.
+    """
+
+    tried: int = 0
+    ways: tuple[StoredDisk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuestRecord:
-    """What guest.json keeps. `generations` count how often a slot's way was replaced."""
+    """What guest.json keeps. `generations` count how often a slot's way was replaced.
+
+    `repointings` are by slot, each written before it begins: an agent that is restarted in one must
+    not take the way before it for the one that the guest uses.
+    """
 
     vm_id: VmId
     iaas_id: IaasId
@@ -101,6 +117,7 @@ class GuestRecord:
     mark: process.ProcessMark | None
     disks: tuple[StoredDisk, ...]
     generations: tuple[int, ...]
+    repointings: dict[int, Repointing] = field(default_factory=dict)
     incoming_address: str = ""
     ended: bool = False  # asked to end, or switched itself off; else a missing process crashed
     console_base_bytes: int = 0

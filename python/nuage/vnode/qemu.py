@@ -30,7 +30,14 @@ from nuage.vnode.arguments import (
     transport_options,
 )
 from nuage.vnode.cgroup import CgroupTree
-from nuage.vnode.guest import ADOPT_TIMEOUT_S, Guest, GuestRecord, StoredDisk, stored
+from nuage.vnode.guest import (
+    ADOPT_TIMEOUT_S,
+    Guest,
+    GuestRecord,
+    Repointing,
+    StoredDisk,
+    stored,
+)
 from nuage.vnode.hypervisor import (
     Disk,
     GuestSeen,
@@ -78,8 +85,6 @@ class QemuHypervisor:
         self._chores: set[asyncio.Task[None]] = set()
         self._leaving: tuple[Callable[[VmId], None], Callable[[VmId, float], None]] | None = None
         self._rerouting = Rerouting()
-        self._repoints: dict[tuple[VmId, int], int] = {}
-        self._unsure: dict[tuple[VmId, int], Disk] = {}  # where to, when it broke off
         self._goals: dict[tuple[VmId, int], Disk] = {}  # where what waits is led, while it changes
 
     @property
@@ -148,7 +153,7 @@ class QemuHypervisor:
             self._reap()
             if guest.console.rotate():
                 guest.save(replace(guest.record, console_base_bytes=guest.console.base_bytes))
-            result.append(self._as_known(seen))
+            result.append(_as_known(guest, seen))
         await self._rerouting.hold(self._portals_in_use())
         return tuple(result)
 
@@ -159,16 +164,6 @@ class QemuHypervisor:
             way for guest in running for slot, _ in enumerate(guest.record.disks)
             for way in self._ways(guest, slot)
         )  # fmt: skip
-
-    def _as_known(self, seen: GuestSeen) -> GuestSeen:
-        """Show no portal of a disk whose repointing broke off: which way it uses is not known."""
-        disks = tuple(
-            replace(disk, portal="")
-            if isinstance(disk, IscsiDisk) and (seen.vm_id, slot) in self._unsure
-            else disk
-            for slot, disk in enumerate(seen.disks)
-        )
-        return replace(seen, disks=disks)
 
     def _reap(self) -> None:
         self._children -= {pid for pid in self._children if process.reap(pid)}
@@ -198,8 +193,6 @@ class QemuHypervisor:
         known = self._guests.get(spec.vm_id)
         if known is not None and known.alive:
             raise Conflict(f"{spec.vm_id} runs already on this node")
-        for slot in range(DISKS_MAX):  # a new QEMU reaches each disk as it is told
-            self._unsure.pop((spec.vm_id, slot), None)
         folder = self._options.root / spec.vm_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "qemu.log").unlink(missing_ok=True)
@@ -349,29 +342,31 @@ class QemuHypervisor:
         """Reach the same volume by another way, without the guest seeing it."""
         guest = self._require(vm_id)
         before = self._generation(guest, slot)
-        tried = self._repoints.get((vm_id, slot), 0)
-        fresh = before + 1 + tried  # one that broke off may have got through: its names are taken
-        self._repoints[vm_id, slot] = tried + 1
+        known = guest.record.repointings.get(slot, Repointing())
+        fresh = before + 1 + known.tried  # one that broke off may have got through, with its names
+        ways = self._ways(guest, slot)
         self._goals[vm_id, slot] = disk
         async with contextlib.AsyncExitStack() as led:
             led.callback(self._goals.pop, (vm_id, slot))
-            for there in self._ways(guest, slot):
-                await led.enter_async_context(self._led(there, disk, is_again=tried > 0))
+            for there in ways:
+                await led.enter_async_context(self._led(there, disk, is_again=known.tried > 0))
+            begun = Repointing(tried=known.tried + 1, ways=(*known.ways, stored(disk)))
+            self._note(guest, slot, begun)
             try:
                 await self._add_transport(guest, slot, disk, fresh)
                 options = disk_options(slot, generation=fresh)
                 await guest.execute("blockdev-reopen", {"options": [options]})
             except QmpError:  # refused: nothing uses what was added
+                self._note(guest, slot, replace(begun, ways=known.ways))
                 await self._drop_transport(guest, slot, fresh)
                 raise
-            except NuageError:
-                self._unsure[vm_id, slot] = disk
-                raise
-            del self._repoints[vm_id, slot]
-            self._unsure.pop((vm_id, slot), None)
             self._set_slot(guest, slot, stored(disk), fresh)
             for generation in range(before, fresh):  # QEMU logs out, and waits for the answer
                 await self._drop_transport(guest, slot, generation)
+
+    def _note(self, guest: Guest, slot: int, repointing: Repointing) -> None:
+        repointings = {**guest.record.repointings, slot: repointing}
+        guest.save(replace(guest.record, repointings=repointings))
 
     async def follow_disk(self, vm_id: VmId, slot: int, disk: Disk) -> None:
         """Lead on what waits in a `repoint_disk` that runs: the volume has moved again."""
@@ -382,10 +377,12 @@ class QemuHypervisor:
 
     def _ways(self, guest: Guest, slot: int) -> list[Disk]:
         """Return each way by which something may be in flight to a slot's volume."""
-        disks = guest.record.disks
-        there = disks[slot].disk() if slot < len(disks) else None
-        ways = (there, self._unsure.get((guest.record.vm_id, slot)))
-        return [way for way in ways if way is not None]
+        entries = [*guest.record.disks[slot : slot + 1]]
+        entries += guest.record.repointings.get(slot, Repointing()).ways
+        ways = [entry.disk() for entry in entries]
+        return [
+            way for number, way in enumerate(ways) if way is not None and way not in ways[:number]
+        ]
 
     def _led(
         self, there: Disk, disk: Disk, *, is_again: bool
@@ -406,7 +403,15 @@ class QemuHypervisor:
         disks = [*guest.record.disks, *(StoredDisk() for _ in range(width))][:width]
         generations = [*guest.record.generations, *(0 for _ in range(width))][:width]
         disks[slot], generations[slot] = disk, generation
-        guest.save(replace(guest.record, disks=tuple(disks), generations=tuple(generations)))
+        repointings = {k: tries for k, tries in guest.record.repointings.items() if k != slot}
+        guest.save(
+            replace(
+                guest.record,
+                disks=tuple(disks),
+                generations=tuple(generations),
+                repointings=repointings,
+            )
+        )
 
     async def _add_transport(self, guest: Guest, slot: int, disk: Disk, generation: int) -> None:
         secret = f"{secret_id(slot)}-{generation}"
@@ -514,6 +519,16 @@ class QemuHypervisor:
             if guest.client is not None:
                 await guest.client.close()
                 guest.client = None
+
+
+def _as_known(guest: Guest, seen: GuestSeen) -> GuestSeen:
+    """Show no portal of a disk whose repointing broke off: which way it uses is not known."""
+    unsure = {slot for slot, tries in guest.record.repointings.items() if tries.ways}
+    disks = tuple(
+        replace(disk, portal="") if isinstance(disk, IscsiDisk) and slot in unsure else disk
+        for slot, disk in enumerate(seen.disks)
+    )
+    return replace(seen, disks=disks)
 
 
 def _portals(disks: Iterable[Disk | None]) -> frozenset[str]:

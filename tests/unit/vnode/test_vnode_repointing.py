@@ -28,9 +28,12 @@ class SlowGuest(Guest):
 
     is_slow = True
     waits_for: asyncio.Event | None = None
+    asked: list[str] | None = None  # for blocks of these names
 
     async def execute(self, name: str, arguments: Mapping[str, Json] | None = None) -> Json:
         """Answer, or do not."""
+        if name == "blockdev-add" and self.asked is not None:
+            self.asked.append(str((arguments or {})["node-name"]))
         if name == "blockdev-reopen" and self.waits_for is not None:
             await self.waits_for.wait()
         elif name == "blockdev-reopen" and self.is_slow:
@@ -80,6 +83,7 @@ def running(folder: Path, kernel: Rerouting) -> tuple[QemuHypervisor, SlowGuest]
         disks=(stored(FIRST),), generations=(0,),
     )  # fmt: skip
     guest = SlowGuest(folder / VM, record, lambda _vm_id: None)
+    guest.save(record)
     hypervisor._guests[VM] = guest
     return hypervisor, guest
 
@@ -94,6 +98,30 @@ async def test_a_way_that_may_have_been_taken_is_not_believed(tmp_path: Path) ->
     await hypervisor.repoint_disk(VM, 0, FIRST)  # the head came back
     assert kernel.led_ways[-1] == (SECOND.portal, FIRST.portal, True)
     assert await shown(hypervisor) == FIRST
+
+
+async def test_an_agent_that_ends_in_a_repointing_leaves_word_that_it_had_begun(
+    tmp_path: Path,
+) -> None:
+    hypervisor, guest = running(tmp_path, NoKernel())
+    guest.waits_for = asyncio.Event()
+    repointing = asyncio.ensure_future(hypervisor.repoint_disk(VM, 0, SECOND))
+    await asyncio.sleep(0)
+    kernel, asked = NoKernel(), list[str]()
+    after = QemuHypervisor(QemuOptions(root=tmp_path, accelerator="tcg"))
+    after._rerouting = kernel
+    found = SlowGuest.load(tmp_path / VM, lambda _vm_id: None)
+    assert isinstance(found, SlowGuest)
+    found.is_slow, found.asked = False, asked
+    after._guests[VM] = found
+    assert await shown(after) not in (FIRST, SECOND)  # QEMU may use either
+    await after.repoint_disk(VM, 0, FIRST)  # the head came back
+    assert kernel.led_ways == [(SECOND.portal, FIRST.portal, True)]
+    assert asked == ["way0-2"], "the first try may have taken the names of the first"
+    assert await shown(after) == FIRST
+    assert found.record.repointings == {}
+    repointing.cancel()
+    await asyncio.gather(repointing, return_exceptions=True)
 
 
 async def test_what_waits_follows_a_volume_that_moves_again(tmp_path: Path) -> None:
