@@ -167,6 +167,8 @@ class VnodeAgent:
 
     async def _step(self, stored: AgentMemory) -> float:
         """Do one step; `stored` is the memory as it is on disk."""
+        for vm_id in list(self._repointing):
+            await self._follow(self._memory.guests[vm_id])
         under_way = set(self._busy)  # what is seen may be how a guest was before such an act ended
         seen = {guest.vm_id: guest for guest in await self._hypervisor.seen()}
         now_s = self._clock.now_s()
@@ -174,7 +176,6 @@ class VnodeAgent:
         acts: list[tuple[VmId, machine.Act]] = []
         for vm_id, guest in list(self._memory.guests.items()):
             if vm_id in self._busy or vm_id in under_way:
-                await self._follow(guest)
                 continue
             if not guest.in_wish and vm_id not in seen:
                 self._memory = forget(self._memory, vm_id)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -34,6 +34,7 @@ from nuage.vnode.qmp import Event, Json, QmpClient
 
 ADOPT_TIMEOUT_S: Final = 3.0  # a living QEMU greets in ms; a held monitor never does
 COMPLAINT_CHARS_MAX: Final = 400
+LOOK_TIMEOUT_S: Final = 1.0  # a living QEMU answers in ms; one that waits for a disk, after it
 LAST_STATE_TIMEOUT_S: Final = 0.2  # it takes ten times less
 
 _RUN_STATES: Final = {
@@ -123,6 +124,9 @@ class GuestRecord:
     console_base_bytes: int = 0
 
 
+Look: TypeAlias = tuple[RunState, str, MigrationSeen]  # the failure is "" where there is none
+
+
 @dataclass(slots=True)
 class Guest:
     """A guest this node has. `client` is None while its monitor is not connected."""
@@ -145,6 +149,8 @@ class Guest:
     has_leave: bool = False  # it goes without another word, once all but its last state is sent
     switches: bool = False  # that was said: nothing takes it back
     is_quiet: bool = False  # it stands still, and goes: QEMU is asked nothing meanwhile
+    _looking: asyncio.Task[Look] | None = None
+    _seen_last: Look = (RunState.PAUSED, "QEMU does not answer", MigrationSeen())
 
     def __post_init__(self) -> None:
         log = self.folder / "console.log"
@@ -264,20 +270,14 @@ class Guest:
         return path.read_text(errors="replace").strip()[-COMPLAINT_CHARS_MAX:]
 
     async def observe(self) -> GuestSeen:
-        """Return what the guest does now; never raises for a guest that is gone or mute."""
+        """Return what the guest does now, or did when its monitor spoke last; never raises."""
         state = RunState.SHUT_DOWN if self.record.ended else RunState.GONE
         migration = self.last_migration
         failure = self.failure
         if self.is_quiet:
             await self.switched()
         if self.alive:
-            try:
-                (state, failure), migration = await asyncio.gather(
-                    self._run_state(), self._migration()
-                )
-            except NuageError as error:
-                state = RunState.PAUSED if self.alive else RunState.GONE
-                failure = error.message
+            state, failure, migration = await self._look()
         if state is RunState.GONE:
             failure = failure or self.complaint() or "QEMU ended"
         disks = tuple(entry.disk() for entry in self.record.disks)
@@ -293,6 +293,29 @@ class Guest:
             cpu_seconds=process.cpu_seconds(self.record.mark.pid) if self.record.mark else 0.0,
             console_bytes=self.console.total_bytes(),
         )
+
+    async def _look(self) -> Look:
+        """Ask QEMU once at a time, and wait no longer for it than other guests can spare.
+
+        Its monitor stands still while QEMU waits for a disk, for half a minute if need be.
+        """
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._ask())
+        looking = self._looking
+        await asyncio.wait({looking}, timeout=LOOK_TIMEOUT_S)
+        if looking.done():
+            if self._looking is looking:
+                self._looking = None
+            self._seen_last = looking.result()
+        return self._seen_last
+
+    async def _ask(self) -> Look:
+        try:
+            (state, failure), migration = await asyncio.gather(self._run_state(), self._migration())
+        except NuageError as error:
+            state = RunState.PAUSED if self.alive else RunState.GONE
+            return state, error.message, self.last_migration
+        return state, failure, migration
 
     async def _run_state(self) -> tuple[RunState, str]:
         match await self.execute("query-status"):

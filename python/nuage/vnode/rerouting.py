@@ -143,7 +143,7 @@ class Rerouting:
             self._ways[old] = new
         await self._load()
         for old in turned:
-            await _run("ss", "-K", "state", "syn-sent", *_to(old))
+            await _run("ss", "-tK", "state", "syn-sent", *_to(old))
 
     async def _load(self) -> None:
         """Bring the kernel's rules up to date; one at a time, the last word wins."""
@@ -193,7 +193,7 @@ async def _cut_if_useless(
         if is_done.is_set():
             return
     one_of = " or ".join(f"sport = :{port}" for port in ports)
-    await _run("ss", "-K", "state", "connected", *_to(portal), "and", "(", *one_of.split(), ")")
+    await _run("ss", "-tK", "state", "connected", *_to(portal), "and", "(", *one_of.split(), ")")
 
 
 def _to(portal: str) -> tuple[str, ...]:
