@@ -31,6 +31,7 @@ import machine
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.system.bpf.bpf_netns import Bridge, Entered, Namespaces, inside, run, within
+from tests.system.bpf.bpf_tunnel import NUMBER
 
 from nuage.clock import SystemClock
 from nuage.network.forwarding import (
@@ -55,7 +56,6 @@ from nuage.network.trunk_wireguard import (
 
 LABEL = Label(7)
 TRUNK, RACK, GUEST = 1, 2, 9
-NUMBER = 5
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
 NICKNAMES = (Nickname(0x11), Nickname(0x22))
 NODE_NICKNAMES = (Nickname(0x33), Nickname(0x44))

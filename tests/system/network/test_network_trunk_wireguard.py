@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.system.bpf.bpf_tunnel import NUMBER
 
 from nuage.clock import SystemClock
 from nuage.errors import Unavailable
@@ -90,7 +91,9 @@ def wish(here: str, keys: dict[str, str], drivers: tuple[TrunkDriver, ...]) -> T
         for name, address in ADDRESSES.items()
     }
     there = "b" if here == "a" else "a"
-    return TrunkWish(number=5, provider="isp", here=ends[here], there=ends[there], drivers=drivers)
+    return TrunkWish(
+        number=NUMBER, provider="isp", here=ends[here], there=ends[there], drivers=drivers
+    )
 
 
 async def test_wireguard_gos_sockets_take_a_burst(sites: None) -> None:
