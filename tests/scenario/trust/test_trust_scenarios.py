@@ -517,6 +517,20 @@ def test_a_site_that_writes_its_audit_log_anew_is_noticed_by_the_others(tmp_path
         book.take(store.site_trust(audit_seal=heads[1].seal.replace("marne", "lyon!")))
 
 
+# Runs a program that may import what Python and `cryptography` bring, as an auditor's machine does.
+AUDITORS = """
+import runpy, sys
+ALLOWED = sys.stdlib_module_names | {"cryptography", "_cffi_backend"}
+class Importer:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ALLOWED:
+            raise ImportError(f"an auditor has no {name}")
+sys.meta_path.insert(0, Importer())
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_the_verifier_needs_nothing_of_nuage(tmp_path: Path) -> None:
     store = TrustStore(tmp_path / "c1")
     store.found(C1, now_s=CLOCK.now_s())
@@ -527,9 +541,11 @@ def test_the_verifier_needs_nothing_of_nuage(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit", site_id=MARNE, key=store.signer_key, now_s=CLOCK.now_s)
     log.append(AuditEntry(who="ada", action="vm.create", target="vm-1"))
     log.close()
-    alone = tmp_path / "alone.py"
+    alone, machine = tmp_path / "alone.py", tmp_path / "machine.py"
     alone.write_text(Path(verify.__file__).read_text())
-    command = [sys.executable, "-I", str(alone), "audit", str(tmp_path / "audit"), "--keys"]
+    machine.write_text(AUDITORS)
+    command = [sys.executable, "-I", str(machine), str(alone)]
+    command += ["audit", str(tmp_path / "audit"), "--keys"]
     done = subprocess.run([*command, str(keys)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "SOUND")
     (segment,) = (tmp_path / "audit").iterdir()
