@@ -6,6 +6,7 @@ from typing import TypeVar
 from nuage.errors import InvalidRequest, NotFound, Unavailable
 from nuage.iaas.machines import NameVm, vm_home, vm_of, vm_scope
 from nuage.iaas.operations import (
+    Operation,
     OperationTable,
     Shown,
     any_scope,
@@ -192,112 +193,130 @@ def _scope(_site: Site, body: NameSite | SetRules | AskPlan | PostEvent | AskRep
 
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
-    table.enter(
-        "energy.list",
-        "GET",
-        "/v1/energy",
-        ListEnergy,
-        list[Shown[SiteEnergy]],
-        list_energy,
-        "Show every site's watts, PUE, price, carbon and nodes in service",
-        action="energy.read",
-        home=anywhere,
-        scope=any_scope,
+    table.add(
+        Operation(
+            name="energy.list",
+            verb="GET",
+            path="/v1/energy",
+            body=ListEnergy,
+            result=list[Shown[SiteEnergy]],
+            action="energy.read",
+            summary="Show every site's watts, PUE, price, carbon and nodes in service",
+            run=list_energy,
+            scope=any_scope,
+            home=anywhere,
+        )
     )
-    table.enter(
-        "energy.rules",
-        "GET",
-        SITE_ENERGY + "/rules",
-        NameSite,
-        EnergyRules,
-        show_rules,
-        "Show a site's energy rules and dated plans",
-        action="energy.read",
-        home=anywhere,
-        scope=_scope,
+    table.add(
+        Operation(
+            name="energy.rules",
+            verb="GET",
+            path=SITE_ENERGY + "/rules",
+            body=NameSite,
+            result=EnergyRules,
+            action="energy.read",
+            summary="Show a site's energy rules and dated plans",
+            run=show_rules,
+            scope=_scope,
+            home=anywhere,
+        )
     )
-    table.enter(
-        "energy.set-rules",
-        "PUT",
-        SITE_ENERGY + "/rules",
-        SetRules,
-        EnergyRules,
-        set_rules,
-        "Replace a site's energy rules and dated plans",
-        action="energy.write",
-        home=_home,
-        scope=_scope,
+    table.add(
+        Operation(
+            name="energy.set-rules",
+            verb="PUT",
+            path=SITE_ENERGY + "/rules",
+            body=SetRules,
+            result=EnergyRules,
+            action="energy.write",
+            summary="Replace a site's energy rules and dated plans",
+            run=set_rules,
+            scope=_scope,
+            home=_home,
+        )
     )
-    table.enter(
-        "energy.what-if",
-        "POST",
-        SITE_ENERGY + "/what-if",
-        AskPlan,
-        EnergyPlan,
-        what_if,
-        "Show what a plan would do; nothing is done",
-        action="energy.read",
-        home=_home,
-        scope=_scope,
+    table.add(
+        Operation(
+            name="energy.what-if",
+            verb="POST",
+            path=SITE_ENERGY + "/what-if",
+            body=AskPlan,
+            result=EnergyPlan,
+            action="energy.read",
+            summary="Show what a plan would do; nothing is done",
+            run=what_if,
+            scope=_scope,
+            home=_home,
+        )
     )
-    table.enter(
-        "energy.apply",
-        "POST",
-        SITE_ENERGY + "/plan",
-        AskPlan,
-        EnergyPlan,
-        apply_plan,
-        "Carry a plan out: migrations and power acts",
-        action="energy.write",
-        status=202,
-        home=_home,
-        scope=_scope,
+    table.add(
+        Operation(
+            name="energy.apply",
+            verb="POST",
+            path=SITE_ENERGY + "/plan",
+            body=AskPlan,
+            result=EnergyPlan,
+            action="energy.write",
+            summary="Carry a plan out: migrations and power acts",
+            run=apply_plan,
+            scope=_scope,
+            home=_home,
+            status=202,
+        )
     )
-    table.enter(
-        "energy.progress",
-        "GET",
-        SITE_ENERGY + "/plan",
-        NameSite,
-        EnergyPlan,
-        show_progress,
-        "Show the plan under way, or the last one",
-        action="energy.read",
-        home=_home,
-        scope=_scope,
+    table.add(
+        Operation(
+            name="energy.progress",
+            verb="GET",
+            path=SITE_ENERGY + "/plan",
+            body=NameSite,
+            result=EnergyPlan,
+            action="energy.read",
+            summary="Show the plan under way, or the last one",
+            run=show_progress,
+            scope=_scope,
+            home=_home,
+        )
     )
-    table.enter(
-        "energy.event",
-        "POST",
-        SITE_ENERGY + "/events",
-        PostEvent,
-        type(None),
-        post_event,
-        "Tell a site a figure: heat to come, a price, a grid alert",
-        action="energy.write",
-        home=_home,
-        scope=_scope,
+    table.add(
+        Operation(
+            name="energy.event",
+            verb="POST",
+            path=SITE_ENERGY + "/events",
+            body=PostEvent,
+            result=type(None),
+            action="energy.write",
+            summary="Tell a site a figure: heat to come, a price, a grid alert",
+            run=post_event,
+            scope=_scope,
+            home=_home,
+        )
     )
-    table.enter(
-        "energy.report",
-        "GET",
-        SITE_ENERGY + "/report",
-        AskReport,
-        list[EnergyRow],
-        report,
-        "Show a site's accounts: kWh, EUR, gCO2e per IaaS and month",
-        action="energy.read",
-        home=_home,
-        scope=_scope,
+    table.add(
+        Operation(
+            name="energy.report",
+            verb="GET",
+            path=SITE_ENERGY + "/report",
+            body=AskReport,
+            result=list[EnergyRow],
+            action="energy.read",
+            summary="Show a site's accounts: kWh, EUR, gCO2e per IaaS and month",
+            run=report,
+            scope=_scope,
+            home=_home,
+        )
     )
-    table.enter(
-        "vm.energy",
-        "GET",
-        "/v1/iaas/{iaas}/vms/{vm}/energy",
-        NameVm,
-        VmEnergy,
-        vm_energy,
-        "Show the joules that a VM has used at its site",
-        action="vm.read",
-        home=vm_home,
-        scope=vm_scope,
+    table.add(
+        Operation(
+            name="vm.energy",
+            verb="GET",
+            path="/v1/iaas/{iaas}/vms/{vm}/energy",
+            body=NameVm,
+            result=VmEnergy,
+            action="vm.read",
+            summary="Show the joules that a VM has used at its site",
+            run=vm_energy,
+            scope=vm_scope,
+            home=vm_home,
+        )
     )

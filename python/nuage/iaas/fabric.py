@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.machines import port_of, vm_of
-from nuage.iaas.operations import OperationTable, Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import SecurityGroupId, SiteId, new_id
@@ -342,86 +342,102 @@ GROUPS: Final = "/v1/iaas/{iaas}/security-groups"
 
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
-    table.enter(
-        "fabric.show",
-        "GET",
-        "/v1/fabric/{node}",
-        NameRBridge,
-        FabricReport,
-        show_fabric,
-        "Tell how a V-node or an edge sees the fabric",
-        action="node.read",
-        home=node_home,
-        scope=node_scope,
+    table.add(
+        Operation(
+            name="fabric.show",
+            verb="GET",
+            path="/v1/fabric/{node}",
+            body=NameRBridge,
+            result=FabricReport,
+            action="node.read",
+            summary="Tell how a V-node or an edge sees the fabric",
+            run=show_fabric,
+            scope=node_scope,
+            home=node_home,
+        )
     )
-    table.enter(
-        "fabric.path",
-        "GET",
-        "/v1/iaas/{iaas}/path",
-        AskPath,
-        ShownPath,
-        find_path,
-        "Tell which way frames between two VMs go; traced=true sends probes",
-        action="port.read",
-        home=path_home,
-        scope=iaas_scope,
+    table.add(
+        Operation(
+            name="fabric.path",
+            verb="GET",
+            path="/v1/iaas/{iaas}/path",
+            body=AskPath,
+            result=ShownPath,
+            action="port.read",
+            summary="Tell which way frames between two VMs go; traced=true sends probes",
+            run=find_path,
+            scope=iaas_scope,
+            home=path_home,
+        )
     )
-    table.enter(
-        "group.list",
-        "GET",
-        GROUPS,
-        NameIaasOfGroups,
-        list[Shown[SecurityGroup]],
-        list_groups,
-        "List security groups",
-        action="segment.read",
-        scope=iaas_scope,
+    table.add(
+        Operation(
+            name="group.list",
+            verb="GET",
+            path=GROUPS,
+            body=NameIaasOfGroups,
+            result=list[Shown[SecurityGroup]],
+            action="segment.read",
+            summary="List security groups",
+            run=list_groups,
+            scope=iaas_scope,
+            home=anywhere,
+        )
     )
-    table.enter(
-        "group.create",
-        "POST",
-        GROUPS,
-        PutGroup,
-        Shown[SecurityGroup],
-        create_group,
-        "Make a security group",
-        action="segment.write",
-        status=201,
-        scope=iaas_scope,
+    table.add(
+        Operation(
+            name="group.create",
+            verb="POST",
+            path=GROUPS,
+            body=PutGroup,
+            result=Shown[SecurityGroup],
+            action="segment.write",
+            summary="Make a security group",
+            run=create_group,
+            scope=iaas_scope,
+            home=anywhere,
+            status=201,
+        )
     )
-    table.enter(
-        "group.change",
-        "PUT",
-        GROUPS + "/{group}",
-        PutGroup,
-        Shown[SecurityGroup],
-        change_group,
-        "Give a security group other rules",
-        action="segment.write",
-        home=group_home,
-        scope=iaas_scope,
+    table.add(
+        Operation(
+            name="group.change",
+            verb="PUT",
+            path=GROUPS + "/{group}",
+            body=PutGroup,
+            result=Shown[SecurityGroup],
+            action="segment.write",
+            summary="Give a security group other rules",
+            run=change_group,
+            scope=iaas_scope,
+            home=group_home,
+        )
     )
-    table.enter(
-        "group.delete",
-        "DELETE",
-        GROUPS + "/{group}",
-        NameGroup,
-        type(None),
-        delete_group,
-        "Delete a security group that nothing uses",
-        action="segment.write",
-        home=group_home,
-        scope=iaas_scope,
+    table.add(
+        Operation(
+            name="group.delete",
+            verb="DELETE",
+            path=GROUPS + "/{group}",
+            body=NameGroup,
+            result=type(None),
+            action="segment.write",
+            summary="Delete a security group that nothing uses",
+            run=delete_group,
+            scope=iaas_scope,
+            home=group_home,
+        )
     )
-    table.enter(
-        "port.set",
-        "PUT",
-        "/v1/iaas/{iaas}/vms/{vm}/port",
-        SetPort,
-        Shown[Port],
-        set_port,
-        "Put a VM's port into security groups, or limit its rate",
-        action="port.write",
-        home=port_home,
-        scope=iaas_scope,
+    table.add(
+        Operation(
+            name="port.set",
+            verb="PUT",
+            path="/v1/iaas/{iaas}/vms/{vm}/port",
+            body=SetPort,
+            result=Shown[Port],
+            action="port.write",
+            summary="Put a VM's port into security groups, or limit its rate",
+            run=set_port,
+            scope=iaas_scope,
+            home=port_home,
+        )
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from nuage.errors import Conflict, NotFound
-from nuage.iaas.operations import Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, any_scope, anywhere
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, ImageId, SiteId, new_id
@@ -125,3 +125,50 @@ def image_home(site: Site, body: NameImage) -> SiteId:
         return site.index.home("image", image_named(site, body).image_id)
     except NotFound:
         raise NotFound("image", body.image) from None
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    table.add(
+        Operation(
+            name="image.list",
+            verb="GET",
+            path="/v1/images",
+            body=ListImages,
+            result=list[Shown[Image]],
+            action="federation.read",
+            summary="List the images that the caller may use",
+            run=list_images,
+            scope=any_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="image.create",
+            verb="POST",
+            path="/v1/images",
+            body=CreateImage,
+            result=Shown[Image],
+            action="image.write",
+            summary="Announce an image; send its bytes to /v1/images/{image}/data",
+            run=create_image,
+            scope=image_scope,
+            home=anywhere,
+            status=201,
+        )
+    )
+    table.add(
+        Operation(
+            name="image.delete",
+            verb="DELETE",
+            path="/v1/images/{image}",
+            body=NameImage,
+            result=type(None),
+            action="image.write",
+            summary="Delete an image",
+            run=delete_image,
+            scope=image_scope,
+            home=image_home,
+        )
+    )

@@ -8,7 +8,7 @@ from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavail
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
 from nuage.iaas.epochs import next_local
 from nuage.iaas.movement import claimed, waits_for
-from nuage.iaas.operations import Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
 from nuage.iaas.vm_places import place_ids, request_for
@@ -437,3 +437,157 @@ def vm_scope(
 ) -> Scope | None:
     """Ask for the role on the IaaS named."""
     return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    path = "/v1/iaas/{iaas}/vms"
+    table.add(
+        Operation(
+            name="vm.list",
+            verb="GET",
+            path=path,
+            body=ListVms,
+            result=list[Shown[Vm]],
+            action="vm.read",
+            summary="List VMs",
+            run=list_vms,
+            scope=vm_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="vm.create",
+            verb="POST",
+            path=path,
+            body=CreateVm,
+            result=CreatedVm,
+            action="vm.create",
+            summary="Place and create a VM",
+            run=create_vm,
+            scope=vm_scope,
+            home=anywhere,
+            status=202,
+        )
+    )
+    table.add(
+        Operation(
+            name="vm.show",
+            verb="GET",
+            path=path + "/{vm}",
+            body=NameVm,
+            result=Shown[Vm],
+            action="vm.read",
+            summary="Show a VM",
+            run=show_vm,
+            scope=vm_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="vm.explain",
+            verb="GET",
+            path=path + "/{vm}/decision",
+            body=NameVm,
+            result=Decision,
+            action="vm.explain",
+            summary="Tell why a VM is where it is: scores and refusals",
+            run=explain_vm,
+            scope=vm_scope,
+            home=anywhere,
+        )
+    )
+    for name, run, summary in (
+        ("start", start_vm, "Start a VM"),
+        ("stop", stop_vm, "Stop a VM"),
+        ("reboot", reboot_vm, "Reboot a VM"),
+    ):
+        table.add(
+            Operation(
+                name=f"vm.{name}",
+                verb="POST",
+                path=path + "/{vm}/" + name,
+                body=NameVm,
+                result=Shown[Vm],
+                action="vm.power",
+                summary=summary,
+                run=run,
+                scope=vm_scope,
+                home=vm_home,
+                status=202,
+            )
+        )
+    table.add(
+        Operation(
+            name="vm.resize",
+            verb="PUT",
+            path=path + "/{vm}/shape",
+            body=ResizeVm,
+            result=Shown[Vm],
+            action="vm.write",
+            summary="Change a VM's shape",
+            run=resize_vm,
+            scope=vm_scope,
+            home=vm_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="vm.rules",
+            verb="PUT",
+            path=path + "/{vm}/rules",
+            body=RuleVm,
+            result=Shown[Vm],
+            action="vm.write",
+            summary="Change where a VM may run: fence, ban, near, apart",
+            run=rule_vm,
+            scope=vm_scope,
+            home=vm_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="vm.migrate",
+            verb="POST",
+            path=path + "/{vm}/migrate",
+            body=MigrateVm,
+            result=CreatedVm,
+            action="vm.migrate",
+            summary="Move a running VM live, to another site if asked",
+            run=migrate_vm,
+            scope=vm_scope,
+            home=vm_home,
+            status=202,
+        )
+    )
+    table.add(
+        Operation(
+            name="vm.delete",
+            verb="DELETE",
+            path=path + "/{vm}",
+            body=NameVm,
+            result=Shown[Vm],
+            action="vm.delete",
+            summary="Delete a VM and its boot volume",
+            run=delete_vm,
+            scope=vm_scope,
+            home=vm_home,
+            status=202,
+        )
+    )
+    table.add(
+        Operation(
+            name="vm.console",
+            verb="GET",
+            path=path + "/{vm}/console",
+            body=ReadConsole,
+            result=ConsoleLog,
+            action="vm.console",
+            summary="Read the end of a VM's console",
+            run=read_console,
+            scope=vm_scope,
+            home=vm_home,
+        )
+    )

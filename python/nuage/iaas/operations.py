@@ -73,29 +73,6 @@ class OperationTable:
         assert operation.name not in self._by_name, operation.name
         self._by_name[operation.name] = operation  # type: ignore[assignment]
 
-    def enter(
-        self,
-        name: str,
-        verb: str,
-        path: str,
-        body: type[B],
-        result: type[R],
-        run: Run[B, R],
-        summary: str,
-        *,
-        action: str,
-        scope: Callable[[Site, B], Scope | None],
-        home: Callable[[Site, B], SiteId | None] = anywhere,
-        status: int = 200,
-    ) -> None:
-        """Enter an operation by its parts; its name must be new."""
-        self.add(
-            Operation(
-                name=name, verb=verb, path=path, body=body, result=result, action=action,
-                summary=summary, run=run, scope=scope, home=home, status=status,
-            )
-        )  # fmt: skip
-
     def get(self, name: str) -> Operation[object, object]:
         """Return an operation.
 

@@ -6,7 +6,7 @@ from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.erasure import delete_with_copies
-from nuage.iaas.operations import Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, ImageId, NodeId, SiteId, VmId, VolumeId, new_id
@@ -327,3 +327,135 @@ def volume_scope(
 ) -> Scope | None:
     """Ask for the role on the IaaS named."""
     return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
+
+
+def enter(table: OperationTable) -> None:
+    """Enter this module's operations."""
+    path = "/v1/iaas/{iaas}/volumes"
+    table.add(
+        Operation(
+            name="volume.list",
+            verb="GET",
+            path=path,
+            body=ListVolumes,
+            result=list[Shown[Volume]],
+            action="volume.read",
+            summary="List volumes",
+            run=list_volumes,
+            scope=volume_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.create",
+            verb="POST",
+            path=path,
+            body=CreateVolume,
+            result=Shown[Volume],
+            action="volume.create",
+            summary="Make an empty volume",
+            run=create_volume,
+            scope=volume_scope,
+            home=anywhere,
+            status=202,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.show",
+            verb="GET",
+            path=path + "/{volume}",
+            body=NameVolume,
+            result=Shown[Volume],
+            action="volume.read",
+            summary="Show a volume",
+            run=show_volume,
+            scope=volume_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.where",
+            verb="GET",
+            path=path + "/{volume}/where",
+            body=NameVolume,
+            result=list[CopyPlace],
+            action="volume.read",
+            summary="Say where each copy of a volume rests, and under whose law",
+            run=where_volume,
+            scope=volume_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.attach",
+            verb="POST",
+            path=path + "/{volume}/attach",
+            body=AttachVolume,
+            result=Shown[Volume],
+            action="volume.write",
+            summary="Give a volume to a VM",
+            run=attach_volume,
+            scope=volume_scope,
+            home=volume_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.detach",
+            verb="POST",
+            path=path + "/{volume}/detach",
+            body=NameVolume,
+            result=Shown[Volume],
+            action="volume.write",
+            summary="Take a volume from its VM",
+            run=detach_volume,
+            scope=volume_scope,
+            home=volume_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.limit",
+            verb="PUT",
+            path=path + "/{volume}/limits",
+            body=LimitVolume,
+            result=Shown[Volume],
+            action="volume.write",
+            summary="Set what a volume may take, within its class",
+            run=limit_volume,
+            scope=volume_scope,
+            home=volume_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.grow",
+            verb="PUT",
+            path=path + "/{volume}/size",
+            body=GrowVolume,
+            result=Shown[Volume],
+            action="volume.write",
+            summary="Make a volume larger",
+            run=grow_volume,
+            scope=volume_scope,
+            home=volume_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.delete",
+            verb="DELETE",
+            path=path + "/{volume}",
+            body=NameVolume,
+            result=type(None),
+            action="volume.delete",
+            summary="Delete a free volume and its copies",
+            run=delete_volume,
+            scope=volume_scope,
+            home=volume_home,
+        )
+    )
