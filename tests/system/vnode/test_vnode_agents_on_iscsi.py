@@ -144,6 +144,48 @@ class Link:
 
 
 @dataclass(slots=True)
+class Passing:
+    """A portal where a head stayed for a moment: it serves the first who comes, and nobody after.
+
+    `took` is set once the first has heard something.
+    """
+
+    to: str
+    took: asyncio.Event = field(default_factory=asyncio.Event)
+    turned_away: int = 0
+    server: asyncio.Server | None = None
+    carrying: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def open(self) -> str:
+        self.server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.carrying:
+            self.turned_away += 1
+            writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection(*self.to.split(":"))
+        self.carrying += [
+            asyncio.create_task(self._carry(reader, far_writer)),
+            asyncio.create_task(self._carry(far_reader, writer)),
+        ]
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                self.took.set()
+        writer.close()
+
+    async def close(self) -> None:
+        assert self.server is not None
+        self.server.close()
+        for task in self.carrying:
+            task.cancel()
+
+
+@dataclass(slots=True)
 class Lab:
     """Two nodes and the disk's target."""
 
@@ -384,3 +426,31 @@ async def test_a_guest_outlives_a_restart_of_its_storage(lab: Lab) -> None:
     await lab.console_says("left", b"written-2")
     writer.close()
     del reader
+
+
+async def test_a_disk_whose_head_goes_on_before_qemu_has_followed_goes_on(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await boot(lab)
+    lab.tgt.down()
+    console = lab.hypervisors["left"].console_socket(VM)
+    _, writer = await asyncio.open_unix_connection(str(console))
+    writer.write(b"echo kept > /data/file; sync; echo written-$((1+1))\n")
+    await writer.drain()
+    elsewhere = Tgt(lab.folder / "disk.raw")
+    elsewhere.up()
+    passing = Passing(elsewhere.portal)
+    (disk,) = lab.vm().disks
+    away = replace(disk, portal=await passing.open())
+    try:
+        await lab.wish("left", replace(lab.vm(), disks=(away,)))
+        await passing.took.wait()
+        lab.tgt.up()
+        await lab.wish("left", lab.vm())
+        await lab.console_says("left", b"written-2")
+        await lab.wait("left", lambda vm: vm.state is VmState.RUNNING)
+    finally:
+        writer.close()
+        await passing.close()
+        elsewhere.down()
+    assert "no answer within" not in capsys.readouterr().out
