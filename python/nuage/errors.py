@@ -39,6 +39,7 @@ class NuageError(Exception):
     """Base of all errors that a caller may handle."""
 
     code: ClassVar[str] = "error"
+    request_id = ""  # which request it answered, where it comes from the API
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

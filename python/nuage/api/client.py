@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 from nuage.errors import InvalidRequest, NoCandidate, NuageError, Unauthenticated, Unavailable
@@ -38,6 +38,17 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _refusal(status: int, error: Mapping[str, Any], site: str) -> NuageError:
+    """Return what the API refused as the error that it was there."""
+    message, hint = str(error.get("message", "")), str(error.get("hint", ""))
+    if status == 401:
+        return Unauthenticated(message, hint=hint)
+    if "refusals" in error:
+        refusals = [(r["candidate"], r["rule"], r["reason"]) for r in error["refusals"]]
+        return NoCandidate(message, refusals=refusals, hint=hint)
+    return ApiError(error, site, status)
 
 
 def _asked(path: str, query: dict[str, object]) -> str:
@@ -103,6 +114,12 @@ class Client:
         try:
             connection.request(verb, quote(path, safe="/?&=%-_.~:"), data, headers, **options)  # type: ignore[arg-type]
             return connection.getresponse()
+        except ssl.SSLCertVerificationError as error:
+            connection.close()
+            raise Unavailable(
+                f"{self.endpoint} shows a certificate that is not believed: {error.verify_message}",
+                hint="--ca-file of `nuage login` names the federation's root certificate",
+            ) from error
         except OSError as error:
             connection.close()
             raise Unavailable(
@@ -118,7 +135,12 @@ class Client:
             raise InvalidRequest(
                 f"{self.endpoint!r} is not unix:/path or https://host:port", field="endpoint"
             )
-        context = ssl.create_default_context(cafile=self.ca_file or None)
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+        except OSError as error:  # ssl.SSLError among them
+            raise InvalidRequest(
+                f"{self.ca_file} is no certificate: {error}", field="ca_file"
+            ) from None
         return http.client.HTTPSConnection(
             parts.hostname, parts.port or 443, timeout=self._timeout_s, context=context
         )
@@ -128,18 +150,11 @@ class Client:
             answer = json.loads(data)
         except ValueError:
             raise Unavailable(f"{self.endpoint} answers {status} without JSON") from None
-        error = answer.get("error")
-        if error is None:
+        if "error" not in answer:
             return answer["result"]
-        if status == 401:
-            raise Unauthenticated(str(error.get("message", "")), hint=str(error.get("hint", "")))
-        if "refusals" in error:
-            raise NoCandidate(
-                str(error["message"]),
-                refusals=[(r["candidate"], r["rule"], r["reason"]) for r in error["refusals"]],
-                hint=str(error.get("hint", "")),
-            )
-        raise ApiError(error, str(answer.get("site", "")), status)
+        refusal = _refusal(status, answer["error"], str(answer.get("site", "")))
+        refusal.request_id = str(answer.get("request_id", ""))
+        raise refusal
 
     def download(self, path: str) -> bytes:
         """Return the bytes of a file that the API serves.

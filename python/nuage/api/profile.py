@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from nuage.errors import NotFound
+from nuage.errors import UNREADABLE, InvalidRequest, NotFound
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -53,9 +53,20 @@ def profiles_file() -> Path:
 
 
 def load_profiles() -> Profiles:
-    """Return the profiles kept, or none."""
+    """Return the profiles kept, or none.
+
+    Raises:
+        InvalidRequest: the file holds something else.
+    """
     path = profiles_file()
-    return msgspec.json.decode(path.read_bytes(), type=Profiles) if path.exists() else Profiles()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Profiles)
+    except FileNotFoundError:
+        return Profiles()
+    except UNREADABLE as error:
+        raise InvalidRequest(
+            f"{path} cannot be read: {error}", hint="mend it, or remove it and log in again"
+        ) from None
 
 
 def keep_profile(name: str, profile: Profile, *, make_current: bool = True) -> None:

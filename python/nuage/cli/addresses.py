@@ -3,7 +3,7 @@
 import click
 
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import inner, row_of, rows_of, show
+from nuage.cli.showing import inner, row_of, rows_of, said, show
 
 
 @click.group("pool")
@@ -37,7 +37,7 @@ def create_pool(session: Session, name: str, prefix: str, site: str) -> None:
     """Define pool NAME of PREFIX, which providers route to the federation's edges."""
     body = {"name": name, "prefix": prefix, "site": site}
     answer = row_of(session.client.call("POST", "/v1/address-pools", body))
-    click.echo(f"{answer['id']}  {name}  {prefix}")
+    said(session, answer, f"{answer['id']}  {name}  {prefix}")
 
 
 @pool_group.command("delete")
@@ -45,8 +45,8 @@ def create_pool(session: Session, name: str, prefix: str, site: str) -> None:
 @pass_session
 def delete_pool(session: Session, name: str) -> None:
     """Delete pool NAME, of which nothing is given out."""
-    session.client.call("DELETE", f"/v1/address-pools/{name}")
-    click.echo(f"{name} is gone")
+    answer = session.client.call("DELETE", f"/v1/address-pools/{name}")
+    said(session, answer, f"{name} is gone")
 
 
 @click.group("address")
@@ -84,7 +84,7 @@ def list_addresses(session: Session, iaas: str) -> None:
 def create_address(session: Session, pool: str, iaas: str) -> None:
     """Take a public address out of a pool."""
     answer = row_of(session.client.call("POST", _path(session, iaas), {"pool": pool}))
-    click.echo(str(answer["id"]))
+    said(session, answer, str(answer["id"]))
 
 
 @address_group.command("attach")
@@ -94,8 +94,8 @@ def create_address(session: Session, pool: str, iaas: str) -> None:
 @pass_session
 def attach_address(session: Session, address: str, vm: str, iaas: str) -> None:
     """Attach ADDRESS to VM; inside the guest, add it to the network card."""
-    session.client.call("PUT", _path(session, iaas, address, "/port"), {"vm": vm})
-    click.echo(f"{address} is {vm}'s; in the guest: ip addr add {address}/32 dev eth0")
+    answer = session.client.call("PUT", _path(session, iaas, address, "/port"), {"vm": vm})
+    said(session, answer, f"{address} is {vm}'s; in the guest: ip addr add {address}/32 dev eth0")
 
 
 @address_group.command("detach")
@@ -104,8 +104,8 @@ def attach_address(session: Session, address: str, vm: str, iaas: str) -> None:
 @pass_session
 def detach_address(session: Session, address: str, iaas: str) -> None:
     """Take ADDRESS off its VM; the IaaS keeps it."""
-    session.client.call("DELETE", _path(session, iaas, address, "/port"))
-    click.echo(f"{address} is attached to nothing")
+    answer = session.client.call("DELETE", _path(session, iaas, address, "/port"))
+    said(session, answer, f"{address} is attached to nothing")
 
 
 @address_group.command("delete")
@@ -114,8 +114,8 @@ def detach_address(session: Session, address: str, iaas: str) -> None:
 @pass_session
 def delete_address(session: Session, address: str, iaas: str) -> None:
     """Give ADDRESS back to its pool."""
-    session.client.call("DELETE", _path(session, iaas, address))
-    click.echo(f"{address} is free again")
+    answer = session.client.call("DELETE", _path(session, iaas, address))
+    said(session, answer, f"{address} is free again")
 
 
 COMMANDS = (pool_group, address_group)

@@ -3,6 +3,7 @@
 import click
 
 from nuage.cli.iaas import contract_line, iaas_group
+from nuage.cli.quotas import quota_option, quotas
 from nuage.cli.rates import disk_options, disk_rule
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import answered, inner, row_of
@@ -18,9 +19,10 @@ from nuage.cli.showing import answered, inner, row_of
     help="Its class, for CPU, network and disks.",
 )
 @disk_options
+@quota_option
 @pass_session
 def set_iaas(session: Session, /, name: str, **options: object) -> None:
-    """Change the quality that the contract of NAME promises; it holds at once.
+    """Change the quality and the quotas of the contract of NAME; they hold at once.
 
     What is not given stays as it is; a rate of 0 takes one back.
     """
@@ -28,6 +30,7 @@ def set_iaas(session: Session, /, name: str, **options: object) -> None:
     contract = inner(inner(known, "value"), "contract")
     if options["qos_class"] is not None:
         contract["qos_class"] = options["qos_class"]
+    contract["quota"] = quotas(options["quota"], inner(contract, "quota"))
     contract["disk"] = disk_rule(options, inner(contract, "disk"))
     body = {"contract": contract}
     answer = row_of(session.client.call("PUT", f"/v1/iaas/{name}/contract", body))

@@ -20,6 +20,7 @@ from nuage.cli.showing import (
     print_table,
     row_of,
     rows_of,
+    said,
     show,
 )
 from nuage.errors import InvalidRequest, NuageError, TimedOut
@@ -267,8 +268,8 @@ def event_command(
     if (value is None) is not over:
         raise InvalidRequest("give a value, or --over", field="value")
     body = {"figure": figure, "value": value, "for_s": seconds(lasts)}
-    session.client.call("POST", f"/v1/energy/{site}/events", body)
-    click.echo(f"{site}: {figure} {'is over' if over else f'is {value:g} for {lasts}'}")
+    answer = session.client.call("POST", f"/v1/energy/{site}/events", body)
+    said(session, answer, f"{site}: {figure} {'is over' if over else f'is {value:g} for {lasts}'}")
 
 
 def _supposed(texts: Sequence[str]) -> dict[str, float]:

@@ -1,24 +1,16 @@
 """`nuage volume export|import`: a volume's past as a file, whole or what changed since."""
 
 import base64
-import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TransferSpeedColumn,
-)
 
 from nuage.cli.moments import read_moment
+from nuage.cli.progress import bytes_shown
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import inner, listed, row_of, rows_of
+from nuage.cli.showing import inner, listed, row_of, rows_of, said
 from nuage.cli.storage import volume_group
 from nuage.errors import Conflict, CorruptData, Unavailable
 from nuage.ids import VolumeId
@@ -41,13 +33,6 @@ VIEW_SECONDS = 24 * 3600  # a long export; it is closed at its end
 
 def _number(value: object) -> int:
     return int(str(value))
-
-
-@contextlib.contextmanager
-def _progress(text: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TransferSpeedColumn(), transient=True) as progress:
-        yield progress, progress.add_task(text, total=total)
 
 
 @volume_group.command("export")
@@ -126,15 +111,17 @@ def _copy_out(session: Session, path: str, file: Path, state: ExportState, view:
     runs = list(_runs(session, path, view, state))
     with (
         file.open("ab") as handle,
-        _progress(state.header.name, sum(length for _, length in runs)) as (progress, task),
+        bytes_shown(state.header.name, sum(length for _, length in runs)) as show_done,
     ):
+        done_bytes = 0
         for offset, length in pieces_of(tuple(runs), state.next_offset):
             answer = row_of(
                 session.client.get(f"{path}/data", view=view, offset=offset, length=length)
             )
             data = base64.b64decode(str(answer["data"]))
             handle.write(frame(state, Piece(offset, length, data)))
-            progress.advance(task, length)
+            done_bytes += length
+            show_done(done_bytes)
         handle.write(frame(state, None))
 
 
@@ -176,17 +163,18 @@ def import_volume(session: Session, file: Path, name: str, iaas: str) -> None:
             _require_base(session, path, header)
     elif not done:
         _create(session, iaas, name, header)
-    with file.open("rb") as handle, _progress(name, total) as (progress, task):
-        state = read_header(handle, str(file))
+    with file.open("rb") as handle, bytes_shown(name, total) as show_done:
+        state, done_bytes = read_header(handle, str(file)), 0
         for piece in read_pieces(handle, state, str(file)):
             if piece.offset >= done:
                 _write(session, path, piece)
                 _done_file(file).write_text(f"{name} {header.sequence} {piece.offset}")
-            progress.advance(task, piece.length)
+            done_bytes += piece.length
+            show_done(done_bytes)
     mark = {"name": _mark_of(header.volume_id, header.sequence)}
-    session.client.call("POST", f"{path}/marks", mark)
+    answer = session.client.call("POST", f"{path}/marks", mark)
     _done_file(file).unlink(missing_ok=True)
-    click.echo(f"{name} is {header.name} as after its write #{header.sequence}")
+    said(session, answer, f"{name} is {header.name} as after its write #{header.sequence}")
 
 
 def _mark_of(volume_id: str, sequence: int) -> str:
@@ -210,7 +198,7 @@ def _require_base(session: Session, path: str, header: ExportHeader) -> None:
     later = row_of(session.client.get(f"{path}/history", after=marks.get(wanted, 0), count=1000))
     if wanted not in marks or any(g["blocks"] for g in rows_of(later["groups"])):
         raise Conflict(
-            f"this export begins at write #{header.since} of {header.name}: {path} is not there",
+            f"this export begins at write #{header.since}: the volume is not at it",
             hint="import the exports in their order, and use the volume after the last",
         )
 

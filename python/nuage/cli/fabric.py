@@ -3,7 +3,8 @@
 import click
 
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import answered, inner, row_of, rows_of, show
+from nuage.cli.showing import answered, inner, print_facts, row_of, rows_of, said, show
+from nuage.errors import NotFound
 
 Row = dict[str, object]
 
@@ -291,7 +292,7 @@ def create_group(session: Session, name: str, rules: tuple[str, ...], iaas: str)
     """Make security group NAME."""
     body = {"group": name, "rules": [parse_rule(rule) for rule in rules]}
     answer = row_of(session.client.call("POST", _groups(session, iaas), body))
-    click.echo(f"{answer['id']}  {name}")
+    said(session, answer, f"{answer['id']}  {name}")
 
 
 @group_group.command("set")
@@ -302,8 +303,8 @@ def create_group(session: Session, name: str, rules: tuple[str, ...], iaas: str)
 def set_group(session: Session, name: str, rules: tuple[str, ...], iaas: str) -> None:
     """Give security group NAME these rules in place of its own."""
     body = {"rules": [parse_rule(rule) for rule in rules]}
-    session.client.call("PUT", f"{_groups(session, iaas)}/{name}", body)
-    click.echo(f"{name} has {len(rules)} rule{'s' * (len(rules) != 1)}")
+    answer = session.client.call("PUT", f"{_groups(session, iaas)}/{name}", body)
+    said(session, answer, f"{name} has {len(rules)} rule{'s' * (len(rules) != 1)}")
 
 
 @group_group.command("delete")
@@ -312,8 +313,8 @@ def set_group(session: Session, name: str, rules: tuple[str, ...], iaas: str) ->
 @pass_session
 def delete_group(session: Session, name: str, iaas: str) -> None:
     """Delete security group NAME."""
-    session.client.call("DELETE", f"{_groups(session, iaas)}/{name}")
-    click.echo(f"{name} is gone")
+    answer = session.client.call("DELETE", f"{_groups(session, iaas)}/{name}")
+    said(session, answer, f"{name} is gone")
 
 
 @click.command("port")
@@ -336,19 +337,35 @@ def port_command(
     rate_mbit: int | None,
     iaas: str,
 ) -> None:
-    """Say what the port of VM lets through, and how fast."""
+    """Say what the port of VM lets through, and how fast; without options, show it."""
     body: Row = {}
     if groups or no_group:
         body["groups"] = list(groups)
     if rate_mbit is not None:
         body["rate_mbit"] = rate_mbit
-    if not body:
-        raise click.UsageError("nothing to change: give --group, --no-group or --rate-mbit")
-    path = f"/v1/iaas/{session.require_iaas(iaas)}/vms/{vm}/port"
-    port = inner(row_of(session.client.call("PUT", path, body)), "value")
-    rate = f"{port['rate_mbit']} Mbit/s" if port["rate_mbit"] else "of its class"
-    count = len(_listed(port["security_groups"]))
-    click.echo(f"{vm}: {count} security group{'s' * (count != 1)}, rate {rate}")
+    tenant = f"/v1/iaas/{session.require_iaas(iaas)}"
+    if body:
+        answer = row_of(session.client.call("PUT", f"{tenant}/vms/{vm}/port", body))
+    else:
+        vm_id = row_of(session.client.get(f"{tenant}/vms/{vm}"))["id"]
+        ports = rows_of(session.client.get(f"{tenant}/ports"))
+        answer = next((row for row in ports if inner(row, "value")["vm_id"] == vm_id), {})
+        if not answer:
+            raise NotFound("port", vm, hint="it comes with the VM, once that is placed")
+    if answered(session, answer):
+        return
+    port = inner(answer, "value")
+    known = rows_of(session.client.get(f"{tenant}/security-groups"))
+    names = {group["id"]: inner(group, "value")["name"] for group in known}
+    listed = ", ".join(str(names.get(group, group)) for group in _listed(port["security_groups"]))
+    facts = (
+        ("port", f"{vm}  {answer['id']}"),
+        ("address", ", ".join(map(str, _listed(port["addresses"])))),
+        ("MAC", port["mac"]),
+        ("groups", listed or "none: what comes from its own segment comes in"),
+        ("rate", f"{port['rate_mbit']} Mbit/s" if port["rate_mbit"] else "of the contract's class"),
+    )
+    print_facts(facts)
 
 
 COMMANDS = (fabric_group, group_group, port_command)

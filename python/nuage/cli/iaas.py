@@ -3,14 +3,25 @@
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from nuage.api.client import Client
-from nuage.api.profile import Profile, keep_profile
+from nuage.api.profile import Profile, keep_profile, load_profiles
 from nuage.cli.keyfile import make_key_file
+from nuage.cli.progress import bytes_shown
+from nuage.cli.quotas import quota_option, quotas, told_quota
 from nuage.cli.rates import disk_options, disk_parts, disk_rule
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import answered, inner, listed, row_of, rows_of, show
+from nuage.cli.showing import (
+    answered,
+    inner,
+    listed,
+    print_table,
+    row_of,
+    rows_of,
+    said,
+    show,
+)
+from nuage.cli.vms import size
 from nuage.units import format_size
 
 
@@ -54,11 +65,18 @@ def iaas_group() -> None:
     type=click.Choice(["gold", "silver", "bronze"]),
     default="silver",
     show_default=True,
+    help="Its class, for CPU, network and disks.",
 )
 @disk_options
+@quota_option
 @click.option(
     "--journal-hours", default=24.0, show_default=True, help="How far back volumes can be read."
 )
+@click.option(
+    "--journal-size", default="64G", show_default=True, metavar="SIZE",
+    help="What a volume's history may take; the oldest leaves earlier then.",
+)  # fmt: skip
+@click.option("--journal-strict", is_flag=True, help="Writers are refused before history leaves.")
 @click.option(
     "--rpo",
     "rpo_s",
@@ -82,7 +100,7 @@ def iaas_group() -> None:
     default=None,
     help="Encrypted, and only this key unlocks it; the file is made when absent. Keep it.",
 )
-@click.option("--owner", default="", help="Who the IaaS belongs to.")
+@click.option("--owner", default="", help="Who the IaaS belongs to.  [default: you]")
 @click.option(
     "--cidr", default="10.0.0.0/20", show_default=True, help="Addresses of its first segment."
 )
@@ -100,7 +118,12 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
         "copy_sites": int(str(options["copy_sites"])) or copies,
         "ack_policy": options["ack_policy"] or default_ack,
         "qos_class": options["qos_class"],
-        "journal": {"window_s": int(float(str(options["journal_hours"])) * 3600)},
+        "quota": quotas(options["quota"]),
+        "journal": {
+            "window_s": int(float(str(options["journal_hours"])) * 3600),
+            "window_bytes": size(str(options["journal_size"])),
+            "strict": options["journal_strict"],
+        },
         "rpo": {"seconds": options["rpo_s"], "strict": options["rpo_strict"]},
         "cut_off": options["cut_off"],
         "disk": disk_rule(options),
@@ -183,8 +206,8 @@ def show_iaas(session: Session, name: str) -> None:
     click.echo(f"contract: {contract_line(inner(value, 'contract'))}")
     if value["encrypted"]:
         click.echo("volumes lie encrypted under its own data key")
-    rows = [(q["resource"], q["used"], q["limit"]) for q in rows_of(quota)]
-    show(session, quota, ("QUOTA OF", "USED", "LIMIT"), rows, empty="")
+    rows = [told_quota(row) for row in rows_of(quota)]
+    print_table(("QUOTA OF", "USED", "LIMIT"), rows, empty="")
 
 
 @iaas_group.command("delete")
@@ -192,8 +215,8 @@ def show_iaas(session: Session, name: str) -> None:
 @pass_session
 def delete_iaas(session: Session, name: str) -> None:
     """Take an empty IaaS down."""
-    session.client.call("DELETE", f"/v1/iaas/{name}")
-    click.echo(f"{name} is gone")
+    answer = session.client.call("DELETE", f"/v1/iaas/{name}")
+    said(session, answer, f"{name} is gone")
 
 
 @click.group("segment")
@@ -237,7 +260,7 @@ def create_segment(session: Session, name: str, cidr: str, iaas: str) -> None:
     """Make a network NAME; tenants may use overlapping addresses."""
     path = f"/v1/iaas/{session.require_iaas(iaas)}/segments"
     answer = row_of(session.client.call("POST", path, {"name": name, "cidr": cidr}))
-    click.echo(f"{answer['id']}  {name}")
+    said(session, answer, f"{answer['id']}  {name}")
 
 
 @click.group("image")
@@ -254,36 +277,22 @@ def image_group() -> None:
     default="",
     help="Only for this IaaS; left out, for all: a Nuage administrator's to do.",
 )
+@click.option("--sha256", default="", metavar="HEX", help="Refuse FILE unless this is its SHA-256.")
 @click.option("--os", "os_distro", default="", help="For instance debian.")
-@click.option("--os-version", default="")
+@click.option("--os-version", default="", help="For instance 12.")
 @pass_session
-def import_image(
-    session: Session, name: str, file: Path, iaas: str, os_distro: str, os_version: str
-) -> None:
-    """Bring FILE (qcow2, raw or vmdk) in as image NAME."""
+def import_image(session: Session, /, name: str, file: Path, **options: str) -> None:
+    """Bring FILE (raw, qcow2, vmdk or vpc) in as image NAME."""
     client = session.client
-    body = {"name": name, "iaas": iaas, "os_distro": os_distro, "os_version": os_version}
-    announced = row_of(client.call("POST", "/v1/images", body))
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(f"image {name}", total=file.stat().st_size)
-        answer = row_of(
-            client.upload(
-                f"/v1/images/{announced['id']}/data",
-                file,
-                lambda sent: progress.update(task, completed=sent),
-            )
-        )
+    announced = row_of(client.call("POST", "/v1/images", {"name": name, **options}))
+    with bytes_shown(f"image {name}", file.stat().st_size) as show_sent:
+        path = f"/v1/images/{announced['id']}/data"
+        answer = row_of(client.upload(path, file, show_sent))
     if answered(session, answer):
         return
     value = inner(answer, "value")
-    size = format_size(int(str(value["size_bytes"])))
-    click.echo(f"{answer['id']}  {name}  {size}  source sha256 {str(value['source_sha256'])[:16]}…")
+    held = format_size(int(str(value["size_bytes"])))
+    click.echo(f"{answer['id']}  {name}  {held}  sha256 of {file.name} {value['source_sha256']}")
 
 
 @image_group.command("list")
@@ -292,10 +301,15 @@ def import_image(
 def list_images(session: Session, iaas: str) -> None:
     """Show the images you may use."""
     answer = session.client.get("/v1/images", iaas=iaas)
+    if answered(session, answer):
+        return
+    owners = {
+        row["id"]: inner(row, "value")["name"] for row in rows_of(session.client.get("/v1/iaas"))
+    }
     rows = [
         (
             (v := inner(row, "value"))["name"], row["id"], v["state"],
-            format_size(int(str(v["size_bytes"]))), v["iaas_id"] or "all",
+            format_size(int(str(v["size_bytes"]))), owners.get(v["iaas_id"], v["iaas_id"]) or "all",
             row["site"], v["failure"],
         )
         for row in rows_of(answer)
@@ -316,8 +330,8 @@ def list_images(session: Session, iaas: str) -> None:
 def delete_image(session: Session, name: str, iaas: str) -> None:
     """Delete an image; volumes filled from it stay."""
     query = f"?iaas={iaas}" if iaas else ""
-    session.client.call("DELETE", f"/v1/images/{name}{query}")
-    click.echo(f"{name} is gone")
+    answer = session.client.call("DELETE", f"/v1/images/{name}{query}")
+    said(session, answer, f"{name} is gone")
 
 
 @click.group("user")
@@ -348,7 +362,7 @@ def create_user(
     secret = secret_file.read_text().strip() if secret_file else _ask_secret(confirm=True)
     body = {"name": name, "secret": secret, "grants": grants}
     answer = row_of(session.client.call("POST", "/v1/users", body))
-    click.echo(f"{answer['user_id']}  {name}")
+    said(session, answer, f"{answer['user_id']}  {name}")
 
 
 @user_group.command("list")
@@ -406,8 +420,8 @@ def _roles_text(user: dict[str, object], names: dict[object, object]) -> str:
 @pass_session
 def disable_user(session: Session, name: str, undo: bool) -> None:
     """Shut a user out; tokens given before are void as soon as sites hear it."""
-    session.client.call("PATCH", f"/v1/users/{name}", {"disabled": not undo})
-    click.echo(f"{name} is {'active' if undo else 'disabled'}")
+    answer = session.client.call("PATCH", f"/v1/users/{name}", {"disabled": not undo})
+    said(session, answer, f"{name} is {'active' if undo else 'disabled'}")
 
 
 def _ask_secret(*, confirm: bool = False) -> str:
@@ -421,30 +435,45 @@ def _ask_secret(*, confirm: bool = False) -> str:
     default="",
     help="https://HOST:7400 or unix:/PATH.  [default: the current profile's]",
 )
-@click.option("--ca-file", default="", help="The federation's root certificate.")
+@click.option(
+    "--ca-file",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    default=None,
+    help="The federation's root certificate.  [default: as before at this endpoint]",
+)
 @click.option(
     "--profile", "name", default="", help="Keep it under this name.  [default: the user's]"
 )
-@click.option("--secret-file", type=click.Path(path_type=Path, exists=True), default=None)
-@click.option("--iaas", default="", help="The IaaS that is meant when none is named.")
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="Read the secret here instead of asking.",
+)
+@click.option(
+    "--iaas", default="", help="The IaaS that is meant when none is named.  [default: as before]"
+)
 @pass_session
 def login_command(
     session: Session,
     user: str,
     endpoint: str,
-    ca_file: str,
+    ca_file: str | None,
     name: str,
     secret_file: Path | None,
     iaas: str,
 ) -> None:
     """Get a token for USER and make it the current profile; a token lives an hour."""
+    name = name or user
     target = endpoint or session.profile.endpoint
+    there = {n: p for n, p in load_profiles().profiles.items() if p.endpoint == target}
+    ca_file = ca_file or next((p.ca_file for p in there.values() if p.ca_file), "")
+    iaas = iaas or (there[name].iaas if name in there else "")
     secret = secret_file.read_text().strip() if secret_file else _ask_secret()
-    client = Client(target, ca_file=ca_file)
-    token = client.log_in(user, secret)
+    token = Client(target, ca_file=ca_file).log_in(user, secret)
     profile = Profile(endpoint=target, user=user, token=token, ca_file=ca_file, iaas=iaas)
-    keep_profile(name or user, profile)
-    click.echo(f"{user} is logged in; profile {name or user}")
+    keep_profile(name, profile)
+    click.echo(f"{user} is logged in; profile {name}")
 
 
 COMMANDS = (iaas_group, segment_group, image_group, user_group, login_command)

@@ -7,7 +7,7 @@ import click
 from nuage.cli.iaas import iaas_group
 from nuage.cli.keyfile import read_key_file
 from nuage.cli.session import Session, pass_session
-from nuage.cli.showing import answered, listed, row_of
+from nuage.cli.showing import answered, listed, row_of, said
 
 
 @iaas_group.command("unlock")
@@ -57,5 +57,9 @@ def shred_iaas(session: Session, name: str, confirm: str) -> None:
 
     Journals stay, and with them the proofs of where the data lay.
     """
-    session.client.call("POST", f"/v1/iaas/{name}/shred", {"confirm": confirm})
-    click.echo(f"the data of {name} is gone for good; `nuage iaas delete {name}` once it is empty")
+    answer = session.client.call("POST", f"/v1/iaas/{name}/shred", {"confirm": confirm})
+    said(
+        session,
+        answer,
+        f"the data of {name} is gone for good; `nuage iaas delete {name}` once it is empty",
+    )

@@ -1,7 +1,9 @@
 """`nuage`: the group of all commands, and the one place that tells errors to people."""
 
+import json
 import sys
 from collections.abc import Iterator, MutableMapping
+from errno import EPIPE
 from importlib import import_module
 from typing import Final, NamedTuple
 
@@ -9,8 +11,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from nuage import __version__
+from nuage.api.client import ApiError
+from nuage.api.errors import document_of
 from nuage.cli.session import Session
 from nuage.errors import NoCandidate, NuageError
+
+INTERRUPTED: Final = 130  # what shells call the end by Ctrl-C: 128 + SIGINT
 
 
 class Word(NamedTuple):
@@ -55,7 +61,9 @@ WORDS: Final = {
     ),
     "node": Word("The machines of the federation.", ("sites",)),
     "pool": Word("Pools of public addresses, which operators define.", ("addresses",)),
-    "port": Word("Say what the port of VM lets through, and how fast.", ("fabric",)),
+    "port": Word(
+        "Say what the port of VM lets through, and how fast; without options, show it.", ("fabric",)
+    ),
     "quorum-member": Word(
         "Run this site's member of the quorum (etcd, in place of this process).",
         ("daemons",),
@@ -156,16 +164,30 @@ class NuageGroup(click.Group):
         return words + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; exit with 1 on an error of ours."""
+        """Run a command; exit with 1 on an error that a person can do something about."""
         try:
             return super().invoke(ctx)
         except NuageError as error:
-            tell(error)
+            tell(error, as_json=ctx.obj is not None and ctx.obj.as_json)
             sys.exit(1)
+        except OSError as error:
+            if error.errno == EPIPE or error.filename is None:
+                raise  # click ends quietly when nobody reads on; another is a fault of ours
+            click.secho(f"error: {error.filename}: {error.strerror}", fg="red", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            sys.exit(INTERRUPTED)
 
 
-def tell(error: NuageError) -> None:
-    """Print an error on standard error."""
+def tell(error: NuageError, *, as_json: bool) -> None:
+    """Print an error on standard error; `as_json`: as the API would."""
+    if as_json:
+        document = error.document if isinstance(error, ApiError) else document_of(error)
+        site = error.site if isinstance(error, ApiError) else ""
+        answer = {"site": site, "request_id": error.request_id, "error": document}
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False), err=True)
+        return
     field = getattr(error, "field", "")
     where = f" ({field})" if field else ""
     click.secho(f"error: {error.message}{where}", fg="red", err=True)

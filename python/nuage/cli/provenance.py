@@ -61,6 +61,8 @@ def prove_volume(session: Session, name: str, output: Path, since: Path | None, 
         path += f"?since={_covered_by(since)}"
     answer = row_of(session.client.get(path))
     output.write_text(str(answer["document"]))
+    if answered(session, answer):
+        return
     click.echo(f"{answer['receipt_count']} receipts with their proofs are in {output}")
     for site in listed(answer, "silent"):
         click.echo(f"{site} did not answer: the proof says nothing of it")
@@ -125,6 +127,12 @@ def verify_command(path: Path, keys: Path | None, root: Path | None, since: Path
                 f"it was outside its contract: {'; '.join(proof.outside)}", rule="contract"
             )
         return
+    if known is None and not beside.exists():
+        raise InvalidRequest(
+            f"{path} is no proof of a volume, and there is no {beside} to check it by",
+            field="keys",
+            hint="logs and ledgers come with a keys.json; or name the sites' keys: --keys FILE",
+        )
     known = known if known is not None else load_keys(beside)
     report = verify_audit(path, known) if path.is_dir() else verify_ledger(path, known)
     for line in told(report):

@@ -10,7 +10,7 @@ import click
 
 from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile, load_profiles
-from nuage.errors import InvalidRequest
+from nuage.errors import InvalidRequest, Unauthenticated
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -43,6 +43,10 @@ class Session:
                 client.renew = lambda: self._renew(profile)
                 if not profile.token:
                     client.token = self._renew(profile)
+            elif not profile.token:
+                raise Unauthenticated(
+                    "the profile holds no token", hint=f"`nuage login {profile.user or 'USER'}`"
+                )
             self._client = client
         return self._client
 
@@ -64,7 +68,9 @@ class Session:
         chosen = iaas or self.profile.iaas
         if not chosen:
             raise InvalidRequest(
-                "no IaaS is named", field="iaas", hint="give --iaas NAME, or set NUAGE_IAAS"
+                "no IaaS is named",
+                field="iaas",
+                hint="--iaas NAME, or NUAGE_IAAS; `nuage iaas list` shows what there is",
             )
         return chosen
 
@@ -86,17 +92,21 @@ def replace_token(profile: Profile, token: str) -> Profile:
 
 
 def _sister(name: str, site: str, profiles: dict[str, Profile]) -> str:
-    """Return the profile of another site beside `name` (``lab-france-marne`` → ``…-lyon``)."""
-    if site in profiles:
-        return site
+    """Return the profile of another site beside `name`.
+
+    ``lab-france-marne`` → ``lab-france-lyon``; ``alice`` → ``alice-lyon``.
+    """
     stem = name.rpartition("-")[0]
-    sister = f"{stem}-{site}"
-    if sister not in profiles:
-        known = [p.rpartition("-")[2] for p in profiles if p.startswith(f"{stem}-")]
+    found = next((p for p in (site, f"{name}-{site}", f"{stem}-{site}") if p in profiles), "")
+    if not found:
+        known = [p.rpartition("-")[2] for p in profiles if stem and p.startswith(f"{stem}-")]
         raise InvalidRequest(
-            f"no profile reaches site {site!r}", field="site", hint=f"known: {', '.join(known)}"
-        )
-    return sister
+            f"no profile reaches site {site!r} beside {name!r}",
+            field="site",
+            hint=f"known: {', '.join(known)}" if known
+            else f"`nuage login USER --endpoint … --profile {name}-{site}` makes one",
+        )  # fmt: skip
+    return found
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

@@ -52,6 +52,12 @@ def answered(session: Session, answer: object) -> bool:
     return session.as_json
 
 
+def said(session: Session, answer: object, text: str) -> None:
+    """Print an answer as JSON if that was asked for, else `text`, which says it to people."""
+    if not answered(session, answer):
+        click.echo(text)
+
+
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a table, or `empty` when there is nothing."""
     listed = [[str(cell) for cell in row] for row in rows]

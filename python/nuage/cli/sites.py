@@ -1,5 +1,6 @@
 """`nuage site …`, `nuage node …`, `nuage rack …`, `nuage events`."""
 
+import json
 import time
 from collections import deque
 from typing import Final
@@ -336,7 +337,8 @@ def _follow_events(session: Session, last: int) -> None:
 
 
 def _print_event(session: Session, line: dict[str, object]) -> None:
-    if answered(session, line):
+    if session.as_json:
+        click.echo(json.dumps(line, ensure_ascii=False))
         return
     moment = time.strftime("%H:%M:%S", time.localtime(float(str(line["at_s"]))))
     click.echo(f"{moment}  {line['site']!s:<10} {line['kind']!s:<14} {line['text']}")

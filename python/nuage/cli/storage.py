@@ -20,6 +20,7 @@ from nuage.cli.showing import (
     print_table,
     row_of,
     rows_of,
+    said,
     show,
 )
 from nuage.cli.vms import size
@@ -57,7 +58,7 @@ def create_volume(session: Session, name: str, volume_size: str, iaas: str) -> N
     """Make an empty volume NAME of SIZE (10G)."""
     body = {"name": name, "size_bytes": size(volume_size)}
     answer = row_of(session.client.call("POST", _volumes(session, iaas), body))
-    click.echo(f"{answer['id']}  {name}")
+    said(session, answer, f"{answer['id']}  {name}")
 
 
 @volume_group.command("list")
@@ -278,6 +279,8 @@ def mark_volume(
     body = {"name": mark, "together_with": together_with}
     volumes = _volumes(session, iaas)
     answer = row_of(session.client.call("POST", f"{volumes}/{name}/marks", body))
+    if answered(session, answer):
+        return
     names = {row["id"]: inner(row, "value")["name"] for row in rows_of(session.client.get(volumes))}
     for volume, sequence in inner(answer, "sequences").items():
         click.echo(f"{names.get(volume, volume)}  #{sequence}  {mark}")
@@ -303,7 +306,7 @@ def clone_volume(
     def clone(source: str, new: str, point: Row) -> None:
         body = {"name": new, **point}
         answer = row_of(session.client.call("POST", f"{path}/{source}/clone", body))
-        click.echo(f"{answer['id']}  {new}")
+        said(session, answer, f"{answer['id']}  {new}")
 
     if not others:
         clone(name, new_name, read_moment(moment) if moment else {})
@@ -348,8 +351,8 @@ def view_volume(
     """Show NAME as it was, read-only, as an iSCSI disk of its own; several at one instant."""
     volumes = _volumes(session, iaas)
     if view:
-        session.client.delete(f"{volumes}/{name}/views", view=view)
-        click.echo(f"{view} is closed")
+        answer = session.client.delete(f"{volumes}/{name}/views", view=view)
+        said(session, answer, f"{view} is closed")
         return
     kept_s = int(seconds(keep))
     if not others:
@@ -413,8 +416,8 @@ def rollback_volume(
 
     def roll_back(volume: str, point: Row) -> None:
         body = {**point, "force": force}
-        session.client.call("POST", f"{path}/{volume}/rollback", body)
-        click.echo(f"{volume} is back at {moment}")
+        answer = session.client.call("POST", f"{path}/{volume}/rollback", body)
+        said(session, answer, f"{volume} is back at {moment}")
 
     if not others:
         roll_back(name, read_moment(moment))
@@ -455,8 +458,8 @@ def attach_volume(session: Session, name: str, vm: str, initiator: str, iaas: st
 @pass_session
 def detach_volume(session: Session, name: str, iaas: str) -> None:
     """Take a volume from its VM or its host."""
-    session.client.call("POST", f"{_volumes(session, iaas)}/{name}/detach")
-    click.echo(f"{name} is free")
+    answer = session.client.call("POST", f"{_volumes(session, iaas)}/{name}/detach")
+    said(session, answer, f"{name} is free")
 
 
 @volume_group.command("grow")
@@ -467,8 +470,8 @@ def detach_volume(session: Session, name: str, iaas: str) -> None:
 def grow_volume(session: Session, name: str, volume_size: str, iaas: str) -> None:
     """Make a volume larger."""
     body = {"size_bytes": size(volume_size)}
-    session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/size", body)
-    click.echo(f"{name} has {volume_size}")
+    answer = session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/size", body)
+    said(session, answer, f"{name} has {volume_size}")
 
 
 @volume_group.command("set")
@@ -483,11 +486,11 @@ def set_volume(session: Session, name: str, iops_max: int, bandwidth_max: str, i
     """Hold a volume to so many operations and bytes a second, within what its class allows."""
     bytes_per_s = size(bandwidth_max) if bandwidth_max else 0
     body = {"operations_per_s": iops_max, "bytes_per_s": bytes_per_s}
-    session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/limits", body)
+    answer = session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/limits", body)
     asked = [f"{iops_max} operations"] if iops_max else []
     asked += [format_size(bytes_per_s)] if bytes_per_s else []
     told = f"at most {' and '.join(asked)} a second" if asked else "what its class allows"
-    click.echo(f"{name} may take {told}")
+    said(session, answer, f"{name} may take {told}")
 
 
 @volume_group.command("delete")
@@ -496,8 +499,8 @@ def set_volume(session: Session, name: str, iops_max: int, bandwidth_max: str, i
 @pass_session
 def delete_volume(session: Session, name: str, iaas: str) -> None:
     """Delete a free volume and all its copies."""
-    session.client.call("DELETE", f"{_volumes(session, iaas)}/{name}")
-    click.echo(f"{name} is gone")
+    answer = session.client.call("DELETE", f"{_volumes(session, iaas)}/{name}")
+    said(session, answer, f"{name} is gone")
 
 
 @volume_group.command("degrade")
@@ -513,7 +516,7 @@ def degrade_volume(session: Session, name: str, without: str, iaas: str) -> None
     path = f"{_volumes(session, iaas)}/{name}/degrade"
     answer = inner(row_of(session.client.call("POST", path, {"without": without})), "value")
     left_out = ", ".join(str(node) for node in listed(answer, "without"))
-    click.echo(f"{name} goes on without {left_out}; its head is on {answer['head']}")
+    said(session, answer, f"{name} goes on without {left_out}; its head is on {answer['head']}")
 
 
 @volume_group.command("accept-loss")
@@ -528,7 +531,7 @@ def accept_loss(session: Session, name: str, iaas: str) -> None:
     """
     path = f"{_volumes(session, iaas)}/{name}/accept-loss"
     answer = inner(row_of(session.client.call("POST", path)), "value")
-    click.echo(f"{name} opens on {answer['head']} with what is left of it")
+    said(session, answer, f"{name} opens on {answer['head']} with what is left of it")
 
 
 @volume_group.command("replace-copy")
@@ -543,7 +546,7 @@ def replace_copy(session: Session, name: str, node: str, to: str, iaas: str) -> 
     body = {"node": node, "to": to}
     answer = inner(row_of(session.client.call("POST", path, body)), "value")
     fresh = ", ".join(str(node) for node in listed(answer, "catching_up"))
-    click.echo(f"a copy is made on {fresh}; that on {node} goes once it has everything")
+    said(session, answer, f"a copy is made on {fresh}; that on {node} goes once it has everything")
 
 
 @volume_group.command("move")
@@ -557,7 +560,9 @@ def move_volume(session: Session, name: str, to: str, iaas: str) -> None:
     path = f"{_volumes(session, iaas)}/{name}/move"
     answer = inner(row_of(session.client.call("POST", path, {"to": to})), "value")
     took_ms = (time.monotonic() - began_s) * 1000
-    click.echo(f"{name} has its head on {answer['head']}; handed over in {took_ms:.0f} ms")
+    said(
+        session, answer, f"{name} has its head on {answer['head']}; handed over in {took_ms:.0f} ms"
+    )
 
 
 COMMANDS = (volume_group,)

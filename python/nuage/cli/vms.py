@@ -17,6 +17,7 @@ from nuage.cli.showing import (
     print_table,
     row_of,
     rows_of,
+    said,
     show,
 )
 from nuage.errors import Conflict, InvalidRequest, TimedOut
@@ -24,6 +25,9 @@ from nuage.units import parse_size
 
 WAIT_S = 120.0
 POLL_S = 0.2
+
+
+STALE_S = 10.0  # a site that is well is heard every second
 
 
 def size(text: str) -> int:
@@ -146,16 +150,35 @@ def _wait_for(session: Session, iaas: str, name: str, state: str) -> dict[str, o
 def list_vms(session: Session, iaas: str) -> None:
     """Show an IaaS's VMs."""
     answer = session.client.get(_vms(session, iaas))
+    if answered(session, answer):
+        return
+    addresses = {port["vm_id"]: _addresses(port) for port in _ports(session, iaas)}
     rows = [
         (
-            (v := inner(row, "value"))["name"], row["id"], v["state"], v["site_id"], v["node_id"],
+            (v := inner(row, "value"))["name"], row["id"], _state(row), v["site_id"], v["node_id"],
             f"{inner(v, 'shape')['vcpu_count']} × {inner(v, 'shape')['memory_mib']} MiB",
-            row["epoch"], v["failure"],
+            addresses.get(row["id"], ""), v["failure"],
         )
         for row in rows_of(answer)
     ]  # fmt: skip
-    headers = ("NAME", "ID", "STATE", "SITE", "NODE", "SHAPE", "EPOCH", "FAILURE")
+    headers = ("NAME", "ID", "STATE", "SITE", "NODE", "SHAPE", "ADDRESS", "FAILURE")
     show(session, answer, headers, rows, empty="no VM yet; `nuage vm create` makes one")
+
+
+def _state(row: Row) -> str:
+    """Return a VM's state, with its age where its site has not been heard lately."""
+    state, age_s = str(inner(row, "value")["state"]), float(str(row["age_s"]))
+    return f"{state} {age(age_s)} ago" if age_s >= STALE_S else state
+
+
+def _ports(session: Session, iaas: str) -> list[Row]:
+    """Return the ports of an IaaS."""
+    path = f"/v1/iaas/{session.require_iaas(iaas)}/ports"
+    return [inner(row, "value") for row in rows_of(session.client.get(path))]
+
+
+def _addresses(port: Row) -> str:
+    return ", ".join(str(address).partition("/")[0] for address in listed(port, "addresses"))
 
 
 @vm_group.command("show")
@@ -168,6 +191,9 @@ def show_vm(session: Session, name: str, iaas: str) -> None:
     if answered(session, answer):
         return
     vm, shape = inner(answer, "value"), inner(inner(answer, "value"), "shape")
+    own_ports = [port for port in _ports(session, iaas) if port["vm_id"] == answer["id"]]
+    volumes = f"/v1/iaas/{session.require_iaas(iaas)}/volumes"
+    names = {row["id"]: inner(row, "value")["name"] for row in rows_of(session.client.get(volumes))}
     moves = vm["migrating_to"]
     facts = (
         ("vm", f"{vm['name']}  {answer['id']}"),
@@ -184,26 +210,18 @@ def show_vm(session: Session, name: str, iaas: str) -> None:
         ("shape", f"{shape['vcpu_count']} × {shape['memory_mib']} MiB"),
         ("preserved", f"{kept} of its vCPUs" if (kept := shape.get("preserved_vcpus")) else ""),
         *_rules(vm),
-        ("volumes", ", ".join(str(volume) for volume in listed(vm, "volumes"))),
-        *_ports(session, iaas, answer["id"]),
+        *(("address", _port_text(port)) for port in own_ports),
+        ("volumes", ", ".join(str(names.get(vol, vol)) for vol in listed(vm, "volumes"))),
         ("last move", f"stood still for {vm['downtime_ms']:.0f} ms" if vm["downtime_ms"] else ""),
         ("known", f"as of {age(answer['age_s'])} ago, homed at {answer['site']}"),
     )
     print_facts(facts)
 
 
-def _ports(session: Session, iaas: str, vm_id: object) -> list[tuple[str, str]]:
-    """Return a line for each port of a VM: its addresses, its MAC, its groups."""
-    every = rows_of(session.client.get(f"/v1/iaas/{session.require_iaas(iaas)}/ports"))
-    own = [port for row in every if (port := inner(row, "value"))["vm_id"] == vm_id]
-    return [("address", _port_text(port)) for port in own]
-
-
 def _port_text(port: Row) -> str:
-    addresses = ", ".join(str(a).partition("/")[0] for a in listed(port, "addresses"))
     groups = len(listed(port, "security_groups"))
     in_groups = f", in {groups} security group{'s' * (groups != 1)}" if groups else ""
-    return f"{addresses}  MAC {port['mac']}{in_groups}"
+    return f"{_addresses(port)}  MAC {port['mac']}{in_groups}"
 
 
 @vm_group.command("explain")
@@ -255,8 +273,8 @@ def _term(terms: Row, name: str, digits: int) -> str:
 @click.argument("name")
 @click.option("--to", "site", default="", metavar="SITE", help="To this site.")
 @click.option("--on", "node", default="", metavar="NODE", help="To this node.")
-@click.option("--policy", default="")
-@click.option("--wait/--no-wait", default=True, show_default=True)
+@click.option("--policy", default="", help="As in `nuage vm create`.  [default: the site's]")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it runs there.")
 @iaas_option
 @pass_session
 def migrate_vm(
@@ -267,17 +285,19 @@ def migrate_vm(
     started = time.monotonic()
     answer = row_of(session.client.call("POST", f"{_vms(session, iaas)}/{name}/migrate", body))
     decision = inner(answer, "decision")
-    click.echo(f"{name} goes to {decision['elected']} at {decision['elected_site']}")
-    told = inner(inner(answer, "vm"), "value")["failure"]
-    if told:
-        click.echo(f"it {told}")
+    if not answered(session, answer):
+        click.echo(f"{name} goes to {decision['elected']} at {decision['elected_site']}")
+        told = inner(inner(answer, "vm"), "value")["failure"]
+        if told:
+            click.echo(f"it {told}")
     if wait:
         value = _wait_for(session, iaas, name, "running")
         if value["node_id"] != decision["elected"]:  # its record soon forgets why
             told = value["failure"] or f"{name} stayed on {value['node_id']}"
             raise Conflict(str(told), hint="`nuage events --last 30` says why")
         took_s = time.monotonic() - started
-        click.echo(f"{name} runs on {value['node_id']}; the move took {took_s:.1f} s")
+        if not session.as_json:
+            click.echo(f"{name} runs on {value['node_id']}; the move took {took_s:.1f} s")
 
 
 @vm_group.command("resize")
@@ -301,9 +321,9 @@ def resize_vm(
     if not changes:
         raise InvalidRequest("nothing is to change", field="memory", hint="--memory, --vcpus")
     shape = inner(inner(row_of(session.client.get(path)), "value"), "shape") | changes
-    session.client.call("PUT", f"{path}/shape", {"shape": shape})
+    answer = session.client.call("PUT", f"{path}/shape", {"shape": shape})
     told = f"{shape['vcpu_count']} vCPUs, {shape['memory_mib']} MiB"
-    click.echo(f"{name}: {told}, from its next start")
+    said(session, answer, f"{name}: {told}, from its next start")
 
 
 @vm_group.command("rules")
@@ -324,7 +344,10 @@ def rule_vm(
     answer = row_of(session.client.call("PUT", f"{_vms(session, iaas)}/{name}/rules", body))
     if answered(session, answer):
         return
-    print_facts(_rules(inner(answer, "value")))
+    told = _rules(inner(answer, "value"))
+    print_facts(told)
+    if not any(names for _, names in told):
+        click.echo(f"{name} may run wherever its contract allows")
 
 
 def _rules(vm: Row) -> tuple[tuple[str, str], ...]:
@@ -339,12 +362,14 @@ def _rules(vm: Row) -> tuple[tuple[str, str], ...]:
 
 @vm_group.command("console")
 @click.argument("name")
-@click.option("--lines", default=0, help="Only the last lines.")
+@click.option("--lines", type=click.IntRange(0), default=0, help="Only the last lines.")
 @iaas_option
 @pass_session
 def console_vm(session: Session, name: str, lines: int, iaas: str) -> None:
     """Print what a VM wrote on its serial console."""
     answer = row_of(session.client.get(f"{_vms(session, iaas)}/{name}/console"))
+    if answered(session, answer):
+        return
     text = str(answer["text"]).replace("\r", "")
     click.echo("\n".join(text.splitlines()[-lines:]) if lines else text, nl=bool(lines))
 
@@ -379,8 +404,8 @@ def _simple(verb: str, help_text: str, done: str) -> click.Command:
     @iaas_option
     @pass_session
     def command(session: Session, name: str, iaas: str) -> None:
-        session.client.call("POST", f"{_vms(session, iaas)}/{name}/{verb}")
-        click.echo(f"{name} {done}")
+        answer = session.client.call("POST", f"{_vms(session, iaas)}/{name}/{verb}")
+        said(session, answer, f"{name} {done}")
 
     return command
 
@@ -396,8 +421,8 @@ _simple("reboot", "Reboot a VM once.", "reboots")
 @pass_session
 def delete_vm(session: Session, name: str, iaas: str) -> None:
     """Delete a VM and its boot volume; other volumes are detached."""
-    session.client.call("DELETE", f"{_vms(session, iaas)}/{name}")
-    click.echo(f"{name} is being deleted")
+    answer = session.client.call("DELETE", f"{_vms(session, iaas)}/{name}")
+    said(session, answer, f"{name} is being deleted")
 
 
 COMMANDS = (vm_group,)

@@ -73,18 +73,24 @@ class ImageIntake:
         for leftover in folder.iterdir():
             leftover.unlink()
 
-    async def take(self, chunks: AsyncIterator[bytes]) -> TakenImage:
-        """Take in an image that arrives in chunks.
+    async def take(self, chunks: AsyncIterator[bytes], *, sha256: str = "") -> TakenImage:
+        """Take in an image that arrives in chunks; `sha256` is what they have to have, if given.
 
         Raises:
-            InvalidRequest: it may not be used; `field` is "image".
+            InvalidRequest: it may not be used, or is another; `field` is "image".
             QuotaExceeded: it is larger than an image may be.
         """
         name = os.urandom(8).hex()
         source, target = self._folder / f"{name}.source", self._folder / f"{name}.raw"
         try:
             await _store(source, chunks, self._virtual_bytes_max)
+            if not source.stat().st_size:
+                raise InvalidRequest("the image is empty", field="image")
             digest = await asyncio.to_thread(_digest, source)
+            if sha256 and digest != sha256:
+                raise InvalidRequest(
+                    f"the image that came has SHA-256 {digest}, not {sha256}", field="image"
+                )
             await _convert(source, target, await self._inspect(source))
         except BaseException:
             target.unlink(missing_ok=True)

@@ -175,7 +175,7 @@ class ControllerImages:
         if image.state is ImageState.READY:
             raise Conflict(f"image {image.name} is complete already")
         try:
-            taken = await self._intake.take(chunks)
+            taken = await self._intake.take(chunks, sha256=image.source_sha256)
             sha256 = await asyncio.to_thread(_hash_of, taken.path)
             await asyncio.to_thread(_settle, taken.path, self._folder.path(sha256))
         except NuageError as error:

@@ -74,7 +74,7 @@ def _attached(site: Site, volume_id: VolumeId, vm_id: VmId) -> Volume:
     volume = site.index.value(Volume, volume_id)
     if site.index.home("volume", volume_id) != site.site_id:
         raise Conflict(f"volume {volume.name} has its head at another site")
-    require_free(volume)
+    require_free(site, volume)
     return replace(volume, vm_id=vm_id)
 
 

@@ -75,7 +75,7 @@ def free_label(taken: set[int], entropy: EntropySource) -> int:
 
 
 def require_sound(site: Site, contract: Contract) -> None:
-    """Raise unless some set of the federation's sites can meet `contract`."""
+    """Raise unless `contract` names sites that there are, and some set of them can meet it."""
     needed = {AckPolicy.ANY_2_OF_3: 3, AckPolicy.METRO: 3, AckPolicy.ALL: 1, AckPolicy.LOCAL: 1}
     if contract.copies < needed[contract.ack_policy]:
         raise InvalidRequest(
@@ -84,6 +84,8 @@ def require_sound(site: Site, contract: Contract) -> None:
             field="contract.ack_policy",
             hint="with two copies use all (no loss, stops without its second site) or local",
         )
+    for name in contract.sites:
+        site.index.value(Datacenter, name)
     require_satisfiable(contract, site.index.values(Datacenter))
 
 

@@ -67,7 +67,7 @@ async def attach_host(site: Site, _principal: Principal, body: AttachHost) -> Ho
             field="initiator",
         )
     if volume.host is None or volume.host.initiator != initiator:
-        require_free(volume)
+        require_free(site, volume)
         host = OutsideHost(initiator=initiator, login=new_id("host", site.entropy))
         volume = replace(volume, host=host)
         await site.save(volume)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from nuage.errors import Conflict, NotFound
+from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.operations import Operation, OperationTable, Shown, any_scope, anywhere
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -11,13 +11,19 @@ from nuage.model.image import Image, ImageState
 from nuage.model.volume import Volume, VolumeState
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope, is_allowed
 
+SHA256_DIGITS = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateImage:
-    """Announce an image whose bytes will be sent next; `iaas` "" makes it public."""
+    """Announce an image whose bytes will be sent next; `iaas` "" makes it public.
+
+    `sha256` is what the file has to have, as 64 hexadecimal digits; "": whatever it has.
+    """
 
     name: str
     iaas: str = ""
+    sha256: str = ""
     os_distro: str = ""
     os_version: str = ""
 
@@ -46,8 +52,16 @@ def image_named(site: Site, body: NameImage) -> Image:
 async def create_image(site: Site, _principal: Principal, body: CreateImage) -> Shown[Image]:
     """Enter an image that waits for its bytes."""
     iaas_id = site.index.iaas_named(body.iaas).iaas_id if body.iaas else None
+    wanted = body.sha256.lower()
+    if wanted and (len(wanted) != SHA256_DIGITS or not set(wanted) <= set("0123456789abcdef")):
+        raise InvalidRequest("a SHA-256 has 64 hexadecimal digits", field="sha256")
     if site.index.is_name_taken(Image, body.name, iaas_id):
-        raise Conflict(f"there is an image named {body.name!r} already")
+        there = site.index.named(Image, body.name, iaas_id)
+        raise Conflict(
+            f"there is an image named {body.name!r} already",
+            hint="" if there.state is ImageState.READY
+            else f"it is {there.state.value}: `nuage image delete {body.name}` makes room",
+        )  # fmt: skip
     image = Image(
         image_id=ImageId(new_id("img", site.entropy)),
         name=body.name,
@@ -55,6 +69,7 @@ async def create_image(site: Site, _principal: Principal, body: CreateImage) -> 
         sha256="",
         size_bytes=0,
         state=ImageState.IMPORTING,
+        source_sha256=wanted,
         os_distro=body.os_distro,
         os_version=body.os_version,
     )

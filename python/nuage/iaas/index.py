@@ -14,7 +14,7 @@ from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.iaas.addresses import host_number
 from nuage.ids import IaasId, NodeId, SegmentId, SiteId, VolumeId
 from nuage.model.iaas import Iaas
-from nuage.model.infrastructure import Node
+from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.network import Port, PublicAddress
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
 from nuage.model.status import Migration
@@ -203,7 +203,9 @@ class FederationIndex:
         """
         found = self.find_value(cls, object_id)
         if found is None:
-            raise NotFound(KIND_OF[cls], object_id)
+            sites = sorted(self._visible["datacenter"]) if cls is Datacenter else []
+            hint = f"there is {', '.join(sites)}" if sites else ""
+            raise NotFound(KIND_OF[cls], object_id, hint=hint)
         return found
 
     def records(self, kind: str) -> Iterator[Record]:

@@ -18,7 +18,7 @@ from nuage.ids import IaasId, PortId, SiteId, VmId, new_id
 from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.image import Image, ImageState
-from nuage.model.infrastructure import Node
+from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.vm import PowerWish, Vm, VmShape, VmState
@@ -194,7 +194,7 @@ def _boot_volume(
         raise InvalidRequest("give an image or a volume, not both", field="volume")
     if body.volume:
         volume = volume_of(site, body.iaas, body.volume)
-        require_free(volume)
+        require_free(site, volume)
         return [volume], tuple({place.site_id for place in volume.replicas})
     if not body.image:
         raise InvalidRequest("a VM boots from an image or a volume", field="image")
@@ -219,10 +219,14 @@ def image_of(site: Site, iaas_id: IaasId, name: str) -> Image:
     """Return an image of the IaaS, or a public one, that is ready."""
     try:
         image = site.index.named(Image, name, iaas_id)
-    except NotFound:
-        image = site.index.named(Image, name)
-    if image.iaas_id not in (None, iaas_id):
-        raise NotFound("image", name)
+    except NotFound as error:
+        with contextlib.suppress(NotFound):
+            return _ready(site.index.named(Image, name))
+        raise NotFound("image", name, hint="`nuage image list` shows those you may use") from error
+    return _ready(image)
+
+
+def _ready(image: Image) -> Image:
     if image.state is not ImageState.READY:
         raise Conflict(f"image {image.name} is {image.state.value}")
     return image
@@ -232,9 +236,10 @@ def _request(
     site: Site, iaas: Iaas, vm: Vm, *, site_name: str, node_name: str, policy: str
 ) -> VmRequest:
     node = _node_named(site, node_name) if node_name else None
+    wanted = site.index.value(Datacenter, site_name).site_id if site_name else None
     return replace(
         request_for(site, iaas, vm),
-        site_wanted=SiteId(site_name) if site_name else (node.site_id if node else None),
+        site_wanted=wanted or (node.site_id if node else None),
         node_wanted=node.node_id if node else None,
         vms_near=vm.near,
         policy=policy,
@@ -334,6 +339,12 @@ async def resize_vm(site: Site, _principal: Principal, body: ResizeVm) -> Shown[
     more_vcpus = max(0, body.shape.vcpu_count - vm.shape.vcpu_count)
     more_mib = max(0, body.shape.memory_mib - vm.shape.memory_mib)
     require_quota(site, iaas, asked=(0, more_vcpus, more_mib, 0))
+    largest_mib = max((node.memory_mib for node in site.index.values(Node)), default=0)
+    if 0 < largest_mib < body.shape.memory_mib:
+        raise InvalidRequest(
+            f"no node has {body.shape.memory_mib} MiB; the largest has {largest_mib}",
+            field="memory_mib",
+        )
     return await _set(site, vm, "resize", shape=body.shape)
 
 

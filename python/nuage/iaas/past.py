@@ -1,8 +1,11 @@
 """Use cases on a volume's past: what its journal keeps, marks, clones, rollback (paper §III-D)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from nuage.errors import Conflict, InvalidRequest
+from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.operations import Operation, OperationTable, Shown
@@ -188,9 +191,28 @@ async def find_moment(
         volume_id=volume.volume_id,
         moment=Moment(sequence=sequence, time_s=time_s, mark=mark) if is_given else None,
     )
-    return await site.nodes.ask(
-        head_of(volume), MOMENT_METHOD, ask, FoundMoment, timeout_s=ASK_TIMEOUT_S
-    )
+    with _told_of(volume, time_s, mark):
+        return await site.nodes.ask(
+            head_of(volume), MOMENT_METHOD, ask, FoundMoment, timeout_s=ASK_TIMEOUT_S
+        )
+
+
+@contextmanager
+def _told_of(volume: Volume, time_s: float | None, mark: str) -> Iterator[None]:
+    """Have the head's refusal of a moment say which volume lacks which moment."""
+    hint = f"`nuage volume history {volume.name}` shows what can be gone back to"
+    try:
+        yield
+    except NotFound as error:
+        if not mark:
+            raise
+        raise NotFound(f"mark in the history of {volume.name}:", mark, hint=hint) from error
+    except InvalidRequest as error:
+        told = f"{volume.name}: {error.message}"
+        if time_s is not None:
+            asked = datetime.fromtimestamp(time_s, UTC)
+            told = f"the history of {volume.name} begins after {asked:%Y-%m-%d %H:%M:%S} UTC"
+        raise InvalidRequest(told, field="moment", hint=hint) from error
 
 
 async def require_stopped(site: Site, volume: Volume) -> None:
@@ -219,7 +241,10 @@ async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolum
         moment=Moment(sequence=body.sequence, time_s=body.time_s, mark=body.mark),
         force=body.force,
     )
-    await site.nodes.ask(head_of(volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S)
+    with _told_of(volume, body.time_s, body.mark):
+        await site.nodes.ask(
+            head_of(volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
+        )
     text = f"{volume.name} is back at {ask.moment}"
     site.announce("volume", volume.volume_id, "rolled-back", text)
     return show(site, volume)

@@ -125,7 +125,7 @@ async def read_view(site: Site, _principal: Principal, body: ReadView) -> PieceR
 async def write_piece(site: Site, _principal: Principal, body: WritePiece) -> None:
     """Write a piece of an import."""
     volume = volume_of(site, body.iaas, body.volume)
-    require_free(volume)
+    require_free(site, volume)
     if bool(body.data) == bool(body.zero_bytes) or body.zero_bytes > PIECE_BYTES_MAX:
         raise InvalidRequest("give data, or a number of zeros", field="data")
     if len(body.data) > PIECE_BYTES_MAX or body.offset < 0 or body.zero_bytes < 0:

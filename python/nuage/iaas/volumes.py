@@ -231,9 +231,12 @@ async def where_volume(site: Site, _principal: Principal, body: NameVolume) -> l
     return places
 
 
-def require_free(volume: Volume) -> None:
+def require_free(site: Site, volume: Volume) -> None:
     """Raise Conflict if a VM or a host has the volume."""
-    user = volume.vm_id or (None if volume.host is None else volume.host.initiator)
+    user: str | None = None if volume.host is None else volume.host.initiator
+    if volume.vm_id is not None:
+        vm = site.index.find_value(Vm, volume.vm_id)
+        user = volume.vm_id if vm is None else vm.name
     if user is not None:
         raise Conflict(f"volume {volume.name} is attached to {user}", hint="detach it first")
 
@@ -242,11 +245,12 @@ async def attach_volume(site: Site, _principal: Principal, body: AttachVolume) -
     """Give a free volume to a VM of the same IaaS and site."""
     volume = volume_of(site, body.iaas, body.volume)
     vm = site.index.named(Vm, body.vm, volume.iaas_id)
-    require_free(volume)
+    require_free(site, volume)
     if site.index.home("vm", vm.vm_id) != site.site_id:
         raise Conflict(
             f"{vm.name} runs at {vm.site_id}, {volume.name} has its head at {site.site_id}",
-            hint="move one to the other first",
+            hint=f"first `nuage volume move {volume.name} --to {vm.site_id}`, if it has a copy"
+            f" there, or `nuage vm migrate {vm.name} --to {site.site_id}`",
         )
     attached = replace(volume, vm_id=vm.vm_id)
     await site.save(attached, replace(vm, volumes=(*vm.volumes, volume.volume_id)))
@@ -306,7 +310,7 @@ async def delete_volume(site: Site, _principal: Principal, body: NameVolume) -> 
     """Delete a free volume and all its copies."""
     volume = volume_of(site, body.iaas, body.volume)
     if volume.vm_id is None or site.index.find_value(Vm, volume.vm_id) is not None:
-        require_free(volume)
+        require_free(site, volume)
     begun = [v.name for v in clones_being_made(site, volume)]
     if begun:
         raise Conflict(

@@ -775,8 +775,7 @@ def _port_groups(groups: tuple[PortGroup, ...]) -> tuple[int, list[Json]]:
 
 def _uuid_of(volume_id: VolumeId) -> str:
     """Return the identity that initiators see: the same on every copy and after a failover."""
-    digits = volume_id.partition("-")[2]
-    return (digits * 2)[:32].ljust(32, "0")
+    return (volume_id.partition("-")[2] * 2)[:32].ljust(32, "0")
 
 
 def _error(document: object) -> NuageError:
@@ -786,7 +785,9 @@ def _error(document: object) -> NuageError:
         case "invalid_request":
             return InvalidRequest(message)
         case "not_found":
-            return NotFound("volume", message)
+            missing = NotFound("volume", "")
+            missing.message = message  # whole as the daemon says it
+            return missing
         case "stale_epoch" | "fenced":
             return StaleEpoch(message, epoch=int(str(fields.get("epoch", 0))))
         case "locked":

@@ -6,7 +6,7 @@ one process walks through all namespaces.
 """
 
 import asyncio
-import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -59,6 +59,7 @@ POLL_S: Final = 0.05
 ADMIN_FILE: Final = "admin.json"
 UNSHAPED_MBIT: Final = 1000
 NODE_CPU_STAT: Final = Path("/sys/fs/cgroup/cpu.stat")  # as a node's processes see it
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # systemd's
 TARIFFS: Final = Path(__file__).with_name("tariffs")
 
 R = TypeVar("R")
@@ -221,13 +222,13 @@ class _Assembly:
         self._lab.set_services(
             node.name,
             [
-                self._service("quorum", "quorum-member", path),
-                self._service("controller", "controller", path),
+                daemon_service("quorum", "quorum-member", path),
+                daemon_service("controller", "controller", path),
             ],
         )
 
     def _wait_for_controller(self, site: SiteDescription) -> None:
-        self._wait(f"the controller of {site.id}", api_socket(self._lab, site.id).exists)
+        self._wait(f"the controller of {site.id}", partial(listens, api_socket(self._lab, site.id)))
 
     def _is_in_quorum(self, site: SiteDescription) -> bool:
         """Tell whether a site's member says that it follows a leader, or is one."""
@@ -278,7 +279,7 @@ class _Assembly:
             token = invite_node(controller, NodeId(node.name), (role,))
             self._in_node(node, lambda: asyncio.run(join_as_node(configuration, role, token)))
         path = self._write(node, role.value, configuration)
-        self._lab.set_services(node.name, [self._service(role.value, role.value, path)])
+        self._lab.set_services(node.name, [daemon_service(role.value, role.value, path)])
 
     def _agent_fields(
         self, node: NodeDescription, controller: ControllerConfiguration
@@ -349,12 +350,6 @@ class _Assembly:
 
     # Small things ---------------------------------------------------------------------------------
 
-    def _service(self, name: str, command: str, config: Path) -> Service:
-        argv = (sys.executable, "-m", "nuage.cli.main", command, "--config", str(config))
-        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"
-        # One thread for linear algebra: a node's daemons must not spin on all cores.
-        return Service(name, argv, env={"PATH": path, "OPENBLAS_NUM_THREADS": "1"})
-
     def _write(self, node: NodeDescription, name: str, configuration: object) -> Path:
         path = self._lab.state.node(node.name) / f"{name}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -403,6 +398,24 @@ class _Assembly:
                 secret_file=secret_file,
             )
             keep_profile(profile_name(self._lab, site), profile, make_current=site == sites[0])
+
+
+def daemon_service(name: str, command: str, config: Path) -> Service:
+    """Return a daemon as a node's init starts it: the same whoever's shell asks."""
+    argv = (sys.executable, "-m", "nuage.cli.main", command, "--config", str(config))
+    path = f"{Path(sys.executable).parent}:{SYSTEM_PATH}"
+    # One thread for linear algebra: a node's daemons must not spin on all cores.
+    return Service(name, argv, env={"PATH": path, "OPENBLAS_NUM_THREADS": "1"})
+
+
+def listens(path: Path) -> bool:
+    """Tell whether somebody takes connections at a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        try:
+            door.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def _join_site(configuration: ControllerConfiguration, token: str) -> None:

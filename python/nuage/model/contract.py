@@ -142,6 +142,11 @@ class JournalRule:
     window_bytes: int = 64 * 1024**3
     strict: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("window_s", "window_bytes"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest("a window is not negative", field=f"contract.journal.{name}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RpoRule:
@@ -251,12 +256,11 @@ def require_satisfiable(contract: Contract, sites: Iterable[Datacenter]) -> tupl
         else:
             refusals.append(refusal)
     if len(allowed) < contract.copy_sites:
-        told = (
-            "; ".join(f"{r.site_id}: {r.reason} ({r.rule})" for r in refusals) or "no site joined"
-        )
+        told = "; ".join(f"{r.site_id}: {r.reason} ({r.rule})" for r in refusals)
+        plural = "" if contract.copy_sites == 1 else "s"
         raise SovereigntyViolation(
-            f"the contract asks for copies in {contract.copy_sites} sites, "
-            f"and {len(allowed)} may serve it: {told}",
+            f"the contract asks for copies in {contract.copy_sites} site{plural}, and "
+            f"{len(allowed) or 'none'} may serve it: {told or 'there are no others'}",
             rule=refusals[0].rule if refusals else "copy_sites",
             hint="allow more sites, countries or a lower tier, or ask for fewer copy_sites",
         )

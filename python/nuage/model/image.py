@@ -18,8 +18,8 @@ class ImageState(Enum):
 class Image:
     """A disk image. `iaas_id` None means public to the federation.
 
-    `source_sha256` is the file's as it was sent, `sha256` that of the raw image made of it, by
-    which it is kept and checked wherever it is copied.
+    `source_sha256` is the file's as it was sent, or has to be; `sha256` that of the raw image made
+    of it, by which it is kept and checked wherever it is copied.
     """
 
     image_id: ImageId

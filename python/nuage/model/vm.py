@@ -42,7 +42,9 @@ class VmShape:
         if not 1 <= self.vcpu_count <= 128:
             raise InvalidRequest("a VM has 1 to 128 vCPUs", field="vcpu_count")
         if not 64 <= self.memory_mib <= 4 * 1024 * 1024:
-            raise InvalidRequest("a VM has 64 MiB to 4 TiB of memory", field="memory_mib")
+            raise InvalidRequest(
+                f"a VM has 64 MiB to 4 TiB of memory, not {self.memory_mib} MiB", field="memory_mib"
+            )
         if not 0 <= self.preserved_vcpus <= self.vcpu_count:
             raise InvalidRequest(
                 f"0 to all {self.vcpu_count} vCPUs can be preserved", field="preserved_vcpus"

@@ -487,7 +487,7 @@ def no_candidate(decision: Decision) -> NoCandidate:
     told = "; ".join(f"{who}: {reason} ({rule})" for who, rule, reason in reasons[:4])
     more = f" and {len(reasons) - 4} more" if len(reasons) > 4 else ""
     return NoCandidate(
-        f"no V-node can take {decision.vm_id}: {told or 'no site was asked'}{more}",
+        f"no V-node can take it: {told or 'no site was asked'}{more}",
         refusals=reasons,
         hint="each refusal names its rule: make room, or change the request or the contract",
     )

@@ -125,7 +125,7 @@ class NodeRules:
         if request.node_wanted is not None and request.node_wanted != node_id:
             return "node_wanted", f"{request.node_wanted} was asked for"
         if node_id in request.nodes_excluded:
-            return "excluded", "the request excludes this node"
+            return "excluded", "it is here now"
         if request.nodes_fenced and node_id not in request.nodes_fenced:
             return "fence", "the VM's fence leaves this node out"
         if node_id in request.nodes_banned:

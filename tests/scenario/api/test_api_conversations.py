@@ -189,6 +189,13 @@ async def test_refusals_say_whose_move_it_is(federation: Federation, *, rewrite:
         "POST", "/v1/iaas", {"name": "far", "contract": {"data_countries": ["SE"]}}
     )
     assert (status, answer["error"]["rule"]) == (422, "data_countries")
+    for wrong, told in (
+        ({"copies": 2, "copy_sites": 2, "tier_min": 4}, 422),
+        ({"sites": ["renes"]}, 404),
+        ({"journal": {"window_s": -1}}, 400),
+    ):
+        status, answer = await ask("POST", "/v1/iaas", {"name": "far", "contract": wrong})
+        assert status == told, answer
     status, answer = await ask(
         "POST", vms, {"name": "web", "image": "guest", "site": "zurich"}, who="tenant"
     )
@@ -199,6 +206,20 @@ async def test_refusals_say_whose_move_it_is(federation: Federation, *, rewrite:
     )
     assert status == 422
     assert all(r["rule"] and r["reason"] for r in answer["error"]["refusals"])
+    nowhere = {"name": "web", "image": "guest", "site": "zuric"}
+    status, answer = await ask("POST", vms, nowhere, who="tenant")
+    assert status == 404
+    assert "zurich" in answer["error"]["hint"]
+    status, answer = await ask("POST", vms, {"name": "web", "image": "gest"}, who="tenant")
+    assert (status, answer["error"]["hint"]) == (404, "`nuage image list` shows those you may use")
+    image = {"name": "guest2", "iaas": "acme", "sha256": "abc"}
+    status, answer = await ask("POST", "/v1/images", image, who="tenant")
+    assert (status, answer["error"]["field"]) == (400, "sha256")
+    assert (await ask("POST", "/v1/images", image | {"sha256": "a" * 64}, who="tenant"))[0] == 201
+    await federation.settle()
+    status, answer = await ask("POST", "/v1/images", image | {"sha256": ""}, who="tenant")
+    assert status == 409
+    assert "nuage image delete guest2" in answer["error"]["hint"]
     few = {"vm_count": 0}
     await ask("PUT", "/v1/iaas/acme/contract", {"contract": {**FRENCH, "quota": few}})
     await federation.settle()

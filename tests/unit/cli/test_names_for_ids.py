@@ -65,9 +65,10 @@ def test_roles_name_the_iaas_and_say_from_when_they_count() -> None:
 
 
 def test_a_rule_of_one_port_is_shown_as_it_is_typed() -> None:
-    session = session_of(**{"iaas__acme__security-groups": [{"value": GROUP}]})
+    group = GROUP | {"rules": [RULE, RANGE, RULE | {"remote_group": "sg-1"}]}
+    session = session_of(**{"iaas__acme__security-groups": [{"id": "sg-1", "value": group}]})
     told = CliRunner().invoke(group_group, ["list", "--iaas", "acme"], obj=session)
-    assert "in tcp:443; in tcp:8000-8010" in told.output
+    assert "in tcp:443; in tcp:8000-8010; in tcp:443 from group:web" in told.output
 
 
 def test_a_node_shows_its_orphans() -> None:

@@ -35,6 +35,8 @@ class Tenant:
                 {"id": "port-1", "value": {**port, "vm_id": "vm-1"}},
                 {"id": "port-2", "value": {**port, "vm_id": "vm-2", "addresses": ["10.0.0.3/24"]}},
             ]
+        if path.endswith("/volumes"):
+            return []
         vm = {
             "name": "a", "state": "running", "wish": "running", "failure": "",
             "node_id": "marne-v1", "site_id": "marne", "migrating_to": None, "volumes": [],

@@ -65,6 +65,18 @@ async def test_every_format_becomes_the_same_raw_disk(
     assert image.path.stat().st_blocks * 512 < SIZE_BYTES // 4  # sparse
 
 
+async def test_an_image_that_is_not_the_one_announced_is_refused(
+    intake: ImageIntake, raw: Path, tmp_path: Path
+) -> None:
+    assert (await intake.take(chunks(raw), sha256=sha256(raw))).source_sha256 == sha256(raw)
+    with pytest.raises(InvalidRequest, match=f"has SHA-256 {sha256(raw)}, not {'0' * 64}"):
+        await intake.take(chunks(raw), sha256="0" * 64)
+    raw.write_bytes(b"")
+    with pytest.raises(InvalidRequest, match="empty"):
+        await intake.take(chunks(raw))
+    assert len(list((tmp_path / "incoming").iterdir())) == 1  # the one that was taken in
+
+
 async def test_images_that_come_at_once_do_not_meet(
     intake: ImageIntake, raw: Path, tmp_path: Path
 ) -> None:
