@@ -147,12 +147,11 @@ class Link:
 class Passing:
     """A portal where a head stayed for a moment: it serves the first who comes, and nobody after.
 
-    `took` is set once the first has heard something.
+    `turned_away` is set once somebody came after.
     """
 
     to: str
-    took: asyncio.Event = field(default_factory=asyncio.Event)
-    turned_away: int = 0
+    turned_away: asyncio.Event = field(default_factory=asyncio.Event)
     server: asyncio.Server | None = None
     carrying: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -162,7 +161,7 @@ class Passing:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.carrying:
-            self.turned_away += 1
+            self.turned_away.set()
             writer.transport.abort()
             return
         far_reader, far_writer = await asyncio.open_connection(*self.to.split(":"))
@@ -175,7 +174,6 @@ class Passing:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 writer.write(data)
-                self.took.set()
         writer.close()
 
     async def close(self) -> None:
@@ -432,11 +430,14 @@ async def test_a_disk_whose_head_goes_on_before_qemu_has_followed_goes_on(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await boot(lab)
-    lab.tgt.down()
     console = lab.hypervisors["left"].console_socket(VM)
     _, writer = await asyncio.open_unix_connection(str(console))
-    writer.write(b"echo kept > /data/file; sync; echo written-$((1+1))\n")
+    writer.write(
+        b"i=0; while :; do i=$((i+1)); echo $i >/data/file; sync; echo wrote-$i.; done &\n"
+    )
     await writer.drain()
+    await lab.console_says("left", b"wrote-3.")
+    lab.tgt.down()
     elsewhere = Tgt(lab.folder / "disk.raw")
     elsewhere.up()
     passing = Passing(elsewhere.portal)
@@ -444,11 +445,11 @@ async def test_a_disk_whose_head_goes_on_before_qemu_has_followed_goes_on(
     away = replace(disk, portal=await passing.open())
     try:
         await lab.wish("left", replace(lab.vm(), disks=(away,)))
-        await passing.took.wait()
+        await passing.turned_away.wait()  # QEMU waits for what it had asked of the first portal
+        wrote = (await lab.hypervisors["left"].console_log(VM, 0, 1 << 20)).count(b"wrote-")
         lab.tgt.up()
         await lab.wish("left", lab.vm())
-        await lab.console_says("left", b"written-2")
-        await lab.wait("left", lambda vm: vm.state is VmState.RUNNING)
+        await lab.console_says("left", b"wrote-%d." % (wrote + 5))
     finally:
         writer.close()
         await passing.close()
