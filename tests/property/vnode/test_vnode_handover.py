@@ -60,7 +60,9 @@ class Node:
             self.memory = take_wish(self.memory, wish)
 
     def all_sent(self) -> None:
-        if self.guest() is not None:
+        """Let the last of the memory go out, if there is a QEMU to send it."""
+        guest = self.guest()
+        if guest is not None and guest.state is not RunState.GONE:
             self.hypervisor.all_sent(VM)
 
     def forget_leave(self) -> None:
@@ -231,11 +233,17 @@ class World:
         assert len(running) <= 1, "the VM runs twice"
 
 
+# An undisturbed move up to the switch, and what both agents see of it.
+MOVE = ("control", "right", "control", "left", "left", "sent", "left", "right")
+
+
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.sampled_from(EVENTS), max_size=40))
-def test_a_moving_vm_never_runs_twice_and_ends_up_running_once(events: list[str]) -> None:
+@given(st.integers(0, len(MOVE)), st.lists(st.sampled_from(EVENTS), max_size=40))
+def test_a_moving_vm_never_runs_twice_and_ends_up_running_once(
+    begun: int, events: list[str]
+) -> None:
     world = World()
-    for event in events:
+    for event in (*MOVE[:begun], *events):
         world.happen(event)
     world.happen("heal")
     world.happen("hear")
@@ -262,6 +270,16 @@ def test_a_guest_with_leave_is_taken_back_while_it_is_sent() -> None:
     assert world.left.guest() is not None
     target = world.right.guest()
     assert target is None or target.state is not RunState.RUNNING
+
+
+def test_a_source_that_looks_again_after_the_switch_stays_handed_over() -> None:
+    world = World()
+    for event in (*MOVE, "deafen left", "left", "wait", "left"):
+        world.happen(event)
+    source, target = world.left.guest(), world.right.guest()
+    assert source is not None
+    assert target is not None
+    assert (source.state, target.state) == (RunState.HANDED_OVER, RunState.RUNNING)
 
 
 def test_an_undisturbed_migration_ends_on_the_right() -> None:
