@@ -432,6 +432,8 @@ class Guardian:
         except NuageError as error:
             told = f"could not be started again: {error.message}"
             vm = site.index.value(Vm, vm_id)
+            if vm.state is VmState.FAILED and vm.failure == told:
+                return  # it is tried again and again, and told once
             await site.save(replace(vm, state=VmState.FAILED, failure=told))
             site.announce("vm", vm.vm_id, "failed", f"{vm.name} {told}")
             return
