@@ -86,7 +86,7 @@ def invite_node_command(node: str, roles: tuple[str, ...], config: Path) -> None
 
 
 @click.command("join-node")
-@click.argument("role", type=click.Choice([role.value for role in NodeRole]))
+@click.argument("role", type=click.Choice(["vnode", "ionode", "edge"]))
 @click.argument("token")
 @click.option(
     "--config",

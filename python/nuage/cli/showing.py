@@ -13,6 +13,8 @@ from rich.table import Table
 from nuage.cli.session import Session
 
 Row = dict[str, object]
+WHOLE_CHARS = 20  # of a first column that leaves the others room on 80
+UNFOLDED = 10_000  # who reads a pipe wants a row a line
 STATE_COLOURS = {
     "running": "green", "ready": "green", "on": "green", "yes": "green",
     "stopped": "dim", "failed": "red", "lost": "red", "unknown": "red", "no": "red",
@@ -65,13 +67,14 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         click.echo(empty)
         return
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for header in headers:
-        table.add_column(header, overflow="fold")
+    is_short = max(len(row[0]) for row in listed) <= WHOLE_CHARS
+    for number, header in enumerate(headers):  # a name that is to be copied stays in one piece
+        table.add_column(header, overflow="fold", no_wrap=number == 0 and is_short)
     for row in listed:
         table.add_row(*(_coloured(cell) for cell in row))
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, 160)
+        console.width = UNFOLDED
     console.print(table)
 
 

@@ -60,7 +60,7 @@ async def create_image(site: Site, _principal: Principal, body: CreateImage) -> 
         raise Conflict(
             f"there is an image named {body.name!r} already",
             hint="" if there.state is ImageState.READY
-            else f"it is {there.state.value}: `nuage image delete {body.name}` makes room",
+            else f"it is {there.state.value}: `nuage image delete`, then again",
         )  # fmt: skip
     image = Image(
         image_id=ImageId(new_id("img", site.entropy)),

@@ -26,6 +26,7 @@ from nuage.lab.lab import Lab
 from nuage.lab.rig import Fault
 
 ASSEMBLY: Final = "nuage.lab.assembly"
+UNFOLDED: Final = 10_000  # who reads a pipe wants a row a line
 _STATE_STYLE: Final = {
     "on": "green", "off": "dim", "post": "yellow", "stopping": "yellow", "dark": "red",
 }  # fmt: skip
@@ -190,6 +191,8 @@ def status_command(name: str, state_dir: Path | None, *, as_json: bool) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
         return
     console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console.width = UNFOLDED
     console.print(_site_table(status))
     console.print(_node_table(status.nodes))
 

@@ -29,7 +29,9 @@ HEAD = """# Commands
 
 Written from the commands themselves, by `pytest --rewrite tests/scenario/cli`. `-h` after any of
 them shows its arguments and options; `--json` prints the API's answer; `--site SITE` asks
-another site. `nuage completion bash` prints what a shell needs to complete them.
+another site. Done is exit code 0, refused or failed 1 (`--json` prints the error as JSON, too, on
+standard error), mistyped 2, Ctrl-C 130. `nuage completion bash` prints what a shell needs to
+complete them.
 """
 
 

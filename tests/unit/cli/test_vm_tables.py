@@ -33,6 +33,14 @@ def test_the_list_has_the_address_and_says_what_is_old(age_s: float, state: str)
     assert "1048576" not in told.output
 
 
+def test_a_pipe_gets_a_row_a_line_and_no_colours() -> None:
+    failed = VM | {"value": VALUE | {"failure": "why " * 100, "state": "failed"}}
+    session = session_of(iaas__acme__vms=[failed], iaas__acme__ports=PORTS)
+    told = CliRunner().invoke(vm_group, ["list", "--iaas", "acme"], obj=session)
+    assert len(told.output.splitlines()) == 3
+    assert "\x1b" not in told.output
+
+
 def test_one_vm_names_its_volumes_and_its_address() -> None:
     session = session_of(
         iaas__acme__vms__web=VM, iaas__acme__ports=PORTS, iaas__acme__volumes=VOLUMES
