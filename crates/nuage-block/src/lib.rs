@@ -10,11 +10,13 @@
 //! it merges smaller writes itself.
 
 mod buffer;
+mod crc;
 pub mod memory;
 mod output;
 mod pages;
 
 pub use buffer::{Buffer, PAGE_BYTES};
+pub use crc::{crc32c, crc32c_append};
 pub use output::Output;
 pub use pages::Pages;
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use nuage_block::{crc32c, crc32c_append};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
 use ring::hmac;
 use zeroize::Zeroizing;
@@ -19,7 +20,7 @@ pub fn block_crc(volume: &VolumeUuid, lba: u64, stored: &[u8]) -> u32 {
     let mut seed = [0; 24];
     seed[..16].copy_from_slice(volume);
     seed[16..].copy_from_slice(&lba.to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c(&seed), stored)
+    crc32c_append(crc32c(&seed), stored)
 }
 
 /// What makes a block's nonce and additional data.

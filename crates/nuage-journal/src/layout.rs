@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::bytes::{Reader, narrow, put, size, wide};
 use crate::cipher::{BlockOrigin, Cipher, VolumeUuid, block_crc};
-use nuage_block::{Buffer, Bytes, Pages};
+use nuage_block::{Buffer, Bytes, Pages, crc32c};
 use std::ops::Range;
 
 use crate::disk::BLOCK_BYTES;
@@ -162,7 +162,7 @@ impl GroupHead {
             .get(..header_bytes)
             .ok_or_else(|| malformed("group", "cut off"))?;
         let descriptors_crc = u32::from_le_bytes(array_at(whole, 152));
-        if crc32c::crc32c(&whole[GROUP_HEADER_BYTES..]) != descriptors_crc {
+        if crc32c(&whole[GROUP_HEADER_BYTES..]) != descriptors_crc {
             return Err(malformed("group", "checksum of descriptors"));
         }
         let descriptors = decode_descriptors(&whole[GROUP_HEADER_BYTES..], &info)?;
@@ -295,7 +295,7 @@ fn decode_info(bytes: &[u8]) -> Result<GroupInfo, JournalError> {
     let fixed = bytes
         .get(..GROUP_HEADER_BYTES)
         .ok_or_else(|| malformed("group", "shorter than header"))?;
-    if crc32c::crc32c(&fixed[..156]) != u32::from_le_bytes(array_at(fixed, 156)) {
+    if crc32c(&fixed[..156]) != u32::from_le_bytes(array_at(fixed, 156)) {
         return Err(malformed("group", "checksum of header"));
     }
     let mut reader = Reader::new(fixed, "group");
@@ -461,6 +461,11 @@ impl GroupBuilder {
         narrow((self.payload.len() + lent) / BLOCK_BYTES)
     }
 
+    /// Payload so far; not what was lent.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
     pub fn total_blocks(&self) -> u32 {
         narrow(self.header.len().div_ceil(BLOCK_BYTES)) + self.payload_blocks()
     }
@@ -488,26 +493,14 @@ impl GroupBuilder {
         cipher: Option<&mut Cipher>,
     ) -> u64 {
         let seq = self.next_seq();
-        let entry_bytes = if cipher.is_some() { 20 } else { 4 };
-        let mut tail = Vec::with_capacity(data.len() / BLOCK_BYTES * entry_bytes);
-        let mut cipher = cipher;
-        let start = self.payload.len();
-        self.payload.extend_from_slice(data);
-        let stored = self.payload[start..].chunks_mut(BLOCK_BYTES);
-        for (block, index) in stored.zip(0u32..) {
-            let block_lba = lba + u64::from(index);
-            let origin = BlockOrigin {
-                volume: self.volume,
-                epoch: self.epoch,
-                seq,
-                index,
-            };
-            let tag = cipher
-                .as_deref_mut()
-                .map(|cipher| cipher.seal(&origin, block_lba, block));
-            tail.extend_from_slice(&block_crc(&self.volume, block_lba, block).to_le_bytes());
-            tail.extend_from_slice(tag.as_ref().map_or(&[][..], |tag| &tag[..]));
-        }
+        let tail = if let Some(cipher) = cipher {
+            self.copy_sealed(seq, lba, data, cipher)
+        } else {
+            // From where it came: it is in the processor's cache, the payload may not be.
+            let tail = self.checksums(lba, data);
+            self.payload.extend_from_slice(data);
+            tail
+        };
         let blocks = narrow(data.len() / BLOCK_BYTES);
         self.push_descriptor(Descriptor {
             kind,
@@ -520,14 +513,41 @@ impl GroupBuilder {
         })
     }
 
+    /// Copy a write's blocks encrypted behind the payload; returns their entries.
+    fn copy_sealed(&mut self, seq: u64, lba: u64, data: &[u8], cipher: &mut Cipher) -> Vec<u8> {
+        let mut tail = Vec::with_capacity(data.len() / BLOCK_BYTES * 20);
+        let start = self.payload.len();
+        self.payload.extend_from_slice(data);
+        let stored = self.payload[start..].chunks_mut(BLOCK_BYTES);
+        for (block, index) in stored.zip(0u32..) {
+            let block_lba = lba + u64::from(index);
+            let origin = BlockOrigin {
+                volume: self.volume,
+                epoch: self.epoch,
+                seq,
+                index,
+            };
+            let tag = cipher.seal(&origin, block_lba, block);
+            tail.extend_from_slice(&block_crc(&self.volume, block_lba, block).to_le_bytes());
+            tail.extend_from_slice(&tag);
+        }
+        tail
+    }
+
+    /// Entries of blocks that are stored as they are.
+    fn checksums(&self, lba: u64, data: &[u8]) -> Vec<u8> {
+        let mut tail = Vec::with_capacity(data.len() / BLOCK_BYTES * 4);
+        for (block, lba) in data.chunks(BLOCK_BYTES).zip(lba..) {
+            tail.extend_from_slice(&block_crc(&self.volume, lba, block).to_le_bytes());
+        }
+        tail
+    }
+
     /// Take a write's blocks as the payload, where they are; returns its seq. For a group that is empty and not
     /// encrypted.
     pub fn push_lent(&mut self, kind: Kind, flags: u8, lba: u64, data: Pages) -> u64 {
         debug_assert!(self.payload_blocks() == 0 && !self.encrypted);
-        let mut tail = Vec::with_capacity(data.count() * 4);
-        for (block, lba) in data.chunks(BLOCK_BYTES).zip(lba..) {
-            tail.extend_from_slice(&block_crc(&self.volume, lba, block).to_le_bytes());
-        }
+        let tail = self.checksums(lba, &data);
         self.lent = Some(data);
         self.push_descriptor(Descriptor {
             kind,
@@ -654,9 +674,9 @@ fn encode_info(header: &mut [u8], info: &GroupInfo) {
     put(header, 72, info.stable_seq.to_le_bytes());
     put(header, 80, info.previous_chain);
     put(header, 112, info.payload_digest);
-    let descriptors_crc = crc32c::crc32c(&header[GROUP_HEADER_BYTES..]);
+    let descriptors_crc = crc32c(&header[GROUP_HEADER_BYTES..]);
     put(header, 152, descriptors_crc.to_le_bytes());
-    let header_crc = crc32c::crc32c(&header[..156]);
+    let header_crc = crc32c(&header[..156]);
     put(header, 156, header_crc.to_le_bytes());
 }
 

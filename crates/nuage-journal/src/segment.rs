@@ -2,7 +2,7 @@
 
 use crate::bytes::{Reader, narrow, put, wide};
 use crate::cipher::VolumeUuid;
-use nuage_block::{Buffer, Pages};
+use nuage_block::{Buffer, Pages, crc32c};
 
 use crate::disk::BLOCK_BYTES;
 use crate::error::{JournalError, malformed};
@@ -69,7 +69,7 @@ impl SegmentHeader {
         );
         put(block, 64, self.created_ns.to_le_bytes());
         put(block, 72, self.previous_chain);
-        let crc = crc32c::crc32c(&block[..124]);
+        let crc = crc32c(&block[..124]);
         put(block, 124, crc.to_le_bytes());
     }
 
@@ -94,7 +94,7 @@ impl SegmentHeader {
         let created_ns = reader.u64()?;
         let previous_chain = reader.array()?;
         reader.take(20)?;
-        if crc32c::crc32c(&fixed[..124]) != reader.u32()? {
+        if crc32c(&fixed[..124]) != reader.u32()? {
             return Err(malformed("segment header", "checksum"));
         }
         Ok(Self {
@@ -133,7 +133,7 @@ impl Seal {
         put(seal, 96, self.group_count.to_le_bytes());
         put(seal, 100, self.record_count.to_le_bytes());
         put(seal, 104, self.block_count.to_le_bytes());
-        let crc = crc32c::crc32c(&seal[..188]);
+        let crc = crc32c(&seal[..188]);
         put(seal, 188, crc.to_le_bytes());
     }
 
@@ -161,7 +161,7 @@ impl Seal {
             block_count: reader.u32()?,
         };
         reader.take(80)?;
-        if crc32c::crc32c(&seal[..188]) != reader.u32()? {
+        if crc32c(&seal[..188]) != reader.u32()? {
             return Err(malformed("seal", "checksum"));
         }
         Ok(found)
@@ -242,7 +242,7 @@ impl Footer {
             },
             groups_end,
             footer_bytes: narrow(self.bytes.len()),
-            footer_crc: crc32c::crc32c(&self.bytes),
+            footer_crc: crc32c(&self.bytes),
             group_count: self.group_count,
             record_count: self.record_count,
             block_count: self.block_count,
@@ -377,7 +377,7 @@ pub fn footer_heads(
     let footer = footer
         .get(..seal.footer_bytes as usize)
         .ok_or_else(damaged)?;
-    if crc32c::crc32c(footer) != seal.footer_crc {
+    if crc32c(footer) != seal.footer_crc {
         return Err(damaged());
     }
     let heads = crate::layout::decode_footer(footer).map_err(|_| damaged())?;

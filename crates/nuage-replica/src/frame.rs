@@ -1,6 +1,6 @@
 //! What head and replica say to each other (docs/protocols/replication.md §2).
 
-use nuage_block::{Buffer, Bytes, Output, PAGE_BYTES};
+use nuage_block::{Buffer, Bytes, Output, PAGE_BYTES, crc32c, crc32c_append};
 use std::collections::VecDeque;
 
 /// A frame at most: a group of 1 MiB with its header, and room.
@@ -181,7 +181,7 @@ fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> u8) {
     out[start + 8] = write(out);
     let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
-    let crc = crc32c::crc32c(&out[start + 8..]);
+    let crc = crc32c(&out[start + 8..]);
     out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
 }
 
@@ -391,10 +391,8 @@ impl Frame {
         let group_bytes: usize = group.iter().map(|part| part.len()).sum();
         let length = u32::try_from(head.len() - 4 + group_bytes).unwrap_or(u32::MAX);
         head[..4].copy_from_slice(&length.to_le_bytes());
-        let crc = crc32c::crc32c(&head[8..]);
-        let crc = group
-            .iter()
-            .fold(crc, |crc, part| crc32c::crc32c_append(crc, part));
+        let crc = crc32c(&head[8..]);
+        let crc = group.iter().fold(crc, |crc, part| crc32c_append(crc, part));
         head[4..8].copy_from_slice(&crc.to_le_bytes());
         head
     }
@@ -564,7 +562,7 @@ impl FrameReader {
             };
         };
         let crc = &whole[..CRC_BYTES];
-        if crc32c::crc32c(&whole[CRC_BYTES..]).to_le_bytes() != crc {
+        if crc32c(&whole[CRC_BYTES..]).to_le_bytes() != crc {
             return Err(FrameError::Checksum);
         }
         let kind = whole[CRC_BYTES];

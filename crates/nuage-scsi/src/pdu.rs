@@ -13,7 +13,7 @@
 //! the announced maximum.
 
 use bytes::Bytes;
-use nuage_block::{Buffer, Output};
+use nuage_block::{Buffer, Output, crc32c, crc32c_append};
 
 /// Bytes of a basic header segment (RFC 7143 §11.2.1).
 pub const BHS_BYTES: usize = 48;
@@ -268,8 +268,7 @@ impl PduReader {
         if !fill(&mut self.head, wanted, input) {
             return Ok(None);
         }
-        if self.header_digest
-            && crc32c::crc32c(&self.head[..covered]).to_le_bytes() != self.head[covered..]
+        if self.header_digest && crc32c(&self.head[..covered]).to_le_bytes() != self.head[covered..]
         {
             return Err(PduError::HeaderDigest);
         }
@@ -317,7 +316,7 @@ impl PduReader {
         if self.data_digest && body.data_bytes > 0 {
             let pad = padding(body.data_bytes);
             let own = &body.data[body.lent_bytes..];
-            let crc = crc32c::crc32c_append(crc32c::crc32c(own), &body.tail[..pad]);
+            let crc = crc32c_append(crc32c(own), &body.tail[..pad]);
             if crc.to_le_bytes() != body.tail[pad..pad + 4] {
                 return Err(PduError::DataDigest {
                     header: Box::new(body.header),
@@ -344,7 +343,7 @@ impl PduOutput {
         head[..BHS_BYTES].copy_from_slice(&header.0);
         let mut head_bytes = BHS_BYTES;
         if self.header_digest {
-            head[BHS_BYTES..].copy_from_slice(&crc32c::crc32c(&header.0).to_le_bytes());
+            head[BHS_BYTES..].copy_from_slice(&crc32c(&header.0).to_le_bytes());
             head_bytes += 4;
         }
         self.queue.copy(&head[..head_bytes]);
@@ -355,7 +354,7 @@ impl PduOutput {
         let mut tail = [0; 8];
         let mut tail_bytes = pad;
         if self.data_digest {
-            let crc = crc32c::crc32c_append(crc32c::crc32c(&data), &tail[..pad]);
+            let crc = crc32c_append(crc32c(&data), &tail[..pad]);
             tail[pad..pad + 4].copy_from_slice(&crc.to_le_bytes());
             tail_bytes += 4;
         }
