@@ -651,6 +651,49 @@ fn a_write_answered_from_memory_gathers_until_its_time_or_a_flush() {
     assert_eq!(volume.poll_within(), None);
 }
 
+#[test]
+fn a_burst_goes_in_groups_of_what_gathers_and_all_of_it_is_read_back_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec = VolumeSpec {
+        segment_bytes: 4 << 20,
+        ..spec(false)
+    };
+    create_volume(directory.path(), &spec).unwrap();
+    let mut volume = open(directory.path(), false, AckMode::Memory);
+    assert_eq!(run(&mut volume, Operation::Flush), Outcome::Done);
+    let mut model = read_all(&mut volume);
+    for value in 1..=100u8 {
+        let offset = usize::from(value % 60) * 4096;
+        model[offset..offset + 4096].fill(value);
+        volume.submit(Request {
+            tag: u64::from(value),
+            operation: Operation::Write {
+                offset: offset as u64,
+                data: vec![value; 4096].into(),
+                fua: false,
+            },
+        });
+    }
+    assert_eq!(
+        gathering(&volume),
+        100 - 64,
+        "the first 64 are on their way"
+    );
+    volume.submit(Request {
+        tag: 200,
+        operation: Operation::Read {
+            offset: 0,
+            length: SIZE as u32,
+        },
+    });
+    let mut completions = Vec::new();
+    while !completions.iter().any(|done: &Completion| done.tag == 200) {
+        volume.poll(&mut completions);
+    }
+    let read = completions.into_iter().find(|done| done.tag == 200);
+    assert_eq!(read.unwrap().outcome, Outcome::Data(model));
+}
+
 fn try_open(path: &Path, accepts_loss: bool) -> Result<Volume<FileDisk>, JournalError> {
     let options = HeadOptions {
         name: Arc::from("v"),

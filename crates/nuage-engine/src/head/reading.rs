@@ -94,7 +94,7 @@ impl<D: Disk> VolumeHead<D> {
         let mut wanted = Vec::new();
         for (at, lba) in (lba..lba + blocks).enumerate() {
             let buffer_offset = at * BLOCK_BYTES;
-            let found = overlay.and_then(|overlay| overlay.get(lba));
+            let found = overlay.and_then(|overlay| overlay.get(lba, self.builder.payload()));
             let entry = index.get(lba);
             if found.is_none() && entry.is_mapped() {
                 wanted.push(Wanted {

@@ -8,6 +8,7 @@ use nuage_journal::{BLOCK_BYTES, Closing, Disk, GroupBuilder, JournalError, Kind
 
 use super::merge::NO_TAG;
 use super::{AckMode, HeadEvent, VolumeHead};
+use crate::overlay::Kept;
 use crate::replicas::{Answering, Replicas};
 
 /// A group that nobody waits for gathers as long as this or until it has as many blocks: then a flush finds one
@@ -25,7 +26,7 @@ pub(super) struct Pending {
     pub(super) seq: u64,
     pub(super) lba: u64,
     pub(super) blocks: u64,
-    pub(super) data: Option<(Bytes, usize)>,
+    pub(super) data: Option<Kept>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,12 +36,12 @@ pub(super) struct Waiter {
 }
 
 impl<D: Disk> VolumeHead<D> {
-    /// Close the gathering group when a record of `blocks` and `tail_bytes` does not fit in it.
+    /// Close the gathering group when a record of `blocks` and `tail_bytes` does not fit in it, or when it has
+    /// gathered and could go: all of a burst in one group would leave the processor's cache before it is digested.
     pub(super) fn make_room(&mut self, blocks: u32, tail_bytes: usize) -> Result<(), JournalError> {
-        if self
-            .builder
-            .fits(blocks, tail_bytes, self.store.payload_blocks_max())
-        {
+        let payload_blocks_max = self.store.payload_blocks_max();
+        let has_gathered = self.builder.payload_blocks() >= GATHER_BLOCKS && self.holds_the_last();
+        if !has_gathered && self.builder.fits(blocks, tail_bytes, payload_blocks_max) {
             return Ok(());
         }
         self.close_group()
@@ -67,8 +68,12 @@ impl<D: Disk> VolumeHead<D> {
                 Ok(seq) => last = seq,
                 Err(_) => return self.fail(tag, Failure::Medium),
             }
-            let data = Some((data.clone(), offset));
-            self.appeared(last, part_lba, blocks as u64, data);
+            let kept = if self.store.is_encrypted() {
+                Kept::Apart(data.clone(), offset)
+            } else {
+                Kept::InGroup(self.builder.payload_blocks().saturating_sub(blocks as u32))
+            };
+            self.appeared(last, part_lba, blocks as u64, Some(kept));
         }
         self.wait(tag, last, fua);
     }
@@ -121,13 +126,7 @@ impl<D: Disk> VolumeHead<D> {
         self.wait(tag, seq, fua);
     }
 
-    pub(super) fn appeared(
-        &mut self,
-        seq: u64,
-        lba: u64,
-        blocks: u64,
-        data: Option<(Bytes, usize)>,
-    ) {
+    pub(super) fn appeared(&mut self, seq: u64, lba: u64, blocks: u64, data: Option<Kept>) {
         let pending = Pending {
             seq,
             lba,
@@ -143,11 +142,9 @@ impl<D: Disk> VolumeHead<D> {
 
     pub(super) fn show(&mut self, record: &Pending) {
         match &record.data {
-            Some((data, offset)) => {
-                let length = record.blocks as usize * BLOCK_BYTES;
-                self.overlay
-                    .write(record.seq, record.lba, data, *offset, length);
-            }
+            Some(kept) => self
+                .overlay
+                .write(record.seq, record.lba, record.blocks, kept),
             None => self.overlay.zero(record.seq, record.lba, record.blocks),
         }
     }
@@ -209,6 +206,10 @@ impl<D: Disk> VolumeHead<D> {
             previous_chain: self.store.tail().chain,
         };
         let group = Arc::new(builder.finish(&closing));
+        if !self.store.is_encrypted() {
+            self.overlay
+                .closed(group.head.info.last_seq(), group.payload.clone());
+        }
         let appended = self.store.append(self.epoch, Arc::clone(&group));
         if let Err(error) = appended {
             self.stop(Failure::Medium);
