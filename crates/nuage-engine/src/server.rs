@@ -29,6 +29,8 @@ struct Session {
     epoch: Option<u64>,
     sent_ns: u64,
     owes_answer: bool,
+    /// The head asked for word once all it sent is on this disk.
+    awaits_durable: bool,
     /// Marks and reservations of a state that is being taken.
     side: Vec<u8>,
 }
@@ -392,6 +394,7 @@ impl<D: Disk> ReplicaStore<D> {
         if let Some(found) = self.sessions.get_mut(&session) {
             found.sent_ns = marks.sent_ns;
             found.owes_answer = true;
+            found.awaits_durable |= group.is_none();
         }
         None
     }
@@ -416,10 +419,12 @@ impl<D: Disk> ReplicaStore<D> {
         self.ask_for_damaged(promised);
         let (memory_seq, durable_seq) = (self.store.tail().seq, self.store.durable_seq());
         for session in self.sessions.values_mut() {
-            if session.epoch != Some(promised) || !(grown || session.owes_answer || failed) {
+            let answers = session.owes_answer || (grown && session.awaits_durable) || failed;
+            if session.epoch != Some(promised) || !answers {
                 continue;
             }
             session.owes_answer = false;
+            session.awaits_durable &= durable_seq < memory_seq;
             let frame = if failed {
                 Frame::Refused(Refusal::Failed)
             } else {

@@ -265,6 +265,10 @@ impl<D: Disk> VolumeHead<D> {
                 break;
             }
         }
+        let awaited = self.awaits_durable();
+        if let Some(replicas) = &mut self.replicas {
+            replicas.ask_for_durable(awaited);
+        }
         if !self.builder.is_empty() && self.gathering_since_ns.is_none() {
             self.gathering_since_ns = Some(self.clock.now().monotonic_ns);
         }

@@ -244,6 +244,15 @@ impl<D: Disk> VolumeHead<D> {
             && self.administrations.is_empty())
     }
 
+    /// Something waits until a record is on the disks of an ack set.
+    pub(super) fn awaits_durable(&self) -> bool {
+        let waits = !(self.durable_waiters.is_empty()
+            && self.blocked.is_empty()
+            && self.administrations.is_empty()
+            && self.administered.is_empty());
+        waits || !self.is_serving()
+    }
+
     /// How much longer a group may gather; `None`: nothing has begun to.
     fn gathers_for(&self) -> Option<Duration> {
         let since_ns = self.gathering_since_ns?;

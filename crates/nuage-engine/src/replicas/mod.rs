@@ -119,6 +119,8 @@ struct Peer {
     heard_ns: u64,
     let_go: bool,
     sent_seq: u64,
+    /// Up to here it was asked for word once it is on its disk.
+    asked_seq: u64,
     memory_seq: u64,
     durable_seq: u64,
     last_sent_ns: u64,
@@ -147,6 +149,7 @@ impl Peer {
             heard_ns: 0,
             let_go: true,
             sent_seq: 0,
+            asked_seq: 0,
             memory_seq: 0,
             durable_seq: 0,
             last_sent_ns: 0,
@@ -288,6 +291,7 @@ impl Replicas {
         peer.state = CopyState::Fencing;
         peer.fence_sent_ns = now_ns;
         peer.comparing = false;
+        peer.asked_seq = 0;
         peer.send(&frame, now_ns);
     }
 
@@ -660,6 +664,24 @@ impl Replicas {
             peer.send(&Frame::Renew { marks }, now_ns);
         }
         Ok(())
+    }
+
+    /// Have copies say when all they were sent is on their disks; unasked they say it with their next answer.
+    /// `awaited`: something of the head waits for that. Where copies are bound it counts at all times.
+    pub(crate) fn ask_for_durable(&mut self, awaited: bool) {
+        if !awaited && self.bound.is_none() {
+            return;
+        }
+        let now_ns = self.now.monotonic_ns;
+        let marks = self.marks(now_ns);
+        for (copy, peer) in self.peers.iter_mut().enumerate() {
+            let follows = matches!(peer.state, CopyState::Live | CopyState::CatchingUp);
+            let lacks = peer.durable_seq < peer.sent_seq && peer.asked_seq < peer.sent_seq;
+            if copy != self.me && follows && lacks {
+                peer.asked_seq = peer.sent_seq;
+                peer.send(&Frame::Renew { marks }, now_ns);
+            }
+        }
     }
 
     /// Tell the copies that this head reads no more. One that was still waiting for a former head's

@@ -43,6 +43,8 @@ pub struct Set {
     pub turn_ns: u64,
     /// Requests answered so far.
     pub answered: usize,
+    /// How often each copy said something.
+    pub answers: [usize; 2],
     next_tag: u64,
 }
 
@@ -80,10 +82,15 @@ pub fn create(directory: &Path, joins: bool) {
 
 impl Set {
     pub fn new(directories: &[TempDir]) -> Self {
+        Self::answering(directories, AckMode::Durable)
+    }
+
+    /// Three empty copies, whose head answers so.
+    pub fn answering(directories: &[TempDir], mode: AckMode) -> Self {
         for directory in &directories[..3] {
             create(directory.path(), false);
         }
-        let mut set = Self::opened(directories, PolicyName::Any2Of3, 1, false);
+        let mut set = Self::led(directories, PolicyName::Any2Of3, mode, 1, false);
         set.until(|set| set.head.is_serving());
         set
     }
@@ -95,10 +102,20 @@ impl Set {
         term: u64,
         accepts_loss: bool,
     ) -> Self {
+        Self::led(directories, policy, AckMode::Durable, term, accepts_loss)
+    }
+
+    fn led(
+        directories: &[TempDir],
+        policy: PolicyName,
+        mode: AckMode,
+        term: u64,
+        accepts_loss: bool,
+    ) -> Self {
         let clock = Rc::new(HandClock(Cell::new(10_000_000_000)));
         let options = HeadOptions {
             name: Arc::from("v"),
-            mode: AckMode::Durable,
+            mode,
             term,
             head: "a".to_owned(),
             accepts_loss,
@@ -122,6 +139,7 @@ impl Set {
             stalled: [false; 2],
             turn_ns: 1_000_000,
             answered: 0,
+            answers: [0; 2],
             next_tag: 1,
         };
         set.connect(0, open(directories[1].path()));
@@ -157,6 +175,7 @@ impl Set {
             replica.poll();
             let bytes = replica.output(1).drain();
             said += bytes.len();
+            self.answers[copy] += usize::from(!bytes.is_empty());
             self.head.peer_receive(copy + 1, &bytes).expect("frames");
         }
         let done = |completion: &nuage_block::Completion| completion.outcome == Outcome::Done;

@@ -1,0 +1,57 @@
+//! When copies say what is on their disks: asked, at once; unasked, with their next answer.
+
+mod set;
+
+use nuage_block::{Operation, Request};
+use nuage_engine::{AckMode, CopyState};
+use set::{Set, TURNS_MAX, directories};
+
+const FLUSH_TAG: u64 = 1 << 32;
+
+#[test]
+fn who_waits_for_the_disks_hears_of_them_though_no_time_passes() {
+    let directories = directories();
+    let mut set = Set::answering(&directories, AckMode::Memory);
+    set.until(|set| {
+        set.head.copies()[1..]
+            .iter()
+            .all(|copy| copy.state == CopyState::Live)
+    });
+    set.turn_ns = 0;
+    set.write(0..8, 1);
+    let operation = Operation::Flush;
+    set.head.submit(Request {
+        tag: FLUSH_TAG,
+        operation,
+    });
+    let tail = set.head.last_seq();
+    assert!(
+        (0..TURNS_MAX).any(|_| set.turn() > 0),
+        "a flush is answered"
+    );
+    assert!(
+        set.head.copies()[1..]
+            .iter()
+            .any(|copy| copy.durable_seq == tail)
+    );
+    set.until(|set| set.is_live(0) && set.is_live(1));
+}
+
+#[test]
+fn a_copy_that_nobody_asks_tells_of_its_disk_with_its_next_answer() {
+    let directories = directories();
+    let mut set = Set::answering(&directories, AckMode::Memory);
+    set.until(|set| set.is_live(0) && set.is_live(1));
+    set.turn_ns = 0;
+    let before = set.answers;
+    set.write(0..1, 1);
+    let tail = set.head.last_seq();
+    set.until(|set| {
+        let on_disk = |copy: &nuage_engine::ReplicaStore<_>| copy.store().durable_seq() == tail;
+        set.copies.iter().flatten().all(on_disk)
+    });
+    set.turn();
+    set.turn();
+    let answers = [set.answers[0] - before[0], set.answers[1] - before[1]];
+    assert_eq!(answers, [1, 1], "one for a group, none for its commit");
+}
