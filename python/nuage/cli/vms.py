@@ -274,14 +274,31 @@ def _term(terms: Row, name: str, digits: int) -> str:
 @click.option("--to", "site", default="", metavar="SITE", help="To this site.")
 @click.option("--on", "node", default="", metavar="NODE", help="To this node.")
 @click.option("--policy", default="", help="As in `nuage vm create`.  [default: the site's]")
+@click.option(
+    "--within",
+    default=0.0,
+    metavar="SECONDS",
+    help="Let it stay if its memory has not gone by then.  [default: only if it never would]",
+)
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it runs there.")
 @iaas_option
 @pass_session
 def migrate_vm(
-    session: Session, name: str, site: str, node: str, policy: str, wait: bool, iaas: str
+    session: Session,
+    name: str,
+    site: str,
+    node: str,
+    policy: str,
+    within: float,
+    wait: bool,
+    iaas: str,
 ) -> None:
-    """Move a running VM live, to another site if asked; its disk and address stay with it."""
-    body = {"site": site, "node": node, "policy": policy}
+    """Move a running VM live, to another site if asked; its disk and address stay with it.
+
+    A guest that writes faster than the line carries is slowed down while it is
+    sent. One whose memory never all goes stays where it is.
+    """
+    body = {"site": site, "node": node, "policy": policy, "within_s": within}
     started = time.monotonic()
     answer = row_of(session.client.call("POST", f"{_vms(session, iaas)}/{name}/migrate", body))
     decision = inner(answer, "decision")

@@ -1,6 +1,7 @@
 """Use cases on VMs. Creating and moving go through placement; the rest is a wish written down."""
 
 import contextlib
+import math
 from dataclasses import dataclass, replace
 
 from nuage.channel import current_request_id
@@ -96,13 +97,17 @@ class RuleVm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateVm:
-    """Move a running VM to another node, of another site if so said, without stopping it."""
+    """Move a running VM to another node, of another site if so said, without stopping it.
+
+    It stays if its memory has not gone `within_s` seconds; 0: only if it never would.
+    """
 
     iaas: str
     vm: str
     site: str = ""
     node: str = ""
     policy: str = ""
+    within_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,6 +381,8 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
         raise Conflict(f"{vm.name} is {vm.state.value}; only a running VM migrates live")
     if vm.migrating_to is not None:
         raise Conflict(f"{vm.name} is on its way to {vm.migrating_to} already")
+    if not 0.0 <= body.within_s < math.inf:
+        raise InvalidRequest("a time is 0 or more seconds", field="within_s")
     iaas = site.index.value(Iaas, vm.iaas_id)
     request = _request(site, iaas, vm, site_name=body.site, node_name=body.node, policy=body.policy)
     draft = ArrivalDraft(
@@ -395,7 +402,12 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
         with contextlib.suppress(NuageError):  # without a majority it is not granted either
             await claimed(site, vm.vm_id)  # now, not while the guest stands still
     told = waits_for(site, vm)
-    leaving = replace(site.index.value(Vm, vm.vm_id), migrating_to=decision.elected, failure=told)
+    leaving = replace(
+        site.index.value(Vm, vm.vm_id),
+        migrating_to=decision.elected,
+        move_within_s=body.within_s,
+        failure=told,
+    )
     await site.save_decision(decision, leaving, epoch=next_local(vm.epoch))
     site.announce("vm", vm.vm_id, "migrating", f"{vm.name} goes to {decision.elected}")
     return CreatedVm(vm=show(site, leaving), decision=decision)

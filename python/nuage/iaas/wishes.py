@@ -186,6 +186,7 @@ def _with_departure(context: WishContext, vm: Vm, wish: VmWish) -> VmWish:
         target_node_id=migration.target_node,
         address=migration.address,
         may_switch=leave is Leave.SWITCH,
+        within_s=vm.move_within_s,
     )
     return replace(wish, outgoing=outgoing)
 

@@ -72,7 +72,8 @@ class OutgoingMigration:
     """Send the VM's memory to `address` (``host:port``), where the target waits.
 
     It switches over only once `may_switch` is set, after the quorum has promised the VM to the
-    target; a source that is ready before stands still and reports `ready_to_switch`.
+    target; a source that is ready before stands still and reports `ready_to_switch`. It gives up
+    what has not all gone `within_s` seconds (0: whatever time it takes).
     """
 
     target_node_id: NodeId
@@ -81,6 +82,7 @@ class OutgoingMigration:
     downtime_ms_max: int = 100
     bandwidth_bytes_per_s_max: int = 0  # 0: as fast as the link goes
     attempt: int = 0  # raise it to try the same target address again after a failure
+    within_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

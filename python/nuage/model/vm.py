@@ -81,6 +81,7 @@ class Vm:
     reboot_count: int = 0  # raised by one to ask for a reboot
     migrating_to: NodeId | None = None
     disk_slots: tuple[VolumeId, ...] = ()  # as its node has them plugged; a target must do alike
+    move_within_s: float = 0.0  # its memory is to go within this, else it stays; 0: no limit
     downtime_ms: float = 0.0  # the guest's pause in its last live migration
     failure: str = ""
     asked_at: SiteId | None = None  # the site that took the request for it, and decided

@@ -43,6 +43,9 @@ BACKOFF_MAX_S: Final = 60.0
 CRASH_FORGIVEN_AFTER_S: Final = 600.0  # a guest that ran this long starts counting anew
 IO_RETRY_S: Final = 1.0  # a lost disk is tried again this often
 DETACH_RETRY_S: Final = 10.0  # a guest that ignored the unplug request is asked again
+# Of its memory, until a guest that is sent is taken for one that never all goes: twice what QEMU
+# needs to slow it down to a hundredth, by a tenth after each second pass (`auto-converge`).
+MEMORY_SENT_MAX: Final = 40
 MIGRATION_STALL_S: Final = 10.0  # no byte for this long: the link is cut
 SWITCH_WAIT_S: Final = 5.0  # the guest is paused meanwhile; the quorum answers within 1 s
 
@@ -270,7 +273,7 @@ def _plan_moves(
     if memory.hand_over in {HandOver.DONE, HandOver.BROKEN}:
         return _plan_handed_over(memory, state)
     if memory.hand_over in _IN_FLIGHT:
-        return _plan_departure(memory, seen, now_s)
+        return _plan_departure(memory, seen, now_s, disk_of)
     return _plan_leave(memory, seen, now_s, disk_of)
 
 
@@ -331,7 +334,7 @@ def _plan_leave(
     sending = replace(
         memory, hand_over=HandOver.SENDING, hand_over_epoch=memory.wish.epoch,
         hand_over_address=outgoing.address, hand_over_attempt=outgoing.attempt,
-        progress_bytes=0, progress_s=now_s, taken_back="", failure="",
+        progress_bytes=0, progress_s=now_s, sending_s=now_s, taken_back="", failure="",
     )  # fmt: skip
     limits = MigrationLimits(
         downtime_ms_max=outgoing.downtime_ms_max,
@@ -340,7 +343,9 @@ def _plan_leave(
     return Plan(memory=sending, act=Migrate(outgoing.address, limits))
 
 
-def _plan_departure(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -> Plan | None:
+def _plan_departure(
+    memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: DiskOf
+) -> Plan | None:
     if seen is None or seen.state in _ENDED:
         if memory.hand_over is HandOver.GRANTED:
             return Plan(memory=_broken(memory, "QEMU ended during the hand-over"))
@@ -359,23 +364,64 @@ def _plan_departure(memory: GuestMemory, seen: GuestSeen | None, now_s: float) -
             return _watch_progress(replace(memory, hand_over=HandOver.GRANTED), migration, now_s)
         case _:
             pass
+    if memory.taken_back:
+        if now_s < memory.retry_s <= now_s + IO_RETRY_S:
+            return Plan(memory=memory, look_again_s=memory.retry_s)
+        return _take_back(memory, memory.taken_back, now_s)
     outgoing = memory.wish.outgoing
     if outgoing is None or outgoing.address != memory.hand_over_address:
         return _take_back(memory, "the migration was withdrawn", now_s)
+    if migration.status is not MigrationStatus.SWITCHING:
+        mended = _plan_disks_of_sent(memory, seen, now_s, disk_of)
+        if mended is not None:
+            return mended
     if (outgoing.may_switch and not granted) or (granted and not migration.has_leave):
         leave = replace(memory, hand_over=HandOver.GRANTED, progress_s=now_s)
         return Plan(memory=leave, act=MigrateContinue(), look_again_s=now_s + IO_RETRY_S)
     if migration.status is MigrationStatus.SWITCHING:
         return _plan_ready(memory, now_s)
+    too_long = _why_it_never_goes(memory, seen, now_s)
+    if too_long:
+        return _take_back(memory, too_long, now_s)
     return _watch_progress(memory, migration, now_s)
+
+
+def _plan_disks_of_sent(
+    memory: GuestMemory, seen: GuestSeen, now_s: float, disk_of: DiskOf
+) -> Plan | None:
+    """Lead a guest that is being sent to a disk whose head has moved; None: it reaches them all.
+
+    QEMU waits for what is in flight before it lets the guest go: it would stand still for ever. One
+    that stopped for a lost disk goes on, unless it has had leave: it may be about to switch.
+    """
+    repointed = _plan_repoint(memory, seen, disk_of)
+    if repointed is not None:
+        return replace(repointed, look_again_s=now_s + IO_RETRY_S)
+    if seen.state is RunState.IO_ERROR and memory.hand_over is HandOver.SENDING:
+        return _plan_retry(memory, now_s)
+    return None
 
 
 def _take_back(memory: GuestMemory, told: str, now_s: float) -> Plan:
     """Take a guest back; one that has had leave may have begun to switch: the next look tells."""
     if memory.hand_over is HandOver.GRANTED:
-        tried = replace(memory, taken_back=told)
-        return Plan(memory=tried, act=MigrateCancel(), look_again_s=now_s + IO_RETRY_S)
+        tried = replace(memory, taken_back=told, retry_s=now_s + IO_RETRY_S)
+        return Plan(memory=tried, act=MigrateCancel(), look_again_s=tried.retry_s)
     return Plan(memory=_failed(memory, told), act=MigrateCancel())
+
+
+def _why_it_never_goes(memory: GuestMemory, seen: GuestSeen, now_s: float) -> str:
+    """Return why the memory of a guest that is being sent is not waited for any longer, or ""."""
+    within_s = 0.0 if memory.wish.outgoing is None else memory.wish.outgoing.within_s
+    if within_s and now_s - memory.sending_s >= within_s:
+        return f"its memory has not all gone within {within_s:g} s"
+    memory_bytes = seen.shape.memory_mib << 20
+    if seen.migration.transferred_bytes > MEMORY_SENT_MAX * memory_bytes:
+        return (
+            f"{MEMORY_SENT_MAX} times its memory was sent, and it writes more than goes"
+            " meanwhile; stop it first, or move it when it has less to do"
+        )
+    return ""
 
 
 def _plan_ready(memory: GuestMemory, now_s: float) -> Plan:
@@ -571,6 +617,8 @@ def after_act(memory: GuestMemory, act: Act, fault: str, now_s: float) -> GuestM
             return replace(memory, arrival=Arrival.FAILED, failure=fault)
         case Migrate():
             return _failed(memory, fault)
+        case Repoint() | Resume() if memory.hand_over in _IN_FLIGHT:
+            return replace(memory, hold_until_s=now_s + IO_RETRY_S)  # no reason to end the move
         case _:
             count = memory.fault_count + 1
             return replace(

@@ -63,6 +63,7 @@ class GuestMemory:
     hand_over_epoch: int = 0
     hand_over_address: str = ""
     hand_over_attempt: int = 0
+    sending_s: float = 0.0  # since when its memory has been on its way
     taken_back: str = ""  # why it is to stay after all, once QEMU has not switched
     progress_bytes: int = 0
     progress_s: float = 0.0

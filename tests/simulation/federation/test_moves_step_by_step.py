@@ -15,6 +15,7 @@ import structlog
 from tests.simulation.federation.nodes import SimVnode
 from tests.simulation.federation.unlucky_minutes import CONVERGE_TRIES, World
 
+from nuage.errors import InvalidRequest
 from nuage.iaas import movement
 from nuage.iaas.epochs import next_local
 from nuage.iaas.machines import CreateVm, MigrateVm
@@ -36,6 +37,7 @@ class Move(World):
 
     vm_id: VmId
     sending_s = 4.0  # leave comes well before all is sent
+    ask = MigrateVm(iaas="copied", vm="web", site="marne")
 
     @property
     def vm(self) -> Vm:
@@ -54,8 +56,7 @@ class Move(World):
         await self.until(lambda: self.vm.state is VmState.RUNNING, "the VM runs")
         await asyncio.sleep(4.0)  # its claim in the quorum
         await self.before_it_is_asked()
-        move = MigrateVm(iaas="copied", vm="web", site="marne")
-        self.people.spawn(self._ask(lyon, "vm.migrate", move, "migrate web"))
+        self.people.spawn(self._ask(lyon, "vm.migrate", self.ask, "migrate web"))
 
     async def before_it_is_asked(self) -> None:
         """Do nothing, but in a run where something is amiss from the first."""
@@ -303,3 +304,25 @@ def test_a_move_ends_when_its_disk_does_not_come(monkeypatch: pytest.MonkeyPatch
     assert "waits for" in move.vm.failure
     assert move.vm.state is VmState.RUNNING
     assert not move.runs_at_target()
+
+
+class Hurried(Move):
+    """Its memory takes longer than its owner gives it."""
+
+    sending_s = 30.0
+    ask = MigrateVm(iaas="copied", vm="web", site="marne", within_s=5.0)
+
+
+def test_a_vm_whose_memory_has_not_gone_in_time_stays_and_says_so() -> None:
+    async def story() -> None:
+        move = Hurried(5)
+        await move.begin()
+        await move.until(move.has_leave, "it may switch")
+        await move.until(lambda: move.vm.state is VmState.RUNNING, "it stays")
+        assert "its memory has not all gone within 5 s" in move.vm.failure
+        assert move.guest_at(LYON) is not None
+        assert await move.end() == []
+        with pytest.raises(InvalidRequest, match="0 or more seconds"):
+            await move.sites[LYON].perform("vm.migrate", replace(move.ask, within_s=-1.0))
+
+    run_virtually(story())

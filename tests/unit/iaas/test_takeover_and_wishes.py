@@ -122,7 +122,7 @@ def test_only_fail_over_vms_have_a_lease() -> None:
 
 def test_a_vm_on_its_way_is_told_to_both_ends_and_leave_comes_from_the_quorum() -> None:
     target = NodeId("m-v2")
-    moving = running(state=VmState.MIGRATING, migrating_to=target)
+    moving = running(state=VmState.MIGRATING, migrating_to=target, move_within_s=60.0)
     migration = Migration(
         vm_id=moving.vm_id, source_site=SiteId("marne"), source_node=NODE, target_node=target,
         source_epoch=FIRST_EPOCH, target_epoch=FIRST_EPOCH + 1, address="10.0.0.2:49152",
@@ -132,6 +132,7 @@ def test_a_vm_on_its_way_is_told_to_both_ends_and_leave_comes_from_the_quorum() 
     (coming,) = vnode_wish(context(index), target, 1).vms
     assert leaving.outgoing is not None
     assert not leaving.outgoing.may_switch
+    assert leaving.outgoing.within_s == 60.0
     assert coming.incoming is not None
     assert coming.epoch == FIRST_EPOCH + 1
     (granted,) = vnode_wish(context(index, leave=Leave.SWITCH), NODE, 1).vms

@@ -22,7 +22,7 @@ from nuage.vnode.hypervisor import (
     MigrationStatus,
     RunState,
 )
-from nuage.vnode.machine import Act, iscsi_disk, plan
+from nuage.vnode.machine import Act, after_act, iscsi_disk, plan
 from nuage.vnode.memory import (
     AgentMemory,
     Arrival,
@@ -271,6 +271,31 @@ def test_a_guest_is_sent_once_it_reaches_its_disks() -> None:
     assert isinstance(act_on(leaves, reaches), machine.Migrate)
 
 
+@pytest.mark.parametrize("state", [RunState.RUNNING, RunState.PAUSED, RunState.IO_ERROR])
+def test_a_guest_that_is_being_sent_is_led_to_a_disk_that_moves(state: RunState) -> None:
+    moved = disk(1, "10.0.0.8:3260")
+    flows = moving(MigrationStatus.ACTIVE, state)
+    sending = plan(departing(), seen(), NOW_S).memory
+    for leave in (sending, granted()):
+        follows = replace(leave, wish=replace(leave.wish, disks=(moved,)))
+        planned = plan(follows, flows, NOW_S)
+        assert planned.act == machine.Repoint(0, moved)
+        mute = after_act(planned.memory, planned.act, "QEMU did not answer", NOW_S)
+        assert vm_report(mute, flows).failure == "", "a reason to give the move up"
+        assert act_on(mute, flows) is None
+        assert act_on(mute, flows, NOW_S + machine.IO_RETRY_S) == machine.Repoint(0, moved)
+
+
+def test_a_guest_that_is_being_sent_goes_on_after_a_lost_disk_unless_it_may_switch() -> None:
+    flows = moving(MigrationStatus.ACTIVE, RunState.IO_ERROR)
+    sending = plan(departing(), seen(), NOW_S).memory
+    assert act_on(sending, flows) == machine.Resume()
+    halted = replace(flows, migration=replace(flows.migration, status=MigrationStatus.SWITCHING))
+    assert act_on(sending, halted) is None
+    goes = with_leave(MigrationStatus.ACTIVE, RunState.IO_ERROR)
+    assert act_on(granted(), goes) is None, "it would run at both ends"
+
+
 def test_a_break_before_leave_leaves_the_guest_running_here() -> None:
     sending = replace(plan(departing(), seen(), NOW_S).memory)
     failed = plan(sending, moving(MigrationStatus.FAILED), NOW_S)
@@ -379,6 +404,33 @@ def test_a_stalled_stream_is_given_up() -> None:
     assert "link is cut" in stalled.memory.failure
 
 
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_guest_whose_memory_never_all_goes_stays(*, leave: bool) -> None:
+    flows = moving(MigrationStatus.ACTIVE)
+    flows = replace(flows, migration=replace(flows.migration, has_leave=leave))
+    sending = granted() if leave else plan(departing(), seen(), NOW_S).memory
+    memory_bytes = flows.shape.memory_mib << 20
+    sent = replace(flows.migration, transferred_bytes=machine.MEMORY_SENT_MAX * memory_bytes + 1)
+    planned = plan(sending, replace(flows, migration=sent), NOW_S)
+    assert planned.act == machine.MigrateCancel()
+    assert act_on(sending, flows) is None
+
+    outgoing = sending.wish.outgoing
+    assert outgoing is not None
+    hurried = replace(sending, wish=replace(sending.wish, outgoing=replace(outgoing, within_s=5.0)))
+    hurried = replace(hurried, sending_s=NOW_S, progress_s=NOW_S + 4.0)
+    assert act_on(hurried, flows, NOW_S + 4.0) is None
+    late = plan(hurried, flows, NOW_S + 5.0)
+    assert late.act == machine.MigrateCancel()
+    still = replace(flows, migration=replace(flows.migration, has_leave=False))
+    again = act_on(late.memory, still, NOW_S + 5.1)
+    assert again is None, "leave is not passed on once more, nor a cancel each moment"
+    ended = plan(late.memory, moving(MigrationStatus.CANCELLED), NOW_S + 5.2).memory
+    report = vm_report(ended, seen())
+    assert report.state is VmState.RUNNING
+    assert "has not all gone within 5 s" in report.failure
+
+
 def test_a_withdrawn_migration_is_cancelled_unless_it_is_switching() -> None:
     sending = replace(plan(departing(), seen(), NOW_S).memory, wish=wish())
     assert act_on(sending, moving(MigrationStatus.ACTIVE)) == machine.MigrateCancel()
@@ -449,7 +501,7 @@ def test_a_vm_that_was_here_before_and_is_taken_over_on_its_way_back_starts() ->
 
 @pytest.mark.parametrize("act", [machine.StartIncoming(), machine.Migrate("x", MigrationLimits())])
 def test_a_move_that_fails_to_begin_is_told_not_repeated(act: Act) -> None:
-    memory = machine.after_act(arriving(), act, "no route", NOW_S)
+    memory = after_act(arriving(), act, "no route", NOW_S)
     assert vm_report(memory, None).failure == "no route"
     assert memory.hold_until_s == 0.0
 
@@ -458,8 +510,8 @@ def test_an_act_that_fails_is_held_back_longer_each_time() -> None:
     memory = remembered()
     holds = []
     for _ in range(3):
-        memory = machine.after_act(memory, machine.Start(), "no disk", NOW_S)
+        memory = after_act(memory, machine.Start(), "no disk", NOW_S)
         holds.append(memory.hold_until_s - NOW_S)
         assert act_on(memory, None) is None
     assert holds == [1, 2, 4]
-    assert machine.after_act(memory, machine.Start(), "", NOW_S).hold_until_s == 0.0
+    assert after_act(memory, machine.Start(), "", NOW_S).hold_until_s == 0.0
