@@ -1,6 +1,7 @@
 """`nuage iaas …`, `nuage segment …`, `nuage image …`, `nuage user …`, `nuage login`."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -23,6 +24,8 @@ from nuage.cli.showing import (
 )
 from nuage.cli.vms import size
 from nuage.units import format_size
+
+ACK_POLICIES: Final = ("local", "metro", "any-2-of-3", "all")
 
 
 @click.group("iaas")
@@ -55,7 +58,7 @@ def iaas_group() -> None:
 @click.option(
     "--ack",
     "ack_policy",
-    type=click.Choice(["local", "metro", "any-2-of-3", "all"]),
+    type=click.Choice(ACK_POLICIES),
     default=None,
     help="When a write is acknowledged.  [default: all for 2 copies, any-2-of-3 for 3]",
 )
@@ -108,7 +111,6 @@ def iaas_group() -> None:
 def create_iaas(session: Session, /, name: str, **options: object) -> None:  # fmt: skip
     """Build an IaaS NAME under a contract; one that no set of sites can meet is refused."""
     copies = int(str(options["copies"]))
-    default_ack = {1: "local", 2: "all"}.get(copies, "any-2-of-3")
     contract = {
         "data_countries": options["data_countries"],
         "operator_countries": options["operator_countries"],
@@ -116,7 +118,7 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
         "tier_min": options["tier_min"],
         "copies": copies,
         "copy_sites": int(str(options["copy_sites"])) or copies,
-        "ack_policy": options["ack_policy"] or default_ack,
+        "ack_policy": options["ack_policy"] or default_ack(copies),
         "qos_class": options["qos_class"],
         "quota": quotas(options["quota"]),
         "journal": {
@@ -161,6 +163,11 @@ def list_iaas(session: Session) -> None:
             )
         )
     show(session, answer, ("NAME", "ID", "OWNER", "CONTRACT", "HOME"), rows, empty="no IaaS yet")
+
+
+def default_ack(copies: int) -> str:
+    """Return when a write of so many copies is acknowledged unless somebody says."""
+    return {1: "local", 2: "all"}.get(copies, "any-2-of-3")
 
 
 def _counted(count: object, one: str, many: str) -> str:

@@ -5,7 +5,7 @@ out: changes to the site's own catalogue, wishes for its nodes, questions to oth
 
 - `index`       the federation as this site knows it, for synchronous decisions
 - `operations`  the one table of what can be asked, by whom, and who answers
-- `people infrastructure building images volumes machines`  the use cases, by noun
+- `people infrastructure building contracts images volumes machines`  the use cases, by noun
 - `wishes`      records → what each node shall do (pure)
 - `observe`     what nodes report → changes of records (pure)
 - `migration`   a VM's way to another node or site (pure)

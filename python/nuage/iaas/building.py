@@ -1,6 +1,6 @@
 """Use cases on IaaSes, their contracts and segments (paper §IV-C)."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from nuage.errors import Conflict, InvalidRequest, QuotaExceeded
 from nuage.iaas.addresses import parse_network
@@ -52,14 +52,6 @@ class NameIaas:
 @dataclass(frozen=True, slots=True)
 class ListIaas:
     """Ask for all IaaSes that the caller may see."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeContract:
-    """Put another contract on an IaaS; what exists must already meet it."""
-
-    iaas: str
-    contract: Contract
 
 
 def free_label(taken: set[int], entropy: EntropySource) -> int:
@@ -139,46 +131,6 @@ async def list_iaas(site: Site, principal: Principal, _body: ListIaas) -> list[S
 async def show_iaas(site: Site, _principal: Principal, body: NameIaas) -> Shown[Iaas]:
     """Show one IaaS."""
     return show(site, site.index.iaas_named(body.iaas))
-
-
-async def change_contract(site: Site, _principal: Principal, body: ChangeContract) -> Shown[Iaas]:
-    """Put another contract on an IaaS, if what it has already lies within it."""
-    iaas = site.index.iaas_named(body.iaas)
-    require_sound(site, body.contract)
-    allowed = set(require_satisfiable(body.contract, site.index.values(Datacenter)))
-    outside = [
-        f"{vm.name} runs at {vm.site_id}"
-        for vm in site.index.of_iaas(Vm, iaas.iaas_id)
-        if vm.site_id is not None and vm.site_id not in allowed
-    ]
-    outside += [
-        f"a copy of {volume.name} lies at {place.site_id}"
-        for volume in site.index.of_iaas(Volume, iaas.iaas_id)
-        for place in volume.replicas
-        if place.site_id not in allowed
-    ]
-    outside += [
-        f"{volume.name} has {len(volume.replicas)} copies in {_site_count(volume)} sites"
-        for volume in site.index.of_iaas(Volume, iaas.iaas_id)
-        if not volume.is_template  # its home brings it up to the contract by itself
-        and (
-            len(volume.replicas) < body.contract.copies
-            or _site_count(volume) < body.contract.copy_sites
-        )
-    ]
-    if outside:
-        raise Conflict(
-            f"the new contract forbids what exists: {'; '.join(outside)}",
-            hint="move these first, then change the contract",
-        )
-    changed = replace(iaas, contract=body.contract)
-    await site.save(changed)
-    site.announce("iaas", iaas.iaas_id, "contract", f"contract of {iaas.name} changed")
-    return show(site, changed)
-
-
-def _site_count(volume: Volume) -> int:
-    return len({place.site_id for place in volume.replicas})
 
 
 async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None:
@@ -274,13 +226,13 @@ async def show_quota(site: Site, _principal: Principal, body: NameIaas) -> list[
 
 def iaas_scope(
     site: Site,
-    body: NameIaas | ChangeContract | CreateSegment,
+    body: NameIaas | CreateSegment,
 ) -> Scope | None:
     """Ask for the role on the IaaS named."""
     return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
 
 
-def iaas_home(site: Site, body: NameIaas | ChangeContract) -> SiteId | None:
+def iaas_home(site: Site, body: NameIaas) -> SiteId | None:
     """Let the site that built the IaaS answer."""
     return site.index.home("iaas", site.index.iaas_named(body.iaas).iaas_id)
 
@@ -328,20 +280,6 @@ def enter(table: OperationTable) -> None:
             run=show_iaas,
             scope=iaas_scope,
             home=anywhere,
-        )
-    )
-    table.add(
-        Operation(
-            name="iaas.contract",
-            verb="PUT",
-            path="/v1/iaas/{iaas}/contract",
-            body=ChangeContract,
-            result=Shown[Iaas],
-            action="iaas.contract",
-            summary="Put another contract on an IaaS",
-            run=change_contract,
-            scope=iaas_scope,
-            home=iaas_home,
         )
     )
     table.add(

@@ -3,6 +3,7 @@
 from nuage.iaas import (
     building,
     conditions,
+    contracts,
     copies,
     disks,
     draining,
@@ -31,6 +32,7 @@ TABLE = OperationTable()
 for _module in (
     building,
     conditions,
+    contracts,
     copies,
     disks,
     draining,

@@ -308,7 +308,8 @@ async def test_a_contract_changes_only_when_all_that_exists_lies_within_it(
     assert status == 409, answer
     three = {**FRENCH, "copies": 3}
     status, answer = await federation.ask("PUT", path, {"contract": three})
-    assert status == 409, "its volume has two copies only"
+    assert status == 422, "there is no third IO-node in France"
+    assert {r["rule"] for r in answer["error"]["refusals"]} == {"data_countries"}
     status, _ = await federation.ask("PUT", path, {"contract": {**FRENCH, "tier_min": 2}})
     assert status == 200
     compare(HERE / "contract.txt", federation.talk.lines, rewrite=rewrite)

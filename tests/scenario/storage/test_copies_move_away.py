@@ -19,6 +19,7 @@ from nuage.iaas.heads import (
     TakeHead,
 )
 from nuage.ids import NodeId, SiteId
+from nuage.model.contract import AckPolicy
 from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role
 from nuage.model.infrastructure import Node, NodeRole
@@ -84,10 +85,10 @@ class Storage(Federation):
     def on(self, node_id: NodeId) -> list[str]:
         return [v.name for v in self.volumes() if any(p.node_id == node_id for p in v.replicas)]
 
-    async def until(self, holds: Callable[[], bool], *, is_degraded: bool = False) -> None:
+    async def until(self, holds: Callable[[], bool], *, is_short: bool = False) -> None:
         for _ in range(STEPS_MAX):
             await self.settle()
-            if not is_degraded:
+            if not is_short:
                 self.check_contract()
             if holds():
                 return
@@ -238,7 +239,7 @@ async def test_a_copy_left_out_by_decision_stays_out_until_its_node_is_heard_aga
         assert storage.volumes()[0].without == (other.node_id,)
     site.ionodes.append(dead)
     # The contract, which its owner left, holds again at the end.
-    await storage.until(lambda: not storage.volumes()[0].without, is_degraded=True)
+    await storage.until(lambda: not storage.volumes()[0].without, is_short=True)
 
 
 async def test_a_copy_of_another_site_stays_out_for_as_long_as_its_nodes_loss_goes_unnoticed(
@@ -256,7 +257,7 @@ async def test_a_copy_of_another_site_stays_out_for_as_long_as_its_nodes_loss_go
         assert storage.volumes()[0].without == (other.node_id,)
     clock.ahead_s = NODE_LOST_AFTER_S + 60.0
     storage.sites[home].site.age_of = lambda _site: 0.0
-    await storage.until(lambda: not storage.volumes()[0].without, is_degraded=True)
+    await storage.until(lambda: not storage.volumes()[0].without, is_short=True)
 
 
 async def test_a_volume_that_has_just_gone_elsewhere_does_not_swallow_what_else_was_decided(
@@ -273,6 +274,36 @@ async def test_a_volume_that_has_just_gone_elsewhere_does_not_swallow_what_else_
     await taker.take(TakeHead(volume=moved))  # once more, since an answer was lost
     with pytest.raises(Conflict, match="has just gone to"):
         await taker.take(TakeHead(volume=replace(moved, without=(volume.head,))))
+
+
+async def test_a_contract_that_is_raised_to_more_copies_has_them_made(storage: Storage) -> None:
+    await storage.build(**FRENCH_PAIR)
+    path = "/v1/iaas/acme/contract"
+    three = FRENCH_PAIR | {"copies": 3, "ack_policy": "any-2-of-3"}
+    nodes = [(s, i.node) for s in storage.sites.values() for i in s.ionodes]
+    free = [(s, node) for s, node in nodes if not storage.on(node.node_id)]
+    for site, node in free:
+        await site.site.save(replace(node, maintenance=True))
+    await storage.settle()
+    status, answer = await storage.ask("PUT", path, {"contract": three})
+    assert (status, answer["error"]["code"]) == (422, "no_candidate")
+    rules = {r["rule"] for r in answer["error"]["refusals"]}
+    assert rules == {"data_countries", "not-connected"}
+    assert {len(v.replicas) for v in storage.volumes()} == {2}
+
+    for site, node in free:
+        await site.site.save(node)
+    await storage.settle()
+    status, answer = await storage.ask("PUT", path, {"contract": three})
+    assert status == 200, answer
+    await storage.until(
+        lambda: all(
+            len(v.whole) == 3 and v.ack_policy is AckPolicy.ANY_2_OF_3 and is_settled(v)
+            for v in storage.volumes()
+        ),
+        is_short=True,
+    )
+    storage.check_contract()
 
 
 async def test_a_head_moves_where_it_is_told_unless_a_vm_that_uses_it_runs_elsewhere(
