@@ -25,14 +25,13 @@ from nuage.errors import Forbidden, InvalidRequest, NuageError
 from nuage.iaas.consoles import (
     KEYS_BYTES_MAX,
     TYPE_TIMEOUT_S,
-    FollowConsole,
-    TypeOnConsole,
     follow_console,
     type_on_console,
 )
 from nuage.iaas.machines import vm_of
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, VmId, new_id
+from nuage.model.console import FollowConsole, TypeOnConsole
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.permissions import Scope
 

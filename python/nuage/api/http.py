@@ -22,11 +22,11 @@ from nuage.api.errors import document_of, status_of
 from nuage.api.events import EventRing, may_see
 from nuage.api.openapi import openapi_document
 from nuage.errors import UNREADABLE, InvalidRequest, NuageError, Unauthenticated
-from nuage.iaas.consoles import SCROLLBACK_BYTES
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
 from nuage.ids import new_id
+from nuage.model.console import SCROLLBACK_BYTES
 from nuage.trust.permissions import Scope
 
 if TYPE_CHECKING:

@@ -13,11 +13,10 @@ import structlog
 
 from nuage.channel import ChannelClient, ChannelState, Expected, Handlers
 from nuage.clock import Clock
-from nuage.daemon.agent_trust import AgentTrust
+from nuage.daemon.agent_trust import TRUST_STREAM, AgentTrust, TrustWish
 from nuage.daemon.configuration import AgentConfiguration
 from nuage.daemon.nodes import GOODBYE_METHOD, FollowWishes, Goodbye, ReportTaken
 from nuage.daemon.process import Tasks
-from nuage.daemon.trust_desk import TRUST_STREAM, TrustWish
 from nuage.errors import Conflict, NuageError, Unavailable
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.renewal import RENEW_METHOD, RenewAnswer, Renewer, RenewRequest

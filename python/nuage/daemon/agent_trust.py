@@ -5,6 +5,7 @@ An agent that is cut off goes on with what it last knew. Beside the documents li
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,16 +13,24 @@ import msgspec
 import structlog
 
 from nuage.channel import ChannelClient, Peer
-from nuage.daemon.trust_desk import TrustWish
 from nuage.errors import NuageError, Unavailable
 from nuage.model.trust import SiteTrust
 from nuage.trust.book import TrustBook
 from nuage.trust.files import write_atomically
 from nuage.trust.store import TrustStore
 
+TRUST_STREAM: Final = "trust.documents"
 DOCUMENTS: Final = "known.json"
 REVOCATIONS: Final = "revocations.pem"
 log = structlog.get_logger("trust")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustWish:
+    """What every site has published, as an agent is to know it."""
+
+    revision: int
+    documents: tuple[SiteTrust, ...]
 
 
 class AgentTrust:

@@ -7,7 +7,7 @@ handshake.
 """
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -15,6 +15,7 @@ from cryptography import x509
 
 from nuage.channel import ChannelServer, Handlers, Peer
 from nuage.clock import Clock
+from nuage.daemon.agent_trust import TRUST_STREAM, TrustWish
 from nuage.daemon.nodes import FollowWishes, WishSlot
 from nuage.daemon.sites import SiteLinks
 from nuage.errors import NotFound, NuageError, Unavailable
@@ -29,18 +30,9 @@ from nuage.trust.book import TrustBook
 from nuage.trust.revocation import read_revocation_list
 from nuage.trust.store import TrustStore
 
-TRUST_STREAM: Final = "trust.documents"
 MEMBERS_MEET_WITHIN_S: Final = 12.0  # etcd wants its members to have been connected for 5 s
 MEMBERS_ASKED_EVERY_S: Final = 1.0
 log = structlog.get_logger("trust")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrustWish:
-    """What every site has published, as an agent is to know it."""
-
-    revision: int
-    documents: tuple[SiteTrust, ...]
 
 
 class TrustDesk:

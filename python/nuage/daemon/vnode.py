@@ -20,9 +20,16 @@ from nuage.daemon.nodes import ReportTaken
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
 from nuage.daemon.trail import RequestTrail
 from nuage.errors import NotFound, NuageError
-from nuage.iaas.consoles import FOLLOW_METHOD, TYPE_METHOD, FollowConsole, TypeOnConsole
-from nuage.iaas.machines import ConsoleLog, ConsoleRequest
 from nuage.ids import PortId, VmId
+from nuage.model.console import (
+    FOLLOW_METHOD,
+    READ_METHOD,
+    TYPE_METHOD,
+    ConsoleLog,
+    ConsoleRequest,
+    FollowConsole,
+    TypeOnConsole,
+)
 from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
 from nuage.model.fabric import FabricNews, FabricWish
 from nuage.model.infrastructure import NodeRole
@@ -222,7 +229,7 @@ class VnodeProcess:
         return SliceGauge(configuration.cpu_stat_file, configuration.node.cpu_count, self._clock)
 
     def _register(self, handlers: Handlers) -> None:
-        @handlers.method("vm.console", ConsoleRequest, roles={NodeRole.CONTROLLER})
+        @handlers.method(READ_METHOD, ConsoleRequest, roles={NodeRole.CONTROLLER})
         async def console(_peer: Peer, ask: ConsoleRequest) -> ConsoleLog:
             seen = {vm.vm_id: vm for vm in self._agent.report().vms}
             if ask.vm_id not in seen:

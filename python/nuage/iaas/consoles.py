@@ -6,35 +6,16 @@ unseen.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Final
 
 from nuage.errors import Conflict, InvalidRequest
 from nuage.iaas.site import Site
 from nuage.ids import VmId
+from nuage.model.console import FOLLOW_METHOD, TYPE_METHOD, FollowConsole, TypeOnConsole
 from nuage.model.vm import Vm, VmState
 
-FOLLOW_METHOD: Final = "vm.console.follow"
-TYPE_METHOD: Final = "vm.console.type"
-SCROLLBACK_BYTES: Final = 2048  # what a screen shows of the past when one attaches
 KEYS_BYTES_MAX: Final = 4096  # at a time; a paste comes in several
 TYPE_TIMEOUT_S: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FollowConsole:
-    """Ask a V-node for what a guest writes from `after_bytes` on; negative counts from the end."""
-
-    vm_id: VmId
-    after_bytes: int = -SCROLLBACK_BYTES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypeOnConsole:
-    """Have a V-node type `keys`; answered once the guest has taken them."""
-
-    vm_id: VmId
-    keys: bytes
 
 
 def _require_running(site: Site, vm_id: VmId) -> Vm:

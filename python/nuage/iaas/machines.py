@@ -16,6 +16,7 @@ from nuage.iaas.vm_places import place_ids, request_for
 from nuage.iaas.volumes import new_volume, require_free, volume_of
 from nuage.iaas.wishes import is_decided
 from nuage.ids import IaasId, PortId, SiteId, VmId, new_id
+from nuage.model.console import READ_METHOD, ConsoleLog, ConsoleRequest
 from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.image import Image, ImageState
@@ -116,14 +117,6 @@ class CreatedVm:
 
     vm: Shown[Vm]
     decision: Decision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsoleLog:
-    """The end of a VM's console."""
-
-    text: str
-    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,17 +419,8 @@ async def read_console(site: Site, _principal: Principal, body: ReadConsole) -> 
         after_bytes=body.after_bytes,
     )
     return await site.nodes.ask(
-        vm.node_id, "vm.console", ask, ConsoleLog, timeout_s=NODE_ASK_TIMEOUT_S
+        vm.node_id, READ_METHOD, ask, ConsoleLog, timeout_s=NODE_ASK_TIMEOUT_S
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsoleRequest:
-    """What a controller asks a V-node for a console; `after_bytes` -1: the end."""
-
-    vm_id: VmId
-    bytes_max: int
-    after_bytes: int = -1
 
 
 def port_of(site: Site, vm: Vm) -> Port:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from nuage.clock import SystemClock
 from nuage.errors import Unavailable
-from nuage.iaas.consoles import FOLLOW_METHOD, TYPE_METHOD, FollowConsole, TypeOnConsole
 from nuage.ids import NodeId, VmId
+from nuage.model.console import FOLLOW_METHOD, TYPE_METHOD, FollowConsole, TypeOnConsole
 from nuage.vnode.console import ConsoleHub, ConsoleLog
 
 R = TypeVar("R")
