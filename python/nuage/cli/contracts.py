@@ -1,4 +1,4 @@
-"""`nuage iaas set`: another quality, or more copies, for an IaaS that is there."""
+"""`nuage iaas set`: another quality, other quotas, or more copies, for an IaaS that is there."""
 
 import time
 from typing import Final
