@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
 
@@ -45,7 +46,14 @@ from nuage.network.forwarding import (
     SelfEntry,
 )
 from nuage.network.mtu import PATH_BYTES, Wrapping, trunk_mtu
-from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish, tunnel_end
+from nuage.network.trunk import (
+    VXLAN_PORT,
+    TrunkDriver,
+    TrunkEnd,
+    TrunkWish,
+    TunnelEnd,
+    tunnel_end,
+)
 from nuage.network.trunk_wireguard import (
     TrunkUp,
     new_private_key,
@@ -61,6 +69,7 @@ NICKNAMES = (Nickname(0x11), Nickname(0x22))
 NODE_NICKNAMES = (Nickname(0x33), Nickname(0x44))
 KINDS = ("bare", "vxlan", "edge", "node", "edge port", "node port")
 PEER_VNI = "4000"
+RACK_VNI = 6000
 
 
 class Sites:
@@ -115,10 +124,12 @@ class Sites:
             mtu = str(trunk_mtu(PATH_BYTES, Wrapping(encrypted=False)))
             run("ip", "-n", name, "link", "set", "rack", "mtu", str(PATH_BYTES))
             run("ip", "-n", name, "addr", "add", f"10.8.0.{n + 1}/24", "dev", "rack")
-            run("ip", "-n", name, "link", "add", "name", "link", "type", "vxlan", "id", "6000",
+            run("ip", "-n", name, "link", "add", "name", "link", "type", "vxlan", "id", str(RACK_VNI),
                 "local", f"10.8.0.{n + 1}", "remote", f"10.8.0.{2 - n}",
                 "dstport", "4789", "nolearning")  # fmt: skip
             run("ip", "-n", name, "link", "set", "dev", "link", "mtu", mtu, "up")
+            inside(name, "ethtool", "-K", "link", "tso", "off", "gso", "off")
+            inside(name, "ethtool", "-K", "rack", "tx-udp_tnl-segmentation", "off")
 
     def _forward(self, bridges: list[Bridge]) -> None:
         port = self._trunks[0].plan.port
@@ -175,7 +186,10 @@ class Sites:
         self._node_bridges = nodes
 
     def choose_way(self, kind: str) -> None:
-        """Let plain frames go past the VXLAN port, as the daemons do, or all by it."""
+        """Let plain frames go past the VXLAN ports, as the daemons do, or all by them."""
+        for pair in zip(self._bridges, self._node_bridges, strict=True):
+            for n, bridge in enumerate(pair):
+                self._choose_in_rack(bridge, n, kind)
         for n, (bridge, trunk) in enumerate(zip(self._bridges, self._trunks, strict=True)):
             plan, plane, number = trunk.plan, bridge.plane, PortNumber(TRUNK)
             end = tunnel_end(NUMBER, plan.tunnel, plan.tunnel_mtu_bytes, low=n == 0)
@@ -184,6 +198,18 @@ class Sites:
                     plane.unbind_tunnel(number)
                 else:
                     plane.bind_tunnel(number, end)
+
+    def _choose_in_rack(self, bridge: Bridge, n: int, kind: str) -> None:
+        end = TunnelEnd(
+            interface="rack", here=IPv4Address(f"10.8.0.{n + 1}"),
+            there=IPv4Address(f"10.8.0.{2 - n}"), vni=RACK_VNI, udp_port=VXLAN_PORT,
+            mtu_bytes=PATH_BYTES, is_ethernet=True,
+        )  # fmt: skip
+        with Entered(bridge.namespace):
+            if kind.endswith("port"):
+                bridge.plane.unbind_tunnel(PortNumber(RACK))
+            else:
+                bridge.plane.bind_tunnel(PortNumber(RACK), end)
 
     def _bridge_peers(self) -> None:
         """Join two more hosts by what a kernel has for it."""

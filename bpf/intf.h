@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 6
+#define INTF_VERSION 7
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */
@@ -74,26 +74,33 @@ struct port_value {
 };
 _Static_assert(sizeof(struct port_value) == 40, "port_value");
 
+/* The interface below a trunk's VXLAN port, a tunnel's or the rack's, and the VNI on it. */
+struct tunnel_key {
+	__u32 ifindex;		/* 0: the trunk has only its own way */
+	__u32 vni;
+};
+_Static_assert(sizeof(struct tunnel_key) == 8, "tunnel_key");
+
 /* slots[slot]: the trunks by the bit that stands for them. ifindex 0: not there. */
 struct slot_value {
 	__u32 ifindex;
 	__u16 number;
 	__u8 mac[MAC_BYTES];
-	__u32 tunnel;		/* interface of the tunnel below; 0: only the trunk's own way */
+	struct tunnel_key tunnel;
 };
-_Static_assert(sizeof(struct slot_value) == 16, "slot_value");
+_Static_assert(sizeof(struct slot_value) == 20, "slot_value");
 
-/* tunnels[interface index]: what the trunk's VXLAN port makes of a frame (tunnel.h) */
+/* tunnels[interface, VNI]: what the trunk's VXLAN port makes of a frame (tunnel.h) */
 struct tunnel_value {
-	__u32 ifindex;		/* the tunnel's: the key again */
+	struct tunnel_key key;	/* again */
 	__u32 number;		/* the trunk */
-	__u32 here;		/* addresses inside, big-endian */
+	__u32 here;		/* addresses of the outer IP header, big-endian */
 	__u32 there;
-	__u32 vni;
 	__u16 udp_port;
-	__u16 mtu_bytes;	/* of the tunnel: what is longer IP cuts */
+	__u16 mtu_bytes;	/* of the interface: what is longer IP cuts */
+	__u32 is_ethernet;	/* the rack's: it has neighbours, a tunnel has none */
 };
-_Static_assert(sizeof(struct tunnel_value) == 24, "tunnel_value");
+_Static_assert(sizeof(struct tunnel_value) == 28, "tunnel_value");
 
 /* fib[nickname]: `count` equal paths, then backups up to `total`, for when none of those is left */
 struct hop_value {

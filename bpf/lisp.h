@@ -302,7 +302,7 @@ int lisp_under(struct __sk_buff *skb)
 	    tunnel.ip.version_ihl != 0x45 || tunnel.ip.protocol != IPPROTO_UDP ||
 	    tunnel.ip.fragment & bpf_htons(0x3FFF) || !is_ours(me, tunnel.ip.destination) ||
 	    tunnel.destination_port != bpf_htons(LISP_DATA_PORT))
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;	/* rack_in is next */
 	if ((tunnel.flags & LISP_FLAG_NONCE && tunnel.flags & LISP_FLAG_VERSION) ||
 	    tunnel.flags & LISP_FLAG_KEYS)
 		return drop(DROP_LISP);

@@ -42,7 +42,7 @@ SPARSE_MAP(BPF_MAP_TYPE_LPM_TRIE, 131072, struct eid_key, struct map_cache_value
 SPARSE_MAP(BPF_MAP_TYPE_LPM_TRIE, 65536, struct eid_key, struct eid_value, eids);
 SPARSE_MAP(BPF_MAP_TYPE_HASH, TRUNKS_MAX, __u32, struct line_value, lines);
 MAP(BPF_MAP_TYPE_ARRAY, 1, __u32, struct gro_port_value, gro_port);
-SPARSE_MAP(BPF_MAP_TYPE_HASH, TRUNKS_MAX, __u32, struct tunnel_value, tunnels);
+SPARSE_MAP(BPF_MAP_TYPE_HASH, TRUNKS_MAX, struct tunnel_key, struct tunnel_value, tunnels);
 
 /* programs -> user. LRU: the oldest go when one is full. */
 MAP(BPF_MAP_TYPE_LRU_HASH, LEARNED_MAX, struct station_key, struct station_value, learned);

@@ -8,6 +8,7 @@
  *   trunk_in, lisp_under -> gro_in          tc ingress of a veth end with GRO
  *   other RLOCs -> lisp_under               tc ingress of the underlay interface
  *   tunnel -> [tunnel_in] -> VXLAN port     tc ingress of the tunnel under a trunk
+ *   rack -> [rack_in] -> VXLAN port         tc ingress of the network under a rack's trunks
  *   provider's line -> line_in              tc ingress of it: echoes beside a tunnel
  *
  * One object, so that all programs share one set of maps. Programs use the user-space API of the

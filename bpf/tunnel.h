@@ -2,8 +2,8 @@
 /*
  * The short way into a tunnel: all headers at once, past the trunk's VXLAN port, UDP and IP.
  *
- * A trunk between sites is a VXLAN port over an encrypted tunnel, and the host's stack in between
- * costs a frame more than all of ours. What is plain gets outer IP, UDP, VXLAN and TRILL headers
+ * A trunk is a VXLAN port over an encrypted tunnel or over the rack's network, which is a tunnel
+ * here, too; the host's stack in between costs a frame more than all of ours. What is plain gets outer IP, UDP, VXLAN and TRILL headers
  * here and goes straight to the tunnel's interface; a super-frame stays whole until there. All
  * else goes by the VXLAN port, which makes the same packets, so the far end need not know.
  */
@@ -61,14 +61,14 @@ static __always_inline void fill_tunnel(struct tunnel_head *head, const struct t
 	head->udp.destination = bpf_htons(tunnel->udp_port);
 	head->udp.bytes = bpf_htons(bytes - sizeof(head->ip));
 	head->vxlan.flags = bpf_htonl(VXLAN_HAS_VNI);
-	head->vxlan.vni = bpf_htonl(tunnel->vni << 8);
+	head->vxlan.vni = bpf_htonl(tunnel->key.vni << 8);
 }
 
 static __always_inline struct tunnel_value *tunnel_of(const struct slot_value *trunk)
 {
-	__u32 ifindex = trunk->tunnel;
+	struct tunnel_key key = trunk->tunnel;
 
-	return ifindex ? bpf_map_lookup_elem(&tunnels, &ifindex) : NULL;
+	return key.ifindex ? bpf_map_lookup_elem(&tunnels, &key) : NULL;
 }
 
 /* A guest's packet as far as the short way asks. `bytes`: what each segment has, or the packet;
@@ -185,11 +185,13 @@ static __always_inline long pass_into_tunnel(struct __sk_buff *skb,
 	return failed ? failed : bpf_skb_store_bytes(skb, 0, &encap, sizeof(encap), 0);
 }
 
-/* Send what has the tunnel's headers. */
+/* Send what has the tunnel's headers, and room for an Ethernet header before them. In the rack the
+ * kernel's neighbours fill that in. */
 static __always_inline int into_tunnel(struct __sk_buff *skb, const struct tunnel_value *tunnel)
 {
 	count(SUM_INTO_TUNNEL);
-	return bpf_redirect(tunnel->ifindex, 0);
+	return tunnel->is_ethernet ? bpf_redirect_neigh(tunnel->key.ifindex, NULL, 0, 0) :
+				     bpf_redirect(tunnel->key.ifindex, 0);
 }
 
 #endif

@@ -4,7 +4,7 @@
 //! refuses an object whose maps have other sizes.
 
 /// Names the directory that maps are pinned in: `v<number>`.
-pub const INTF_VERSION: u32 = 6;
+pub const INTF_VERSION: u32 = 7;
 /// How many flows are kept open at one filtered port.
 pub const FLOWS_PER_PORT_MAX: u32 = 4096;
 
@@ -29,9 +29,11 @@ mirror! {
         ifindex: u32, label: u32, rate_bits_per_s: u64, burst_bytes: u32, number: u16,
         mtu_bytes: u16, mac: [u8; 6], neighbour: [u8; 6], flags: u8, slot: u8, pad: [u8; 2],
     }
-    SlotValue: 16 { ifindex: u32, number: u16, mac: [u8; 6], tunnel: u32 }
-    TunnelValue: 24 {
-        ifindex: u32, number: u32, here: u32, there: u32, vni: u32, udp_port: u16, mtu_bytes: u16,
+    TunnelKey: 8 { ifindex: u32, vni: u32 }
+    SlotValue: 20 { ifindex: u32, number: u16, mac: [u8; 6], tunnel: TunnelKey }
+    TunnelValue: 28 {
+        key: TunnelKey, number: u32, here: u32, there: u32, udp_port: u16, mtu_bytes: u16,
+        is_ethernet: u32,
     }
     HopValue: 14 { dmac: [u8; 6], smac: [u8; 6], slot: u16 }
     FibValue: 114 { count: u8, total: u8, hops: [HopValue; 8] }
@@ -107,7 +109,7 @@ pub const LAYOUT: &[(&str, usize, usize)] = &[
     ("echoes", 4, size_of::<EchoValue>()),
     ("lines", 4, size_of::<LineValue>()),
     ("gro_port", 4, size_of::<GroPortValue>()),
-    ("tunnels", 4, size_of::<TunnelValue>()),
+    ("tunnels", size_of::<TunnelKey>(), size_of::<TunnelValue>()),
     ("heard", size_of::<HeardKey>(), 8),
     ("recent", size_of::<EventValue>(), 8),
     ("counters", 4, 8),

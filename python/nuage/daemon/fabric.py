@@ -16,7 +16,7 @@ learns the new place at once. At the source what comes while the guest stands st
 import asyncio
 import hashlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -30,6 +30,7 @@ from nuage.daemon.fabric_departures import FOLLOW_MAX_S, LOOK_EVERY_S, Departure
 from nuage.daemon.fabric_memory import FabricNotebook, TapMemory, TrunkMemory
 from nuage.daemon.fabric_news import FabricNewsBook
 from nuage.daemon.fabric_options import FabricOptions
+from nuage.daemon.fabric_short_ways import ShortWays
 from nuage.daemon.fabric_trunks import (
     Standing,
     TrunkMaker,
@@ -40,7 +41,6 @@ from nuage.daemon.fabric_trunks import (
     line_end,
     lines_of,
     quieten,
-    tunnel_under,
 )
 from nuage.daemon.lisp import Lisp, LispOptions, Plugged
 from nuage.daemon.process import Tasks
@@ -152,6 +152,7 @@ class Fabric:
         self._departures = Departures()
         self._following: set[PortId] = set()
         self._trunk_macs: dict[PortNumber, bytes] = {}
+        self._short_ways = ShortWays(options.site_id, options.address)
         self.xdp_refusals: dict[PortNumber, str] = {}
         self._update_due: asyncio.TimerHandle | None = None
         self._wished = asyncio.Event()
@@ -267,6 +268,7 @@ class Fabric:
         log.info("fabric", news=entry.news.value, port=name, detail=entry.detail)
         self.news.fabric(entry, self._trunk_called(name))
         if entry.news is FabricNews.ADJACENCY_DOWN:
+            self._short_ways.lost(entry.port)
             self._wished.set()  # its tunnel may have died: what is missing is made again
 
     def _trunk_called(self, interface: str) -> str:
@@ -314,6 +316,7 @@ class Fabric:
             if wish is None:
                 continue
             memory = self.notebook.memory
+            self._fall_silent_beside(memory.trunks.values())
             self.standing = await self._maker.bring(wish, dict(memory.trunks))
             stands = {s.key: s.memory for s in self.standing if s.memory is not None}
             names = {m.interface for m in stands.values()}
@@ -327,6 +330,13 @@ class Fabric:
             self.notebook.save()
             if any(standing.failure for standing in self.standing):
                 self._tasks.start("trunks again", self._again())
+
+    def _fall_silent_beside(self, trunks: Iterable[TrunkMemory]) -> None:
+        """Answer no echoes beside a tunnel that is gone: the far end is to notice that it is."""
+        if isinstance(self.plane, KernelPlane):
+            for memory in trunks:
+                if memory.tunnel and not interface_exists(memory.tunnel):
+                    self.plane.unbind(PortNumber(self.notebook.number_of(memory.interface)))
 
     async def _again(self) -> None:
         await self.clock.sleep(RETRY_S)
@@ -343,6 +353,8 @@ class Fabric:
             log.warning("trunk vanished", interface=memory.interface, error=str(error))
             return
         mac, index = sockets[0].mac, sockets[0].index
+        if isinstance(standing.wish, LinkWish) and memory.driver != CABLE:
+            await self._short_ways.take_link(self.plane, number, memory, standing.wish)
         if self._trunk_macs.get(number) == mac and number in self._served:
             for one in sockets:
                 one.close()
@@ -360,7 +372,7 @@ class Fabric:
             uplinks = await lines_of(wish.here.address)
             follows = (index, *interface_index(memory.tunnel), *uplinks)
             line = self._open_line(number, memory, wish, uplinks)
-            self._shorten(number, memory, wish)
+            self._short_ways.take_tunnel(self.plane, number, memory, wish)
         runner.add_port(number, sockets, is_trunk=True, follows=follows, asks=uplinks, line=line)
         self._served[number] = memory.interface
         self._trunk_macs[number] = mac
@@ -404,18 +416,9 @@ class Fabric:
             return None
         return line
 
-    def _shorten(self, number: PortNumber, memory: TrunkMemory, wish: SiteTrunkWish) -> None:
-        """Let plain frames go past the VXLAN port of a trunk that lies over a tunnel."""
-        plane = self.plane
-        if not memory.tunnel or not isinstance(plane, KernelPlane):
-            return
-        try:
-            plane.bind_tunnel(number, tunnel_under(wish, memory.tunnel, self.options.site_id))
-        except (OSError, Unavailable) as error:
-            log.warning("no short way", trunk=memory.interface, error=str(error))
-
     def _drop_trunk(self, interface: str) -> None:
         number = PortNumber(self.notebook.number_of(interface))
+        self._short_ways.lost(number)
         self.notebook.forget_number(interface)
         self._served.pop(number, None)
         self._trunk_macs.pop(number, None)

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
@@ -100,6 +101,41 @@ def tunnel_under(wish: SiteTrunkWish, interface: str, site_id: str) -> TunnelEnd
     """
     low = site_id < wish.there_site
     return tunnel_end(wish.number, interface, mtu_of(interface), low=low)
+
+
+async def rack_under(wish: LinkWish, address: str) -> TunnelEnd | None:
+    """Return what a link of this site lies over when both its ends are on one network, else None.
+
+    Frames that pass the VXLAN port by keep to this interface, whatever becomes of the host's
+    routes: so a way through a router is none for them. The interface has super-frames cut from
+    now on: no RBridge that they pass can do it.
+
+    Raises:
+        Unavailable: there is no route.
+    """
+    answer = await run(("ip", "-json", "route", "get", wish.address, "from", address))
+    (route,) = msgspec.json.decode(answer, type=list[_Route])
+    if route.gateway or route.via or route.dev == "lo" or ":" in wish.address:
+        return None
+    with suppress(Unavailable):  # a card that never sends such frames whole
+        await run(("ethtool", "-K", route.dev, "tx-udp_tnl-segmentation", "off"))
+    return TunnelEnd(
+        interface=route.dev,
+        here=IPv4Address(address),
+        there=IPv4Address(wish.address),
+        vni=wish.vni,
+        udp_port=VXLAN_PORT,
+        mtu_bytes=mtu_of(route.dev),
+        is_ethernet=True,
+    )
+
+
+class _Route(msgspec.Struct):
+    """A route as `ip -json` tells it."""
+
+    dev: str
+    gateway: str = ""
+    via: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,6 +140,8 @@ class Circuit:
             MalformedFrame: it is not one of TRILL, contradicts itself, or comes from a second
                 system; nothing changed.
         """
+        if self.restarting and hello.source == self.neighbour and smac != self.neighbour_mac:
+            return self.reset("its port is another", now_s)  # nobody is left at the old one
         three_way, special = self._judge(hello, smac)
         if not self.carrier:
             return None

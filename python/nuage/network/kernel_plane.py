@@ -70,7 +70,6 @@ SUM_FIRST: Final = 32
 LISP_PRIORITY: Final = 2  # of the tc filter behind access_in
 LINE_PRIORITY: Final = 3  # and of the one on a provider's line
 TUNNEL_PRIORITY: Final = 4  # and of the one on a tunnel
-EVENT_MISS: Final = 1
 _DROP_ORDER: Final = tuple(Drop)
 # Tables in the order they are filled: what is pointed to before what points there.
 _ORDER: Final = (
@@ -139,7 +138,7 @@ class KernelPlane:
         self._fast: set[PortNumber] = set()
         self._attached: dict[PortNumber, tuple[int, PortRole]] = {}
         self._lines: dict[PortNumber, tuple[int, int]] = {}  # UDP port, interface index
-        self._tunnels: dict[PortNumber, int] = {}
+        self._tunnels: dict[PortNumber, tuple[int, int]] = {}  # interface index, VNI
         self._echoes: dict[PortNumber, bytes] = {}
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
         self._neighbours: dict[bytes, bytes] = {}
@@ -252,7 +251,7 @@ class KernelPlane:
             self._slots.free(self._mentioned())
         slot = self._slots.of(number)
         if not known:
-            self._batch.set("slots", U32.pack(slot), tables.SLOT.pack(0, number, bytes(6), 0))
+            self._batch.set("slots", U32.pack(slot), tables.SLOT.pack(0, number, bytes(6), 0, 0))
         return slot
 
     def _slot_bits(self, ports: Iterable[PortNumber]) -> bytes:
@@ -374,7 +373,7 @@ class KernelPlane:
                 self._bpf.detach(ifindex, priority=LINE_PRIORITY)
 
     def bind_tunnel(self, number: PortNumber, tunnel: TunnelEnd) -> None:
-        """Say which tunnel a trunk lies over: plain frames go past its VXLAN port.
+        """Say what a trunk lies over, a tunnel or the rack: plain frames go past its VXLAN port.
 
         Raises:
             Unavailable: no such interface here, or the kernel refuses the program.
@@ -384,13 +383,15 @@ class KernelPlane:
         except OSError as error:
             raise Unavailable(f"port {number}: no interface {tunnel.interface!r} here") from error
         self._forget_tunnel(number)
+        key = tables.TUNNEL_KEY.pack(ifindex, tunnel.vni)
         value = tables.TUNNEL.pack(
-            ifindex, number, tunnel.here.packed, tunnel.there.packed,
-            tunnel.vni, tunnel.udp_port, tunnel.mtu_bytes,
+            key, number, tunnel.here.packed, tunnel.there.packed,
+            tunnel.udp_port, tunnel.mtu_bytes, tunnel.is_ethernet,
         )  # fmt: skip
-        self._try(lambda: self._bpf.update("tunnels", U32.pack(ifindex), value))
-        self._try(lambda: self._bpf.attach("tunnel_in", ifindex, priority=TUNNEL_PRIORITY))
-        self._tunnels[number] = ifindex
+        program = "rack_in" if tunnel.is_ethernet else "tunnel_in"
+        self._try(lambda: self._bpf.update("tunnels", key, value))
+        self._try(lambda: self._bpf.attach(program, ifindex, priority=TUNNEL_PRIORITY))
+        self._tunnels[number] = (ifindex, tunnel.vni)
         self._render(number)
 
     def unbind_tunnel(self, number: PortNumber) -> None:
@@ -399,10 +400,12 @@ class KernelPlane:
         self._render(number)
 
     def _forget_tunnel(self, number: PortNumber) -> None:
-        ifindex = self._tunnels.pop(number, 0)
+        ifindex, vni = self._tunnels.pop(number, (0, 0))
         if not ifindex:
             return
-        self._try(lambda: self._bpf.delete("tunnels", U32.pack(ifindex)))
+        self._try(lambda: self._bpf.delete("tunnels", tables.TUNNEL_KEY.pack(ifindex, vni)))
+        if any(other == ifindex for other, _ in self._tunnels.values()):
+            return  # the rack's network has several trunks
         with suppress(OSError):  # the interface may be gone, and its program with it
             self._bpf.detach(ifindex, priority=TUNNEL_PRIORITY)
 
@@ -446,8 +449,8 @@ class KernelPlane:
             place = replace(place, neighbour=mac, slot=self._slot(number))
             # Without its neighbour nothing is sent over it: paths go by their other hops.
             way_out = 0 if mac is None else ifindex
-            tunnel = self._tunnels.get(number, 0)
-            value = tables.SLOT.pack(way_out, number, port.mac, tunnel)
+            tunnel = self._tunnels.get(number, (0, 0))
+            value = tables.SLOT.pack(way_out, number, port.mac, *tunnel)
             self._batch.set("slots", U32.pack(place.slot), value)
         else:
             self._render_guest(port)
@@ -482,7 +485,7 @@ class KernelPlane:
                 self._batch.delete("guards", guard)
         if number in self._slots.slots:
             slot = U32.pack(self._slots.slots[number])
-            self._batch.set("slots", slot, tables.SLOT.pack(0, number, bytes(6), 0))
+            self._batch.set("slots", slot, tables.SLOT.pack(0, number, bytes(6), 0, 0))
         ifindex = self._bound.pop(number, 0) or tables.decode_place(place).ifindex
         if ifindex:
             self._batch.delete("ports", U32.pack(ifindex))
@@ -678,7 +681,7 @@ class KernelPlane:
 
     def _drain(self) -> None:
         for record in self._bpf.events():
-            found = _event_of(record)
+            found = tables.decode_event(record)
             if isinstance(found, LispMiss):
                 self._misses[found] = None
             else:
@@ -711,7 +714,7 @@ class KernelPlane:
     def _take_up(self) -> None:
         """Begin from what the maps hold, and put these programs where others stand."""
         for key, value in self._pairs("slots"):
-            _, number, _, _ = tables.SLOT.unpack(value)
+            _, number, *_ = tables.SLOT.unpack(value)
             if number:
                 self._slots.put(PortNumber(number), U32.unpack(key)[0])
         nickname, tree = tables.SELF.unpack(self._bpf.lookup("self_entry", U32.pack(0)) or b"")
@@ -750,11 +753,13 @@ class KernelPlane:
 
     def _take_up_tunnels(self) -> None:
         for _, value in self._pairs("tunnels"):
-            ifindex, number, *_ = tables.TUNNEL.unpack(value)
+            key, number, *_, is_ethernet = tables.TUNNEL.unpack(value)
+            ifindex, vni = tables.TUNNEL_KEY.unpack(key)
+            program = "rack_in" if is_ethernet else "tunnel_in"
             with suppress(OSError):  # gone meanwhile: the trunk waits for `bind_tunnel`
                 socket.if_indextoname(ifindex)
-                self._bpf.attach("tunnel_in", ifindex, priority=TUNNEL_PRIORITY)
-                self._tunnels[PortNumber(number)] = ifindex
+                self._bpf.attach(program, ifindex, priority=TUNNEL_PRIORITY)
+                self._tunnels[PortNumber(number)] = (ifindex, vni)
 
     def _renew_xdp(self, ifindex: int) -> None:
         """Put this program where an older one stands, in the mode that it has there."""
@@ -785,12 +790,3 @@ class KernelPlane:
             self._keep(PruneEntry(Nickname(tree), Label(label), self._slots.ports(value)))
         for key, value in self._pairs("floods"):
             self._keep(tables.decode_flood(U32.unpack(key)[0], value))
-
-
-def _event_of(record: bytes) -> LispMiss | LispHeard:
-    kind, rloc, eid, source = tables.EVENT.unpack(record)
-    instance_id, prefix = tables.decode_eid_key(eid)
-    if kind == EVENT_MISS:
-        came_from = tables.address_of(prefix.version, source)
-        return LispMiss(instance_id, came_from, prefix.network_address)
-    return LispHeard(instance_id, prefix, IPv4Address(rloc))

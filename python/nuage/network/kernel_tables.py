@@ -21,6 +21,8 @@ from nuage.network.forwarding import (
     GuardEntry,
     Label,
     LearnedMac,
+    LispHeard,
+    LispMiss,
     MacEntry,
     MapAction,
     MapCacheEntry,
@@ -35,12 +37,14 @@ from nuage.network.forwarding import (
 )
 from nuage.network.security_group import RULES_PER_PORT_MAX
 
+EVENT_MISS: Final = 1
 U32: Final = struct.Struct("=I")
 U64: Final = struct.Struct("=Q")
 SELF: Final = struct.Struct("=HH")
 PORT: Final = struct.Struct("=IIQIHH6s6sBBxx")
-SLOT: Final = struct.Struct("=IH6sI")
-TUNNEL: Final = struct.Struct("=II4s4sIHH")
+SLOT: Final = struct.Struct("=IH6sII")
+TUNNEL_KEY: Final = struct.Struct("=II")
+TUNNEL: Final = struct.Struct("=8sI4s4sHHI")
 FIB_HEAD: Final = struct.Struct("=BB")
 HOP: Final = struct.Struct("=6s6sH")
 RPF_KEY: Final = struct.Struct("=HH")
@@ -100,7 +104,7 @@ SIZES: Final[Mapping[str, tuple[int, int]]] = {
     "echoes": (4, ECHO.size),
     "lines": (4, LINE.size),
     "gro_port": (4, GRO_PORT.size),
-    "tunnels": (4, TUNNEL.size),
+    "tunnels": (TUNNEL_KEY.size, TUNNEL.size),
     "heard": (HEARD_KEY.size, 8),
 }
 
@@ -429,3 +433,13 @@ def decode_eid(key: bytes, value: bytes) -> EidEntry:
     port, mac, onward, _ = EID.unpack(value)
     forward_to = str(IPv4Address(onward)) if any(onward) else ""
     return EidEntry(instance_id, prefix, PortNumber(port), mac, forward_to)
+
+
+def decode_event(record: bytes) -> LispMiss | LispHeard:
+    """Return what a program told in the ring of events."""
+    kind, rloc, eid, source = EVENT.unpack(record)
+    instance_id, prefix = decode_eid_key(eid)
+    if kind == EVENT_MISS:
+        came_from = address_of(prefix.version, source)
+        return LispMiss(instance_id, came_from, prefix.network_address)
+    return LispHeard(instance_id, prefix, IPv4Address(rloc))

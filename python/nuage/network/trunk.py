@@ -96,7 +96,10 @@ class TrunkPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelEnd:
-    """A trunk's end as its tunnel sees it: what the VXLAN port makes of a frame."""
+    """What lies below a trunk's VXLAN port, and what that port makes of a frame.
+
+    A tunnel, or (`is_ethernet`) the rack's network, which both ends are on.
+    """
 
     interface: str
     here: IPv4Address
@@ -104,6 +107,7 @@ class TunnelEnd:
     vni: int
     udp_port: int
     mtu_bytes: int
+    is_ethernet: bool = False
 
 
 def tunnel_end(number: int, interface: str, mtu_bytes: int, *, low: bool) -> TunnelEnd:
