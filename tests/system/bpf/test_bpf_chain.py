@@ -315,4 +315,5 @@ def test_tshark_reads_what_the_kernel_plane_sends(chain: Chain, tmp_path: Path) 
         )  # fmt: skip
     assert "alformed" not in done.stdout
     rows = [row.split("\t") for row in fields.stdout.splitlines()]
-    assert rows == [["0x0abcde", "63", multi] for multi in ("1", "0", "1")]
+    hops_and_multi = (("60", "1"), ("60", "0"), ("63", "1"))  # pings, and what is no IP
+    assert rows == [["0x0abcde", *each] for each in hops_and_multi]
