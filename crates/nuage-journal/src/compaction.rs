@@ -1,16 +1,18 @@
 //! Live blocks of mostly dead segments before the horizon move together (docs/protocols/journal.md §7).
 //!
 //! Blocks move as they are stored: no key is needed. Order of steps: the new segment is whole and sealed,
-//! then every checkpoint refers to it, then the index, then the old segments are given back. A crash between
-//! leaves old segments that nothing refers to; the next round finds them dead.
+//! then a file says which blocks moved where, then every checkpoint refers to it, then the index, then the file
+//! goes, then the old segments are given back. Checkpoints of later moments than the horizon may name either
+//! segment until all are done: while the file is there nothing is given back, and whoever opens the journal after
+//! a crash, or finds room again, begins with the checkpoints anew.
 
 use std::collections::HashMap;
 
-use crate::bytes::narrow;
+use crate::bytes::{Reader, narrow};
 use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::cipher::block_crc;
 use crate::disk::{BLOCK_BYTES, Disk, DiskError};
-use crate::error::JournalError;
+use crate::error::{JournalError, malformed};
 use crate::index::{Entry, Index};
 use crate::layout::{BlockFacts, Closing, GroupBuilder};
 use crate::segment::{Footer, SegmentHeader, SegmentKind, block_bytes};
@@ -20,6 +22,9 @@ use crate::store::{Slot, SlotState, Store};
 const SEGMENTS_A_ROUND: usize = 8;
 /// Ids of base segments are apart from the log's.
 const BASE_SEGMENT: u64 = 1 << 63;
+/// The file that says which blocks are moving, and where to.
+const MOVES_NAME: &str = "moves";
+const MOVES_MAGIC: [u8; 8] = *b"NUAGMOV1";
 
 struct Moving {
     entry: Entry,
@@ -27,7 +32,7 @@ struct Moving {
     stored: Vec<u8>,
 }
 
-type Moves = HashMap<Entry, Entry>;
+pub(crate) type Moves = HashMap<Entry, Entry>;
 
 impl<D: Disk> Store<D> {
     /// Move the live blocks of some mostly dead segments into one new segment. False: nothing to gain.
@@ -66,8 +71,40 @@ impl<D: Disk> Store<D> {
             }
             moves => moves?,
         };
-        self.relocate(&moves)?;
-        Ok(true)
+        match self.disk.replace_now(MOVES_NAME, &encode_moves(&moves)) {
+            Ok(()) => self.moves = moves,
+            // Nothing refers to the new segment: it is given back as dead.
+            Err(DiskError::NoSpace) => return Ok(true),
+            Err(error) => return Err(self.fail(error.into())),
+        }
+        self.finish_moves()
+    }
+
+    /// Have every checkpoint and the index name the places that blocks have moved to. False: the disk has no room
+    /// for a checkpoint; until it has, nothing is given back.
+    pub(crate) fn finish_moves(&mut self) -> Result<bool, JournalError> {
+        if self.moves.is_empty() {
+            return Ok(true);
+        }
+        let moves = std::mem::take(&mut self.moves);
+        let done = self.relocate(&moves);
+        if done.is_err() {
+            self.moves = moves;
+        }
+        match done {
+            Err(JournalError::Disk(DiskError::NoSpace)) => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => Ok(true),
+        }
+    }
+
+    /// Moves that a crash broke off, or that had no room.
+    pub(crate) fn read_moves(&mut self, names: &[String]) -> Result<(), JournalError> {
+        if names.iter().any(|name| name == MOVES_NAME) {
+            self.moves = decode_moves(&self.disk.load_now(MOVES_NAME)?)?;
+            self.finish_moves()?;
+        }
+        Ok(())
     }
 
     fn collect_live(
@@ -185,8 +222,36 @@ impl<D: Disk> Store<D> {
             }
         }
         move_entries(&mut self.state.index, moves);
-        Ok(())
+        Ok(self.disk.remove_now(MOVES_NAME)?)
     }
+}
+
+/// `MAGIC 8 ‖ (from 8 ‖ to 8) for each block ‖ BLAKE3 of all before 32`, entries as in a checkpoint.
+fn encode_moves(moves: &Moves) -> Vec<u8> {
+    let mut bytes = MOVES_MAGIC.to_vec();
+    for (from, to) in moves {
+        bytes.extend_from_slice(&from.0.to_le_bytes());
+        bytes.extend_from_slice(&to.0.to_le_bytes());
+    }
+    let digest = blake3::hash(&bytes);
+    bytes.extend_from_slice(digest.as_bytes());
+    bytes
+}
+
+fn decode_moves(bytes: &[u8]) -> Result<Moves, JournalError> {
+    let what = "moves";
+    let (body, digest) = bytes
+        .split_last_chunk::<32>()
+        .ok_or_else(|| malformed(what, "short"))?;
+    if blake3::hash(body).as_bytes() != digest {
+        return Err(malformed(what, "digest"));
+    }
+    let mut reader = Reader::new(body, what);
+    reader.magic(MOVES_MAGIC)?;
+    (8..body.len())
+        .step_by(16)
+        .map(|_| Ok((Entry(reader.u64()?), Entry(reader.u64()?))))
+        .collect()
 }
 
 fn move_entries(index: &mut Index, moves: &Moves) -> bool {

@@ -64,8 +64,10 @@ impl<D: Disk> Store<D> {
     pub fn note_damage(&mut self, entry: Entry, lba: u64) -> bool {
         let facts = self
             .group_around(entry.slot(), entry.block())
-            .and_then(|(head, at)| facts_at(&head, entry.block() - at))
-            .filter(|facts| facts.lba == lba && entry.matches_crc(facts.crc));
+            .and_then(|(head, at)| facts_at(&head, entry.block() - at));
+        if facts.is_some_and(|facts| facts.lba != lba || !entry.matches_crc(facts.crc)) {
+            return false; // another block lies there, and is not written over
+        }
         if facts.is_none() && self.needs_table(entry.slot()) {
             return false; // good bytes alone could not be read either
         }

@@ -14,25 +14,31 @@ const PLACE_BITS: u32 = 42;
 const NARROW_SLOTS: u32 = 1 << (8 * NARROW_BYTES as u32 - PLACE_BITS);
 const NARROW_MASK: u64 = (1 << (8 * NARROW_BYTES)) - 1;
 
-/// Entries with their slots counted from `first_slot`; one more byte, so that each is read in one piece of 8.
+/// Entries with their slots counted from `first_slot`. The bytes lie apart from what counts their owners: 3584 is a
+/// size that allocators have, and a word more would have each page take 4 KiB.
 #[derive(Clone)]
 pub struct Narrow {
     first_slot: u32,
-    bytes: [u8; PAGE_ENTRIES * NARROW_BYTES + 1],
+    bytes: Arc<Box<NarrowBytes>>,
 }
+
+type NarrowBytes = [u8; PAGE_ENTRIES * NARROW_BYTES];
 
 impl Narrow {
     fn empty(first_slot: u32) -> Self {
         Self {
             first_slot,
-            bytes: [0; PAGE_ENTRIES * NARROW_BYTES + 1],
+            bytes: Arc::new(Box::new([0; PAGE_ENTRIES * NARROW_BYTES])),
         }
     }
 
     fn get(&self, at: usize) -> Entry {
+        // Read in one piece of 8, which the last entry has to its end and all others from their beginning.
+        let from = (at * NARROW_BYTES).min(PAGE_ENTRIES * NARROW_BYTES - 8);
         let mut bytes = [0; 8];
-        bytes.copy_from_slice(&self.bytes[at * NARROW_BYTES..at * NARROW_BYTES + 8]);
-        match u64::from_le_bytes(bytes) & NARROW_MASK {
+        bytes.copy_from_slice(&self.bytes[from..from + 8]);
+        let stored = u64::from_le_bytes(bytes) >> (8 * (at * NARROW_BYTES - from));
+        match stored & NARROW_MASK {
             0 => Entry::UNMAPPED,
             stored => Entry(stored + (u64::from(self.first_slot) << PLACE_BITS)),
         }
@@ -49,7 +55,8 @@ impl Narrow {
         } else {
             0
         };
-        let target = &mut self.bytes[at * NARROW_BYTES..(at + 1) * NARROW_BYTES];
+        let bytes = Arc::make_mut(&mut self.bytes);
+        let target = &mut bytes[at * NARROW_BYTES..(at + 1) * NARROW_BYTES];
         target.copy_from_slice(&stored.to_le_bytes()[..NARROW_BYTES]);
         true
     }
@@ -58,14 +65,14 @@ impl Narrow {
 /// A page; clones share it until one of them is changed.
 #[derive(Clone)]
 pub enum Page {
-    Narrow(Arc<Narrow>),
-    Wide(Arc<[Entry; PAGE_ENTRIES]>),
+    Narrow(Narrow),
+    Wide(Arc<Box<[Entry; PAGE_ENTRIES]>>),
 }
 
 impl Page {
     /// Without mapped entries; the first will be of about `slot`.
     pub fn empty(slot: u32) -> Self {
-        Self::Narrow(Narrow::empty(slot.saturating_sub(NARROW_SLOTS / 2)).into())
+        Self::Narrow(Narrow::empty(slot.saturating_sub(NARROW_SLOTS / 2)))
     }
 
     /// As small as these entries can be held.
@@ -79,9 +86,9 @@ impl Page {
         let mut narrow = Narrow::empty(least.saturating_sub(room));
         let mut pairs = (0..).zip(entries);
         if pairs.all(|(at, entry)| narrow.set(at, *entry)) {
-            Self::Narrow(narrow.into())
+            Self::Narrow(narrow)
         } else {
-            Self::Wide(Arc::new(*entries))
+            Self::Wide(Arc::new(Box::new(*entries)))
         }
     }
 
@@ -105,7 +112,7 @@ impl Page {
     pub fn set(&mut self, at: usize, entry: Entry) -> Entry {
         let old = self.get(at);
         let fits = match self {
-            Self::Narrow(page) => Arc::make_mut(page).set(at, entry),
+            Self::Narrow(page) => page.set(at, entry),
             Self::Wide(page) => {
                 Arc::make_mut(page)[at] = entry;
                 true
@@ -125,7 +132,7 @@ impl Page {
     /// True when both are one page in memory.
     pub fn is_shared_with(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Narrow(one), Self::Narrow(other)) => Arc::ptr_eq(one, other),
+            (Self::Narrow(one), Self::Narrow(other)) => Arc::ptr_eq(&one.bytes, &other.bytes),
             (Self::Wide(one), Self::Wide(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }

@@ -267,6 +267,9 @@ impl<D: Disk> Store<D> {
         if let Some(failure) = &self.failed {
             return Err(failure.clone());
         }
+        if !self.finish_moves()? {
+            return Err(JournalError::NoSpace);
+        }
         self.seal_staged()?;
         let position = &offer.position;
         let goes_on = self.staged() == Some((position.seq, position.epoch));
@@ -446,6 +449,9 @@ impl<D: Disk> Store<D> {
 
     /// All blocks are here: be the copy that the offer described. `digest` is the giver's.
     pub fn install(&mut self, side: SideState, digest: &Chain) -> Result<(), JournalError> {
+        if !self.finish_moves()? {
+            return Err(JournalError::NoSpace);
+        }
         self.seal_staged()?;
         self.drain()?;
         let Some(staging) = self.staging.take() else {

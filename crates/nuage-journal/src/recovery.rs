@@ -186,6 +186,7 @@ impl<D: Disk> Store<D> {
             store.drop_own_log()?;
             store.remove_other_checkpoints(&names)?;
         }
+        store.read_moves(&names)?;
         store.close_what_is_open(tail)?;
         store.replay(tail)?;
         Ok(store)

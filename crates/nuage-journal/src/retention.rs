@@ -38,6 +38,9 @@ impl<D: Disk> Store<D> {
         if due.early {
             self.dropped_early_ns = now_ns;
         }
+        if !self.finish_moves()? {
+            return Ok(());
+        }
         if due.anchors > 0 {
             let horizon = self.anchors[0].position;
             self.state.side.marks.retain(|mark| mark.seq >= horizon.seq);
@@ -117,6 +120,9 @@ impl<D: Disk> Store<D> {
 
     /// Segments before the horizon that its index does not use. Later views use no others of them.
     pub(crate) fn free_dead_segments(&mut self) -> Result<(), JournalError> {
+        if !self.moves.is_empty() {
+            return Ok(());
+        }
         let horizon = self.horizon_seq();
         let index = self.view(horizon)?.index;
         let live = live_blocks(&index);

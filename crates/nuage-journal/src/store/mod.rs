@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::bytes::{narrow, wide};
 use crate::checkpoint::{Checkpoint, Position, Superblock, checkpoint_name};
 use crate::cipher::Cipher;
+use crate::compaction::Moves;
 use crate::disk::{BLOCK_BYTES, Disk, DiskOperation, DiskResult, FileId};
 use crate::error::JournalError;
 use crate::layout::{Group, GroupHead};
@@ -198,6 +199,8 @@ pub struct Store<D: Disk> {
     pub(crate) found_count: u64,
     pub(crate) mended_count: u64,
     pub(crate) lost_segments: Vec<u64>,
+    /// Blocks that moved and that checkpoints may still look for where they were: nothing is given back meanwhile.
+    pub(crate) moves: Moves,
 }
 
 /// A checkpoint on disk.
@@ -256,6 +259,7 @@ impl<D: Disk> Store<D> {
             found_count: 0,
             mended_count: 0,
             lost_segments: Vec::new(),
+            moves: Moves::new(),
         }
     }
 
