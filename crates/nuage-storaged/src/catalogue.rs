@@ -7,7 +7,7 @@
 //! DIR/receipts.jsonl             receipts, one a line, in the order of their number
 //! ```
 
-use crate::control::{Backend, Code, CreateVolume, Refusal};
+use crate::control::{self, Backend, Code, CreateVolume, Refusal};
 use crate::disks::Disks;
 use nuage_block::memory::MemoryDevice;
 use nuage_block::{BlockDevice, Geometry};
@@ -295,6 +295,22 @@ impl Catalogue {
         let spec = spec.clone();
         self.write_spec(&folder, &spec)
             .map_err(|error| io_refusal(name, &error))
+    }
+
+    /// Remember how much of its past a volume keeps; what its store is to be told.
+    pub fn set_retention(
+        &mut self,
+        name: &str,
+        retention: control::Retention,
+    ) -> Result<Retention, Refusal> {
+        let folder = self.folder(name);
+        let mut spec = self.get(name)?.clone();
+        spec.retention = retention;
+        self.write_spec(&folder, &spec)
+            .map_err(|error| io_refusal(name, &error))?;
+        let rule = Self::retention(&spec);
+        self.volumes.insert(name.to_owned(), spec);
+        Ok(rule)
     }
 
     /// Delete a volume. Deleting what is not there is no error.

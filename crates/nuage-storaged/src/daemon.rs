@@ -325,6 +325,9 @@ impl Storaged {
             Request::SetKey { key, earlier } => self.set_key(&key, &earlier).map(Some),
             Request::ForgetKey => Ok(Some(self.forget_key(context))),
             Request::SetLimits { volume, limits } => self.set_limits(&volume, limits).map(Some),
+            Request::SetRetention { volume, retention } => {
+                self.set_retention(&volume, retention).map(Some)
+            }
             Request::SetLagBound { volume, lag_bound } => {
                 self.set_lag_bound(&volume, &lag_bound).map(Some)
             }

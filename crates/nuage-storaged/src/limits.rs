@@ -50,6 +50,22 @@ impl Storaged {
         Ok(json!({"volume": volume}))
     }
 
+    /// The copy here keeps so much of its past from now on; what it has beyond goes with the next tidying.
+    pub(crate) fn set_retention(
+        &mut self,
+        volume: &str,
+        retention: control::Retention,
+    ) -> Result<Value, Refusal> {
+        let rule = self.catalogue.set_retention(volume, retention)?;
+        if let Some(engine) = self.heads.get(volume).and_then(|head| head.engine.as_ref()) {
+            engine.with(|head| head.store_mut().set_retention(rule));
+        }
+        if let Some(copy) = self.copies.by_volume.get_mut(volume) {
+            copy.store.store_mut().set_retention(rule);
+        }
+        Ok(json!({"volume": volume}))
+    }
+
     /// The answer tells what was taken until now: the agent divides the disk by it.
     pub(crate) fn set_share(&mut self, disk: &str, limits: Limits) -> Result<Value, Refusal> {
         self.catalogue.disks.require(disk)?;

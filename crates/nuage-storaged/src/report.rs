@@ -28,6 +28,7 @@ impl Storaged {
             "volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes,
             "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend,
             "encrypted": spec.encrypted, "disk": spec.disk, "head": Value::Null,
+            "retention": spec.retention,
             "stands_by": self.standbys.contains_key(volume),
         });
         if let Some(copy) = self.copies.by_volume.get(volume) {

@@ -7,7 +7,7 @@ import click
 
 from nuage.cli.iaas import ACK_POLICIES, contract_line, default_ack, iaas_group
 from nuage.cli.quotas import quota_option, quotas
-from nuage.cli.rates import disk_options, disk_rule
+from nuage.cli.rates import disk_options, disk_rule, journal_options, journal_rule
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import Row, answered, inner, listed, row_of, rows_of
 from nuage.units import format_size
@@ -33,6 +33,7 @@ POLL_S: Final = 1.0
     default=None,
     help="When a write is acknowledged.  [default: as before, or as `create` has it for so many]",
 )
+@journal_options
 @disk_options
 @quota_option
 @click.option(
@@ -53,6 +54,7 @@ def set_iaas(session: Session, /, name: str, wait: bool, **options: object) -> N
     if options["qos_class"] is not None:
         contract["qos_class"] = options["qos_class"]
     contract["quota"] = quotas(options["quota"], inner(contract, "quota"))
+    contract["journal"] = journal_rule(options, inner(contract, "journal"))
     contract["disk"] = disk_rule(options, inner(contract, "disk"))
     body = {"contract": contract}
     answer = row_of(session.client.call("PUT", f"/v1/iaas/{name}/contract", body))

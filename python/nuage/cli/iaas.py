@@ -193,6 +193,11 @@ def contract_line(contract: dict[str, object]) -> str:
     if rpo["seconds"]:
         strict = ", strictly" if rpo["strict"] else ""
         parts.append(f"copies at most {rpo['seconds']} s behind{strict}")
+    journal = inner(contract, "journal")
+    hours = f"{int(str(journal['window_s'])) / 3600:g} h"
+    bytes_kept = format_size(int(str(journal["window_bytes"])))
+    strictly = ", strictly" if journal["strict"] else ""
+    parts.append(f"history of {hours} or {bytes_kept}{strictly}")
     parts += [str(contract["qos_class"]), *disk_parts(inner(contract, "disk"))]
     if contract["cut_off"] == "fail-over":
         parts.append("fails over")

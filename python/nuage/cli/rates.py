@@ -89,3 +89,43 @@ def disk_parts(disk: Row) -> list[str]:
         told = rate_line(inner(disk, key))
         parts += [f"{word} {told} of a disk"] if told else []
     return parts + ([f"disk weight {disk['weight']}"] if disk["weight"] else [])
+
+
+_JOURNAL_OPTIONS = (
+    click.option(
+        "--journal-hours",
+        type=click.FloatRange(min=0),
+        default=None,
+        help="How far back volumes can be read.",
+    ),
+    click.option(
+        "--journal-size",
+        default=None,
+        metavar="SIZE",
+        help="What a volume's history may take; the oldest leaves earlier then.",
+    ),
+    click.option(
+        "--journal-strict/--no-journal-strict",
+        default=None,
+        help="When it may take no more: refuse writes, or let the oldest go.",
+    ),
+)
+
+
+def journal_options(command: F) -> F:
+    """Give a command the options that change how much history a contract keeps."""
+    for option in reversed(_JOURNAL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def journal_rule(options: Mapping[str, object], known: Row) -> Row:
+    """Return a contract's journal rule: what the options say, else as it is known."""
+    rule = dict(known)
+    if options["journal_hours"] is not None:
+        rule["window_s"] = int(float(str(options["journal_hours"])) * 3600)
+    if options["journal_size"] is not None:
+        rule["window_bytes"] = parse_size(str(options["journal_size"]))
+    if options["journal_strict"] is not None:
+        rule["strict"] = options["journal_strict"]
+    return rule

@@ -269,6 +269,9 @@ class HeadKeeper:
         iaas = self._site.index.find_value(Iaas, volume.iaas_id)
         if iaas is None or volume.is_template or not is_settled(volume):
             return
+        if volume.journal != iaas.contract.journal:
+            await self._site.save(replace(volume, journal=iaas.contract.journal))
+            return
         facts = VolumeFacts(
             usable={
                 place.node_id

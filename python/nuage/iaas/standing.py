@@ -125,7 +125,11 @@ def _news_of_past(
     past = head.past
     was_full = before is not None and before.past.is_full
     if past.is_full and not was_full:
-        text = "its history is full and strict: writes are refused until some of it is of age"
+        text = (
+            "its history is full and strict: writes are refused until some of it is of age, or the "
+            "contract says otherwise: `nuage iaas set NAME` with fewer `--journal-hours`, more "
+            "`--journal-size`, or `--no-journal-strict`"
+        )
         news.append(("history-full", text))
     elif was_full and not past.is_full:
         news.append(("history-has-room", "its history has room again: writes go on"))

@@ -26,6 +26,7 @@ from nuage.ionode.plan import (
     EndStandby,
     Erase,
     Fill,
+    Keep,
     OpenHead,
     Resize,
     StandBy,
@@ -268,6 +269,8 @@ class IonodeAgent:
                 await make_copy(daemon, wish, self._choose_disk(wish))
             case Resize(volume_id=volume_id, size_bytes=size_bytes):
                 await daemon.resize(volume_id, size_bytes)
+            case Keep(volume_id=volume_id, journal=journal):
+                await daemon.set_journal(volume_id, journal)
             case OpenHead(wish=head):
                 await daemon.open_head(head)
                 hosted.told[head.volume_id] = replace(head, groups=())  # once it is ready

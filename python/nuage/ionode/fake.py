@@ -30,7 +30,7 @@ from nuage.ionode.port import (
     VolumeSeen,
 )
 from nuage.ionode.shares import Used
-from nuage.model.contract import Limits
+from nuage.model.contract import JournalRule, Limits
 from nuage.model.desired import HeadWish, LostBlocks, PathWish, ReplicaWish
 from nuage.model.history import (
     AskCloseView,
@@ -52,6 +52,7 @@ from nuage.trust.datakeys import key_id_of
 @dataclass(slots=True)
 class _Copy:
     size_bytes: int
+    journal: JournalRule
     epoch: int = 0
     mapped_bytes: int = 0
     sequence: int = 0
@@ -129,6 +130,7 @@ class FakeDaemon:
                 VolumeSeen(
                     volume_id=volume_id,
                     size_bytes=copy.size_bytes,
+                    journal=copy.journal,
                     disk=copy.disk,
                     lost=_lost(self.scrubs.get(volume_id, ScrubSeen())),
                     stands_by=volume_id in self.paths,
@@ -159,7 +161,13 @@ class FakeDaemon:
     async def create(self, wish: ReplicaWish, disk: str = "") -> None:
         """Make an empty copy; one that is there already stays as it is."""
         self._begin("create", wish.volume_id)
-        fresh = _Copy(wish.size_bytes, encrypted=wish.encrypted, is_whole=not wish.joins, disk=disk)
+        fresh = _Copy(
+            wish.size_bytes,
+            wish.journal,
+            encrypted=wish.encrypted,
+            is_whole=not wish.joins,
+            disk=disk,
+        )
         self._copies.setdefault(wish.volume_id, fresh)
 
     async def clone(self, wish: ReplicaWish) -> None:
@@ -178,6 +186,7 @@ class FakeDaemon:
         )
         copy = _Copy(
             origin.size_bytes,
+            wish.journal,
             mapped_bytes=origin.mapped_bytes,
             blocks=dict(origin.blocks),
             encrypted=origin.encrypted,
@@ -332,6 +341,11 @@ class FakeDaemon:
         if size_bytes < copy.size_bytes:
             raise InvalidRequest(f"{volume_id} never shrinks", field="size_bytes")
         copy.size_bytes = size_bytes
+
+    async def set_journal(self, volume_id: VolumeId, journal: JournalRule) -> None:
+        """Have the copy here keep so much of its past from now on."""
+        self._begin("set_journal", volume_id)
+        self._require(volume_id).journal = journal
 
     async def open_head(self, wish: HeadWish) -> None:
         """Order the volume's writes under the wish's epoch, never under a lower one."""

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from nuage.ids import VolumeId
 from nuage.ionode.port import DaemonSeen, HeadSeen
+from nuage.model.contract import JournalRule
 from nuage.model.desired import DaemonWish, HeadWish, PathWish, ReplicaWish
 
 
@@ -27,6 +28,14 @@ class Resize:
 
     volume_id: VolumeId
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Have a copy keep so much of its past."""
+
+    volume_id: VolumeId
+    journal: JournalRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +88,9 @@ class EndStandby:
     volume_id: VolumeId
 
 
-Act: TypeAlias = Create | Resize | OpenHead | Tell | Fill | CloseHead | StandBy | EndStandby | Erase
+Act: TypeAlias = (
+    Create | Resize | Keep | OpenHead | Tell | Fill | CloseHead | StandBy | EndStandby | Erase
+)
 
 
 def plan(
@@ -99,6 +110,7 @@ def plan(
     it is not opened again.
     """
     sizes = {volume.volume_id: volume.size_bytes for volume in seen.volumes}
+    journals = {volume.volume_id: volume.journal for volume in seen.volumes}
     heads = {head.volume_id: head for head in seen.heads}
     wanted = {head.volume_id: head for head in wish.heads}
     acts: list[Act] = []
@@ -111,6 +123,8 @@ def plan(
             acts.append(Create(replica))
         elif size_bytes < replica.size_bytes and _is_served(replica.volume_id, heads, wanted):
             acts.append(Resize(replica.volume_id, replica.size_bytes))
+        if size_bytes is not None and journals[replica.volume_id] != replica.journal:
+            acts.append(Keep(replica.volume_id, replica.journal))
     for volume_id, head_wish in wanted.items():
         if volume_id in sizes and (volume_id, head_wish.epoch) not in released:
             acts += _head_acts(head_wish, heads.get(volume_id), filled, told)

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from nuage.ids import NodeId, VolumeId
 from nuage.ionode.shares import Used
-from nuage.model.contract import Limits
+from nuage.model.contract import JournalRule, Limits
 from nuage.model.desired import Answering, HeadWish, LostBlocks, PathWish, ReplicaWish
 from nuage.model.history import (
     NO_PAST,
@@ -40,6 +40,7 @@ class VolumeSeen:
 
     volume_id: VolumeId
     size_bytes: int
+    journal: JournalRule
     durable_sequence: int = 0
     mapped_bytes: int = 0
     journal_bytes: int = 0
@@ -258,6 +259,10 @@ class StorageDaemon(Protocol):
 
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
         """Make a volume larger, through its head here."""
+        ...
+
+    async def set_journal(self, volume_id: VolumeId, journal: JournalRule) -> None:
+        """Have the copy here keep so much of its past from now on."""
         ...
 
     async def open_head(self, wish: HeadWish) -> None:

@@ -26,10 +26,18 @@ from nuage.errors import (
     Unavailable,
 )
 from nuage.ids import IaasId, NodeId, VolumeId
+from nuage.ionode.answers import (
+    ChainAnswer,
+    HistoryAnswer,
+    ListAnswer,
+    ReceiptAnswer,
+    durable_sequence,
+    journal_bytes,
+    scrub_seen,
+)
 from nuage.ionode.disks import DiskPlace
 from nuage.ionode.port import (
     ChangedRuns,
-    CopyLag,
     CopySeen,
     DaemonReceipt,
     DaemonSeen,
@@ -39,12 +47,11 @@ from nuage.ionode.port import (
 )
 from nuage.ionode.ports import DaemonPorts
 from nuage.ionode.shares import Used
-from nuage.model.contract import Limits
+from nuage.model.contract import JournalRule, Limits
 from nuage.model.desired import (
     Answering,
     ChapWish,
     HeadWish,
-    LostBlocks,
     PathWish,
     PortGroup,
     ReplicaWish,
@@ -253,15 +260,16 @@ class StoragedDaemon:
 
     async def seen(self) -> DaemonSeen:
         """Return what the daemon keeps and serves."""
-        answer = msgspec.convert(await self._ask("list"), _Listed, strict=False)
+        answer = msgspec.convert(await self._ask("list"), ListAnswer, strict=False)
         return DaemonSeen(
             volumes=tuple(
                 VolumeSeen(
                     volume_id=VolumeId(v.volume),
                     size_bytes=v.size_bytes,
-                    durable_sequence=_durable_sequence(v),
+                    journal=v.retention.rule(),
+                    durable_sequence=durable_sequence(v),
                     mapped_bytes=0 if v.head is None else v.head.mapped_bytes,
-                    journal_bytes=_journal_bytes(v),
+                    journal_bytes=journal_bytes(v),
                     failure=v.failure or "",
                     disk=v.disk or self._options.disks[0].name,
                     lost=None if v.scrub is None else v.scrub.counted(),
@@ -314,7 +322,7 @@ class StoragedDaemon:
             size_bytes=wish.size_bytes,
             logical_block_bytes=512,
             uuid=_uuid_of(wish.volume_id),
-            retention=_retention(wish),
+            retention=_retention(wish.journal),
             encrypted=wish.encrypted,
             disk=self._daemons_name(disk),
             joins=wish.joins,
@@ -330,7 +338,7 @@ class StoragedDaemon:
             moment=_moment(wish.origin.moment),
             clone=wish.volume_id,
             uuid=_uuid_of(wish.volume_id),
-            retention=_retention(wish),
+            retention=_retention(wish.journal),
             joins=wish.joins,
             epoch=wish.epoch,
         )
@@ -371,7 +379,7 @@ class StoragedDaemon:
         groups, after = 0, 0
         while True:
             answer = await self._ask("verify_chain", volume=volume_id, after=after)
-            part = msgspec.convert(answer, _Verified)
+            part = msgspec.convert(answer, ChainAnswer)
             groups += part.groups
             after = part.last_sequence
             if part.complete:
@@ -379,12 +387,12 @@ class StoragedDaemon:
 
     async def scrub(self, volume_id: VolumeId) -> ScrubSeen:
         """Begin to read all of a copy kept here, to find damage."""
-        return _scrub_seen(await self._ask("scrub", volume=volume_id))
+        return scrub_seen(await self._ask("scrub", volume=volume_id))
 
     async def scrubbed(self, volume_id: VolumeId) -> ScrubSeen:
         """Return how far a copy kept here is with that, and what was found."""
         told = (await self._ask("status", volume=volume_id)).get("scrub")
-        return ScrubSeen() if told is None else _scrub_seen(told)
+        return ScrubSeen() if told is None else scrub_seen(told)
 
     async def find_moment(self, ask: AskMoment) -> FoundMoment:
         """Return which write a moment is."""
@@ -417,7 +425,7 @@ class StoragedDaemon:
         answer = await self._ask(
             "history", volume=ask.volume_id, after=ask.after_sequence, count=ask.count
         )
-        told = msgspec.convert(answer, _History)
+        told = msgspec.convert(answer, HistoryAnswer)
         return VolumeHistory(
             horizon_sequence=told.horizon_sequence,
             sequence=told.sequence,
@@ -461,6 +469,10 @@ class StoragedDaemon:
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
         """Make a copy larger."""
         await self._ask("resize", volume=volume_id, size_bytes=size_bytes)
+
+    async def set_journal(self, volume_id: VolumeId, journal: JournalRule) -> None:
+        """Have the copy here keep so much of its past from now on."""
+        await self._ask("set_retention", volume=volume_id, retention=_retention(journal))
 
     async def open_head(self, wish: HeadWish) -> None:
         """Order the volume's writes under the wish's epoch."""
@@ -572,7 +584,7 @@ class StoragedDaemon:
                 if "error" in document:
                     raise _error(document["error"])
                 if "receipt" in document:
-                    yield _receipt(msgspec.convert(document["receipt"], _Receipt))
+                    yield _receipt(msgspec.convert(document["receipt"], ReceiptAnswer))
                 elif not follow:
                     return
         finally:
@@ -580,156 +592,7 @@ class StoragedDaemon:
         raise Unavailable(f"the storage daemon of {self._iaas_id} ended")
 
 
-class _Verified(msgspec.Struct):
-    last_sequence: int
-    chain: str
-    groups: int
-    complete: bool
-
-
-class _Receipt(msgspec.Struct):
-    number: int
-    act: str
-    volume: str
-    segment: int
-    first_sequence: int
-    last_sequence: int
-    chain: str
-    time_ns: int
-    disk: str = ""
-
-
-class _Mark(msgspec.Struct):
-    sequence: int
-    time_us: int
-    name: str
-    kind: str
-    id: int
-
-
-class _Group(msgspec.Struct):
-    first_sequence: int
-    last_sequence: int
-    time_us: int
-    epoch: int
-    segment: int
-    blocks: int
-
-
-class _History(msgspec.Struct):
-    horizon_sequence: int
-    horizon_time_us: int
-    dropped_early_us: int
-    sequence: int
-    history_bytes: int
-    marks: list[_Mark]
-    groups: list[_Group]
-
-
-class _Copy(msgspec.Struct):
-    node: str
-    connected: bool = False
-    state: str = ""
-    durable_sequence: int = 0
-    lag: CopyLag = CopyLag()
-    let_go: bool = False
-
-
-class _Head(msgspec.Struct):
-    epoch: int
-    state: str
-    copies: list[_Copy] = []
-    sequence: int = 0
-    durable_sequence: int = 0
-    mapped_bytes: int = 0
-    journal_bytes: int = 0
-    failure: str | None = None
-    lost: bool = False
-    answers: str = "at_once"
-    horizon_time_us: int = 0
-    dropped_early_us: int = 0
-    held_by_views_bytes: int = 0
-    history_full: bool = False
-    key_id: str | None = None
-
-
-class _OwnCopy(msgspec.Struct):
-    sequence: int = 0
-    durable_sequence: int = 0
-    journal_bytes: int = 0
-
-
-class _Lost(msgspec.Struct):
-    lost: list[tuple[int, int]] = []
-    lost_segments: list[int] = []
-
-    def counted(self) -> LostBlocks:
-        """Return how much it is."""
-        return LostBlocks(
-            block_count=sum(count for _, count in self.lost),
-            segment_count=len(self.lost_segments),
-        )
-
-
-class _Volume(msgspec.Struct):
-    volume: str
-    size_bytes: int
-    disk: str = ""
-    failure: str | None = None
-    head: _Head | None = None
-    copy: _OwnCopy | None = None
-    scrub: _Lost | None = None
-    stands_by: bool = False
-
-
-class _Listed(msgspec.Struct):
-    volumes: list[_Volume] = []
-    key_id: str | None = None
-
-
-def _durable_sequence(volume: _Volume) -> int:
-    if volume.head is not None:
-        return volume.head.durable_sequence
-    return 0 if volume.copy is None else volume.copy.durable_sequence
-
-
-def _journal_bytes(volume: _Volume) -> int:
-    if volume.head is not None:
-        return volume.head.journal_bytes
-    return 0 if volume.copy is None else volume.copy.journal_bytes
-
-
-class _Running(msgspec.Struct):
-    done_bytes: int
-    total_bytes: int
-
-
-class _Scrub(msgspec.Struct):
-    last_s: int
-    found: int
-    mended: int
-    waiting: int
-    lost: list[tuple[int, int]]
-    lost_segments: list[int]
-    running: _Running | None = None
-
-
-def _scrub_seen(document: object) -> ScrubSeen:
-    told = msgspec.convert(document, _Scrub)
-    running = told.running
-    return ScrubSeen(
-        last_s=told.last_s,
-        done_bytes=0 if running is None else running.done_bytes,
-        total_bytes=0 if running is None else running.total_bytes,
-        found=told.found,
-        mended=told.mended,
-        waiting=told.waiting,
-        lost=tuple(told.lost),
-        lost_segments=tuple(told.lost_segments),
-    )
-
-
-def _receipt(noted: _Receipt) -> DaemonReceipt:
+def _receipt(noted: ReceiptAnswer) -> DaemonReceipt:
     return DaemonReceipt(
         number=noted.number,
         act=noted.act,
@@ -743,8 +606,7 @@ def _receipt(noted: _Receipt) -> DaemonReceipt:
     )
 
 
-def _retention(wish: ReplicaWish) -> Json:
-    rule = wish.journal
+def _retention(rule: JournalRule) -> Json:
     return {"seconds": rule.window_s, "bytes": rule.window_bytes, "strict": rule.strict}
 
 

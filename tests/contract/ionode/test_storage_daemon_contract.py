@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from nuage.errors import Conflict, InvalidRequest, Locked, Lost, NotFound, StaleEpoch
+from nuage.errors import (
+    Conflict,
+    InvalidRequest,
+    Locked,
+    Lost,
+    NotFound,
+    StaleEpoch,
+    Unavailable,
+)
 from nuage.ids import IaasId, VolumeId
 from nuage.ionode.disks import DiskPlace
 from nuage.ionode.fake import FakeDaemon
@@ -528,6 +536,31 @@ async def test_what_a_view_holds_back_is_told_and_leaves_before_its_time_once_it
         )  # fmt: skip
         assert 0 < told.kept_from_s <= told.dropped_early_s
         assert head.past.held_by_views_bytes == 0
+    finally:
+        await end_storaged(tmp_path)
+        await daemon.disconnect()
+
+
+@pytest.mark.skipif(not BINARY.exists(), reason="nuage-storaged is not built: run `make setup`")
+async def test_writers_of_a_strict_volume_go_on_once_it_may_keep_more(tmp_path: Path) -> None:
+    daemon = storaged_of(tmp_path)
+    more = JournalRule(strict=True)
+    try:
+        await daemon.start()
+        await daemon.create(replace(REPLICA, journal=JournalRule(window_bytes=0, strict=True)))
+        await opened(daemon)
+        with pytest.raises(Unavailable):
+            await daemon.write(VOLUME, 0, b"x" * 4096)
+        (head,) = (await daemon.seen()).heads
+        assert head.past.is_full
+        await daemon.set_journal(VOLUME, more)
+        await daemon.write(VOLUME, 0, b"y" * 4096)
+        seen = await daemon.seen()
+        assert (seen.volumes[0].journal, seen.heads[0].past.is_full) == (more, False)
+        await end_storaged(tmp_path)
+        await daemon.disconnect()
+        await daemon.start()
+        assert (await daemon.seen()).volumes[0].journal == more
     finally:
         await end_storaged(tmp_path)
         await daemon.disconnect()

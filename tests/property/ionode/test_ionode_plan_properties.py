@@ -14,6 +14,7 @@ from nuage.ionode.plan import (
     EndStandby,
     Erase,
     Fill,
+    Keep,
     OpenHead,
     Resize,
     StandBy,
@@ -45,7 +46,10 @@ def wishes(draw: st.DrawFn) -> DaemonWish:
             size_bytes = draw(st.sampled_from((8, 16, 32))) * MIB
             replicas.append(
                 ReplicaWish(
-                    volume_id=volume_id, iaas_id=IAAS, size_bytes=size_bytes, journal=JournalRule()
+                    volume_id=volume_id,
+                    iaas_id=IAAS,
+                    size_bytes=size_bytes,
+                    journal=JournalRule(window_s=draw(st.integers(0, 2))),
                 )
             )
         if role == "head":
@@ -89,6 +93,8 @@ async def perform(daemon: FakeDaemon, wish: DaemonWish, told: dict[VolumeId, Hea
                 await daemon.create(replica)
             case Resize(volume_id=volume_id, size_bytes=size_bytes):
                 await daemon.resize(volume_id, size_bytes)
+            case Keep(volume_id=volume_id, journal=journal):
+                await daemon.set_journal(volume_id, journal)
             case OpenHead(wish=head):
                 await daemon.open_head(head)
                 told[head.volume_id] = head

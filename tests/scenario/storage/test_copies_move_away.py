@@ -19,7 +19,7 @@ from nuage.iaas.heads import (
     TakeHead,
 )
 from nuage.ids import NodeId, SiteId
-from nuage.model.contract import AckPolicy
+from nuage.model.contract import AckPolicy, JournalRule
 from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role
 from nuage.model.infrastructure import Node, NodeRole
@@ -213,6 +213,18 @@ async def test_copies_of_a_node_that_is_lost_for_long_are_made_anew_elsewhere(
     )  # fmt: skip
     await storage.until(lambda: not storage.on(lost.node_id))
     assert {len(v.replicas) for v in storage.volumes()} == {3}
+
+
+async def test_volumes_keep_what_history_the_contract_says_once_it_is_changed(
+    storage: Storage,
+) -> None:
+    await storage.build(**FRENCH_PAIR)
+    rule = {"window_s": 60, "window_bytes": 1 << 30, "strict": True}
+    body = {"contract": FRENCH_PAIR | {"journal": rule}}
+    status, answer = await storage.ask("PUT", "/v1/iaas/acme/contract", body)
+    assert status == 200, answer
+    wanted = JournalRule(window_s=60, window_bytes=1 << 30, strict=True)
+    await storage.until(lambda: all(v.journal == wanted for v in storage.volumes()))
 
 
 class LaterClock(SkewedClock):

@@ -13,7 +13,7 @@ pub use heads::{
     Ack, Credential, LagBound, Limits, OpenHead, PortGroup, Replica, SetChap, StandBy,
 };
 pub use refusal::{Code, Refusal};
-pub use volumes::{At, Backend, CloneVolume, CreateVolume, Moment};
+pub use volumes::{At, Backend, CloneVolume, CreateVolume, Moment, Retention};
 
 /// A request; `id` comes back in the answer.
 #[derive(Debug, Deserialize)]
@@ -123,6 +123,11 @@ pub enum Request {
     SetLimits {
         volume: String,
         limits: Limits,
+    },
+    /// How much of its past the copy here keeps from now on.
+    SetRetention {
+        volume: String,
+        retention: Retention,
     },
     SetLagBound {
         volume: String,
