@@ -46,6 +46,7 @@ from nuage.iaas.contract_watch import ContractWatch
 from nuage.iaas.fabric_keys import FabricKeySet, KeyRoll
 from nuage.iaas.fabric_wishes import FabricContext
 from nuage.iaas.heads import HeadKeeper
+from nuage.iaas.hosts import tell_new_logins
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import (
     DECIDED_METHOD,
@@ -325,11 +326,16 @@ class Controller:
         self._fabric.register(self._handlers)
         self._secrets.on_news = self._secret_came
         self._keys.on_roll = self._keys_rolled
+        self._hosts_know: int | None = None  # the generation of their secrets
 
     def _keys_rolled(self) -> None:
         """Have all that derives from the federation's keys made anew, where it changes."""
         self._fabric.keys_changed()
         self._touch_all()
+        signs = self._keys.generations()[0]
+        if self._hosts_know not in (None, signs):
+            tell_new_logins(self.site)
+        self._hosts_know = signs
 
     def _secret_came(self) -> None:
         """Have all that derives from the controllers' secret made anew, where it changes."""

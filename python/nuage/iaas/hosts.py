@@ -83,6 +83,21 @@ async def attach_host(site: Site, _principal: Principal, body: AttachHost) -> Ho
     )
 
 
+def tell_new_logins(site: Site) -> None:
+    """Announce for each volume of this site that a host has: its secret is another from now on."""
+    for volume in site.index.values(Volume):
+        is_own = site.index.home("volume", volume.volume_id) == site.site_id
+        if volume.host is None or not is_own:
+            continue
+        initiator = volume.host.initiator
+        text = (
+            f"{volume.name}: the host {initiator} logs in by another secret from now on, by the "
+            "former for two more minutes; "
+            f"`nuage volume attach {volume.name} --initiator {initiator}` tells it"
+        )
+        site.announce("volume", volume.volume_id, "host-secret", text)
+
+
 async def show_paths(site: Site, _principal: Principal, body: NameVolume) -> list[VolumePath]:
     """Say by which portals a volume's host reaches it, and which of them serves now."""
     volume = volume_of(site, body.iaas, body.volume)
