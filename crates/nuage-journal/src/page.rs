@@ -17,6 +17,7 @@ const NARROW_MASK: u64 = (1 << (8 * NARROW_BYTES)) - 1;
 /// Entries with their slots counted from `first_slot`. The bytes lie apart from what counts their owners: 3584 is a
 /// size that allocators have, and a word more would have each page take 4 KiB.
 #[derive(Clone)]
+#[allow(clippy::redundant_allocation)] // the bytes alone are of a size that allocators have
 pub struct Narrow {
     first_slot: u32,
     bytes: Arc<Box<NarrowBytes>>,
@@ -66,7 +67,7 @@ impl Narrow {
 #[derive(Clone)]
 pub enum Page {
     Narrow(Narrow),
-    Wide(Arc<Box<[Entry; PAGE_ENTRIES]>>),
+    Wide(Arc<[Entry; PAGE_ENTRIES]>),
 }
 
 impl Page {
@@ -88,7 +89,7 @@ impl Page {
         if pairs.all(|(at, entry)| narrow.set(at, *entry)) {
             Self::Narrow(narrow)
         } else {
-            Self::Wide(Arc::new(Box::new(*entries)))
+            Self::Wide(Arc::new(*entries))
         }
     }
 
