@@ -15,7 +15,7 @@ unsafe extern "C" {
 }
 
 /// Once, before any thread is started. The kernel gives no huge pages: the allocator asks for them, and each takes 2 MiB
-/// where a few blocks are wanted. A daemon with one volume open held 11 MiB so, instead of 6.
+/// where a few blocks are wanted. What was taken before this call stays as it is.
 pub fn keep_buffers() {
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         log::warn("huge_pages_stay", &[("error", error.to_string().into())]);
