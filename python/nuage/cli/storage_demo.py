@@ -21,7 +21,10 @@ from nuage.trust.verify import told_proof, verify_proof
 WAIT_S: Final = 120.0
 POLL_S: Final = 0.05
 TYPE_WAIT_S: Final = 60.0
-LOAD: Final = "i=0; while true; do i=$((i+1)); echo $i > /data/count; sync; echo {mark}$i; done\n"
+LOAD: Final = (
+    "(i=0; while true; do i=$((i+1)); echo $i > /data/count; sync; echo {mark}$i; done) &\n"
+)
+STOP_LOAD: Final = "kill $!\n"  # Ctrl-C goes unheard by a shell that waits for a write
 
 
 class PowersNodes(Protocol):
@@ -130,7 +133,7 @@ class StorageDemo:
         self._lab.kill(head)
         on_s = self._go_on_without(head, begun_s)
         self._tell.figure("writes go on after a head's loss", f"after {on_s:.1f} s")
-        self._type("\x03")
+        self._type(STOP_LOAD)
         self._tell.note(f"the head is on {self._head()} now; the guest has not noticed")
         self._lab.power_on(head, wait=False)
         self._tell.note(f"{head} gets its power back; its copy catches up while the story goes on")
