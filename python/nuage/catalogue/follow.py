@@ -77,6 +77,21 @@ async def serve_feed(
         await clock.sleep(LINGER_BUSY_S if is_busy else LINGER_S)
 
 
+async def serve_replica(
+    replicas: Replicas, site: SiteId, *, clock: Clock
+) -> AsyncIterator[FeedMessage]:
+    """Yield what is known here of `site`, as it would say it itself: one snapshot, or nothing.
+
+    For a site that lost its catalogue: what it told the others after its last back-up.
+    """
+    table, cursor = replicas.table(site), replicas.cursor(site)
+    if table is None or not cursor.incarnation:
+        return
+    sender = FeedSender(site, cursor.incarnation)
+    for message in sender.snapshot(cursor.revision, table.all_records(), clock.now_s()):
+        yield message
+
+
 async def _heartbeats(
     catalogue: Catalogue, sender: FeedSender, position: int, clock: Clock
 ) -> AsyncIterator[FeedMessage]:

@@ -29,6 +29,9 @@ class Word(NamedTuple):
 WORDS: Final = {
     "address": Word("Public addresses: each goes wherever its VM goes.", ("addresses",)),
     "audit": Word("Who did what: each site's hash-chained, signed log.", ("audit",)),
+    "backup": Word(
+        "Back this machine's controller up into FILE, while it runs or not.", ("backup",)
+    ),
     "completion": Word("Print a script that completes commands and options.", ("completion",)),
     "controller": Word("Run a site's controller: API, catalogue, placement.", ("daemons",)),
     "edge": Word("Run an edge: the RBridge that joins its site to the others.", ("daemons",)),
@@ -69,6 +72,7 @@ WORDS: Final = {
         ("daemons",),
     ),
     "rack": Word("The racks, Nuage's unit of administration.", ("sites",)),
+    "restore": Word("Bring the controller of a lost machine back here from FILE.", ("backup",)),
     "segment": Word("Layer-2 networks of an IaaS.", ("iaas",)),
     "simulate": Word(
         "Try placement and energy out on recorded or made-up load; the same seed, the same bytes.",
@@ -87,7 +91,12 @@ WORDS: Final = {
         ("storage", "exports", "provenance"),
     ),
 }
-NO_API: Final = {"daemons", "joining", "bench"}  # whose commands print no answer of the API
+NO_API: Final = {
+    "daemons",
+    "joining",
+    "bench",
+    "backup",
+}  # whose commands print no answer of the API
 
 
 class Commands(MutableMapping[str, click.Command]):

@@ -207,7 +207,7 @@ class Controller:
             tasks=self._tasks,
             on_known=self._hear_events,
         )
-        self.links.register(self._handlers, self._catalogue)
+        self.links.register(self._handlers, self._catalogue, self._replicas)
         self._secrets = SecretDesk(
             self._store.shared_secrets(), self._store, self._trust, self.index, self.links,
             self._tasks, self._clock,

@@ -19,6 +19,7 @@ from nuage.quorum.model import LeaseTiming, Quorum
 from nuage.trust.store import QUORUM_REVOCATIONS, ROOT, SERVICE_CHAIN, SERVICE_KEY, TrustStore
 
 MEMBERS_FILE: Final = "quorum.json"
+BEGUN_FILE: Final = "quorum-begun"  # this site's member has run
 ANNOUNCE_EVERY_S: Final = 0.5
 log = structlog.get_logger("quorum")
 
@@ -27,7 +28,8 @@ log = structlog.get_logger("quorum")
 class QuorumMembers:
     """What a site knows of the quorum's members when it begins.
 
-    `initial_members` is the founder's own; a newcomer's member asks for them (`etcd_command`).
+    `initial_members` is the founder's own; a newcomer's member asks for them (`etcd_command`), and
+    so does a founder's that has lost its data: a second new cluster would be a second quorum.
     """
 
     initial_members: dict[SiteId, str]
@@ -78,15 +80,19 @@ async def etcd_command(configuration: ControllerConfiguration, clock: Clock) -> 
     """Return the command line of this site's etcd; a newcomer is first announced to the others."""
     config = member_config(configuration)
     members = members_of(configuration.state_dir)
-    initial_members = members.initial_members
-    if not initial_members:
-        # etcd reads them at its first start, which is over once it has written to its log.
-        is_in = any((config.data_dir / "member" / "wal").glob("*.wal"))
-        initial_members = (
-            {config.site: config.peer_url} if is_in else await _announced(configuration, clock)
-        )
+    begun = configuration.state_dir / BEGUN_FILE
+    # etcd reads the members at its first start, which is over once it has written to its log.
+    is_in = any((config.data_dir / "member" / "wal").glob("*.wal"))
+    is_alone = all(url == config.client_url for url in members.client_urls)
+    is_new_cluster = members.is_new_cluster and (is_in or is_alone or not begun.exists())
+    initial_members = (
+        {config.site: config.peer_url}
+        if is_in or is_new_cluster
+        else await _announced(configuration, clock)
+    )
+    begun.touch()
     arguments = member_arguments(
-        config, initial_members=initial_members, is_new_cluster=members.is_new_cluster
+        config, initial_members=initial_members, is_new_cluster=is_new_cluster
     )
     return [config.binary, *arguments]
 

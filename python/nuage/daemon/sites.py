@@ -26,7 +26,7 @@ from nuage.catalogue.feed import (
     FeedRequest,
     ReplaceReplica,
 )
-from nuage.catalogue.follow import FeedFollower, serve_feed
+from nuage.catalogue.follow import FeedFollower, serve_feed, serve_replica
 from nuage.catalogue.replica import Replicas
 from nuage.catalogue.store import Catalogue
 from nuage.catalogue.table import Table
@@ -41,9 +41,15 @@ from nuage.trust.files import write_atomically
 
 R = TypeVar("R")
 FEED_STREAM: Final = "catalogue.feed"
+REPLICA_STREAM: Final = "catalogue.replica"
 HELLO_METHOD: Final = "site.hello"
 HELLO_TIMEOUT_S: Final = 5.0
 log = structlog.get_logger("sites")
+
+
+@dataclass(frozen=True, slots=True)
+class AskOwn:
+    """A site asks what another knows of it (`daemon.restore`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +202,20 @@ class SiteLinks:
             timeout_s=HELLO_TIMEOUT_S,
         )
 
-    def register(self, handlers: Handlers, catalogue: Catalogue) -> None:
-        """Enter what other sites ask: our feed, and to know theirs."""
+    def register(self, handlers: Handlers, catalogue: Catalogue, replicas: Replicas) -> None:
+        """Enter what other sites ask: our feed, what we know of them, and to know theirs."""
         controllers = {NodeRole.CONTROLLER}
         items = FeedItems()
 
         @handlers.stream(FEED_STREAM, FeedRequest, roles=controllers)
         async def feed(_peer: Peer, request: FeedRequest) -> AsyncIterator[FeedMessage]:
             async for message in serve_feed(catalogue, request, clock=self._clock, items=items):
+                yield message
+
+        @handlers.stream(REPLICA_STREAM, AskOwn, roles=controllers)
+        async def replica(peer: Peer, _body: AskOwn) -> AsyncIterator[FeedMessage]:
+            of = peer.identity.site_id
+            async for message in serve_replica(replicas, of, clock=self._clock):
                 yield message
 
         @handlers.method(HELLO_METHOD, SiteHello, roles=controllers)

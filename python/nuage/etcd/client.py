@@ -171,6 +171,19 @@ class EtcdClient:
         document: Document = {"ID": str(member_id)}
         return await self._call("cluster/member/remove", document, MemberList, repeatable=False)
 
+    async def answers(self, urls: Sequence[str]) -> bool:
+        """Tell whether anything answers at one of `urls`, members that need not be endpoints."""
+        other = EtcdClient(urls, tls=self._tls, timeout_s=CONNECT_TIMEOUT_S) if urls else None
+        if other is None:
+            return False
+        try:
+            await other.range(b"/", serializable=True)
+        except (Unavailable, TimedOut):
+            return False
+        finally:
+            await other.close()
+        return True
+
     async def watch(
         self, key: bytes, *, prefix: bool = False, start_revision: int
     ) -> AsyncIterator[tuple[KeyEvent, ...]]:

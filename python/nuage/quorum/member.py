@@ -32,6 +32,7 @@ COMPACTION_RETENTION: Final = "1h"  # a watch that was cut longer reads everythi
 RECOVERY_TIMEOUT_S: Final = 60.0
 RECOVERY_POLL_S: Final = 0.2
 STOP_TIMEOUT_S: Final = 10.0
+PAIR: Final = 2  # as many members have a majority only together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,24 +104,26 @@ def member_arguments(
 
 
 async def join_member(client: EtcdClient, *, site: SiteId, peer_url: str) -> dict[SiteId, str]:
-    """Announce a new site's member to the cluster; return its `initial_members`.
+    """Announce a site's member to the cluster; return its `initial_members`.
 
-    Called once before the member's first start, through a client of the sites that run.
-    Announcing the same again is harmless. One at a time: etcd refuses an addition that could
-    cost the majority.
+    Called while the member has no data: before its first start, or after its disk was lost, through
+    a client of the sites that run. Announcing the same again is harmless. One at a time: etcd
+    refuses an addition that could cost the majority.
+
+    A member that has started, and now has no data, is removed first: under its old id it would
+    promise anew what it has promised already. Of two members the other one holds all that was
+    ever agreed on, and cannot remove anybody alone: there the old id is taken up again.
 
     Raises:
-        Conflict: another member has the URL, or the site has a member elsewhere.
+        Conflict: another member has the URL, or the site has a member that runs elsewhere.
+        Unavailable, TimedOut: the others have no majority, or not for five seconds; try again.
     """
     members = (await client.member_list()).members
     for member in members:
-        if member.name == site and peer_url not in member.peer_urls:
-            raise Conflict(
-                f"site {site} has a member at {', '.join(member.peer_urls)}",
-                hint="remove that one first",
-            )
         if peer_url in member.peer_urls and member.name not in ("", site):
             raise Conflict(f"{peer_url} is the member of site {member.name}")
+        if member.name == site and await _is_lost(client, member, peer_url, len(members)):
+            members = (await client.member_remove(member.id)).members
     if not any(peer_url in member.peer_urls for member in members):
         members = (await client.member_add([peer_url])).members
     unnamed = [m for m in members if not m.name and peer_url not in m.peer_urls]
@@ -132,6 +135,22 @@ async def join_member(client: EtcdClient, *, site: SiteId, peer_url: str) -> dic
     return {
         (SiteId(member.name) if member.name else site): member.peer_urls[0] for member in members
     }
+
+
+async def _is_lost(client: EtcdClient, member: Member, peer_url: str, count: int) -> bool:
+    """Tell whether a member of this site, which has no data now, is to be removed first.
+
+    Raises:
+        Conflict: it runs at another URL, or is one of two that moved.
+    """
+    if peer_url in member.peer_urls:
+        return count > PAIR
+    elsewhere = f"site {member.name} has a member at {', '.join(member.peer_urls)}"
+    if count <= PAIR:
+        raise Conflict(elsewhere, hint="one of two members comes back at its old address only")
+    if await client.answers(member.client_urls):
+        raise Conflict(elsewhere, hint="stop that one first")
+    return True
 
 
 async def remove_member(client: EtcdClient, site: SiteId) -> None:

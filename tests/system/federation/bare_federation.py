@@ -95,6 +95,13 @@ class BareFederation:
             process.wait()
         self.processes.clear()
 
+    def kill_site(self, name: str) -> None:
+        """Take the power of one site."""
+        for key in [key for key in self.processes if key.startswith(f"{name} ")]:
+            process = self.processes.pop(key)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
     def client(self, name: str) -> Client:
         client = Client(f"unix:{self.root / name / 'api.sock'}")
         client.log_in("admin", self.admin_secret)

@@ -11,8 +11,15 @@ import pytest
 from tests.contract.catalogue.catalogue_makers import LYON, MARNE, HandClock, vm
 
 from nuage.catalogue.codec import encode_value
-from nuage.catalogue.feed import ApplyBatch, Cursor, FeedMessage, FeedRequest
-from nuage.catalogue.follow import FeedFollower, serve_feed
+from nuage.catalogue.feed import (
+    ApplyBatch,
+    Cursor,
+    FeedMessage,
+    FeedReader,
+    FeedRequest,
+    ReplaceReplica,
+)
+from nuage.catalogue.follow import FeedFollower, serve_feed, serve_replica
 from nuage.catalogue.memory import MemoryCatalogue
 from nuage.catalogue.replica import MemoryReplicas, Replicas, SqliteReplicas
 from nuage.catalogue.sqlite import SqliteCatalogue
@@ -216,3 +223,25 @@ async def test_a_revocation_is_stored_before_the_feed_goes_on(tmp_path: Path) ->
     assert table.find("vm", "vm-1") is not None
     await stored.close()
     await lyon.close()
+
+
+async def test_a_site_that_lost_its_catalogue_is_told_what_others_know_of_it() -> None:
+    lyon, marne = MemoryCatalogue(LYON, clock=HandClock()), MemoryReplicas()
+    await lyon.write([Put(value=vm(1)), Put(value=vm(2))])
+    assert [m async for m in serve_replica(marne, LYON, clock=HandClock())] == []
+    wires = Wires(lyon)
+    async with following(wires, marne, LYON):
+        await until_equal(lyon, marne)
+    reader = FeedReader(LYON, reader=LYON, cursor=Cursor())
+    effects = [
+        effect
+        async for message in serve_replica(marne, LYON, clock=HandClock())
+        for effect in reader.receive(message, now_s=1.0, monotonic_s=1.0)
+    ]
+    (known,) = effects
+    assert isinstance(known, ReplaceReplica)
+    assert known.cursor.incarnation == lyon.incarnation
+    assert (known.cursor.revision, set(known.records)) == (
+        lyon.revision,
+        set(lyon.all_records()[1]),
+    )

@@ -1,0 +1,61 @@
+"""The machine of the founding site's controller is lost, with all its disks."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.system.federation.bare_federation import SITES, BareFederation, running, until
+
+from nuage.clock import SystemClock
+from nuage.daemon.backup import make_backup
+from nuage.daemon.quorum import open_etcd
+from nuage.daemon.restore import Restored, restore
+
+pytestmark = pytest.mark.system
+LOST = SITES[0]
+
+
+def names(federation: BareFederation, site: str) -> set[str]:
+    rows = federation.client(site).get("/v1/iaas")
+    assert isinstance(rows, list)
+    return {row["value"]["name"] for row in rows}
+
+
+async def members(federation: BareFederation, site: str) -> dict[str, int]:
+    client = open_etcd(federation.configurations[site])
+    try:
+        return {member.name: member.id for member in (await client.member_list()).members}
+    finally:
+        await client.close()
+
+
+def test_a_controller_whose_machine_is_lost_comes_back_from_an_old_backup(tmp_path: Path) -> None:
+    """What was written since the back-up is told by the others; there is one quorum, as before."""
+    with running(tmp_path) as federation:
+        backup, configuration = tmp_path / "backup", federation.configurations[LOST]
+        federation.client(LOST).call("POST", "/v1/iaas", {"name": "before", "contract": {}})
+        asyncio.run(make_backup(configuration, backup, SystemClock()))  # while it runs
+        federation.client(LOST).call("POST", "/v1/iaas", {"name": "after", "contract": {}})
+        until(lambda: names(federation, "marne") == {"before", "after"}, "marne knows both")
+        until(lambda: names(federation, "rennes") == {"before", "after"}, "rennes knows both")
+        until(lambda: len(asyncio.run(members(federation, "marne"))) == len(SITES), "three members")
+        before = asyncio.run(members(federation, "marne"))
+
+        federation.kill_site(LOST)
+        for part in ("controller", "trust", "etcd"):
+            shutil.rmtree(federation.root / LOST / part)
+        restored: Restored = asyncio.run(restore(configuration, backup, SystemClock()))
+        assert restored.source in ("marne", "rennes")
+        federation.start(LOST)
+
+        until(lambda: federation.sees_everybody(LOST), "it sees all again")
+        assert names(federation, LOST) == {"before", "after"}
+        federation.client(LOST).call("POST", "/v1/iaas", {"name": "new", "contract": {}})
+        for site in SITES:
+            until(lambda site=site: "new" in names(federation, site), f"{site} follows it again")  # type: ignore[misc]
+        until(lambda: LOST in asyncio.run(members(federation, "marne")), "its member is back")
+        after = asyncio.run(members(federation, "marne"))
+        assert after.keys() == before.keys()
+        assert after[LOST] != before[LOST]  # it never promises twice under one id
+        assert asyncio.run(members(federation, LOST)) == after  # no second quorum
