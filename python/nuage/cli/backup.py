@@ -71,6 +71,9 @@ def restore_command(file: Path, without: tuple[str, ...], config: Path) -> None:
     made = dt.datetime.fromtimestamp(restored.manifest.made_s).astimezone()
     newest = restored.source or f"the back-up of {made:%Y-%m-%d %H:%M}"
     click.echo(f"restored {restored.record_count} records, as {newest} knew them")
+    if not restored.is_sure:
+        click.echo("First switch this site's V-nodes off, all of them, and on again: a VM may run")
+        click.echo("where its record does not say, and would be started a second time.")
     click.echo("Next: start `nuage quorum-member` and `nuage controller`.")
 
 

@@ -16,8 +16,8 @@ import structlog
 from nuage.channel import Identity, parse_address
 from nuage.clock import Clock, SystemClock
 from nuage.daemon.configuration import AgentConfiguration, ControllerConfiguration
-from nuage.daemon.quorum import MEMBERS_FILE, QuorumMembers, members_of
-from nuage.errors import Conflict, InvalidRequest
+from nuage.daemon.quorum import MEMBERS_FILE, NOT_JOINED_HINT, QuorumMembers, members_of
+from nuage.errors import Conflict, InvalidRequest, Unavailable
 from nuage.iaas.site import Site
 from nuage.ids import FederationId, NodeId, SiteId, UserId, new_id
 from nuage.model.identity import Grant, Role, User
@@ -245,8 +245,15 @@ class Welcoming:
 
 
 def own_number(configuration: ControllerConfiguration) -> int:
-    """Return the number that this site was given."""
-    return int((configuration.state_dir / NUMBER_FILE).read_text())
+    """Return the number that this site was given.
+
+    Raises:
+        Unavailable: this site has founded or joined no federation yet.
+    """
+    path = configuration.state_dir / NUMBER_FILE
+    if not path.exists():
+        raise Unavailable(f"{path} is missing", hint=NOT_JOINED_HINT)
+    return int(path.read_text())
 
 
 def first_user(path: Path) -> User | None:

@@ -20,6 +20,7 @@ from nuage.trust.store import QUORUM_REVOCATIONS, ROOT, SERVICE_CHAIN, SERVICE_K
 
 MEMBERS_FILE: Final = "quorum.json"
 BEGUN_FILE: Final = "quorum-begun"  # this site's member has run
+NOT_JOINED_HINT: Final = "`nuage federation found`, `nuage federation join` or `nuage restore`"
 ANNOUNCE_EVERY_S: Final = 0.5
 log = structlog.get_logger("quorum")
 
@@ -45,9 +46,7 @@ def members_of(state_dir: Path) -> QuorumMembers:
     """
     path = state_dir / MEMBERS_FILE
     if not path.exists():
-        raise Unavailable(
-            f"{path} is missing", hint="`nuage federation found` or `nuage federation join`"
-        )
+        raise Unavailable(f"{path} is missing", hint=NOT_JOINED_HINT)
     return msgspec.json.decode(path.read_bytes(), type=QuorumMembers)
 
 

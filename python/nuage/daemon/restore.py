@@ -10,7 +10,8 @@ given out. What the site had published of its trust is taken from the newest cat
 node that was revoked since would be let in. The member of the quorum comes back as a newcomer.
 
 Theory of operation. Nothing is written but into empty directories, and all of it is removed again
-when a step fails. No controller of this site may run meanwhile, nor the old one ever again.
+when a step fails. The two files without which controller and member do not start (`HELD_BACK`) come
+last: their init may try to start them all the while. The old controller must never run again.
 """
 
 import os
@@ -39,7 +40,7 @@ from nuage.daemon.backup import (
     ask_records,
 )
 from nuage.daemon.configuration import ControllerConfiguration
-from nuage.daemon.joining import PEERS_FILE, service_hosts
+from nuage.daemon.joining import NUMBER_FILE, PEERS_FILE, service_hosts
 from nuage.daemon.quorum import MEMBERS_FILE, QuorumMembers
 from nuage.daemon.seat import has_seat
 from nuage.daemon.sites import REPLICA_STREAM, AskOwn
@@ -47,7 +48,13 @@ from nuage.errors import Conflict, CorruptData, InvalidRequest, NuageError, Unav
 from nuage.ids import SiteId
 from nuage.model.trust import SiteTrust
 from nuage.trust.audit import AuditEntry, AuditLog
-from nuage.trust.files import DIRECTORY_MODE, PUBLIC_MODE, SECRET_MODE, write_atomically
+from nuage.trust.files import (
+    DIRECTORY_MODE,
+    PUBLIC_MODE,
+    SECRET_MODE,
+    sync_directory,
+    write_atomically,
+)
 from nuage.trust.pki import load_certificate, not_after_s, pem_of
 from nuage.trust.revocation import read_revocation_list
 from nuage.trust.store import (
@@ -59,15 +66,20 @@ from nuage.trust.store import (
 from nuage.trust.verify import split_audit_line
 
 Say = Callable[[str], None]
+HELD_BACK: Final = (MEMBERS_FILE, NUMBER_FILE)
 MANIFEST_BYTES_MAX: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What came of it. `source` is the site whose knowledge was newest, None: the back-up's."""
+    """What came of it. `source` is the site whose knowledge was newest, None: the back-up's.
+
+    `is_sure`: every other site was asked, so no VM runs where its record does not say.
+    """
 
     manifest: Manifest
     source: SiteId | None
+    is_sure: bool
     revision: int
     record_count: int
 
@@ -126,10 +138,12 @@ async def _restore(
     store = TrustStore(configuration.trust_dir)
     _renew(configuration, store, clock)
     peers = _peers(configuration.state_dir)
+    is_sure = bool(peers)
     for site_id, addresses in sorted(peers.items()):
         known = await _ask(store, site_id, addresses, clock, without)
         if known is None:
-            say(f"{site_id}: not asked, or it knows nothing of this site")
+            say(f"{site_id}: does not answer, or knows nothing of this site")
+            is_sure = False
             continue
         say(
             f"{site_id}: knows {len(known.records)} records, up to revision {known.cursor.revision}"
@@ -149,9 +163,11 @@ async def _restore(
         say(
             f"audit log: {lost} records after the back-up are lost; the other sites keep their seal"
         )
+    _let_start(configuration.state_dir)
     return Restored(
-        manifest=manifest, source=source, revision=revision, record_count=len(newest.records)
-    )
+        manifest=manifest, source=source, is_sure=is_sure, revision=revision,
+        record_count=len(newest.records),
+    )  # fmt: skip
 
 
 def _age(seconds: float) -> str:
@@ -230,7 +246,9 @@ def _target(configuration: ControllerConfiguration, name: str) -> Path:
     directory = {STATE: configuration.state_dir, TRUST: configuration.trust_dir}.get(top)
     if directory is None or not rest or any(part in ("", ".", "..") for part in rest):
         raise CorruptData(f"a back-up has no {name!r}", where=name)
-    return directory.joinpath(*rest)
+    target = directory.joinpath(*rest)
+    is_held = directory == configuration.state_dir and rest[0] in HELD_BACK
+    return _held_back(target) if is_held else target
 
 
 def _create(target: Path, mode: int) -> BinaryIO:
@@ -304,12 +322,25 @@ def _renew(configuration: ControllerConfiguration, store: TrustStore, clock: Clo
 
 def _rejoin_quorum(configuration: ControllerConfiguration, *, is_alone: bool) -> None:
     """Have the member of the quorum ask to be let in again; one that is alone begins anew."""
-    path = configuration.state_dir / MEMBERS_FILE
+    path = _held_back(configuration.state_dir / MEMBERS_FILE)
     if not path.exists() or is_alone:
         return
     members = msgspec.json.decode(path.read_bytes(), type=QuorumMembers)
     members = replace(members, initial_members={}, is_new_cluster=False)
     write_atomically(path, msgspec.json.encode(members))
+
+
+def _held_back(path: Path) -> Path:
+    return path.with_name(f"{path.name}.held-back")
+
+
+def _let_start(state_dir: Path) -> None:
+    """Put what was held back in its place: from now on controller and member start."""
+    for name in HELD_BACK:
+        held = _held_back(state_dir / name)
+        if held.exists():
+            held.rename(state_dir / name)
+    sync_directory(state_dir)
 
 
 def _go_on_with_audit(

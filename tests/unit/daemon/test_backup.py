@@ -15,7 +15,7 @@ from nuage.clock import Clock, SystemClock
 from nuage.daemon.backup import MANIFEST, Manifest, make_backup
 from nuage.daemon.configuration import ControllerConfiguration, QuorumConfiguration
 from nuage.daemon.controller import HELD_FILE, SESSION_FILE
-from nuage.daemon.joining import PEERS_FILE, found
+from nuage.daemon.joining import PEERS_FILE, found, own_number
 from nuage.daemon.quorum import members_of
 from nuage.daemon.restore import restore
 from nuage.errors import Conflict, CorruptData, InvalidRequest, NuageError, Unavailable
@@ -113,9 +113,33 @@ async def test_whoever_may_know_more_is_asked_and_a_member_is_let_in_anew(tmp_pa
         await restore(new, tmp_path / "b", clock)
     assert "--without lyon" in caught.value.hint
     assert files(tmp_path / "new") == set()  # nothing is left, and it can be tried again
-    await restore(new, tmp_path / "b", clock, without=["lyon"])  # type: ignore[list-item]
+    restored = await restore(new, tmp_path / "b", clock, without=[SiteId("lyon")])
+    assert not restored.is_sure
     members = members_of(new.state_dir)
     assert (members.is_new_cluster, members.initial_members) == (False, {})
+
+
+async def test_neither_controller_nor_member_starts_before_the_end_of_a_restore(
+    tmp_path: Path,
+) -> None:
+    """Their init tries all the while; an empty catalogue must not take the place of the lost."""
+    clock = Hurried(NOW_S)
+    old = await a_site(tmp_path / "old", clock)
+    peers = {SiteId("lyon"): "127.0.0.1:1"}
+    write_atomically(old.state_dir / PEERS_FILE, msgspec.json.encode(peers))
+    await make_backup(old, tmp_path / "b", clock)
+    new = configured(tmp_path / "new")
+    tried: list[str] = []
+
+    def say(text: str) -> None:
+        tried.append(text)
+        for start in (own_number, lambda _: members_of(new.state_dir)):
+            with pytest.raises(Unavailable, match="missing"):
+                start(new)
+
+    await restore(new, tmp_path / "b", clock, say=say, without=[SiteId("lyon")])
+    assert len(tried) > 1
+    assert own_number(new) == 0
 
 
 async def test_what_was_revoked_since_the_backup_stays_revoked(tmp_path: Path) -> None:
