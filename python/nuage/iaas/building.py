@@ -74,7 +74,7 @@ def require_sound(site: Site, contract: Contract) -> None:
             f"{contract.ack_policy.value} needs {needed[contract.ack_policy]} copies, "
             f"the contract has {contract.copies}",
             field="contract.ack_policy",
-            hint="with two copies use all (no loss, stops without its second site) or local",
+            hint="with two copies use all: no loss, and writes wait for both until you degrade it",
         )
     for name in contract.sites:
         site.index.value(Datacenter, name)

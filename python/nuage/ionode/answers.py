@@ -129,11 +129,11 @@ class RetentionAnswer(msgspec.Struct):
 
 
 class VolumeAnswer(msgspec.Struct):
-    """Of `status`."""
+    """Of `status`. `retention` None: a daemon of before `set_retention`, not yet restarted."""
 
     volume: str
     size_bytes: int
-    retention: RetentionAnswer
+    retention: RetentionAnswer | None = None
     disk: str = ""
     failure: str | None = None
     head: HeadAnswer | None = None

@@ -123,7 +123,7 @@ def plan(
             acts.append(Create(replica))
         elif size_bytes < replica.size_bytes and _is_served(replica.volume_id, heads, wanted):
             acts.append(Resize(replica.volume_id, replica.size_bytes))
-        if size_bytes is not None and journals[replica.volume_id] != replica.journal:
+        if journals.get(replica.volume_id) not in (None, replica.journal):
             acts.append(Keep(replica.volume_id, replica.journal))
     for volume_id, head_wish in wanted.items():
         if volume_id in sizes and (volume_id, head_wish.epoch) not in released:

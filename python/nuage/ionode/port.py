@@ -35,12 +35,13 @@ PIECE_BYTES_MAX: Final = 256 * 1024  # in hexadecimal it fits in a line of the c
 class VolumeSeen:
     """A copy that the daemon keeps. `lost` None: it is not open, and cannot tell.
 
-    `stands_by`: it is shown to a host while its head is elsewhere.
+    `journal` None: the daemon is too old to tell it, and to change it. `stands_by`: it is shown to
+    a host while its head is elsewhere.
     """
 
     volume_id: VolumeId
     size_bytes: int
-    journal: JournalRule
+    journal: JournalRule | None
     durable_sequence: int = 0
     mapped_bytes: int = 0
     journal_bytes: int = 0

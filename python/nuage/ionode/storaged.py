@@ -266,7 +266,7 @@ class StoragedDaemon:
                 VolumeSeen(
                     volume_id=VolumeId(v.volume),
                     size_bytes=v.size_bytes,
-                    journal=v.retention.rule(),
+                    journal=None if v.retention is None else v.retention.rule(),
                     durable_sequence=durable_sequence(v),
                     mapped_bytes=0 if v.head is None else v.head.mapped_bytes,
                     journal_bytes=journal_bytes(v),
