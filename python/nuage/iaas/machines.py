@@ -331,7 +331,11 @@ async def reboot_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm
 
 
 async def resize_vm(site: Site, _principal: Principal, body: ResizeVm) -> Shown[Vm]:
-    """Change the shape of a VM; a running one takes it at its next start."""
+    """Change the shape of a VM; a running one takes it at its next start.
+
+    Raises:
+        Conflict: its node has not that much memory left.
+    """
     vm = vm_of(site, body.iaas, body.vm)
     iaas = site.index.value(Iaas, vm.iaas_id)
     more_vcpus = max(0, body.shape.vcpu_count - vm.shape.vcpu_count)
@@ -343,6 +347,15 @@ async def resize_vm(site: Site, _principal: Principal, body: ResizeVm) -> Shown[
             f"no node has {body.shape.memory_mib} MiB; the largest has {largest_mib}",
             field="memory_mib",
         )
+    node = None if vm.node_id is None else site.index.find_value(Node, vm.node_id)
+    if more_mib and node is not None and node.memory_mib:
+        others = (v for v in site.index.values(Vm) if v.node_id == node.node_id)
+        left_mib = node.memory_mib - sum(v.shape.memory_mib for v in others) + vm.shape.memory_mib
+        if left_mib < body.shape.memory_mib:
+            raise Conflict(
+                f"{node.name} has {left_mib} MiB for {vm.name}, {body.shape.memory_mib} asked",
+                hint="`nuage vm migrate` takes it to a node with more room, while it runs",
+            )
     return await _set(site, vm, "resize", shape=body.shape)
 
 

@@ -59,6 +59,25 @@ async def test_a_machine_from_contract_to_deletion(
     compare(HERE / "machine.txt", federation.talk.lines, rewrite=rewrite)
 
 
+async def test_a_machine_grows_no_further_than_its_node_has_room(federation: Federation) -> None:
+    await build(federation)
+    vms = "/v1/iaas/acme/vms"
+    for name in ("web", "db"):
+        body = {"name": name, "image": "guest", "site": "rennes", "near": ["web"] * (name == "db")}
+        assert (await federation.ask("POST", vms, body, who="tenant"))[0] == 202
+        await federation.settle()
+    _, shown = await federation.ask("GET", f"{vms}/web", who="user")
+    web = shown["result"]["value"]
+    _, shown = await federation.ask("GET", f"/v1/nodes/{web['node_id']}")
+    free_mib = shown["result"]["node"]["memory_mib"] - web["shape"]["memory_mib"]
+    resize, shape = f"{vms}/web/shape", {"vcpu_count": 1, "memory_mib": free_mib + 1}
+    status, told = await federation.ask("PUT", resize, {"shape": shape}, who="tenant")
+    assert (status, told["error"]["code"]) == (409, "conflict"), told
+    shape["memory_mib"] = free_mib
+    status, told = await federation.ask("PUT", resize, {"shape": shape}, who="tenant")
+    assert status == 200, told
+
+
 async def test_a_hosts_volume_from_creation_to_deletion(
     federation: Federation, *, rewrite: bool
 ) -> None:
