@@ -317,14 +317,13 @@ class QemuHypervisor:
         if slot < len(guest.record.disks) and guest.record.disks[slot].disk() is not None:
             raise Conflict(f"slot {slot} of {vm_id} is taken")
         generation = self._generation(guest, slot) + 1
-        await self._add_transport(guest, slot, disk, generation)
+        await self._drop_disk(guest, slot, generation)  # what an agent that ended in here has left
         try:
+            await self._add_transport(guest, slot, disk, generation)
             await guest.execute("blockdev-add", disk_options(slot, generation=generation))
             await guest.execute("device_add", disk_device(slot, disk.volume_id))
         except NuageError:
-            with contextlib.suppress(NuageError):
-                await guest.execute("blockdev-del", {"node-name": disk_node(slot)})
-            await self._drop_transport(guest, slot, generation)
+            await self._drop_disk(guest, slot, generation)
             raise
         self._set_slot(guest, slot, stored(disk), generation)
         self._changed(vm_id)
@@ -425,6 +424,11 @@ class QemuHypervisor:
         async with self._rerouting.refusable(_portals([disk])):
             await guest.execute("blockdev-add", options)
 
+    async def _drop_disk(self, guest: Guest, slot: int, generation: int) -> None:
+        with contextlib.suppress(NuageError):
+            await guest.execute("blockdev-del", {"node-name": disk_node(slot)})
+        await self._drop_transport(guest, slot, generation)
+
     async def _drop_transport(self, guest: Guest, slot: int, generation: int) -> None:
         with contextlib.suppress(NuageError):
             await guest.execute("blockdev-del", {"node-name": transport_node(slot, generation)})
@@ -437,10 +441,8 @@ class QemuHypervisor:
         if not device.startswith("dev") or not device[3:].isdecimal():
             return
         slot = int(device[3:])
-        with contextlib.suppress(NuageError):
-            await guest.execute("blockdev-del", {"node-name": disk_node(slot)})
         generation = self._generation(guest, slot)
-        await self._drop_transport(guest, slot, generation)
+        await self._drop_disk(guest, slot, generation)
         self._set_slot(guest, slot, StoredDisk(), generation)
         self._changed(guest.record.vm_id)
 
