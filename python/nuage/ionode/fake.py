@@ -426,14 +426,15 @@ class FakeDaemon:
 
     def note(self, volume_id: VolumeId, act: str, segment: int, *, time_ms: int = 0) -> None:
         """Note that something became of a segment of ten writes."""
+        first_sequence = segment % (1 << 32) * 10  # the numbers of moved segments begin far above
         self.receipts.append(
             DaemonReceipt(
                 number=len(self.receipts) + 1,
                 act=act,
                 volume_id=volume_id,
                 segment=segment,
-                first_sequence=segment * 10,
-                last_sequence=segment * 10 + 9,
+                first_sequence=first_sequence,
+                last_sequence=first_sequence + 9,
                 chain=f"{segment:064x}",
                 time_ms=time_ms,
             )

@@ -42,6 +42,7 @@ HEAD_LEAVES: Final = 256  # sign at least this often
 HEAD_INTERVAL_S: Final = 60.0
 TEXT_CHARS_MAX: Final = 256
 SEQUENCE_MAX: Final = 2**63 - 1
+SEGMENT_MAX: Final = 2**64 - 1  # those of compaction and of a copy made anew have the top bit set
 FILE_MODE: Final = 0o640
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TEXT: Final = re.compile(r"[A-Za-z0-9 ._:+/=-]*")  # needs no escape in any JSON writer
@@ -79,7 +80,9 @@ class Receipt:
     def __post_init__(self) -> None:
         if _HASH.fullmatch(self.chain_hash) is None:
             raise InvalidRequest("a chain hash has 64 hex digits", field="chain_hash")
-        for name in ("segment", "sequence_first", "sequence_last", "time_ms"):
+        if not 0 <= self.segment <= SEGMENT_MAX:
+            raise InvalidRequest("out of range", field="segment")
+        for name in ("sequence_first", "sequence_last", "time_ms"):
             if not 0 <= getattr(self, name) <= SEQUENCE_MAX:
                 raise InvalidRequest("out of range", field=name)
         if self.sequence_first > self.sequence_last:

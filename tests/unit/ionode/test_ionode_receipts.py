@@ -99,6 +99,17 @@ async def test_what_a_daemon_notes_is_signed_and_handed_over_once(bench: Bench) 
     assert bench.events.count(("seal", 1)) == 1  # the next agent goes on where this one was
 
 
+@pytest.mark.parametrize("segment", [1 << 63 | 1, 0b11 << 62 | 1])
+async def test_what_compaction_and_a_copy_made_anew_have_written_is_told_too(
+    bench: Bench, segment: int
+) -> None:
+    await bench.agent.take_wish(wish(1))
+    bench.daemon.note(VOLUME, "moved", segment)
+    bench.daemon.note(VOLUME, "sealed", 2)
+    await bench.settle()
+    assert bench.events == [("move", segment), ("seal", 2)]
+
+
 async def test_an_erased_copy_is_told_of_after_it_is_gone(bench: Bench) -> None:
     await bench.agent.take_wish(wish(1))
     bench.daemon.note(VOLUME, "sealed", 1)
