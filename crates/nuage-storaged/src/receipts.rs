@@ -4,7 +4,7 @@
 //! So receipts get a dense number and stay in `receipts.jsonl`; a client names the last it has.
 //! What was told of a copy is compared with what lies there now and then: see `nuage_journal::Told`.
 
-use crate::catalogue::{hex, unhex};
+use crate::catalogue::{hex, now_ns, unhex};
 use crate::daemon::Storaged;
 use nuage_io::serve::Context;
 use nuage_journal::{Receipt, ReceiptAct, Store, Told};
@@ -59,7 +59,7 @@ impl Receipts {
         })
     }
 
-    /// Keep a receipt; gives its line.
+    /// Keep a receipt, as of now: a copy made anew has old writes since today. Gives its line.
     pub fn keep(&mut self, volume: &str, disk: &str, receipt: &Receipt) -> io::Result<Value> {
         self.last += 1;
         let value = json!({
@@ -72,7 +72,7 @@ impl Receipts {
             "first_sequence": receipt.first_seq,
             "last_sequence": receipt.last_seq,
             "chain": hex(&receipt.chain),
-            "time_ns": receipt.time_ns,
+            "time_ns": now_ns(),
             "bytes": receipt.bytes,
         });
         writeln!(self.file, "{value}")?;
@@ -160,5 +160,32 @@ impl Storaged {
             }
             self.receipts.compared.insert(volume, now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_tells_when_its_act_was_and_not_when_the_writes_were() {
+        let dir = std::env::temp_dir().join(format!("nuage-receipts-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a place");
+        let mut receipts = Receipts::open(&dir).expect("a fresh file");
+        let begun_ns = now_ns();
+        let written_long_ago = Receipt {
+            act: ReceiptAct::Expired,
+            volume: [1; 16],
+            segment: 1,
+            first_seq: 1,
+            last_seq: 2,
+            chain: [3; 32],
+            time_ns: 4,
+            bytes: 4096,
+        };
+        let line = receipts.keep("v", "d0", &written_long_ago).expect("kept");
+        assert!(line["time_ns"].as_u64() >= Some(begun_ns));
+        assert_eq!(receipts.after(0).expect("read"), [line]);
+        std::fs::remove_dir_all(&dir).expect("gone");
     }
 }
