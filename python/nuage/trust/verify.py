@@ -744,7 +744,8 @@ def _told_places(site: Json, receipts: Sequence[Json]) -> list[str]:
         gone = {str(r["segment"]) for r in own if r["event"] == "expire"}
         first, *_, last = sorted(int(str(r["time_ms"])) for r in (*own, *own))
         since, end = (datetime.fromtimestamp(t // 1000, tz=UTC).isoformat() for t in (first, last))
-        until = f"until {end}" if gone >= held else "to this day"
+        left = "" if held.isdisjoint(gone) else f"{len(held - gone)} of them "
+        until = f"until {end}" if gone >= held else f"{left}to this day"
         lines.append(f"{node_id} in {law}: {len(held)} segments since {since}, {until}")
     return lines
 

@@ -100,6 +100,16 @@ def test_a_proof_holds_with_public_keys_alone(bench: Bench) -> None:
     assert any("lyon-io1 in Lyon, FR" in line for line in told_proof(report))
 
 
+def test_how_many_segments_are_still_at_a_place_is_told(bench: Bench) -> None:
+    def places() -> list[str]:
+        told = told_proof(verify_proof(bench.document()))
+        return [line.rpartition(", ")[2] for line in told if "segments since" in line]
+
+    assert places() == ["4 of them to this day"] * 2
+    bench.grow()
+    assert places() == ["9 of them to this day"] * 2
+
+
 def test_no_byte_can_be_changed(bench: Bench) -> None:
     document = bench.document()
     prng = Random(11)
