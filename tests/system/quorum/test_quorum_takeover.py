@@ -1,6 +1,7 @@
 """A site that falls silent stops before the others take over, on three real members."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,11 @@ async def take(door: Door, number: int) -> float:
 
 
 async def test_a_silent_site_has_stopped_before_it_is_taken_over(tmp_path: Path) -> None:
-    async with etcd_cluster(tmp_path, size=3) as members:
+    async with etcd_cluster(tmp_path, size=3) as members, contextlib.AsyncExitStack() as open_doors:
         marne = Door(MARNE, members)
+        open_doors.push_async_callback(marne.close)
         rennes = Door(RENNES, [*members[1:], members[0]])
+        open_doors.push_async_callback(rennes.close)
         await marne.until_held()
         await rennes.until_held()
         for number in (1, 2):
@@ -83,5 +86,3 @@ async def test_a_silent_site_has_stopped_before_it_is_taken_over(tmp_path: Path)
         assert (await rennes.quorum.owner("vm", "vm-2")) == Ownership(
             kind="vm", id="vm-2", owner=MARNE, epoch=1
         )
-        await marne.close()
-        await rennes.close()
