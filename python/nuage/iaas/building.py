@@ -12,10 +12,12 @@ from nuage.iaas.operations import (
     any_scope,
     anywhere,
     federation_scope,
+    iaas_home,
+    iaas_scope,
 )
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.ids import EntropySource, IaasId, SegmentId, SiteId, new_id
+from nuage.ids import EntropySource, IaasId, SegmentId, new_id
 from nuage.model.contract import AckPolicy, Contract, require_satisfiable
 from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter
@@ -222,19 +224,6 @@ def require_quota(
 async def show_quota(site: Site, _principal: Principal, body: NameIaas) -> list[QuotaUse]:
     """Show what is used of a contract's quotas."""
     return quota_use(site, site.index.iaas_named(body.iaas))
-
-
-def iaas_scope(
-    site: Site,
-    body: NameIaas | CreateSegment,
-) -> Scope | None:
-    """Ask for the role on the IaaS named."""
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
-def iaas_home(site: Site, body: NameIaas) -> SiteId | None:
-    """Let the site that built the IaaS answer."""
-    return site.index.home("iaas", site.index.iaas_named(body.iaas).iaas_id)
 
 
 def enter(table: OperationTable) -> None:

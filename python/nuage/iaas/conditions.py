@@ -8,9 +8,9 @@ import asyncio
 from dataclasses import dataclass
 
 from nuage.errors import NuageError
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import NameVolume, volume_home, volume_of, volume_scope
+from nuage.iaas.volumes import NameVolume, volume_home, volume_of
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.volume import ReplicaPlace, Volume
 from nuage.trust.permissions import Principal
@@ -107,7 +107,7 @@ def enter(table: OperationTable) -> None:
             action="volume.read",
             summary="Tell when each copy of a volume was last read whole, and what was found",
             run=show_conditions,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )
@@ -121,7 +121,7 @@ def enter(table: OperationTable) -> None:
             action="volume.move",
             summary="Have each copy of a volume read itself whole, and mend what has rotted",
             run=scrub_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
             status=202,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from nuage.errors import Conflict
 from nuage.iaas.building import require_sound
 from nuage.iaas.heads import choose_place
-from nuage.iaas.operations import Operation, OperationTable, Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, iaas_home, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
@@ -18,7 +18,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,6 @@ def _staying(volume: Volume) -> list[SiteId]:
     return [p.site_id for p in volume.replicas if p.node_id not in volume.leaving]
 
 
-def _scope(site: Site, body: ChangeContract) -> Scope | None:
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
-def _home(site: Site, body: ChangeContract) -> SiteId:
-    return site.index.home("iaas", site.index.iaas_named(body.iaas).iaas_id)
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     table.add(
@@ -115,7 +107,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.contract",
             summary="Put another contract on an IaaS",
             run=change_contract,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=iaas_home,
         )
     )

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.epochs import next_local
 from nuage.iaas.heads import HeadKeeper, choose_place
-from nuage.iaas.operations import Operation, OperationTable, Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import volume_of
+from nuage.iaas.volumes import volume_home, volume_of
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import AckPolicy
 from nuage.model.iaas import Iaas
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
 from nuage.storage.heads import next_head, whole_copies
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 PAIR = 2
 
@@ -195,14 +195,6 @@ async def accept_loss(site: Site, _principal: Principal, body: AcceptLoss) -> Sh
 _Body = DegradeVolume | ReplaceCopy | MoveVolume | AcceptLoss
 
 
-def _scope(site: Site, body: _Body) -> Scope | None:
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
-def _home(site: Site, body: _Body) -> SiteId:
-    return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     path = "/v1/iaas/{iaas}/volumes/{volume}"
@@ -216,8 +208,8 @@ def enter(table: OperationTable) -> None:
             action="volume.move",
             summary="Go on with the copies of a volume that are left",
             run=degrade_volume,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
             status=202,
         )
     )
@@ -231,8 +223,8 @@ def enter(table: OperationTable) -> None:
             action="volume.move",
             summary="Replace one copy of a volume, online",
             run=replace_copy,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
             status=202,
         )
     )
@@ -246,8 +238,8 @@ def enter(table: OperationTable) -> None:
             action="volume.move",
             summary="Move a volume's head to another of its copies, online",
             run=move_volume,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
             status=202,
         )
     )
@@ -261,8 +253,8 @@ def enter(table: OperationTable) -> None:
             action="volume.move",
             summary="Go on with what the copies of a lost volume have",
             run=accept_loss,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
             status=202,
         )
     )

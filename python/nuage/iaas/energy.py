@@ -4,14 +4,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from nuage.errors import InvalidRequest, NotFound, Unavailable
-from nuage.iaas.machines import NameVm, vm_home, vm_of, vm_scope
-from nuage.iaas.operations import (
-    Operation,
-    OperationTable,
-    Shown,
-    any_scope,
-    anywhere,
-)
+from nuage.iaas.machines import NameVm, vm_home, vm_of
+from nuage.iaas.operations import Operation, OperationTable, Shown, any_scope, anywhere, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site, Steering
 from nuage.ids import NodeId, SiteId
@@ -316,7 +310,7 @@ def enter(table: OperationTable) -> None:
             action="vm.read",
             summary="Show the joules that a VM has used at its site",
             run=vm_energy,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=vm_home,
         )
     )

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.machines import port_of, vm_of
-from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere
+from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import SecurityGroupId, SiteId, new_id
@@ -328,13 +328,6 @@ def group_home(site: Site, body: PutGroup | NameGroup) -> SiteId | None:
 def port_home(site: Site, body: SetPort) -> SiteId | None:
     """Let the site that runs the VM answer."""
     return site.index.home("port", port_of(site, vm_of(site, body.iaas, body.vm)).port_id)
-
-
-def iaas_scope(
-    site: Site, body: AskPath | NameIaasOfGroups | PutGroup | NameGroup | SetPort
-) -> Scope | None:
-    """Ask for the role on the IaaS named."""
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
 
 
 GROUPS: Final = "/v1/iaas/{iaas}/security-groups"

@@ -9,14 +9,14 @@ from typing import Final
 
 from nuage.errors import Conflict, InvalidRequest
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import NameVolume, require_free, volume_home, volume_of, volume_scope
+from nuage.iaas.volumes import NameVolume, require_free, volume_home, volume_of
 from nuage.ids import NodeId, SiteId, new_id
 from nuage.model.infrastructure import portal_group_of
 from nuage.model.status import NodeStatus
 from nuage.model.volume import OutsideHost, Volume, VolumeState
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 INITIATOR_CHARS_MAX: Final = 223  # RFC 7143 §4.2.7.1
 INITIATOR_PREFIXES: Final = ("iqn.", "eui.", "naa.")
@@ -129,14 +129,6 @@ def paths_of(index: FederationIndex, volume: Volume) -> tuple[VolumePath, ...]:
     return tuple(paths)
 
 
-def _scope(site: Site, body: AttachHost) -> Scope | None:
-    return volume_scope(site, NameVolume(body.iaas, body.volume))
-
-
-def _home(site: Site, body: AttachHost) -> SiteId:
-    return volume_home(site, NameVolume(body.iaas, body.volume))
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     table.add(
@@ -149,8 +141,8 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Give a volume to a host outside, by a path to each of its copies",
             run=attach_host,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )
     table.add(
@@ -163,7 +155,7 @@ def enter(table: OperationTable) -> None:
             action="volume.read",
             summary="Say by which portals a volume's host reaches it, and which of them serves",
             run=show_paths,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )

@@ -6,20 +6,18 @@ them, if it is unlocked there. A tenant's key goes to all sites and is kept by n
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import structlog
 
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError
-from nuage.iaas.building import NameIaas, iaas_scope
-from nuage.iaas.operations import Operation, OperationTable, anywhere
+from nuage.iaas.operations import NamesIaas, Operation, OperationTable, anywhere, iaas_scope
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
 from nuage.model.desired import IonodeReport, SetKey
 from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter
 from nuage.model.vm import Vm, VmState
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 SET_KEY_METHOD = "ionode.set-key"
 UNLOCK_METHOD = "iaas.unlock-here"
@@ -148,20 +146,6 @@ async def give_keys(site: Site, report: IonodeReport) -> None:
             log.warning("key not given", iaas=iaas_id, node=report.node_id, error=error.message)
 
 
-class NamesIaas(Protocol):
-    """A body that says of which IaaS the key is."""
-
-    @property
-    def iaas(self) -> str:
-        """The name of the IaaS."""
-        ...
-
-
-def key_scope(site: Site, body: NamesIaas) -> Scope | None:
-    """Ask for the role on the IaaS whose key it is."""
-    return iaas_scope(site, NameIaas(body.iaas))
-
-
 def key_home(site: Site, body: NamesIaas) -> SiteId:
     """Let the site that made the key answer."""
     iaas = site.index.iaas_named(body.iaas)
@@ -181,7 +165,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.unlock",
             summary="Unlock an IaaS with its tenant's key, until its sites restart",
             run=unlock_iaas,
-            scope=key_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -195,7 +179,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.shred",
             summary="Destroy the data key of an IaaS: its data is gone for good",
             run=shred_iaas,
-            scope=key_scope,
+            scope=iaas_scope,
             home=key_home,
         )
     )

@@ -9,7 +9,7 @@ from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavail
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
 from nuage.iaas.epochs import next_local
 from nuage.iaas.movement import claimed, waits_for
-from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere
+from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft
 from nuage.iaas.vm_places import place_ids, request_for
@@ -25,7 +25,7 @@ from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.vm import PowerWish, Vm, VmShape, VmState
 from nuage.model.volume import Volume
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 CONSOLE_BYTES_MAX = 256 * 1024
 NODE_ASK_TIMEOUT_S = 5.0
@@ -452,13 +452,6 @@ def vm_home(site: Site, body: NameVm | ResizeVm | RuleVm | MigrateVm | ReadConso
     return site.index.home("vm", vm_of(site, body.iaas, body.vm).vm_id)
 
 
-def vm_scope(
-    site: Site, body: CreateVm | ListVms | NameVm | ResizeVm | RuleVm | MigrateVm | ReadConsole
-) -> Scope | None:
-    """Ask for the role on the IaaS named."""
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     path = "/v1/iaas/{iaas}/vms"
@@ -472,7 +465,7 @@ def enter(table: OperationTable) -> None:
             action="vm.read",
             summary="List VMs",
             run=list_vms,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -486,7 +479,7 @@ def enter(table: OperationTable) -> None:
             action="vm.create",
             summary="Place and create a VM",
             run=create_vm,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=anywhere,
             status=202,
         )
@@ -501,7 +494,7 @@ def enter(table: OperationTable) -> None:
             action="vm.read",
             summary="Show a VM",
             run=show_vm,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -515,7 +508,7 @@ def enter(table: OperationTable) -> None:
             action="vm.explain",
             summary="Tell why a VM is where it is: scores and refusals",
             run=explain_vm,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -534,7 +527,7 @@ def enter(table: OperationTable) -> None:
                 action="vm.power",
                 summary=summary,
                 run=run,
-                scope=vm_scope,
+                scope=iaas_scope,
                 home=vm_home,
                 status=202,
             )
@@ -549,7 +542,7 @@ def enter(table: OperationTable) -> None:
             action="vm.write",
             summary="Change a VM's shape",
             run=resize_vm,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=vm_home,
         )
     )
@@ -563,7 +556,7 @@ def enter(table: OperationTable) -> None:
             action="vm.write",
             summary="Change where a VM may run: fence, ban, near, apart",
             run=rule_vm,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=vm_home,
         )
     )
@@ -577,7 +570,7 @@ def enter(table: OperationTable) -> None:
             action="vm.migrate",
             summary="Move a running VM live, to another site if asked",
             run=migrate_vm,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=vm_home,
             status=202,
         )
@@ -592,7 +585,7 @@ def enter(table: OperationTable) -> None:
             action="vm.delete",
             summary="Delete a VM and its boot volume",
             run=delete_vm,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=vm_home,
             status=202,
         )
@@ -607,7 +600,7 @@ def enter(table: OperationTable) -> None:
             action="vm.console",
             summary="Read the end of a VM's console",
             run=read_console,
-            scope=vm_scope,
+            scope=iaas_scope,
             home=vm_home,
         )
     )

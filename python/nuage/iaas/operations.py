@@ -7,7 +7,7 @@ operation; when its object has its home elsewhere, the operation is carried ther
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from nuage.errors import NotFound
 from nuage.iaas.site import Site
@@ -60,6 +60,25 @@ def federation_scope(_site: Site, _body: object) -> Scope | None:
 def any_scope(_site: Site, _body: object) -> Scope | None:
     """Ask for the role somewhere; the answer shows what the caller may see."""
     return None
+
+
+class NamesIaas(Protocol):
+    """A body that says which IaaS it is about."""
+
+    @property
+    def iaas(self) -> str:
+        """The IaaS, by name or id."""
+        ...
+
+
+def iaas_scope(site: Site, body: NamesIaas) -> Scope | None:
+    """Ask for the role on the IaaS named."""
+    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
+
+
+def iaas_home(site: Site, body: NamesIaas) -> SiteId | None:
+    """Let the site that built the IaaS answer."""
+    return site.index.home("iaas", site.index.iaas_named(body.iaas).iaas_id)
 
 
 class OperationTable:

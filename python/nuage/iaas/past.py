@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
-from nuage.iaas.operations import Operation, OperationTable, Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import new_volume, volume_of
-from nuage.ids import NodeId, SiteId
+from nuage.iaas.volumes import new_volume, volume_home, volume_of
+from nuage.ids import NodeId
 from nuage.model.contract import AckPolicy
 from nuage.model.history import (
     IMAGE_MARK,
@@ -31,7 +31,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import require_slug
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Volume, VolumeState
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 HISTORY_METHOD = "volume.history"
 MOMENT_METHOD = "volume.moment"
@@ -250,16 +250,6 @@ async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolum
     return show(site, volume)
 
 
-def _scope(
-    site: Site, body: ReadHistory | MarkVolumes | CloneVolume | RollbackVolume
-) -> Scope | None:
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
-def _home(site: Site, body: ReadHistory | MarkVolumes | CloneVolume | RollbackVolume) -> SiteId:
-    return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     path = "/v1/iaas/{iaas}/volumes/{volume}"
@@ -273,8 +263,8 @@ def enter(table: OperationTable) -> None:
             action="volume.read",
             summary="Tell what a volume's journal keeps",
             run=read_history,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )
     table.add(
@@ -287,8 +277,8 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Name this instant in the journals of one or several volumes",
             run=mark_volumes,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
             status=201,
         )
     )
@@ -302,8 +292,8 @@ def enter(table: OperationTable) -> None:
             action="volume.create",
             summary="Make a volume from any moment of another's past",
             run=clone_volume,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
             status=202,
         )
     )
@@ -317,7 +307,7 @@ def enter(table: OperationTable) -> None:
             action="volume.rollback",
             summary="Take a volume back to any moment of its past",
             run=rollback_volume,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from nuage.errors import InvalidRequest, NuageError, Unavailable
-from nuage.iaas.building import NameIaas, iaas_scope
-from nuage.iaas.operations import Operation, OperationTable, anywhere
+from nuage.iaas.building import NameIaas
+from nuage.iaas.operations import Operation, OperationTable, anywhere, iaas_scope
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import NameVolume, volume_of, volume_scope
+from nuage.iaas.volumes import NameVolume, volume_of
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.contract import Contract, refusal_of_site
 from nuage.model.iaas import Iaas
@@ -27,7 +27,7 @@ from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 from nuage.storage.ledgers import LedgerProof, LedgerShelf
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 from nuage.trust.verify import canonical
 
 PROVE_METHOD = "ledger.prove"
@@ -321,10 +321,6 @@ def _site_document(site: Site, proof: LedgerProof) -> dict[str, object]:
     }
 
 
-def _proof_scope(site: Site, body: ProveVolume) -> Scope | None:
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
 async def check_iaas(site: Site, _principal: Principal, body: NameIaas) -> ContractCheck:
     """Look at every VM, every copy and every receipt of an IaaS against its contract."""
     return await check_contract(site, site.index.iaas_named(body.iaas))
@@ -406,7 +402,7 @@ def enter(table: OperationTable) -> None:
             action="volume.trace",
             summary="Tell where each part of a volume has been, from when to when",
             run=trace_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -420,7 +416,7 @@ def enter(table: OperationTable) -> None:
             action="volume.trace",
             summary="Prove where a volume has been, in a document that stands alone",
             run=prove_volume,
-            scope=_proof_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )

@@ -15,7 +15,15 @@ from typing import Final, TypeVar
 from nuage.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
 from nuage.iaas.building import require_quota
 from nuage.iaas.machines import port_of
-from nuage.iaas.operations import Operation, OperationTable, Run, Shown, any_scope, anywhere
+from nuage.iaas.operations import (
+    Operation,
+    OperationTable,
+    Run,
+    Shown,
+    any_scope,
+    anywhere,
+    iaas_scope,
+)
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import PoolId, SiteId, new_id
@@ -314,13 +322,6 @@ def address_home(site: Site, body: NameAddress | AttachAddress) -> SiteId | None
     return site.index.home("address", _address(site, body.iaas, body.address).address)
 
 
-def address_scope(
-    site: Site, body: CreateAddress | NameIaasOfAddresses | NameAddress | AttachAddress
-) -> Scope | None:
-    """Ask for the role on the IaaS named."""
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
 POOLS: Final = "/v1/address-pools"
 ADDRESSES: Final = "/v1/iaas/{iaas}/addresses"
 ADDRESS: Final = ADDRESSES + "/{address}"
@@ -338,7 +339,7 @@ def enter(table: OperationTable) -> None:
         *,
         summary: str,
         home: Callable[[Site, B], SiteId | None] = anywhere,
-        scope: Callable[[Site, B], Scope | None] = address_scope,  # type: ignore[assignment]
+        scope: Callable[[Site, B], Scope | None] = iaas_scope,  # type: ignore[assignment]
         action: str = "",
     ) -> None:
         table.add(

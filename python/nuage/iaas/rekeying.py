@@ -16,8 +16,8 @@ import structlog
 from nuage.errors import NuageError
 from nuage.iaas.fabric_keys import newest_generation
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.keys import Unlocked, key_home, key_of, key_scope, unlock_everywhere
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.keys import Unlocked, key_home, key_of, unlock_everywhere
+from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, SiteId
 from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey, KeyHolder
@@ -133,7 +133,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.rekey",
             summary="Give an IaaS a new data key; its heads open once more and write with it",
             run=rekey_iaas,
-            scope=key_scope,
+            scope=iaas_scope,
             home=key_home,
         )
     )

@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import NameVolume, volume_home, volume_of, volume_scope
+from nuage.iaas.volumes import NameVolume, volume_home, volume_of
 from nuage.ids import NodeId, SiteId
 from nuage.model.desired import Answering, CopyReport, HeadReport, ShareReport
 from nuage.model.iaas import Iaas
@@ -201,7 +201,7 @@ def enter(table: OperationTable) -> None:
             action="volume.read",
             summary="Say how far each copy of a volume is behind its head",
             run=show_standing,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )

@@ -7,15 +7,15 @@ stream itself is `storage.exports`, and is put together and checked where the fi
 from dataclasses import dataclass, field
 
 from nuage.errors import InvalidRequest
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.past import head_of
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import require_free, volume_of
-from nuage.ids import IaasId, SiteId, VolumeId
+from nuage.iaas.volumes import require_free, volume_home, volume_of
+from nuage.ids import IaasId, VolumeId
 from nuage.ionode.port import ChangedRuns
 from nuage.model.volume import Volume
 from nuage.storage.exports import PIECE_BYTES_MAX
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 CHANGED_METHOD = "volume.changed"
 READ_METHOD = "volume.read-view"
@@ -140,14 +140,6 @@ async def write_piece(site: Site, _principal: Principal, body: WritePiece) -> No
     await site.nodes.ask(head_of(volume), WRITE_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S)
 
 
-def _scope(site: Site, body: ReadChanged | ReadView | WritePiece) -> Scope | None:
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
-def _home(site: Site, body: ReadChanged | ReadView | WritePiece) -> SiteId:
-    return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     path = "/v1/iaas/{iaas}/volumes/{volume}"
@@ -161,8 +153,8 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Tell where a view differs from an earlier state",
             run=read_changed,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )
     table.add(
@@ -175,8 +167,8 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Read a piece of a view",
             run=read_view,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )
     table.add(
@@ -189,7 +181,7 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Write a piece into a volume that nobody uses",
             run=write_piece,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )

@@ -7,13 +7,13 @@ secret is told once, and ends by itself, with its head, or when it is closed.
 from dataclasses import dataclass
 
 from nuage.errors import InvalidRequest
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.past import ASK_TIMEOUT_S, find_moment, head_of
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import volume_of
-from nuage.ids import SiteId, new_id
+from nuage.iaas.volumes import volume_home, volume_of
+from nuage.ids import new_id
 from nuage.model.history import AskCloseView, AskView, Moment, OpenedView
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 from nuage.trust.secrets import new_secret
 
 VIEW_METHOD = "volume.view"
@@ -103,14 +103,6 @@ async def close_view(site: Site, _principal: Principal, body: CloseView) -> None
     )
 
 
-def _scope(site: Site, body: ViewVolume | CloseView) -> Scope | None:
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
-
-
-def _home(site: Site, body: ViewVolume | CloseView) -> SiteId:
-    return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     path = "/v1/iaas/{iaas}/volumes/{volume}/views"
@@ -124,8 +116,8 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Show a past moment of a volume, read-only, as a disk of its own",
             run=view_volume,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
             status=201,
         )
     )
@@ -139,7 +131,7 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="End a view before its time",
             run=close_view,
-            scope=_scope,
-            home=_home,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )

@@ -1,12 +1,13 @@
 """Use cases on volumes: the disks part of the storage access service (paper §II-B)."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.erasure import delete_with_copies
-from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere
+from nuage.iaas.operations import NamesIaas, Operation, OperationTable, Shown, anywhere, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, ImageId, NodeId, SiteId, VmId, VolumeId, new_id
@@ -17,7 +18,7 @@ from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
 from nuage.storage.places import IonodeSpace, choose_places, space_of
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 IQN_PREFIX = "iqn.2026-01.cloud.nuage"
 GRAIN_BYTES = 4096
@@ -320,17 +321,18 @@ async def delete_volume(site: Site, _principal: Principal, body: NameVolume) -> 
     site.announce("volume", volume.volume_id, "deleted", f"volume {volume.name} deleted")
 
 
-def volume_home(site: Site, body: NameVolume | AttachVolume | GrowVolume | LimitVolume) -> SiteId:
-    """Let the site of the volume's head answer."""
+class NamesVolume(NamesIaas, Protocol):
+    """A body that says which volume of an IaaS it is about."""
+
+    @property
+    def volume(self) -> str:
+        """The volume, by name or id."""
+        ...
+
+
+def volume_home(site: Site, body: NamesVolume) -> SiteId:
+    """Let the site that keeps the volume answer."""
     return site.index.home("volume", volume_of(site, body.iaas, body.volume).volume_id)
-
-
-def volume_scope(
-    site: Site,
-    body: CreateVolume | ListVolumes | NameVolume | AttachVolume | GrowVolume | LimitVolume,
-) -> Scope | None:
-    """Ask for the role on the IaaS named."""
-    return Scope(iaas_id=site.index.iaas_named(body.iaas).iaas_id)
 
 
 def enter(table: OperationTable) -> None:
@@ -346,7 +348,7 @@ def enter(table: OperationTable) -> None:
             action="volume.read",
             summary="List volumes",
             run=list_volumes,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -360,7 +362,7 @@ def enter(table: OperationTable) -> None:
             action="volume.create",
             summary="Make an empty volume",
             run=create_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=anywhere,
             status=202,
         )
@@ -375,7 +377,7 @@ def enter(table: OperationTable) -> None:
             action="volume.read",
             summary="Show a volume",
             run=show_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -389,7 +391,7 @@ def enter(table: OperationTable) -> None:
             action="volume.read",
             summary="Say where each copy of a volume rests, and under whose law",
             run=where_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=anywhere,
         )
     )
@@ -403,7 +405,7 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Give a volume to a VM",
             run=attach_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )
@@ -417,7 +419,7 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Take a volume from its VM",
             run=detach_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )
@@ -431,7 +433,7 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Set what a volume may take, within its class",
             run=limit_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )
@@ -445,7 +447,7 @@ def enter(table: OperationTable) -> None:
             action="volume.write",
             summary="Make a volume larger",
             run=grow_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )
@@ -459,7 +461,7 @@ def enter(table: OperationTable) -> None:
             action="volume.delete",
             summary="Delete a free volume and its copies",
             run=delete_volume,
-            scope=volume_scope,
+            scope=iaas_scope,
             home=volume_home,
         )
     )
