@@ -26,6 +26,10 @@ CACHE_KIB: Final = 16 * 1024
 CHECKPOINT_PAGES: Final = CACHE_KIB * 1024 // PAGE_BYTES  # SQLite's 1000 write a page more often
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024  # what a WAL shrinks back to after a burst
 
+# A row as `decode_record` takes it.
+ALL_OBJECTS: Final = "SELECT kind, id, revision, epoch, changed_s, body, crc FROM object"
+PUT_OBJECT: Final = "INSERT OR REPLACE INTO object VALUES (?, ?, ?, ?, ?, ?, ?)"
+
 # Each entry lifts a file by one version; a released entry never changes.
 UPGRADES: Final = (
     """

@@ -11,7 +11,13 @@ from typing import Final
 from zlib import crc32
 
 from nuage.catalogue.feed import Cursor, ReplaceReplica
-from nuage.catalogue.schema import decode_record, open_file, sqlite_errors
+from nuage.catalogue.schema import (
+    ALL_OBJECTS,
+    PUT_OBJECT,
+    decode_record,
+    open_file,
+    sqlite_errors,
+)
 from nuage.ids import EntropySource, SiteId
 
 # What was given out after the snapshot and is known to nobody had lower revisions than this more.
@@ -28,9 +34,7 @@ def read_catalogue(path: Path, site: SiteId) -> ReplaceReplica:
     opened = open_file(path, site, incarnation="", size_bytes_max=None)
     try:
         with sqlite_errors(path, doing="read"):
-            rows = opened.connection.execute(
-                "SELECT kind, id, revision, epoch, changed_s, body, crc FROM object"
-            ).fetchall()
+            rows = opened.connection.execute(ALL_OBJECTS).fetchall()
         return ReplaceReplica(
             site=site,
             cursor=Cursor(opened.incarnation, opened.revision),
@@ -55,7 +59,7 @@ def write_catalogue(
         with sqlite_errors(path, doing="write"):
             opened.connection.execute("BEGIN IMMEDIATE")
             opened.connection.executemany(
-                "INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?)",
+                PUT_OBJECT,
                 [
                     (r.kind, r.id, r.revision, r.epoch, r.changed_s, body, crc32(body))
                     for r, body in zip(snapshot.records, snapshot.bodies, strict=True)

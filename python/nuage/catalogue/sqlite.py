@@ -28,6 +28,8 @@ import structlog
 
 from nuage.catalogue.cached import TAIL_EVENTS_MAX, CachedCatalogue, records_of
 from nuage.catalogue.schema import (
+    ALL_OBJECTS,
+    PUT_OBJECT,
     Opened,
     decode_event,
     decode_record,
@@ -52,7 +54,6 @@ HISTORY_COUNT_DEFAULT: Final = 200_000
 HISTORY_AGE_S_DEFAULT: Final = 30 * 24 * 3600.0
 COMPACT_EVERY_EVENTS: Final = 4096  # how often the writer looks whether history is too long
 
-_PUT_OBJECT: Final = "INSERT OR REPLACE INTO object VALUES (?, ?, ?, ?, ?, ?, ?)"
 _DELETE_OBJECT: Final = "DELETE FROM object WHERE kind = ? AND id = ?"
 _PUT_CHANGE: Final = "INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?)"
 _EVENT_COLUMNS: Final = "revision, kind, id, epoch, changed_s, body, crc"
@@ -217,10 +218,7 @@ class SqliteCatalogue(CachedCatalogue):
 
     def _load(self) -> None:
         with sqlite_errors(self.path, doing="read"):
-            rows = self._connection.execute(
-                "SELECT kind, id, revision, epoch, changed_s, body, crc FROM object"
-            )
-            for row in rows:
+            for row in self._connection.execute(ALL_OBJECTS):
                 record = decode_record(row, self.site, path=self.path)
                 self._lead.restore(record)
                 self._table.restore(record)
@@ -308,7 +306,7 @@ class SqliteCatalogue(CachedCatalogue):
         puts = [row for row in objects.values() if row is not None]
         deletes = [key for key, row in objects.items() if row is None]
         if puts:
-            self._connection.executemany(_PUT_OBJECT, puts)
+            self._connection.executemany(PUT_OBJECT, puts)
         if deletes:
             self._connection.executemany(_DELETE_OBJECT, deletes)
 
