@@ -81,12 +81,7 @@ class EdgeProcess:
 
     async def _reports(self) -> AsyncIterator[FabricNews]:
         while True:
-            wish = self._fabric.notebook.memory.wish
-            yield FabricNews(
-                node_id=self._configuration.node.node_id,
-                wish_revision=0 if wish is None else wish.revision,
-                lines=self._fabric.news.take(),
-            )
+            yield fabric_report.news(self._fabric)
             await self._clock.sleep(REPORT_EVERY_S)
 
     async def stop(self) -> None:

@@ -11,6 +11,7 @@ from nuage.errors import Unavailable
 from nuage.model.fabric import (
     AskFabric,
     EidQuestion,
+    FabricNews,
     FabricReport,
     FabricStation,
     LinkWish,
@@ -46,6 +47,16 @@ def register(handlers: Handlers, fabric: Fabric) -> None:
     @handlers.method("fabric.eid", EidQuestion, roles=controllers)
     async def eid(_peer: Peer, question: EidQuestion) -> PathAnswer:
         return lisp_report.way_to(fabric.lisp, question.address)
+
+
+def news(fabric: Fabric) -> FabricNews:
+    """Return, once, what the controller has not been told."""
+    wish = fabric.notebook.memory.wish
+    return FabricNews(
+        node_id=fabric.options.node_id,
+        wish_revision=0 if wish is None else wish.revision,
+        lines=fabric.news.take(),
+    )
 
 
 def report(fabric: Fabric) -> FabricReport:

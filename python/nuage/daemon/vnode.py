@@ -31,7 +31,7 @@ from nuage.model.console import (
     TypeOnConsole,
 )
 from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
-from nuage.model.fabric import FabricNews, FabricWish
+from nuage.model.fabric import FabricWish
 from nuage.model.infrastructure import NodeRole
 from nuage.model.vm import VmState
 from nuage.vnode.agent import AgentOptions, VnodeAgent
@@ -151,14 +151,9 @@ class VnodeProcess:
         """Bring what the fabric has to tell to the controller; what it misses is in the log."""
         while True:
             await self._clock.sleep(REPORT_EVERY_S)
-            wish, lines = self._fabric.notebook.memory.wish, self._fabric.news.take()
-            if not lines:
+            news = fabric_report.news(self._fabric)
+            if not news.lines:
                 continue
-            news = FabricNews(
-                node_id=self._configuration.node.node_id,
-                wish_revision=0 if wish is None else wish.revision,
-                lines=lines,
-            )
             try:
                 await self._channel.client.call("fabric.news", news, ReportTaken, CALL_TIMEOUT_S)
             except NuageError as error:
