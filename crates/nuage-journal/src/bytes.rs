@@ -7,6 +7,17 @@ pub(crate) fn put<const N: usize>(buffer: &mut [u8], at: usize, value: [u8; N]) 
     buffer[at..at + N].copy_from_slice(&value);
 }
 
+/// The bytes before their own BLAKE3 digest, which ends a file that is replaced whole.
+pub(crate) fn undamaged<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a [u8], JournalError> {
+    let (body, digest) = bytes
+        .split_last_chunk::<32>()
+        .ok_or_else(|| malformed(what, "short"))?;
+    if blake3::hash(body).as_bytes() != digest {
+        return Err(malformed(what, "digest"));
+    }
+    Ok(body)
+}
+
 /// Reads fields in order from bytes that others may have damaged.
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],

@@ -1,6 +1,6 @@
 //! Superblock and checkpoints (docs/protocols/journal.md §1, §5).
 
-use crate::bytes::{Reader, narrow, put, wide};
+use crate::bytes::{Reader, narrow, put, undamaged, wide};
 use crate::cipher::VolumeUuid;
 use crate::disk::{BLOCK_BYTES, Content};
 use crate::error::{JournalError, malformed};
@@ -185,12 +185,7 @@ impl Checkpoint {
 
     pub fn decode(bytes: &[u8]) -> Result<Self, JournalError> {
         let what = "checkpoint";
-        let (body, digest) = bytes
-            .split_last_chunk::<32>()
-            .ok_or_else(|| malformed(what, "short"))?;
-        if blake3::hash(body).as_bytes() != digest {
-            return Err(malformed(what, "digest"));
-        }
+        let body = undamaged(bytes, what)?;
         let mut reader = Reader::new(body, what);
         reader.magic(CHECKPOINT_MAGIC)?;
         let volume = reader.array()?;

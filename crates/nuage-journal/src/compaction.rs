@@ -8,11 +8,11 @@
 
 use std::collections::HashMap;
 
-use crate::bytes::{Reader, narrow};
+use crate::bytes::{Reader, narrow, undamaged};
 use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::cipher::block_crc;
 use crate::disk::{BLOCK_BYTES, Disk, DiskError};
-use crate::error::{JournalError, malformed};
+use crate::error::JournalError;
 use crate::index::{Entry, Index};
 use crate::layout::{BlockFacts, Closing, GroupBuilder};
 use crate::segment::{Footer, SegmentHeader, SegmentKind, block_bytes};
@@ -240,12 +240,7 @@ fn encode_moves(moves: &Moves) -> Vec<u8> {
 
 fn decode_moves(bytes: &[u8]) -> Result<Moves, JournalError> {
     let what = "moves";
-    let (body, digest) = bytes
-        .split_last_chunk::<32>()
-        .ok_or_else(|| malformed(what, "short"))?;
-    if blake3::hash(body).as_bytes() != digest {
-        return Err(malformed(what, "digest"));
-    }
+    let body = undamaged(bytes, what)?;
     let mut reader = Reader::new(body, what);
     reader.magic(MOVES_MAGIC)?;
     (8..body.len())
