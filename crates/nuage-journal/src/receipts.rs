@@ -26,8 +26,6 @@ pub struct Receipt {
     pub first_seq: u64,
     pub last_seq: u64,
     pub chain: Chain,
-    /// Time of the last group in it.
-    pub time_ns: u64,
     pub bytes: u64,
 }
 
@@ -89,7 +87,6 @@ fn receipt(
         first_seq: seal.first_seq,
         last_seq: seal.last_seq,
         chain: seal.chain,
-        time_ns: seal.last_time_ns,
         bytes: u64::from(seal.groups_end),
     }
 }
@@ -155,7 +152,6 @@ mod tests {
             first_seq: 1,
             last_seq,
             chain: [u8::try_from(last_seq).expect("small"); 32],
-            time_ns: 0,
             bytes: 4096,
         }
     }

@@ -135,7 +135,6 @@ fn parsed(value: &Value) -> Option<(String, Receipt)> {
         first_seq: number("first_sequence")?,
         last_seq: number("last_sequence")?,
         chain: unhex(value["chain"].as_str()?)?,
-        time_ns: number("time_ns")?,
         bytes: number("bytes")?,
     };
     Some((value["volume"].as_str()?.to_owned(), receipt))
@@ -180,7 +179,6 @@ mod tests {
             first_seq: 1,
             last_seq: 2,
             chain: [3; 32],
-            time_ns: 4,
             bytes: 4096,
         };
         let line = receipts.keep("v", "d0", &written_long_ago).expect("kept");
