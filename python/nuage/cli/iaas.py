@@ -10,7 +10,7 @@ from nuage.api.profile import Profile, keep_profile, load_profiles
 from nuage.cli.keyfile import make_key_file
 from nuage.cli.progress import bytes_shown
 from nuage.cli.quotas import quota_option, quotas, told_quota
-from nuage.cli.rates import disk_options, disk_parts, disk_rule
+from nuage.cli.rates import disk_options, disk_parts, disk_rule, journal_options, journal_rule
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     answered,
@@ -22,7 +22,6 @@ from nuage.cli.showing import (
     said,
     show,
 )
-from nuage.cli.vms import size
 from nuage.units import format_size
 
 ACK_POLICIES: Final = ("local", "metro", "any-2-of-3", "all")
@@ -72,14 +71,7 @@ def iaas_group() -> None:
 )
 @disk_options
 @quota_option
-@click.option(
-    "--journal-hours", default=24.0, show_default=True, help="How far back volumes can be read."
-)
-@click.option(
-    "--journal-size", default="64G", show_default=True, metavar="SIZE",
-    help="What a volume's history may take; the oldest leaves earlier then.",
-)  # fmt: skip
-@click.option("--journal-strict", is_flag=True, help="Writers are refused before history leaves.")
+@journal_options
 @click.option(
     "--rpo",
     "rpo_s",
@@ -121,11 +113,7 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
         "ack_policy": options["ack_policy"] or default_ack(copies),
         "qos_class": options["qos_class"],
         "quota": quotas(options["quota"]),
-        "journal": {
-            "window_s": int(float(str(options["journal_hours"])) * 3600),
-            "window_bytes": size(str(options["journal_size"])),
-            "strict": options["journal_strict"],
-        },
+        "journal": journal_rule(options, {}),
         "rpo": {"seconds": options["rpo_s"], "strict": options["rpo_strict"]},
         "cut_off": options["cut_off"],
         "disk": disk_rule(options),

@@ -56,10 +56,8 @@ def trace_volume(session: Session, name: str, iaas: str) -> None:
 @pass_session
 def prove_volume(session: Session, name: str, output: Path, since: Path | None, iaas: str) -> None:
     """Write what proves where a volume has been into a FILE; `nuage verify FILE` checks it."""
-    path = f"{session.volume_path(iaas, name)}/proof"
-    if since is not None:
-        path += f"?since={_covered_by(since)}"
-    answer = row_of(session.client.get(path))
+    covered = "" if since is None else _covered_by(since)
+    answer = row_of(session.client.get(f"{session.volume_path(iaas, name)}/proof", since=covered))
     output.write_text(str(answer["document"]))
     if answered(session, answer):
         return

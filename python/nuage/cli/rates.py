@@ -6,6 +6,7 @@ from typing import TypeVar
 import click
 
 from nuage.cli.showing import Row, inner
+from nuage.cli.vms import size
 from nuage.errors import InvalidRequest
 from nuage.units import format_size, parse_size
 
@@ -96,18 +97,20 @@ _JOURNAL_OPTIONS = (
         "--journal-hours",
         type=click.FloatRange(min=0),
         default=None,
-        help="How far back volumes can be read.",
+        help="How far back volumes can be read.  [default: 24, or as before]",
     ),
     click.option(
         "--journal-size",
         default=None,
         metavar="SIZE",
-        help="What a volume's history may take; the oldest leaves earlier then.",
+        help="What a volume's history may take; the oldest leaves earlier then."
+        "  [default: 64G, or as before]",
     ),
     click.option(
         "--journal-strict/--no-journal-strict",
         default=None,
-        help="When it may take no more: refuse writes, or let the oldest go.",
+        help="When it may take no more: refuse writes, or let the oldest go."
+        "  [default: let it go, or as before]",
     ),
 )
 
@@ -125,7 +128,7 @@ def journal_rule(options: Mapping[str, object], known: Row) -> Row:
     if options["journal_hours"] is not None:
         rule["window_s"] = int(float(str(options["journal_hours"])) * 3600)
     if options["journal_size"] is not None:
-        rule["window_bytes"] = parse_size(str(options["journal_size"]))
+        rule["window_bytes"] = size(str(options["journal_size"]))
     if options["journal_strict"] is not None:
         rule["strict"] = options["journal_strict"]
     return rule

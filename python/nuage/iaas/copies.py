@@ -192,9 +192,6 @@ async def accept_loss(site: Site, _principal: Principal, body: AcceptLoss) -> Sh
     return show(site, volume_of(site, body.iaas, body.volume))
 
 
-_Body = DegradeVolume | ReplaceCopy | MoveVolume | AcceptLoss
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     path = "/v1/iaas/{iaas}/volumes/{volume}"
