@@ -263,6 +263,16 @@ def create_segment(session: Session, name: str, cidr: str, iaas: str) -> None:
     said(session, answer, f"{answer['id']}  {name}")
 
 
+@segment_group.command("delete")
+@click.argument("name")
+@iaas_option
+@pass_session
+def delete_segment(session: Session, name: str, iaas: str) -> None:
+    """Delete the network NAME, in which no VM is."""
+    path = f"/v1/iaas/{session.require_iaas(iaas)}/segments/{name}"
+    said(session, session.client.call("DELETE", path), f"{name} is gone")
+
+
 @click.group("image")
 def image_group() -> None:
     """Disk images that VMs start from."""
@@ -359,7 +369,7 @@ def create_user(
     session: Session, name: str, grants: tuple[str, ...], secret_file: Path | None
 ) -> None:
     """Enter a user NAME with its roles."""
-    secret = secret_file.read_text().strip() if secret_file else _ask_secret(confirm=True)
+    secret = _read_secret(secret_file, confirm=True)
     body = {"name": name, "secret": secret, "grants": grants}
     answer = row_of(session.client.call("POST", "/v1/users", body))
     said(session, answer, f"{answer['user_id']}  {name}")
@@ -424,8 +434,43 @@ def disable_user(session: Session, name: str, undo: bool) -> None:
     said(session, answer, f"{name} is {'active' if undo else 'disabled'}")
 
 
-def _ask_secret(*, confirm: bool = False) -> str:
-    return str(click.prompt("secret", hide_input=True, confirmation_prompt=confirm))
+@user_group.command("secret")
+@click.argument("name")
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="Read the new secret here instead of asking.",
+)
+@click.option(
+    "--current-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="Read your current one here instead of asking.",
+)
+@pass_session
+def replace_secret(
+    session: Session, name: str, secret_file: Path | None, current_file: Path | None
+) -> None:
+    """Replace the secret of the user NAME: your own, or as administrator anybody's.
+
+    All tokens given before are void.
+    """
+    is_own = name == session.profile.user
+    current = _read_secret(current_file, "current secret") if is_own else ""
+    secret = _read_secret(secret_file, "new secret", confirm=True)
+    if is_own:
+        body = {"current": current, "secret": secret}
+        answer = session.client.call("POST", f"/v1/users/{name}/secret", body)
+    else:
+        answer = session.client.call("PATCH", f"/v1/users/{name}", {"secret": secret})
+    said(session, answer, f"{name} has a new secret; next: nuage login {name}")
+
+
+def _read_secret(file: Path | None, what: str = "secret", *, confirm: bool = False) -> str:
+    if file is not None:
+        return file.read_text().strip()
+    return str(click.prompt(what, hide_input=True, confirmation_prompt=confirm))
 
 
 @click.command("login")
@@ -469,7 +514,7 @@ def login_command(
     there = {n: p for n, p in load_profiles().profiles.items() if p.endpoint == target}
     ca_file = ca_file or next((p.ca_file for p in there.values() if p.ca_file), "")
     iaas = iaas or (there[name].iaas if name in there else "")
-    secret = secret_file.read_text().strip() if secret_file else _ask_secret()
+    secret = _read_secret(secret_file)
     token = Client(target, ca_file=ca_file).log_in(user, secret)
     profile = Profile(endpoint=target, user=user, token=token, ca_file=ca_file, iaas=iaas)
     keep_profile(name, profile)

@@ -43,6 +43,7 @@ from nuage.daemon.sites import IndexedReplicas, SiteLinks
 from nuage.daemon.trust_desk import Distrusting, TrustDesk
 from nuage.errors import Unavailable
 from nuage.iaas.contract_watch import ContractWatch
+from nuage.iaas.dismantling import CLEAR_AWAY_METHOD, ClearAway, clear_away
 from nuage.iaas.fabric_keys import FabricKeySet, KeyRoll
 from nuage.iaas.fabric_wishes import FabricContext
 from nuage.iaas.heads import HeadKeeper
@@ -375,6 +376,10 @@ class Controller:
         @self._handlers.method(VOLUME_LEFT_METHOD, VolumeLeft, roles=controllers)
         async def left(_peer: Peer, body: VolumeLeft) -> None:
             await volume_left(self.site, body)
+
+        @self._handlers.method(CLEAR_AWAY_METHOD, ClearAway, roles=controllers)
+        async def taken_down(_peer: Peer, body: ClearAway) -> None:
+            await clear_away(self.site, body)
 
         @self._handlers.method(GIVE_UP_METHOD, MigrationGivenUp, roles=controllers)
         async def given_up(_peer: Peer, body: MigrationGivenUp) -> None:

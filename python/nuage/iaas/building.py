@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from nuage.errors import Conflict, InvalidRequest, QuotaExceeded
 from nuage.iaas.addresses import parse_network
+from nuage.iaas.dismantling import clear_away_everywhere
 from nuage.iaas.fabric_keys import newest_generation
 from nuage.iaas.operations import (
     Operation,
@@ -17,9 +18,10 @@ from nuage.iaas.operations import (
 )
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.ids import EntropySource, IaasId, SegmentId, new_id
+from nuage.ids import EntropySource, IaasId, SegmentId, SiteId, new_id
 from nuage.model.contract import AckPolicy, Contract, require_satisfiable
 from nuage.model.iaas import Iaas, IaasKey
+from nuage.model.image import Image
 from nuage.model.infrastructure import Datacenter
 from nuage.model.network import Port, PublicAddress, Segment
 from nuage.model.vm import Vm
@@ -142,18 +144,15 @@ async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None
     volumes = site.index.of_iaas(Volume, iaas.iaas_id)
     left += [volume.name for volume in volumes if not volume.is_template]
     left += [each.address for each in site.index.of_iaas(PublicAddress, iaas.iaas_id)]
+    left += [f"image {image.name}" for image in site.index.of_iaas(Image, iaas.iaas_id)]
     if left:
         raise Conflict(
             f"IaaS {iaas.name} still has {', '.join(left[:8])}",
-            hint="delete its VMs, volumes and public addresses first",
+            hint="delete its VMs, volumes, public addresses and images first",
         )
-    segments = [
-        s
-        for s in site.index.of_iaas(Segment, iaas.iaas_id)
-        if site.index.home("segment", s.segment_id) == site.site_id
-    ]
+    await clear_away_everywhere(site, iaas.iaas_id)
     key = site.index.find_value(IaasKey, iaas.iaas_id)
-    await site.delete(iaas, *segments, *([] if key is None else [key]))
+    await site.delete(iaas, *([] if key is None else [key]))
     site.keyring.forget(iaas.iaas_id)
     site.announce("iaas", iaas.iaas_id, "deleted", f"IaaS {iaas.name} taken down")
 
@@ -176,6 +175,41 @@ async def create_segment(site: Site, _principal: Principal, body: CreateSegment)
     await site.save(segment, unique_name=True)
     site.announce("segment", segment.segment_id, "created", f"segment {body.name} of {iaas.name}")
     return show(site, segment)
+
+
+@dataclass(frozen=True, slots=True)
+class NameSegment:
+    """Name a segment of an IaaS, by name or id."""
+
+    iaas: str
+    segment: str
+
+
+async def delete_segment(site: Site, _principal: Principal, body: NameSegment) -> None:
+    """Delete a segment in which no VM is.
+
+    Raises:
+        Conflict: VMs are in it; they are named.
+    """
+    segment = _segment(site, body)
+    held = [
+        vm.name
+        for vm in site.index.of_iaas(Vm, segment.iaas_id)
+        if vm.segment_id == segment.segment_id
+    ]
+    if held:
+        raise Conflict(f"segment {segment.name} is in use by {', '.join(held[:8])}")
+    await site.delete(segment)
+    site.announce("segment", segment.segment_id, "deleted", f"segment {segment.name} is gone")
+
+
+def _segment(site: Site, body: NameSegment) -> Segment:
+    return site.index.named(Segment, body.segment, site.index.iaas_named(body.iaas).iaas_id)
+
+
+def segment_home(site: Site, body: NameSegment) -> SiteId | None:
+    """Let the site that made the segment answer."""
+    return site.index.home("segment", _segment(site, body).segment_id)
 
 
 async def list_segments(site: Site, _principal: Principal, body: NameIaas) -> list[Shown[Segment]]:
@@ -326,6 +360,20 @@ def enter(table: OperationTable) -> None:
             run=list_segments,
             scope=iaas_scope,
             home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="segment.delete",
+            verb="DELETE",
+            path="/v1/iaas/{iaas}/segments/{segment}",
+            body=NameSegment,
+            result=type(None),
+            action="segment.write",
+            summary="Delete a layer-2 network in which no VM is",
+            run=delete_segment,
+            scope=iaas_scope,
+            home=segment_home,
         )
     )
     table.add(

@@ -1,9 +1,9 @@
 """Use cases on users and their roles. Secrets enter once and are never shown again."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from nuage.errors import Conflict, InvalidRequest
+from nuage.errors import Conflict, Forbidden, InvalidRequest
 from nuage.iaas.operations import Operation, OperationTable, any_scope, anywhere, federation_scope
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, UserId, new_id
@@ -11,7 +11,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role, User
 from nuage.model.infrastructure import Datacenter
 from nuage.trust.permissions import FEDERATION, Principal, require_grantable
-from nuage.trust.secrets import hash_secret
+from nuage.trust.secrets import hash_secret, verify_secret
 
 SECRET_CHARS_MIN = 12
 
@@ -32,7 +32,7 @@ class CreateUser:
     """Enter a user; `grants` are written ``role@scope``."""
 
     name: str
-    secret: str
+    secret: str = field(repr=False)
     grants: tuple[str, ...] = ()
 
 
@@ -46,7 +46,7 @@ class ChangeUser:
     """Change a user: what is None stays."""
 
     user: str
-    secret: str | None = None
+    secret: str | None = field(default=None, repr=False)
     grants: tuple[str, ...] | None = None
     disabled: bool | None = None
 
@@ -58,6 +58,15 @@ class GrantRoles:
     user: str
     give: tuple[str, ...] = ()
     take: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaceSecret:
+    """Replace one's own secret; `current` is the one so far."""
+
+    user: str
+    current: str = field(repr=False)
+    secret: str = field(repr=False)
 
 
 def parse_grant(site: Site, text: str, field: str = "grants") -> Grant:
@@ -198,7 +207,24 @@ async def change_user(site: Site, _principal: Principal, body: ChangeUser) -> Us
     return _view(site, changed)
 
 
-def _user_home(site: Site, body: ChangeUser | GrantRoles) -> SiteId:
+async def replace_secret(site: Site, principal: Principal, body: ReplaceSecret) -> UserView:
+    """Replace the caller's own secret; tokens issued before are void, the one it asks with too.
+
+    Raises:
+        Forbidden: `user` is somebody else, or `current` is wrong.
+    """
+    user = site.index.named(User, body.user)
+    if user.user_id != principal.user_id:
+        raise Forbidden(
+            f"{principal.name} may not replace the secret of {user.name}",
+            hint="its owner may, or a Nuage administrator: `nuage user secret`",
+        )
+    if not await asyncio.to_thread(verify_secret, body.current, user.secret_hash):
+        raise Forbidden("the current secret is another")
+    return await change_user(site, principal, ChangeUser(user=user.user_id, secret=body.secret))
+
+
+def _user_home(site: Site, body: ChangeUser | GrantRoles | ReplaceSecret) -> SiteId:
     return site.index.home("user", site.index.named(User, body.user).user_id)
 
 
@@ -244,6 +270,20 @@ def enter(table: OperationTable) -> None:
             summary="Change a user's secret, roles or state",
             run=change_user,
             scope=federation_scope,
+            home=_user_home,
+        )
+    )
+    table.add(
+        Operation(
+            name="user.secret",
+            verb="POST",
+            path="/v1/users/{user}/secret",
+            body=ReplaceSecret,
+            result=UserView,
+            action="federation.read",
+            summary="Replace one's own secret",
+            run=replace_secret,
+            scope=any_scope,
             home=_user_home,
         )
     )

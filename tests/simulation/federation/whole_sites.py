@@ -32,6 +32,7 @@ from nuage.daemon.releases import Releases
 from nuage.daemon.sites import IndexedReplicas
 from nuage.errors import Forbidden, NotFound, NuageError, TimedOut, Unavailable
 from nuage.iaas import erasure
+from nuage.iaas.dismantling import CLEAR_AWAY_METHOD, ClearAway, clear_away
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.index import Change, FederationIndex
 from nuage.iaas.movement import (
@@ -446,6 +447,10 @@ class SimSite:
         @self.handlers.method(VOLUME_LEFT_METHOD, VolumeLeft)
         async def left(_peer: Peer, body: VolumeLeft) -> None:
             await volume_left(self.site, body)
+
+        @self.handlers.method(CLEAR_AWAY_METHOD, ClearAway)
+        async def taken_down(_peer: Peer, body: ClearAway) -> None:
+            await clear_away(self.site, body)
 
         @self.handlers.method(GIVE_UP_METHOD, MigrationGivenUp)
         async def given_up(_peer: Peer, body: MigrationGivenUp) -> None:

@@ -1,0 +1,71 @@
+"""What an IaaS leaves behind when it is taken down: records that another site is the home of.
+
+Its networks, its security groups and the roles that people had on it are made wherever they were
+asked for, and only their home may delete them. So the home of the IaaS has each of those sites
+clear away first: the IaaS is gone last, and a site that cannot be reached leaves it standing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from nuage.iaas.site import Site
+from nuage.ids import IaasId, SiteId
+from nuage.model.identity import User
+from nuage.model.network import SecurityGroup, Segment
+from nuage.model.record import KIND_OF, KINDS, Noun
+
+N = TypeVar("N", Segment, SecurityGroup)
+
+CLEAR_AWAY_METHOD = "iaas.clear-away"
+ASK_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearAway:
+    """Tells a site that an IaaS is taken down: what is the site's of it shall go."""
+
+    iaas_id: IaasId
+
+
+async def clear_away_everywhere(site: Site, iaas_id: IaasId) -> None:
+    """Have every site delete what it is the home of, this one included.
+
+    Raises:
+        SiteUnreachable: a site that has something of the IaaS cannot be asked.
+    """
+    left = ClearAway(iaas_id=iaas_id)
+    for home in sorted(_homes(site, iaas_id) - {site.site_id}):
+        await site.others.ask(home, CLEAR_AWAY_METHOD, left, type(None), timeout_s=ASK_TIMEOUT_S)
+    await clear_away(site, left)
+
+
+async def clear_away(site: Site, left: ClearAway) -> None:
+    """Delete this site's networks and groups of an IaaS, and take its users' roles on it."""
+    await site.delete(*_own(site, left.iaas_id, Segment), *_own(site, left.iaas_id, SecurityGroup))
+    for user in _grantees(site, left.iaas_id):
+        if site.index.home("user", user.user_id) == site.site_id:
+            kept = tuple(grant for grant in user.grants if grant.scope != left.iaas_id)
+            await site.save(replace(user, grants=kept))
+
+
+def _own(site: Site, iaas_id: IaasId, cls: type[N]) -> list[N]:
+    return [v for v in site.index.of_iaas(cls, iaas_id) if _home_of(site, v) == site.site_id]
+
+
+def _grantees(site: Site, iaas_id: IaasId) -> list[User]:
+    return [u for u in site.index.values(User) if any(g.scope == iaas_id for g in u.grants)]
+
+
+def _homes(site: Site, iaas_id: IaasId) -> set[SiteId]:
+    belongings: list[Noun] = [
+        *site.index.of_iaas(Segment, iaas_id),
+        *site.index.of_iaas(SecurityGroup, iaas_id),
+        *_grantees(site, iaas_id),
+    ]
+    return {_home_of(site, each) for each in belongings}
+
+
+def _home_of(site: Site, value: Noun) -> SiteId:
+    """Return the site whose record of `value` counts."""
+    kind = KIND_OF[type(value)]
+    return site.index.home(kind, getattr(value, KINDS[kind][1]))
