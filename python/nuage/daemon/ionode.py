@@ -31,6 +31,7 @@ from nuage.iaas.transfers import (
     PieceRead,
 )
 from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD
+from nuage.ids import IaasId
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
 from nuage.ionode.disks import DiskPlace, base_disk, require_disks
 from nuage.ionode.pieces import read_piece, write_piece
@@ -108,6 +109,7 @@ class IonodeProcess:
                 disks=self._disks,
             ),
             open_daemon=self._open_daemon,
+            find_daemons=self._find_daemons,
             fetch_image=self._fetch_image,
             clock=self._clock,
             signer=self._signer(),
@@ -232,10 +234,27 @@ class IonodeProcess:
         await self._channel.client.call(RECEIPTS_METHOD, batch, type(None))
 
     async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
+        daemon = self._daemon_of(wish.iaas_id)
+        await daemon.start()
+        return daemon
+
+    async def _find_daemons(self) -> dict[IaasId, StorageDaemon]:
+        found: dict[IaasId, StorageDaemon] = {}
+        for socket in self._run_dir.glob("*.sock"):
+            daemon = self._daemon_of(IaasId(socket.stem))
+            if await daemon.find():
+                found[IaasId(socket.stem)] = daemon
+        return found
+
+    @property
+    def _run_dir(self) -> Path:
+        return self._configuration.state_dir / "daemons"
+
+    def _daemon_of(self, iaas_id: IaasId) -> StoragedDaemon:
         configuration = self._configuration
-        run_dir = configuration.state_dir / "daemons"
+        run_dir = self._run_dir
         base = base_disk(self._disks)
-        ports = choose_ports(run_dir / f"{wish.iaas_id}.ports", taken_ports(run_dir))
+        ports = choose_ports(run_dir / f"{iaas_id}.ports", taken_ports(run_dir))
         options = StoragedOptions(
             binary=configuration.storaged,
             disks=self._disks,
@@ -248,9 +267,7 @@ class IonodeProcess:
             tls_crl=configuration.trust_dir / REVOCATIONS,
             portal_group=portal_group_of(configuration.node.node_id),
         )
-        daemon = StoragedDaemon(options, wish.iaas_id, ports)
-        await daemon.start()
-        return daemon
+        return StoragedDaemon(options, iaas_id, ports)
 
     async def _fetch_image(self, sha256: str) -> Path:
         return await self._images.require(sha256, self._read_image)

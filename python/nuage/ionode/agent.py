@@ -14,7 +14,15 @@ import msgspec
 import structlog
 
 from nuage.clock import Clock
-from nuage.errors import UNREADABLE, Conflict, CorruptData, Lost, NotFound, NuageError
+from nuage.errors import (
+    UNREADABLE,
+    Conflict,
+    CorruptData,
+    Lost,
+    NotFound,
+    NuageError,
+    Unavailable,
+)
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.copies import OriginMissing, make_copy
 from nuage.ionode.disks import DiskPlace
@@ -63,6 +71,7 @@ FILLED_FILE: Final = "filled.json"
 log = structlog.get_logger("ionode")
 
 OpenDaemon = Callable[[DaemonWish], Awaitable[StorageDaemon]]
+FindDaemons = Callable[[], Awaitable[dict[IaasId, StorageDaemon]]]
 FetchImage = Callable[[str], Awaitable[Path]]
 HandReceipts = Callable[[ReceiptBatch], Awaitable[None]]
 
@@ -104,6 +113,7 @@ class IonodeAgent:
         clock: Clock,
         signer: Signer | None = None,
         hand_receipts: HandReceipts | None = None,
+        find_daemons: FindDaemons | None = None,
     ) -> None:
         self._options = options
         self._signer = signer
@@ -111,6 +121,7 @@ class IonodeAgent:
         self._outboxes: dict[IaasId, Outbox] = {}
         self._released: set[tuple[VolumeId, int]] = set()
         self._open_daemon = open_daemon
+        self._find_daemons = find_daemons
         self._fetch_image = fetch_image
         self._clock = clock
         self._wish = _load_wish(options.state_dir / WISH_FILE)
@@ -139,7 +150,10 @@ class IonodeAgent:
         self._wake.set()
 
     async def run(self) -> None:
-        """Work for ever."""
+        """Work for ever, with the daemons that a former agent left running."""
+        if self._find_daemons is not None:
+            found = await self._find_daemons()
+            self._hosted = {iaas_id: _Hosted(daemon) for iaas_id, daemon in found.items()}
         while True:
             self._wake.clear()
             busy = await self.step()
@@ -153,8 +167,36 @@ class IonodeAgent:
     async def step(self) -> bool:
         """Look at every daemon and do what is due; return whether something is under way."""
         busy = await asyncio.gather(*(self._step_daemon(wish) for wish in self._wish.daemons))
+        unwished = self._hosted.keys() - {wish.iaas_id for wish in self._wish.daemons}
+        await asyncio.gather(*(self._retire_when_empty(iaas_id) for iaas_id in unwished))
         self._tell()
         return any(busy)
+
+    async def _retire_when_empty(self, iaas_id: IaasId) -> None:
+        """End a daemon that no wish names, once nothing is left of its IaaS here.
+
+        One that keeps a copy goes on: no wish erases by what it does not say.
+        """
+        hosted, outbox = self._hosted[iaas_id], self._outbox(iaas_id)
+        try:
+            hosted.seen = await hosted.daemon.seen()
+            outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
+            self._keep_telling(iaas_id, hosted, outbox)
+            if hosted.seen.volumes or not outbox.has_told(await hosted.daemon.past_receipts()):
+                return
+            if hosted.telling is not None:
+                hosted.telling.cancel()
+            outbox.remove()  # first: receipts that are told again are taken once
+            self._outboxes.pop(iaas_id)
+            await hosted.daemon.retire()
+        except Unavailable:
+            log.info("daemon ended by itself", iaas=iaas_id)
+        except NuageError as error:
+            log.warning("daemon does not end", iaas=iaas_id, error=error.message)
+            return
+        else:
+            log.info("daemon ended: nothing of its IaaS is left here", iaas=iaas_id)
+        self._drop(iaas_id)
 
     async def _step_daemon(self, wish: DaemonWish) -> bool:
         try:

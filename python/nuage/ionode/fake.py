@@ -409,6 +409,13 @@ class FakeDaemon:
         self._copies.pop(volume_id, None)
         self.paths.pop(volume_id, None)
 
+    async def retire(self) -> None:
+        """Answer nobody any more."""
+        if self._copies:
+            raise Conflict("the daemon keeps copies")
+        self.receipts.clear()
+        self.unavailable = "the daemon was ended"
+
     async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
         """Return every receipt noted so far."""
         return tuple(self.receipts)

@@ -298,6 +298,14 @@ class StorageDaemon(Protocol):
         """Delete a copy for good."""
         ...
 
+    async def retire(self) -> None:
+        """End the daemon for good: it keeps no copy, and what it noted has been told.
+
+        Raises:
+            Conflict: it keeps one.
+        """
+        ...
+
     async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
         """Return every receipt noted so far, oldest first."""
         ...

@@ -98,6 +98,15 @@ class Outbox:
         """Return what is to be told of copies that are gone."""
         return tuple(self._kept.erased)
 
+    def has_told(self, past: Iterable[DaemonReceipt]) -> bool:
+        """Tell whether the site knows all of this, and what became of erased copies."""
+        last = max((receipt.number for receipt in past), default=0)
+        return last <= self._kept.cursor and not self._kept.erasing and not self._kept.erased
+
+    def remove(self) -> None:
+        """Forget where it was: its daemon begins anew, if ever, with the first number."""
+        self._path.unlink(missing_ok=True)
+
     def taken(self, receipts: Iterable[DaemonReceipt]) -> None:
         """Note that the site has taken these in."""
         done = list(receipts)

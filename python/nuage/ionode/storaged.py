@@ -5,7 +5,12 @@ Its ports are chosen once and kept beside its data, so that portals stay the sam
 """
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
+import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +87,8 @@ COPY_LIVE: Final = "live"
 RESTART_BITS: Final = 16  # the journal's epoch counts a head's restarts below ours
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
+
+RECEIPTS_FILE: Final = "receipts.jsonl"
 
 Json = dict[str, object]
 
@@ -230,6 +237,35 @@ class StoragedDaemon:
                     waiting.set_exception(
                         Unavailable(f"the storage daemon of {self._iaas_id} ended")
                     )
+
+    async def find(self) -> bool:
+        """Tell whether the process runs already; it is asked from then on."""
+        return await self._connect()
+
+    async def retire(self) -> None:
+        """End the process, and remove its folders, which hold no copy, and its ports.
+
+        Raises:
+            Conflict: it keeps a copy.
+            TimedOut: it does not end.
+        """
+        if (await self.seen()).volumes:
+            raise Conflict(f"the storage daemon of {self._iaas_id} keeps copies")
+        assert self._writer is not None
+        assert self._reading is not None
+        os.kill(_peer_pid(self._writer), signal.SIGTERM)
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                await self._reading
+        except TimeoutError:
+            raise TimedOut("the end of the storage daemon", after_s=ASK_TIMEOUT_S) from None
+        (self._directories()[0] / RECEIPTS_FILE).unlink(missing_ok=True)
+        for directory in self._directories():
+            for empty in (*directory.glob("*/"), directory):
+                with contextlib.suppress(OSError):  # something lies there: it stays
+                    empty.rmdir()
+        for kept in self._options.run_dir.glob(f"{self._iaas_id}.*"):
+            kept.unlink()
 
     async def disconnect(self) -> None:
         """Let go of the daemon; it goes on serving."""
@@ -660,3 +696,12 @@ def _error(document: object) -> NuageError:
             return Conflict(message)
         case _:
             return Unavailable(message)
+
+
+def _peer_pid(writer: asyncio.StreamWriter) -> int:
+    """Return who listens at the other end of a Unix socket (``SO_PEERCRED``, unix(7))."""
+    shape = struct.Struct("3i")
+    other: socket.socket = writer.get_extra_info("socket")
+    credentials = other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, shape.size)
+    pid: int = shape.unpack(credentials)[0]
+    return pid

@@ -588,3 +588,20 @@ async def test_a_killed_daemon_comes_back_with_its_copies_and_epochs(tmp_path: P
     finally:
         await end_storaged(tmp_path)
         await daemon.disconnect()
+
+
+async def test_a_daemon_ends_for_good_once_it_keeps_nothing(bench: Bench, tmp_path: Path) -> None:
+    await bench.daemon.create(REPLICA)
+    with pytest.raises(Conflict, match="keeps copies"):
+        await bench.daemon.retire()
+    await bench.daemon.erase(VOLUME)
+    await bench.daemon.retire()
+    with pytest.raises(Unavailable):
+        await bench.daemon.seen()
+    if bench.real is None:
+        return
+    assert not serving(tmp_path)
+    assert not list((tmp_path / "run").iterdir())
+    assert all(not list(disk.path.iterdir()) for disk in disks_under(tmp_path / "data"))
+    await bench.real.start()  # and begins anew, with the first number
+    assert (await bench.real.seen()).volumes == ()

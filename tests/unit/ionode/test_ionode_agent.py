@@ -1,5 +1,6 @@
 """The IO-node agent on a fake daemon: it works towards its last wish and never loses its place."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from tests.contract.catalogue.catalogue_makers import HandClock
 
 from nuage.errors import Conflict, CorruptData, Unavailable
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
-from nuage.ionode.agent import FILLED_FILE, WISH_FILE, IonodeAgent, IonodeOptions
+from nuage.ionode.agent import FILLED_FILE, WISH_FILE, FindDaemons, IonodeAgent, IonodeOptions
 from nuage.ionode.disks import DiskPlace
 from nuage.ionode.fake import FakeDaemon
 from nuage.ionode.port import StorageDaemon
@@ -61,6 +62,7 @@ class Bench:
         self.daemon = FakeDaemon()
         self.opened_count = 0
         self.image_fault = ""
+        self.find_daemons: FindDaemons | None = None
         self.agent = self.boot()
 
     def boot(self) -> IonodeAgent:
@@ -70,8 +72,9 @@ class Bench:
             disks=self.disks,
         )  # fmt: skip
         self.agent = IonodeAgent(
-            options, open_daemon=self.open_daemon, fetch_image=self.fetch, clock=HandClock()
-        )
+            options, open_daemon=self.open_daemon, fetch_image=self.fetch, clock=HandClock(),
+            find_daemons=self.find_daemons,
+        )  # fmt: skip
         return self.agent
 
     async def open_daemon(self, _wish: DaemonWish) -> StorageDaemon:
@@ -315,3 +318,19 @@ async def test_a_key_is_asked_for_kept_in_memory_and_given_to_the_daemon(bench: 
     await bench.settle()
     assert (await bench.daemon.seen()).key_id == ""
     assert bench.agent.report().locked == ()
+
+
+async def test_daemons_that_a_former_agent_left_running_are_found(bench: Bench) -> None:
+    empty, kept = FakeDaemon(), FakeDaemon()
+    await kept.create(wish(1, head()).daemons[0].replicas[0])
+
+    async def find() -> dict[IaasId, StorageDaemon]:
+        return {IaasId("iaas-empty"): empty, IaasId("iaas-kept"): kept}
+
+    bench.find_daemons = find
+    running = asyncio.create_task(bench.boot().run())
+    await asyncio.sleep(0.05)
+    running.cancel()
+    assert empty.unavailable
+    assert not kept.unavailable
+    assert list(bench.agent.report().portals) == ["iaas-kept"]

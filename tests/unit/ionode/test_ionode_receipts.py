@@ -162,3 +162,25 @@ def test_an_outbox_keeps_its_place_over_a_restart(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(CorruptData):
         Outbox(path)
+
+
+async def test_a_daemon_of_which_nothing_is_left_ends_once_the_site_knows_all(
+    bench: Bench,
+) -> None:
+    await bench.agent.take_wish(wish(1))
+    await bench.settle()
+    bench.daemon.note(VOLUME, "sealed", 1)
+    bench.fault = "cut off"
+    await bench.agent.take_wish(IonodeWish(revision=2, daemons=()))
+    await bench.settle()
+    assert bench.agent.report().portals  # it keeps a copy, which no wish has erased
+    await bench.daemon.erase(VOLUME)
+    await bench.settle()
+    assert bench.agent.report().portals  # what it noted is not told
+    bench.fault = ""
+    for _ in range(3):
+        await bench.settle()
+    assert ("seal", 1) in bench.events
+    assert not bench.agent.report().portals
+    assert bench.daemon.unavailable
+    assert not list((bench.directory / "receipts").iterdir())
