@@ -5,9 +5,11 @@ with the deletion and which travels with the feeds. Each node named in it erases
 reports so; its site tells the home, which strikes it out. The record is gone with the last one.
 """
 
+import asyncio
 from dataclasses import dataclass, replace
 
 from nuage.catalogue.store import ABSENT, Delete, Put
+from nuage.errors import Conflict
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, VolumeId
@@ -18,6 +20,7 @@ from nuage.model.volume import Erasure, ReplicaPlace, Volume
 
 ERASED_METHOD = "volume.erased"
 ASK_TIMEOUT_S = 5.0
+STRIKES_MAX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,23 @@ async def take_report(site: Site, report: IonodeReport) -> None:
 
 
 async def copy_erased(site: Site, done: CopyErased) -> None:
-    """Strike a node out of an erasure of this site."""
+    """Strike a node out of an erasure of this site.
+
+    Raises:
+        Conflict: others write it all the time; the node says so again with its next report.
+    """
+    for attempt in range(STRIKES_MAX):
+        try:
+            await _strike_out(site, done)
+        except Conflict:  # another node's word came between reading and writing
+            if attempt + 1 == STRIKES_MAX:
+                raise
+            await asyncio.sleep(0)  # until the index shows it
+        else:
+            return
+
+
+async def _strike_out(site: Site, done: CopyErased) -> None:
     erasure = site.index.find_value(Erasure, done.volume_id)
     if erasure is None or site.index.home("erasure", done.volume_id) != site.site_id:
         return

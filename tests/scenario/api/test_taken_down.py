@@ -1,11 +1,15 @@
 """What is left once an IaaS is taken down: nothing of it, wherever it was made."""
 
+import asyncio
+
 from tests.scenario.api.conversation import Federation
 from tests.scenario.api.test_tenant_network import tenant_of
 
-from nuage.ids import SiteId
+from nuage.iaas.erasure import CopyErased, copy_erased
+from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.identity import User
 from nuage.model.network import SecurityGroup, Segment
+from nuage.model.volume import Erasure, ReplicaPlace
 
 ELSEWHERE = SiteId("rennes")
 
@@ -55,3 +59,22 @@ async def test_a_segment_goes_once_no_vm_is_in_it(federation: Federation) -> Non
     await federation.settle()
     _, listed = await federation.ask("GET", f"{doors}/segments", who="acme")
     assert [each["value"]["name"] for each in listed["result"]] == ["default"]
+
+
+async def test_nodes_that_have_erased_at_one_moment_are_both_struck_out(
+    federation: Federation,
+) -> None:
+    site = federation.sites[SiteId("lyon")].site
+    places = tuple(
+        ReplicaPlace(site_id=SiteId("lyon"), node_id=NodeId(f"io{number}")) for number in range(3)
+    )
+    volume_id = VolumeId("vol-1")
+    await site.save(
+        Erasure(
+            volume_id=volume_id, iaas_id=IaasId("iaas-1"), name="data", label=0, places=places,
+            is_deleted=True, volume_epoch=1,
+        )
+    )  # fmt: skip
+    said = (CopyErased(volume_id=volume_id, node_id=place.node_id) for place in places)
+    await asyncio.gather(*(copy_erased(site, each) for each in said))
+    assert site.index.find_value(Erasure, volume_id) is None
