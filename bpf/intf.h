@@ -62,7 +62,7 @@ _Static_assert(sizeof(struct self_value) == 4, "self_value");
 struct port_value {
 	__u32 ifindex;		/* 0: not bound to an interface */
 	__u32 label;
-	__u64 rate_bits_per_s;	/* 0: no limit */
+	__u64 rate_bits_per_s;	/* 0: no limit; of a trunk: IS-IS of strangers (trunk.h) */
 	__u32 burst_bytes;
 	__u16 number;
 	__u16 mtu_bytes;

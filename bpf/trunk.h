@@ -174,6 +174,12 @@ static __always_inline int is_channel(const struct arrival *in)
 	return in->is_vlan && in->type == ETH_P_CHANNEL && mac_equal(in->inner.dmac, all_egress);
 }
 
+/* Whether a frame is of somebody else than the neighbour that the trunk has. */
+static __always_inline int is_stranger(const struct port_value *port, const __u8 *smac)
+{
+	return port->flags & PORT_ADJACENT && !mac_equal(smac, port->neighbour);
+}
+
 /* From the neighbour, one hop: its echo goes straight back, ours is noted, the rest is control's. */
 static __always_inline int channel(struct __sk_buff *skb, struct port_value *port,
 				   struct arrival *in)
@@ -181,6 +187,8 @@ static __always_inline int channel(struct __sk_buff *skb, struct port_value *por
 	struct ethernet back;
 	__be16 protocol = 0;
 
+	if (is_stranger(port, in->head.outer.smac))
+		return drop(DROP_NO_ADJACENCY);
 	if (!is_channel(in))
 		return drop(DROP_INNER);
 	if (bpf_skb_load_bytes(skb, in->payload, &protocol, 2) ||
@@ -325,6 +333,20 @@ static __always_inline int deliver_stripped(struct __sk_buff *skb, __u32 label)
 	return TC_ACT_SHOT;
 }
 
+/* IS-IS, whose authentication only the daemon can check, at a price. Whoever can put frames on the
+ * trunk can send it, so of others than the neighbour the daemon hears a little: a neighbour may
+ * come back by another port of its. */
+static __always_inline int isis(struct __sk_buff *skb, struct port_value *port)
+{
+	struct ethernet eth;
+
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+		return drop(DROP_SHORT);
+	if (is_stranger(port, eth.smac) && !within_rate(port, skb->len, FROM_GUEST))
+		return drop(DROP_RATE);
+	return punt(skb);
+}
+
 static __always_inline int not_trill(struct __sk_buff *skb)
 {
 	__u8 dmac[MAC_BYTES];
@@ -351,7 +373,7 @@ int trunk_in(struct __sk_buff *skb)
 	if (skb->vlan_present)
 		return not_trill(skb);
 	if (skb->protocol == bpf_htons(ETH_P_L2_ISIS))
-		return punt(skb);
+		return isis(skb, port);
 	if (skb->protocol != bpf_htons(ETH_P_TRILL))
 		return not_trill(skb);
 	if (take_plain(skb, &in) && take_any(skb, &in))

@@ -26,13 +26,15 @@ _FABRIC: Final = {
     FabricNews.SECOND_NEIGHBOUR: "brings messages of a second RBridge, which is ignored",
     FabricNews.LSP_OVERFLOW: "this node has more to say than fits",
     FabricNews.NEIGHBOUR_RESTARTED: "its neighbour began anew",
+    FabricNews.NAME_DISPUTED: "brings messages in this node's own name, again and again: "
+    "answered five times a second",
 }
 _LISP: Final = {
     LispNews.AUTHENTICATION_FAILED: "sends public addresses' control messages with a wrong key: "
     "not read",
     LispNews.REPLAYED: "repeats a register that was heard before: not taken",
     LispNews.MALFORMED: "sends public addresses' control messages that are wrong: not read",
-    LispNews.FLOODING: "asks for public addresses faster than is answered",
+    LispNews.FLOODING: "asks for public addresses or registers them faster than is read",
     LispNews.REFUSED: "registers a public address that is not its: refused",
     LispNews.OUTDATED: "registers a public address that has moved on",
     LispNews.REGISTERED: "registered",

@@ -138,6 +138,11 @@ class BfdSession:
         self._heard_s: float | None = None
 
     @property
+    def name(self) -> bytes:
+        """Return the session's number as the peer says it."""
+        return self._mine.to_bytes(4, "big")
+
+    @property
     def _early_s(self) -> float:
         """Return how much early a packet may go when we are awake anyway: a part of the jitter."""
         return self._tx_interval_us() / 1e6 * EARLY_SHARE

@@ -49,6 +49,7 @@ GRACE_S: Final = 120.0  # how long a neighbour may take to restart
 MTU_RETRY_S: Final = 10.0  # and is asked again, somebody may have repaired it
 HELLO_EARLY_S: Final = 0.15  # when we are awake anyway
 BFD_TIMERS: Final = BfdTimers(interval_us=3_000_000)  # RFC 5880 §6.8.9: slow beside echoes
+BFD_YOURS: Final = slice(50, 54)  # "your discriminator" in a one-hop channel frame
 METRIC_MAX: Final = 0xFFFFFE  # RFC 5305 §3: the largest that still counts
 
 
@@ -248,6 +249,10 @@ class Circuit:
                 self._probe_count, self._next_probe_s = 0, now_s
             else:
                 self.state = AdjacencyState.REPORT
+
+    def is_of_session(self, frame: bytes) -> bool:
+        """Tell whether a frame holds BFD that names our session: its number is drawn by lot."""
+        return self.bfd is not None and frame[BFD_YOURS] == self.bfd.name
 
     def bfd_packet(
         self, packet: BfdPacket, now_s: float

@@ -156,6 +156,7 @@ class FabricNews(Enum):
     SECOND_NEIGHBOUR = "second_neighbour"
     LSP_OVERFLOW = "lsp_overflow"
     NEIGHBOUR_RESTARTED = "neighbour_restarted"
+    NAME_DISPUTED = "name_disputed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ NICKNAME_ANY: Final = Nickname(0xFFC0)  # Any-RBridge, RFC 7180 §2: one hop, ne
 PORT_NONE: Final = PortNumber(0)
 LABEL_MAX: Final = Label(0xFFFFFE)
 AGE_MAX_S: Final = 300.0  # of a learned station; AGE_MAX_NS of bpf/intf.h
+STRANGERS_BITS_PER_S: Final = 1_000_000  # a thousand Hellos: 1 % of a core
+BURST_S: Final = 0.05  # of a port's rate
 ECMP_MAX: Final = 8  # next hops kept per nickname; fixed-size value in the kernel's map
 
 
@@ -103,6 +105,9 @@ class PortEntry:
     `guarded` access port may send from `mac` and its `GuardEntry` addresses only; a `filtered`
     one takes and sends only what a `PolicyEntry` or an open flow allows. `rate_bits_per_s`
     limits each direction of an access port (0: no limit).
+
+    On a trunk with a neighbour, IS-IS of anybody else is heard no faster than
+    `STRANGERS_BITS_PER_S`: a neighbour may come back by another port of its.
     """
 
     port: PortNumber
@@ -118,6 +123,16 @@ class PortEntry:
     def key(self) -> int:
         """The port."""
         return self.port
+
+    @property
+    def limit_bits_per_s(self) -> int:
+        """What the port's token bucket lets through, 0: all."""
+        return STRANGERS_BITS_PER_S if self.role is PortRole.TRUNK else self.rate_bits_per_s
+
+    @property
+    def burst_bytes(self) -> int:
+        """What it lets through at once."""
+        return min(0xFFFFFFFF, int(max(self.limit_bits_per_s / 8 * BURST_S, 2 * self.mtu_bytes)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,18 +16,19 @@ from typing import Final
 from nuage.network.isis_pdu import (
     CHECKSUM_OFFSET,
     LIFETIME_OFFSET,
+    LSP,
     Lsp,
     Pdu,
     encode_pdu,
+    kind_of,
     with_checksum,
 )
-from nuage.network.isis_tlv import Authentication, find_all
+from nuage.network.isis_tlv import Authentication
 from nuage.network.wire import MalformedFrame
 
 DIGEST_BYTES: Final = 32
 AUTH_TLV_BYTES: Final = 2 + 3 + DIGEST_BYTES
 APAD: Final = bytes.fromhex("878fe1f3") * (DIGEST_BYTES // 4)
-KIND_AT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +61,46 @@ def encode_signed(pdu: Pdu, ring: Keyring) -> bytes:
     return with_checksum(signed) if isinstance(pdu, Lsp) else signed
 
 
-def verify(raw: bytes, pdu: Pdu, ring: Keyring) -> None:
-    """Check the authentication of a received PDU.
+def verify(raw: bytes, ring: Keyring) -> None:
+    """Check the authentication of a whole PDU of which nothing else was read (`whole_pdu`).
+
+    What comes without the key is to cost as little as can be: whoever reaches a trunk can send it.
 
     Raises:
-        MalformedFrame: cause ``auth_missing``, ``auth_key`` (unknown key id) or ``auth_digest``.
+        MalformedFrame: cause ``auth_missing``, ``auth_key`` (unknown key id) or ``auth_digest``;
+            ``truncated`` where a TLV leads out of the PDU.
     """
     if not ring.enabled:
         return
-    found = find_all(pdu.tlvs, Authentication)
-    if len(found) != 1 or found[0].kind != Authentication.GENERIC:
+    start, end = _authentication_in(raw)
+    if end - start < 3 or raw[start] != Authentication.GENERIC:
         raise MalformedFrame("auth_missing")
-    key = ring.keys.get(found[0].key_id)
+    at, key_id = start + 3, int.from_bytes(raw[start + 1 : start + 3], "big")
+    key = ring.keys.get(key_id)
     if key is None:
-        raise MalformedFrame("auth_key", f"key id {found[0].key_id}")
-    if len(found[0].digest) != DIGEST_BYTES:
+        raise MalformedFrame("auth_key", f"key id {key_id}")
+    if end - at != DIGEST_BYTES:
         raise MalformedFrame("auth_digest")
-    at = _digest_offset(raw)
-    blank = raw[:at] + APAD + raw[at + DIGEST_BYTES :]
-    if not hmac.compare_digest(_digest(blank, key), found[0].digest):
+    blank = raw[:at] + APAD + raw[end:]
+    if not hmac.compare_digest(_digest(blank, key), raw[at:end]):
         raise MalformedFrame("auth_digest")
 
 
-def _digest_offset(raw: bytes) -> int:
-    offset = raw[1]
-    while raw[offset] != Authentication.number:
-        offset += 2 + raw[offset + 1]
-    return offset + 5
+def _authentication_in(raw: bytes) -> tuple[int, int]:
+    """Return where the value of the only authentication TLV is; nowhere when there are more."""
+    found, offset, end = [(0, 0)], raw[1], len(raw)
+    while offset + 2 <= end:
+        following = offset + 2 + raw[offset + 1]
+        if raw[offset] == Authentication.number:
+            found.append((offset + 2, following))
+        offset = following
+    if offset != end:
+        raise MalformedFrame("truncated", "a TLV leads out of the PDU")
+    return found[-1] if len(found) == 2 else found[0]
 
 
 def _digest(raw: bytes, key: bytes) -> bytes:
-    if raw[KIND_AT] & 0x1F == 18:
+    if kind_of(raw) == LSP:
         raw = b"".join(
             (
                 raw[:LIFETIME_OFFSET],

@@ -23,7 +23,14 @@ from nuage.network.trill_frame import ALL_ISIS_RBRIDGES, ETHERTYPE_L2_ISIS
 from nuage.network.wire import MalformedFrame, Reader, fletcher_checksum, fletcher_is_good
 
 IRPD: Final = 0x83
-HEADER_BYTES: Final = {17: 20, 18: 27, 23: 28, 24: 33, 26: 17, 28: 28}
+KIND_AT: Final = 4
+HELLO: Final = 17
+LSP: Final = 18
+MTU_PROBE: Final = 23
+CSNP: Final = 24
+PSNP: Final = 26
+MTU_ACK: Final = 28
+HEADER_BYTES: Final = {HELLO: 20, LSP: 27, MTU_PROBE: 28, CSNP: 33, PSNP: 17, MTU_ACK: 28}
 PDU_BYTES_MAX: Final = 1470  # Sz of RFC 6325 §4.3: what every link of a campus must carry
 CHECKSUM_OFFSET: Final = 24
 LIFETIME_OFFSET: Final = 10
@@ -142,6 +149,16 @@ def decode_pdu(data: bytes) -> tuple[Pdu, bytes]:
     Raises:
         MalformedFrame: not IS-IS for TRILL, lengths that contradict, a bad LSP checksum.
     """
+    raw = whole_pdu(data)
+    return read_pdu(raw), raw
+
+
+def whole_pdu(data: bytes) -> bytes:
+    """Return the exact bytes of the PDU at the start of `data`, of which only the header was read.
+
+    Raises:
+        MalformedFrame: not IS-IS for TRILL, or its length is not that of what came.
+    """
     if len(data) < 8:
         raise MalformedFrame("truncated")
     irpd, header, version, id_length, kind, version2, _, areas = data[:8]
@@ -158,11 +175,21 @@ def decode_pdu(data: bytes) -> tuple[Pdu, bytes]:
     length = int.from_bytes(data[length_at : length_at + 2], "big")
     if not header <= length <= len(data):
         raise MalformedFrame("pdu_length")
-    raw = data[:length]
-    return _decode_body(kind, raw, decode_tlvs(Reader(raw, header))), raw
+    return data[:length]
 
 
-def _decode_body(kind: int, raw: bytes, tlvs: tuple[Tlv, ...]) -> Pdu:
+def kind_of(raw: bytes) -> int:
+    """Return the type of a whole PDU."""
+    return raw[KIND_AT] & 0x1F
+
+
+def read_pdu(raw: bytes) -> Pdu:
+    """Return what a whole PDU says.
+
+    Raises:
+        MalformedFrame: TLVs that contradict their lengths, a bad LSP checksum.
+    """
+    kind, tlvs = kind_of(raw), decode_tlvs(Reader(raw, raw[1]))
     if kind == 17:
         circuit_type, source, holding_s, _, circuit_id = struct.unpack_from(">B6sHHB", raw, 8)
         return Hello(source, holding_s, tlvs, circuit_id, circuit_type & 3)

@@ -452,6 +452,8 @@ class KernelPlane:
             tunnel = self._tunnels.get(number, (0, 0))
             value = tables.SLOT.pack(way_out, number, port.mac, *tunnel)
             self._batch.set("slots", U32.pack(place.slot), value)
+            if self._bpf.lookup("states", key) is None:
+                self._fill_bucket(port)
         else:
             self._render_guest(port)
         value = tables.encode_place(place)
@@ -468,9 +470,12 @@ class KernelPlane:
         if fresh or (port.filtered and port.port in self._emptied):
             self._try(lambda: self._bpf.renew_flows(port.port))
             has_flows = 0
-        full, now_ns = tables.burst_bytes(port), time.monotonic_ns()
+        self._fill_bucket(port, learned, has_flows)
+
+    def _fill_bucket(self, port: PortEntry, learned: int = 0, has_flows: int = 0) -> None:
+        full, now_ns = port.burst_bytes, time.monotonic_ns()
         value = tables.STATE.pack(0, learned, has_flows, 0, full, full, now_ns, now_ns)
-        self._batch.set("states", key, value)
+        self._batch.set("states", U32.pack(port.port), value)
 
     def _clear_port(self, number: PortNumber) -> None:
         key = U32.pack(number)

@@ -79,7 +79,6 @@ PORT_ADJACENT: Final = 8
 PORT_XDP: Final = 16
 ECHO_ON_LINE: Final = 1
 EID_PREFIX_BITS: Final = 40  # instance and family, before the address
-BURST_S: Final = 0.05
 DIRECTIONS: Final = (Direction.INGRESS, Direction.EGRESS)  # enum direction of intf.h
 
 SIZES: Final[Mapping[str, tuple[int, int]]] = {
@@ -189,11 +188,6 @@ class Place:
     has_xdp: bool = False
 
 
-def burst_bytes(port: PortEntry) -> int:
-    """Return what a port may send at once."""
-    return min(0xFFFFFFFF, int(max(port.rate_bits_per_s / 8 * BURST_S, 2 * port.mtu_bytes)))
-
-
 def encode_place(place: Place) -> bytes:
     """Return the `port_value` of a port."""
     port = place.port
@@ -205,7 +199,7 @@ def encode_place(place: Place) -> bytes:
         | PORT_XDP * place.has_xdp
     )
     return PORT.pack(
-        place.ifindex, port.label, port.rate_bits_per_s, burst_bytes(port), port.port,
+        place.ifindex, port.label, port.limit_bits_per_s, port.burst_bytes, port.port,
         port.mtu_bytes, port.mac, place.neighbour or bytes(6), flags, place.slot,
     )  # fmt: skip
 
@@ -221,7 +215,7 @@ def decode_place(value: bytes) -> Place:
         mtu_bytes=mtu_bytes,
         guarded=bool(flags & PORT_GUARDED),
         filtered=bool(flags & PORT_FILTERED),
-        rate_bits_per_s=rate,
+        rate_bits_per_s=0 if flags & PORT_TRUNK else rate,
     )
     near = neighbour if flags & PORT_ADJACENT else None
     return Place(port, ifindex, near, slot, bool(flags & PORT_XDP))

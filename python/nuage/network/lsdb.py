@@ -6,10 +6,11 @@ SSN, LSPs to acknowledge or ask for in the next PSNP. A new adjacency gets CSNPs
 short wait for the neighbour's own, all that it lacks; CSNPs are repeated now and then against
 whatever was lost. An LSP without life left is a purge: its header is kept for a minute.
 
-Fault model: a neighbour may flood (it is limited), lie about our own LSPs (we answer with a
-higher sequence), wrap sequence numbers (we go silent and start again as ISO 10589 §7.3.16.1
-says), or vanish (adjacency machine). Not defended: a holder of the fabric key lying about
-itself.
+Fault model: a neighbour may flood (`RBridge` reads it no faster than a rate), name more LSPs or
+RBridges than a campus has (those beyond are not taken), say or purge LSPs in our name (we answer
+with a higher sequence, not faster than `OWN_RATE`), wrap sequence numbers (we go silent and start
+again as ISO 10589 §7.3.16.1 says), or vanish (adjacency machine). Not defended: a holder of the
+fabric key lying about itself, or purging what others say: they say it again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,11 @@ from typing import Final
 
 from nuage.network.isis_auth import AUTH_TLV_BYTES, Keyring, encode_signed
 from nuage.network.isis_pdu import (
+    CSNP,
     HEADER_BYTES,
     LSP_FLAG_OVERLOAD,
     LSP_LEVEL_1,
+    PSNP,
     SEQUENCE_MAX,
     Csnp,
     Lsp,
@@ -41,9 +44,16 @@ CSNP_WAIT_S: Final = 0.1  # how long a new circuit waits for the neighbour's CSN
 PACE_S: Final = 0.01
 LSPS_PER_PACE_MAX: Final = 60  # 6,000 LSPs a second: a 1,000-RBridge database in 0.2 s
 PSNP_DELAY_S: Final = 0.02
-LSP_RATE: Final = Rate(per_s=8000, burst=12_000)
+OWN_RATE: Final = Rate(
+    per_s=5, burst=256
+)  # answers to what is said in our name: all fragments once
+OWN_WAIT_S: Final = 0.2  # until those that must wait are looked at again
 ENTRY_COUNT_MAX: Final = 20_000  # a database of 1,000 RBridges has about 2,000 fragments
+SYSTEM_COUNT_MAX: Final = (
+    4096  # four times the campus that is promised; paths are worked out of all
+)
 LINES_PER_TLV: Final = LspEntries.LINES_MAX
+FIRST: Final = b"\0\0"  # pseudonode and fragment of a system's first LSP
 LSP_ID_MIN: Final = bytes(8)
 LSP_ID_MAX: Final = b"\xff" * 8
 
@@ -74,7 +84,6 @@ class CircuitFlood:
     csnp_at_s: float = 0.0
     csnp_count: int = 0
     pace_at_s: float = 0.0
-    bucket: TokenBucket = field(default_factory=lambda: TokenBucket(LSP_RATE, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,8 @@ class Lsdb:
     ) -> None:
         self.records: dict[LspId, LspRecord] = {}
         self.changed: set[SystemId] = set()
-        self.flooders: set[int] = set()  # circuits over their rate since last read
+        self.refused: dict[int, str] = {}  # circuits whose LSPs found no room since last read
+        self.disputed: set[int] = set()  # circuits that said too much in our name since last read
         self.synchronised = False
         self.restarting = False  # what an older life of ours said is kept until we speak
         self._system_id = system_id
@@ -105,12 +115,15 @@ class Lsdb:
         self._sequences: dict[int, int] = {}
         self._silent_until_s: dict[int, float] = {}
         self._next_age_s = now_s + REFRESH_S
+        self._system_count = 0
+        self._own_bucket = TokenBucket(OWN_RATE, now_s)
+        self._unanswered: set[int] = set()  # fragments of ours
 
     # ---- circuits ----
 
     def circuit_up(self, circuit: int, now_s: float) -> None:
         """Begin with a new neighbour: tell it all we have."""
-        flood = CircuitFlood(csnp_at_s=now_s, bucket=TokenBucket(LSP_RATE, now_s))
+        flood = CircuitFlood(csnp_at_s=now_s)
         flood.srm = dict.fromkeys(self.records, now_s + CSNP_WAIT_S)
         self._circuits[circuit] = flood
 
@@ -130,9 +143,6 @@ class Lsdb:
         flood = self._circuits.get(circuit)
         if flood is None:
             return False  # no adjacency in state Report
-        if not flood.bucket.take(now_s):
-            self.flooders.add(circuit)
-            return False
         if lsp.lsp_id[:6] == self._system_id:
             return self._own_came_back(circuit, lsp, raw, now_s)
         record = self.records.get(lsp.lsp_id)
@@ -140,8 +150,7 @@ class Lsdb:
             if lsp.lifetime_s == 0:  # nothing to purge: acknowledge, forget
                 self._acknowledge(flood, lsp, now_s)
                 return False
-            if len(self.records) >= ENTRY_COUNT_MAX:
-                self.flooders.add(circuit)
+            if not self._has_room(circuit, lsp.lsp_id):
                 return False
             self._store(lsp, raw, circuit, now_s)
             return True
@@ -157,6 +166,16 @@ class Lsdb:
             flood.srm[lsp.lsp_id] = now_s
         return False
 
+    def _has_room(self, circuit: int, lsp_id: LspId) -> bool:
+        """Tell whether one more LSP may be kept; it is not acknowledged, and comes again."""
+        if len(self.records) >= ENTRY_COUNT_MAX:
+            self.refused[circuit] = f"more LSPs than {ENTRY_COUNT_MAX}"
+        elif lsp_id[6:] == FIRST and self._system_count >= SYSTEM_COUNT_MAX:
+            self.refused[circuit] = f"more RBridges than {SYSTEM_COUNT_MAX}"
+        else:
+            return True
+        return False
+
     def _own_came_back(self, circuit: int, lsp: Lsp, raw: bytes, now_s: float) -> bool:
         """An LSP in our name: ours, an older life's, or a forgery. The highest number wins."""
         flood = self._circuits[circuit]
@@ -170,12 +189,20 @@ class Lsdb:
         if record is not None and lsp.sequence < current:
             flood.srm[lsp.lsp_id] = now_s
             return False
-        self._sequences[fragment] = lsp.sequence
+        is_fragment = lsp.lsp_id[6] == 0  # we never are a pseudonode
+        if is_fragment:
+            self._sequences[fragment] = lsp.sequence
         if self.restarting:
             if lsp.lifetime_s and (record is None or lsp.sequence > current):
                 self._store(lsp, raw, circuit, now_s)
             return True
-        if lsp.lsp_id[6] == 0 and fragment in self._own:
+        is_said = is_fragment and fragment in self._own
+        if not self._own_bucket.take(now_s):
+            self.disputed.add(circuit)
+            if is_said:
+                self._unanswered.add(fragment)
+                self._next_age_s = min(self._next_age_s, now_s + OWN_WAIT_S)
+        elif is_said:
             self._originate(fragment, now_s)
         elif lsp.lifetime_s:
             self._store(purge_of(lsp), None, None, now_s)
@@ -188,6 +215,8 @@ class Lsdb:
         if raw is None:
             raw = encode_signed(lsp, self._ring)
             lsp = replace(lsp, checksum=int.from_bytes(raw[24:26], "big"))
+        if lsp.lsp_id not in self.records:
+            self._system_count += lsp.lsp_id[6:] == FIRST
         purged = now_s + ZERO_AGE_S if lsp.lifetime_s == 0 else None
         lifetime_s = min(lsp.lifetime_s, LIFETIME_S)
         self.records[lsp.lsp_id] = LspRecord(lsp, raw, now_s + lifetime_s, purged)
@@ -337,6 +366,7 @@ class Lsdb:
             if record.purged_until_s is not None:
                 if now_s >= record.purged_until_s:
                     del self.records[lsp_id]
+                    self._system_count -= lsp_id[6:] == FIRST
                     for flood in self._circuits.values():
                         flood.srm.pop(lsp_id, None)
                 else:
@@ -350,6 +380,11 @@ class Lsdb:
                 self._originate(lsp_id[7], now_s)
             else:
                 self._store(purge_of(record.lsp), None, None, now_s)
+        self._unanswered &= self._own.keys()
+        while self._unanswered and self._own_bucket.take(now_s):
+            self._originate(self._unanswered.pop(), now_s)
+        if self._unanswered:
+            next_s = min(next_s, now_s + OWN_WAIT_S)
         for fragment, silent_s in list(self._silent_until_s.items()):
             if now_s >= silent_s:
                 del self._silent_until_s[fragment]
@@ -378,7 +413,7 @@ class Lsdb:
 
     def _csnps(self, now_s: float) -> Iterator[bytes]:
         """Yield CSNPs that together cover all LSP IDs."""
-        per_pdu = self._lines_per_pdu(24)
+        per_pdu = self._lines_per_pdu(CSNP)
         ids = sorted(self.records)
         first = LSP_ID_MIN
         for start in range(0, max(len(ids), 1), per_pdu):
@@ -397,7 +432,7 @@ class Lsdb:
         )
 
     def _psnps(self, flood: CircuitFlood) -> Iterator[bytes]:
-        per_pdu = self._lines_per_pdu(26)
+        per_pdu = self._lines_per_pdu(PSNP)
         lines = list(flood.ssn.values())
         flood.ssn = {}
         flood.psnp_at_s = float("inf")

@@ -46,9 +46,16 @@ from nuage.network.wire import MalformedFrame
 
 REGISTRATION_S: Final = 180.0  # three registers of 60 s may be lost (RFC 9301 §8.2)
 REQUEST_RATE: Final = Rate(per_s=200, burst=400)  # of one source; an ITR asks once per EID
+SOURCE_RATE: Final = Rate(per_s=500, burst=2000)  # sources that were not heard of lately
+REGISTER_RATE: Final = Rate(per_s=500, burst=5000)  # of one site: 30,000 EIDs each minute
 SOURCES_MAX: Final = 4096
 SUBSCRIBERS_MAX: Final = 1024  # of one EID
+SUBSCRIPTIONS_MAX: Final = 65_536
+XTRS_MAX: Final = (
+    4096  # of one site: routers that it has had, by the names that they give themselves
+)
 SUBSCRIPTION_S: Final = 86_400.0
+PRUNE_INTERVAL_S: Final = 60.0  # of a full table
 NOTIFY_INTERVAL_S: Final = 0.1  # doubled with each try
 NOTIFY_TRIES_MAX: Final = 5
 NEGATIVE_MINUTES: Final = 1  # inside our prefixes: may be registered any moment
@@ -120,7 +127,12 @@ class MapServer:
         self._nonces: dict[bytes, int] = {}
         self._told: dict[bytes, int] = {}
         self._pending: dict[tuple[Address, int], _Pending] = {}
-        self._buckets: dict[Address, TokenBucket] = {}
+        self._buckets: dict[Address, TokenBucket] = {}  # the one that asked last is the last
+        self._new_sources = TokenBucket(SOURCE_RATE, now_s)
+        self._site_buckets: dict[bytes, TokenBucket] = {}
+        self._xtr_counts: Counter[bytes] = Counter()
+        self._subscription_count = 0
+        self._prune_at_s = now_s
         self._hush = Hush(LOG_INTERVAL_S)
         self._effects: list[LispEffect] = []
         self.counters: Counter[str] = Counter()
@@ -224,13 +236,16 @@ class MapServer:
                 self.counters["not_for_a_server"] += 1
 
     def _may_ask(self, source: Address) -> bool:
-        bucket = self._buckets.get(source)
+        bucket = self._buckets.pop(source, None)
         if bucket is None:
+            if self._new_sources.take(self._now_s):
+                bucket = TokenBucket(REQUEST_RATE, self._now_s)
             if len(self._buckets) >= SOURCES_MAX:
-                self._buckets.clear()
-            bucket = self._buckets[source] = TokenBucket(REQUEST_RATE, self._now_s)
-        if bucket.take(self._now_s):
-            return True
+                del self._buckets[next(iter(self._buckets))]
+        if bucket is not None:
+            self._buckets[source] = bucket
+            if bucket.take(self._now_s):
+                return True
         self.counters["request_rate"] += 1
         self._log(LispNews.FLOODING, source, "Map-Requests over the rate")
         return False
@@ -252,7 +267,10 @@ class MapServer:
             raise MalformedFrame("lisp_auth", f"site-ID {site.hex()} has no key")
         key = with_algorithm_of(data, key)
         verify_signed(data, key)
-        xtr = message.sender.xtr_id if message.sender else source.packed
+        # The site is a part of a router's name: who has one site's key says nothing for another's.
+        xtr = site + (message.sender.xtr_id if message.sender else source.packed)
+        if not self._may_register(site, xtr, source):
+            return
         last = self._nonces.get(xtr, -1)
         if message.nonce <= last:
             self.counters["replayed"] += 1
@@ -266,12 +284,27 @@ class MapServer:
                 self._log(LispNews.REFUSED, source, f"{record.eid.prefix}: {why}")
                 self.counters["register_refused"] += 1
                 return
+        self._xtr_counts[site] += xtr not in self._nonces
         self._nonces[xtr] = message.nonce
         for record in message.records:
             self._take(record, xtr, source, key, site)
         if message.want_notify:
             notify = MapNotify(message.nonce, message.records, sender=message.sender)
             self._send(source, encode_signed(notify, key))
+
+    def _may_register(self, site: bytes, xtr: bytes, source: Address) -> bool:
+        bucket = self._site_buckets.get(site)
+        if bucket is None:  # as many as there are keys
+            bucket = self._site_buckets[site] = TokenBucket(REGISTER_RATE, self._now_s)
+        if not bucket.take(self._now_s):
+            why = "Map-Registers of its site over the rate"
+        elif xtr not in self._nonces and self._xtr_counts[site] >= XTRS_MAX:
+            why = f"more than {XTRS_MAX} routers of its site"
+        else:
+            return True
+        self.counters["register_rate"] += 1
+        self._log(LispNews.FLOODING, source, why)
+        return False
 
     def _newest(self, site: bytes, key: LispKey) -> LispKey:
         """Return a site's key of now, with the algorithm that its router spoke."""
@@ -362,13 +395,15 @@ class MapServer:
         key = None if name is None else self._keys.get(name.site_id)
         if key is None or name is None or self._allowance(request.eids[0]) is None:
             return False
-        subscribers = self._subscriptions.setdefault(request.eids[0], {})
+        subscribers = self._subscriptions.get(request.eids[0], {})
         known = subscribers.get(name.xtr_id)
         if known is not None and request.nonce <= known.nonce:
             self.counters["replayed"] += 1
             return True
-        if known is None and len(subscribers) >= SUBSCRIBERS_MAX:
+        if known is None and not self._has_room(len(subscribers)):
             return False
+        self._subscription_count += known is None
+        self._subscriptions.setdefault(request.eids[0], subscribers)
         subscribers[name.xtr_id] = _Subscription(
             name,
             request.itr_rlocs[0],
@@ -380,6 +415,19 @@ class MapServer:
         self._send(request.itr_rlocs[0], encode_signed(notify, key))
         return True
 
+    def _has_room(self, of_this_eid: int) -> bool:
+        """Tell whether one more subscription may be kept; else who asks is answered plainly."""
+        if self._subscription_count >= SUBSCRIPTIONS_MAX and self._now_s >= self._prune_at_s:
+            self._prune_at_s = self._now_s + PRUNE_INTERVAL_S
+            for eid, subscribers in list(self._subscriptions.items()):
+                gone = [n for n, each in subscribers.items() if self._now_s >= each.expires_s]
+                for name in gone:
+                    del subscribers[name]
+                self._subscription_count -= len(gone)
+                if not subscribers:
+                    del self._subscriptions[eid]
+        return of_this_eid < SUBSCRIBERS_MAX and self._subscription_count < SUBSCRIPTIONS_MAX
+
     def _publish(self, eid: Eid, record: MapRecord) -> None:
         """Tell the subscribers of every prefix that `eid` lies in, or that lies in it."""
         for wanted, subscribers in self._subscriptions.items():
@@ -388,6 +436,7 @@ class MapServer:
             for xtr_id, subscription in list(subscribers.items()):
                 if self._now_s >= subscription.expires_s:
                     del subscribers[xtr_id]
+                    self._subscription_count -= 1
                     continue
                 subscription.nonce += 1
                 self._notify(

@@ -1,6 +1,7 @@
 """Token buckets: how much of something a neighbour, a guest or a client may send."""
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +35,29 @@ class TokenBucket:
         return True
 
 
+HUSH_KEYS_MAX: Final = 256
+
+
 class Hush:
-    """Lets one of many equal events through in a while, so that a flood is logged, not flooded."""
+    """Lets one of many equal events through in a while, so that a flood is logged, not flooded.
+
+    Keys may come from outside: of more than `HUSH_KEYS_MAX` in a while the rest is not heard.
+    """
 
     __slots__ = ("_interval_s", "_last_s")
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
-        self._last_s: dict[object, float] = {}
+        self._last_s: dict[object, float] = {}  # the oldest first
 
     def may_say(self, key: object, now_s: float) -> bool:
         """Tell whether `key` was silent long enough to be heard again."""
-        last_s = self._last_s.get(key)
-        if last_s is not None and now_s - last_s < self._interval_s:
+        while self._last_s:
+            oldest, last_s = next(iter(self._last_s.items()))
+            if now_s - last_s < self._interval_s:
+                break
+            del self._last_s[oldest]
+        if key in self._last_s or len(self._last_s) >= HUSH_KEYS_MAX:
             return False
-        if len(self._last_s) >= 1024:  # keys come from outside: bound them
-            self._last_s.clear()
         self._last_s[key] = now_s
         return True

@@ -77,7 +77,23 @@ from nuage.network.forwarding import (
 )
 from nuage.network.guest_frame import flow_hash
 from nuage.network.isis_auth import Keyring, encode_signed, verify
-from nuage.network.isis_pdu import Csnp, Hello, Lsp, MtuPdu, Psnp, decode_pdu, isis_frame
+from nuage.network.isis_pdu import (
+    CSNP,
+    HELLO,
+    LSP,
+    MTU_ACK,
+    MTU_PROBE,
+    PSNP,
+    Csnp,
+    Hello,
+    Lsp,
+    MtuPdu,
+    Psnp,
+    isis_frame,
+    kind_of,
+    read_pdu,
+    whole_pdu,
+)
 from nuage.network.isis_tlv import Padding, Reach, SystemId
 from nuage.network.lsdb import Lsdb
 from nuage.network.lsp_content import fragments_of, own_tlvs
@@ -112,7 +128,23 @@ BACKUP_STEP_S: Final = 0.002  # between neighbours: others have their turn
 LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
 GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more come with it
-CONTROL_RATE: Final = Rate(per_s=12_000, burst=20_000)  # frames a neighbour may make us parse
+# What may be read of a neighbour that has the key, by type: none takes another's share. What comes
+# without the key is told from it first, and is charged to none.
+READ_RATES: Final = {
+    HELLO: Rate(per_s=50, burst=200),  # by itself it says one a second
+    LSP: Rate(per_s=500, burst=12_000),  # a whole database at once; what is not read comes again
+    CSNP: Rate(per_s=200, burst=1000),  # of 20,000 LSPs there are 240
+    PSNP: Rate(per_s=200, burst=2000),
+    MTU_PROBE: Rate(per_s=10, burst=50),
+    MTU_ACK: Rate(per_s=10, burst=50),
+    CHANNEL_BFD: Rate(per_s=100, burst=400),  # of our session, whose number nobody else knows
+    ETHERTYPE_CHANNEL: Rate(per_s=2000, burst=4000),  # other messages: traces, echoes that come up
+}
+READ_NAMES: Final = {
+    HELLO: "Hellos", LSP: "LSPs", CSNP: "lists of LSPs", PSNP: "acknowledgements of LSPs",
+    MTU_PROBE: "MTU probes", MTU_ACK: "answers to MTU probes", CHANNEL_BFD: "BFD packets",
+    ETHERTYPE_CHANNEL: "channel messages",
+}  # fmt: skip
 # A neighbour that does not come back must not freeze us, nor one that comes back and says nothing;
 # where all daemons of a busy machine start one after the other, the last needs a while.
 RESTART_WAIT_S: Final = 30.0
@@ -142,7 +174,7 @@ class RBridge:
         self._ring = config.ring
         self._prng = prng
         self._circuits: dict[PortNumber, Circuit] = {}
-        self._buckets: dict[PortNumber, TokenBucket] = {}
+        self._buckets: dict[PortNumber, dict[int, TokenBucket]] = {}
         self._lsdb = Lsdb(
             config.system_id, config.ring, pdu_bytes_max=config.pdu_bytes_max, now_s=now_s
         )
@@ -224,7 +256,7 @@ class RBridge:
                 trunk = event.trunk
                 circuit = Circuit(trunk, self._config.system_id, self._prng, now_s)
                 self._circuits[trunk.port] = circuit
-                self._buckets[trunk.port] = TokenBucket(CONTROL_RATE, now_s)
+                self._fill_buckets(trunk.port, now_s)
                 self._routes_at_s = now_s  # the plane must know the port before its first frame
             case TrunkRemoved():
                 self._remove_trunk(event.port, now_s)
@@ -292,10 +324,6 @@ class RBridge:
         circuit = self._circuits.get(port)
         if circuit is None or len(frame) < 14:
             return
-        if not self._buckets[port].take(now_s):
-            self.counters["control_rate"] += 1
-            self._log(FabricNews.NEIGHBOUR_FLOODING, port, "control frames over the rate", now_s)
-            return
         dmac, smac = frame[:6], frame[6:12]
         if dmac not in (ALL_ISIS_RBRIDGES, circuit.trunk.mac):
             return
@@ -308,6 +336,17 @@ class RBridge:
         except MalformedFrame as error:
             self._malformed(circuit, error, now_s)
 
+    def _fill_buckets(self, port: PortNumber, now_s: float) -> None:
+        self._buckets[port] = {kind: TokenBucket(rate, now_s) for kind, rate in READ_RATES.items()}
+
+    def _may_read(self, port: PortNumber, kind: int, now_s: float) -> bool:
+        if self._buckets[port][kind].take(now_s):
+            return True
+        self.counters["control_rate"] += 1
+        what = READ_NAMES[kind]
+        self._log(FabricNews.NEIGHBOUR_FLOODING, port, f"{what} over the rate of reading", now_s)
+        return False
+
     def _malformed(self, circuit: Circuit, error: MalformedFrame, now_s: float) -> None:
         self.counters[error.cause] += 1
         news = FabricNews.MALFORMED
@@ -318,14 +357,17 @@ class RBridge:
         self._log(news, circuit.trunk.port, error.what, now_s)
 
     def _isis(self, circuit: Circuit, smac: bytes, data: bytes, now_s: float) -> None:
-        pdu, raw = decode_pdu(data)
-        verify(raw, pdu, self._ring)
-        port = circuit.trunk.port
+        raw, port = whole_pdu(data), circuit.trunk.port
+        verify(raw, self._ring)
+        kind = kind_of(raw)
+        if kind != HELLO and smac != circuit.neighbour_mac:
+            raise MalformedFrame("not_neighbour")
+        if not self._may_read(port, kind, now_s):
+            return
+        pdu = read_pdu(raw)
         if isinstance(pdu, Hello):
             self._adjacency(circuit.hello(pdu, smac, now_s), now_s)
             return
-        if smac != circuit.neighbour_mac:
-            raise MalformedFrame("not_neighbour")
         match pdu:
             case Lsp():
                 if self._lsdb.receive_lsp(port, pdu, raw, now_s):
@@ -358,8 +400,13 @@ class RBridge:
         return encode_signed(replace(pdu, tlvs=(*pdu.tlvs, *padding)), self._ring)
 
     def _channel(self, circuit: Circuit, data: bytes, now_s: float) -> None:
+        if data[6:12] != circuit.neighbour_mac:
+            return
+        kind = CHANNEL_BFD if circuit.is_of_session(data) else ETHERTYPE_CHANNEL
+        if not self._may_read(circuit.trunk.port, kind, now_s):
+            return
         frame = decode_trill(data)
-        if frame.ethertype != ETHERTYPE_CHANNEL or frame.outer_smac != circuit.neighbour_mac:
+        if frame.ethertype != ETHERTYPE_CHANNEL:
             return
         message = decode_channel(frame.payload)
         if message.protocol == CHANNEL_ECHO:
@@ -432,6 +479,7 @@ class RBridge:
             return
         if change.after is AdjacencyState.REPORT:
             self._lsdb.circuit_up(change.port, now_s)
+            self._fill_buckets(change.port, now_s)
             self._say(FabricNews.ADJACENCY_UP, change.port, f"{who}: {change.reason}")
         elif change.before is AdjacencyState.REPORT:
             self._lsdb.circuit_down(change.port)
@@ -566,11 +614,14 @@ class RBridge:
 
     def _after_database(self, now_s: float) -> None:
         """Take in what changed in the database; keep or change the nickname."""
-        for circuit in self._lsdb.flooders:
+        for circuit, what in sorted(self._lsdb.refused.items()):
+            self._log(FabricNews.NEIGHBOUR_FLOODING, PortNumber(circuit), what, now_s)
+        for circuit in sorted(self._lsdb.disputed):
             self._log(
-                FabricNews.NEIGHBOUR_FLOODING, PortNumber(circuit), "LSPs over the rate", now_s
+                FabricNews.NAME_DISPUTED, PortNumber(circuit), "LSPs newer than its own", now_s
             )
-        self._lsdb.flooders.clear()
+        self._lsdb.refused.clear()
+        self._lsdb.disputed.clear()
         if not self._lsdb.changed and now_s < self._chooser.next_deadline_s():
             return
         if self._lsdb.changed:

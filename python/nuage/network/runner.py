@@ -45,6 +45,8 @@ PACKET_MR_PROMISC: Final = 1
 PACKET_IGNORE_OUTGOING: Final = 23
 PACKET_OUTGOING: Final = 4
 FRAME_BYTES_MAX: Final = 65_536
+SO_RCVBUFFORCE: Final = 33
+RECEIVE_BYTES: Final = 1 << 20  # a flood of 27,000 small frames a second may wait for 50 ms
 FRAMES_PER_WAKE_MAX: Final = 64  # then the timers get their turn: BFD counts in milliseconds
 RTMGRP_LINK: Final = 1
 RTM_NEWLINK: Final = 16
@@ -86,6 +88,8 @@ class PacketSocket:
         self.index = socket.if_nametoindex(interface)
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ethertype))
         raw.setblocking(False)  # noqa: FBT003 - the socket module's own signature
+        with suppress(OSError):  # without it there is less room
+            raw.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BYTES)
         with suppress(OSError):  # before Linux 4.20 outgoing frames are told by their type
             raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         promiscuous = struct.pack("iHH8s", self.index, PACKET_MR_PROMISC, 0, bytes(8))

@@ -72,7 +72,6 @@ LEARNED_MAX: Final = 65_536
 LEARNED_PER_PORT_MAX: Final = 128  # of an unguarded access port: a guest may not fill the table
 BRIDGE_GROUP: Final = bytes.fromhex("0180c20000")
 FABRIC_ETHERTYPES: Final = (ETHERTYPE_TRILL, ETHERTYPE_L2_ISIS, ETHERTYPE_CHANNEL)
-BURST_S: Final = 0.05
 
 
 class Sent(NamedTuple):
@@ -163,9 +162,8 @@ class SoftwarePlane:
         self._ports[entry.port] = entry
         for direction in Direction:
             self._buckets.pop((entry.port, direction), None)
-            if entry.rate_bits_per_s:
-                per_s = entry.rate_bits_per_s / 8
-                rate = Rate(per_s, max(per_s * BURST_S, 2 * entry.mtu_bytes))
+            if entry.limit_bits_per_s:
+                rate = Rate(entry.limit_bits_per_s / 8, entry.burst_bytes)
                 self._buckets[entry.port, direction] = TokenBucket(rate, self._now_s)
 
     def _remove(self, entry: Entry) -> None:
@@ -291,6 +289,8 @@ class SoftwarePlane:
     def _from_trunk(self, port: PortEntry, data: bytes) -> list[Sent]:
         ethertype = int.from_bytes(data[12:14], "big")
         if ethertype == ETHERTYPE_L2_ISIS:
+            if self._is_stranger(port, data[6:12]) and not self._may_be_heard(port, len(data)):
+                return self._drop(Drop.RATE)
             self.punts.append(Sent(port.port, data))
             return []
         if ethertype != ETHERTYPE_TRILL:
@@ -309,6 +309,8 @@ class SoftwarePlane:
 
     def _channel(self, port: PortEntry, frame: TrillFrame, data: bytes) -> list[Sent]:
         """A message from the neighbour: an echo goes straight back, the rest is control's."""
+        if self._is_stranger(port, frame.outer_smac):
+            return self._drop(Drop.NO_ADJACENCY)
         if not _is_channel(frame):
             return self._drop(Drop.INNER)
         is_echo = frame.payload[:2] == CHANNEL_ECHO.to_bytes(2, "big")
@@ -316,6 +318,15 @@ class SoftwarePlane:
             return [Sent(port.port, reflect(data, smac=port.mac))]
         self.punts.append(Sent(port.port, data))
         return []
+
+    def _is_stranger(self, port: PortEntry, smac: bytes) -> bool:
+        """Tell whether a frame is of somebody else than the neighbour that the port has."""
+        return self._adjacencies.get(port.port, smac) != smac
+
+    def _may_be_heard(self, port: PortEntry, size_bytes: int) -> bool:
+        """Tell whether control may hear a stranger: a neighbour may come back by another port."""
+        bucket = self._buckets.get((port.port, Direction.EGRESS))
+        return bucket is None or bucket.take(self._now_s, size_bytes)
 
     def _refusal(self, port: PortEntry, frame: TrillFrame) -> Drop | None:
         """Return why the frame may not be looked at further (RFC 6325 §4.6.2, in order)."""

@@ -5,6 +5,7 @@ and every failure is the one exception `MalformedFrame`, with a cause a counter 
 """
 
 import struct
+from itertools import accumulate
 
 from nuage.errors import RemoteProtocolError
 
@@ -106,11 +107,7 @@ def internet_checksum(data: bytes, start: int = 0) -> int:
 
 def fletcher_sums(data: bytes) -> tuple[int, int]:
     """Return Fletcher's (C0, C1) modulo 255 over `data` (ISO 10589 §7.3.11, ISO 8473 annex C)."""
-    c0 = c1 = 0
-    for byte in data:
-        c0 += byte
-        c1 += c0
-    return c0 % 255, c1 % 255
+    return sum(data) % 255, sum(accumulate(data)) % 255
 
 
 def fletcher_checksum(data: bytes, position: int) -> int:

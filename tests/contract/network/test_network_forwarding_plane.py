@@ -404,6 +404,29 @@ def test_control_frames_are_handed_up_and_echoes_sent_back(driver: Driver) -> No
     assert driver.punts() == [(LEFT, back)]
 
 
+def test_of_others_than_the_neighbour_control_hears_little(driver: Driver) -> None:
+    """A neighbour may come back by another port, so a little; and a flood leaves it its share."""
+    group, kind = bytes.fromhex("0180c2000041"), b"\x22\xf4" + b"\x83" + bytes(100)
+    for number in range(3000):
+        assert driver.send(LEFT, group + number.to_bytes(6, "big") + kind) == []
+    heard = len(driver.punts())
+    assert 0 < heard < 600
+    assert drops(driver) == {Drop.RATE.value: 3000 - heard}
+    for _ in range(500):
+        driver.send(LEFT, group + PEER[LEFT] + kind)
+    assert len(driver.punts()) == 500
+    bfd = one_hop_channel_frame(
+        ChannelMessage(CHANNEL_BFD, bytes(24)), dmac=MINE[LEFT], smac=OTHER, ingress=LEFT_PEER
+    )
+    assert driver.send(LEFT, bfd) == []
+    assert driver.punts() == []
+    assert drops(driver)[Drop.NO_ADJACENCY.value] == 1
+    driver.plane.apply(ForwardingDelta(removed=(AdjacencyEntry(LEFT, PEER[LEFT]),)))
+    for number in range(500):
+        driver.send(LEFT, group + number.to_bytes(6, "big") + kind)
+    assert len(driver.punts()) == 500, "without a neighbour anybody may be it"
+
+
 def channel_frame(**more: object) -> TrillFrame:
     fields: dict[str, object] = {
         "inner_dmac": ALL_EGRESS_RBRIDGES, "label": None, "vlan": 1, "ethertype": 0x8946,

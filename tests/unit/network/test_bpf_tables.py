@@ -45,7 +45,9 @@ networks = st.one_of(
     ),
 )
 entries = st.builds(
-    PortEntry,
+    lambda rate_bits_per_s, **more: PortEntry(
+        **more, rate_bits_per_s=0 if more["role"] is PortRole.TRUNK else rate_bits_per_s
+    ),
     port=ports,
     role=st.sampled_from(PortRole),
     mac=macs,

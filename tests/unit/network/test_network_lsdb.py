@@ -10,7 +10,6 @@ from nuage.network.fabric_event import (
     ApplyForwarding,
     CarrierChanged,
     FabricLog,
-    FabricNews,
     FrameReceived,
     Leaving,
     OverloadChanged,
@@ -27,7 +26,6 @@ from nuage.network.isis_pdu import (
     Psnp,
     decode_pdu,
     encode_pdu,
-    isis_frame,
     purge_of,
 )
 from nuage.network.isis_tlv import (
@@ -202,14 +200,6 @@ def test_csnps_cover_every_lsp_id_without_a_hole() -> None:
     assert all(len(encode_pdu(p)) <= 1390 for p in csnps)  # type: ignore[arg-type]
 
 
-def test_a_neighbour_that_floods_lsps_is_limited() -> None:
-    lsdb = database()
-    taken = sum(give(lsdb, lsp(number)) for number in range(1, 20_001))
-    assert taken == 12_000
-    assert lsdb.flooders == {CIRCUIT}
-    assert give(lsdb, lsp(30_000), circuit=SECOND), "others are heard"
-
-
 def test_two_lsps_of_one_number_end_the_same_everywhere() -> None:
     """Confusion (ISO 10589 §7.3.16.2): in whatever order they come, one of them stays."""
     left, right = database(), database()
@@ -331,19 +321,6 @@ def test_mutilated_control_frames_change_no_forwarding(seed: int) -> None:
     assert (rbridge.table, rbridge.view().neighbours) == before
     assert sum(rbridge.counters.values()) > 300
     assert logs <= 3, "a flood of garbage is not a flood of log lines"
-
-
-def test_a_flood_of_control_frames_is_limited_and_said_once() -> None:
-    pair = Pair()
-    frame = isis_frame(encode_pdu(lsp(1)), smac=pair.peer)
-    logs = [
-        effect
-        for _ in range(21_000)
-        for effect in pair.rbridge.handle(FrameReceived(PortNumber(1), frame), T0)
-        if isinstance(effect, FabricLog) and effect.news is FabricNews.NEIGHBOUR_FLOODING
-    ]
-    assert len(logs) == 1
-    assert pair.rbridge.counters["control_rate"] == 1000
 
 
 def test_nothing_is_sent_on_a_trunk_without_carrier() -> None:
