@@ -42,6 +42,8 @@ BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
 CRASH_FORGIVEN_AFTER_S: Final = 600.0  # a guest that ran this long starts counting anew
 IO_RETRY_S: Final = 1.0  # a lost disk is tried again this often
+IO_CALM_S: Final = 5.0  # a guest that ran this long after it was let go on has its disk again
+DISK_LOST: Final = "a disk is lost or full; the guest waits"
 DETACH_RETRY_S: Final = 10.0  # a guest that ignored the unplug request is asked again
 # Of its memory, until a guest that is sent is taken for one that never all goes: twice what QEMU
 # needs to slow it down to a hundredth, by a tenth after each second pass (`auto-converge`).
@@ -483,7 +485,7 @@ def _plan_power(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_
         case RunState.GONE:
             return _plan_restart(memory, seen.failure, now_s)
         case RunState.IO_ERROR:
-            lost = replace(memory, failure="a disk is lost; the guest waits")
+            lost = replace(memory, failure=DISK_LOST)
             # Its head may have moved since: the guest would find it lost for ever.
             return _plan_repoint(lost, seen, disk_of) or _plan_retry(lost, now_s)
         case RunState.PAUSED:
@@ -539,7 +541,10 @@ def _plan_retry(memory: GuestMemory, now_s: float) -> Plan:
 
 
 def _plan_running(memory: GuestMemory, seen: GuestSeen, now_s: float, disk_of: DiskOf) -> Plan:
-    failure = memory.failure if memory.hand_over is HandOver.FAILED else ""
+    # Each try lets the guest run for a moment: that alone is no news.
+    calm_s = memory.retry_s - IO_RETRY_S + IO_CALM_S
+    waits = memory.failure == DISK_LOST and now_s < calm_s <= now_s + IO_CALM_S
+    failure = memory.failure if waits or memory.hand_over is HandOver.FAILED else ""
     # A stop that was taken back: the guest may still act on the button; then it starts anew.
     deadline_s = memory.stop_deadline_s if now_s < memory.stop_deadline_s else 0.0
     known = (memory.running_seen, memory.switched_off, memory.restart_after_s, memory.failure)
@@ -562,7 +567,8 @@ def _plan_running(memory: GuestMemory, seen: GuestSeen, now_s: float, disk_of: D
         if disk.volume_id not in seen.volumes:
             free = [slot for slot, volume in enumerate(seen.volumes) if not volume]
             return Plan(memory=memory, act=Attach(free[0] if free else len(seen.volumes), disk))
-    return _plan_balloon(memory, seen)
+    planned = _plan_balloon(memory, seen)
+    return replace(planned, look_again_s=calm_s) if waits else planned
 
 
 def _plan_repoint(memory: GuestMemory, seen: GuestSeen, disk_of: DiskOf) -> Plan | None:

@@ -206,9 +206,23 @@ def test_a_lost_disk_is_tried_again_and_told() -> None:
     waiting = plan(remembered(), seen(RunState.IO_ERROR), NOW_S)
     assert waiting.act == machine.Resume()
     assert act_on(waiting.memory, seen(RunState.IO_ERROR), NOW_S + 0.1) is None
-    assert "disk is lost" in vm_report(waiting.memory, seen(RunState.IO_ERROR)).failure
-    back = plan(waiting.memory, seen(), NOW_S + 2)
+    assert machine.DISK_LOST in vm_report(waiting.memory, seen(RunState.IO_ERROR)).failure
+    back = plan(waiting.memory, seen(), NOW_S + 6)
     assert vm_report(back.memory, seen()).failure == ""
+
+
+def test_a_guest_that_stops_for_its_disk_again_and_again_is_told_once() -> None:
+    memory, told = remembered(), []
+    for tenth in range(60):  # it is let go on each second, and stops again at its next write
+        state = RunState.RUNNING if tenth % 10 == 1 else RunState.IO_ERROR
+        planned = plan(memory, seen(state), NOW_S + tenth / 10)
+        told.append(vm_report(planned.memory, seen(state)).failure)
+        memory = planned.memory
+    assert set(told) == {machine.DISK_LOST}
+    runs = plan(memory, seen(), NOW_S + 6.5)
+    assert vm_report(runs.memory, seen()).failure == machine.DISK_LOST
+    calm = plan(runs.memory, seen(), runs.look_again_s)
+    assert vm_report(calm.memory, seen()).failure == ""
 
 
 def test_a_disk_that_is_lost_is_looked_for_where_its_head_is_now() -> None:
