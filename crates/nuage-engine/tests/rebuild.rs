@@ -3,7 +3,7 @@
 
 mod set;
 
-use nuage_engine::CopyState;
+use nuage_engine::{CopyState, HeadEvent};
 use nuage_replica::PolicyName;
 use set::{BLOCKS, Set, create, directories, open};
 
@@ -67,6 +67,34 @@ fn a_rebuild_that_broke_off_goes_on_where_it_was() {
     assert!(set.is_live(1) || done(&set) >= 48, "{}", done(&set));
     set.until(|set| set.is_live(1));
     set.same(1);
+}
+
+#[test]
+fn a_head_whose_log_ends_before_what_the_others_keep_says_so_and_stops() {
+    let mut directories = set::directories();
+    let mut set = Set::new(&directories);
+    set.write(0..1, 200);
+    set.until(|set| set.is_live(1));
+    set.disconnect(1);
+    set.write_past_the_horizon();
+    set.until(|set| set.is_live(0));
+    drop(set);
+    // The copy that was away leads, with the one whose log is gone.
+    directories.swap(0, 2);
+    let mut set = Set::opened(&directories, PolicyName::Any2Of3, 2, false);
+    set.disconnect(0);
+    let mut told = Vec::new();
+    for _ in 0..set::TURNS_MAX {
+        set.turn();
+        told = set.head.take_events();
+        told.retain(|event| !matches!(event, HeadEvent::Store(_)));
+        if !told.is_empty() {
+            break;
+        }
+    }
+    let behind = |event: &HeadEvent| matches!(event, HeadEvent::Behind { horizon } if *horizon > 1);
+    assert!(told.iter().all(behind) && told.len() == 1, "{told:?}");
+    assert!(!set.head.is_serving());
 }
 
 #[test]

@@ -50,7 +50,8 @@ pub(crate) struct Head {
     pub(crate) ready: bool,
     pub(crate) closing: bool,
     pub(crate) close_askers: Vec<Asker>,
-    pub(crate) fenced: bool,
+    /// Why it will never write again, as its state is called.
+    pub(crate) ended: Option<&'static str>,
     pub(crate) failure: Option<String>,
     /// Ways to the copies elsewhere.
     pub(crate) peers: Vec<Peer>,

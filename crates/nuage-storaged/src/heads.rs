@@ -99,7 +99,7 @@ impl Storaged {
                 ready: false,
                 closing: false,
                 close_askers: Vec::new(),
-                fenced: false,
+                ended: None,
                 failure: None,
                 peers,
                 limit,

@@ -56,11 +56,11 @@ impl Storaged {
                 })
             })
             .collect();
-        let state = match (head.ready, head.closing, head.fenced) {
-            (_, _, true) => "fenced",
-            (_, true, _) => "closing",
-            (true, false, false) => "open",
-            (false, false, false) => "opening",
+        let state = match (head.ended, head.closing, head.ready) {
+            (Some(ended), _, _) => ended,
+            (None, true, _) => "closing",
+            (None, false, true) => "open",
+            (None, false, false) => "opening",
         };
         let figures = self.figures_of(volume, head, context);
         value["head"] = json!({
@@ -179,7 +179,23 @@ impl Storaged {
                         &[("volume", volume.as_str().into()), ("epoch", epoch.into())],
                     );
                     if let Some(head) = self.heads.get_mut(&volume) {
-                        head.fenced = true;
+                        head.ended = Some("fenced");
+                    }
+                }
+                HeadEvent::Behind { horizon } => {
+                    log::warn(
+                        "head_behind",
+                        &[
+                            ("volume", volume.as_str().into()),
+                            ("horizon", horizon.into()),
+                        ],
+                    );
+                    if let Some(head) = self.heads.get_mut(&volume) {
+                        head.ended = Some("behind");
+                        head.failure = Some(format!(
+                            "the copy here was away for longer than the others keep history (from #{horizon} on): \
+                             one of them must lead"
+                        ));
                     }
                 }
                 HeadEvent::Store(StoreEvent::Receipt(receipt)) => {

@@ -148,6 +148,10 @@ impl<D: Disk> VolumeHead<D> {
                     self.stop(Failure::Fenced);
                     self.events.push(HeadEvent::Fenced { epoch: promised });
                 }
+                Wish::GiveUp { horizon } => {
+                    self.stop(Failure::Fenced); // another path serves
+                    self.events.push(HeadEvent::Behind { horizon });
+                }
                 Wish::RaiseEpoch { above } => self.raise_epoch(above),
                 Wish::StartEpoch => self.begin_recovered(),
             }

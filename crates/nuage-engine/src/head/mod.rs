@@ -79,6 +79,11 @@ pub enum HeadEvent {
     Fenced {
         epoch: u64,
     },
+    /// Other copies have more than this log, and what it lacks has left their history, which begins at
+    /// `horizon`: this head has stopped, and one of theirs must lead.
+    Behind {
+        horizon: u64,
+    },
 }
 
 /// The one writer of a volume.

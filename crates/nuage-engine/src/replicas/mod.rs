@@ -191,6 +191,8 @@ pub(crate) struct OwnCopy {
 pub(crate) enum Wish {
     /// A higher term has been promised.
     Stop { promised: u64 },
+    /// What our log lacks has left the history of the copies that have it, which begins at `horizon`.
+    GiveUp { horizon: u64 },
     /// Another incarnation of ours was promised: go above it.
     RaiseEpoch { above: u64 },
     /// The log is recovered: begin the epoch.
@@ -621,10 +623,8 @@ impl Replicas {
             // One answer to many frames that were under way: the first makes us ask again.
             Refusal::OutOfOrder { .. } if self.peers[copy].state == CopyState::Fencing => {}
             Refusal::OutOfOrder { .. } => self.fence(copy, true),
-            Refusal::OutOfHistory { .. } if self.phase == (Phase::Fetching { from: copy }) => {
-                self.wishes.push(Wish::Stop {
-                    promised: self.epoch,
-                });
+            Refusal::OutOfHistory { horizon } if self.phase == (Phase::Fetching { from: copy }) => {
+                self.wishes.push(Wish::GiveUp { horizon });
             }
             // What was sent of a state does not fit what it has: from the start.
             Refusal::Diverged { .. } if self.peers[copy].state == CopyState::Rebuilding => {

@@ -552,7 +552,9 @@ impl World {
                 Role::Head(head) => {
                     head.poll(&mut completions);
                     epoch = head.epoch();
-                    let stopped = |event: &HeadEvent| matches!(event, HeadEvent::Fenced { .. });
+                    let stopped = |event: &HeadEvent| {
+                        matches!(event, HeadEvent::Fenced { .. } | HeadEvent::Behind { .. })
+                    };
                     let told = head.take_events();
                     fenced = told.iter().any(stopped);
                     events.extend(told.into_iter().filter_map(|event| match event {
