@@ -248,7 +248,9 @@ impl Set {
 
     /// Both hold the same volume, now and at the head's oldest moment that both have.
     pub fn same(&mut self, copy: usize) {
-        // What is committed is told with the next frame.
+        // What is committed is told with the next frame, once the head's own disk has it.
+        let is_applied = |set: &Self| set.head.store().applied_seq() == set.head.store().tail().seq;
+        self.until(is_applied);
         let applied = self.head.store().applied_seq();
         self.until(|set| {
             let of = |copy: &ReplicaStore<FileDisk>| {
