@@ -176,7 +176,7 @@ impl Catalogue {
                         volumes.insert(spec.volume.clone(), spec);
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        fs::remove_dir_all(&path)?;
+                        Disks::remove(&path)?;
                     }
                     Err(error) => return Err(error),
                 }
@@ -324,7 +324,8 @@ impl Catalogue {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        Disks::remove(&folder).map_err(failed)
+        Disks::remove(&folder).map_err(failed)?;
+        self.disks.remove_strays(name).map_err(failed)
     }
 
     /// The volume of a uuid, in hexadecimal digits.
@@ -456,5 +457,95 @@ impl Catalogue {
         VolumeHead::open_replicated(store, options, copies, clock)
             .map(Volume::new)
             .map_err(refusal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nuage_disk::BASE_FOLDER;
+
+    /// A fast disk for journals and a large one for what compaction writes.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("nuage-{name}-{}", std::process::id()));
+            fs::create_dir_all(dir.join("fast")).expect("a place");
+            Self(dir)
+        }
+
+        fn open(&self) -> Catalogue {
+            let others = [("fast".to_owned(), self.0.join("fast"))];
+            let base = self.0.join("large");
+            let disks = Disks::new(&self.0.join("first"), &others, Some(&base));
+            Catalogue::open(&self.0.join("first"), disks).expect("directories")
+        }
+
+        fn large(&self) -> Vec<String> {
+            let found = fs::read_dir(self.0.join("large/volumes")).expect("a directory");
+            let mut names: Vec<_> = found
+                .map(|entry| {
+                    entry
+                        .expect("an entry")
+                        .file_name()
+                        .into_string()
+                        .expect("a name")
+                })
+                .collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn create(catalogue: &mut Catalogue, disk: &str) -> PathBuf {
+        let text = format!(r#"{{"volume": "v", "size_bytes": 67108864, "disk": "{disk}"}}"#);
+        let spec = serde_json::from_str(&text).expect("words");
+        catalogue.create(spec).expect("a volume");
+        let link = catalogue.folder("v").join("journal").join(BASE_FOLDER);
+        fs::read_link(link).expect("a link")
+    }
+
+    #[test]
+    fn a_volume_whose_disk_was_missing_for_a_while_still_has_what_lies_on_the_large_one() {
+        let place = Place::new("missing");
+        let base = create(&mut place.open(), "fast");
+        fs::write(base.join("00000001.seg"), "what was compacted").expect("a file");
+        let (fast, away) = (place.0.join("fast"), place.0.join("away"));
+        fs::rename(&fast, &away).expect("unmounted");
+        // A copy that is made anew meanwhile has a directory of its own there.
+        let other = create(&mut place.open(), "");
+        assert_ne!(other, base);
+        assert!(fs::read_dir(&other).expect("a directory").next().is_none());
+        fs::remove_dir_all(&fast).expect("the mount point");
+        fs::rename(&away, &fast).expect("mounted again");
+        place.open();
+        assert!(base.join("00000001.seg").exists());
+    }
+
+    #[test]
+    fn a_deletion_leaves_nothing_on_the_large_disk_wherever_it_broke_off() {
+        let place = Place::new("broken-off");
+        let mut catalogue = place.open();
+        let base = create(&mut catalogue, "fast");
+        fs::write(base.join("00000001.seg"), "what was compacted").expect("a file");
+        fs::remove_file(catalogue.folder("v").join("volume.json")).expect("begun");
+        let mut catalogue = place.open();
+        assert_eq!(place.large(), [""; 0]);
+        // And of one whose own disk never came back.
+        let base = create(&mut catalogue, "fast");
+        fs::write(base.join("00000001.seg"), "what was compacted").expect("a file");
+        fs::remove_dir_all(place.0.join("fast")).expect("lost");
+        let mut catalogue = place.open();
+        create(&mut catalogue, "");
+        assert_eq!(place.large(), ["v", "v~1"]);
+        catalogue.delete("v").expect("deleted");
+        assert_eq!(place.large(), [""; 0]);
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! DIR/volumes/NAME/                 a volume on the first disk
 //! DISK/volumes/NAME/                on a further one
-//! …/NAME/journal/base               a link to BASE/volumes/NAME, where its base segments lie
+//! …/NAME/journal/base               a link to BASE/volumes/NAME, where its base segments lie (NAME~1, … where
+//!                                   that is another's, of a disk that is missing)
 //! ```
 //!
 //! The link is the volume's: it holds though the daemon is started with another base. One that leads nowhere
@@ -68,10 +69,10 @@ impl Disks {
         Err(Refusal::new(Code::InvalidRequest, message))
     }
 
-    /// Have what compaction of `volume` writes go to the large disk, if there is one.
+    /// Have what compaction of the new `volume` writes go to the large disk, if there is one.
     pub(crate) fn give_base(&self, journal: &Path, volume: &str) -> io::Result<()> {
         match &self.base {
-            Some(base) => link_base(journal, &base.join(volume)),
+            Some(base) => begin_base(journal, base, volume),
             None => Ok(()),
         }
     }
@@ -83,53 +84,96 @@ impl Disks {
         journal: &Path,
         clone: &str,
     ) -> io::Result<()> {
-        match fs::read_link(parent.join(BASE_FOLDER)) {
-            Ok(base) => link_base(journal, &base.with_file_name(clone)),
-            Err(_) => self.give_base(journal, clone),
+        let base = fs::read_link(parent.join(BASE_FOLDER)).ok();
+        match base.as_deref().and_then(Path::parent) {
+            Some(beside) => begin_base(journal, beside, clone),
+            None => self.give_base(journal, clone),
         }
     }
 
-    /// Bring what is there in line: volumes of before there was a large disk may use it, and what aborted
-    /// creations and deletions left on it goes.
+    /// Volumes of before there was a large disk may use it.
+    ///
+    /// What is there of others stays: their own disk may only be missing now.
     pub(crate) fn settle(&self, volumes: &BTreeMap<String, CreateVolume>) -> io::Result<()> {
         let Some(base) = &self.base else {
             return Ok(());
         };
         fs::create_dir_all(base)?;
-        for entry in fs::read_dir(base)? {
-            let entry = entry?;
-            if !volumes.contains_key(&*entry.file_name().to_string_lossy()) {
-                fs::remove_dir_all(entry.path())?;
-            }
-        }
         for spec in volumes.values() {
             let journal = self.root(&spec.disk).join(&spec.volume).join("journal");
-            if spec.backend == Backend::Journal {
-                self.give_base(&journal, &spec.volume)?;
+            let link = journal.join(BASE_FOLDER);
+            if spec.backend == Backend::Journal && fs::symlink_metadata(link).is_err() {
+                let own = free_base(base, &spec.volume);
+                make_base(base, &own)?;
+                link_base(&journal, &own)?;
             }
         }
         Ok(())
     }
 
-    /// Remove a volume's directory, and what it has elsewhere.
+    /// Remove a volume's directory, and what it has elsewhere; gone for good on return.
     pub(crate) fn remove(folder: &Path) -> io::Result<()> {
         if let Ok(base) = fs::read_link(folder.join("journal").join(BASE_FOLDER)) {
-            absent_is_fine(fs::remove_dir_all(base))?;
+            remove_whole(&base)?;
         }
-        absent_is_fine(fs::remove_dir_all(folder))
+        remove_whole(folder)
+    }
+
+    /// Remove what lies on the large disk of a volume whose own disk was lost before: it is deleted now.
+    pub(crate) fn remove_strays(&self, volume: &str) -> io::Result<()> {
+        let Some(base) = &self.base else {
+            return Ok(());
+        };
+        for number in 0.. {
+            let stray = base.join(base_name(volume, number));
+            if !stray.exists() {
+                return Ok(());
+            }
+            remove_whole(&stray)?;
+        }
+        Ok(())
     }
 }
 
-/// A link that is there stays as it is, wherever it leads.
+fn remove_whole(folder: &Path) -> io::Result<()> {
+    absent_is_fine(fs::remove_dir_all(folder))?;
+    match folder.parent() {
+        Some(parent) => absent_is_fine(fs::File::open(parent).and_then(|above| above.sync_all())),
+        None => Ok(()),
+    }
+}
+
+/// No volume's name has a tilde.
+fn base_name(volume: &str, number: u32) -> String {
+    match number {
+        0 => volume.to_owned(),
+        _ => format!("{volume}~{number}"),
+    }
+}
+
+/// A directory that no volume has yet: one that is there may be of a copy whose disk is missing.
+fn free_base(root: &Path, volume: &str) -> PathBuf {
+    (0..=u32::MAX)
+        .map(|number| root.join(base_name(volume, number)))
+        .find(|base| !base.exists())
+        .unwrap_or_default()
+}
+
+/// Give the journal of a new volume a directory of its own on the large disk.
+///
+/// The link is first: what breaks off in between leaves nothing to which no volume's directory leads.
+fn begin_base(journal: &Path, root: &Path, volume: &str) -> io::Result<()> {
+    let base = free_base(root, volume);
+    link_base(journal, &base)?;
+    make_base(root, &base)
+}
+
 fn link_base(journal: &Path, base: &Path) -> io::Result<()> {
-    let link = journal.join(BASE_FOLDER);
-    if fs::symlink_metadata(&link).is_ok() {
-        return Ok(());
-    }
-    fs::create_dir_all(base)?;
-    if let Some(parent) = base.parent() {
-        fs::File::open(parent)?.sync_all()?;
-    }
-    std::os::unix::fs::symlink(base, &link)?;
+    std::os::unix::fs::symlink(base, journal.join(BASE_FOLDER))?;
     fs::File::open(journal)?.sync_all()
+}
+
+fn make_base(root: &Path, base: &Path) -> io::Result<()> {
+    fs::create_dir_all(base)?;
+    fs::File::open(root)?.sync_all()
 }

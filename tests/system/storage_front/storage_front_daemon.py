@@ -74,6 +74,7 @@ class Daemon:
     replica: int = 0
     tls: Tls | None = None
     group: int = 1
+    more: list[str] = field(default_factory=list)  # of the command line
     host: str = "127.0.0.1"  # as initiators see this machine
     process: subprocess.Popen[bytes] | None = None
     lines: list[Json] = field(default_factory=list)
@@ -82,7 +83,7 @@ class Daemon:
         """Run the daemon and connect to its control socket."""
         self.folder.mkdir(exist_ok=True)
         portals = ",".join(f"127.0.0.1:{port}" for port in self.iscsi)
-        command = [str(self.binary), "--dir", str(self.folder / "data")]
+        command = [str(self.binary), "--dir", str(self.folder / "data"), *self.more]
         command += ["--control", str(self.folder / "control"), "--iscsi", portals]
         command += ["--nbd", f"127.0.0.1:{self.nbd},unix:{self.folder / 'nbd'}"]
         portals = ",".join(f"{self.host}:{port}" for port in self.iscsi)
@@ -125,6 +126,11 @@ class Daemon:
                 case _:
                     self.lines.append(answer)
         raise AssertionError(self.log)
+
+    def begin(self, op: str, **fields: object) -> None:
+        """Ask without waiting for an answer, which may never come."""
+        self._file.write(json.dumps({"id": 1, "op": op, **fields}) + "\n")
+        self._file.flush()
 
     def head(self, volume: str = "v") -> Json:
         """Return a volume's head as `status` shows it."""

@@ -1,0 +1,115 @@
+"""`kill -9` in the midst of what is asked at the control socket: it is whole or was never begun."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.system.storage_front.storage_front_daemon import IQN, MIB, Daemon, Json
+
+pytestmark = pytest.mark.system
+STEPS = 12  # kills, spread over twice the time that the act takes
+SIZE_BYTES, GROWN_BYTES = 16 * MIB, 32 * MIB
+KEY = "5a" * 32
+
+
+def create(volume: str) -> Json:
+    return {
+        "op": "create_volume", "volume": volume, "size_bytes": SIZE_BYTES,
+        "logical_block_bytes": 512, "encrypted": True, "uuid": "0a" * 16,
+    }  # fmt: skip
+
+
+def clone(volume: str) -> Json:
+    moment = {"sequence": 1}
+    return {"op": "clone", "volume": "parent", "moment": moment, "clone": volume, "uuid": "0b" * 16}
+
+
+def resize(volume: str) -> Json:
+    return {"op": "resize", "volume": volume, "size_bytes": GROWN_BYTES}
+
+
+def delete(volume: str) -> Json:
+    return {"op": "delete_volume", "volume": volume}
+
+
+def ask(daemon: Daemon, asked: Json) -> Json:
+    words = {key: value for key, value in asked.items() if key != "op"}
+    return daemon.ask(str(asked["op"]), **words)
+
+
+def open_head(daemon: Daemon, volume: str, epoch: int) -> None:
+    daemon.ask("open_head", volume=volume, epoch=epoch, iqn=f"{IQN}.{volume}")
+
+
+def made(daemon: Daemon) -> dict[str, int]:
+    """Return the volumes that the daemon has, and their sizes."""
+    volumes = daemon.ask("list")["volumes"]
+    assert isinstance(volumes, list)
+    return {str(volume["volume"]): int(volume["size_bytes"]) for volume in volumes}
+
+
+def lie(daemon: Daemon) -> set[str]:
+    """Return the volumes of which anything lies on a disk."""
+    roots = (daemon.folder / "data" / "volumes", daemon.folder / "large" / "volumes")
+    return {path.name for root in roots for path in root.iterdir()}
+
+
+@pytest.fixture
+def daemon(storaged_binary: Path, daemons: Callable[[str], Daemon]) -> Daemon:
+    made = daemons("one")
+    made.stop()
+    made.more = ["--base", str(made.folder / "large")]
+    made.start()
+    made.ask("set_key", key=KEY)
+    ask(made, {**create("parent"), "uuid": "0c" * 16})
+    open_head(made, "parent", 1)
+    made.ask("write", volume="parent", offset=0, data="07" * 65536)
+    made.ask("flush", volume="parent")
+    return made
+
+
+def killed(daemon: Daemon, asked: Json, after_s: float) -> None:
+    """Ask for an act and kill the daemon a little later; it comes back."""
+    words = {key: value for key, value in asked.items() if key != "op"}
+    daemon.begin(str(asked["op"]), **words)
+    time.sleep(after_s)  # noqa: TID251 - a real process works meanwhile
+    daemon.kill()
+    daemon.start()
+    daemon.ask("set_key", key=KEY)
+
+
+@pytest.mark.parametrize("act", [create, clone, resize, delete])
+def test_what_a_kill_breaks_off_is_whole_or_was_never_begun(
+    daemon: Daemon, act: Callable[[str], Json]
+) -> None:
+    outcomes: set[bool] = set()
+    takes_s = 0.0
+    for step in range(STEPS + 1):
+        volume = f"v{step}"
+        if act in (resize, delete):
+            ask(daemon, create(volume))
+        if act is resize:
+            open_head(daemon, volume, 1)
+        if step == 0:
+            begun_s = time.monotonic()
+            ask(daemon, act(volume))
+            takes_s = time.monotonic() - begun_s
+        else:
+            killed(daemon, act(volume), after_s=2 * takes_s * step / STEPS)
+        sizes = made(daemon)
+        assert lie(daemon) == set(sizes), "what lies there is what is told, and nothing beside"
+        if step:
+            outcomes.add(sizes.get(volume, 0) == (GROWN_BYTES if act is resize else SIZE_BYTES))
+        if act is resize and step:
+            open_head(daemon, volume, 2)
+        ask(daemon, act(volume))  # asked again it leads to what was wanted
+        wanted = GROWN_BYTES if act is resize else SIZE_BYTES
+        assert made(daemon).get(volume) == (None if act is delete else wanted)
+        if act is not delete:
+            if act is not resize:
+                open_head(daemon, volume, 3)
+            daemon.ask("close_head", volume=volume)
+            ask(daemon, delete(volume))
+        assert lie(daemon) == {"parent"}
+    assert outcomes == {True, False}, "some were broken off and some were not"
