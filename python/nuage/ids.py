@@ -29,6 +29,7 @@ RequestId = NewType("RequestId", str)
 
 EntropySource = Callable[[int], bytes]
 
+_ID: Final = re.compile(r"[a-z]+-[0-9a-f]{16}")
 _SLUG: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 SLUG_CHARS_MAX: Final = 40  # fits a DNS label with room for a suffix
 
@@ -36,6 +37,11 @@ SLUG_CHARS_MAX: Final = 40  # fits a DNS label with room for a suffix
 def is_slug(text: str) -> bool:
     """Tell whether `text` may name a site, a node or a rack (DNS-label safe)."""
     return len(text) <= SLUG_CHARS_MAX and _SLUG.fullmatch(text) is not None
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Tell whether `text` has the form of an id of that kind."""
+    return text.startswith(f"{prefix}-") and _ID.fullmatch(text) is not None
 
 
 def new_id(prefix: str, entropy: EntropySource = os.urandom) -> str:

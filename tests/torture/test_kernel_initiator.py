@@ -10,8 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.system.storage_front.host_paths import IQN as PATHS_IQN
+from tests.system.storage_front.host_paths import SECRETS, SIZE_BYTES, Controller, IoNode
 from tests.system.storage_front.storage_front_daemon import IQN, MIB, SECRET, Daemon
 from tests.torture.kernel_initiator import HOST, Failed, Initiator, initiator_image
+
+from nuage.iaas.hosts import paths_of
+from nuage.iaas.wishes import host_login
+from nuage.model.volume import OutsideHost
 
 OWN_SECRET = "the-target-s-own-secret-"
 SIZE_MIB = 96
@@ -33,6 +39,8 @@ LOGIN_SETTINGS = {
 }
 # A refused login is told at once, but repeated by default for minutes.
 ONE_TRY = {"node.session.initial_login_retry_max": "1"}
+# The product's targets ask who comes, and are not asked.
+ONE_SIDED = {"node.session.auth.username_in": "", "node.session.auth.password_in": ""}
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +55,10 @@ def guest(image: Path, tmp_path: Path) -> Iterator[Initiator]:
     made.end()
 
 
-def for_guest(daemon: Daemon, group: int = 1) -> Daemon:
+def for_guest(daemon: Daemon) -> Daemon:
     """Let discovery name portals that the guest reaches."""
     daemon.stop()
-    daemon.group, daemon.host = group, HOST
+    daemon.host = HOST
     daemon.start()
     return daemon
 
@@ -64,11 +72,11 @@ def discover(guest: Initiator, port: int) -> str:
     return guest.run(f"iscsiadm -m discovery -t sendtargets -p {HOST}:{port}")
 
 
-def log_in(guest: Initiator, **changed: str) -> None:
+def log_in(guest: Initiator, iqn: str = IQN, **changed: str) -> None:
     settings = LOGIN_SETTINGS | ONE_TRY | changed
-    words = " ".join(f"-n '{name}' -v '{value}'" for name, value in settings.items())
-    guest.run(f"iscsiadm -m node -T {IQN} -o update {words}")
-    guest.run(f"iscsiadm -m node -T {IQN} --login")
+    words = " ".join(f"-n '{name}' -v '{value}'" for name, value in settings.items() if value)
+    guest.run(f"iscsiadm -m node -T {iqn} -o update {words}")
+    guest.run(f"iscsiadm -m node -T {iqn} --login")
 
 
 def disks(guest: Initiator, count: int) -> list[str]:
@@ -78,11 +86,11 @@ def disks(guest: Initiator, count: int) -> list[str]:
     return [Path(path).name for path in found]
 
 
-def multipath(guest: Initiator, paths: list[str]) -> None:
+def multipath(guest: Initiator, paths: list[str], size_bytes: int = SIZE_MIB * MIB) -> None:
     """Join paths, a group each: the first is used until it fails."""
     numbers = [guest.run(f"cat /sys/block/{path}/dev") for path in paths]
     groups = " ".join(f"service-time 0 1 1 {number} 1" for number in numbers)
-    sectors = SIZE_MIB * MIB // 512
+    sectors = size_bytes // 512
     table = f"0 {sectors} multipath 1 queue_if_no_path 0 {len(paths)} 1 {groups}"
     guest.run(f"echo '{table}' | dmsetup --noudevsync --noudevrules create mp")
     guest.wait_for("[ -b /dev/dm-0 ]")
@@ -150,39 +158,44 @@ def test_a_hosts_reservation_outlives_the_daemon_and_is_preempted_by_another_pat
     guest.run(f"dd if=/dev/zero of={two} bs=4k count=1 oflag=direct")
 
 
-def groups(serving: int) -> list[dict[str, object]]:
-    return [
-        {"id": group, "state": "optimized" if group == serving else "unavailable"}
-        for group in (1, 2)
-    ]
-
-
-def test_a_host_goes_on_writing_by_its_other_path_when_the_heads_node_dies(
+async def test_a_host_goes_on_writing_by_its_other_path_when_the_heads_node_dies(
     three_sites: list[Daemon], guest: Initiator
 ) -> None:
-    """Two IO-nodes, one head: ALUA says which path serves; a killed head costs no write."""
-    first, second, _ = three_sites
-    for group, site in enumerate(three_sites, start=1):
-        for_guest(site, group)
-        site.ask(
-            "create_replica", volume="v", size_bytes=SIZE_MIB * MIB, logical_block_bytes=512,
-            uuid="01" * 16,
-        )  # fmt: skip
-    lead(three_sites, 0, epoch=1)
-    first.ask("set_port_groups", volume="v", own=1, groups=groups(1))
-    second.ask("stand_by", volume="v", iqn=IQN, own=2, groups=groups(1), **CHAP)
-    for site in (first, second):
+    """Three IO-nodes, one head: ALUA says which path serves; a killed head costs no write.
+
+    Targets, log-in and states are what a controller wishes and agents do.
+    """
+    name = guest.run("cat /etc/iscsi/initiatorname.iscsi").partition("=")[2]
+    host = OutsideHost(initiator=name, login="host-1")
+    for site in three_sites:
+        site.host = HOST
+    controller = Controller([IoNode(site) for site in three_sites], host)
+    try:
+        await controller.until("active/optimized", "standby", "standby")
+        await a_killed_head_costs_no_write(three_sites, guest, controller)
+    finally:
+        await controller.close()
+
+
+async def a_killed_head_costs_no_write(
+    sites: list[Daemon], guest: Initiator, controller: Controller
+) -> None:
+    login = host_login(SECRETS, controller.volume)
+    for site in sites:
         discover(guest, site.iscsi[0])
-    log_in(guest)
-    paths = sorted(disks(guest, 2), key=lambda path: group_of(guest, path))
-    assert [group_of(guest, path) for path in paths] == [1, 2]
+    chap = {"node.session.auth.username": login.user, "node.session.auth.password": login.secret}
+    log_in(guest, PATHS_IQN, **chap, **ONE_SIDED)
+    tags = [path.group for path in paths_of(controller.index, controller.volume)]
+    by_tag = {group_of(guest, path): path for path in disks(guest, len(sites))}
+    paths = [by_tag[tag] for tag in tags]
     for path in paths:
         states = guest.run(f"sg_rtpg -d /dev/{path}")
         assert states.count("active/optimized") == 1, states
-        assert states.count("unavailable") == 1, states
-    with pytest.raises(Failed):
-        guest.run(f"dd if=/dev/{paths[1]} of=/dev/null bs=4k count=1 iflag=direct")
-    multipath(guest, paths)
+        assert states.count("standby") == 2, states
+    for path in paths[1:]:
+        with pytest.raises(Failed):
+            guest.run(f"dd if=/dev/{path} of=/dev/null bs=4k count=1 iflag=direct")
+    multipath(guest, paths, SIZE_BYTES)
     guest.run("/sbin/mke2fs -q -t ext4 -E nodiscard /dev/dm-0 && mount -t ext4 /dev/dm-0 /mnt")
     write = (
         "i=0; while [ $i -lt 60 ]; do dd if=/dev/urandom of=/mnt/$i bs=64k count=1 conv=fsync "
@@ -190,12 +203,14 @@ def test_a_host_goes_on_writing_by_its_other_path_when_the_heads_node_dies(
     )
     guest.run(f"({write}; echo $? >/run/written) >/dev/null 2>&1 &")
     guest.wait_for("[ $(cat /run/sums | wc -l) -ge 5 ]")
-    first.kill()
-    lead(three_sites, 1, epoch=2)
-    second.ask("set_port_groups", volume="v", own=2, groups=groups(2))
+    lost = controller.volume.head
+    assert lost is not None
+    await controller.lose(lost)
+    await controller.until("active/optimized", "standby")
+    serving = by_tag[paths_of(controller.index, controller.volume)[0].group]
     # What multipathd's checker does: a path that serves again is used again.
-    number = guest.run(f"cat /sys/block/{paths[1]}/dev")
-    guest.wait_for(f"sg_turs /dev/{paths[1]} && dmsetup message mp 0 reinstate_path {number}")
+    number = guest.run(f"cat /sys/block/{serving}/dev")
+    guest.wait_for(f"sg_turs /dev/{serving} && dmsetup message mp 0 reinstate_path {number}")
     deadline_s = time.monotonic() + 180
     while not guest.run("cat /run/written 2>/dev/null || true"):
         guest.run(f"dmsetup message mp 0 reinstate_path {number}")
@@ -203,25 +218,7 @@ def test_a_host_goes_on_writing_by_its_other_path_when_the_heads_node_dies(
     assert guest.run("cat /run/written") == "0"
     guest.run("umount /mnt; echo 3 >/proc/sys/vm/drop_caches; /sbin/e2fsck -fn /dev/dm-0")
     guest.run("mount -t ext4 -o ro /dev/dm-0 /mnt && md5sum -c /run/sums && umount /mnt")
-    assert "active/optimized" in guest.run(f"sg_rtpg -d /dev/{paths[1]}")
-
-
-def lead(sites: list[Daemon], number: int, epoch: int) -> None:
-    """Let one of three daemons lead, as a controller does."""
-    others = [site for index, site in enumerate(sites) if index != number]
-    replicas = [
-        {
-            "name": f"{site.folder.name}-io1",
-            "site": site.folder.name,
-            "address": f"127.0.0.1:{site.replica}",
-        }
-        for site in others
-    ]
-    sites[number].ask(
-        "open_head", volume="v", epoch=epoch, policy="any-2-of-3", replicas=replicas, iqn=IQN,
-        ack="memory", **CHAP,
-    )  # fmt: skip
-    sites[number].wait_until_open(timeout_s=60.0)
+    assert "active/optimized" in guest.run(f"sg_rtpg -d /dev/{serving}")
 
 
 def group_of(guest: Initiator, path: str) -> int:

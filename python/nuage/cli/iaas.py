@@ -13,6 +13,7 @@ from nuage.cli.quotas import quota_option, quotas, told_quota
 from nuage.cli.rates import disk_options, disk_parts, disk_rule, journal_options, journal_rule
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
+    Row,
     answered,
     inner,
     listed,
@@ -199,15 +200,30 @@ def show_iaas(session: Session, name: str) -> None:
     """Show an IaaS: contract, segments, what is used of its quotas."""
     answer = row_of(session.client.get(f"/v1/iaas/{name}"))
     quota = session.client.get(f"/v1/iaas/{name}/quota")
-    if answered(session, {**answer, "quota": quota}):
-        return
     value = inner(answer, "value")
+    key = row_of(session.client.get(f"/v1/iaas/{name}/key")) if value["encrypted"] else None
+    if answered(session, {**answer, "quota": quota, "key": key}):
+        return
     click.echo(f"{value['name']}  {answer['id']}  owner {value['owner']}  home {answer['site']}")
     click.echo(f"contract: {contract_line(inner(value, 'contract'))}")
-    if value["encrypted"]:
-        click.echo("volumes lie encrypted under its own data key")
+    for line in () if key is None else _key_lines(name, key):
+        click.echo(line)
     rows = [told_quota(row) for row in rows_of(quota)]
     print_table(("QUOTA OF", "USED", "LIMIT"), rows, empty="")
+
+
+def _key_lines(name: str, key: Row) -> list[str]:
+    """Say how the data key stands, and what somebody has to do about it."""
+    if key["is_destroyed"]:
+        return ["its data key was destroyed: what its volumes held can never be read"]
+    held = key["holder"] == "tenant"
+    lines = ["volumes lie encrypted under its own data key" + ", which its tenant holds" * held]
+    if not key["is_unlocked"]:
+        lines.append(f"locked at this site: nuage iaas unlock {name} --key-file …")
+    if key["is_due"]:
+        by_hand = f": nuage iaas rekey {name} --key-file …" if held else "; a new one is being made"
+        lines.append(f"somebody who was revoked may know that key{by_hand}")
+    return lines
 
 
 @iaas_group.command("delete")

@@ -62,10 +62,14 @@ def create_volume(session: Session, name: str, volume_size: str, iaas: str) -> N
 
 
 @volume_group.command("list")
+@click.option("--deleted", is_flag=True, help="Those that are no more, by what ledgers keep.")
 @iaas_option
 @pass_session
-def list_volumes(session: Session, iaas: str) -> None:
+def list_volumes(session: Session, deleted: bool, iaas: str) -> None:
     """Show an IaaS's volumes."""
+    if deleted:
+        _list_deleted(session, iaas)
+        return
     answer = session.client.get(_volumes(session, iaas))
     machines = _names_of_machines(session, iaas)
     rows = [
@@ -79,6 +83,24 @@ def list_volumes(session: Session, iaas: str) -> None:
     ]  # fmt: skip
     headers = ("NAME", "ID", "STATE", "SIZE", "VM", "HEAD", "COPIES", "FAILURE")
     show(session, answer, headers, rows, empty="no volume yet")
+
+
+def _list_deleted(session: Session, iaas: str) -> None:
+    path = f"/v1/iaas/{session.require_iaas(iaas)}/deleted-volumes"
+    answer = row_of(session.client.get(path))
+    if answered(session, answer):
+        return
+    rows = [
+        (
+            row["volume"], row["name"], ", ".join(str(node) for node in listed(row, "nodes")),
+            row["receipt_count"], row["segment_count"], day(row["last_s"]),
+        )
+        for row in rows_of(answer["volumes"])
+    ]  # fmt: skip
+    headers = ("ID", "NAME", "NODES", "RECEIPTS", "NOT YET ERASED", "LAST RECEIPT")
+    print_table(headers, rows, empty="no ledger tells of a volume that is no more")
+    for site in listed(answer, "silent"):
+        click.echo(f"{site} did not answer: nothing is said of it")
 
 
 @volume_group.command("show")
@@ -97,7 +119,8 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
     if answered(session, told):
         return
     machines = _names_of_machines(session, iaas)
-    print_facts([*_facts(answer, volume, machines), ("disk", _share_line(standing))])
+    facts = [("rpo", _rpo_line(standing)), ("disk", _share_line(standing))]
+    print_facts([*_facts(answer, volume, machines), *facts])
     print_table(
         ("COPY", "SITE", "STATE", "BEHIND", "WRITES", "BYTES"),
         [_copy_row(copy) for copy in listed(standing, "copies")],
@@ -150,6 +173,16 @@ def scrub_volume(session: Session, name: str, iaas: str) -> None:
     answer = session.client.call("POST", f"{_volumes(session, iaas)}/{name}/scrub")
     if not answered(session, answer):
         _print_conditions(session, rows_of(answer))
+
+
+def _rpo_line(standing: Row) -> str:
+    """Say what the contract allows copies to lack, and which lack more."""
+    rpo_s = float(str(standing["rpo_s"]))
+    if not rpo_s:
+        return ""
+    beyond = [c["node"] for c in listed(standing, "copies") if float(str(c["lag_s"])) > rpo_s]
+    told = f"no copy lacks writes older than {rpo_s:g} s"
+    return told if not beyond else f"{told}: broken by {', '.join(map(str, beyond))}"
 
 
 def _share_line(standing: Row) -> str:
@@ -499,8 +532,11 @@ def set_volume(session: Session, name: str, iops_max: int, bandwidth_max: str, i
 @pass_session
 def delete_volume(session: Session, name: str, iaas: str) -> None:
     """Delete a free volume and all its copies."""
-    answer = session.client.call("DELETE", f"{_volumes(session, iaas)}/{name}")
-    said(session, answer, f"{name} is gone")
+    path = f"{_volumes(session, iaas)}/{name}"
+    volume_id = row_of(session.client.get(path))["id"]
+    answer = session.client.call("DELETE", path)
+    told = f"{name} is gone; `nuage volume prove {volume_id} -o FILE` proves where it was"
+    said(session, answer, told)
 
 
 @volume_group.command("degrade")

@@ -22,6 +22,7 @@ from nuage.iaas.disks import note_report
 from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
 from nuage.iaas.erasure import erasure_of, is_gone
 from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
+from nuage.iaas.keys import UNREADABLE
 from nuage.iaas.site import Site
 from nuage.iaas.standing import note_head
 from nuage.iaas.volumes import ionode_spaces
@@ -245,11 +246,7 @@ class HeadKeeper:
     async def look(self) -> None:
         """Take what steps are due; called every second or two."""
         for volume in self.own():
-            if volume.volume_id in self._claimed and not is_settled(volume):
-                continue
-            if volume.volume_id in self._busy or is_gone(self._site.index, volume):
-                continue
-            if self._rest_until_s.get(volume.volume_id, 0.0) > self._site.clock.monotonic_s():
+            if not self._is_due(volume):
                 continue
             self._busy.add(volume.volume_id)
             try:
@@ -263,7 +260,21 @@ class HeadKeeper:
                 self._busy.discard(volume.volume_id)
         await self._tidy()
 
+    def _is_due(self, volume: Volume) -> bool:
+        if volume.volume_id in self._busy or is_gone(self._site.index, volume):
+            return False
+        if self._rest_until_s.get(volume.volume_id, 0.0) > self._site.clock.monotonic_s():
+            return False
+        if volume.volume_id not in self._claimed or is_settled(volume):
+            return True
+        return self._site.index.is_shredded(volume.iaas_id)
+
     async def _look_at(self, volume: Volume) -> None:
+        if self._site.index.is_shredded(volume.iaas_id):
+            gone = replace(volume, state=VolumeState.FAILED, failure=UNREADABLE, portal="")
+            if gone != volume:
+                await self._site.save(gone)
+            return
         if volume.volume_id not in self._claimed:
             await self._claim(volume)
         iaas = self._site.index.find_value(Iaas, volume.iaas_id)

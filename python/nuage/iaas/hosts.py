@@ -9,6 +9,7 @@ from typing import Final
 
 from nuage.errors import Conflict, InvalidRequest
 from nuage.iaas.index import FederationIndex
+from nuage.iaas.keys import require_key
 from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import NameVolume, require_free, volume_home, volume_of
@@ -68,6 +69,7 @@ async def attach_host(site: Site, _principal: Principal, body: AttachHost) -> Ho
         )
     if volume.host is None or volume.host.initiator != initiator:
         require_free(site, volume)
+        require_key(site, volume.iaas_id)
         host = OutsideHost(initiator=initiator, login=new_id("host", site.entropy))
         volume = replace(volume, host=host)
         await site.save(volume)

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.iaas.addresses import host_number
 from nuage.ids import IaasId, NodeId, SegmentId, SiteId, VolumeId
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.network import Port, PublicAddress
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
@@ -265,6 +265,11 @@ class FederationIndex:
     def addresses(self, segment_id: SegmentId) -> Collection[int]:
         """Return the addresses that ports of a segment hold, as numbers."""
         return self._addresses[segment_id].keys()
+
+    def is_shredded(self, iaas_id: IaasId) -> bool:
+        """Tell whether the data key of an IaaS was destroyed, for good."""
+        key = self.find_value(IaasKey, iaas_id)
+        return key is not None and key.key_id == KEY_SHREDDED
 
     def home(self, kind: str, object_id: str) -> SiteId:
         """Return the site that answers for an object.

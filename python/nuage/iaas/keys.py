@@ -12,16 +12,19 @@ import structlog
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError
 from nuage.iaas.operations import NamesIaas, Operation, OperationTable, anywhere, iaas_scope
 from nuage.iaas.site import Site
-from nuage.ids import SiteId
+from nuage.ids import IaasId, SiteId
 from nuage.model.desired import IonodeReport, SetKey
 from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey
 from nuage.model.infrastructure import Datacenter
-from nuage.model.vm import Vm, VmState
+from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal
 
 SET_KEY_METHOD = "ionode.set-key"
 UNLOCK_METHOD = "iaas.unlock-here"
 ASK_TIMEOUT_S = 10.0
+AT_REST = frozenset({VmState.STOPPED, VmState.FAILED})
+UNREADABLE = "its data key was destroyed: what it held can never be read"
 log = structlog.get_logger("keys")
 
 
@@ -67,6 +70,20 @@ def key_of(site: Site, iaas: Iaas) -> IaasKey:
     if key is None:
         raise NotFound("data key", iaas.name, hint="`nuage iaas create --encrypted` makes one")
     return key
+
+
+def require_key(site: Site, iaas_id: IaasId) -> None:
+    """Refuse at once what nothing can come of any more.
+
+    Raises:
+        Conflict: the data key of the IaaS was destroyed.
+    """
+    if site.index.is_shredded(iaas_id):
+        iaas = site.index.value(Iaas, iaas_id)
+        raise Conflict(
+            f"the data key of {iaas.name} was destroyed: nothing of it can be read or written",
+            hint="what is left can be shown, proven and deleted",
+        )
 
 
 def unlock_here(site: Site, asked: UnlockHere) -> None:
@@ -120,13 +137,23 @@ async def shred_iaas(site: Site, _principal: Principal, body: ShredIaas) -> None
     key = key_of(site, iaas)
     if body.confirm != iaas.name:
         raise InvalidRequest(f"repeat the name: {iaas.name}", field="confirm")
-    running = [v.name for v in site.index.of_iaas(Vm, iaas.iaas_id) if v.state is VmState.RUNNING]
-    if running:
-        raise Conflict(f"{', '.join(running[:8])} still run", hint="stop them first")
+    _require_at_rest(site, iaas)
     await site.save(replace(key, key_id=KEY_SHREDDED, sealed="", earlier=""))
     site.keyring.forget(iaas.iaas_id)
     text = f"the data key of {iaas.name} is destroyed: its data is gone for good"
     site.announce("iaas", iaas.iaas_id, "shredded", text)
+
+
+def _require_at_rest(site: Site, iaas: Iaas) -> None:
+    """Refuse to destroy a data key while somebody works with it."""
+    vms = site.index.of_iaas(Vm, iaas.iaas_id)
+    running = [v.name for v in vms if v.wish is PowerWish.RUNNING or v.state not in AT_REST]
+    if running:
+        raise Conflict(f"{', '.join(running[:8])} still run", hint="stop them first")
+    volumes = site.index.of_iaas(Volume, iaas.iaas_id)
+    used = [volume.name for volume in volumes if volume.host is not None]
+    if used:
+        raise Conflict(f"hosts have {', '.join(used[:8])}", hint="detach them first")
 
 
 async def give_keys(site: Site, report: IonodeReport) -> None:

@@ -8,6 +8,7 @@ from nuage.channel import current_request_id
 from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import DEFAULT_SEGMENT, require_quota
 from nuage.iaas.epochs import next_local
+from nuage.iaas.keys import require_key
 from nuage.iaas.movement import claimed, waits_for
 from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere, iaas_scope
 from nuage.iaas.showing import show
@@ -144,6 +145,7 @@ def _node_named(site: Site, name: str) -> Node:
 async def create_vm(site: Site, _principal: Principal, body: CreateVm) -> CreatedVm:
     """Place a new VM and have it created at the elected site (the paper's five steps)."""
     iaas = site.index.iaas_named(body.iaas)
+    require_key(site, iaas.iaas_id)
     if site.index.is_name_taken(Vm, body.name, iaas.iaas_id):
         raise Conflict(f"there is a VM named {body.name!r} in {iaas.name} already")
     vm_id = VmId(new_id("vm", site.entropy))
@@ -313,6 +315,7 @@ async def _set(site: Site, vm: Vm, what: str, **fields: object) -> Shown[Vm]:
 async def start_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm]:
     """Want a VM running."""
     vm = vm_of(site, body.iaas, body.vm)
+    require_key(site, vm.iaas_id)
     return await _set(site, vm, "start", wish=PowerWish.RUNNING, failure="")
 
 

@@ -170,6 +170,8 @@ def ionode_acts(index: FederationIndex, report: IonodeReport) -> list[Act]:
 
 
 def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> list[Act]:
+    if index.is_shredded(volume.iaas_id):
+        return []  # of a head that has not heard of it yet; `iaas.heads` says how it stands
     if head.state == HEAD_READY and head.portal:
         if is_settled(volume) and (volume.portal, volume.failure) == (head.portal, ""):
             return []  # as most are in most reports

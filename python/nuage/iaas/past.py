@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
+from nuage.iaas.keys import require_key
 from nuage.iaas.operations import Operation, OperationTable, Shown, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -87,12 +88,13 @@ class RollbackVolume:
     force: bool = False
 
 
-def head_of(volume: Volume) -> NodeId:
+def head_of(site: Site, volume: Volume) -> NodeId:
     """Return where a volume's past can be asked for.
 
     Raises:
-        Conflict: it has no head now.
+        Conflict: it has no head now, or nobody can read it any more.
     """
+    require_key(site, volume.iaas_id)
     if volume.head is None or volume.state is not VolumeState.READY:
         raise Conflict(f"volume {volume.name} is {volume.state.value}; it has no head to ask")
     return volume.head
@@ -110,7 +112,7 @@ async def read_history(site: Site, _principal: Principal, body: ReadHistory) -> 
         count=body.count,
     )
     return await site.nodes.ask(
-        head_of(volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
+        head_of(site, volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
     )
 
 
@@ -122,7 +124,7 @@ async def mark_volumes(site: Site, _principal: Principal, body: MarkVolumes) -> 
         raise InvalidRequest(f"{IMAGE_MARK!r} marks where a volume was its image", field="name")
     names = (body.volume, *body.together_with)
     volumes = [volume_of(site, body.iaas, name) for name in names]
-    heads = {head_of(volume) for volume in volumes}
+    heads = {head_of(site, volume) for volume in volumes}
     if len(heads) > 1:
         raise Conflict(
             f"the volumes have heads on {', '.join(sorted(heads))}",
@@ -193,7 +195,7 @@ async def find_moment(
     )
     with _told_of(volume, time_s, mark):
         return await site.nodes.ask(
-            head_of(volume), MOMENT_METHOD, ask, FoundMoment, timeout_s=ASK_TIMEOUT_S
+            head_of(site, volume), MOMENT_METHOD, ask, FoundMoment, timeout_s=ASK_TIMEOUT_S
         )
 
 
@@ -243,7 +245,7 @@ async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolum
     )
     with _told_of(volume, body.time_s, body.mark):
         await site.nodes.ask(
-            head_of(volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
+            head_of(site, volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
         )
     text = f"{volume.name} is back at {ask.moment}"
     site.announce("volume", volume.volume_id, "rolled-back", text)

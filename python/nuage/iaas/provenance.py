@@ -5,6 +5,9 @@ every site over the channels; a site that does not answer is named in the answer
 silence. A proof is a document that stands alone: receipts, their paths to heads that the sites
 signed, keys and certificates up to the federation's root, and the contract as it is now
 (docs/protocols/ledger.md §4). `nuage verify FILE` checks it with public keys alone.
+
+Ledgers only grow: of a volume that was deleted they still tell, by its id, where it was and when
+the last of it was erased.
 """
 
 import asyncio
@@ -14,19 +17,20 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from nuage.errors import InvalidRequest, NuageError, Unavailable
+from nuage.errors import InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import NameIaas
 from nuage.iaas.operations import Operation, OperationTable, anywhere, iaas_scope
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import NameVolume, volume_of
-from nuage.ids import IaasId, NodeId, SiteId, VolumeId
+from nuage.iaas.volumes import NameVolume
+from nuage.ids import IaasId, NodeId, SiteId, VolumeId, is_id
 from nuage.model.contract import Contract, refusal_of_site
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
 from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
-from nuage.model.volume import Volume
+from nuage.model.volume import Erasure, ReplicaPlace, Volume
 from nuage.storage.ledgers import LedgerProof, LedgerShelf
+from nuage.trust.ledger import LocationEvent, Receipt
 from nuage.trust.permissions import Principal
 from nuage.trust.verify import canonical
 
@@ -69,11 +73,16 @@ class AskCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldCount:
-    """How many receipts a node has signed for one volume."""
+    """How many receipts a node has signed for one volume, when the last one.
+
+    `segment_count` segments were there then and not erased.
+    """
 
     node_id: NodeId
     volume_id: VolumeId
     receipt_count: int
+    segment_count: int = 0
+    last_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +118,36 @@ class Proof:
 
     document: str
     receipt_count: int
+    silent: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListDeleted:
+    """Ask which volumes an IaaS once had."""
+
+    iaas: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletedVolume:
+    """What ledgers know of a volume that is no more; `name` is known while it is being erased.
+
+    `segment_count` segments of it have no receipt yet that says that they were erased.
+    """
+
+    volume: VolumeId
+    name: str
+    nodes: tuple[NodeId, ...]
+    receipt_count: int
+    segment_count: int
+    last_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletedVolumes:
+    """All of them, the last one first. `silent` sites did not answer."""
+
+    volumes: tuple[DeletedVolume, ...]
     silent: tuple[SiteId, ...]
 
 
@@ -151,22 +190,95 @@ def prove_here(site: Site, ask: AskProof) -> LedgerProof:
 
 def count_here(site: Site, ask: AskCount) -> list[HeldCount]:
     """Return which nodes of this site have signed for an IaaS's volumes."""
-    counts: dict[tuple[NodeId, VolumeId], int] = defaultdict(int)
+    signed: dict[tuple[NodeId, VolumeId], list[Receipt]] = defaultdict(list)
     for receipt in shelf_of(site).receipts(ask.iaas_id):
-        counts[receipt.node_id, receipt.volume_id] += 1
+        signed[receipt.node_id, receipt.volume_id].append(receipt)
     return [
-        HeldCount(node_id=node_id, volume_id=volume_id, receipt_count=count)
-        for (node_id, volume_id), count in sorted(counts.items())
+        HeldCount(
+            node_id=node_id,
+            volume_id=volume_id,
+            receipt_count=len(receipts),
+            segment_count=len(_still_there(receipts)),
+            last_s=max(receipt.time_ms for receipt in receipts) / 1000,
+        )
+        for (node_id, volume_id), receipts in sorted(signed.items())
     ]
+
+
+def _still_there(receipts: Iterable[Receipt]) -> set[int]:
+    """Return the segments that a node's receipts, in their order, leave on its disks."""
+    there: set[int] = set()
+    for receipt in receipts:
+        if receipt.event is LocationEvent.EXPIRE:
+            there.discard(receipt.segment)
+        else:
+            there.add(receipt.segment)
+    return there
 
 
 # Use cases ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """The volume that is asked about; one that was deleted has no copies and size any more."""
+
+    iaas_id: IaasId
+    volume_id: VolumeId
+    name: str = ""
+    size_bytes: int = 0
+    epoch: int = 0
+    head: NodeId | None = None
+    replicas: tuple[ReplicaPlace, ...] = ()
+    is_deleted: bool = False
+
+
+def _subject(site: Site, iaas: str, volume: str) -> _Subject:
+    """Return the volume of that name or id, or the one that once had that id.
+
+    Raises:
+        NotFound: a name that no volume has now, nor one that is being erased.
+    """
+    iaas_id = site.index.iaas_named(iaas).iaas_id
+    try:
+        found = site.index.named(Volume, volume, iaas_id)
+    except NotFound as error:
+        return _deleted_subject(site, iaas_id, volume, error)
+    return _Subject(
+        iaas_id=iaas_id,
+        volume_id=found.volume_id,
+        name=found.name,
+        size_bytes=found.size_bytes,
+        epoch=found.epoch,
+        head=found.head,
+        replicas=found.replicas,
+    )
+
+
+def _deleted_subject(site: Site, iaas_id: IaasId, volume: str, error: NotFound) -> _Subject:
+    for erasure in site.index.values(Erasure):
+        named = volume in (erasure.name, erasure.volume_id)
+        if named and erasure.iaas_id == iaas_id and erasure.is_deleted:
+            return _Subject(
+                iaas_id=iaas_id, volume_id=erasure.volume_id, name=erasure.name, is_deleted=True
+            )
+    if is_id("vol", volume):
+        return _Subject(iaas_id=iaas_id, volume_id=VolumeId(volume), is_deleted=True)
+    raise NotFound(
+        "volume",
+        volume,
+        hint="one that was deleted is named by its id: `nuage volume list --deleted`",
+    ) from error
+
+
 async def _proofs(
-    site: Site, volume: Volume, since: Mapping[SiteId, int] | None = None
+    site: Site, volume: _Subject, since: Mapping[SiteId, int] | None = None
 ) -> tuple[list[LedgerProof], tuple[SiteId, ...]]:
-    """Ask every site; return the answers in order of site, and who gave none."""
+    """Ask every site; return the answers in order of site, and who gave none.
+
+    Raises:
+        NotFound: a volume of which there is no record, nor a receipt at any site that answers.
+    """
     before = since or {}
 
     async def one(site_id: SiteId) -> LedgerProof | None:
@@ -183,12 +295,16 @@ async def _proofs(
     site_ids = sorted(d.site_id for d in site.index.values(Datacenter))
     answers = await asyncio.gather(*(one(site_id) for site_id in site_ids))
     silent = tuple(s for s, answer in zip(site_ids, answers, strict=True) if answer is None)
-    return [answer for answer in answers if answer is not None], silent
+    proofs = [answer for answer in answers if answer is not None]
+    if volume.is_deleted and not any(proof.receipts for proof in proofs):
+        hint = f"{', '.join(silent)} did not answer" if silent else "no ledger tells of it"
+        raise NotFound("volume", volume.volume_id, hint=hint)
+    return proofs, silent
 
 
 async def trace_volume(site: Site, _principal: Principal, body: NameVolume) -> Trace:
     """Tell where each segment of a volume has been, from when to when, and under whose law."""
-    volume = volume_of(site, body.iaas, body.volume)
+    volume = _subject(site, body.iaas, body.volume)
     proofs, silent = await _proofs(site, volume)
     stays = [stay for proof in proofs for stay in _stays(site, proof)]
     return Trace(
@@ -233,9 +349,9 @@ async def prove_volume(site: Site, _principal: Principal, body: ProveVolume) -> 
 
     Raises:
         InvalidRequest: `since` does not say what an earlier proof covered.
-        NotFound: a ledger never had as many receipts as `since` says.
+        NotFound: a ledger never had as many receipts as `since` says, or nothing of the volume.
     """
-    volume = volume_of(site, body.iaas, body.volume)
+    volume = _subject(site, body.iaas, body.volume)
     proofs, silent = await _proofs(site, volume, _covered(body.since))
     shelf = shelf_of(site)
     iaas = site.index.value(Iaas, volume.iaas_id)
@@ -248,6 +364,7 @@ async def prove_volume(site: Site, _principal: Principal, body: ProveVolume) -> 
             "name": volume.name,
             "size_bytes": volume.size_bytes,
             "epoch": volume.epoch,
+            "is_deleted": volume.is_deleted,
         },
         "iaas": {"name": iaas.name, "owner": iaas.owner},
         "contract": _contract_document(iaas.contract),
@@ -319,6 +436,31 @@ def _site_document(site: Site, proof: LedgerProof) -> dict[str, object]:
         "certificates": proof.certificates,
         "growth": {"since": proof.since, "path": list(proof.growth)},
     }
+
+
+async def list_deleted(site: Site, _principal: Principal, body: ListDeleted) -> DeletedVolumes:
+    """Tell which volumes an IaaS once had, by what the ledgers of all sites keep of them."""
+    iaas = site.index.iaas_named(body.iaas)
+    counts, silent = await _counts(site, iaas.iaas_id)
+    held: dict[VolumeId, list[HeldCount]] = defaultdict(list)
+    for count in (count for found in counts.values() for count in found):
+        if site.index.find("volume", count.volume_id) is None:
+            held[count.volume_id].append(count)
+    names = {e.volume_id: e.name for e in site.index.values(Erasure)}
+    deleted = [
+        DeletedVolume(
+            volume=volume_id,
+            name=names.get(volume_id, ""),
+            nodes=tuple(count.node_id for count in found),
+            receipt_count=sum(count.receipt_count for count in found),
+            segment_count=sum(count.segment_count for count in found),
+            last_s=max(count.last_s for count in found),
+        )
+        for volume_id, found in held.items()
+    ]
+    return DeletedVolumes(
+        volumes=tuple(sorted(deleted, key=lambda volume: -volume.last_s)), silent=silent
+    )
 
 
 async def check_iaas(site: Site, _principal: Principal, body: NameIaas) -> ContractCheck:
@@ -416,6 +558,20 @@ def enter(table: OperationTable) -> None:
             action="volume.trace",
             summary="Prove where a volume has been, in a document that stands alone",
             run=prove_volume,
+            scope=iaas_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.list-deleted",
+            verb="GET",
+            path="/v1/iaas/{iaas}/deleted-volumes",
+            body=ListDeleted,
+            result=DeletedVolumes,
+            action="volume.trace",
+            summary="Tell which volumes were deleted, and what of them has been where",
+            run=list_deleted,
             scope=iaas_scope,
             home=anywhere,
         )

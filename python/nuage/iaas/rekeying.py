@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from nuage.errors import NuageError
+from nuage.iaas.building import NameIaas
 from nuage.iaas.fabric_keys import newest_generation
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.keys import Unlocked, key_home, key_of, unlock_everywhere
-from nuage.iaas.operations import Operation, OperationTable, iaas_scope
+from nuage.iaas.operations import Operation, OperationTable, anywhere, iaas_scope
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, SiteId
 from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey, KeyHolder
@@ -43,6 +44,20 @@ class Rekeyed:
     key_id: str
     sites: tuple[SiteId, ...]
     silent: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyStanding:
+    """How the data key of an IaaS stands, as the site that was asked sees it.
+
+    `is_unlocked`: that site has it in memory, or unseals it by itself. `is_due`: somebody who was
+    revoked may know it.
+    """
+
+    holder: KeyHolder
+    is_destroyed: bool
+    is_unlocked: bool
+    is_due: bool
 
 
 def due_generation(index: FederationIndex, key: IaasKey, secret_generation: int) -> int | None:
@@ -111,6 +126,17 @@ async def _make_next(site: Site, iaas: Iaas, key: IaasKey, tenant_key: str) -> I
     return made
 
 
+async def show_key(site: Site, _principal: Principal, body: NameIaas) -> KeyStanding:
+    """Say who can unseal the data key of an IaaS, whether it is unlocked here, or is no more."""
+    key = key_of(site, site.index.iaas_named(body.iaas))
+    return KeyStanding(
+        holder=key.holder,
+        is_destroyed=key.key_id == KEY_SHREDDED,
+        is_unlocked=bool(site.keyring.data_keys(key)),
+        is_due=due_generation(site.index, key, site.keyring.generation) is not None,
+    )
+
+
 async def rekey_iaas(site: Site, _principal: Principal, body: RekeyIaas) -> Rekeyed:
     """Give an IaaS the next data key."""
     iaas = site.index.iaas_named(body.iaas)
@@ -122,7 +148,21 @@ async def rekey_iaas(site: Site, _principal: Principal, body: RekeyIaas) -> Reke
 
 
 def enter(table: OperationTable) -> None:
-    """Enter this module's operation."""
+    """Enter this module's operations."""
+    table.add(
+        Operation(
+            name="iaas.key",
+            verb="GET",
+            path="/v1/iaas/{iaas}/key",
+            body=NameIaas,
+            result=KeyStanding,
+            action="iaas.read",
+            summary="Say how the data key of an IaaS stands",
+            run=show_key,
+            scope=iaas_scope,
+            home=anywhere,
+        )
+    )
     table.add(
         Operation(
             name="iaas.rekey",

@@ -14,7 +14,7 @@ from nuage.iaas.volumes import NameVolume, volume_home, volume_of
 from nuage.ids import NodeId, SiteId
 from nuage.model.desired import Answering, CopyReport, HeadReport, ShareReport
 from nuage.model.iaas import Iaas
-from nuage.model.volume import Volume
+from nuage.model.volume import Volume, VolumeState
 from nuage.trust.permissions import Principal
 from nuage.units import GIB, format_size
 
@@ -52,8 +52,9 @@ async def show_standing(site: Site, _principal: Principal, body: NameVolume) -> 
     volume = volume_of(site, body.iaas, body.volume)
     iaas = site.index.value(Iaas, volume.iaas_id)
     head = site.heads_seen.get(volume.volume_id)
-    if head is not None and head.epoch != volume.epoch:
-        head = None  # of another head, before this one
+    is_old = head is not None and head.epoch != volume.epoch
+    if is_old or volume.state is VolumeState.FAILED:
+        head = None  # of another head, before this one, or of one that is no more
     return VolumeStanding(
         answering="unknown" if head is None else head.answering.value,
         rpo_s=iaas.contract.rpo.seconds,

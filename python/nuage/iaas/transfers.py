@@ -106,7 +106,7 @@ async def read_changed(site: Site, _principal: Principal, body: ReadChanged) -> 
     _require_view(volume, body.view)
     ask = AskChanged(iaas_id=volume.iaas_id, view=body.view, since=body.since, after=body.after)
     return await site.nodes.ask(
-        head_of(volume), CHANGED_METHOD, ask, ChangedRuns, timeout_s=ASK_TIMEOUT_S
+        head_of(site, volume), CHANGED_METHOD, ask, ChangedRuns, timeout_s=ASK_TIMEOUT_S
     )
 
 
@@ -118,7 +118,7 @@ async def read_view(site: Site, _principal: Principal, body: ReadView) -> PieceR
         raise InvalidRequest(f"a piece has 1 to {PIECE_BYTES_MAX} bytes", field="length")
     ask = AskPiece(iaas_id=volume.iaas_id, view=body.view, offset=body.offset, length=body.length)
     return await site.nodes.ask(
-        head_of(volume), READ_METHOD, ask, PieceRead, timeout_s=ASK_TIMEOUT_S
+        head_of(site, volume), READ_METHOD, ask, PieceRead, timeout_s=ASK_TIMEOUT_S
     )
 
 
@@ -137,7 +137,9 @@ async def write_piece(site: Site, _principal: Principal, body: WritePiece) -> No
         data=body.data or bytes(body.zero_bytes),
         flush=body.flush,
     )
-    await site.nodes.ask(head_of(volume), WRITE_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S)
+    await site.nodes.ask(
+        head_of(site, volume), WRITE_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
+    )
 
 
 def enter(table: OperationTable) -> None:

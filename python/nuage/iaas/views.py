@@ -65,7 +65,7 @@ async def view_volume(site: Site, _principal: Principal, body: ViewVolume) -> Sh
     secret = new_secret(site.entropy)
     iqn = f"{volume.iqn}:{name}"
     opened = await site.nodes.ask(
-        head_of(volume),
+        head_of(site, volume),
         VIEW_METHOD,
         AskView(
             iaas_id=volume.iaas_id,
@@ -99,7 +99,7 @@ async def close_view(site: Site, _principal: Principal, body: CloseView) -> None
         raise InvalidRequest(f"{body.view} is no view of {volume.name}", field="view")
     ask = AskCloseView(iaas_id=volume.iaas_id, view=body.view)
     await site.nodes.ask(
-        head_of(volume), CLOSE_VIEW_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
+        head_of(site, volume), CLOSE_VIEW_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
     )
 
 

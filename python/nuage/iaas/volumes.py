@@ -7,6 +7,7 @@ from nuage.errors import Conflict, InvalidRequest, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.erasure import delete_with_copies
+from nuage.iaas.keys import require_key
 from nuage.iaas.operations import NamesIaas, Operation, OperationTable, Shown, anywhere, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -147,7 +148,7 @@ def new_volume(
         volume_id=volume_id,
         iaas_id=iaas.iaas_id,
         name=name,
-        size_bytes=-(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES,
+        size_bytes=_whole(size_bytes),
         ack_policy=iaas.contract.ack_policy,
         journal=iaas.contract.journal,
         state=VolumeState.CREATING,
@@ -155,6 +156,11 @@ def new_volume(
         vm_id=vm_id,
         iqn=_iqn(iaas.iaas_id, volume_id),
     )
+
+
+def _whole(size_bytes: int) -> int:
+    """Return the size that a volume has when so much is asked for."""
+    return -(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES
 
 
 def _iqn(iaas_id: IaasId, volume_id: VolumeId) -> str:
@@ -176,6 +182,7 @@ def placed(site: Site, iaas: Iaas, volume: Volume) -> Volume:
 async def create_volume(site: Site, _principal: Principal, body: CreateVolume) -> Shown[Volume]:
     """Make an empty volume near this site."""
     iaas = site.index.iaas_named(body.iaas)
+    require_key(site, iaas.iaas_id)
     require_slug(body.name, "name")
     if site.index.is_name_taken(Volume, body.name, iaas.iaas_id):
         raise Conflict(f"there is a volume named {body.name!r} in {iaas.name} already")
@@ -247,6 +254,7 @@ async def attach_volume(site: Site, _principal: Principal, body: AttachVolume) -
     volume = volume_of(site, body.iaas, body.volume)
     vm = site.index.named(Vm, body.vm, volume.iaas_id)
     require_free(site, volume)
+    require_key(site, volume.iaas_id)
     if site.index.home("vm", vm.vm_id) != site.site_id:
         raise Conflict(
             f"{vm.name} runs at {vm.site_id}, {volume.name} has its head at {site.site_id}",
@@ -276,13 +284,15 @@ async def detach_volume(site: Site, _principal: Principal, body: NameVolume) -> 
 async def grow_volume(site: Site, _principal: Principal, body: GrowVolume) -> Shown[Volume]:
     """Make a volume larger; it never shrinks."""
     volume = volume_of(site, body.iaas, body.volume)
-    if body.size_bytes <= volume.size_bytes:
+    size_bytes = _whole(body.size_bytes)
+    if size_bytes <= volume.size_bytes:
         raise InvalidRequest(
             f"{volume.name} has {volume.size_bytes} bytes; a volume only grows", field="size_bytes"
         )
+    require_key(site, volume.iaas_id)
     iaas = site.index.value(Iaas, volume.iaas_id)
-    require_quota(site, iaas, asked=(0, 0, 0, body.size_bytes - volume.size_bytes))
-    grown = replace(volume, size_bytes=body.size_bytes)
+    require_quota(site, iaas, asked=(0, 0, 0, size_bytes - volume.size_bytes))
+    grown = replace(volume, size_bytes=size_bytes)
     await site.save(grown)
     return show(site, grown)
 

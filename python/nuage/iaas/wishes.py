@@ -418,14 +418,20 @@ def _head_facts(context: WishContext, volume: Volume) -> tuple[object, ...]:
         None if vm is None else (vm.epoch, vm.state is VmState.MIGRATING),
         context.key_generations(),
         index.find_value(Iaas, volume.iaas_id),
+        index.is_shredded(volume.iaas_id),
         None if volume.image_id is None else index.find_value(Image, volume.image_id),
         *(None if s is None else s.replica_addresses.get(volume.iaas_id) for s in statuses),
     )
 
 
 def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
-    """Return the wish for a head, or None while another copy's daemon has no known address."""
+    """Return the wish for a head; None while another copy's daemon has no known address.
+
+    None as well once nobody can read the volume any more.
+    """
     index = context.index
+    if index.is_shredded(volume.iaas_id):
+        return None
     peers = []
     asked = head_set(volume)
     nodes = [place.node_id for place in asked.members]

@@ -572,7 +572,9 @@ def _check_proof(
     body = document["body"]
     if len(document) != 4 or body["format"] != "nuage-proof/1":
         raise ValueError("of another format")
-    report.volume = f"{body['volume']['name']} ({body['volume']['volume_id']})"
+    volume = body["volume"]
+    name = f"{volume['name']} " if volume["name"] else ""
+    report.volume = f"{name}({volume['volume_id']})" + ", deleted" * bool(volume.get("is_deleted"))
     report.asked_site = str(document["site_id"])
     root = x509.load_pem_x509_certificate(body["root"].encode())
     root.verify_directly_issued_by(root)

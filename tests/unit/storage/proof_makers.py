@@ -21,7 +21,7 @@ from nuage.trust.pki import (
 
 NOW_S = 1_800_000_000.0
 FEDERATION = FederationId("fr")
-IAAS, VOLUME = IaasId("iaas-1"), VolumeId("vol-1")
+IAAS, VOLUME = IaasId("iaas-1"), VolumeId("vol-0000000000000001")
 
 
 class SiteTrustOf:

@@ -1,0 +1,89 @@
+"""What ledgers keep of a volume that was deleted: it is listed, traced and proven by its id."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from tests.unit.iaas.iaas_makers import datacenter, iaas, record, volume
+from tests.unit.storage.proof_makers import IAAS, VOLUME, SiteTrustOf, batch, new_root, noted
+
+from nuage.errors import NotFound
+from nuage.iaas.index import FederationIndex
+from nuage.iaas.provenance import (
+    ListDeleted,
+    ProveVolume,
+    list_deleted,
+    prove_volume,
+    trace_volume,
+)
+from nuage.iaas.site import Site
+from nuage.iaas.volumes import NameVolume
+from nuage.ids import NodeId, SiteId, UserId
+from nuage.model.record import Noun
+from nuage.model.trust import SiteTrust
+from nuage.model.volume import Erasure, ReplicaPlace
+from nuage.trust.permissions import Principal
+from nuage.trust.pki import pem_of
+from nuage.trust.verify import told_proof, verify_proof
+
+OWNER = Principal(user_id=UserId("user-1"), name="ada", grants=())
+NODE = NodeId("marne-io1")
+PLACE = ReplicaPlace(node_id=NODE, site_id=SiteId("marne"))
+
+
+def site_with(directory: Path, *values: Noun, erased: int) -> Site:
+    """Return a site whose node sealed three segments of a volume and erased `erased` of them."""
+    root = new_root()
+    trust = SiteTrustOf(root, "marne")
+    shelf = trust.shelf(directory, root)
+    sender, signer = trust.node(NODE)
+    shelf.take(sender, batch(signer, *(noted(n) for n in range(1, 4))))
+    gone = (noted(3 + n, act="expired", segment=n) for n in range(1, erased + 1))
+    shelf.take(sender, batch(signer, *gone))
+    own = SiteTrust(
+        site_id=SiteId("marne"), authority_pem=pem_of(trust.authority.certificate),
+        signers_pem=pem_of(trust.signer), revocations_pem="",
+    )  # fmt: skip
+    index = FederationIndex(SiteId("marne"))
+    for value in (datacenter("marne"), iaas(), own, *values):
+        index.put(record(value))
+    clock = SimpleNamespace(now_s=lambda: 7.0)
+    here = SimpleNamespace(site_id=SiteId("marne"), index=index, ledgers=shelf, clock=clock)
+    return cast(Site, here)
+
+
+def erasure() -> Erasure:
+    return Erasure(volume_id=VOLUME, iaas_id=IAAS, name="disk", label=1, places=(PLACE,))
+
+
+async def test_a_deleted_volume_is_listed_with_what_is_not_yet_erased(tmp_path: Path) -> None:
+    site = site_with(tmp_path, erasure(), volume(2), erased=2)
+    (known,) = (await list_deleted(site, OWNER, ListDeleted(IAAS))).volumes
+    assert (known.volume, known.name, known.nodes) == (VOLUME, "disk", (NODE,))
+    assert (known.receipt_count, known.segment_count) == (5, 1)
+
+
+async def test_a_deleted_volume_is_proven_by_its_id_and_its_proof_says_so(tmp_path: Path) -> None:
+    site = site_with(tmp_path, erased=3)
+    proof = await prove_volume(site, OWNER, ProveVolume(IAAS, VOLUME))
+    told = list(told_proof(verify_proof(proof.document.encode())))
+    assert told[0] == "SOUND"
+    assert f"({VOLUME}), deleted" in told[1]
+    (place,) = (line for line in told if "segments since" in line)
+    assert "until" in place
+    trace = await trace_volume(site, OWNER, NameVolume(IAAS, VOLUME))
+    assert all(stay.until_s is not None for stay in trace.stays)
+
+
+async def test_a_volume_that_is_being_erased_is_proven_by_its_name(tmp_path: Path) -> None:
+    site = site_with(tmp_path, erasure(), erased=1)
+    proof = await prove_volume(site, OWNER, ProveVolume(IAAS, "disk"))
+    assert json.loads(proof.document)["body"]["volume"]["name"] == "disk"
+
+
+@pytest.mark.parametrize("name", ["disk", "vol-ffffffffffffffff"])
+async def test_what_no_ledger_tells_of_is_not_found(tmp_path: Path, name: str) -> None:
+    with pytest.raises(NotFound):
+        await prove_volume(site_with(tmp_path, erased=0), OWNER, ProveVolume(IAAS, name))
