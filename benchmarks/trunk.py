@@ -13,16 +13,21 @@ same tunnel carries both, in turns:
             the same, but our frames go by the trunk's VXLAN port, none by the short way
 
 Prints medians and the median of each round's own ratio; the goal is 0.9 in throughput and 1.1 in
-round trips. `--driver wireguard-kernel` where the kernel has it. Needs root, iperf3 and wireguard.
+round trips. The CPU of a stream is what wireguard-go, iperf3 and the kernel's soft interrupts take
+for a gigabyte: it tells more than rates where others use the machine, too. `--driver wireguard-kernel` where the kernel has it. Needs root, iperf3 and wireguard.
 """
 
 import argparse
 import asyncio
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
@@ -238,6 +243,10 @@ class Sites:
             return self.farther[0], self.farther[1], "10.9.2.2"
         return self.hosts[0], self.hosts[1], "10.9.0.2"
 
+    def tunnels(self) -> set[str]:
+        """Return the names of the tunnel's ends."""
+        return {trunk.plan.tunnel for trunk in self._trunks}
+
     def remove(self) -> None:
         """Take all of it away."""
         for edge, trunk in zip(self.edges, self._trunks, strict=False):
@@ -245,13 +254,38 @@ class Sites:
         self._net.remove()
 
 
-def mbit_per_s(sites: Sites, kind: str, seconds: float) -> float:
-    """Return what one TCP stream gets through."""
+def carriers(sites: Sites, servers: Sequence[subprocess.Popen[bytes]]) -> list[Path]:
+    """Return in /proc those who answer and the wireguard-go of both ends."""
+    found = [Path(f"/proc/{server.pid}") for server in servers]
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"wireguard-go") and os.fsdecode(words[1]) in sites.tunnels():
+                found.append(process)
+    return found
+
+
+def cpu_s(processes: Sequence[Path]) -> float:
+    """Return what they, children that ended, and soft interrupts have taken so far."""
+    threads = [thread for process in processes for thread in process.glob("task/*/schedstat")]
+    taken = sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    soft = int(Path("/proc/stat").read_text().split()[7]) / os.sysconf("SC_CLK_TCK")
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return taken + soft + children.ru_utime + children.ru_stime
+
+
+def stream(
+    sites: Sites, kind: str, seconds: float, processes: Sequence[Path]
+) -> tuple[float, float]:
+    """Return what one TCP stream gets through, Mbit/s, and CPU seconds a gigabyte."""
     asks, _, target = sites.way(kind)
+    before_s = cpu_s(processes)
     done = inside(asks, "iperf3", "-c", target, "-t", str(seconds), "-J")
+    taken_s = cpu_s(processes) - before_s
     try:
-        return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
-    except (KeyError, ValueError):
+        received = json.loads(done.stdout)["end"]["sum_received"]
+        return float(received["bits_per_second"]) / 1e6, taken_s / float(received["bytes"]) * 1e9
+    except (KeyError, ValueError, ZeroDivisionError):
         raise SystemExit(f"{kind}: nothing gets through: {done.stdout[-300:]}") from None
 
 
@@ -265,14 +299,18 @@ def round_trip_us(sites: Sites, kind: str) -> float:
     return float(line.split("=")[1].split("/")[1]) * 1000
 
 
-def measure(sites: Sites, rounds: int, seconds: float) -> dict[tuple[str, str], list[float]]:
+def measure(
+    sites: Sites, rounds: int, seconds: float, processes: Sequence[Path]
+) -> dict[tuple[str, str], list[float]]:
     """Return all values; who goes first changes from round to round."""
     found: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds):
         first = turn % len(KINDS)
         for kind in KINDS[first:] + KINDS[:first]:
             sites.choose_way(kind)
-            found.setdefault((kind, "Mb/s"), []).append(mbit_per_s(sites, kind, seconds))
+            rate, cost = stream(sites, kind, seconds, processes)
+            found.setdefault((kind, "Mb/s"), []).append(rate)
+            found.setdefault((kind, "CPU s/GB"), []).append(cost)
             found.setdefault((kind, "rtt us"), []).append(round_trip_us(sites, kind))
     return found
 
@@ -281,11 +319,11 @@ def report(found: dict[tuple[str, str], list[float]]) -> None:
     """Print a line per kind, ratios to the bare driver beside."""
     for kind in KINDS:
         cells = []
-        for what in ("Mb/s", "rtt us"):
+        for what in ("Mb/s", "CPU s/GB", "rtt us"):
             values, bare = found[kind, what], found["bare", what]
             ratio = median(a / b for a, b in zip(values, bare, strict=True))
             spread = f"[{min(values):.0f}..{max(values):.0f}]"
-            cells.append(f"{what} {median(values):.0f} {spread} x{ratio:.2f}")
+            cells.append(f"{what} {median(values):.3g} {spread} x{ratio:.2f}")
         print(f"{kind:10}" + "".join(f"{cell:>36}" for cell in cells))
 
 
@@ -306,8 +344,9 @@ def main() -> None:
                     command = ["ip", "netns", "exec", answers, "iperf3", "-s"]
                     servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
                 time.sleep(1.0)  # they listen
-                measure(sites, 1, 1.0)
-                report(measure(sites, options.rounds, options.seconds))
+                busy = carriers(sites, servers)
+                measure(sites, 1, 1.0, busy)
+                report(measure(sites, options.rounds, options.seconds, busy))
             finally:
                 for server in servers:
                     server.terminate()

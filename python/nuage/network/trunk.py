@@ -22,6 +22,9 @@ TRUNK_PREFIX: Final = IPv4Address("169.254.0.0")  # two addresses a trunk: 169.2
 VXLAN_PORT: Final = 4789
 WIREGUARD_PORT_FIRST: Final = 51820
 TRUNK_NUMBER_MAX: Final = 4095
+# Packets that may wait for wireguard-go, which makes room for 500. What finds none is lost: the
+# kernel does not hold its senders back there. 2,000 are what 1 Gbit/s has under way in 22 ms.
+TUNNEL_QUEUE_PACKETS: Final = 2000
 KEEPALIVE_S: Final = 15  # keeps a provider's NAT open; silence itself is BFD's business
 
 
@@ -192,6 +195,9 @@ def link_commands(plan: TrunkPlan) -> tuple[tuple[str, ...], ...]:
     RBridge cannot cut it.
     """
     commands: list[tuple[str, ...]] = []
+    if plan.driver is TrunkDriver.WIREGUARD_GO:
+        queue = str(TUNNEL_QUEUE_PACKETS)
+        commands += [("ip", "link", "set", plan.tunnel, "txqueuelen", queue)]
     if plan.tunnel:
         commands += [
             ("ip", "addr", "replace", f"{plan.tunnel_local}/32", "dev", plan.tunnel),

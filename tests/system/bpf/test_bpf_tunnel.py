@@ -304,6 +304,15 @@ def test_a_mark_of_congestion_on_the_way_reaches_the_guest(
     assert edge.bridge.plane.counters().drops[Drop.INNER] == (marked is None)
 
 
+def test_a_tunnel_whose_process_waits_for_a_processor_keeps_what_comes(edge: Edge) -> None:
+    """A TCP window of super-frames at once; by default it is lost from the 501st packet on."""
+    for _ in range(1800):
+        edge.guest.send(native(packet_v4()))
+    name = edge.tunnel.plan.tunnel
+    path = f"/sys/class/net/{name}/statistics/tx_dropped"
+    assert inside(edge.tunnel.namespace, "cat", path).stdout.strip() == "0"
+
+
 def test_another_segments_guest_gets_nothing_of_this_one(edge: Edge) -> None:
     edge.tunnel.shorten(edge.bridge, TRUNK)
     edge.far.send(edge.trill(packet_v4(), inner_dmac=STRANGER))  # known, but in the other label
