@@ -1,4 +1,4 @@
-"""Backing a controller up, and bringing it back on a new machine."""
+"""What a disaster needs: a controller's back-up, a new machine for it, a quorum of one site."""
 
 import asyncio
 import datetime as dt
@@ -77,4 +77,40 @@ def restore_command(file: Path, without: tuple[str, ...], config: Path) -> None:
     click.echo("Next: start `nuage quorum-member` and `nuage controller`.")
 
 
-COMMANDS = (backup_command, restore_command)
+@click.command("recover-quorum")
+@click.option(
+    "--given-up",
+    multiple=True,
+    required=True,
+    metavar="SITE",
+    help="A datacenter whose member of the quorum is lost; repeat for every other one.",
+)
+@CONFIG
+def recover_quorum_command(given_up: tuple[str, ...], config: Path) -> None:
+    """Make this site's member the whole quorum, once the majority is lost for good.
+
+    The daemons of this site must be stopped, and controllers and members of every SITE: a second
+    quorum would let VMs run twice. It is refused while one of them answers; who cannot be reached
+    from here, an operator has to make sure of.
+    """
+    from nuage.clock import SystemClock
+    from nuage.daemon.recovery import recover_quorum
+
+    lacked = asyncio.run(
+        recover_quorum(
+            _configuration(config),
+            SystemClock(),
+            given_up=[SiteId(site) for site in given_up],
+            say=click.echo,
+        )
+    )
+    for owned in lacked:
+        click.echo(f"put in: {owned.kind} {owned.id} is {owned.owner}'s under epoch {owned.epoch}")
+    click.echo("This site's member is the whole quorum now.")
+    click.echo("Next: start `nuage quorum-member` and `nuage controller` here. Elsewhere, empty")
+    click.echo(
+        "`quorum.data_dir` before a member starts; revoke the datacenters that do not return."
+    )
+
+
+COMMANDS = (backup_command, restore_command, recover_quorum_command)

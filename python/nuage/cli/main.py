@@ -72,6 +72,10 @@ WORDS: Final = {
         ("daemons",),
     ),
     "rack": Word("The racks, Nuage's unit of administration.", ("sites",)),
+    "recover-quorum": Word(
+        "Make this site's member the whole quorum, once the majority is lost for good.",
+        ("backup",),
+    ),
     "restore": Word("Bring the controller of a lost machine back here from FILE.", ("backup",)),
     "segment": Word("Layer-2 networks of an IaaS.", ("iaas",)),
     "simulate": Word(

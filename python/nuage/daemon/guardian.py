@@ -27,11 +27,10 @@ from nuage.clock import Clock
 from nuage.errors import Conflict, NuageError
 from nuage.iaas.epochs import EPOCH_STEP, next_local
 from nuage.iaas.site import RestartDraft, Site
-from nuage.iaas.takeover import successors
+from nuage.iaas.takeover import fails_over, successors
 from nuage.iaas.vm_places import request_for
 from nuage.iaas.wishes import is_decided
 from nuage.ids import NodeId, SiteId, VmId
-from nuage.model.contract import CutOffRule
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.status import Migration
@@ -234,17 +233,13 @@ class Guardian:
             text = f"{record.kind} {record.id} is {where}'s now; the record here is kept aside"
             self._site.announce(record.kind, record.id, "difference", text)
 
-    def _fails_over(self, vm: Vm) -> bool:
-        iaas = self._site.index.find_value(Iaas, vm.iaas_id)
-        return iaas is not None and iaas.contract.cut_off is CutOffRule.FAIL_OVER
-
     async def _claim_new(self) -> None:
         index = self._site.index
         for record in list(index.records("vm")):
             vm = record.value
             if record.home != self._site.site_id or not isinstance(vm, Vm):
                 continue
-            if vm.vm_id in self._owned or not self._fails_over(vm):
+            if vm.vm_id in self._owned or not fails_over(index, vm):
                 continue
             if vm.wish is PowerWish.DELETED or not is_decided(index, vm):
                 continue  # it may have been elected elsewhere: then that site owns it
@@ -450,7 +445,7 @@ class Guardian:
             vm = record.value
             if record.home == own:
                 self._begun.discard(VmId(record.id))
-            if record.home == own or not isinstance(vm, Vm) or not self._fails_over(vm):
+            if record.home == own or not isinstance(vm, Vm) or not fails_over(index, vm):
                 continue
             if vm.wish is not PowerWish.RUNNING:
                 continue  # it does not run; its home keeps it

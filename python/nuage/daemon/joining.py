@@ -244,6 +244,14 @@ class Welcoming:
         return given[site_id]
 
 
+def peers_of(state_dir: Path) -> dict[SiteId, str]:
+    """Return the other datacenters that this one knew, and where their controllers listen."""
+    path = state_dir / PEERS_FILE
+    if not path.exists():
+        return {}
+    return msgspec.json.decode(path.read_bytes(), type=dict[SiteId, str])
+
+
 def own_number(configuration: ControllerConfiguration) -> int:
     """Return the number that this site was given.
 

@@ -3,7 +3,8 @@
 A back-up is old: since then VMs were restarted on other nodes under higher epochs, volumes, ports
 and addresses were given out, certificates revoked. All of that is in the catalogue, and the other
 sites have a replica of it, the last moment before the loss excepted. So a restore asks each of them
-what it knows of this site, and takes the newest. Where one cannot be asked, a person has to say so.
+what it knows of this site, and takes the newest. Where one cannot be asked, a person has to say so,
+and the quorum is asked what has gone to others since.
 
 The history begins anew (`catalogue.snapshot`): a new incarnation, and revisions above all that were
 given out. What the site had published of its trust is taken from the newest catalogue as well, or a
@@ -25,6 +26,7 @@ from typing import IO, BinaryIO, Final, cast
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from nuage.catalogue.codec import encode_value
 from nuage.catalogue.feed import ReplaceReplica
 from nuage.catalogue.snapshot import REVISIONS_LEFT_OUT, read_catalogue, write_catalogue
 from nuage.clock import Clock
@@ -40,13 +42,24 @@ from nuage.daemon.backup import (
     ask_records,
 )
 from nuage.daemon.configuration import ControllerConfiguration
-from nuage.daemon.joining import NUMBER_FILE, PEERS_FILE, service_hosts
+from nuage.daemon.joining import NUMBER_FILE, peers_of, service_hosts
 from nuage.daemon.quorum import MEMBERS_FILE, QuorumMembers
 from nuage.daemon.seat import has_seat
 from nuage.daemon.sites import REPLICA_STREAM, AskOwn
-from nuage.errors import Conflict, CorruptData, InvalidRequest, NuageError, Unavailable
-from nuage.ids import SiteId
+from nuage.errors import (
+    Conflict,
+    CorruptData,
+    InvalidRequest,
+    NuageError,
+    TimedOut,
+    Unavailable,
+)
+from nuage.etcd.client import EtcdClient
+from nuage.ids import NodeId, SiteId
 from nuage.model.trust import SiteTrust
+from nuage.model.vm import Vm, VmState
+from nuage.quorum.etcd import EtcdQuorum
+from nuage.quorum.model import LeaseTiming
 from nuage.trust.audit import AuditEntry, AuditLog
 from nuage.trust.files import (
     DIRECTORY_MODE,
@@ -137,7 +150,7 @@ async def _restore(
         found.unlink()
     store = TrustStore(configuration.trust_dir)
     _renew(configuration, store, clock)
-    peers = _peers(configuration.state_dir)
+    peers = peers_of(configuration.state_dir)
     is_sure = bool(peers)
     for site_id, addresses in sorted(peers.items()):
         known = await _ask(store, site_id, addresses, clock, without)
@@ -152,6 +165,8 @@ async def _restore(
             newest, source = known, site_id
     if not peers:
         say("the back-up knows no other datacenter: nobody to ask")
+    elif not is_sure:
+        newest = await _let_go_what_went(configuration, store, newest, say)
     revision = newest.cursor.revision + REVISIONS_LEFT_OUT
     published = _published(newest)
     if published is not None:
@@ -260,13 +275,6 @@ def _create(target: Path, mode: int) -> BinaryIO:
 # What the others know ---------------------------------------------------------------------------
 
 
-def _peers(state_dir: Path) -> dict[SiteId, str]:
-    path = state_dir / PEERS_FILE
-    if not path.exists():
-        return {}
-    return msgspec.json.decode(path.read_bytes(), type=dict[SiteId, str])
-
-
 async def _ask(
     store: TrustStore, site_id: SiteId, addresses: str, clock: Clock, without: frozenset[SiteId]
 ) -> ReplaceReplica | None:
@@ -281,6 +289,53 @@ async def _ask(
             f"datacenter {site_id} cannot be asked what it knows of this one: {error.message}",
             hint=f"wait until it answers; --without {site_id} does without what only it may know",
         ) from error
+
+
+async def _let_go_what_went(
+    configuration: ControllerConfiguration, store: TrustStore, newest: ReplaceReplica, say: Say
+) -> ReplaceReplica:
+    """Have the records of VMs that the quorum gave to others, or nobody, since then say so.
+
+    As they are, such a VM would be started here as well while its new home is not heard. Let go,
+    they start nothing, and are forgotten once it is heard (`iaas.movement`).
+    """
+    owners = await _owners(configuration, store)
+    if owners is None:
+        say("the quorum does not answer: what has moved away since would be started here as well")
+        return newest
+    records, bodies, count = list(newest.records), list(newest.bodies), 0
+    for number, record in enumerate(records):
+        owner = owners.get(record.id, newest.site)
+        if isinstance(record.value, Vm) and owner != newest.site:
+            told = f"it went to {owner or 'another datacenter'} after the back-up"
+            vm = replace(
+                record.value, state=VmState.STOPPED, migrating_to=NodeId(owner), failure=told
+            )
+            records[number] = replace(record, value=vm)
+            bodies[number] = encode_value(vm)
+            count += 1
+    say(f"the quorum: {count} VMs have gone elsewhere since, and are not started here")
+    return replace(newest, records=tuple(records), bodies=tuple(bodies))
+
+
+async def _owners(
+    configuration: ControllerConfiguration, store: TrustStore
+) -> dict[str, SiteId] | None:
+    """Return who owns each VM by the quorum, "": nobody any more; None if no majority answers."""
+    path = _held_back(configuration.state_dir / MEMBERS_FILE)
+    members = msgspec.json.decode(path.read_bytes(), type=QuorumMembers)
+    urls = [url for url in members.client_urls if url != configuration.quorum.client_url]
+    if not urls:
+        return None
+    client = EtcdClient(urls, tls=store.client_context())
+    site_id = configuration.datacenter.site_id
+    try:
+        owners = await EtcdQuorum(site_id, client, timing=LeaseTiming()).all_owners()
+    except (Unavailable, TimedOut):
+        return None
+    finally:
+        await client.close()
+    return {owned.id: owned.owner for owned in owners if owned.kind == "vm"}
 
 
 def _published(newest: ReplaceReplica) -> SiteTrust | None:

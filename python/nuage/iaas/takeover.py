@@ -4,12 +4,18 @@ from collections.abc import Collection
 
 from nuage.iaas.index import FederationIndex
 from nuage.ids import SiteId
-from nuage.model.contract import refusal_of_site
+from nuage.model.contract import CutOffRule, refusal_of_site
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 from nuage.storage.heads import whole_copies
+
+
+def fails_over(index: FederationIndex, vm: Vm) -> bool:
+    """Tell whether another site may continue a VM, by its contract as it is known here."""
+    iaas = index.find_value(Iaas, vm.iaas_id)
+    return iaas is not None and iaas.contract.cut_off is CutOffRule.FAIL_OVER
 
 
 def successors(index: FederationIndex, vm: Vm, *, alive: Collection[SiteId]) -> list[SiteId]:

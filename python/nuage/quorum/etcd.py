@@ -230,9 +230,9 @@ class EtcdQuorum:
     async def raise_epochs(self, known: Iterable[Ownership]) -> tuple[Ownership, ...]:
         """Restore what catalogues know and the quorum does not; return what was restored.
 
-        Only after `recover_lost_majority`, before any site renews its lease: the last writes
+        Only within `recover_lost_majority`, before any site renews its lease: the last writes
         before the disaster may be missing, and an epoch must never be given out twice. An
-        object of which the quorum knows a higher epoch is left alone.
+        object of which the quorum knows this epoch or a higher one is left alone.
         """
         restored: list[Ownership] = []
         for ownership in known:

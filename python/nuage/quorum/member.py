@@ -12,7 +12,7 @@ would wake a thread of each of them.
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,8 @@ from nuage.errors import Conflict, InvalidRequest, NotFound, NuageError, TimedOu
 from nuage.etcd.client import EtcdClient
 from nuage.etcd.messages import Member
 from nuage.ids import SiteId
-from nuage.quorum.model import ELECTION_S
+from nuage.quorum.etcd import EtcdQuorum
+from nuage.quorum.model import ELECTION_S, LeaseTiming, Ownership
 
 ELECTION_MS: Final = int(ELECTION_S * 1000)
 HEARTBEAT_MS: Final = ELECTION_MS // 5  # etcd refuses fewer
@@ -181,7 +182,8 @@ async def recover_lost_majority(
     clock: Clock,
     members: Collection[SiteId],
     sites_given_up: Collection[SiteId],
-) -> None:
+    known: Iterable[Ownership] = (),
+) -> tuple[Ownership, ...]:
     """Make this site's data a cluster of one, after the majority was lost for good.
 
     The last resort: every other member counts as dead. Whoever calls has made sure that the
@@ -190,8 +192,8 @@ async def recover_lost_majority(
     (`join_member`). Leases start anew with their full time, so that nothing is taken over
     sooner than after `ttl_s`. This member must not be running; afterwards it is started as
     usual. etcd drops what its log holds beyond the last commit it had noted: the last writes
-    before the disaster may be missing. Follow with `EtcdQuorum.raise_epochs`, given what the
-    catalogues know, before any site renews its lease.
+    before the disaster may be missing. What is `known` of them is put in while nobody else is
+    served. Broken off, it may be done again.
 
     Args:
         config: this site's member.
@@ -199,6 +201,10 @@ async def recover_lost_majority(
         clock: paces the waiting.
         members: the sites that have a member, as the catalogue knows them.
         sites_given_up: every one of them but this, named by the operator.
+        known: owners and epochs as the catalogues have them.
+
+    Returns:
+        What of `known` the quorum lacked.
 
     Raises:
         InvalidRequest: `sites_given_up` is not exactly the others; nothing was changed.
@@ -211,13 +217,14 @@ async def recover_lost_majority(
         raise InvalidRequest(
             f"the other members are {', '.join(sorted(others)) or 'none'}; "
             f"given up are {', '.join(sorted(sites_given_up)) or 'none'}",
-            field="sites_given_up",
+            field="given_up",
             hint="name exactly those, after making sure that each is off",
         )
     arguments = [*_base_arguments(config), "--force-new-cluster"]
     process = await asyncio.create_subprocess_exec(config.binary, *arguments)
     try:
         await _wait_for(process, clock, lambda: client.range(b"/nuage/"))
+        return await EtcdQuorum(config.site, client, timing=LeaseTiming()).raise_epochs(known)
     finally:
         await _stop(process)
 
