@@ -157,18 +157,22 @@ def import_volume(session: Session, file: Path, name: str, iaas: str) -> None:
     if not state.is_complete:
         raise CorruptData("the export broke off; export it again to go on", where=str(file))
     header = state.header
-    done = _resumed(file, header, name)
-    if header.since:
-        if not done:
+    begun = _resumed(file, header, name)
+    if begun is None:
+        if header.since:
             _require_base(session, path, header)
-    elif not done:
-        _create(session, iaas, name, header)
+        else:
+            body = {"name": name, "size_bytes": header.size_bytes}
+            session.client.call("POST", f"/v1/iaas/{session.require_iaas(iaas)}/volumes", body)
+        begun = 0
+        _note(file, header, name, begun)
+    _wait_until_ready(session, path, name)
     with file.open("rb") as handle, bytes_shown(name, total) as show_done:
         state, done_bytes = read_header(handle, str(file)), 0
         for piece in read_pieces(handle, state, str(file)):
-            if piece.offset >= done:
+            if piece.offset >= begun:
+                _note(file, header, name, piece.offset)  # first: from here on it is not as it was
                 _write(session, path, piece)
-                _done_file(file).write_text(f"{name} {header.sequence} {piece.offset}")
             done_bytes += piece.length
             show_done(done_bytes)
     mark = {"name": _mark_of(header.volume_id, header.sequence)}
@@ -181,13 +185,18 @@ def _mark_of(volume_id: str, sequence: int) -> str:
     return f"imported {volume_id} #{sequence}"
 
 
-def _resumed(file: Path, header: ExportHeader, name: str) -> int:
-    """Return the offset of the last piece written by an import that broke off, else 0."""
+def _note(file: Path, header: ExportHeader, name: str, offset: int) -> None:
+    """Keep beside the file up to where an import has come."""
+    _done_file(file).write_text(f"{name} {header.sequence} {offset}")
+
+
+def _resumed(file: Path, header: ExportHeader, name: str) -> int | None:
+    """Return the offset of the last piece begun by an import that broke off, else None."""
     try:
         target, sequence, offset = _done_file(file).read_text().split()
     except (OSError, ValueError):
-        return 0
-    return int(offset) if (target, int(sequence)) == (name, header.sequence) else 0
+        return None
+    return int(offset) if (target, int(sequence)) == (name, header.sequence) else None
 
 
 def _require_base(session: Session, path: str, header: ExportHeader) -> None:
@@ -203,10 +212,7 @@ def _require_base(session: Session, path: str, header: ExportHeader) -> None:
         )
 
 
-def _create(session: Session, iaas: str, name: str, header: ExportHeader) -> None:
-    body = {"name": name, "size_bytes": header.size_bytes}
-    session.client.call("POST", f"/v1/iaas/{session.require_iaas(iaas)}/volumes", body)
-    path = session.volume_path(iaas, name)
+def _wait_until_ready(session: Session, path: str, name: str) -> None:
     deadline_s = time.monotonic() + READY_TIMEOUT_S
     while True:
         volume = inner(row_of(session.client.get(path)), "value")

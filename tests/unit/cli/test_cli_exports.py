@@ -70,10 +70,15 @@ class VolumesClient(Client):
         if what == "marks":
             self.marks.setdefault(name, []).append((str(body["name"]), self.sequence))
         if what == "data":
+            if self.break_after == 0:
+                raise KeyboardInterrupt
+            self.break_after -= 1
             data = base64.b64decode(str(body.get("data", ""))) or bytes(body["zero_bytes"])
             for at in range(0, len(data), BLOCK):
                 self.volumes[name][(body["offset"] + at) // BLOCK] = data[at : at + BLOCK]
         if not name:
+            if body["name"] in self.volumes:
+                raise Conflict("there is one already")
             self.volumes[str(body["name"])] = [bytes(BLOCK)] * BLOCK_COUNT
         return {}
 
@@ -124,3 +129,24 @@ def test_an_export_that_broke_off_goes_on_at_the_same_moment(
     run(client, "export", "v", str(file))
     run(client, "import", str(file), "copy")
     assert client.volumes["copy"] == client.states[moment]
+
+
+@pytest.mark.parametrize("written_count", range(4))
+def test_an_import_that_is_interrupted_goes_on_when_it_is_given_again(
+    client: VolumesClient, tmp_path: Path, written_count: int
+) -> None:
+    """Also before its first piece is written, and when it holds what changed since."""
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    for block in (0, 2, 4, 6):
+        base = client.write("v", block, block + 1)
+    run(client, "export", "v", first)
+    for block in (0, 1, 3, 5):
+        client.write("v", block, 50 + block)
+    run(client, "export", "v", second, "--since", f"#{base}")
+    for file in (first, second):
+        client.break_after = written_count
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(client, "import", file, "copy")
+        client.break_after = -1
+        run(client, "import", file, "copy")
+    assert client.volumes["copy"] == client.volumes["v"]
