@@ -1,5 +1,6 @@
 """`nuage iaas …`, `nuage segment …`, `nuage image …`, `nuage user …`, `nuage login`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from nuage.cli.showing import (
     said,
     show,
 )
+from nuage.errors import NuageError
 from nuage.units import format_size
 
 ACK_POLICIES: Final = ("local", "metro", "any-2-of-3", "all")
@@ -312,8 +314,13 @@ def import_image(session: Session, /, name: str, file: Path, **options: str) -> 
     client = session.client
     announced = row_of(client.call("POST", "/v1/images", {"name": name, **options}))
     with bytes_shown(f"image {name}", file.stat().st_size) as show_sent:
-        path = f"/v1/images/{announced['id']}/data"
-        answer = row_of(client.upload(path, file, show_sent))
+        path = f"/v1/images/{announced['id']}"
+        try:
+            answer = row_of(client.upload(f"{path}/data", file, show_sent))
+        except KeyboardInterrupt:  # so that it can be given again under its name
+            with suppress(NuageError):
+                client.delete(path, iaas=options["iaas"])
+            raise
     if answered(session, answer):
         return
     value = inner(answer, "value")

@@ -181,6 +181,9 @@ class ControllerImages:
         except NuageError as error:
             await fail_image(self._site, image.image_id, error.message)
             raise
+        except OSError as error:  # who sends it is gone, or the disk is full
+            await fail_image(self._site, image.image_id, f"its upload broke off: {error}")
+            raise
         return await finish_image(
             self._site,
             image.image_id,

@@ -204,7 +204,7 @@ DOOR_ROLES: dict[str, set[Role]] = {
 
 
 async def test_every_other_door_asks_for_a_token_and_its_role(federation: Federation) -> None:
-    """`image.upload` checks inside, where the image is known: tests/unit/daemon has that."""
+    """`image.upload` checks inside, where the image is known: `test_image_uploads`."""
     iaas_id = await lived_in(federation)
     for role in Role:
         federation.tokens.know(role.value, roles_in(role, iaas_id, right=True))
