@@ -105,12 +105,16 @@ def open_meteo(celsius: dict[float, float | None], dew_point: float = 8.0) -> by
 
 @dataclass(slots=True)
 class Sources:
-    """What the servers say; a status other than 200 is said instead."""
+    """What the servers say; a status other than 200 is said instead, 302 leads elsewhere.
+
+    `heard` is all that came in, at any of them or elsewhere.
+    """
 
     base: str = ""
     answers: dict[str, bytes] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    heard: dict[str, str] = field(default_factory=dict)
     tokens: int = 0
 
     def url(self, name: str) -> str:
@@ -128,9 +132,17 @@ async def public_sources() -> AsyncIterator[Sources]:
             if not is_let_in(request):
                 return web.Response(status=401, text="Unauthorized")
             status = sources.status.get(name, 200)
-            return web.Response(status=status, body=sources.answers.get(name, b""))
+            leads = {"Location": f"/elsewhere?{request.query_string}"} if status == 302 else None
+            return web.Response(status=status, body=sources.answers.get(name, b""), headers=leads)
 
         return handle
+
+    @web.middleware
+    async def hear(request: web.Request, handler: Handler) -> web.StreamResponse:
+        name = request.path.strip("/")
+        came = f"{request.path_qs} {dict(request.headers)}\n"
+        sources.heard[name] = sources.heard.get(name, "") + came
+        return await handler(request)
 
     def has_token(request: web.Request) -> bool:
         return request.headers.get("Authorization") == f"Bearer t{sources.tokens}"
@@ -146,7 +158,7 @@ async def public_sources() -> AsyncIterator[Sources]:
         body = {"access_token": f"t{sources.tokens}", "token_type": "Bearer", "expires_in": 7200}
         return web.json_response(body)
 
-    app = web.Application()
+    app = web.Application(middlewares=[hear])
     app.router.add_get("/eco2mix", answer("eco2mix", lambda r: int(r.query["limit"]) <= 100))
     app.router.add_get(
         "/day-ahead", answer("day-ahead", lambda r: r.query["securityToken"] == TOKEN)

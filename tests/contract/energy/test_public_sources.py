@@ -1,5 +1,6 @@
 """A site asks the public sources over HTTP and prices by them; what goes wrong is shown."""
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -300,14 +301,19 @@ async def test_a_site_without_a_way_out_begins_with_what_its_catalogue_knows(
 async def test_a_key_is_told_to_its_source_alone(desk: Desk, tmp_path: Path) -> None:
     with capture_logs() as logs:
         for status in (500, 401, 302, 200):
-            desk.sources.status |= {"day-ahead": status, "tempo": status}
-            await desk.turn("day-ahead")
-            await desk.turn("tempo")
+            desk.sources.status |= dict.fromkeys(NAMES, status)
+            for name in NAMES:
+                await desk.turn(name)
         told = repr([logs, desk.asked.health, desk.asked.find("tempo")])
     for secret in (TOKEN, CLIENT, *CLIENT.split(":")):
         assert secret not in told
     assert "securityToken" not in told
     assert "401" in repr(logs)
+    client = base64.b64encode(CLIENT.encode()).decode()
+    heard = desk.sources.heard
+    assert {name for name, came in heard.items() if TOKEN in came} == {"day-ahead"}
+    assert {name for name, came in heard.items() if client in came} == {"token"}
+    assert {name for name, came in heard.items() if "Bearer" in came} == {"tempo"}
 
 
 async def test_a_key_that_others_may_read_is_not_used(desk: Desk, tmp_path: Path) -> None:

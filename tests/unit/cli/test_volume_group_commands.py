@@ -76,10 +76,10 @@ class Volumes:
 
 @pytest.fixture
 def volumes() -> Volumes:
-    """Give two volumes that were marked at one instant, and one of them later alone."""
+    """Give two volumes that were marked together at two instants, and one of them later alone."""
     return Volumes(
-        data=[mark("noon", 71, 10), mark("noon", 99, 30)],
-        log=[mark("other", 5, 2), mark("noon", 71, 4)],
+        data=[mark("noon", 80, 3), mark("noon", 71, 10), mark("noon", 99, 30)],
+        log=[mark("noon", 80, 1), mark("other", 5, 2), mark("noon", 71, 4)],
     )
 
 
