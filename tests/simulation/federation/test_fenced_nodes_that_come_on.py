@@ -16,7 +16,7 @@ from tests.simulation.federation.test_moves_step_by_step import LYON, Move
 from tests.simulation.federation.whole_sites import stand_in
 
 from nuage.daemon.nodes import RESTARTS_WITHIN_S
-from nuage.iaas.machines import CreateVm
+from nuage.iaas.machines import CreateVm, RuleVm
 from nuage.iaas.site import Draft
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.status import NodeStatus
@@ -103,6 +103,25 @@ def test_a_vm_that_found_no_place_starts_where_it_was_once_its_node_is_back() ->
         node.power_on()
         await move.until(lambda: node.running() == {move.vm_id}, "it runs again")
         await move.until(lambda: move.vm.state is VmState.RUNNING, "and is known to")
+
+    play(story)
+
+
+@pytest.mark.parametrize("rule", ["ban", "fence"])
+def test_a_vm_starts_again_only_where_its_owner_lets_it(rule: str) -> None:
+    async def story(move: Move) -> None:
+        node = await _run_a_vm_that_stays(move)
+        other = next(n for n in move.vnodes(LYON) if n is not node)
+        own, foreign = node.node.node_id, other.node.node_id
+        only = RuleVm(iaas="stay", vm="web", fence=(own,))
+        off = RuleVm(iaas="stay", vm="web", ban=(foreign,))
+        await move.sites[LYON].perform("vm.rules", only if rule == "fence" else off)
+        node.power_off()
+        await _is_fenced(move, node)
+        await move.until(lambda: move.vm.state is VmState.FAILED, "no node is left for it")
+        assert not other.running()
+        node.power_on()
+        await move.until(lambda: node.running() == {move.vm_id}, "it runs again")
 
     play(story)
 

@@ -12,7 +12,15 @@ from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.seat import SEAT_MARGIN_S, SEAT_TTL_S, Seat, has_seat, open_own_etcd
 from nuage.errors import InvalidRequest, Unavailable
 from nuage.etcd.client import EtcdClient
-from nuage.etcd.messages import KeyValue, Lease, PutOp, RangeResult, TxnResult
+from nuage.etcd.messages import (
+    Compare,
+    KeyValue,
+    Lease,
+    PutOp,
+    RangeResult,
+    TxnResult,
+    absent,
+)
 from nuage.model.infrastructure import Datacenter, Operator
 
 
@@ -36,16 +44,18 @@ class OneKey:
 
     async def range(self, key: bytes) -> RangeResult:
         self._look()
-        return RangeResult(kvs=(KeyValue(key, self.value),) if self.lease_id else ())
+        found = RangeResult(kvs=(KeyValue(key, self.value),) if self.lease_id else ())
+        await asyncio.sleep(0)  # others ask meanwhile
+        return found
 
     async def lease_grant(self, ttl_s: int) -> Lease:
         self._look()
         self.given += 1
         return Lease(id=self.given, ttl_s=ttl_s)
 
-    async def txn(self, _compares: object, success: tuple[PutOp, ...]) -> TxnResult:
+    async def txn(self, compares: tuple[Compare, ...], success: tuple[PutOp, ...]) -> TxnResult:
         self._look()
-        if self.lease_id:
+        if self.lease_id and absent(success[0].key) in compares:
             return TxnResult(succeeded=False)
         self.value, self.lease_id = success[0].value, success[0].lease
         self.ends_s = self.clock.monotonic_s() + SEAT_TTL_S
@@ -90,6 +100,15 @@ async def test_one_controller_serves_and_the_other_sits_down_when_it_leaves() ->
     await second.take()
     assert etcd.value == b"second"
     await second.leave()
+
+
+async def test_of_two_that_find_the_seat_free_at_one_moment_one_takes_it() -> None:
+    clock = HandClock()
+    etcd = OneKey(clock)
+    both = [seat(etcd, clock, name) for name in ("first", "second")]
+    taken = await asyncio.gather(*(each._try() for each in both))
+    assert sorted(taken) == [False, True]
+    assert len(etcd.revoked) == 1, "the lease of the other is given back"
 
 
 async def test_a_controller_that_is_cut_off_ends_before_another_may_sit_down() -> None:
