@@ -547,5 +547,14 @@ mod tests {
         assert_eq!(place.large(), ["v", "v~1"]);
         catalogue.delete("v").expect("deleted");
         assert_eq!(place.large(), [""; 0]);
+        // And of a copy that was made meanwhile, once the first is back.
+        create(&mut catalogue, "fast");
+        let (fast, away) = (place.0.join("fast"), place.0.join("away"));
+        fs::rename(&fast, &away).expect("unmounted");
+        create(&mut place.open(), "fast");
+        fs::remove_dir_all(&fast).expect("the mount point");
+        fs::rename(&away, &fast).expect("mounted again");
+        place.open().delete("v").expect("deleted");
+        assert_eq!(place.large(), [""; 0]);
     }
 }

@@ -124,12 +124,11 @@ impl Disks {
         let Some(base) = &self.base else {
             return Ok(());
         };
-        for number in 0.. {
-            let stray = base.join(base_name(volume, number));
-            if !stray.exists() {
-                return Ok(());
+        for entry in fs::read_dir(base)? {
+            let entry = entry?;
+            if volume_of_base(&entry.file_name().to_string_lossy()) == volume {
+                remove_whole(&entry.path())?;
             }
-            remove_whole(&stray)?;
         }
         Ok(())
     }
@@ -149,6 +148,10 @@ fn base_name(volume: &str, number: u32) -> String {
         0 => volume.to_owned(),
         _ => format!("{volume}~{number}"),
     }
+}
+
+fn volume_of_base(name: &str) -> &str {
+    name.split_once('~').map_or(name, |(volume, _)| volume)
 }
 
 /// A directory that no volume has yet: one that is there may be of a copy whose disk is missing.
