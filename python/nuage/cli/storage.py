@@ -504,7 +504,8 @@ def grow_volume(session: Session, name: str, volume_size: str, iaas: str) -> Non
     """Make a volume larger."""
     body = {"size_bytes": size(volume_size)}
     answer = session.client.call("PUT", f"{_volumes(session, iaas)}/{name}/size", body)
-    said(session, answer, f"{name} has {volume_size}")
+    size_bytes = int(str(inner(row_of(answer), "value")["size_bytes"]))
+    said(session, answer, f"{name} has {format_size(size_bytes)}")
 
 
 @volume_group.command("set")

@@ -98,16 +98,17 @@ class HeadWatch:
         if report.erased:
             self._tasks.start(f"erased {report.node_id}", take_report(self._site, report))
         for head in report.heads:
-            if head.state != "failed" or not head.failure or head.is_lost:
-                continue  # what is lost is lost wherever the head opens
+            if head.state != "failed" or not head.failure or head.is_lost or head.is_locked:
+                continue  # lost wherever it opens; a key is given here, or unlocked for all sites
             for volume in self._keeper.heads_on(report.node_id):
                 if (volume.volume_id, volume.epoch) == (head.volume_id, head.epoch):
-                    self._tasks.start(f"failed {volume.volume_id}", self._failed(volume.volume_id))
+                    failed = self._failed(volume.volume_id, head.failure)
+                    self._tasks.start(f"failed {volume.volume_id}", failed)
 
-    async def _failed(self, volume_id: str) -> None:
+    async def _failed(self, volume_id: str, reason: str) -> None:
         for volume in self._keeper.own():
             if volume.volume_id == volume_id and volume.state is VolumeState.READY:
-                await self._keeper.head_failed(volume)
+                await self._keeper.head_failed(volume, reason)
 
     async def _watch(self) -> None:
         while True:

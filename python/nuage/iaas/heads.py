@@ -147,11 +147,11 @@ class HeadKeeper:
         for volume in self.heads_on(node_id):
             await self._guarded(volume, f"its IO-node {node_id} is lost")
 
-    async def head_failed(self, volume: Volume) -> None:
+    async def head_failed(self, volume: Volume, reason: str) -> None:
         """Open elsewhere a head that says it can go no further."""
         now_s = self._site.clock.monotonic_s()
         if now_s - self._moved_s.get(volume.volume_id, -FAILED_HEAD_REST_S) >= FAILED_HEAD_REST_S:
-            await self._guarded(volume, volume.failure)
+            await self._guarded(volume, reason)
 
     async def _guarded(self, volume: Volume, reason: str) -> None:
         """Fail one head over; the next volume does not wait for what hinders this one."""

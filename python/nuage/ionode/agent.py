@@ -18,6 +18,7 @@ from nuage.errors import (
     UNREADABLE,
     Conflict,
     CorruptData,
+    Locked,
     Lost,
     NotFound,
     NuageError,
@@ -87,6 +88,7 @@ class _Hosted:
     failures: dict[VolumeId, str] = field(default_factory=dict)
     lost: set[VolumeId] = field(default_factory=set)  # failures that no other node can help
     lacking: set[VolumeId] = field(default_factory=set)  # the past they should start from
+    locked: set[VolumeId] = field(default_factory=set)  # their data key is not here
     filling: dict[VolumeId, asyncio.Task[None]] = field(default_factory=dict)
     telling: asyncio.Task[None] | None = None
 
@@ -227,6 +229,7 @@ class IonodeAgent:
         for volume_id in set(hosted.failures) - due:  # what failed is no longer wanted
             del hosted.failures[volume_id]
         hosted.lacking &= hosted.failures.keys()
+        hosted.locked &= hosted.failures.keys()
         gave_up = self._heads_that_gave_up(wish, hosted)
         for act in acts:
             await self._perform(hosted, act)
@@ -299,6 +302,8 @@ class IonodeAgent:
                 hosted.lost.add(volume_id)
             if isinstance(error, OriginMissing):
                 hosted.lacking.add(volume_id)
+            if isinstance(error, Locked):
+                hosted.locked.add(volume_id)
         else:
             hosted.failures.pop(volume_id, None)
             if isinstance(act, OpenHead):
@@ -562,6 +567,7 @@ class IonodeAgent:
                 failure=failure,
                 is_lost=volume_id in hosted.lost,
                 lacks_origin=volume_id in hosted.lacking,
+                is_locked=volume_id in hosted.locked,
             )
             for iaas_id, hosted in sorted(self._hosted.items())
             for volume_id, failure in sorted(hosted.failures.items())

@@ -357,8 +357,9 @@ class HeadReport:
     """What an IO-node sees of one head. `portal` is where initiators log in.
 
     `is_lost`: what was acknowledged is on no copy any more; no other node can help.
-    `lacks_origin`: the past that the volume should start from is not there. `key_id` names the data
-    key that it writes with, `next_key_id` the one that a head opened now would ("": in clear).
+    `lacks_origin`: the past that the volume should start from is not there. `is_locked`: it waits
+    for its data key. `key_id` names the data key that it writes with, `next_key_id` the one that a
+    head opened now would ("": in clear).
     """
 
     volume_id: VolumeId
@@ -376,6 +377,7 @@ class HeadReport:
     copies: tuple[CopyReport, ...] = ()
     key_id: str = ""
     next_key_id: str = ""
+    is_locked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -286,6 +286,7 @@ async def test_a_key_is_asked_for_kept_in_memory_and_given_to_the_daemon(bench: 
     report = bench.agent.report()
     assert report.locked == (IAAS,)
     assert "key" in report.heads[0].failure
+    assert report.heads[0].is_locked
     bench.agent.take_key(SetKey(iaas_id=IAAS, key=key))
     await bench.settle()
     report = bench.agent.report()
