@@ -34,6 +34,7 @@ from machine import cpu_seconds, describe, go_first, memory_of
 
 from nuage.channel import Identity
 from nuage.ids import FederationId, NodeId, SiteId
+from nuage.ionode.storaged import ALLOCATOR
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.pki import pem_of
 from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
@@ -67,7 +68,8 @@ class Daemon:
             words += ["--replica", f"127.0.0.1:{self.replica_port}"]
             words += ["--tls-cert", str(self.tls / DAEMON_CHAIN)]
             words += ["--tls-key", str(self.tls / DAEMON_KEY), "--tls-ca", str(self.tls / ROOT)]
-        self.process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        environment = os.environ | ALLOCATOR
+        self.process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=environment)
         self.control = Control(self.control_path)
 
     @property

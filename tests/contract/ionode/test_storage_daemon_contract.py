@@ -185,6 +185,17 @@ async def test_a_share_is_of_one_disk_and_tells_what_was_taken(bench: Bench) -> 
         assert used.operations >= 1
 
 
+async def test_a_daemon_that_was_just_started_holds_no_huge_pages(
+    bench: Bench, tmp_path: Path
+) -> None:
+    if bench.real is None:
+        return
+    (pid,) = serving(tmp_path)
+    memory = (Path("/proc") / str(pid) / "smaps_rollup").read_text()
+    huge = next(line for line in memory.splitlines() if line.startswith("AnonHugePages:"))
+    assert int(huge.split()[1]) == 0
+
+
 async def test_a_copy_reads_itself_whole_when_asked(bench: Bench) -> None:
     await bench.daemon.create(REPLICA)
     await bench.daemon.scrub(VOLUME)
