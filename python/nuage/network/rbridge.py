@@ -132,7 +132,7 @@ GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more 
 # without the key is told from it first, and is charged to none.
 READ_RATES: Final = {
     HELLO: Rate(per_s=50, burst=200),  # by itself it says one a second
-    LSP: Rate(per_s=500, burst=12_000),  # a whole database at once; what is not read comes again
+    LSP: Rate(per_s=500, burst=4000),  # twice a campus of 1,000; what is not read comes again
     CSNP: Rate(per_s=200, burst=1000),  # of 20,000 LSPs there are 240
     PSNP: Rate(per_s=200, burst=2000),
     MTU_PROBE: Rate(per_s=10, burst=50),

@@ -330,7 +330,9 @@ class FabricRunner:
 
     def _readable(self, port: PortNumber, one: FrameSocket) -> None:
         if port in self._trunks and self._software is None:
-            self._read_trunks(port, one)
+            began_s = self._clock.monotonic_s()
+            if self._read_trunks(port, one):
+                self._rest(port, one, self._clock.monotonic_s() - began_s)
             return
         for _ in range(FRAMES_PER_WAKE_MAX):
             frame = one.receive()
@@ -338,24 +340,47 @@ class FabricRunner:
                 return
             self._frame(port, frame)
 
-    def _read_trunks(self, port: PortNumber | None = None, one: FrameSocket | None = None) -> None:
-        """Read a trunk's socket, or all of them when something is due; then let time pass."""
+    def _rest(self, port: PortNumber, one: FrameSocket, seconds: float) -> None:
+        """Leave a socket that has more than is read at once, for as long as that took.
+
+        We run before what others run, the kernel's own threads included, which carry echoes.
+        """
+        loop = self._loop
+        if loop is None or one not in self._sockets.get(port, ()):
+            return
+
+        def again() -> None:
+            if self._loop is not None and one in self._sockets.get(port, ()):
+                loop.add_reader(one.fileno(), self._readable, port, one)
+
+        loop.remove_reader(one.fileno())
+        loop.call_later(seconds, again)
+
+    def _read_trunks(self, port: PortNumber | None = None, one: FrameSocket | None = None) -> bool:
+        """Read a trunk's socket, or all of them when something is due; then let time pass.
+
+        Return whether some socket has more.
+        """
         now_s = self._clock.monotonic_s()
         waiting = [] if port is None or one is None else [(port, one)]
         if not waiting or now_s >= self._due_s:
             waiting = [(p, s) for p in self._trunks for s in self._sockets[p]]
         events: list[FabricInput] = []
+        has_more = False
         for number, each in waiting:
             for _ in range(FRAMES_PER_WAKE_MAX):
                 frame = each.receive()
                 if frame is None:
                     break
                 events.append(FrameReceived(number, frame))
+            else:
+                has_more = True
         # Time as it was before reading: what came by then was read, whatever held us up since.
         if now_s < self._due_s:  # nobody can be held silent yet: the plane's notes can wait
             self._perform(self.rbridge.handle_all(events, now_s))
         else:
             self._advance(events, now_s)
+        return has_more
 
     def _frame(self, port: PortNumber, frame: bytes) -> None:
         if self._software is None:
