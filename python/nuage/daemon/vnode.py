@@ -39,7 +39,15 @@ from nuage.vnode.console import ConsoleHub
 from nuage.vnode.probe import probe_accelerator
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 from nuage.vnode.rapl import RaplMeter
-from nuage.vnode.sed import Meter, NodeFacts, PowerReading, Sed, SliceGauge
+from nuage.vnode.sed import (
+    Meter,
+    NodeFacts,
+    PowerReading,
+    Sed,
+    SliceGauge,
+    given_cpus,
+    given_mib,
+)
 from nuage.vnode.send_queue import shorten_send_queues
 
 LEASE_CHECK_S = 1.0
@@ -67,7 +75,11 @@ class VnodeProcess:
     """One V-node, from configuration to running."""
 
     def __init__(self, configuration: VnodeConfiguration, clock: Clock | None = None) -> None:
-        self._configuration = configuration
+        said = configuration.node
+        node = replace(
+            said, cpu_count=given_cpus(said.cpu_count), memory_mib=given_mib(said.memory_mib)
+        )
+        self._configuration = replace(configuration, node=node)
         self._clock = clock or SystemClock()
         self._tasks = Tasks()
         self._last_wish: VnodeWish | None = None

@@ -11,7 +11,7 @@ import fcntl
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from nuage.energy.request_power import RequestPower
 from nuage.ids import NodeId, SiteId, VmId
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import VmShape
+from nuage.units import MIB
 
 VCPU_OVERCOMMIT: Final = 4.0  # vCPUs sold per core; memory is never oversold
 
@@ -38,13 +39,13 @@ class PowerReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """What does not change while the agent runs; 0 means: as the machine says."""
+    """What does not change while the agent runs."""
 
     node_id: NodeId
     site_id: SiteId
     accelerator: str
-    cpu_count: int = 0
-    memory_mib: int = 0
+    cpu_count: int
+    memory_mib: int
     idle_watts: float = 0.0
     peak_watts: float = 0.0
     boot_time_s: float = 0.0
@@ -106,6 +107,22 @@ class SliceGauge:
         return self._value
 
 
+def given_cpus(said: int) -> int:
+    """Return the cores that a node gives to VMs: as its file says, or (0) all of the machine."""
+    return said or os.cpu_count() or 1
+
+
+def given_mib(said: int, total_mib: int | None = None) -> int:
+    """Return the memory that a node gives to VMs: as its file says, or (0) what can be spared.
+
+    An eighth of the machine, at least 512 MiB, stays for the system, QEMU and the agents.
+    """
+    if said:
+        return said
+    total = total_mib or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB
+    return max(total - max(total // 8, 512), 0)
+
+
 def available_mib(path: Path = Path("/proc/meminfo")) -> int:
     """Return the memory that can be had without swapping."""
     for line in path.read_text().splitlines():
@@ -131,9 +148,7 @@ class Sed:
         self, facts: NodeFacts, *, clock: Clock, meter: Meter, cache: Path,
         gauge: CpuGauge | SliceGauge | None = None, linpack: Linpack = calibrate,
     ) -> None:  # fmt: skip
-        cores = facts.cpu_count or os.cpu_count() or 1
-        memory_mib = facts.memory_mib or _total_mib()
-        self._facts = replace(facts, cpu_count=cores, memory_mib=memory_mib)
+        self._facts = facts
         self._clock = clock
         self._meter = meter
         self._cache = cache
@@ -215,10 +230,6 @@ class Sed:
             accelerator=facts.accelerator,
             vcpu_overcommit=facts.vcpu_overcommit,
         )
-
-
-def _total_mib() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
 
 
 def _cpu_model() -> str:

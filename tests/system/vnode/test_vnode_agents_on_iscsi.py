@@ -199,8 +199,10 @@ class Lab:
         await hypervisor.open()
         node, site = NodeId(name), SiteId("marne")
         sed = Sed(
-            NodeFacts(node_id=node, site_id=site, accelerator="tcg"), clock=SystemClock(),
-            meter=lambda: None, cache=self.folder / "flops.json",
+            NodeFacts(
+                node_id=node, site_id=site, accelerator="tcg", cpu_count=2, memory_mib=1024,
+            ),
+            clock=SystemClock(), meter=lambda: None, cache=self.folder / "flops.json",
         )  # fmt: skip
         options = AgentOptions(
             node_id=node, site_id=site, state_dir=self.folder / name, listen_host="127.0.0.1",

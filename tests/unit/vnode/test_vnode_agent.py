@@ -50,7 +50,9 @@ async def make(tmp_path: Path) -> AsyncIterator[Maker]:
 
     def build(name: str, hypervisor: FakeHypervisor) -> VnodeAgent:
         node, site = NodeId(name), SiteId("marne")
-        facts = NodeFacts(node_id=node, site_id=site, accelerator="fake")
+        facts = NodeFacts(
+            node_id=node, site_id=site, accelerator="fake", cpu_count=2, memory_mib=1024
+        )
         clock = SystemClock()
         sed = Sed(facts, clock=clock, meter=lambda: None, cache=tmp_path / name / "flops.json")
         options = AgentOptions(

@@ -24,7 +24,7 @@ from nuage.vnode.hypervisor import GuestSpec, IscsiDisk
 from nuage.vnode.iso9660 import build_iso
 from nuage.vnode.ports import tap_name
 from nuage.vnode.probe import Trial, judge
-from nuage.vnode.sed import NodeFacts, Sed
+from nuage.vnode.sed import NodeFacts, Sed, given_mib
 
 PORT = PortWish(
     port_id=PortId("port-1"), segment_id=SegmentId("s"), label=0xFFFFFF, mac="52:54:00:00:00:01",
@@ -196,3 +196,13 @@ def test_a_guest_that_cannot_be_is_told_from_one_that_is(tmp_path: Path) -> None
     path.write_text(json.dumps(record | {"shape": {"vcpu_count": 1, "memory_mib": 32}}))
     with pytest.raises(CorruptData, match=r"guest\.json"):
         Guest.load(tmp_path, lambda _vm_id: None)
+
+
+@pytest.mark.parametrize(
+    ("said", "total", "given"),
+    [(0, 16_384, 14_336), (0, 2_048, 1_536), (0, 256, 0), (900, 512, 900)],
+)
+def test_a_node_gives_what_its_file_says_or_else_what_its_machine_can_spare(
+    said: int, total: int, given: int
+) -> None:
+    assert given_mib(said, total) == given
