@@ -45,6 +45,7 @@ READY = b"nuage-guest bench ready"
 READY_PLAIN = b"ready"
 LOOK_S = 0.01
 DOWNTIME_MS_MAX = 100
+SECRET = "5e" * 32
 
 
 async def until_text(log: Path, text: bytes) -> None:
@@ -211,11 +212,13 @@ class AgentGuest:
         """Move it with the hand-over; return QEMU's downtime in ms."""
         vm, source, target = self._vm, self._here, self._there
         arrived = replace(vm, epoch=vm.epoch + 1)
-        incoming = IncomingMigration(source_node_id=NodeId(source.name), source_epoch=vm.epoch)
+        incoming = IncomingMigration(
+            source_node_id=NodeId(source.name), source_epoch=vm.epoch, secret=SECRET
+        )
         await target.wish(replace(arrived, incoming=incoming))
         waiting = await target.wait(lambda report: report.migration_address != "")
         outgoing = OutgoingMigration(
-            target_node_id=NodeId(target.name), address=waiting.migration_address
+            target_node_id=NodeId(target.name), address=waiting.migration_address, secret=SECRET
         )
         await source.wish(replace(vm, outgoing=outgoing))
         if self._late:

@@ -153,6 +153,7 @@ def vnode_wish(
             source_node_id=migration.source_node,
             source_epoch=migration.source_epoch,
             disk_slots=vm_moving.disk_slots,
+            secret=_move_secret(context, migration),
         )
         wishes.append(replace(wish, incoming=incoming))
     return VnodeWish(revision=revision, vms=tuple(wishes), lease_term=context.lease_term())
@@ -187,8 +188,19 @@ def _with_departure(context: WishContext, vm: Vm, wish: VmWish) -> VmWish:
         address=migration.address,
         may_switch=leave is Leave.SWITCH,
         within_s=vm.move_within_s,
+        secret=_move_secret(context, migration),
     )
     return replace(wish, outgoing=outgoing)
+
+
+def _move_secret(context: WishContext, migration: Migration) -> str:
+    """Return the TLS key under which a guest's memory goes (64 hexadecimal digits).
+
+    The controllers of both ends derive it alike, anew for each epoch (HMAC-SHA-256).
+    """
+    secrets = context.secrets
+    move = f"move:{migration.vm_id}:{migration.target_epoch}"
+    return hmac.digest(secrets.of(secrets.newest), move.encode(), "sha256").hex()
 
 
 def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:

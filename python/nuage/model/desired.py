@@ -60,11 +60,13 @@ class IncomingMigration:
     """The VM arrives from another node: start it waiting for its memory.
 
     `disk_slots` is the source's `VmReport.disk_slots`: both ends must show the same machine.
+    `secret` is known to both ends alone.
     """
 
     source_node_id: NodeId
     source_epoch: int
     disk_slots: tuple[VolumeId, ...] = ()
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,8 @@ class OutgoingMigration:
 
     It switches over only once `may_switch` is set, after the quorum has promised the VM to the
     target; a source that is ready before stands still and reports `ready_to_switch`. It gives up
-    what has not all gone `within_s` seconds (0: whatever time it takes).
+    what has not all gone `within_s` seconds (0: whatever time it takes). `secret` is known to both
+    ends alone.
     """
 
     target_node_id: NodeId
@@ -83,6 +86,7 @@ class OutgoingMigration:
     bandwidth_bytes_per_s_max: int = 0  # 0: as fast as the link goes
     attempt: int = 0  # raise it to try the same target address again after a failure
     within_s: float = 0.0
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

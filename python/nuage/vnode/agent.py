@@ -245,9 +245,9 @@ class VnodeAgent:
         match act:
             case machine.Start():
                 await hypervisor.start(await self._spec(guest.wish))
-            case machine.StartIncoming():
+            case machine.StartIncoming(secret=secret):
                 spec = await self._spec(guest.wish)
-                await hypervisor.start_incoming(spec, self._options.listen_host)
+                await hypervisor.start_incoming(spec, self._options.listen_host, secret)
             case machine.PressPower():
                 await hypervisor.press_power(vm_id)
             case machine.Kill():
@@ -272,8 +272,8 @@ class VnodeAgent:
                     del self._repointing[vm_id]
             case machine.Balloon(memory_mib=memory_mib):
                 await hypervisor.set_balloon(vm_id, memory_mib)
-            case machine.Migrate(address=address, limits=limits):
-                await hypervisor.migrate(vm_id, address, limits)
+            case machine.Migrate(address=address, limits=limits, secret=secret):
+                await hypervisor.migrate(vm_id, address, limits, secret)
             case machine.MigrateContinue():
                 await hypervisor.migrate_continue(vm_id)
             case machine.MigrateCancel():

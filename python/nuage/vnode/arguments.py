@@ -61,7 +61,6 @@ class Launch:
     seed_file: str = "seed.iso"
     console_log: str = "console.log"
     incoming: bool = False
-    tls: bool = False
 
 
 def guest_uuid(vm_id: VmId) -> str:

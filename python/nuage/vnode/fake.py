@@ -20,6 +20,7 @@ from nuage.vnode.hypervisor import (
     MigrationSeen,
     MigrationStatus,
     RunState,
+    require_secret,
 )
 
 _ENDED = frozenset({RunState.SHUT_DOWN, RunState.GONE})
@@ -41,6 +42,7 @@ class _FakeGuest:
     seen: GuestSeen
     console: bytes = b""
     target: str = ""
+    secret: str = ""  # under which its memory comes
     has_leave: bool = False
 
 
@@ -120,12 +122,14 @@ class FakeHypervisor:
             raise Unavailable(self.refuses_to_start)
         self._set(spec.vm_id, seen)
 
-    async def start_incoming(self, spec: GuestSpec, listen_host: str) -> None:
+    async def start_incoming(self, spec: GuestSpec, listen_host: str, secret: str) -> None:
         """Start a guest that waits for its memory; `seen` tells the address."""
         self.acts.append(("start_incoming", spec.vm_id))
+        require_secret(secret)
         self._fabric.port_last += 1
         address = f"{listen_host}:{self._fabric.port_last}"
         self._begin(spec, RunState.INCOMING, address)
+        self._guests[spec.vm_id].secret = secret
         self._fabric.listeners[address] = (self, spec.vm_id)
 
     async def press_power(self, vm_id: VmId) -> None:
@@ -202,16 +206,28 @@ class FakeHypervisor:
         seen = self._require_alive(vm_id).seen
         self._set(vm_id, replace(seen, balloon_mib=memory_mib))
 
-    async def migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:  # noqa: ARG002
+    async def migrate(
+        self,
+        vm_id: VmId,
+        address: str,
+        limits: MigrationLimits,  # noqa: ARG002
+        secret: str,
+    ) -> None:
         """Send all memory and halt at SWITCHING; fail when nobody is reached.
 
         At once, or, with `sends_slowly`, once `all_sent` says so.
         """
         self.acts.append(("migrate", vm_id))
+        require_secret(secret)
         guest = self._require_alive(vm_id)
         guest.has_leave = False
         if self._fabric.is_cut or address not in self._fabric.listeners:
             told = MigrationSeen(status=MigrationStatus.FAILED, failure="connection refused")
+            self._set(vm_id, replace(guest.seen, migration=told))
+            return
+        there, there_vm = self._fabric.listeners[address]
+        if there._guests[there_vm].secret != secret:
+            told = MigrationSeen(status=MigrationStatus.FAILED, failure="TLS handshake failed")
             self._set(vm_id, replace(guest.seen, migration=told))
             return
         guest.target = address

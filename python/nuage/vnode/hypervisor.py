@@ -23,6 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from nuage.errors import Unavailable
 from nuage.ids import IaasId, VmId, VolumeId
 from nuage.model.contract import QosClass
 from nuage.model.vm import VmShape
@@ -156,6 +157,14 @@ class MigrationLimits:
     bandwidth_bytes_per_s_max: int = 0
 
 
+def require_secret(secret: str) -> None:
+    """Raise Unavailable where no secret was given: no memory goes in clear."""
+    if not secret:
+        raise Unavailable(
+            "no secret came for this move", hint="its controller is of an older version: upgrade it"
+        )
+
+
 class Hypervisor(Protocol):
     """The port. Each act raises NotFound for a guest it has not, Unavailable when it is gone."""
 
@@ -176,8 +185,14 @@ class Hypervisor(Protocol):
         """Start a guest; Conflict when it has one of that id that is not GONE or SHUT_DOWN."""
         ...
 
-    async def start_incoming(self, spec: GuestSpec, listen_host: str) -> None:
-        """Start a guest that waits for its memory; `seen` tells the address."""
+    async def start_incoming(self, spec: GuestSpec, listen_host: str, secret: str) -> None:
+        """Start a guest that waits for its memory; `seen` tells the address.
+
+        The memory comes encrypted, from whoever knows `secret` (hexadecimal) and from nobody else.
+
+        Raises:
+            Unavailable: there is no secret, or QEMU gives up.
+        """
         ...
 
     async def press_power(self, vm_id: VmId) -> None:
@@ -223,8 +238,16 @@ class Hypervisor(Protocol):
         """Ask the guest to make do with `memory_mib`, at most what it was started with."""
         ...
 
-    async def migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
-        """Begin to send the guest's memory to `address`; it halts at SWITCHING."""
+    async def migrate(
+        self, vm_id: VmId, address: str, limits: MigrationLimits, secret: str
+    ) -> None:
+        """Begin to send the guest's memory to `address`; it halts at SWITCHING.
+
+        It goes encrypted, and only to who knows `secret`: to another the migration fails.
+
+        Raises:
+            Unavailable: there is no secret.
+        """
         ...
 
     async def migrate_continue(self, vm_id: VmId) -> None:

@@ -17,7 +17,7 @@ old; the clock may jump. What must hold whatever happens:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from nuage.model.desired import DiskWish, VmWish
@@ -59,7 +59,9 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class StartIncoming:
-    """Start the guest waiting for its memory."""
+    """Start the guest waiting for its memory, which comes under `secret`."""
+
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class Migrate:
 
     address: str
     limits: MigrationLimits
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +289,9 @@ def _plan_arrival(memory: GuestMemory, seen: GuestSeen | None) -> Plan:
             waiting = replace(
                 memory, arrival=Arrival.WAITING, hand_over=HandOver.NONE, running_seen=False
             )  # what ran here before went away since
-            return Plan(memory=waiting, act=StartIncoming())
+            incoming = memory.wish.incoming
+            assert incoming is not None, "nothing arrives without"
+            return Plan(memory=waiting, act=StartIncoming(incoming.secret))
         if state is RunState.HANDED_OVER or memory.hand_over in {HandOver.DONE, HandOver.BROKEN}:
             return Plan(memory=memory, act=Kill())  # the VM comes back: its old shell goes first
         if state is RunState.INCOMING:
@@ -342,7 +347,7 @@ def _plan_leave(
         downtime_ms_max=outgoing.downtime_ms_max,
         bandwidth_bytes_per_s_max=outgoing.bandwidth_bytes_per_s_max,
     )
-    return Plan(memory=sending, act=Migrate(outgoing.address, limits))
+    return Plan(memory=sending, act=Migrate(outgoing.address, limits, outgoing.secret))
 
 
 def _plan_departure(

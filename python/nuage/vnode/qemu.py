@@ -45,6 +45,7 @@ from nuage.vnode.hypervisor import (
     IscsiDisk,
     MigrationLimits,
     RunState,
+    require_secret,
 )
 from nuage.vnode.qmp import Json, QmpError
 from nuage.vnode.rerouting import Rerouting
@@ -55,6 +56,7 @@ QUIT_TIMEOUT_S: Final = 2.0
 KILL_TIMEOUT_S: Final = 10.0  # SIGKILL waits for disk requests inside the kernel at most
 BANDWIDTH_UNBOUNDED: Final = 1 << 40
 MIGRATION_CAPABILITIES: Final = ("events", "pause-before-switchover", "auto-converge")
+PSK_USER: Final = "nuage"  # TLS wants a name with the key; one guest has one key
 
 
 # An attempt to connect is given up after some seconds, not minutes: one SYN more than the kernel
@@ -64,13 +66,12 @@ INITIATOR: Final = {"LIBISCSI_TCP_SYNCNT": "1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuOptions:
-    """How this node runs QEMU. `tls_dir` holds ca-cert.pem, server-*.pem, client-*.pem."""
+    """How this node runs QEMU."""
 
     root: Path
     accelerator: str
     owner: tuple[int, int] | None = None
     cgroup_root: Path | None = None
-    tls_dir: Path | None = None
 
 
 class QemuHypervisor:
@@ -172,11 +173,12 @@ class QemuHypervisor:
         """Start a guest; Conflict when it runs already, Unavailable when QEMU gives up."""
         await self._start(spec, incoming=False)
 
-    async def start_incoming(self, spec: GuestSpec, listen_host: str) -> None:
+    async def start_incoming(self, spec: GuestSpec, listen_host: str, secret: str) -> None:
         """Start a guest that waits for its memory on a free port of `listen_host`."""
+        require_secret(secret)
         guest = await self._start(spec, incoming=True)
         try:
-            await self._set_migration(guest, MigrationLimits(), endpoint="server")
+            await self._set_migration(guest, MigrationLimits(), secret, endpoint="server")
             host = f"[{listen_host}]" if ":" in listen_host else listen_host
             await guest.execute("migrate-incoming", {"uri": f"tcp:{host}:0"})
             match await guest.execute("query-migrate"):
@@ -451,18 +453,23 @@ class QemuHypervisor:
         guest = self._require(vm_id)
         await guest.execute("balloon", {"value": memory_mib * 1024 * 1024})
 
-    async def migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
+    async def migrate(
+        self, vm_id: VmId, address: str, limits: MigrationLimits, secret: str
+    ) -> None:
         """Begin to send the guest's memory to `address`; it halts at SWITCHING."""
+        require_secret(secret)
         guest = self._require(vm_id)
         guest.begin_to_send()
         if guest.record.incoming_address:
             guest.save(replace(guest.record, incoming_address=""))
-        await self._set_migration(guest, limits, endpoint="client")
+        await self._set_migration(guest, limits, secret, endpoint="client")
         await guest.execute("migrate", {"uri": f"tcp:{address}"})
         guest.is_sent = True
         self._changed(vm_id)
 
-    async def _set_migration(self, guest: Guest, limits: MigrationLimits, *, endpoint: str) -> None:
+    async def _set_migration(
+        self, guest: Guest, limits: MigrationLimits, secret: str, *, endpoint: str
+    ) -> None:
         capabilities: list[Json] = [
             {"capability": name, "state": True} for name in MIGRATION_CAPABILITIES
         ]
@@ -470,17 +477,28 @@ class QemuHypervisor:
         parameters: dict[str, Json] = {
             "downtime-limit": limits.downtime_ms_max,
             "max-bandwidth": limits.bandwidth_bytes_per_s_max or BANDWIDTH_UNBOUNDED,
+            "tls-creds": await self._credentials(guest, secret, endpoint),
         }
-        if self._options.tls_dir is not None:
-            credentials = f"tls-{endpoint}"
-            with contextlib.suppress(QmpError):  # made by an earlier migration of this guest
-                await guest.execute(
-                    "object-add",
-                    {"qom-type": "tls-creds-x509", "id": credentials, "endpoint": endpoint,
-                     "dir": str(self._options.tls_dir), "verify-peer": True},
-                )  # fmt: skip
-            parameters["tls-creds"] = credentials
         await guest.execute("migrate-set-parameters", parameters)
+
+    async def _credentials(self, guest: Guest, secret: str, endpoint: str) -> str:
+        """Give QEMU the secret of a move as a TLS key (PSK), and return what it calls it."""
+        folder = guest.folder / "psk"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _write_private(folder / "keys.psk", f"{PSK_USER}:{secret}\n".encode())
+        if self._options.owner is not None:
+            for path in (folder, folder / "keys.psk"):
+                os.chown(path, *self._options.owner)
+        name = f"tls-{endpoint}"
+        with contextlib.suppress(QmpError):  # there is one when it has moved, or tried to, before
+            await guest.execute("object-del", {"id": name})
+        user: Json = {"username": PSK_USER} if endpoint == "client" else {}
+        await guest.execute(
+            "object-add",
+            {"qom-type": "tls-creds-psk", "id": name, "endpoint": endpoint, "dir": str(folder),
+             **user},
+        )  # fmt: skip
+        return name
 
     async def migrate_continue(self, vm_id: VmId) -> None:
         """Give leave to send the last state: now, or at once when QEMU says that all else is sent.

@@ -1,6 +1,7 @@
 """One suite for the hypervisor port, run on the fake and on QEMU (the test guest under TCG)."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nuage.errors import Conflict, NotFound, NuageError
+from nuage.errors import Conflict, NotFound, NuageError, Unavailable
 from nuage.ids import IaasId, PortId, SegmentId, VmId, VolumeId
 from nuage.model.contract import QosClass
 from nuage.model.desired import PortWish, VmWish
@@ -31,6 +32,9 @@ from nuage.vnode.hypervisor import (
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 
 VM = VmId("vm-0000000000000001")
+SECRET = "5ec2e7" * 8
+TLS_HANDSHAKE = b"\x16\x03"  # RFC 8446 §5.1
+MIGRATION_BEGINS = b"QEVM"
 REPOSITORY = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0
 LOOK_S = 0.05
@@ -220,10 +224,10 @@ async def test_disks_come_and_go_while_the_guest_runs(pair: Pair) -> None:
 async def test_a_guest_moves_with_its_disk_and_halts_for_leave(pair: Pair) -> None:
     await pair.left.start(pair.spec)
     await until_console(pair.left, b"ready")
-    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET)
     waiting = await until(pair.right, in_state(RunState.INCOMING))
     assert waiting.incoming_address.startswith("127.0.0.1:")
-    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits())
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits(), SECRET)
     await until(pair.left, lambda seen: seen.migration.status is MigrationStatus.SWITCHING)
     await until(pair.left, in_state(RunState.SWITCHING))
     assert (await until(pair.right, lambda _: True)).state is RunState.INCOMING
@@ -237,12 +241,12 @@ async def test_a_guest_moves_with_its_disk_and_halts_for_leave(pair: Pair) -> No
 async def test_a_guest_with_leave_goes_without_a_halt(pair: Pair) -> None:
     await pair.left.start(pair.spec)
     await until_console(pair.left, b"ready")
-    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET)
     waiting = await until(pair.right, in_state(RunState.INCOMING))
     slow = MigrationLimits(bandwidth_bytes_per_s_max=4 << 20)
     if isinstance(pair.left, FakeHypervisor):
         pair.left.sends_slowly = True
-    await pair.left.migrate(VM, waiting.incoming_address, slow)
+    await pair.left.migrate(VM, waiting.incoming_address, slow, SECRET)
     await pair.left.migrate_continue(VM)
     given = await until(pair.left, lambda seen: seen.migration.has_leave)
     assert given.state is RunState.RUNNING
@@ -258,12 +262,12 @@ async def test_a_guest_with_leave_goes_without_a_halt(pair: Pair) -> None:
 async def test_leave_is_taken_back_while_memory_flows(pair: Pair) -> None:
     await pair.left.start(pair.spec)
     await until_console(pair.left, b"ready")
-    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET)
     waiting = await until(pair.right, in_state(RunState.INCOMING))
     slow = MigrationLimits(bandwidth_bytes_per_s_max=64 << 10)
     if isinstance(pair.left, FakeHypervisor):
         pair.left.sends_slowly = True
-    await pair.left.migrate(VM, waiting.incoming_address, slow)
+    await pair.left.migrate(VM, waiting.incoming_address, slow, SECRET)
     await pair.left.migrate_continue(VM)
     await pair.left.migrate_cancel(VM)
     kept = await until(pair.left, lambda s: s.migration.status is MigrationStatus.CANCELLED)
@@ -274,9 +278,9 @@ async def test_leave_is_taken_back_while_memory_flows(pair: Pair) -> None:
 async def test_a_cancelled_migration_leaves_the_guest_where_it_was(pair: Pair) -> None:
     await pair.left.start(pair.spec)
     await until_console(pair.left, b"ready")
-    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET)
     waiting = await until(pair.right, in_state(RunState.INCOMING))
-    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits())
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits(), SECRET)
     await until(pair.left, in_state(RunState.SWITCHING))
     await pair.left.migrate_cancel(VM)
     await until(pair.left, in_state(RunState.RUNNING))
@@ -285,18 +289,91 @@ async def test_a_cancelled_migration_leaves_the_guest_where_it_was(pair: Pair) -
 
 async def test_a_migration_to_nowhere_fails_and_harms_nothing(pair: Pair) -> None:
     await pair.left.start(pair.spec)
-    await pair.left.migrate(VM, "127.0.0.1:1", MigrationLimits())
+    await pair.left.migrate(VM, "127.0.0.1:1", MigrationLimits(), SECRET)
     seen = await until(pair.left, lambda seen: seen.migration.status is MigrationStatus.FAILED)
     assert seen.state is RunState.RUNNING
+
+
+async def test_memory_goes_only_to_who_knows_the_secret(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET)
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits(), "bad0" * 8)
+    seen = await until(pair.left, lambda seen: seen.migration.status is MigrationStatus.FAILED)
+    assert seen.state is RunState.RUNNING
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits(), SECRET)
+    await until(pair.left, in_state(RunState.SWITCHING))
+    await pair.left.migrate_continue(VM)
+    await until(
+        pair.right, in_state(RunState.RUNNING)
+    )  # the stranger's attempt has cost it nothing
+
+
+async def test_no_memory_goes_without_a_secret(pair: Pair) -> None:
+    await pair.left.start(pair.spec)
+    with pytest.raises(Unavailable, match="no secret"):
+        await pair.right.start_incoming(pair.spec, "127.0.0.1", "")
+    with pytest.raises(Unavailable, match="no secret"):
+        await pair.left.migrate(VM, "127.0.0.1:1", MigrationLimits(), "")
+
+
+async def test_the_line_sees_no_byte_of_a_guests_memory(pair: Pair) -> None:
+    if isinstance(pair.left, FakeHypervisor):
+        pytest.skip("a fake sends nothing")
+    await pair.left.start(pair.spec)
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET)
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    async with listening_between(waiting.incoming_address) as (address, heard):
+        await pair.left.migrate(VM, address, MigrationLimits(), SECRET)
+        await until(pair.left, in_state(RunState.SWITCHING))
+        await pair.left.migrate_continue(VM)
+        await until(pair.right, in_state(RunState.RUNNING))
+    assert len(heard) > 1 << 16
+    assert heard[:2] == TLS_HANDSHAKE
+    for plain in (
+        MIGRATION_BEGINS,
+        b"pc.ram",
+        b"ready",
+    ):  # names of QEMU's blocks, the guest's words
+        assert plain not in heard
+
+
+@contextlib.asynccontextmanager
+async def listening_between(there: str) -> AsyncIterator[tuple[str, bytearray]]:
+    """Pass what comes on to `there` and back; keep what went there."""
+    heard = bytearray()
+    host, _, port = there.rpartition(":")
+
+    async def passed_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(host, int(port))
+
+        async def pump(
+            source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray
+        ) -> None:
+            while data := await source.read(1 << 16):
+                kept += data
+                sink.write(data)
+                await sink.drain()
+            sink.close()
+
+        await asyncio.gather(
+            pump(reader, there_writer, heard), pump(there_reader, writer, bytearray())
+        )
+
+    server = await asyncio.start_server(passed_on, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", heard
+    finally:
+        server.close()
 
 
 async def test_a_handed_over_guest_can_be_taken_back(pair: Pair) -> None:
     """Should the target be lost right after the switch, the source's copy still is whole."""
     await pair.left.start(pair.spec)
     await until_console(pair.left, b"ready")
-    await pair.right.start_incoming(pair.spec, "127.0.0.1")
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET)
     waiting = await until(pair.right, in_state(RunState.INCOMING))
-    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits())
+    await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits(), SECRET)
     await until(pair.left, in_state(RunState.SWITCHING))
     await pair.left.migrate_continue(VM)
     await until(pair.left, in_state(RunState.HANDED_OVER))

@@ -96,8 +96,8 @@ class Node:
         match act:
             case machine.Start():
                 finish(node.start(spec))
-            case machine.StartIncoming():
-                finish(node.start_incoming(spec, "10.0.0.2"))
+            case machine.StartIncoming(secret=secret):
+                finish(node.start_incoming(spec, "10.0.0.2", secret))
             case machine.Kill():
                 finish(node.kill(VM))
             case machine.Forget():
@@ -106,8 +106,8 @@ class Node:
                 finish(node.pause(VM))
             case machine.Resume():
                 finish(node.resume(VM))
-            case machine.Migrate(address=address, limits=limits):
-                finish(node.migrate(VM, address, limits))
+            case machine.Migrate(address=address, limits=limits, secret=secret):
+                finish(node.migrate(VM, address, limits, secret))
             case machine.MigrateContinue():
                 finish(node.migrate_continue(VM))
             case machine.MigrateCancel():
@@ -161,12 +161,14 @@ class Controller:
         left: tuple[VmWish, ...] = (base,) if self.owner == "left" else ()
         right: tuple[VmWish, ...] = (base,) if self.owner == "right" else ()
         if self.moving:
-            incoming = IncomingMigration(source_node_id=NodeId("left"), source_epoch=self.epoch)
+            incoming = IncomingMigration(
+                source_node_id=NodeId("left"), source_epoch=self.epoch, secret="5e" * 32
+            )
             right = (replace(base, epoch=self.epoch + 1, incoming=incoming),)
             if self.address and not self.back:
                 target = NodeId("right")
                 outgoing = OutgoingMigration(
-                    target_node_id=target, address=self.address, may_switch=True
+                    target_node_id=target, address=self.address, may_switch=True, secret="5e" * 32
                 )
                 left = (replace(base, outgoing=outgoing),)
         return (

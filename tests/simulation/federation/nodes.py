@@ -50,7 +50,6 @@ from nuage.vnode.hypervisor import (
     GuestSeen,
     GuestSpec,
     IscsiDisk,
-    MigrationLimits,
     MigrationStatus,
     RunState,
 )
@@ -248,8 +247,9 @@ class SimVnode:
                     ):
                         raise Unavailable(f"no session to {disk.volume_id}")
                 await hypervisor.start(spec)
-            case machine.StartIncoming():
-                await hypervisor.start_incoming(self._spec(guest), self.node.node_id)
+            case machine.StartIncoming(secret=secret):
+                spec = self._spec(guest)
+                await hypervisor.start_incoming(spec, self.node.node_id, secret)
             case machine.PressPower():
                 await hypervisor.press_power(vm_id)
             case machine.Kill():
@@ -268,8 +268,8 @@ class SimVnode:
                 await hypervisor.repoint_disk(vm_id, slot, machine.iscsi_disk(disk_wish))
             case machine.Balloon(memory_mib=memory_mib):
                 await hypervisor.set_balloon(vm_id, memory_mib)
-            case machine.Migrate(address=address, limits=limits):
-                await self._migrate(vm_id, address, limits)
+            case machine.Migrate():
+                await self._migrate(vm_id, act)
             case machine.MigrateContinue():
                 self._look_at_line(vm_id)
                 target, seen = hypervisor._guests[vm_id].target, hypervisor._guests[vm_id].seen
@@ -281,10 +281,10 @@ class SimVnode:
                 self._drop_dead_listeners()
                 await hypervisor.migrate_cancel(vm_id)
 
-    async def _migrate(self, vm_id: VmId, address: str, limits: MigrationLimits) -> None:
-        self.fabric.is_cut = not self._line_to(address)
+    async def _migrate(self, vm_id: VmId, act: machine.Migrate) -> None:
+        self.fabric.is_cut = not self._line_to(act.address)
         hypervisor = self.hypervisor
-        await hypervisor.migrate(vm_id, address, limits)
+        await hypervisor.migrate(vm_id, act.address, act.limits, act.secret)
         taking_s = self.world.prng.uniform(*self.sending_s)
         asyncio.get_running_loop().call_later(taking_s, self._all_sent, hypervisor, vm_id)
 

@@ -247,12 +247,17 @@ class Lab:
 
     async def begin_move(self, *, bandwidth: int = 0) -> OutgoingMigration:
         """Let the VM wait on the right and leave from the left."""
-        incoming = IncomingMigration(source_node_id=NodeId("left"), source_epoch=1)
+        incoming = IncomingMigration(
+            source_node_id=NodeId("left"), source_epoch=1, secret="5e" * 32
+        )
         await self.wish("right", replace(self.vm(epoch=2), incoming=incoming))
         waiting = await self.wait("right", lambda vm: vm.migration_address != "")
         address = await self.link.open(waiting.migration_address)
         outgoing = OutgoingMigration(
-            target_node_id=NodeId("right"), address=address, bandwidth_bytes_per_s_max=bandwidth
+            target_node_id=NodeId("right"),
+            address=address,
+            bandwidth_bytes_per_s_max=bandwidth,
+            secret="5e" * 32,
         )
         await self.wish("left", replace(self.vm(), outgoing=outgoing))
         return outgoing

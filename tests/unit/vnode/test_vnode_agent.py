@@ -292,11 +292,11 @@ async def test_two_agents_move_a_vm_when_the_controller_lets_them(make: Maker) -
         await agent.open()
     await left.take_wish(VnodeWish(revision=1, vms=(wish(),)))
     await report_when(left, is_state(VmState.RUNNING))
-    incoming = IncomingMigration(source_node_id=NodeId("node-a"), source_epoch=1)
+    incoming = IncomingMigration(source_node_id=NodeId("node-a"), source_epoch=1, secret=SECRET)
     arriving = replace(wish(), epoch=2, incoming=incoming)
     await right.take_wish(VnodeWish(revision=1, vms=(arriving,)))
     address = (await report_when(right, lambda vm: vm.migration_address != "")).migration_address
-    outgoing = OutgoingMigration(target_node_id=NodeId("node-b"), address=address)
+    outgoing = OutgoingMigration(target_node_id=NodeId("node-b"), address=address, secret=SECRET)
     await left.take_wish(VnodeWish(revision=2, vms=(replace(wish(), outgoing=outgoing),)))
     await report_when(left, lambda vm: vm.ready_to_switch)
     assert ("migrate_continue", VM) not in source.acts

@@ -33,8 +33,10 @@ from nuage.vnode.memory import (
 from nuage.vnode.reporting import vm_report
 
 NOW_S = 1_000_000.0
-OUTGOING = OutgoingMigration(target_node_id=NodeId("node-b"), address="10.0.0.2:49152")
-INCOMING = IncomingMigration(source_node_id=NodeId("node-a"), source_epoch=1)
+OUTGOING = OutgoingMigration(
+    target_node_id=NodeId("node-b"), address="10.0.0.2:49152", secret="5e" * 32
+)
+INCOMING = IncomingMigration(source_node_id=NodeId("node-a"), source_epoch=1, secret="5e" * 32)
 
 
 def disk(index: int, portal: str = "10.0.0.9:3260") -> DiskWish:
@@ -262,7 +264,7 @@ def with_leave(status: MigrationStatus, state: RunState = RunState.RUNNING) -> G
 
 def test_a_guest_is_sent_and_halts_until_it_may_switch() -> None:
     sending = plan(departing(), seen(), NOW_S)
-    assert sending.act == machine.Migrate(OUTGOING.address, MigrationLimits())
+    assert sending.act == machine.Migrate(OUTGOING.address, MigrationLimits(), OUTGOING.secret)
     ready = plan(sending.memory, moving(MigrationStatus.SWITCHING, RunState.SWITCHING), NOW_S)
     assert ready.act is None
     report = vm_report(ready.memory, moving(MigrationStatus.SWITCHING, RunState.SWITCHING))
@@ -469,7 +471,7 @@ def arriving() -> GuestMemory:
 
 def test_an_arriving_guest_waits_and_tells_where() -> None:
     started = plan(arriving(), None, NOW_S)
-    assert started.act == machine.StartIncoming()
+    assert started.act == machine.StartIncoming(INCOMING.secret)
     waiting = replace(seen(RunState.INCOMING), incoming_address="10.0.0.2:49152")
     planned = plan(started.memory, waiting, NOW_S)
     assert planned.act is None
@@ -501,7 +503,7 @@ def test_an_arrival_that_is_withdrawn_is_cleared_away() -> None:
 def test_a_vm_that_comes_back_finds_its_old_shell_cleared() -> None:
     shell = replace(arriving(), hand_over=HandOver.DONE)
     assert act_on(shell, seen(RunState.HANDED_OVER)) == machine.Kill()
-    assert act_on(shell, seen(RunState.SHUT_DOWN)) == machine.StartIncoming()
+    assert act_on(shell, seen(RunState.SHUT_DOWN)) == machine.StartIncoming(INCOMING.secret)
 
 
 def test_a_vm_that_was_here_before_and_is_taken_over_on_its_way_back_starts() -> None:
@@ -513,7 +515,9 @@ def test_a_vm_that_was_here_before_and_is_taken_over_on_its_way_back_starts() ->
     assert act_on(cleared.memory, seen(RunState.SHUT_DOWN)) == machine.Start()
 
 
-@pytest.mark.parametrize("act", [machine.StartIncoming(), machine.Migrate("x", MigrationLimits())])
+@pytest.mark.parametrize(
+    "act", [machine.StartIncoming(INCOMING.secret), machine.Migrate("x", MigrationLimits(), "5e")]
+)
 def test_a_move_that_fails_to_begin_is_told_not_repeated(act: Act) -> None:
     memory = after_act(arriving(), act, "no route", NOW_S)
     assert vm_report(memory, None).failure == "no route"
