@@ -492,12 +492,12 @@ class QemuHypervisor:
         name = f"tls-{endpoint}"
         with contextlib.suppress(QmpError):  # there is one when it has moved, or tried to, before
             await guest.execute("object-del", {"id": name})
-        user: Json = {"username": PSK_USER} if endpoint == "client" else {}
-        await guest.execute(
-            "object-add",
-            {"qom-type": "tls-creds-psk", "id": name, "endpoint": endpoint, "dir": str(folder),
-             **user},
-        )  # fmt: skip
+        credentials: dict[str, Json] = {
+            "qom-type": "tls-creds-psk", "id": name, "endpoint": endpoint, "dir": str(folder),
+        }  # fmt: skip
+        if endpoint == "client":
+            credentials["username"] = PSK_USER
+        await guest.execute("object-add", credentials)
         return name
 
     async def migrate_continue(self, vm_id: VmId) -> None:
