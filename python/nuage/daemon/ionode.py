@@ -1,6 +1,7 @@
 """An IO-node's process: the agent, its storage daemons, the channel. Wiring only."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD
 from nuage.ids import IaasId
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
 from nuage.ionode.disks import DiskPlace, base_disk, require_disks
+from nuage.ionode.owner import let_read, open_to_daemons
 from nuage.ionode.pieces import read_piece, write_piece
 from nuage.ionode.port import ChangedRuns, StorageDaemon
 from nuage.ionode.ports import choose_ports, taken_ports
@@ -83,7 +85,7 @@ def disks_of(configuration: IonodeConfiguration) -> tuple[DiskPlace, ...]:
     )
     require_disks(disks)
     for disk in disks:
-        disk.path.mkdir(parents=True, exist_ok=True)
+        open_to_daemons(disk.path)
     return disks
 
 
@@ -98,8 +100,11 @@ class IonodeProcess:
     async def start(self) -> Callable[[], Awaitable[None]]:
         """Find the daemons that run, talk to the controller."""
         configuration = self._configuration
-        configuration.state_dir.mkdir(parents=True, exist_ok=True)
+        for directory in (configuration.state_dir, configuration.data_dir):
+            open_to_daemons(directory)
         self._disks = disks_of(configuration)
+        if (base := base_disk(self._disks)) is not None:
+            open_to_daemons(base.path / BASES)
         self._images = ImageFolder(configuration.data_dir / "images")
         self._agent = IonodeAgent(
             IonodeOptions(
@@ -266,11 +271,15 @@ class IonodeProcess:
             tls_ca=configuration.trust_dir / ROOT,
             tls_crl=configuration.trust_dir / REVOCATIONS,
             portal_group=portal_group_of(configuration.node.node_id),
+            own_user=os.geteuid() == 0,
         )
         return StoragedDaemon(options, iaas_id, ports)
 
     async def _fetch_image(self, sha256: str) -> Path:
-        return await self._images.require(sha256, self._read_image)
+        image = await self._images.require(sha256, self._read_image)
+        if os.geteuid() == 0:
+            let_read(image)
+        return image
 
     def _read_image(self, ask: ReadImage) -> AsyncIterator[ImageChunk]:
         return self._channel.client.subscribe(IMAGE_STREAM, ask, ImageChunk)

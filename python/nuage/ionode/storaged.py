@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -41,6 +42,14 @@ from nuage.ionode.answers import (
     scrub_seen,
 )
 from nuage.ionode.disks import DiskPlace
+from nuage.ionode.owner import (
+    GROUP,
+    TrustCopies,
+    closed_to_others,
+    give,
+    open_to_daemons,
+    user_of,
+)
 from nuage.ionode.port import (
     ChangedRuns,
     CopySeen,
@@ -100,7 +109,8 @@ class StoragedOptions:
     """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew.
 
     What a daemon keeps for itself lies on the first of the `disks`; what compaction writes goes
-    to `base`, if there is one. `portal_group` is the tag of this node's iSCSI portals.
+    to `base`, if there is one. `portal_group` is the tag of this node's iSCSI portals. With
+    `own_user` each daemon runs as a user of its own, which takes root.
     """
 
     binary: str
@@ -113,6 +123,7 @@ class StoragedOptions:
     tls_crl: Path
     base: Path | None = None
     portal_group: int = 1
+    own_user: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +146,13 @@ class StoragedDaemon:
         self._reading: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[Json]] = {}
         self._next_id = 1
+        self._trust = self._copies_of_trust() if options.own_user else None
+
+    def _copies_of_trust(self) -> TrustCopies:
+        options = self._options
+        files = (options.tls_key, options.tls_cert, options.tls_ca, options.tls_crl)
+        directory = options.run_dir / f"{self._iaas_id}.trust"
+        return TrustCopies(directory, files, user_of(self._ports))
 
     @property
     def replica_address(self) -> str:
@@ -160,7 +178,9 @@ class StoragedDaemon:
             return
         for directory in self._directories():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._options.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        open_to_daemons(self._options.run_dir)
+        if self._trust is not None:
+            self._trust = await asyncio.to_thread(self._give_to_user, self._trust)
         self._socket_path.unlink(missing_ok=True)
         log_path = self._options.run_dir / f"{self._iaas_id}.log"
         with log_path.open("ab") as output:
@@ -181,6 +201,19 @@ class StoragedDaemon:
                 )
             await asyncio.sleep(POLL_S)
 
+    def _give_to_user(self, trust: TrustCopies) -> TrustCopies | None:
+        """Let the daemon's user have what it needs; None: it cannot get there, and root must do."""
+        for path in (trust.directory, *self._directories()):
+            if (closed := closed_to_others(path)) is not None:
+                log.warning(
+                    "daemon runs as root", iaas=self._iaas_id,
+                    why=f"its user may not enter {closed}", help=f"chmod o+x {closed}",
+                )  # fmt: skip
+                return None
+        trust.refresh()
+        give(self._directories(), trust.user)
+        return trust
+
     def _directories(self) -> list[Path]:
         base = self._options.base
         roots = [disk.path for disk in self._options.disks] + ([] if base is None else [base])
@@ -194,6 +227,12 @@ class StoragedDaemon:
             more += ["--disk", f"{disk.name}={disk.path / self._iaas_id}"]
         if options.base is not None:
             more += ["--base", str(options.base / self._iaas_id)]
+        trust = self._trust
+        user = [] if trust is None else ["--uid", str(trust.user), "--gid", str(GROUP)]
+
+        def seen(file: Path) -> str:
+            return str(file if trust is None else trust.path(file))
+
         return [
             options.binary,
             "--dir", str(first.path / self._iaas_id),
@@ -203,10 +242,11 @@ class StoragedDaemon:
             "--advertise", self.portal,
             "--portal-group", str(options.portal_group),
             "--replica", self.replica_address,
-            "--tls-cert", str(options.tls_cert),
-            "--tls-key", str(options.tls_key),
-            "--tls-ca", str(options.tls_ca),
-            "--tls-crl", str(options.tls_crl),
+            "--tls-cert", seen(options.tls_cert),
+            "--tls-key", seen(options.tls_key),
+            "--tls-ca", seen(options.tls_ca),
+            "--tls-crl", seen(options.tls_crl),
+            *user,
             "--log-format", "json",
         ]  # fmt: skip
 
@@ -267,6 +307,8 @@ class StoragedDaemon:
             for empty in (*directory.glob("*/"), directory):
                 with contextlib.suppress(OSError):  # something lies there: it stays
                     empty.rmdir()
+        if self._trust is not None:
+            shutil.rmtree(self._trust.directory, ignore_errors=True)
         for kept in self._options.run_dir.glob(f"{self._iaas_id}.*"):
             kept.unlink()
 
@@ -299,6 +341,8 @@ class StoragedDaemon:
 
     async def seen(self) -> DaemonSeen:
         """Return what the daemon keeps and serves."""
+        if self._trust is not None:
+            self._trust.refresh()
         answer = msgspec.convert(await self._ask("list"), ListAnswer, strict=False)
         return DaemonSeen(
             volumes=tuple(
