@@ -200,6 +200,8 @@ def _plan(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_of: Di
     if wish.wish is PowerWish.DELETED:
         return _plan_deleted(memory, state)
     if _lease_is_over(wish, now_s) and not _has_leave(wish, state):
+        if state is None and not memory.started_s and wish.incoming is None:
+            return Plan(memory=memory)  # its site has not claimed it yet: it waits, nothing failed
         hand_over = memory.hand_over
         if hand_over in {HandOver.SENDING, HandOver.READY}:
             hand_over = HandOver.FAILED  # it was ended before any leave was given

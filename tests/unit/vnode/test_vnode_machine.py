@@ -171,6 +171,18 @@ def test_a_vm_stops_before_its_lease_ends() -> None:
     assert act_on(renewed, seen(RunState.SHUT_DOWN), NOW_S + 20) == machine.Start()
 
 
+def test_a_new_vm_that_may_not_run_yet_waits_and_has_not_failed() -> None:
+    """Its site claims it within seconds; what has run here tells why it does not any more."""
+    fresh = GuestMemory(wish=replace(wish(), lease_until_s=1.0))
+    waiting = plan(fresh, None, NOW_S)
+    assert waiting.act is None
+    assert (vm_report(waiting.memory, None).state, waiting.memory.failure) == (VmState.STARTING, "")
+    claimed = replace(waiting.memory, wish=replace(wish(), lease_until_s=NOW_S + 10))
+    assert act_on(claimed, None) == machine.Start()
+    ended = plan(replace(fresh, started_s=NOW_S - 1), None, NOW_S)
+    assert ended.memory.failure == "its lease ended"
+
+
 def test_a_lease_is_kept_even_while_an_act_is_held_back() -> None:
     memory = replace(remembered(replace(wish(), lease_until_s=NOW_S + 1)), hold_until_s=NOW_S + 30)
     assert act_on(memory, seen()) == machine.Kill()
