@@ -9,8 +9,8 @@ A back-up is a tar of mode 0600::
     SHA256SUMS          of all files before it, so that one that was cut short or has rotted is seen
 
 Not in it: what would be wrong when it comes back (the quorum's session and what was owned under
-it, invitations), etcd's data (a lost member is replaced, not restored), and images, which are
-large and never change: copy them beside it.
+it, invitations), etcd's data (a lost member is replaced, not restored), the ledgers' indexes (made
+anew from the ledgers), and images, which are large and never change: copy them beside it.
 
 The catalogue is asked of the running controller, as a snapshot of its feed, or read from its file
 when none runs. Every other file is replaced as a whole or only appended to, and whoever opens it
@@ -41,6 +41,7 @@ from nuage.errors import Conflict, RemoteProtocolError, Unavailable
 from nuage.ids import SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.files import SECRET_MODE, sync_directory
+from nuage.trust.ledger import INDEX_FOLDER
 from nuage.trust.store import TrustStore
 
 FORMAT: Final = 1
@@ -51,7 +52,9 @@ STATE: Final = "state"
 TRUST: Final = "trust"
 ANSWER_TIMEOUT_S: Final = 10.0  # to connect to a controller that runs, on this machine or a WAN
 # Of the state directory, besides the catalogue; see the module for why.
-LEFT_OUT: Final = frozenset({SESSION_FILE, HELD_FILE, BEGUN_FILE, "images", "invitations"})
+LEFT_OUT: Final = frozenset(
+    {SESSION_FILE, HELD_FILE, BEGUN_FILE, INDEX_FOLDER, "images", "invitations"}
+)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,8 +39,8 @@ def open_ledgers(state_dir: Path, store: TrustStore, clock: Clock) -> LedgerShel
 
 
 def serve_ledgers(handlers: Handlers, site: Site, shelf: LedgerShelf) -> None:
-    """Answer IO-nodes and other sites. Disk work runs on a thread, one at a time."""
-    writing = asyncio.Lock()
+    """Answer IO-nodes and other sites. Disk work runs on threads."""
+    writing = asyncio.Lock()  # who waits for the shelf holds no thread
 
     @handlers.method(RECEIPTS_METHOD, ReceiptBatch, roles={NodeRole.IONODE}, runs_to_end=True)
     async def receipts(peer: Peer, batch: ReceiptBatch) -> None:
@@ -49,11 +49,11 @@ def serve_ledgers(handlers: Handlers, site: Site, shelf: LedgerShelf) -> None:
 
     @handlers.method(PROVE_METHOD, AskProof, roles={NodeRole.CONTROLLER})
     async def prove(_peer: Peer, ask: AskProof) -> LedgerProof:
-        return prove_here(site, ask)
+        return await prove_here(site, ask)
 
     @handlers.method(COUNT_METHOD, AskCount, roles={NodeRole.CONTROLLER})
     async def count(_peer: Peer, ask: AskCount) -> list[HeldCount]:
-        return count_here(site, ask)
+        return await count_here(site, ask)
 
 
 def keep_ledgers(tasks: Tasks, shelf: LedgerShelf, clock: Clock) -> None:
@@ -62,6 +62,6 @@ def keep_ledgers(tasks: Tasks, shelf: LedgerShelf, clock: Clock) -> None:
     async def sync() -> None:
         while True:
             await clock.sleep(SYNC_EVERY_S)
-            shelf.sync()
+            await asyncio.to_thread(shelf.sync)
 
     tasks.keep("ledgers", sync)

@@ -30,7 +30,6 @@ from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
 from nuage.model.volume import Erasure, ReplicaPlace, Volume
 from nuage.storage.ledgers import LedgerProof, LedgerShelf
-from nuage.trust.ledger import LocationEvent, Receipt
 from nuage.trust.permissions import Principal
 from nuage.trust.verify import canonical
 
@@ -183,37 +182,25 @@ def shelf_of(site: Site) -> LedgerShelf:
     return site.ledgers
 
 
-def prove_here(site: Site, ask: AskProof) -> LedgerProof:
+async def prove_here(site: Site, ask: AskProof) -> LedgerProof:
     """Return what this site's ledger has of a volume."""
-    return shelf_of(site).prove(ask.iaas_id, ask.volume_id, since=ask.since)
+    shelf = shelf_of(site)
+    return await asyncio.to_thread(shelf.prove, ask.iaas_id, ask.volume_id, since=ask.since)
 
 
-def count_here(site: Site, ask: AskCount) -> list[HeldCount]:
+async def count_here(site: Site, ask: AskCount) -> list[HeldCount]:
     """Return which nodes of this site have signed for an IaaS's volumes."""
-    signed: dict[tuple[NodeId, VolumeId], list[Receipt]] = defaultdict(list)
-    for receipt in shelf_of(site).receipts(ask.iaas_id):
-        signed[receipt.node_id, receipt.volume_id].append(receipt)
+    counts = await asyncio.to_thread(shelf_of(site).counts, ask.iaas_id)
     return [
         HeldCount(
             node_id=node_id,
             volume_id=volume_id,
-            receipt_count=len(receipts),
-            segment_count=len(_still_there(receipts)),
-            last_s=max(receipt.time_ms for receipt in receipts) / 1000,
+            receipt_count=held.receipt_count,
+            segment_count=held.segment_count,
+            last_s=held.last_ms / 1000,
         )
-        for (node_id, volume_id), receipts in sorted(signed.items())
+        for (node_id, volume_id), held in sorted(counts.items())
     ]
-
-
-def _still_there(receipts: Iterable[Receipt]) -> set[int]:
-    """Return the segments that a node's receipts, in their order, leave on its disks."""
-    there: set[int] = set()
-    for receipt in receipts:
-        if receipt.event is LocationEvent.EXPIRE:
-            there.discard(receipt.segment)
-        else:
-            there.add(receipt.segment)
-    return there
 
 
 # Use cases ------------------------------------------------------------------------------------
@@ -284,7 +271,7 @@ async def _proofs(
     async def one(site_id: SiteId) -> LedgerProof | None:
         ask = AskProof(volume.iaas_id, volume.volume_id, before.get(site_id, 0))
         if site_id == site.site_id:
-            return prove_here(site, ask)
+            return await prove_here(site, ask)
         try:
             return await site.others.ask(
                 site_id, PROVE_METHOD, ask, LedgerProof, timeout_s=ASK_TIMEOUT_S
@@ -520,7 +507,7 @@ async def _counts(
     ask = AskCount(iaas_id)
     for site_id in sorted(d.site_id for d in site.index.values(Datacenter)):
         if site_id == site.site_id:
-            counts[site_id] = count_here(site, ask)
+            counts[site_id] = await count_here(site, ask)
             continue
         try:
             counts[site_id] = await site.others.ask(

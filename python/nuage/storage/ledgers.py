@@ -5,10 +5,13 @@ checked up to the federation's root before anything is entered, and kept beside 
 that an auditor can check the receipts long after the node is gone. Out flow receipts, and proofs
 that they are under a head of the Merkle tree that the site signed (docs/protocols/ledger.md).
 
-Layout: ``ledger/<iaas id>.log`` and ``ledger/certificates/<key id>.pem``.
+Layout: ``ledger/<iaas id>.log``, ``ledger/index/<iaas id>.db`` (made from the log, and made anew
+when it is gone), and ``ledger/certificates/<key id>.pem``.
 """
 
 import base64
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nuage.channel.identity import Identity
 from nuage.errors import Forbidden, InvalidRequest, NuageError, Unauthenticated
-from nuage.ids import FederationId, IaasId, SiteId, VolumeId
+from nuage.ids import FederationId, IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.receipts import BATCH_MAX, ReceiptBatch
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.book import key_id_of, raw_key
 from nuage.trust.files import write_atomically
 from nuage.trust.ledger import LocationLedger, Receipt, TreeHead
+from nuage.trust.ledger_index import Held
 from nuage.trust.pki import (
     federation_of_root,
     identity_of_certificate,
@@ -37,6 +41,7 @@ from nuage.trust.pki import (
 from nuage.trust.verify import SiteKey, proof_message
 
 CERTIFICATES: Final = "certificates"
+OPEN_MAX: Final = 32  # ledgers, of three files each; a process may have 1024 by habit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,11 @@ class LedgerProof:
 
 
 class LedgerShelf:
-    """The ledgers of one site. One writer: its controller."""
+    """The ledgers of one site. One writer: its controller. Any of its threads may ask.
+
+    Ledgers stay for as long as the site does, those of deleted IaaSes too; the ones used last are
+    open.
+    """
 
     def __init__(
         self,
@@ -83,7 +92,8 @@ class LedgerShelf:
         self._root = load_certificate(root_pem)
         self._key = key
         self._now_s = now_s
-        self._ledgers: dict[IaasId, LocationLedger] = {}
+        self._ledgers: OrderedDict[IaasId, LocationLedger] = OrderedDict()
+        self._lock = threading.Lock()
         (directory / CERTIFICATES).mkdir(mode=0o750, parents=True, exist_ok=True)
 
     def take(self, sender: Identity, batch: ReceiptBatch) -> int:
@@ -106,11 +116,12 @@ class LedgerShelf:
         kept = self._directory / CERTIFICATES / f"{key_id}.pem"
         if not kept.exists():
             write_atomically(kept, certificate_pem.encode())
-        ledger = self.ledger(batch.iaas_id)
-        fresh = [receipt for receipt in batch.receipts if not ledger.has(receipt)]
-        for receipt in fresh:
-            ledger.append(receipt, signer)
-        ledger.sync()
+        with self._lock:
+            ledger = self._opened(batch.iaas_id)
+            fresh = [receipt for receipt in batch.receipts if not ledger.has(receipt)]
+            for receipt in fresh:
+                ledger.append(receipt, signer)
+            ledger.sync()
         return len(fresh)
 
     def _signer_of(self, sender: Identity, chain_pem: str) -> tuple[SiteKey, str]:
@@ -127,10 +138,10 @@ class LedgerShelf:
             raise Unauthenticated(f"{sender} shows the certificate of {identity}")
         return SiteKey(self._site_id, raw_key(public_key_of(leaf))), pem_of(leaf)
 
-    def ledger(self, iaas_id: IaasId) -> LocationLedger:
+    def _opened(self, iaas_id: IaasId) -> LocationLedger:
         """Return the ledger of an IaaS, opened or begun."""
-        known = self._ledgers.get(iaas_id)
-        if known is None:
+        known = self._ledgers.pop(iaas_id, None)
+        if known is None or not known.is_open:
             known = LocationLedger(
                 self._directory / f"{iaas_id}.log",
                 name=iaas_id,
@@ -138,8 +149,14 @@ class LedgerShelf:
                 key=self._key,
                 now_s=self._now_s,
             )
-            self._ledgers[iaas_id] = known
+        self._ledgers[iaas_id] = known
+        while len(self._ledgers) > OPEN_MAX:
+            _, unused = self._ledgers.popitem(last=False)
+            unused.close()
         return known
+
+    def _has(self, iaas_id: IaasId) -> bool:
+        return iaas_id in self._ledgers or (self._directory / f"{iaas_id}.log").exists()
 
     def prove(self, iaas_id: IaasId, volume_id: VolumeId, *, since: int = 0) -> LedgerProof:
         """Return every receipt of a volume, under a head that covers all of them.
@@ -147,30 +164,30 @@ class LedgerShelf:
         Raises:
             NotFound: the ledger never had `since` receipts.
         """
-        if iaas_id not in self._ledgers and not (self._directory / f"{iaas_id}.log").exists():
-            return LedgerProof(site_id=self._site_id, head=None, receipts=(), certificates={})
-        ledger = self.ledger(iaas_id)
-        if ledger.size and (ledger.head is None or ledger.head.size < ledger.size):
-            ledger.sign_head()
-        proofs = [ledger.prove(index) for index, _ in ledger.receipts_of(volume_id)]
+        with self._lock:
+            if not self._has(iaas_id):
+                return LedgerProof(site_id=self._site_id, head=None, receipts=(), certificates={})
+            ledger = self._opened(iaas_id)
+            if ledger.size and (ledger.head is None or ledger.head.size < ledger.size):
+                ledger.sign_head()
+            proofs = [ledger.prove(index) for index in ledger.indices_of(volume_id)]
+            head, growth = ledger.head, ledger.prove_growth(since)
         return LedgerProof(
             site_id=self._site_id,
-            head=ledger.head,
+            head=head,
             receipts=tuple(
                 ProvenReceipt(index=proof.index, receipt=proof.receipt, path=proof.path)
                 for proof in proofs
             ),
             certificates=self._certificates(proof.receipt for proof in proofs),
             since=since,
-            growth=ledger.prove_growth(since),
+            growth=growth,
         )
 
-    def receipts(self, iaas_id: IaasId) -> tuple[Receipt, ...]:
-        """Return every receipt of an IaaS here, oldest first."""
-        if iaas_id not in self._ledgers and not (self._directory / f"{iaas_id}.log").exists():
-            return ()
-        ledger = self.ledger(iaas_id)
-        return tuple(ledger.receipt(index) for index in range(ledger.size))
+    def counts(self, iaas_id: IaasId) -> dict[tuple[NodeId, VolumeId], Held]:
+        """Return what each node here has signed for each volume of an IaaS."""
+        with self._lock:
+            return self._opened(iaas_id).counts() if self._has(iaas_id) else {}
 
     def _certificates(self, receipts: Iterable[Receipt]) -> dict[str, str]:
         key_ids = sorted({receipt.key_id for receipt in receipts})
@@ -185,14 +202,17 @@ class LedgerShelf:
 
     def sync(self) -> None:
         """Sign what has waited long enough; called from time to time."""
-        for ledger in self._ledgers.values():
-            ledger.sync()
+        with self._lock:
+            for ledger in self._ledgers.values():
+                if ledger.is_open:
+                    ledger.sync()
 
     def close(self) -> None:
         """Sign what is left and close the files."""
-        for ledger in self._ledgers.values():
-            ledger.close()
-        self._ledgers.clear()
+        with self._lock:
+            for ledger in self._ledgers.values():
+                ledger.close()
+            self._ledgers.clear()
 
 
 def _key_id(certificate_pem: str) -> str:

@@ -5,26 +5,31 @@ the site (docs/protocols/ledger.md). An IO-node signs a receipt when it seals, m
 segment of a journal. A head proves every receipt before it; consistency between two heads proves
 that nothing was rewritten in between; `nuage.trust.verify` checks both offline.
 
-One ledger is of one IaaS at one site. What is kept in memory is the hashes: some 200 bytes a
-receipt.
+One ledger is of one IaaS at one site. What is in memory does not grow with it, and it opens in a
+time that does not: an index beside the log has what is where (`trust.ledger_index`).
 """
 
 import base64
 import os
 import re
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nuage.errors import CorruptData, InvalidRequest, LocalProtocolError, NotFound
+from nuage.errors import CorruptData, InvalidRequest, LocalProtocolError, NotFound, Unavailable
 from nuage.ids import NodeId, SiteId, VolumeId
 from nuage.trust.book import key_id_of
 from nuage.trust.files import sync_directory
+from nuage.trust.ledger_index import Covered, Held, Leaf, LedgerIndex, Unfit
+from nuage.trust.merkle import MerkleTree
 from nuage.trust.verify import (
+    LINE_BYTES_MAX,
     Json,
     SiteKey,
     canonical,
@@ -32,10 +37,10 @@ from nuage.trust.verify import (
     head_message,
     leaf_hash,
     ledger_line,
-    node_hash,
     receipt_message,
     split_ledger_line,
-    tree_root,
+    verify_consistency,
+    verify_inclusion,
 )
 
 HEAD_LEAVES: Final = 256  # sign at least this often
@@ -44,6 +49,11 @@ TEXT_CHARS_MAX: Final = 256
 SEQUENCE_MAX: Final = 2**63 - 1
 SEGMENT_MAX: Final = 2**64 - 1  # those of compaction and of a copy made anew have the top bit set
 FILE_MODE: Final = 0o640
+INDEX_FOLDER: Final = "index"  # beside the logs
+SETTLE_LEAVES: Final = 4096  # while an index is made anew: some 2 MiB in memory
+CUT_BYTES: Final = 1 << 20
+T = TypeVar("T")
+log: Final = structlog.get_logger("nuage.trust")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _TEXT: Final = re.compile(r"[A-Za-z0-9 ._:+/=-]*")  # needs no escape in any JSON writer
 
@@ -151,103 +161,19 @@ def read_receipt(document: Json) -> Receipt:
         raise InvalidRequest("this is not a receipt", field="receipt") from error
 
 
-class MerkleTree:
-    """Hashes of a growing tree: roots and proofs for any size so far (RFC 9162 §2.1).
-
-    `_levels[k]` holds the complete subtrees of 2^k leaves, from left to right.
-    """
-
-    def __init__(self) -> None:
-        self._levels: list[list[bytes]] = [[]]
-
-    @property
-    def size(self) -> int:
-        """Return how many leaves there are."""
-        return len(self._levels[0])
-
-    def append(self, leaf: bytes) -> int:
-        """Add a leaf's hash and return its index."""
-        self._levels[0].append(leaf)
-        height = 0
-        while len(self._levels[height]) % 2 == 0:
-            level = self._levels[height]
-            if height + 1 == len(self._levels):
-                self._levels.append([])
-            self._levels[height + 1].append(node_hash(level[-2], level[-1]))
-            height += 1
-        return self.size - 1
-
-    def root(self, size: int | None = None) -> bytes:
-        """Return the root over the first `size` leaves."""
-        count = self.size if size is None else size
-        return self._hash(0, count) if count else tree_root(())
-
-    def inclusion(self, index: int, size: int | None = None) -> tuple[bytes, ...]:
-        """Return the path that proves leaf `index` (RFC 9162 §2.1.3.1), leaf upwards.
-
-        Raises:
-            NotFound: there is no such leaf in a tree of `size`.
-        """
-        count = self.size if size is None else size
-        if not 0 <= index < count <= self.size:
-            raise NotFound("receipt", str(index))
-        path: list[bytes] = []
-        start, end = 0, count
-        while end - start > 1:
-            split = start + _largest_power_below(end - start)
-            if index < split:
-                path.append(self._hash(split, end))
-                end = split
-            else:
-                path.append(self._hash(start, split))
-                start = split
-        return tuple(reversed(path))
-
-    def consistency(self, old_size: int, new_size: int | None = None) -> tuple[bytes, ...]:
-        """Return what proves that the old tree begins the new one (RFC 9162 §2.1.4.1).
-
-        Raises:
-            NotFound: a size is beyond what there is.
-        """
-        count = self.size if new_size is None else new_size
-        if not 0 <= old_size <= count <= self.size:
-            raise NotFound("tree of size", str(old_size))
-        if old_size in {0, count}:
-            return ()
-        path: list[bytes] = []
-        start, end, is_whole = 0, count, True
-        while end != old_size:
-            split = start + _largest_power_below(end - start)
-            if old_size <= split:
-                path.append(self._hash(split, end))
-                end = split
-            else:
-                path.append(self._hash(start, split))
-                start, is_whole = split, False
-        if not is_whole:
-            path.append(self._hash(start, end))
-        return tuple(reversed(path))
-
-    def _hash(self, start: int, end: int) -> bytes:
-        """Return the hash of leaves `start` to `end`; `start` is a multiple of its power."""
-        size = end - start
-        height = size.bit_length() - 1
-        if size == 1 << height:
-            return self._levels[height][start >> height]
-        split = start + _largest_power_below(size)
-        return node_hash(self._hash(start, split), self._hash(split, end))
-
-
-def _largest_power_below(size: int) -> int:
-    """Return the largest power of two that is less than `size` (above 1)."""
-    return 1 << ((size - 1).bit_length() - 1)
-
-
 class LocationLedger:
     """The file of one ledger. One writer: the controller of the site.
 
     A crash may lose receipts after the last `sync` and tear the last line; the torn line is cut
-    off and counted in `repaired_bytes`. A line that does not fit anywhere else is CorruptData.
+    off and counted in `repaired_bytes`. A line that does not fit anywhere else is CorruptData,
+    found when it is read.
+
+    Theory of operation: the log is the truth. Beside it lies an index (`trust.ledger_index`) that
+    always ends at a signed head of the log. Opened, that head is read and compared with the root
+    of what the index holds, and the log is read on from there: the index has its leaves at the
+    next head. Until then they are in memory: at most `HEAD_LEAVES` and a batch, for each `sync`
+    signs what is due. What the index tells is checked before it is told on: a receipt against its
+    hash, a path against a signed root. Where it does not fit, it is made anew from the whole log.
     """
 
     def __init__(
@@ -265,15 +191,17 @@ class LocationLedger:
         self._site_id = site_id
         self._key = key
         self._now_s = now_s
-        self._tree = MerkleTree()
-        self._offsets: list[int] = []
-        self._heads: list[TreeHead] = []
-        self._by_volume: dict[VolumeId, list[int]] = {}
-        self._leaves: set[bytes] = set()
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
+        self._index = LedgerIndex(path.parent / INDEX_FOLDER / f"{path.stem}.db")
+        self._descriptor = -1
         self._end = 0
-        self._load()
+        self._head: TreeHead | None = None
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
+            self._load()
+        except BaseException:
+            self._let_go()
+            raise
         sync_directory(path.parent)
 
     @property
@@ -284,17 +212,28 @@ class LocationLedger:
     @property
     def head(self) -> TreeHead | None:
         """Return the last signed head; publish it to the other sites."""
-        return self._heads[-1] if self._heads else None
+        return self._head
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether it can be asked: it closes when its file turns out to be damaged."""
+        return self._descriptor >= 0
 
     def has(self, receipt: Receipt) -> bool:
-        """Tell whether exactly this receipt is in it: a node hands over again what it must."""
-        return leaf_hash(receipt.leaf()) in self._leaves
+        """Tell whether exactly this receipt is in it: a node hands over again what it must.
+
+        Where the index is damaged, one that is in it may be missed, and is then in it twice: both
+        are true.
+        """
+        leaf = _leaf_of(receipt.document(), receipt.leaf(), start_at=0)
+        return self._checked(lambda: leaf.hash in self._fresh_hashes or self._index.has(leaf))
 
     def append(self, receipt: Receipt, node_key: SiteKey) -> int:
         """Add a receipt and return its index; durable after `sync`.
 
         Raises:
             InvalidRequest: `node_key` did not sign it.
+            Unavailable: the disk refuses; nothing was entered.
         """
         document = receipt.document()
         if not check_receipt(document, node_key):
@@ -302,16 +241,19 @@ class LocationLedger:
                 f"the receipt was not signed by {receipt.node_id} of {receipt.site_id}",
                 field="signature",
             )
+        start_at = self._end
         self._write("leaf", document)
-        return self._added(receipt.volume_id, receipt.leaf())
+        return self._add(_leaf_of(document, canonical(document), start_at=start_at))
 
     def sync(self) -> TreeHead | None:
         """Make everything durable, sign a head when it is time, and return the last one."""
-        os.fsync(self._descriptor)
-        last = self.head
+        last = self._head
         unsigned_count = self.size - (last.size if last else 0)
+        if not unsigned_count:
+            return last  # all that is durable since its head was signed
+        os.fsync(self._descriptor)
         waited_s = self._now_s() - (last.time_ms / 1000 if last else 0.0)
-        if unsigned_count >= HEAD_LEAVES or (unsigned_count and waited_s >= HEAD_INTERVAL_S):
+        if unsigned_count >= HEAD_LEAVES or waited_s >= HEAD_INTERVAL_S:
             return self.sign_head()
         return last
 
@@ -329,26 +271,48 @@ class LocationLedger:
         }
         signature = base64.b64encode(key.sign(head_message(document))).decode()
         document["signature"] = signature
+        head_at = self._end
         self._write("head", document)
         os.fsync(self._descriptor)
-        head = _read_head(document)
-        self._heads.append(head)
+        head = self._head = _read_head(document)
+        self._settle(head_at)
         return head
 
     def close(self) -> None:
-        """Sign what is left and close the file."""
-        if self._descriptor < 0:
+        """Sign what is left and close the files."""
+        if not self.is_open:
             return
-        last = self.head
-        if self.size > (last.size if last else 0):
+        if self.size > (self._head.size if self._head else 0):
             self.sign_head()
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._let_go()
 
-    def receipts_of(self, volume_id: VolumeId) -> Iterator[tuple[int, Receipt]]:
-        """Yield index and receipt of everything known of a volume, oldest first."""
-        for index in self._by_volume.get(volume_id, ()):
-            yield index, self.receipt(index)
+    def indices_of(self, volume_id: VolumeId) -> list[int]:
+        """Return the index of each receipt of a volume, oldest first."""
+        settled = self._checked(lambda: self._index.of_volume(volume_id))
+        fresh = enumerate(self._fresh, start=self._covered.leaf_count)
+        return settled + [index for index, leaf in fresh if leaf.volume_id == volume_id]
+
+    def counts(self) -> dict[tuple[NodeId, VolumeId], Held]:
+        """Return what each node has signed for each volume."""
+
+        def counted() -> dict[tuple[NodeId, VolumeId], Held]:
+            found = self._index.counts()
+            now = {(leaf.node_id, leaf.volume_id, leaf.segment): leaf for leaf in self._fresh}
+            for leaf in self._fresh:
+                place = leaf.node_id, leaf.volume_id
+                held = found.get(place, Held(0, 0, 0))
+                more = 0
+                if now[*place, leaf.segment] is leaf:  # the last that tells of this segment
+                    was_held = self._index.is_held(leaf.volume_id, leaf.node_id, leaf.segment)
+                    more = leaf.is_held - was_held
+                found[place] = Held(
+                    held.receipt_count + 1,
+                    held.segment_count + more,
+                    max(held.last_ms, leaf.time_ms),
+                )
+            return found
+
+        return self._checked(counted)
 
     def receipt(self, index: int) -> Receipt:
         """Return the receipt at `index`, read from the file.
@@ -359,24 +323,23 @@ class LocationLedger:
         """
         if not 0 <= index < self.size:
             raise NotFound("receipt", str(index))
-        start = self._offsets[index]
-        following = self._offsets[index + 1] if index + 1 < len(self._offsets) else self._end
-        data = os.pread(self._descriptor, following - start, start)
-        line = data[: data.find(b"\n") + 1]
-        try:
-            _, record, _ = split_ledger_line(line)
-            return read_receipt(record)
-        except (ValueError, InvalidRequest) as error:
-            raise CorruptData(str(error), where=f"{self._path} at {start}") from error
+        return self._checked(lambda: self._read_back(index))
 
     def prove(self, index: int) -> InclusionProof:
         """Return the proof of a receipt under the last head, which is signed now if need be."""
         receipt = self.receipt(index)
-        head = self.head
+        head = self._head
         if head is None or head.size <= index:
             head = self.sign_head()
-        path = self._tree.inclusion(index, head.size)
-        steps = tuple(step.hex() for step in path)
+
+        def path_under_head() -> tuple[bytes, ...]:
+            path = self._tree.inclusion(index, head.size)
+            leaf, root = leaf_hash(receipt.leaf()), bytes.fromhex(head.root)
+            if not verify_inclusion(leaf, index, head.size, path, root):
+                raise Unfit(f"the path of receipt {index}")
+            return path
+
+        steps = tuple(step.hex() for step in self._checked(path_under_head))
         return InclusionProof(receipt=receipt, index=index, path=steps, head=head)
 
     def prove_growth(self, old_size: int) -> tuple[str, ...]:
@@ -385,69 +348,199 @@ class LocationLedger:
         Raises:
             NotFound: no head covers `old_size` leaves.
         """
-        size = 0 if self.head is None else self.head.size
-        return tuple(step.hex() for step in self._tree.consistency(old_size, size))
+        head = self._head
+        if head is None:
+            return tuple(step.hex() for step in self._tree.consistency(old_size, 0))
+
+        def path_to_head() -> tuple[bytes, ...]:
+            path = self._tree.consistency(old_size, head.size)
+            old, new = self._tree.root(old_size), bytes.fromhex(head.root)
+            if not verify_consistency(old_size, head.size, path, old, new):
+                raise Unfit(f"the path from {old_size} receipts")
+            return path
+
+        return tuple(step.hex() for step in self._checked(path_to_head))
+
+    # The log --------------------------------------------------------------------------------------
 
     def _write(self, kind: str, document: Json) -> None:
-        if self._descriptor < 0:
+        if not self.is_open:
             raise LocalProtocolError("the ledger is closed")
         line = ledger_line(kind, document)
-        if kind == "leaf":
-            self._offsets.append(self._end)
         written = 0
-        while written < len(line):
-            written += os.write(self._descriptor, line[written:])
+        try:
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        except OSError as error:
+            self._take_back()
+            raise Unavailable(f"cannot write {self._path}: {error.strerror}") from error
         self._end += len(line)
 
-    def _added(self, volume_id: VolumeId, leaf: bytes) -> int:
-        digest = leaf_hash(leaf)
-        self._leaves.add(digest)
-        index = self._tree.append(digest)
-        self._by_volume.setdefault(volume_id, []).append(index)
-        return index
+    def _take_back(self) -> None:
+        """Cut off what was written of a line: what follows would stand behind a torn one."""
+        try:
+            os.ftruncate(self._descriptor, self._end)
+        except OSError:
+            self._let_go()  # cut off when it is opened
+
+    def _read_back(self, index: int) -> Receipt:
+        offset = index - self._covered.leaf_count
+        start_at = self._index.start_at(index) if offset < 0 else self._fresh[offset].start_at
+        if not 0 <= start_at < self._end:
+            raise Unfit(f"receipt {index} at {start_at}")
+        data = os.pread(self._descriptor, LINE_BYTES_MAX, start_at)
+        try:
+            _, record, body = split_ledger_line(data[: data.find(b"\n") + 1])
+        except ValueError as error:
+            raise Unfit(f"at {start_at}: {error}") from error
+        if leaf_hash(body) != self._tree.leaf(index):
+            raise Unfit(f"receipt {index} is not at {start_at}")
+        return read_receipt(record)
+
+    def _add(self, leaf: Leaf) -> int:
+        self._fresh.append(leaf)
+        self._fresh_hashes.add(leaf.hash)
+        return self._tree.append(leaf.hash)
+
+    # The index ------------------------------------------------------------------------------------
+
+    def _checked(self, read: Callable[[], T]) -> T:
+        """Return what the index tells; where that does not fit, make it anew and ask once more."""
+        if not self.is_open:
+            raise LocalProtocolError("the ledger is closed")
+        try:
+            return read()
+        except (sqlite3.Error, Unfit) as error:
+            log.warning("index of a ledger made anew", ledger=self._name, error=str(error))
+        try:
+            self._index.begin_anew()
+            self._load()
+            return read()
+        except (sqlite3.Error, Unfit) as error:
+            self._let_go()
+            raise CorruptData(str(error), where=str(self._path)) from error
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _settle(self, head_at: int) -> None:
+        """Let the index have what the head at `head_at` covers."""
+        until = Covered(self.size, head_at, self._end)
+        try:
+            self._index.extend(self._fresh, self._tree.fresh, since=self._covered, until=until)
+        except sqlite3.Error as error:
+            # Held in memory until the next head: a full disk refuses receipts before long.
+            log.warning("index of a ledger not written", ledger=self._name, error=str(error))
+            return
+        self._begin_after(until)
+
+    def _begin_after(self, covered: Covered) -> None:
+        self._covered = covered
+        self._fresh: list[Leaf] = []
+        self._fresh_hashes: set[bytes] = set()
+        self._tree.forget()
 
     def _load(self) -> None:
+        """Go on from the last head that the index knows; from the beginning if it does not fit."""
+        try:
+            self._begin_at_index()
+        except (sqlite3.Error, Unfit) as error:
+            log.warning("index of a ledger made anew", ledger=self._name, error=str(error))
+            self._index.begin_anew()
+            self._begin_at_index()
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
-            file.seek(0)
-            for line in file:
+            file.seek(self._end)
+            while line := file.readline(LINE_BYTES_MAX):
                 if not self._take_line(line):
                     break
         total = os.fstat(self._descriptor).st_size
         if total > self._end:
             self._cut(total)
 
+    def _begin_at_index(self) -> None:
+        covered = self._index.covered
+        self._tree = MerkleTree(self._index.node, size=covered.leaf_count)
+        self._head = self._head_at(covered) if covered.end_at else None
+        root = self._tree.root().hex()
+        if self._head is not None and (self._head.size, self._head.root) != (self.size, root):
+            raise Unfit(f"another head than that of {self.size} receipts")
+        self._end = covered.end_at
+        self._begin_after(covered)
+
+    def _head_at(self, covered: Covered) -> TreeHead:
+        length = covered.end_at - covered.head_at
+        if not 0 < length <= LINE_BYTES_MAX:
+            raise Unfit(f"a head of {length} bytes")
+        try:
+            kind, record, _ = split_ledger_line(os.pread(self._descriptor, length, covered.head_at))
+        except (ValueError, OSError) as error:
+            raise Unfit(f"no head at {covered.head_at}: {error}") from error
+        if kind != "head":
+            raise Unfit(f"no head at {covered.head_at}")
+        return _read_head(record)
+
     def _take_line(self, line: bytes) -> bool:
         try:
             kind, record, body = split_ledger_line(line)
         except ValueError:
             return False
-        if kind == "leaf":
-            self._offsets.append(self._end)
-            self._added(read_receipt(record).volume_id, body)
-        else:
-            head = _read_head(record)
-            if (head.size, head.root) != (self.size, self._tree.root().hex()):
-                raise CorruptData(
-                    f"the signed head of {head.size} receipts does not fit them",
-                    where=str(self._path),
-                    hint="keep the file as evidence; another site has its heads",
-                )
-            self._heads.append(head)
+        start_at = self._end
         self._end += len(line)
+        if kind == "leaf":
+            self._add(_leaf_of(record, body, start_at=start_at))
+            return True
+        head = _read_head(record)
+        if (head.size, head.root) != (self.size, self._tree.root().hex()):
+            raise CorruptData(
+                f"the signed head of {head.size} receipts does not fit them",
+                where=str(self._path),
+                hint="keep the file as evidence; another site has its heads",
+            )
+        self._head = head
+        if len(self._fresh) >= SETTLE_LEAVES:
+            self._settle(start_at)
         return True
 
     def _cut(self, total: int) -> None:
         """Cut a torn tail off: nothing signed may be in it."""
-        tail = os.pread(self._descriptor, total - self._end, self._end)
-        if b" head {" in tail[9:]:
-            raise CorruptData(
-                "the ledger was changed before a signed head",
-                where=f"{self._path} at {self._end}",
-                hint="keep the file as evidence; another site has its heads",
-            )
-        self.repaired_bytes = len(tail)
+        sought = b" head {"
+        for at in range(self._end + 9, total, CUT_BYTES):  # 9: the torn line may be a head's
+            if sought in os.pread(self._descriptor, CUT_BYTES + len(sought) - 1, at):
+                raise CorruptData(
+                    "the ledger was changed before a signed head",
+                    where=f"{self._path} at {self._end}",
+                    hint="keep the file as evidence; another site has its heads",
+                )
+        self.repaired_bytes = total - self._end
         os.ftruncate(self._descriptor, self._end)
         os.fsync(self._descriptor)
+
+    def _let_go(self) -> None:
+        self._index.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _leaf_of(record: Json, body: bytes, *, start_at: int) -> Leaf:
+    volume_id, node_id = record.get("volume_id"), record.get("node_id")
+    segment, time_ms = record.get("segment"), record.get("time_ms")
+    if not (
+        isinstance(volume_id, str)
+        and isinstance(node_id, str)
+        and isinstance(segment, int)
+        and isinstance(time_ms, int)
+    ):
+        raise CorruptData("not a receipt", where=f"ledger at {start_at}")
+    return Leaf(
+        start_at,
+        leaf_hash(body),
+        VolumeId(volume_id),
+        NodeId(node_id),
+        segment,
+        record.get("event") != LocationEvent.EXPIRE.value,
+        time_ms,
+    )
 
 
 def _read_head(document: Json) -> TreeHead:

@@ -318,18 +318,22 @@ def verify_consistency(
 class Peaks:
     """Root of a growing tree in logarithmic time: the complete subtrees from left to right."""
 
-    def __init__(self) -> None:
-        self.size = 0
-        self._peaks: list[bytes] = []
+    def __init__(self, size: int = 0, peaks: Sequence[bytes] = ()) -> None:
+        self.size = size
+        self._peaks = list(peaks)
 
-    def append(self, leaf: bytes) -> None:
-        """Add a leaf's hash; equal neighbours merge as carries do in binary counting."""
-        peak, carry = leaf, self.size
+    def append(self, leaf: bytes) -> list[bytes]:
+        """Add a leaf's hash; equal neighbours merge as carries do in binary counting.
+
+        Returns the leaf and the subtrees that it completes, each half of the next.
+        """
+        completed, carry = [leaf], self.size
         while carry & 1:
-            peak = node_hash(self._peaks.pop(), peak)
+            completed.append(node_hash(self._peaks.pop(), completed[-1]))
             carry >>= 1
-        self._peaks.append(peak)
+        self._peaks.append(completed[-1])
         self.size += 1
+        return completed
 
     def root(self) -> bytes:
         """Return the root over all leaves so far."""

@@ -26,15 +26,14 @@ from nuage.daemon.site_keys import site_renewal
 from nuage.daemon.trust_desk import TrustDesk
 from nuage.errors import Forbidden, Unauthenticated, Unavailable
 from nuage.iaas.site import OtherSites
-from nuage.ids import IaasId, NodeId, UserId, VolumeId
+from nuage.ids import NodeId, UserId, VolumeId
 from nuage.model.identity import User
 from nuage.model.infrastructure import NodeRole
 from nuage.simulation.virtual_time import SkewedClock, run_virtually
-from nuage.storage.ledgers import LedgerShelf
 from nuage.trust.audit import AuditEntry, AuditLog
 from nuage.trust.book import TrustBook, key_id_of
 from nuage.trust.join import join_site
-from nuage.trust.ledger import LocationEvent, Receipt, sign_receipt
+from nuage.trust.ledger import LocationEvent, LocationLedger, Receipt, sign_receipt
 from nuage.trust.pki import (
     DAY_S,
     load_certificate,
@@ -287,11 +286,10 @@ async def test_a_ledger_s_heads_of_all_keys_are_proved(tmp_path: Path) -> None:
     years = Years(tmp_path)
     store, clock = years.marne.store, years.clock
     node, node_key = Identity(FR, MARNE, NodeRole.IONODE, NodeId("io1")), store.signer_key()
-    shelf = LedgerShelf(
-        tmp_path / "ledger", site_id=MARNE, root_pem=pem_of(store.root()),
-        key=store.signer_key, now_s=clock.now_s,
-    )  # fmt: skip
-    ledger = shelf.ledger(IaasId("iaas-1"))
+    path = tmp_path / "iaas-1.log"
+    ledger = LocationLedger(
+        path, name="iaas-1", site_id=MARNE, key=store.signer_key, now_s=clock.now_s
+    )
     own = SiteKey(MARNE, node_key.public_key().public_bytes_raw())
     renewal, signed_by = years.renewal(years.marne), set()
     for month in range(30):
@@ -307,7 +305,7 @@ async def test_a_ledger_s_heads_of_all_keys_are_proved(tmp_path: Path) -> None:
     assert len(signed_by) >= 3
     await years.feed()
     node_keys = {key_id_of(node_key.public_key()): own}
-    path = tmp_path / "ledger" / "iaas-1.log"
+    ledger.close()
     report = verify_ledger(path, years.lyon.book.public_keys(), node_keys=node_keys)
     assert report.is_sound, report.problems
 

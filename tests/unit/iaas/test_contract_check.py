@@ -42,7 +42,7 @@ def site_with(*values: Noun, held: dict[str, list[HeldCount]]) -> Site:
     sites = [datacenter("marne"), datacenter("zurich", country="CH")]
     for value in (*sites, iaas(FRENCH), *values):
         index.put(record(value))
-    ledgers = SimpleNamespace(receipts=lambda _iaas_id: [])
+    ledgers = SimpleNamespace(counts=lambda _iaas_id: {})
     here = SimpleNamespace(
         site_id=SiteId("marne"), index=index, others=OtherSites(held), ledgers=ledgers
     )

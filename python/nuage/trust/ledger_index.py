@@ -1,0 +1,281 @@
+"""What is where in a location ledger, in a file beside it: a cache, never evidence.
+
+The ledger's log alone says what is true. This is made from it, always up to one of its signed
+heads, and made anew when it is missing, cannot be read or does not fit; whoever reads from it
+checks what came against the log or a signed root (`trust.ledger`). SQLite, without a sync at each
+commit: what a crash takes from it is read from the log's end again. One process has it open.
+
+Of each receipt some 120 bytes: where its line starts and its hash, the subtrees that it completes,
+and an index by volume, node and segment.
+"""
+
+import contextlib
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nuage.errors import Unavailable
+from nuage.ids import NodeId, VolumeId
+
+FORMAT: Final = 1
+CACHE_KIB: Final = 256  # of pages in memory: a batch touches some dozens of 4 KiB
+SEGMENT_SHIFT: Final = 1 << 63  # SQLite's integers are signed
+_SCHEMA: Final = """
+CREATE TABLE covered (leaf_count INTEGER, head_at INTEGER, end_at INTEGER);
+CREATE TABLE place (
+    place INTEGER PRIMARY KEY, volume TEXT, node TEXT,
+    leaf_count INTEGER, segment_count INTEGER, last_ms INTEGER, UNIQUE (volume, node)
+);
+CREATE TABLE held (place INTEGER, segment INTEGER, PRIMARY KEY (place, segment)) WITHOUT ROWID;
+CREATE TABLE leaf (
+    number INTEGER PRIMARY KEY, start_at INTEGER, hash BLOB, place INTEGER, segment INTEGER
+);
+CREATE INDEX leaf_of_segment ON leaf (place, segment);
+CREATE TABLE subtree (position INTEGER PRIMARY KEY, hash BLOB);
+"""
+
+
+class Unfit(Exception):
+    """What the index says is not so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """How far an index goes: so many leaves, up to a head's line of the log (offsets in bytes)."""
+
+    leaf_count: int = 0
+    head_at: int = 0
+    end_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A receipt in the log: where its line starts (bytes), its hash, what it tells.
+
+    `is_held`: after it, the node holds the segment.
+    """
+
+    start_at: int
+    hash: bytes
+    volume_id: VolumeId
+    node_id: NodeId
+    segment: int
+    is_held: bool
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a node has signed for a volume: how often, segments that it holds, when last."""
+
+    receipt_count: int
+    segment_count: int
+    last_ms: int
+
+
+class LedgerIndex:
+    """The file. Any `sqlite3.Error` or `Unfit` that a method raises means: `begin_anew`.
+
+    Raises:
+        Unavailable: no file can be made here, or another process has it open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        try:
+            self._connection = _open(path)
+        except (sqlite3.DatabaseError, Unfit) as error:
+            _require_ours(error, path)
+            self._connection = self._made_anew()
+
+    @property
+    def covered(self) -> Covered:
+        """Return how far it goes."""
+        found = self._connection.execute("SELECT * FROM covered").fetchone() or (0, 0, 0)
+        (last,) = self._connection.execute("SELECT max(number) FROM leaf").fetchone()
+        if not all(isinstance(value, int) and value >= 0 for value in found):
+            raise Unfit(f"it covers {found}")
+        covered = Covered(*found)
+        if covered.leaf_count != (0 if last is None else last + 1):
+            raise Unfit(f"it covers {covered.leaf_count} receipts and ends at {last}")
+        return covered
+
+    def begin_anew(self) -> None:
+        """Throw away what there is."""
+        self.close()
+        self._connection = self._made_anew()
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    def _made_anew(self) -> sqlite3.Connection:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        try:
+            return _open(self._path)
+        except sqlite3.Error as error:
+            raise Unavailable(f"cannot make {self._path}: {error}") from error
+
+    def extend(
+        self,
+        leaves: Sequence[Leaf],
+        subtrees: Mapping[tuple[int, int], bytes],
+        *,
+        since: Covered,
+        until: Covered,
+    ) -> None:
+        """Add what lies between two heads, all of it or nothing."""
+        connection = self._connection
+        by_place: dict[tuple[VolumeId, NodeId], list[Leaf]] = defaultdict(list)
+        for leaf in leaves:
+            by_place[leaf.volume_id, leaf.node_id].append(leaf)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            places = {key: self._place(*key, found) for key, found in by_place.items()}
+            rows = (
+                (number, leaf.start_at, leaf.hash, places[leaf.volume_id, leaf.node_id],
+                 _signed(leaf.segment))
+                for number, leaf in enumerate(leaves, start=since.leaf_count)
+            )  # fmt: skip
+            connection.executemany("INSERT INTO leaf VALUES (?, ?, ?, ?, ?)", rows)
+            connection.executemany(
+                "INSERT INTO subtree VALUES (?, ?)",
+                (
+                    (_position(height, number), node)
+                    for (height, number), node in subtrees.items()
+                    if height
+                ),
+            )
+            connection.execute("DELETE FROM covered")
+            connection.execute(
+                "INSERT INTO covered VALUES (?, ?, ?)",
+                (until.leaf_count, until.head_at, until.end_at),
+            )
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def _place(self, volume_id: VolumeId, node_id: NodeId, leaves: Sequence[Leaf]) -> int:
+        """Count leaves at their place, and return the place's number."""
+        row = self._connection.execute(
+            "INSERT INTO place (volume, node, leaf_count, segment_count, last_ms)"
+            " VALUES (?1, ?2, ?3, 0, ?4) ON CONFLICT DO UPDATE SET"
+            " leaf_count = leaf_count + ?3, last_ms = max(last_ms, ?4) RETURNING place",
+            (volume_id, node_id, len(leaves), max(leaf.time_ms for leaf in leaves)),
+        ).fetchone()
+        place, more = int(row[0]), 0
+        for segment, is_held in {_signed(leaf.segment): leaf.is_held for leaf in leaves}.items():
+            if is_held:
+                change, sign = "INSERT OR IGNORE INTO held VALUES (?, ?)", 1
+            else:
+                change, sign = "DELETE FROM held WHERE place = ? AND segment = ?", -1
+            more += sign * self._connection.execute(change, (place, segment)).rowcount
+        self._connection.execute(
+            "UPDATE place SET segment_count = segment_count + ? WHERE place = ?", (more, place)
+        )
+        return place
+
+    def node(self, height: int, number: int) -> bytes:
+        """Return the hash of a complete subtree; a leaf is one of height 0."""
+        if height:
+            query, key = "SELECT hash FROM subtree WHERE position = ?", _position(height, number)
+        else:
+            query, key = "SELECT hash FROM leaf WHERE number = ?", number
+        return bytes(self._one(query, key))
+
+    def start_at(self, number: int) -> int:
+        """Return where a leaf's line starts in the log."""
+        return int(self._one("SELECT start_at FROM leaf WHERE number = ?", number))
+
+    def _one(self, query: str, key: int) -> bytes | int:
+        row = self._connection.execute(query, (key,)).fetchone()
+        if row is None or not isinstance(row[0], bytes | int):
+            raise Unfit(f"nothing at {key}")
+        return row[0]
+
+    def has(self, leaf: Leaf) -> bool:
+        """Tell whether a leaf of this hash is in it."""
+        found = self._connection.execute(
+            "SELECT 1 FROM leaf WHERE hash = ? AND segment = ? AND place ="
+            " (SELECT place FROM place WHERE volume = ? AND node = ?)",
+            (leaf.hash, _signed(leaf.segment), leaf.volume_id, leaf.node_id),
+        )
+        return found.fetchone() is not None
+
+    def of_volume(self, volume_id: VolumeId) -> list[int]:
+        """Return the numbers of a volume's leaves, in order."""
+        numbers: list[int] = []
+        places = self._connection.execute(
+            "SELECT place, leaf_count FROM place WHERE volume = ?", (volume_id,)
+        ).fetchall()
+        for place, leaf_count in places:
+            rows = self._connection.execute("SELECT number FROM leaf WHERE place = ?", (place,))
+            found = [int(number) for (number,) in rows]
+            if len(found) != leaf_count:
+                raise Unfit(f"{len(found)} receipts of {volume_id} instead of {leaf_count}")
+            numbers += found
+        return sorted(numbers)
+
+    def is_held(self, volume_id: VolumeId, node_id: NodeId, segment: int) -> bool:
+        """Tell whether a node holds a segment, by the last leaf that names both."""
+        found = self._connection.execute(
+            "SELECT 1 FROM held WHERE segment = ? AND place ="
+            " (SELECT place FROM place WHERE volume = ? AND node = ?)",
+            (_signed(segment), volume_id, node_id),
+        )
+        return found.fetchone() is not None
+
+    def counts(self) -> dict[tuple[NodeId, VolumeId], Held]:
+        """Return what each node has signed for each volume."""
+        rows = self._connection.execute(
+            "SELECT node, volume, leaf_count, segment_count, last_ms FROM place"
+        )
+        return {
+            (NodeId(str(node)), VolumeId(str(volume))): Held(*(int(count) for count in counts))
+            for node, volume, *counts in rows
+        }
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
+    try:
+        # Locked by one process, so that no memory is shared: a state directory may lie on a
+        # network's file system.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+        elif found != FORMAT:
+            raise Unfit(f"format {found}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _require_ours(error: Exception, path: Path) -> None:
+    """Refuse to throw away a file for what is no fault of its own."""
+    name: str = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_NOMEM")):
+        raise Unavailable(f"cannot open {path}: {error}") from error
+
+
+def _position(height: int, number: int) -> int:
+    """Return where a subtree comes when each follows its parts, so that all are added in order."""
+    last_leaf = ((number + 1) << height) - 1
+    return 2 * last_leaf - last_leaf.bit_count() + height
+
+
+def _signed(segment: int) -> int:
+    return segment - SEGMENT_SHIFT
