@@ -111,6 +111,16 @@ impl Told {
         }
     }
 
+    /// Whether this was told, and lies here by all that was told.
+    pub fn has(&self, receipt: &Receipt) -> bool {
+        receipt.act != ReceiptAct::Expired && !self.is_news(receipt)
+    }
+
+    /// How many segments are there by all that was told.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// What is there by all that was told, by segment.
     pub fn present(&self) -> impl Iterator<Item = &Receipt> {
         self.0.values()

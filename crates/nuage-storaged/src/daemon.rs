@@ -340,6 +340,7 @@ impl Storaged {
                 force,
             } => self.rollback(&volume, &moment, force, asker, context),
             Request::Mark { volumes, name } => self.mark(&volumes, &name, asker),
+            Request::ReceiptsTaken { number } => self.receipts_taken(number).map(Some),
             Request::Receipts { after } => self.follow(after, asker, context).map(Some),
             Request::Metrics => Ok(Some(json!({"text": metrics::text(&self.figures(context))}))),
             Request::Shutdown => {
@@ -371,7 +372,9 @@ impl Storaged {
         drop(self.take_copy(volume, context));
         self.catalogue.delete(volume)?;
         self.scrubbing.forget(volume);
-        self.receipts.forget(volume);
+        if let Err(error) = self.receipts.forget(volume) {
+            log::error("receipts_not_kept", &[("error", error.to_string().into())]);
+        }
         log::info("volume_deleted", &[("volume", volume.into())]);
         Ok(json!({"volume": volume}))
     }

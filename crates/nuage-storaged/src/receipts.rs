@@ -3,25 +3,39 @@
 //! The daemon signs nothing: the IO-node agent does, and it may be away while a segment is sealed.
 //! So receipts get a dense number and stay in `receipts.jsonl`; a client names the last it has.
 //! What was told of a copy is compared with what lies there now and then: see `nuage_journal::Told`.
+//!
+//! The file does not grow for ever. Once the client says that the site has taken receipts in, those
+//! are needed no more but the last one of each segment that lies here: by it the daemon knows what it
+//! told, and who deletes a copy knows what is gone. The file is then written anew, now and then.
+//! Besides receipts it has two kinds of lines: `{"last": N}`, up to where numbers were given, and
+//! `{"deleted": VOLUME}`: what was told of that copy before counts no more.
 
 use crate::catalogue::{hex, now_ns, unhex};
 use crate::daemon::Storaged;
 use nuage_io::serve::Context;
 use nuage_journal::{Receipt, ReceiptAct, Store, Told};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+const FILE: &str = "receipts.jsonl";
+const ANEW: &str = "new";
 /// How often what was told of a copy is compared with what lies there.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
+/// So many lines more than twice those that are needed, and the file is written anew: some 300 KiB.
+const SPARE_LINES: u64 = 1024;
 
 pub struct Receipts {
     path: PathBuf,
     file: File,
     last: u64,
+    /// Up to which number the site has taken them in, as far as the client has told.
+    taken: u64,
+    /// How many lines the file has.
+    lines: u64,
     told: BTreeMap<String, Told>,
     /// When each open copy was compared last.
     compared: BTreeMap<String, Instant>,
@@ -31,21 +45,21 @@ pub struct Receipts {
 
 impl Receipts {
     pub fn open(dir: &Path) -> io::Result<Self> {
-        let path = dir.join("receipts.jsonl");
+        let path = dir.join(FILE);
+        // Left by a crash while the file was written anew.
+        let _ = std::fs::remove_file(path.with_extension(ANEW));
+        let mut file = appended(&path)?;
+        let found = lines_of(&path)?;
         let mut last = 0;
         let mut told: BTreeMap<String, Told> = BTreeMap::new();
-        if let Ok(file) = File::open(&path) {
-            for line in BufReader::new(file).lines() {
-                // A torn last line is followed by a fresh one; it names a receipt nobody has seen.
-                if let Ok(value) = serde_json::from_str::<Value>(&line?) {
-                    last = last.max(value["number"].as_u64().unwrap_or(0));
-                    if let Some((volume, receipt)) = parsed(&value) {
-                        told.entry(volume).or_default().note(&receipt);
-                    }
-                }
+        for value in &found {
+            last = last.max(number_of(value).or(value["last"].as_u64()).unwrap_or(0));
+            if let Some(volume) = value["deleted"].as_str() {
+                told.remove(volume);
+            } else if let Some((volume, receipt)) = parsed(value) {
+                told.entry(volume).or_default().note(&receipt);
             }
         }
-        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.write_all(b"\n")?;
         file.sync_data()?;
         File::open(dir)?.sync_all()?;
@@ -53,6 +67,8 @@ impl Receipts {
             path,
             file,
             last,
+            taken: 0,
+            lines: u64::try_from(found.len()).unwrap_or(u64::MAX),
             told,
             compared: BTreeMap::new(),
             followers: Vec::new(),
@@ -75,9 +91,8 @@ impl Receipts {
             "time_ns": now_ns(),
             "bytes": receipt.bytes,
         });
-        writeln!(self.file, "{value}")?;
         // Before anybody hears of it: a number that was told is never given again.
-        self.file.sync_data()?;
+        self.write(&value)?;
         self.told
             .entry(volume.to_owned())
             .or_default()
@@ -94,25 +109,101 @@ impl Receipts {
     }
 
     /// The volume is deleted here: who deleted it tells what became of its segments.
-    pub fn forget(&mut self, volume: &str) {
-        self.told.remove(volume);
+    pub fn forget(&mut self, volume: &str) -> io::Result<()> {
         self.compared.remove(volume);
+        if self.told.remove(volume).is_some() {
+            self.write(&json!({"deleted": volume}))?;
+        }
+        Ok(())
+    }
+
+    /// The site has taken in what is numbered up to `number`: what it tells of the past may go.
+    pub fn taken(&mut self, number: u64) -> io::Result<()> {
+        self.taken = self.taken.max(number);
+        if number > self.last {
+            // This folder is a new one, the client is not: it would wait for higher numbers.
+            self.last = number;
+            self.write(&json!({"last": number}))?;
+        }
+        let present: usize = self.told.values().map(Told::count).sum();
+        let needed = u64::try_from(present).unwrap_or(u64::MAX) + (self.last - self.taken);
+        if self.lines > needed.saturating_mul(2).saturating_add(SPARE_LINES) {
+            self.write_anew()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, value: &Value) -> io::Result<()> {
+        self.lines += 1;
+        writeln!(self.file, "{value}")?;
+        self.file.sync_data()
+    }
+
+    /// Leave out what is needed no more. A crash leaves the old file or the new one.
+    fn write_anew(&mut self) -> io::Result<()> {
+        let mut found = lines_of(&self.path)?;
+        // From the last to the first: only the last receipt of a segment tells that it lies here.
+        let mut seen: BTreeSet<(String, u64)> = BTreeSet::new();
+        found.reverse();
+        found.retain(|value| {
+            let Some((volume, receipt)) = parsed(value) else {
+                return value["deleted"].is_string();
+            };
+            let lies_here = self
+                .told
+                .get(&volume)
+                .is_some_and(|told| told.has(&receipt));
+            let is_last = seen.insert((volume, receipt.segment));
+            number_of(value) > Some(self.taken) || (is_last && lies_here)
+        });
+        found.reverse();
+        let mut named: BTreeSet<String> = BTreeSet::new();
+        found.retain(|value| {
+            if let Some(volume) = value["deleted"].as_str() {
+                return named.remove(volume);
+            }
+            named.extend(value["volume"].as_str().map(str::to_owned));
+            true
+        });
+        let beside = self.path.with_extension(ANEW);
+        let mut file = io::BufWriter::new(File::create(&beside)?);
+        writeln!(file, "{}", json!({"last": self.last}))?;
+        for value in &found {
+            writeln!(file, "{value}")?;
+        }
+        file.into_inner()?.sync_all()?;
+        std::fs::rename(&beside, &self.path)?;
+        self.file = appended(&self.path)?;
+        self.lines = u64::try_from(found.len()).unwrap_or(u64::MAX) + 1;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        File::open(dir)?.sync_all()
     }
 
     /// Receipts with a number above `after`, oldest first.
     pub fn after(&self, after: u64) -> io::Result<Vec<Value>> {
-        let mut found = Vec::new();
-        for line in BufReader::new(File::open(&self.path)?).lines() {
-            if let Ok(value) = serde_json::from_str::<Value>(&line?)
-                && value["number"]
-                    .as_u64()
-                    .is_some_and(|number| number > after)
-            {
-                found.push(value);
-            }
-        }
+        let mut found = lines_of(&self.path)?;
+        found.retain(|value| number_of(value) > Some(after));
         Ok(found)
     }
+}
+
+/// What can be read of the file: a torn last line is followed by a fresh one, and names a receipt
+/// nobody has seen.
+fn lines_of(path: &Path) -> io::Result<Vec<Value>> {
+    let mut found = Vec::new();
+    for line in BufReader::new(File::open(path)?).lines() {
+        found.extend(serde_json::from_str::<Value>(&line?));
+    }
+    Ok(found)
+}
+
+fn appended(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// A receipt's number; none for a line that is no receipt.
+fn number_of(value: &Value) -> Option<u64> {
+    value["number"].as_u64()
 }
 
 fn word(act: ReceiptAct) -> &'static str {
@@ -166,24 +257,144 @@ impl Storaged {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_receipt_tells_when_its_act_was_and_not_when_the_writes_were() {
-        let dir = std::env::temp_dir().join(format!("nuage-receipts-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).expect("a place");
-        let mut receipts = Receipts::open(&dir).expect("a fresh file");
-        let begun_ns = now_ns();
-        let written_long_ago = Receipt {
-            act: ReceiptAct::Expired,
+    /// A place of a test's own, gone when it ends.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("nuage-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&dir).expect("a place");
+            Self(dir)
+        }
+
+        fn open(&self) -> Receipts {
+            Receipts::open(&self.0).expect("a readable file")
+        }
+
+        fn bytes(&self) -> u64 {
+            std::fs::metadata(self.0.join(FILE)).expect("there").len()
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).expect("gone");
+        }
+    }
+
+    fn receipt(act: ReceiptAct, segment: u64) -> Receipt {
+        Receipt {
+            act,
             volume: [1; 16],
-            segment: 1,
-            first_seq: 1,
-            last_seq: 2,
+            segment,
+            first_seq: segment,
+            last_seq: segment,
             chain: [3; 32],
             bytes: 4096,
-        };
+        }
+    }
+
+    fn numbers(receipts: &Receipts) -> Vec<u64> {
+        let all = receipts.after(0).expect("readable");
+        all.iter().filter_map(number_of).collect()
+    }
+
+    #[test]
+    fn a_receipt_tells_when_its_act_was_and_not_when_the_writes_were() {
+        let place = Place::new("receipts-when");
+        let mut receipts = place.open();
+        let begun_ns = now_ns();
+        let written_long_ago = receipt(ReceiptAct::Expired, 1);
         let line = receipts.keep("v", "d0", &written_long_ago).expect("kept");
         assert!(line["time_ns"].as_u64() >= Some(begun_ns));
         assert_eq!(receipts.after(0).expect("read"), [line]);
-        std::fs::remove_dir_all(&dir).expect("gone");
+    }
+
+    /// Segments are sealed and expire; the site takes everything in but the last few.
+    fn lived(receipts: &mut Receipts, segments: u64) {
+        for segment in 1..=segments {
+            let sealed = receipt(ReceiptAct::Sealed, segment);
+            receipts.keep("v", "d0", &sealed).expect("kept");
+            if segment > 10 {
+                let gone = receipt(ReceiptAct::Expired, segment - 10);
+                receipts.keep("v", "d0", &gone).expect("kept");
+            }
+            if segment % 32 == 0 {
+                receipts.taken(receipts.last - 5).expect("written");
+            }
+        }
+    }
+
+    #[test]
+    fn receipts_of_what_is_gone_go_once_the_site_has_taken_them_in() {
+        let place = Place::new("receipts-gone");
+        let mut receipts = place.open();
+        lived(&mut receipts, 1200);
+        assert!(
+            place.bytes() < 400 * (SPARE_LINES + 100),
+            "{}",
+            place.bytes()
+        );
+        let (last, taken) = (receipts.last, receipts.taken);
+        receipts.write_anew().expect("written");
+        let untaken: Vec<u64> = (taken + 1..=last).collect();
+        let found = numbers(&receipts);
+        assert!(found.ends_with(&untaken), "{found:?}");
+        assert!(found.len() <= 10 + untaken.len(), "{found:?}");
+        let again = place.open();
+        let present = |receipts: &Receipts| -> Vec<u64> {
+            receipts.told["v"].present().map(|r| r.segment).collect()
+        };
+        assert_eq!(present(&again), (1191..=1200).collect::<Vec<u64>>());
+        assert_eq!(again.last, last);
+    }
+
+    #[test]
+    fn numbers_go_up_though_every_receipt_is_gone() {
+        let place = Place::new("receipts-numbers");
+        let mut receipts = place.open();
+        receipts
+            .keep("v", "d0", &receipt(ReceiptAct::Sealed, 1))
+            .expect("kept");
+        receipts
+            .keep("v", "d0", &receipt(ReceiptAct::Expired, 1))
+            .expect("kept");
+        receipts.taken(2).expect("written");
+        receipts.write_anew().expect("written");
+        assert!(numbers(&receipts).is_empty());
+        let mut again = place.open();
+        let next = again
+            .keep("v", "d0", &receipt(ReceiptAct::Sealed, 2))
+            .expect("kept");
+        assert_eq!(number_of(&next), Some(3));
+    }
+
+    #[test]
+    fn a_new_folder_goes_on_above_what_the_site_has() {
+        let place = Place::new("receipts-new");
+        let mut receipts = place.open();
+        receipts.taken(500).expect("written");
+        drop(receipts);
+        let mut again = place.open();
+        let next = again
+            .keep("v", "d0", &receipt(ReceiptAct::Sealed, 1))
+            .expect("kept");
+        assert_eq!(number_of(&next), Some(501));
+    }
+
+    #[test]
+    fn a_copy_that_comes_back_is_told_of_anew_and_what_waits_is_not_lost_with_it() {
+        let place = Place::new("receipts-back");
+        let mut receipts = place.open();
+        let sealed = receipt(ReceiptAct::Sealed, 1);
+        receipts.keep("v", "d0", &sealed).expect("kept");
+        receipts.forget("v").expect("written");
+        assert!(place.open().is_news("v", &sealed), "the copy was deleted");
+        receipts.write_anew().expect("written");
+        assert_eq!(numbers(&receipts), [1], "the site does not have it yet");
+        assert!(place.open().is_news("v", &sealed), "the copy was deleted");
+        receipts.taken(1).expect("written");
+        receipts.write_anew().expect("written");
+        assert!(numbers(&place.open()).is_empty());
     }
 }

@@ -154,6 +154,12 @@ impl Storaged {
         Ok(json!({"count": old.len()}))
     }
 
+    pub(crate) fn receipts_taken(&mut self, number: u64) -> Result<Value, Refusal> {
+        let done = self.receipts.taken(number);
+        done.map_err(|error| Refusal::new(Code::Io, error.to_string()))?;
+        Ok(json!({}))
+    }
+
     pub(crate) fn engine_events(&mut self, context: &mut Context<'_>) {
         let mut events = Vec::new();
         for (volume, head) in &self.heads {

@@ -149,6 +149,13 @@ class IonodeAgent:
         data = msgspec.json.encode(wish)
         write_atomically(self._options.state_dir / WISH_FILE, data, secret=True)
         self._wish = wish
+        heads = {head.volume_id: head.epoch for daemon in wish.daemons for head in daemon.heads}
+        replicas = {copy.volume_id for daemon in wish.daemons for copy in daemon.replicas}
+        self._released = {
+            (volume_id, epoch)
+            for volume_id, epoch in self._released
+            if heads.get(volume_id, 0) <= epoch and volume_id in replicas | heads.keys()
+        }
         self._wake.set()
 
     async def run(self) -> None:
@@ -190,6 +197,7 @@ class IonodeAgent:
                 hosted.telling.cancel()
             outbox.remove()  # first: receipts that are told again are taken once
             self._outboxes.pop(iaas_id)
+            self._keys.pop(iaas_id, None)
             await hosted.daemon.retire()
         except Unavailable:
             log.info("daemon ended by itself", iaas=iaas_id)
@@ -336,9 +344,11 @@ class IonodeAgent:
                 hosted.shown[path.volume_id] = path
             case EndStandby(volume_id=volume_id):
                 await daemon.end_standby(volume_id)
+                hosted.shown.pop(volume_id, None)
             case Erase(volume_id=volume_id):
                 await self._note_erasure(hosted, volume_id)
                 await daemon.erase(volume_id)
+                hosted.lost.discard(volume_id)
 
     async def _note_erasure(self, hosted: _Hosted, volume_id: VolumeId) -> None:
         iaas_id = next(i for i, other in self._hosted.items() if other is hosted)
@@ -369,22 +379,24 @@ class IonodeAgent:
     async def _tell_receipts(self, iaas_id: IaasId, hosted: _Hosted, outbox: Outbox) -> None:
         """Hand receipts to the site as they are noted, for as long as the daemon runs."""
         queue: asyncio.Queue[DaemonReceipt] = asyncio.Queue(maxsize=BATCH_MAX)
-        following = asyncio.create_task(self._follow_receipts(hosted, outbox.cursor, queue))
+        following = asyncio.create_task(self._follow_receipts(hosted, outbox, queue))
         try:
             while not following.done():
                 batch = await _next_batch(queue)
                 batch += outbox.erased[:BATCH_MAX]
                 if batch:
                     await self._hand_over(iaas_id, outbox, batch)
+                    await _tell_taken(hosted.daemon, outbox)
         finally:
             following.cancel()
             hosted.telling = None
 
     async def _follow_receipts(
-        self, hosted: _Hosted, after: int, queue: asyncio.Queue[DaemonReceipt]
+        self, hosted: _Hosted, outbox: Outbox, queue: asyncio.Queue[DaemonReceipt]
     ) -> None:
+        await _tell_taken(hosted.daemon, outbox)
         try:
-            async for receipt in hosted.daemon.follow_receipts(after):
+            async for receipt in hosted.daemon.follow_receipts(outbox.cursor):
                 await queue.put(receipt)
         except NuageError as error:
             log.info("receipts interrupted", error=error.message)
@@ -427,7 +439,8 @@ class IonodeAgent:
             self._wake.set()
 
     def _note_filled(self, volume_id: VolumeId) -> None:
-        self._filled.add(volume_id)
+        wanted = {copy.volume_id for daemon in self._wish.daemons for copy in daemon.replicas}
+        self._filled = self._filled & wanted | {volume_id}
         data = msgspec.json.encode(sorted(self._filled))
         write_atomically(self._options.state_dir / FILLED_FILE, data)
 
@@ -613,6 +626,13 @@ class IonodeAgent:
                 for copy in head.copies
             ),
         )
+
+
+async def _tell_taken(daemon: StorageDaemon, outbox: Outbox) -> None:
+    try:
+        await daemon.receipts_taken(outbox.cursor)
+    except NuageError as error:  # it is told again with the next
+        log.info("receipts stay with their daemon", error=error.message)
 
 
 async def _next_batch(queue: asyncio.Queue[DaemonReceipt]) -> list[DaemonReceipt]:

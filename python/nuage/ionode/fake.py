@@ -88,6 +88,7 @@ class FakeDaemon:
         self.unavailable = ""
         self.refusals: dict[str, str] = {}  # act to why it fails
         self.receipts: list[DaemonReceipt] = []
+        self.taken = 0
         self.silent_copies: set[str] = set()  # nodes whose copies do not answer a head here
         self.views: dict[str, tuple[int, dict[int, bytes]]] = {}
         self._last_mark_id = 0
@@ -419,6 +420,10 @@ class FakeDaemon:
     async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
         """Return every receipt noted so far."""
         return tuple(self.receipts)
+
+    async def receipts_taken(self, number: int) -> None:
+        """Note how far the site is; this one keeps all."""
+        self.taken = number
 
     async def follow_receipts(self, after: int) -> AsyncIterator[DaemonReceipt]:
         """Yield the receipts numbered above `after`, and each new one."""

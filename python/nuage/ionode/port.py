@@ -307,7 +307,11 @@ class StorageDaemon(Protocol):
         ...
 
     async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
-        """Return every receipt noted so far, oldest first."""
+        """Return the receipts it keeps, oldest first: of what lies here, and not taken in yet."""
+        ...
+
+    async def receipts_taken(self, number: int) -> None:
+        """Tell that the site has all receipts up to `number`: those of what is gone may go."""
         ...
 
     def follow_receipts(self, after: int) -> AsyncIterator[DaemonReceipt]:

@@ -100,6 +100,7 @@ ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
 
 RECEIPTS_FILE: Final = "receipts.jsonl"
+LOG_BYTES_MAX: Final = 4 * 1024 * 1024  # twice, for the part before; it may lie in memory
 
 Json = dict[str, object]
 
@@ -168,6 +169,10 @@ class StoragedDaemon:
     def _socket_path(self) -> Path:
         return self._options.run_dir / f"{self._iaas_id}.sock"
 
+    @property
+    def _log_path(self) -> Path:
+        return self._options.run_dir / f"{self._iaas_id}.log"
+
     async def start(self) -> None:
         """Find the running process or start one.
 
@@ -182,8 +187,7 @@ class StoragedDaemon:
         if self._trust is not None:
             self._trust = await asyncio.to_thread(self._give_to_user, self._trust)
         self._socket_path.unlink(missing_ok=True)
-        log_path = self._options.run_dir / f"{self._iaas_id}.log"
-        with log_path.open("ab") as output:
+        with self._log_path.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *self._command(),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -197,7 +201,7 @@ class StoragedDaemon:
             if process.returncode is not None or asyncio.get_running_loop().time() > deadline_s:
                 raise Unavailable(
                     f"the storage daemon of {self._iaas_id} does not come up",
-                    hint=f"its log is {log_path}",
+                    hint=f"its log is {self._log_path}",
                 )
             await asyncio.sleep(POLL_S)
 
@@ -343,6 +347,7 @@ class StoragedDaemon:
         """Return what the daemon keeps and serves."""
         if self._trust is not None:
             self._trust.refresh()
+        bound_log(self._log_path)
         answer = msgspec.convert(await self._ask("list"), ListAnswer, strict=False)
         return DaemonSeen(
             volumes=tuple(
@@ -641,11 +646,16 @@ class StoragedDaemon:
         await self._ask("delete_volume", volume=volume_id)
 
     async def past_receipts(self) -> tuple[DaemonReceipt, ...]:
-        """Return every receipt noted so far, oldest first."""
+        """Return the receipts it keeps, oldest first: of what lies here, and not taken in yet."""
         receipts: list[DaemonReceipt] = []
         async for receipt in self._receipts(0, follow=False):
             receipts.append(receipt)  # noqa: PERF401 - an async generator is no sync iterable
         return tuple(receipts)
+
+    async def receipts_taken(self, number: int) -> None:
+        """Tell that the site has all receipts up to `number`: those of what is gone may go."""
+        with contextlib.suppress(InvalidRequest):  # a daemon of before does not know it
+            await self._ask("receipts_taken", number=number)
 
     def follow_receipts(self, after: int) -> AsyncIterator[DaemonReceipt]:
         """Yield the receipts numbered above `after`, and each new one as it is noted."""
@@ -673,6 +683,17 @@ class StoragedDaemon:
         finally:
             writer.close()
         raise Unavailable(f"the storage daemon of {self._iaas_id} ended")
+
+
+def bound_log(path: Path) -> None:
+    """Begin a log anew once it is long, and keep what was in it beside it.
+
+    Its writer has it open to append and goes on: a line that it writes in between is lost.
+    """
+    with contextlib.suppress(OSError):  # it is not there, or not for long
+        if path.stat().st_size > LOG_BYTES_MAX:
+            shutil.copyfile(path, path.with_suffix(".log.1"))
+            os.truncate(path, 0)
 
 
 def _receipt(noted: ReceiptAnswer) -> DaemonReceipt:

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nuage.errors import CorruptData, InvalidRequest, LocalProtocolError
+from nuage.errors import CorruptData, InvalidRequest, LocalProtocolError, Unavailable
 from nuage.ids import SiteId
 from nuage.trust.book import key_id_of
 from nuage.trust.files import sync_directory
@@ -132,6 +132,7 @@ class AuditLog:
 
         Raises:
             InvalidRequest: a field is too long.
+            Unavailable: the disk refuses; nothing was entered.
         """
         fields: Json = {
             "who": entry.who,
@@ -209,7 +210,12 @@ class AuditLog:
         line = digest.encode() + b" " + body + b"\n"
         if len(line) > LINE_BYTES_MAX:
             raise InvalidRequest("too long for the audit log", field="detail")
-        _write_all(self._descriptor, line)
+        try:
+            _write_all(self._descriptor, line)
+        except OSError as error:
+            # What follows a torn line would stand behind a broken chain, once it is sealed.
+            os.ftruncate(self._descriptor, self._file_bytes)
+            raise Unavailable(f"cannot write the audit log: {error.strerror}") from error
         self._digest, self._sequence = digest, self._sequence + 1
         self._file_bytes += len(line)
         return line

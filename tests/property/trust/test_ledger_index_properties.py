@@ -1,17 +1,15 @@
 """A ledger's index: a cache that crashes, damage and loss never let say what the log does not."""
 
-import resource
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.property.trust.full_disk import no_file_longer_than
 from tests.property.trust.test_trust_ledger_properties import (
     KEYS,
     NODE_KEY,
@@ -197,16 +195,6 @@ def test_a_ledger_opens_at_its_end_and_finds_what_was_changed_when_it_is_read(
     assert not ledger.is_open
     with pytest.raises(CorruptData, match="changed before a signed head"):
         open_ledger(path)
-
-
-@contextmanager
-def no_file_longer_than(size_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_is_full_for_a_while_tears_no_line(tmp_path: Path) -> None:

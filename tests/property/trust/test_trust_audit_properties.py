@@ -6,11 +6,13 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.property.trust.full_disk import no_file_longer_than
 
-from nuage.errors import CorruptData
+from nuage.errors import CorruptData, Unavailable
 from nuage.ids import SiteId
 from nuage.trust.audit import AuditEntry, AuditLog
 from nuage.trust.book import key_id_of, raw_key
@@ -142,3 +144,18 @@ def test_the_key_of_another_site_seals_nothing(tmp_path: Path) -> None:
     (key_id,) = KEYS
     foreign = {key_id: SiteKey("lyon", KEYS[key_id].public_key)}
     assert "not marne's" in verify_audit(tmp_path, foreign).problems[0]
+
+
+def test_a_disk_that_is_full_for_a_while_tears_no_record(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    entry = AuditEntry(who="ada", action="vm.create", target="vm-1")
+    log.append(entry)
+    log.sync()
+    (segment,) = audit_segments(tmp_path)
+    with no_file_longer_than(segment.stat().st_size + 10), pytest.raises(Unavailable):
+        log.append(entry)
+    log.append(entry)
+    log.close()
+    open_log(tmp_path).close()
+    report = verify_audit(tmp_path, KEYS)
+    assert (report.problems, report.entry_count) == ([], 2)

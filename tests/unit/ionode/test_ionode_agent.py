@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.contract.catalogue.catalogue_makers import HandClock
 
@@ -335,3 +336,22 @@ async def test_daemons_that_a_former_agent_left_running_are_found(bench: Bench) 
     assert empty.unavailable
     assert not kept.unavailable
     assert list(bench.agent.report().portals) == ["iaas-kept"]
+
+
+async def test_what_an_agent_knows_of_copies_goes_with_them(bench: Bench) -> None:
+    """Volumes come and go for years: what is kept of each, in memory and on disk, is not."""
+    for number in range(1, 4):
+        volume_id = VolumeId(f"vol-{number}")
+        wanted = replace(head(image="a" * 64), volume_id=volume_id)
+        (daemon,) = wish(number, wanted).daemons
+        (copy,) = daemon.replicas
+        replicas = (replace(copy, volume_id=volume_id),)
+        gone = (VolumeId(f"vol-{number - 1}"),) if number > 1 else ()
+        daemon = replace(daemon, replicas=replicas, erased=gone)
+        await bench.agent.take_wish(IonodeWish(revision=number, daemons=(daemon,)))
+        await bench.settle()
+        assert bench.head_report().state == "ready"
+        filled = msgspec.json.decode((bench.directory / FILLED_FILE).read_bytes(), type=list[str])
+        assert filled == [volume_id]
+        await bench.agent.release(IAAS, volume_id, wanted.epoch)
+        assert len(bench.agent._released) == 1  # by nothing else can it be seen

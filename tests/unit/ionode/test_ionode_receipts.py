@@ -90,6 +90,7 @@ async def test_what_a_daemon_notes_is_signed_and_handed_over_once(bench: Bench) 
     bench.daemon.note(VOLUME, "moved", 2)
     await bench.settle()
     assert bench.events == [("seal", 1), ("move", 2)]
+    assert bench.daemon.taken == 2
     key = SiteKey("lyon", raw_key(KEY.public_key()))
     assert all(check_receipt(r.document(), key) for b in bench.taken for r in b.receipts)
     bench.agent = bench.boot()

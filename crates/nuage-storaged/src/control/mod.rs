@@ -158,6 +158,10 @@ pub enum Request {
         #[serde(default)]
         after: u64,
     },
+    /// The site has taken receipts in, up to this number.
+    ReceiptsTaken {
+        number: u64,
+    },
     Metrics,
     Shutdown,
 }
