@@ -1,6 +1,7 @@
 """A V-node's process: the agent, QEMU, the SeD, and the channel to the controller. Wiring only."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -94,7 +95,11 @@ class VnodeProcess:
         shorten_send_queues()
         accelerator = await self._accelerator()
         self._hypervisor = QemuHypervisor(
-            QemuOptions(root=configuration.state_dir / "guests", accelerator=accelerator)
+            QemuOptions(
+                root=configuration.state_dir / "guests",
+                accelerator=accelerator,
+                own_users=os.geteuid() == 0,
+            )
         )
         self._hypervisor.subscribe_leaving(
             self._fabric.vm_leaves_soon, self._fabric.vm_stands_still

@@ -122,6 +122,7 @@ class GuestRecord:
     incoming_address: str = ""
     ended: bool = False  # asked to end, or switched itself off; else a missing process crashed
     console_base_bytes: int = 0
+    user: int = 0  # that its QEMU runs as; 0: root
 
 
 Look: TypeAlias = tuple[RunState, str, MigrationSeen]  # the failure is "" where there is none

@@ -60,7 +60,7 @@ def cpu_seconds(pid: int) -> float:
     return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
-def listen_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
+def listen_unix(path: Path, user: int) -> socket.socket:
     """Return a listening Unix socket at `path` (of any length), mode 0600."""
     path.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
@@ -70,19 +70,20 @@ def listen_unix(path: Path, owner: tuple[int, int] | None) -> socket.socket:
     finally:
         os.close(folder)
     path.chmod(0o600)
-    if owner is not None:
-        os.chown(path, *owner)
+    if user:
+        os.chown(path, user, user)
     listener.listen(BACKLOG)
     return listener
 
 
 def launch(
     arguments: Sequence[str], *, folder: Path, log: Path, pass_fds: Sequence[int],
-    owner: tuple[int, int] | None, environment: Mapping[str, str],
+    user: int, groups: Sequence[int], environment: Mapping[str, str],
 ) -> int:  # fmt: skip
     """Start a process in a session of its own; return its pid. No signal to us reaches it.
 
-    `environment` is added to our own.
+    It runs as `user`, in a group of the same number and in `groups`; 0: as we do. `environment` is
+    added to our own.
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -94,9 +95,9 @@ def launch(
             stderr=output,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
-            user=None if owner is None else owner[0],
-            group=None if owner is None else owner[1],
-            extra_groups=None if owner is None else (),
+            user=user or None,
+            group=user or None,
+            extra_groups=groups if user else None,
         )
     child.returncode = 0  # it outlives us on purpose: Python shall neither warn nor wait
     return child.pid

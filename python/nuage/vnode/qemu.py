@@ -8,6 +8,7 @@ keeps the promise that a guest it reports SHUT_DOWN or GONE has no process.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Coroutine, Iterable
@@ -56,6 +57,7 @@ QUIT_TIMEOUT_S: Final = 2.0
 KILL_TIMEOUT_S: Final = 10.0  # SIGKILL waits for disk requests inside the kernel at most
 BANDWIDTH_UNBOUNDED: Final = 1 << 40
 MIGRATION_CAPABILITIES: Final = ("events", "pause-before-switchover", "auto-converge")
+USER_FIRST: Final = 410_000  # below the storage daemons' (`ionode.owner`), as free as those
 PSK_USER: Final = "nuage"  # TLS wants a name with the key; one guest has one key
 
 
@@ -66,11 +68,11 @@ INITIATOR: Final = {"LIBISCSI_TCP_SYNCNT": "1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuOptions:
-    """How this node runs QEMU."""
+    """How this node runs QEMU. `own_users`, which takes root: each guest is a user of its own."""
 
     root: Path
     accelerator: str
-    owner: tuple[int, int] | None = None
+    own_users: bool = False
     cgroup_root: Path | None = None
 
 
@@ -214,6 +216,7 @@ class QemuHypervisor:
                 disks=tuple(stored(disk) for disk in spec.disks),
                 generations=tuple(0 for _ in spec.disks),
                 console_base_bytes=known.console.base_bytes if known else 0,
+                user=self._free_user() if self._options.own_users else 0,
             ),
             self._changed,
         )
@@ -228,27 +231,33 @@ class QemuHypervisor:
                 (folder / name).unlink(missing_ok=True)
         return guest
 
+    def _free_user(self) -> int:
+        """Return a user that no guest of this node has."""
+        taken = {guest.record.user for guest in self._guests.values()}
+        return next(user for user in itertools.count(USER_FIRST) if user not in taken)
+
     async def _launch(
         self, guest: Guest, spec: GuestSpec, secret_files: dict[int, str], *, incoming: bool
     ) -> None:
-        folder, owner = guest.folder, self._options.owner
+        folder, user = guest.folder, guest.record.user
         taps: dict[str, int] = {}
-        qmp = process.listen_unix(folder / "qmp.sock", owner)
-        console = process.listen_unix(folder / "console.sock", owner)
+        qmp = process.listen_unix(folder / "qmp.sock", user)
+        console = process.listen_unix(folder / "console.sock", user)
         try:
             for nic in spec.nics:
                 if nic.tap:
                     taps[nic.port_id] = open_tap(nic.tap)
-            if owner is not None:
+            if user:
                 for path in (folder, *folder.iterdir()):
-                    os.chown(path, *owner)
+                    os.chown(path, user, user)
             launch = Launch(
                 accelerator=self.accelerator, qmp_fd=qmp.fileno(), console_fd=console.fileno(),
                 tap_fds=taps, secret_files=secret_files, incoming=incoming,
             )  # fmt: skip
             pid = process.launch(
-                command_line(spec, launch), folder=folder, log=folder / "qemu.log", owner=owner,
-                pass_fds=(qmp.fileno(), console.fileno(), *taps.values()), environment=INITIATOR,
+                command_line(spec, launch), folder=folder, log=folder / "qemu.log", user=user,
+                groups=_kvm_groups(self.accelerator), environment=INITIATOR,
+                pass_fds=(qmp.fileno(), console.fileno(), *taps.values()),
             )  # fmt: skip
         except OSError as error:
             raise Unavailable(f"{spec.vm_id} cannot be started: {error}") from error
@@ -486,14 +495,15 @@ class QemuHypervisor:
         folder = guest.folder / "psk"
         folder.mkdir(mode=0o700, exist_ok=True)
         _write_private(folder / "keys.psk", f"{PSK_USER}:{secret}\n".encode())
-        if self._options.owner is not None:
+        if guest.record.user:
             for path in (folder, folder / "keys.psk"):
-                os.chown(path, *self._options.owner)
+                os.chown(path, guest.record.user, guest.record.user)
         name = f"tls-{endpoint}"
         with contextlib.suppress(QmpError):  # there is one when it has moved, or tried to, before
             await guest.execute("object-del", {"id": name})
         credentials: dict[str, Json] = {
-            "qom-type": "tls-creds-psk", "id": name, "endpoint": endpoint, "dir": str(folder),
+            "qom-type": "tls-creds-psk", "id": name, "endpoint": endpoint,
+            "dir": folder.name,  # QEMU works in the guest's folder, and may not pass those above
         }  # fmt: skip
         if endpoint == "client":
             credentials["username"] = PSK_USER
@@ -553,6 +563,11 @@ def _as_known(guest: Guest, seen: GuestSeen) -> GuestSeen:
 
 def _portals(disks: Iterable[Disk | None]) -> frozenset[str]:
     return frozenset(disk.portal for disk in disks if isinstance(disk, IscsiDisk))
+
+
+def _kvm_groups(accelerator: str) -> tuple[int, ...]:
+    """Return the groups that a guest's user needs beside its own."""
+    return (Path("/dev/kvm").stat().st_gid,) if accelerator == "kvm" else ()
 
 
 def _write_private(path: Path, data: bytes) -> None:

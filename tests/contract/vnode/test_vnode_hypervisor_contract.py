@@ -338,6 +338,53 @@ async def test_the_line_sees_no_byte_of_a_guests_memory(pair: Pair) -> None:
         assert plain not in heard
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
+async def test_each_guest_is_a_user_of_its_own_and_moves_as_such(
+    pair: Pair, tmp_path: Path
+) -> None:
+    if isinstance(pair.left, FakeHypervisor):
+        pytest.skip("a fake runs nothing")
+    left, right = (
+        QemuHypervisor(QemuOptions(root=tmp_path / name, accelerator="tcg", own_users=True))
+        for name in ("own-left", "own-right")
+    )
+    spec = replace(pair.spec, disks=())
+    other = replace(spec, vm_id=VmId("vm-0000000000000002"))
+    try:
+        await left.open()
+        await right.open()
+        await left.start(other)
+        await left.start(spec)
+        users = {folder.name: folder.stat().st_uid for folder in (tmp_path / "own-left").iterdir()}
+        assert len({0, *users.values()}) == 3
+        for vm_id, user in users.items():
+            (pid,) = [
+                entry
+                for entry in Path("/proc").iterdir()
+                if entry.name.isdecimal() and f"guest={vm_id}".encode() in cmdline(entry)
+            ]
+            assert pid.stat().st_uid == user
+        await right.start_incoming(spec, "127.0.0.1", SECRET)
+        waiting = await until(right, in_state(RunState.INCOMING))
+        await left.migrate(VM, waiting.incoming_address, MigrationLimits(), SECRET)
+        await until(left, in_state(RunState.SWITCHING))
+        await left.migrate_continue(VM)
+        await until(right, in_state(RunState.RUNNING))
+    finally:
+        for hypervisor in (left, right):
+            for seen in await hypervisor.seen():
+                await hypervisor.kill(seen.vm_id)
+                await hypervisor.forget(seen.vm_id)
+            await hypervisor.close()
+
+
+def cmdline(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 @contextlib.asynccontextmanager
 async def listening_between(there: str) -> AsyncIterator[tuple[str, bytearray]]:
     """Pass what comes on to `there` and back; keep what went there."""
