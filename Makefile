@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
+# What starts no machines, namespaces and the like runs in two processes, a file at a time.
+QUICK := $(PYTEST) -q -n 2 --dist loadfile -m "not system"
 CARGO_TEST := cargo test --workspace --exclude nuage-python --locked -q
 ONCE ?=
 
@@ -43,7 +45,7 @@ rust: setup-test  ## run the Rust tests (all once more, should one fail: a machi
 	@$(CARGO_TEST) || { echo "a Rust test failed, see above: all are run once more"; $(CARGO_TEST); }
 
 unit: setup-test  ## run the quick Python tests
-	@$(PYTEST) -q -m "not system"
+	@$(QUICK)
 
 sim: setup-test  ## run the simulations with many seeds (SEEDS=10000)
 	@NUAGE_SEEDS=$(or $(SEEDS),10000) NUAGE_SIM_SEEDS=$(or $(SEEDS),10000) $(PYTEST) -q --timeout 0 tests/simulation
@@ -52,7 +54,8 @@ system: setup-test  ## run the tests on namespaces, QEMU and etcd (root)
 	@$(PYTEST) -q -m system
 
 test: setup-test rust  ## run every test
-	@$(PYTEST) -q
+	@$(QUICK)
+	@$(PYTEST) -q -m system
 
 check: lint type layers  ## all that reads code without running it
 
