@@ -255,13 +255,20 @@ class Guest:
 
     async def execute(self, name: str, arguments: Mapping[str, Json] | None = None) -> Json:
         """Run a monitor command, connecting again when the connection was lost."""
+        return await (await self._monitor()).execute(name, arguments)
+
+    async def hand(self, name: str, descriptor: int) -> None:
+        """Give QEMU a copy of an open descriptor, under a name."""
+        await (await self._monitor()).execute("getfd", {"fdname": name}, descriptor=descriptor)
+
+    async def _monitor(self) -> QmpClient:
         async with self.link:
             client = self.client
             if client is None or client.closed.is_set():
                 if self.launching or not self.alive:
                     raise Unavailable(f"{self.record.vm_id} does not run", hint="start it first")
                 client = await self.connect(ADOPT_TIMEOUT_S)
-        return await client.execute(name, arguments)
+            return client
 
     def complaint(self) -> str:
         """Return the last lines that QEMU wrote to its log."""

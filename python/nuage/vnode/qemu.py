@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import socket
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,8 @@ KILL_TIMEOUT_S: Final = 10.0  # SIGKILL waits for disk requests inside the kerne
 BANDWIDTH_UNBOUNDED: Final = 1 << 40
 MIGRATION_CAPABILITIES: Final = ("events", "pause-before-switchover", "auto-converge")
 USER_FIRST: Final = 410_000  # below the storage daemons' (`ionode.owner`), as free as those
+LINE: Final = "move"
+CONNECT_TIMEOUT_S: Final = 5.0
 PSK_USER: Final = "nuage"  # TLS wants a name with the key; one guest has one key
 
 
@@ -465,14 +468,24 @@ class QemuHypervisor:
     async def migrate(
         self, vm_id: VmId, address: str, limits: MigrationLimits, secret: str
     ) -> None:
-        """Begin to send the guest's memory to `address`; it halts at SWITCHING."""
+        """Begin to send the guest's memory to `address`; it halts at SWITCHING.
+
+        QEMU gets a connection that does not block: of one that it makes itself it would wait for
+        the other end's first words of TLS, and the guest with it, for as long as none come.
+
+        Raises:
+            Unavailable: nobody answers at `address`.
+        """
         require_secret(secret)
         guest = self._require(vm_id)
-        guest.begin_to_send()
-        if guest.record.incoming_address:
-            guest.save(replace(guest.record, incoming_address=""))
-        await self._set_migration(guest, limits, secret, endpoint="client")
-        await guest.execute("migrate", {"uri": f"tcp:{address}"})
+        with await _connected(address) as line:
+            await guest.hand(LINE, line.fileno())
+            guest.begin_to_send()
+            if guest.record.incoming_address:
+                guest.save(replace(guest.record, incoming_address=""))
+            await self._set_migration(guest, limits, secret, endpoint="client")
+            os.set_blocking(line.fileno(), False)  # QEMU has it block again when it gets it
+            await guest.execute("migrate", {"uri": f"fd:{LINE}"})
         guest.is_sent = True
         self._changed(vm_id)
 
@@ -487,6 +500,7 @@ class QemuHypervisor:
             "downtime-limit": limits.downtime_ms_max,
             "max-bandwidth": limits.bandwidth_bytes_per_s_max or BANDWIDTH_UNBOUNDED,
             "tls-creds": await self._credentials(guest, secret, endpoint),
+            "tls-hostname": PSK_USER,  # which QEMU wants, and which no key has
         }
         await guest.execute("migrate-set-parameters", parameters)
 
@@ -563,6 +577,23 @@ def _as_known(guest: Guest, seen: GuestSeen) -> GuestSeen:
 
 def _portals(disks: Iterable[Disk | None]) -> frozenset[str]:
     return frozenset(disk.portal for disk in disks if isinstance(disk, IscsiDisk))
+
+
+async def _connected(address: str) -> socket.socket:
+    """Return a connection to ``host:port`` that does not block."""
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    host = host.strip("[]")
+    line = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    line.settimeout(0)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await loop.sock_connect(line, (host, int(port)))
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except (OSError, TimeoutError) as error:
+        line.close()
+        raise Unavailable(f"nobody answers at {address}: {error}") from error
+    return line
 
 
 def _kvm_groups(accelerator: str) -> tuple[int, ...]:

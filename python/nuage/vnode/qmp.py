@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,9 +162,9 @@ class QmpClient:
 
     async def execute(
         self, name: str, arguments: Mapping[str, Json] | None = None, *,
-        timeout_s: float = COMMAND_TIMEOUT_S,
+        timeout_s: float = COMMAND_TIMEOUT_S, descriptor: int | None = None,
     ) -> Json:  # fmt: skip
-        """Run a command and return its value.
+        """Run a command and return its value; QEMU gets a copy of `descriptor` with it.
 
         Raises:
             QmpError: QEMU refused it.
@@ -172,11 +173,13 @@ class QmpClient:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self.begin(name, arguments)
+                return await self.begin(name, arguments, descriptor)
         except TimeoutError as error:
             raise TimedOut(f"QEMU command {name}", after_s=timeout_s) from error
 
-    def begin(self, name: str, arguments: Mapping[str, Json] | None = None) -> asyncio.Future[Json]:
+    def begin(
+        self, name: str, arguments: Mapping[str, Json] | None = None, descriptor: int | None = None
+    ) -> asyncio.Future[Json]:
         """Send a command at once; the future has its value.
 
         Raises:
@@ -187,7 +190,13 @@ class QmpClient:
         self._last_id += 1
         future: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
         self._waiting[self._last_id] = (name, future)
-        self._writer.write(encode_command(self._last_id, name, arguments or {}))
+        command = encode_command(self._last_id, name, arguments or {})
+        if descriptor is None:
+            self._writer.write(command)
+        else:
+            own = os.dup(self._writer.get_extra_info("socket").fileno())
+            with socket.socket(fileno=own) as line:
+                socket.send_fds(line, [command], [descriptor])
         return future
 
     async def close(self) -> None:

@@ -120,13 +120,15 @@ class Link:
         host, port = self.to.rsplit(":", 1)
         far_reader, far_writer = await asyncio.open_connection(host, int(port))
         self.writers += [writer, far_writer]
+        await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 if self.carries:
-                    far_writer.write(data)
-                    await far_writer.drain()
-        far_writer.close()
-        del far_reader
+                    writer.write(data)
+                    await writer.drain()
+        writer.close()
 
     def cut(self) -> None:
         """Break both connections at once, as a dead link does after its time-outs."""
