@@ -148,7 +148,9 @@ class Node:
         self.name = name
         self.hypervisor = QemuHypervisor(QemuOptions(root=folder / name, accelerator="tcg"))
         node, site, clock = NodeId(name), SiteId("bench"), SystemClock()
-        facts = NodeFacts(node_id=node, site_id=site, accelerator="tcg")
+        facts = NodeFacts(
+            node_id=node, site_id=site, accelerator="tcg", cpu_count=2, memory_mib=1024
+        )
         sed = Sed(facts, clock=clock, meter=lambda: None, cache=folder / "flops.json")
         options = AgentOptions(
             node_id=node, site_id=site, state_dir=folder / f"{name}-state",

@@ -108,7 +108,10 @@ async def measure(rounds: int) -> None:
         await hypervisor.open()
         clock = SystemClock()
         sed = Sed(
-            NodeFacts(node_id=node, site_id=site, accelerator="tcg"), clock=clock,
+            NodeFacts(
+                node_id=node, site_id=site, accelerator="tcg", cpu_count=2, memory_mib=1024
+            ),
+            clock=clock,
             meter=lambda: None, cache=folder / "flops.json",
         )  # fmt: skip
         options = AgentOptions(
