@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from nuage.catalogue.codec import id_of, kind_of
 from nuage.daemon.nodes import NodeSessions
 from nuage.daemon.process import Tasks
 from nuage.errors import NuageError
@@ -43,7 +44,7 @@ from nuage.model.image import Image
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
-from nuage.model.record import KIND_OF, KINDS, Noun
+from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import Erasure, Volume
@@ -239,8 +240,7 @@ class Reconciler:
             case Save(value=value, what=what, text=text):
                 await self._site.save(value)
                 if text:
-                    kind = KIND_OF[type(value)]
-                    self._site.announce(kind, getattr(value, KINDS[kind][1]), what, text)
+                    self._site.announce(kind_of(value), id_of(value), what, text)
             case Remove(vm_id=vm_id):
                 await remove_vm(self._site, vm_id)
             case Grant(vm_id=vm_id):
@@ -259,8 +259,7 @@ class Reconciler:
 
 def _key(act: Act) -> str:
     if isinstance(act, Save):
-        kind = KIND_OF[type(act.value)]
-        object_id: str = getattr(act.value, KINDS[kind][1])
+        kind, object_id = kind_of(act.value), id_of(act.value)
         return object_id if kind in ("vm", "migration") else f"{kind} {object_id}"
     return act.vm_id
 

@@ -8,11 +8,12 @@ clear away first: the IaaS is gone last, and a site that cannot be reached leave
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from nuage.catalogue.codec import id_of, kind_of
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, SiteId
 from nuage.model.identity import User
 from nuage.model.network import SecurityGroup, Segment
-from nuage.model.record import KIND_OF, KINDS, Noun
+from nuage.model.record import Noun
 
 N = TypeVar("N", Segment, SecurityGroup)
 
@@ -67,5 +68,4 @@ def _homes(site: Site, iaas_id: IaasId) -> set[SiteId]:
 
 def _home_of(site: Site, value: Noun) -> SiteId:
     """Return the site whose record of `value` counts."""
-    kind = KIND_OF[type(value)]
-    return site.index.home(kind, getattr(value, KINDS[kind][1]))
+    return site.index.home(kind_of(value), id_of(value))

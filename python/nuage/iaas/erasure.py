@@ -8,6 +8,7 @@ reports so; its site tells the home, which strikes it out. The record is gone wi
 import asyncio
 from dataclasses import dataclass, replace
 
+from nuage.catalogue.codec import id_of, kind_of
 from nuage.catalogue.store import ABSENT, Delete, Put
 from nuage.errors import Conflict
 from nuage.iaas.index import FederationIndex
@@ -15,7 +16,7 @@ from nuage.iaas.site import Site
 from nuage.ids import NodeId, VolumeId
 from nuage.model.desired import IonodeReport
 from nuage.model.iaas import Iaas
-from nuage.model.record import KIND_OF, KINDS, Noun
+from nuage.model.record import Noun
 from nuage.model.volume import Erasure, ReplicaPlace, Volume
 
 ERASED_METHOD = "volume.erased"
@@ -56,8 +57,7 @@ async def delete_with_copies(site: Site, *values: Noun) -> None:
     """Delete this site's records of `values`; the copies of volumes among them are erased."""
     changes: list[Put | Delete] = []
     for value in values:
-        kind = KIND_OF[type(value)]
-        changes.append(Delete(kind=kind, id=getattr(value, KINDS[kind][1])))
+        changes.append(Delete(kind=kind_of(value), id=id_of(value)))
         if isinstance(value, Volume) and value.replicas:
             changes.append(erasure_of(site, value, value.replicas, is_deleted=True))
     await site.commit(changes)

@@ -2,18 +2,19 @@
 
 from typing import TypeVar
 
+from nuage.catalogue.codec import id_of, kind_of
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.operations import Shown
 from nuage.iaas.site import Site
-from nuage.model.record import KIND_OF, KINDS, Noun, Record
+from nuage.model.record import Noun, Record
 
 N = TypeVar("N", bound=Noun)
 
 
 def show(site: Site, value: N) -> Shown[N]:
     """Return `value`, which is in the index, as doors show it."""
-    kind = KIND_OF[type(value)]
-    record = _record(site.index, kind, getattr(value, KINDS[kind][1]))
+    kind = kind_of(value)
+    record = _record(site.index, kind, id_of(value))
     return Shown(
         kind=kind,
         id=record.id,

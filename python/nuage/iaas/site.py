@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from nuage.catalogue.codec import id_of, kind_of
 from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
 from nuage.clock import Clock
 from nuage.errors import Conflict, Unavailable
@@ -21,7 +22,7 @@ from nuage.model.contract import Contract
 from nuage.model.desired import ChapWish, HeadReport, IonodeReport
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
 from nuage.model.placement import Decision, VmRequest
-from nuage.model.record import KIND_OF, KINDS, Noun, Record
+from nuage.model.record import Noun, Record
 from nuage.model.vm import Vm
 from nuage.model.volume import ReplicaPlace, Volume
 from nuage.quorum.model import Quorum
@@ -256,8 +257,7 @@ class Site:
         return self._put(value, unique_name=False)
 
     def _put(self, value: Noun, *, unique_name: bool) -> Put:
-        kind = KIND_OF[type(value)]
-        object_id = getattr(value, KINDS[kind][1])
+        kind, object_id = kind_of(value), id_of(value)
         record = self.index.find(kind, object_id)
         if record is not None and record.home != self.site_id:
             if getattr(value, "epoch", 0) <= record.epoch:
@@ -270,8 +270,7 @@ class Site:
         """Write what comes here from another home along with a VM, all under its `epoch`."""
         puts = []
         for value in values:
-            kind = KIND_OF[type(value)]
-            record = self.index.find(kind, getattr(value, KINDS[kind][1]))
+            record = self.index.find(kind_of(value), id_of(value))
             mine = record is not None and record.home == self.site_id
             expected = record.revision if record is not None and mine else None
             puts.append(Put(value=value, expected=expected, epoch=epoch))
@@ -290,13 +289,7 @@ class Site:
 
     async def delete(self, *values: Noun) -> None:
         """Delete this site's own records of `values` as one unit."""
-        kinds = [KIND_OF[type(value)] for value in values]
-        await self.commit(
-            [
-                Delete(kind=kind, id=getattr(value, KINDS[kind][1]))
-                for kind, value in zip(kinds, values, strict=True)
-            ]
-        )
+        await self.commit([Delete(kind=kind_of(value), id=id_of(value)) for value in values])
 
     async def commit(self, changes: Sequence[Put | Delete]) -> tuple[Record, ...]:
         """Commit several puts and deletes as one unit and show them in the index."""
