@@ -8,7 +8,7 @@ This package does not decide whom to trust (`nuage.trust` makes the TLS contexts
 admission hook) nor what is said (each daemon registers its own handlers).
 """
 
-from nuage.channel.client import ChannelClient, ChannelState, parse_address
+from nuage.channel.client import ChannelClient, ChannelState, accepts, parse_address
 from nuage.channel.handlers import Handlers
 from nuage.channel.identity import Admission, Expected, Identity, admit_all, parse_identity
 from nuage.channel.memory import MemoryPair, memory_pair
@@ -27,6 +27,7 @@ __all__ = [
     "MemoryPair",
     "Peer",
     "Subscription",
+    "accepts",
     "admit_all",
     "current_request_id",
     "memory_pair",

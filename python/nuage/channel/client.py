@@ -70,6 +70,18 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+async def accepts(address: str, *, timeout_s: float) -> bool:
+    """Tell whether somebody takes a connection at ``host:port``, which is closed at once."""
+    host, port = parse_address(address)
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
 class ChannelClient:
     """A channel to one daemon, kept open. Has the calls of `Peer`.
 

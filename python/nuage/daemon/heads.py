@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from nuage.channel import Handlers, Peer, parse_address
+from nuage.channel import Handlers, Peer, accepts
 from nuage.daemon.nodes import NodeSessions
 from nuage.daemon.process import Tasks
 from nuage.errors import NuageError
@@ -164,11 +164,4 @@ async def answers(portal: str) -> bool:
 async def _accepts(portal: str, after_s: float) -> bool:
     """Try a portal in a moment. A silent one costs the last try's time, not the sum of all."""
     await asyncio.sleep(after_s)
-    host, port = parse_address(portal)
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True
+    return await accepts(portal, timeout_s=PROBE_TIMEOUT_S)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from nuage.channel import parse_address
+from nuage.channel import accepts
 from nuage.clock import Clock
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.joining import peers_of
@@ -135,19 +135,8 @@ async def _require_silence(
             raise Conflict(f"a member of the quorum answers at {url}", hint=hint)
     for site_id, addresses in sorted(peers.items()):
         for address in addresses.split(","):
-            if await _accepts(address):
+            if await accepts(address, timeout_s=ANSWER_TIMEOUT_S):
                 raise Conflict(f"the controller of {site_id} answers at {address}", hint=hint)
-
-
-async def _accepts(address: str) -> bool:
-    host, port = parse_address(address)
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True
 
 
 def known_owners(index: FederationIndex) -> Iterator[Ownership]:
