@@ -1,5 +1,6 @@
 """`kill -9` in the midst of what is asked at the control socket: it is whole or was never begun."""
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from tests.system.storage_front.storage_front_daemon import IQN, MIB, Daemon, Json
 
 pytestmark = pytest.mark.system
-STEPS = 12  # kills, spread over twice the time that the act takes
+STEPS = 12  # kills, each a little sooner after one that came too late, else a little later
+SOONER, LATER = 0.5, 1.5
 SIZE_BYTES, GROWN_BYTES = 16 * MIB, 32 * MIB
 KEY = "5a" * 32
 
@@ -72,7 +74,10 @@ def daemon(storaged_binary: Path, daemons: Callable[[str], Daemon]) -> Daemon:
 def killed(daemon: Daemon, asked: Json, after_s: float) -> None:
     """Ask for an act and kill the daemon a little later; it comes back."""
     words = {key: value for key, value in asked.items() if key != "op"}
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGSTOP)  # it works on it no sooner than the time counts
     daemon.begin(str(asked["op"]), **words)
+    daemon.process.send_signal(signal.SIGCONT)
     time.sleep(after_s)  # noqa: TID251 - a real process works meanwhile
     daemon.kill()
     daemon.start()
@@ -83,8 +88,9 @@ def killed(daemon: Daemon, asked: Json, after_s: float) -> None:
 def test_what_a_kill_breaks_off_is_whole_or_was_never_begun(
     daemon: Daemon, act: Callable[[str], Json]
 ) -> None:
-    outcomes: set[bool] = set()
-    takes_s = 0.0
+    wanted = None if act is delete else GROWN_BYTES if act is resize else SIZE_BYTES
+    finished: set[bool] = set()
+    after_s = 0.0
     for step in range(STEPS + 1):
         volume = f"v{step}"
         if act in (resize, delete):
@@ -94,22 +100,24 @@ def test_what_a_kill_breaks_off_is_whole_or_was_never_begun(
         if step == 0:
             begun_s = time.monotonic()
             ask(daemon, act(volume))
-            takes_s = time.monotonic() - begun_s
+            after_s = time.monotonic() - begun_s
         else:
-            killed(daemon, act(volume), after_s=2 * takes_s * step / STEPS)
+            killed(daemon, act(volume), after_s)
         sizes = made(daemon)
         assert lie(daemon) == set(sizes), "what lies there is what is told, and nothing beside"
         if step:
-            outcomes.add(sizes.get(volume, 0) == (GROWN_BYTES if act is resize else SIZE_BYTES))
+            finished.add(sizes.get(volume) == wanted)
+            after_s *= SOONER if sizes.get(volume) == wanted else LATER
         if act is resize and step:
             open_head(daemon, volume, 2)
         ask(daemon, act(volume))  # asked again it leads to what was wanted
-        wanted = GROWN_BYTES if act is resize else SIZE_BYTES
-        assert made(daemon).get(volume) == (None if act is delete else wanted)
+        assert made(daemon).get(volume) == wanted
         if act is not delete:
             if act is not resize:
                 open_head(daemon, volume, 3)
             daemon.ask("close_head", volume=volume)
             ask(daemon, delete(volume))
         assert lie(daemon) == {"parent"}
-    assert outcomes == {True, False}, "some were broken off and some were not"
+    assert True in finished, "some were not broken off before it counted"
+    if act is not delete:  # whose first step counts, and a kill seldom comes before it
+        assert False in finished, "some were"
