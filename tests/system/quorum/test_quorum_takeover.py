@@ -17,7 +17,8 @@ from nuage.quorum.model import LeaseHeld, LeaseTiming, Ownership
 
 pytestmark = pytest.mark.system
 
-TIMING = LeaseTiming(ttl_s=4.0, stop_s=0.5, election_s=1.0)
+# A hold of 4 s: an election after a member's death takes up to 2 s.
+TIMING = LeaseTiming(ttl_s=6.0, stop_s=0.5, election_s=1.0)
 
 
 class Door:
