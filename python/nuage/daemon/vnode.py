@@ -98,6 +98,7 @@ class VnodeProcess:
             QemuOptions(
                 root=configuration.state_dir / "guests",
                 accelerator=accelerator,
+                address=configuration.node.address,
                 own_users=os.geteuid() == 0,
             )
         )

@@ -37,7 +37,7 @@ from nuage.model.desired import (
 from nuage.model.history import CloneOrigin
 from nuage.model.iaas import Iaas, IaasKey
 from nuage.model.image import Image
-from nuage.model.infrastructure import portal_group_of
+from nuage.model.infrastructure import Node, portal_group_of
 from nuage.model.network import Port, Segment
 from nuage.model.placement import Decision
 from nuage.model.status import Migration, NodeStatus
@@ -149,8 +149,10 @@ def vnode_wish(
         wish = _vm_wish(context, replace(vm_moving, epoch=migration.target_epoch))
         if wish is None:
             continue
+        source = index.find_value(Node, migration.source_node)
         incoming = IncomingMigration(
             source_node_id=migration.source_node,
+            source_address="" if source is None else source.address,
             source_epoch=migration.source_epoch,
             disk_slots=vm_moving.disk_slots,
             secret=_move_secret(context, migration),

@@ -60,12 +60,13 @@ class IncomingMigration:
     """The VM arrives from another node: start it waiting for its memory.
 
     `disk_slots` is the source's `VmReport.disk_slots`: both ends must show the same machine.
-    `secret` is known to both ends alone.
+    Its memory comes from `source_address`, the source node's. `secret` is known to both ends alone.
     """
 
     source_node_id: NodeId
     source_epoch: int
     disk_slots: tuple[VolumeId, ...] = ()
+    source_address: str = ""
     secret: str = field(default="", repr=False)
 
 

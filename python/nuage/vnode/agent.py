@@ -245,9 +245,9 @@ class VnodeAgent:
         match act:
             case machine.Start():
                 await hypervisor.start(await self._spec(guest.wish))
-            case machine.StartIncoming(secret=secret):
-                spec = await self._spec(guest.wish)
-                await hypervisor.start_incoming(spec, self._options.listen_host, secret)
+            case machine.StartIncoming(secret=secret, source_address=source):
+                spec, here = await self._spec(guest.wish), self._options.listen_host
+                await hypervisor.start_incoming(spec, here, secret, source_host=source)
             case machine.PressPower():
                 await hypervisor.press_power(vm_id)
             case machine.Kill():

@@ -122,7 +122,14 @@ class FakeHypervisor:
             raise Unavailable(self.refuses_to_start)
         self._set(spec.vm_id, seen)
 
-    async def start_incoming(self, spec: GuestSpec, listen_host: str, secret: str) -> None:
+    async def start_incoming(
+        self,
+        spec: GuestSpec,
+        listen_host: str,
+        secret: str,
+        *,
+        source_host: str = "",  # noqa: ARG002 - nobody else knocks here
+    ) -> None:
         """Start a guest that waits for its memory; `seen` tells the address."""
         self.acts.append(("start_incoming", spec.vm_id))
         require_secret(secret)

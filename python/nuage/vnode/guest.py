@@ -20,6 +20,7 @@ from nuage.model.vm import VmShape
 from nuage.vnode import process
 from nuage.vnode.arguments import guest_uuid
 from nuage.vnode.console import ConsoleLog
+from nuage.vnode.doors import Door
 from nuage.vnode.hypervisor import (
     Disk,
     FileDisk,
@@ -120,6 +121,7 @@ class GuestRecord:
     generations: tuple[int, ...]
     repointings: dict[int, Repointing] = field(default_factory=dict)
     incoming_address: str = ""
+    door: Door | None = None  # that only its source passes, while it waits
     ended: bool = False  # asked to end, or switched itself off; else a missing process crashed
     console_base_bytes: int = 0
     user: int = 0  # that its QEMU runs as; 0: root

@@ -185,10 +185,13 @@ class Hypervisor(Protocol):
         """Start a guest; Conflict when it has one of that id that is not GONE or SHUT_DOWN."""
         ...
 
-    async def start_incoming(self, spec: GuestSpec, listen_host: str, secret: str) -> None:
+    async def start_incoming(
+        self, spec: GuestSpec, listen_host: str, secret: str, *, source_host: str = ""
+    ) -> None:
         """Start a guest that waits for its memory; `seen` tells the address.
 
         The memory comes encrypted, from whoever knows `secret` (hexadecimal) and from nobody else.
+        Where `source_host` is known, only that address reaches the port.
 
         Raises:
             Unavailable: there is no secret, or QEMU gives up.

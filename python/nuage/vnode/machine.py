@@ -59,9 +59,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class StartIncoming:
-    """Start the guest waiting for its memory, which comes under `secret`."""
+    """Start the guest waiting for its memory, which comes under `secret`.
+
+    From `source_address`, and from nowhere else; "" where that is not known.
+    """
 
     secret: str = field(repr=False)
+    source_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +297,8 @@ def _plan_arrival(memory: GuestMemory, seen: GuestSeen | None) -> Plan:
             )  # what ran here before went away since
             incoming = memory.wish.incoming
             assert incoming is not None, "nothing arrives without"
-            return Plan(memory=waiting, act=StartIncoming(incoming.secret))
+            act = StartIncoming(incoming.secret, incoming.source_address)
+            return Plan(memory=waiting, act=act)
         if state is RunState.HANDED_OVER or memory.hand_over in {HandOver.DONE, HandOver.BROKEN}:
             return Plan(memory=memory, act=Kill())  # the VM comes back: its old shell goes first
         if state is RunState.INCOMING:

@@ -12,7 +12,7 @@ import itertools
 import os
 import shutil
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ from nuage.vnode.arguments import (
     transport_options,
 )
 from nuage.vnode.cgroup import CgroupTree
+from nuage.vnode.doors import Door, Doors
 from nuage.vnode.guest import (
     ADOPT_TIMEOUT_S,
     Guest,
@@ -71,10 +72,14 @@ INITIATOR: Final = {"LIBISCSI_TCP_SYNCNT": "1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuOptions:
-    """How this node runs QEMU. `own_users`, which takes root: each guest is a user of its own."""
+    """How this node runs QEMU. `own_users`, which takes root: each guest is a user of its own.
+
+    `address` is the node's own, from which it sends guests: targets hear no other.
+    """
 
     root: Path
     accelerator: str
+    address: str = ""
     own_users: bool = False
     cgroup_root: Path | None = None
 
@@ -91,6 +96,7 @@ class QemuHypervisor:
         self._chores: set[asyncio.Task[None]] = set()
         self._leaving: tuple[Callable[[VmId], None], Callable[[VmId, float], None]] | None = None
         self._rerouting = Rerouting()
+        self._doors = Doors()
         self._goals: dict[tuple[VmId, int], Disk] = {}  # where what waits is led, while it changes
 
     @property
@@ -161,7 +167,13 @@ class QemuHypervisor:
                 guest.save(replace(guest.record, console_base_bytes=guest.console.base_bytes))
             result.append(_as_known(guest, seen))
         await self._rerouting.hold(self._portals_in_use())
+        await self._keep_doors({seen.vm_id for seen in result if seen.state is RunState.RUNNING})
         return tuple(result)
+
+    async def _keep_doors(self, arrived: Collection[VmId] = ()) -> None:
+        """Let only its source connect to each guest that waits; `arrived` do not any more."""
+        guests = [g for g in self._guests.values() if g.alive and g.record.vm_id not in arrived]
+        await self._doors.keep(g.record.door for g in guests if g.record.door is not None)
 
     def _portals_in_use(self) -> frozenset[str]:
         """Return the portals that guests which run may be connecting to again."""
@@ -178,19 +190,21 @@ class QemuHypervisor:
         """Start a guest; Conflict when it runs already, Unavailable when QEMU gives up."""
         await self._start(spec, incoming=False)
 
-    async def start_incoming(self, spec: GuestSpec, listen_host: str, secret: str) -> None:
+    async def start_incoming(
+        self, spec: GuestSpec, listen_host: str, secret: str, *, source_host: str = ""
+    ) -> None:
         """Start a guest that waits for its memory on a free port of `listen_host`."""
         require_secret(secret)
         guest = await self._start(spec, incoming=True)
         try:
             await self._set_migration(guest, MigrationLimits(), secret, endpoint="server")
             host = f"[{listen_host}]" if ":" in listen_host else listen_host
-            await guest.execute("migrate-incoming", {"uri": f"tcp:{host}:0"})
-            match await guest.execute("query-migrate"):
-                case {"socket-address": [{"port": str(port)}, *_]}:
-                    guest.save(replace(guest.record, incoming_address=f"{host}:{port}"))
-                case other:
-                    raise Unavailable(f"QEMU does not tell where it listens: {other!r}")
+            port = _free_port(listen_host)
+            if source_host:
+                guest.save(replace(guest.record, door=Door(port=port, source=source_host)))
+                await self._keep_doors()
+            await guest.execute("migrate-incoming", {"uri": f"tcp:{host}:{port}"})
+            guest.save(replace(guest.record, incoming_address=f"{host}:{port}"))
         except NuageError:
             await self.kill(spec.vm_id)
             raise
@@ -478,11 +492,11 @@ class QemuHypervisor:
         """
         require_secret(secret)
         guest = self._require(vm_id)
-        with await _connected(address) as line:
+        with await _connected(address, self._options.address) as line:
             await guest.hand(LINE, line.fileno())
             guest.begin_to_send()
             if guest.record.incoming_address:
-                guest.save(replace(guest.record, incoming_address=""))
+                guest.save(replace(guest.record, incoming_address="", door=None))
             await self._set_migration(guest, limits, secret, endpoint="client")
             os.set_blocking(line.fileno(), False)  # QEMU has it block again when it gets it
             await guest.execute("migrate", {"uri": f"fd:{LINE}"})
@@ -579,14 +593,34 @@ def _portals(disks: Iterable[Disk | None]) -> frozenset[str]:
     return frozenset(disk.portal for disk in disks if isinstance(disk, IscsiDisk))
 
 
-async def _connected(address: str) -> socket.socket:
-    """Return a connection to ``host:port`` that does not block."""
+def _free_port(host: str) -> int:
+    """Return a port of `host` that nobody has now.
+
+    Raises:
+        Unavailable: no address of this node is `host`.
+    """
+    with socket.socket(_family(host)) as taken:
+        try:
+            taken.bind((host, 0))
+        except OSError as error:
+            raise Unavailable(f"no port of {host}: {error}") from error
+        return int(taken.getsockname()[1])
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+async def _connected(address: str, here: str) -> socket.socket:
+    """Return a connection from `here` to ``host:port`` that does not block."""
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     host = host.strip("[]")
-    line = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    line = socket.socket(_family(host))
     line.settimeout(0)
     try:
+        if here:
+            line.bind((here, 0))
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await loop.sock_connect(line, (host, int(port)))
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

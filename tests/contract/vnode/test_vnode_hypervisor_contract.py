@@ -19,6 +19,7 @@ from nuage.model.contract import QosClass
 from nuage.model.desired import PortWish, VmWish
 from nuage.model.vm import PowerWish, VmShape
 from nuage.vnode.configdrive import build_seed
+from nuage.vnode.doors import TABLE
 from nuage.vnode.fake import FakeFabric, FakeHypervisor
 from nuage.vnode.hypervisor import (
     FileDisk,
@@ -33,6 +34,7 @@ from nuage.vnode.hypervisor import (
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 
 VM = VmId("vm-0000000000000001")
+LEFT = "127.0.0.2"  # from where the left node sends
 SECRET = "5ec2e7" * 8
 ENDED_BADLY = {MigrationStatus.CANCELLED, MigrationStatus.FAILED}
 TLS_HANDSHAKE = b"\x16\x03"  # RFC 8446 §5.1
@@ -142,8 +144,8 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     disk = tmp_path / "disk.raw"
     shutil.copyfile(image, disk)
     nodes = [
-        QemuHypervisor(QemuOptions(root=tmp_path / name, accelerator="tcg"))
-        for name in ("left", "right")
+        QemuHypervisor(QemuOptions(root=tmp_path / name, accelerator="tcg", address=address))
+        for name, address in (("left", LEFT), ("right", "127.0.0.1"))
     ]
     for node in nodes:
         await node.open()
@@ -330,6 +332,46 @@ async def test_a_target_that_says_nothing_holds_up_nobody(pair: Pair) -> None:
             await pair.left.migrate_cancel(VM)
     await until(pair.left, lambda seen: seen.migration.status in ENDED_BADLY)
     await until(pair.left, in_state(RunState.RUNNING))
+
+
+async def test_a_stranger_does_not_reach_the_port_at_which_a_guest_waits(pair: Pair) -> None:
+    """One who connected and said nothing would keep QEMU from hearing the guest's source."""
+    if isinstance(pair.left, FakeHypervisor):
+        pytest.skip("a fake has no port")
+    await pair.left.start(pair.spec)
+    await pair.right.start_incoming(pair.spec, "127.0.0.1", SECRET, source_host=LEFT)
+    waiting = await until(pair.right, in_state(RunState.INCOMING))
+    host, _, port = waiting.incoming_address.rpartition(":")
+    with socket.socket() as stranger:
+        stranger.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            stranger.connect((host, int(port)))
+        async with asyncio.timeout(10):
+            await pair.left.migrate(VM, waiting.incoming_address, MigrationLimits(), SECRET)
+            await until(pair.left, in_state(RunState.SWITCHING))
+            await pair.left.migrate_continue(VM)
+            await until(pair.right, in_state(RunState.RUNNING))
+    assert TABLE not in kernel_rules(), "nobody waits any more"
+
+
+async def test_an_agent_that_was_restarted_lets_no_stranger_in(pair: Pair) -> None:
+    if pair.reopen is None:
+        pytest.skip("the fake's guests live in the test's process")
+    await pair.left.start_incoming(pair.spec, "127.0.0.1", SECRET, source_host="127.0.0.3")
+    rule = f"table inet {TABLE}"
+    assert rule in kernel_rules()
+    again = await pair.reopen()
+    await until(again, in_state(RunState.INCOMING))
+    assert "127.0.0.3" in kernel_rules()
+    await again.kill(VM)
+    await again.seen()
+    assert rule not in kernel_rules()
+
+
+def kernel_rules() -> str:
+    return subprocess.run(
+        ("nft", "list", "ruleset"), check=True, capture_output=True, text=True
+    ).stdout
 
 
 async def test_no_memory_goes_without_a_secret(pair: Pair) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.unit.iaas.iaas_makers import datacenter, iaas, record, vm, volume
+from tests.unit.iaas.iaas_makers import datacenter, iaas, node, record, vm, volume
 
 from nuage.iaas.epochs import EPOCH_STEP, FIRST_EPOCH
 from nuage.iaas.index import FederationIndex
@@ -18,7 +18,7 @@ from nuage.iaas.wishes import (
 from nuage.ids import IaasId, NodeId, RequestId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract, CutOffRule
 from nuage.model.desired import PathState, PortGroup
-from nuage.model.infrastructure import portal_group_of
+from nuage.model.infrastructure import NodeRole, portal_group_of
 from nuage.model.placement import Decision
 from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
@@ -127,13 +127,15 @@ def test_a_vm_on_its_way_is_told_to_both_ends_and_leave_comes_from_the_quorum() 
         vm_id=moving.vm_id, source_site=SiteId("marne"), source_node=NODE, target_node=target,
         source_epoch=FIRST_EPOCH, target_epoch=FIRST_EPOCH + 1, address="10.0.0.2:49152",
     )  # fmt: skip
-    index = index_of(moving, disk(), migration, decision("marne"))
+    source = replace(node("marne", NodeRole.VNODE), node_id=NODE, address="10.0.0.7")
+    index = index_of(moving, disk(), migration, decision("marne"), source)
     (leaving,) = vnode_wish(context(index), NODE, 1).vms
     (coming,) = vnode_wish(context(index), target, 1).vms
     assert leaving.outgoing is not None
     assert not leaving.outgoing.may_switch
     assert leaving.outgoing.within_s == 60.0
     assert coming.incoming is not None
+    assert coming.incoming.source_address == "10.0.0.7"
     assert coming.epoch == FIRST_EPOCH + 1
     (granted,) = vnode_wish(context(index, leave=Leave.SWITCH), NODE, 1).vms
     assert granted.outgoing is not None
@@ -260,11 +262,11 @@ def test_a_host_outside_has_a_path_by_each_copy_and_hears_which_serves() -> None
     assert led.paths == ()
     assert head.chap == (host_login(secrets, replace(volume(1, places=PLACES), host=host)),)
     assert head.initiators == (host.initiator,)
-    for node in ("l-io", "r-io"):
-        (daemon,) = ionode_wish(context(index), NodeId(node), 1).daemons
+    for name in ("l-io", "r-io"):
+        (daemon,) = ionode_wish(context(index), NodeId(name), 1).daemons
         (path,) = daemon.paths
         assert (path.chap, path.initiators, path.iqn) == (head.chap, head.initiators, head.iqn)
-        assert path.groups[0] == PortGroup(portal_group_of(NodeId(node)), PathState.STANDBY)
+        assert path.groups[0] == PortGroup(portal_group_of(NodeId(name)), PathState.STANDBY)
         assert set(path.groups) == set(head.groups)
     assert head.groups[0] == PortGroup(portal_group_of(NodeId("m-io")), PathState.OPTIMIZED)
     # It moves: the path that serves is another, and no head is left where it was.

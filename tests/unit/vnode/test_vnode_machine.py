@@ -36,7 +36,9 @@ NOW_S = 1_000_000.0
 OUTGOING = OutgoingMigration(
     target_node_id=NodeId("node-b"), address="10.0.0.2:49152", secret="5e" * 32
 )
-INCOMING = IncomingMigration(source_node_id=NodeId("node-a"), source_epoch=1, secret="5e" * 32)
+INCOMING = IncomingMigration(
+    source_node_id=NodeId("node-a"), source_address="10.0.0.1", source_epoch=1, secret="5e" * 32
+)
 
 
 def disk(index: int, portal: str = "10.0.0.9:3260") -> DiskWish:
@@ -483,7 +485,7 @@ def arriving() -> GuestMemory:
 
 def test_an_arriving_guest_waits_and_tells_where() -> None:
     started = plan(arriving(), None, NOW_S)
-    assert started.act == machine.StartIncoming(INCOMING.secret)
+    assert started.act == machine.StartIncoming(INCOMING.secret, INCOMING.source_address)
     waiting = replace(seen(RunState.INCOMING), incoming_address="10.0.0.2:49152")
     planned = plan(started.memory, waiting, NOW_S)
     assert planned.act is None
@@ -515,7 +517,8 @@ def test_an_arrival_that_is_withdrawn_is_cleared_away() -> None:
 def test_a_vm_that_comes_back_finds_its_old_shell_cleared() -> None:
     shell = replace(arriving(), hand_over=HandOver.DONE)
     assert act_on(shell, seen(RunState.HANDED_OVER)) == machine.Kill()
-    assert act_on(shell, seen(RunState.SHUT_DOWN)) == machine.StartIncoming(INCOMING.secret)
+    again = machine.StartIncoming(INCOMING.secret, INCOMING.source_address)
+    assert act_on(shell, seen(RunState.SHUT_DOWN)) == again
 
 
 def test_a_vm_that_was_here_before_and_is_taken_over_on_its_way_back_starts() -> None:
