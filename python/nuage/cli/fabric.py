@@ -158,6 +158,7 @@ def _path(session: Session, iaas: str, source: str, destination: str, *, traced:
         + (f" on {node}" if node else "")
         + (f", segment {answer['segment']}" if answer["segment"] else "")
         + f"\nwhy: {found['reason']}"
+        + "".join(f"\nnote: {note}" for note in _listed(answer["notes"]))
     )
     show(
         session,

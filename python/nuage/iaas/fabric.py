@@ -13,7 +13,7 @@ from nuage.ids import SecurityGroupId, SiteId, new_id
 from nuage.model.fabric import AskFabric, EidQuestion, FabricReport, PathAnswer, PathQuestion
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.network import GroupRule, Port, SecurityGroup, Segment
-from nuage.model.vm import Vm
+from nuage.model.vm import Vm, VmState
 from nuage.network.forwarding import Direction
 from nuage.network.security_group import RULES_PER_PORT_MAX, SecurityRule
 from nuage.trust.permissions import Principal, Scope
@@ -22,6 +22,7 @@ B = TypeVar("B")
 R = TypeVar("R")
 ASK_TIMEOUT_S: Final = 5.0
 RATE_MBIT_MAX: Final = 100_000
+SPEAKING: Final = frozenset({VmState.RUNNING, VmState.MIGRATING})
 
 
 # How a node sees the fabric, and which way a frame goes -----------------------------------------
@@ -85,7 +86,10 @@ class AskPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPath:
-    """A way through the fabric, from one VM to another or (without segment) to an address."""
+    """A way through the fabric, from one VM to another or (without segment) to an address.
+
+    `notes`: what keeps frames from being answered, however good the way is.
+    """
 
     source: str
     source_node: str
@@ -93,6 +97,7 @@ class ShownPath:
     destination_node: str
     segment: str
     answer: PathAnswer
+    notes: tuple[str, ...] = ()
 
 
 async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPath:
@@ -113,6 +118,7 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
             destination_node=answer.steps[-1].node_id if answer.steps else "",
             segment="",
             answer=answer,
+            notes=_silent(source),
         )
     port = port_of(site, destination)
     segment = site.index.value(Segment, port.segment_id)
@@ -132,7 +138,12 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
         destination_node=destination.node_id or "",
         segment=segment.name,
         answer=answer,
+        notes=_silent(source, destination),
     )
+
+
+def _silent(*vms: Vm) -> tuple[str, ...]:
+    return tuple(f"{vm.name} is {vm.state.value}" for vm in vms if vm.state not in SPEAKING)
 
 
 def vm_meant(site: Site, body: AskPath, source: Vm) -> Vm | None:
@@ -140,6 +151,7 @@ def vm_meant(site: Site, body: AskPath, source: Vm) -> Vm | None:
 
     Raises:
         NotFound: no VM of that name, or none that has this address of the segment.
+        Conflict: it is the segment's gateway.
     """
     try:
         address = ip_address(body.destination)
@@ -148,6 +160,11 @@ def vm_meant(site: Site, body: AskPath, source: Vm) -> Vm | None:
     segment = site.index.value(Segment, port_of(site, source).segment_id)
     if address not in ip_network(segment.cidr):
         return None
+    if str(address) == segment.gateway:
+        raise Conflict(
+            f"{address} is the gateway of {segment.name}: the node of {source.name} itself is",
+            hint="name an address beyond it to see where a packet would go",
+        )
     for port in site.index.of_iaas(Port, source.iaas_id):
         if port.segment_id != segment.segment_id or port.vm_id is None:
             continue

@@ -1,5 +1,9 @@
 """What a tenant meets at the door of its network: groups, segments, and whose events it reads."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from tests.scenario.api.conversation import Federation, NoFiles
@@ -7,12 +11,15 @@ from tests.scenario.api.conversation import Federation, NoFiles
 from nuage.api.consoles import Consoles
 from nuage.api.events import EventRing
 from nuage.api.http import Doors, build_application
-from nuage.errors import NotFound
-from nuage.iaas.fabric import AskPath, vm_meant
-from nuage.ids import IaasId, SiteId
+from nuage.errors import Conflict, NotFound
+from nuage.iaas.fabric import AskPath, find_path, vm_meant
+from nuage.iaas.site import Nodes
+from nuage.ids import IaasId, SiteId, UserId
+from nuage.model.fabric import PathAnswer
 from nuage.model.identity import Grant, Role
 from nuage.model.network import Port
-from nuage.model.vm import Vm
+from nuage.model.vm import Vm, VmState
+from nuage.trust.permissions import Principal
 
 CONTRACT = {"data_countries": ["FR"], "copies": 1, "copy_sites": 1, "ack_policy": "local"}
 
@@ -65,6 +72,31 @@ async def test_an_address_of_the_segment_means_the_vm_that_has_it(federation: Fe
     assert meant("203.0.113.9") is None
     with pytest.raises(NotFound, match=free):
         meant(free)
+    with pytest.raises(Conflict, match="is the gateway of default: the node of web itself is"):
+        meant("10.0.0.1")
+
+
+async def test_a_way_to_a_machine_that_is_off_says_so(federation: Federation) -> None:
+    await tenant_of(federation, "acme")
+    await federation.settle()
+    for name in ("web", "db"):
+        vm = {"name": name, "image": "guest", "site": "lyon"}
+        assert (await federation.ask("POST", "/v1/iaas/acme/vms", vm, who="acme"))[0] == 202
+    await federation.settle()
+    site = federation.sites[SiteId("lyon")].site
+
+    async def notes() -> tuple[str, ...]:
+        body = AskPath(iaas="acme", source="web", destination="db")
+        return (await find_path(site, Principal(UserId("acme"), "acme", ()), body)).notes
+
+    async def known(*_asked: object, **_limits: object) -> PathAnswer:
+        return PathAnswer(reason="the directory says: on this node")
+
+    site.nodes = cast(Nodes, SimpleNamespace(ask=known))
+    assert await notes() == ()
+    vm_id = site.index.named(Vm, "db", site.index.iaas_named("acme").iaas_id).vm_id
+    await site.save(replace(site.index.value(Vm, vm_id), state=VmState.STOPPED))
+    assert await notes() == ("db is stopped",)
 
 
 async def test_a_group_in_use_names_the_vms_whose_ports_are_in_it(federation: Federation) -> None:
