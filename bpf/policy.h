@@ -55,8 +55,8 @@ static __always_inline int is_genuine(const struct port_value *port, const struc
 	return bpf_map_lookup_elem(&guards, &key) != NULL;
 }
 
-/* A token bucket per port and direction; trunks have FROM_GUEST only. A segment that is larger than the bucket (GSO) goes
- * when the bucket is full and leaves it empty. */
+/* A token bucket per port and direction; trunks have FROM_GUEST only. It holds a super-frame at
+ * least. What is larger still goes when the bucket is full and leaves it empty. */
 static __noinline int within_rate(struct port_value *port, __u32 bytes, __u32 direction)
 {
 	__u64 now_ns, gained, passed_ns;

@@ -37,6 +37,7 @@ LABEL_MAX: Final = Label(0xFFFFFE)
 AGE_MAX_S: Final = 300.0  # of a learned station; AGE_MAX_NS of bpf/intf.h
 STRANGERS_BITS_PER_S: Final = 1_000_000  # a thousand Hellos: 1 % of a core
 BURST_S: Final = 0.05  # of a port's rate
+SUPER_FRAME_BYTES: Final = 14 + 0xFFFF  # what a guest sends whole, for its node to cut
 ECMP_MAX: Final = 8  # next hops kept per nickname; fixed-size value in the kernel's map
 
 
@@ -131,8 +132,9 @@ class PortEntry:
 
     @property
     def burst_bytes(self) -> int:
-        """What it lets through at once."""
-        return min(0xFFFFFFFF, int(max(self.limit_bits_per_s / 8 * BURST_S, 2 * self.mtu_bytes)))
+        """What it lets through at once: of a guest a super-frame, which passes whole or not."""
+        whole = 2 * self.mtu_bytes if self.role is PortRole.TRUNK else SUPER_FRAME_BYTES
+        return min(0xFFFFFFFF, int(max(self.limit_bits_per_s / 8 * BURST_S, whole)))
 
 
 @dataclass(frozen=True, slots=True)
