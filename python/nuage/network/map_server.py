@@ -237,9 +237,8 @@ class MapServer:
 
     def _may_ask(self, source: Address) -> bool:
         bucket = self._buckets.pop(source, None)
-        if bucket is None:
-            if self._new_sources.take(self._now_s):
-                bucket = TokenBucket(REQUEST_RATE, self._now_s)
+        if bucket is None and self._new_sources.take(self._now_s):
+            bucket = TokenBucket(REQUEST_RATE, self._now_s)
             if len(self._buckets) >= SOURCES_MAX:
                 del self._buckets[next(iter(self._buckets))]
         if bucket is not None:
@@ -400,7 +399,7 @@ class MapServer:
         if known is not None and request.nonce <= known.nonce:
             self.counters["replayed"] += 1
             return True
-        if known is None and not self._has_room(len(subscribers)):
+        if known is None and not self._has_room(subscribers):
             return False
         self._subscription_count += known is None
         self._subscriptions.setdefault(request.eids[0], subscribers)
@@ -415,9 +414,14 @@ class MapServer:
         self._send(request.itr_rlocs[0], encode_signed(notify, key))
         return True
 
-    def _has_room(self, of_this_eid: int) -> bool:
+    def _has_room(self, of_this_eid: Mapping[bytes, _Subscription]) -> bool:
         """Tell whether one more subscription may be kept; else who asks is answered plainly."""
-        if self._subscription_count >= SUBSCRIPTIONS_MAX and self._now_s >= self._prune_at_s:
+
+        def is_full() -> bool:
+            is_eid_full = len(of_this_eid) >= SUBSCRIBERS_MAX
+            return is_eid_full or self._subscription_count >= SUBSCRIPTIONS_MAX
+
+        if is_full() and self._now_s >= self._prune_at_s:
             self._prune_at_s = self._now_s + PRUNE_INTERVAL_S
             for eid, subscribers in list(self._subscriptions.items()):
                 gone = [n for n, each in subscribers.items() if self._now_s >= each.expires_s]
@@ -426,7 +430,7 @@ class MapServer:
                 self._subscription_count -= len(gone)
                 if not subscribers:
                     del self._subscriptions[eid]
-        return of_this_eid < SUBSCRIBERS_MAX and self._subscription_count < SUBSCRIPTIONS_MAX
+        return not is_full()
 
     def _publish(self, eid: Eid, record: MapRecord) -> None:
         """Tell the subscribers of every prefix that `eid` lies in, or that lies in it."""

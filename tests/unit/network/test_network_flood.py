@@ -41,10 +41,14 @@ from nuage.network.lisp_message import (
     host_eid,
 )
 from nuage.network.lisp_message import encode_signed as encode_signed_lisp
-from nuage.network.lsdb import OWN_RATE, SYSTEM_COUNT_MAX, Lsdb
+from nuage.network.lsdb import ENTRY_COUNT_MAX, OWN_RATE, SYSTEM_COUNT_MAX, Lsdb
 from nuage.network.map_server import (
     REGISTER_RATE,
+    REQUEST_RATE,
     SOURCE_RATE,
+    SOURCES_MAX,
+    SUBSCRIBERS_MAX,
+    SUBSCRIPTION_S,
     SUBSCRIPTIONS_MAX,
     XTRS_MAX,
     EidAllowance,
@@ -191,6 +195,25 @@ def test_no_neighbour_makes_up_more_rbridges_than_a_campus_may_have() -> None:
     assert FAR + b"\0\0" in lsdb.records, "there is room again"
 
 
+def test_no_neighbour_makes_up_more_lsps_than_are_kept() -> None:
+    lsdb = database()
+    one = lsdb.records[ME + b"\0\0"]
+    for number in range(ENTRY_COUNT_MAX - len(lsdb.records)):
+        lsdb.records[number.to_bytes(8, "big")] = one
+    give(lsdb, lsp(1))
+    assert FAR + b"\0\0" not in lsdb.records
+    assert lsdb.refused == {1: f"more LSPs than {ENTRY_COUNT_MAX}"}
+
+
+def test_what_finds_no_room_is_said_once_until_it_happens_again() -> None:
+    near = Near()
+    near.rbridge.lsdb._system_count = SYSTEM_COUNT_MAX  # what a long storm would lead to
+    stranger = near.framed(lsp(1))
+    assert len(news(near.take(stranger), FabricNews.NEIGHBOUR_FLOODING)) == 1
+    near.now_s += 60.0
+    assert not news(near.take(), FabricNews.NEIGHBOUR_FLOODING)
+
+
 def test_a_storm_in_our_name_is_outbid_at_a_rate() -> None:
     lsdb = database()
     for sequence in range(2, 3000):
@@ -201,6 +224,11 @@ def test_a_storm_in_our_name_is_outbid_at_a_rate() -> None:
     lsdb.tick(1.0)
     record = lsdb.records[ME + b"\0\0"]
     assert (record.lsp.sequence, record.lsp.tlvs) == (3000, (Hostname("me"),))
+    answer_count = 0
+    for sequence in range(3001, 4001):
+        give(lsdb, lsp(sequence, ME), 1.0 + (sequence - 3000) / 1000)
+        answer_count += lsdb.records[ME + b"\0\0"].lsp.sequence > sequence
+    assert 5 <= answer_count <= 5 * 2, "what came in by then, and five a second"
 
 
 def test_a_storm_in_our_name_is_said_once() -> None:
@@ -213,6 +241,8 @@ def test_a_storm_in_our_name_is_said_once() -> None:
     near.now_s += 1.0
     said = [e for e in near.take() if isinstance(e, SendFrame) and e.frame[18] == 18]
     assert said, "what we say of ourselves is said again"
+    near.now_s += 60.0
+    assert not news(near.take(), FabricNews.NAME_DISPUTED), "it is over"
 
 
 def test_a_pseudonode_in_our_name_does_not_make_us_fall_silent() -> None:
@@ -291,14 +321,52 @@ def test_a_site_does_not_make_up_routers_without_end() -> None:
 
 def test_subscriptions_are_bounded_and_who_finds_no_room_is_answered() -> None:
     made = server()
-    made._subscription_count = SUBSCRIPTIONS_MAX  # what a long flood would lead to
-    eid = host_eid(IID, IPv6Address("2001:db8::1"))
-    request = MapRequest(
-        7, None, (SOURCE,), (eid,), notify=True, sender=XtrName(bytes(16), b"a" * 8)
-    )
-    (answer,) = made.handle(DatagramReceived(SOURCE, 4342, encode_request(request)), 0.0)
-    assert made._subscriptions == {}
-    assert answer.data[0] >> 4 == 2, "a Map-Reply"  # type: ignore[union-attr]
+    made._subscription_count = SUBSCRIPTIONS_MAX - 1  # what a long flood would lead to
+    assert is_subscribed(made, 1, 0)
+    assert is_subscribed(made, 1, 0, nonce=8), "who is in goes on"
+    assert not is_subscribed(made, 2, 0)
+    assert is_subscribed(made, 3, 0, now_s=SUBSCRIPTION_S), "those that ended make room"
+
+
+def test_subscriptions_of_one_address_are_bounded_and_those_that_ended_make_room() -> None:
+    made = server()
+    for number in range(SUBSCRIBERS_MAX):
+        assert is_subscribed(made, 1, number, now_s=number / 100)
+    assert not is_subscribed(made, 1, SUBSCRIBERS_MAX, now_s=11.0)
+    assert is_subscribed(made, 2, 0, now_s=11.0), "other addresses have their own"
+    assert is_subscribed(made, 1, SUBSCRIBERS_MAX, now_s=12.0 + SUBSCRIPTION_S)
+
+
+def is_subscribed(
+    made: MapServer, host: int, router: int, *, nonce: int = 7, now_s: float = 0.0
+) -> bool:
+    """Ask for an address and for word of its moves; else it is told plainly (a Map-Reply)."""
+    name = XtrName(router.to_bytes(16, "big"), b"a" * 8)
+    eid = host_eid(IID, IPv6Address(f"2001:db8::{host}"))
+    request = MapRequest(nonce, None, (SOURCE,), (eid,), notify=True, sender=name)
+    (answer,) = made.handle(DatagramReceived(SOURCE, 4342, encode_request(request)), now_s)
+    kind = answer.data[0] >> 4  # type: ignore[union-attr]
+    assert kind in {2, 4}
+    return kind == 4
+
+
+def test_one_source_is_answered_at_a_rate() -> None:
+    made = server()
+    request = encode_request(MapRequest(7, None, (SOURCE,), (EID,)))
+    known = DatagramReceived(SOURCE, 4342, request)
+    answered = [bool(made.handle(known, 0.0)) for _ in range(int(REQUEST_RATE.burst) + 100)]
+    assert made.counters["request_rate"] == 100
+    assert sum(answered) == REQUEST_RATE.burst + 1, "the first that is not read is said"
+
+
+def test_no_more_sources_are_known_than_there_is_room_for() -> None:
+    made, at_s = server(), 0.0
+    request = encode_request(MapRequest(7, None, (SOURCE,), (EID,)))
+    for number in range(SOURCES_MAX + 10):
+        at_s += 1 / SOURCE_RATE.per_s
+        source = IPv4Address((11 << 24) + number)
+        assert made.handle(DatagramReceived(source, 4342, request), at_s), "no faster than is taken"
+    assert len(made._buckets) == SOURCES_MAX
 
 
 def test_sources_made_up_by_the_thousand_do_not_make_us_answer_without_end() -> None:
