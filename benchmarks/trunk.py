@@ -250,7 +250,8 @@ class Sites:
     def remove(self) -> None:
         """Take all of it away."""
         for edge, trunk in zip(self.edges, self._trunks, strict=False):
-            within(edge, lambda up=trunk: asyncio.run(tear_down(up)))  # type: ignore[misc]
+            ends = (trunk.plan.port, trunk.plan.tunnel)
+            within(edge, lambda gone=ends: asyncio.run(tear_down(*gone)))  # type: ignore[misc]
         self._net.remove()
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from nuage.clock import Clock
 from nuage.daemon.fabric_memory import TrunkMemory
-from nuage.errors import NuageError, TimedOut, Unavailable
+from nuage.errors import NuageError, Unavailable
 from nuage.ids import NodeId, SiteId
 from nuage.model.fabric import FabricWish, LinkWish, SiteTrunkWish
 from nuage.network.cable import CABLE, NO_CABLES, Cabling, cable_mtu
@@ -39,7 +39,7 @@ from nuage.network.trunk import (
     plan_trunk,
     tunnel_end,
 )
-from nuage.network.trunk_wireguard import run, set_up
+from nuage.network.trunk_wireguard import run, set_up, tear_down
 
 RACK_PATH_BYTES: Final = 1500
 SIOCGIFMTU: Final = 0x8921
@@ -213,7 +213,7 @@ class TrunkMaker:
     async def _make_link(self, wish: LinkWish, made_of: str) -> TrunkMemory:
         name = f"nln{wish.vni:x}"
         bytes_max = trunk_mtu(RACK_PATH_BYTES, Wrapping(encrypted=False))
-        await self._delete(name)
+        await tear_down(name)
         await run(
             (
                 "ip", "link", "add", name, "type", "vxlan", "id", str(wish.vni),
@@ -240,7 +240,7 @@ class TrunkMaker:
             path_mtu_bytes=min(wish.here.mtu_bytes, wish.there.mtu_bytes),
         )
         plan = plan_trunk(asked, asked.drivers[0])
-        await self._delete(plan.port, plan.tunnel)  # what a life that forgot them may have left
+        await tear_down(plan.port, plan.tunnel)  # what a life that forgot them may have left
         up = await set_up(asked, self._node.private_key, self._clock)
         return TrunkMemory(
             interface=up.plan.port,
@@ -253,14 +253,8 @@ class TrunkMaker:
     async def _remove(self, memory: TrunkMemory) -> None:
         if memory.driver == CABLE:
             return  # the card is the node's
-        await self._delete(memory.interface, memory.tunnel)
+        await tear_down(memory.interface, memory.tunnel)
         log.info("trunk removed", interface=memory.interface)
-
-    async def _delete(self, *names: str) -> None:
-        for name in names:
-            if name and interface_exists(name):
-                with suppress(Unavailable, TimedOut):  # it may be gone meanwhile
-                    await run(("ip", "link", "del", name))
 
 
 async def join_tcp(plane: ForwardingPlane, node_id: NodeId) -> None:

@@ -136,7 +136,7 @@ async def set_up(wish: TrunkWish, private_key: str, clock: Clock) -> TrunkUp:
             try:
                 return await _set_up(plan, private_key, clock)
             except (Unavailable, TimedOut):
-                await _delete(plan)
+                await tear_down(plan.port, plan.tunnel)
                 raise
         refusals.append(f"{driver.value}: {found.reason}")
     raise Unavailable(f"no driver for trunk {wish.number}: {'; '.join(refusals)}")
@@ -195,15 +195,8 @@ async def _wait_for(tunnel: str, clock: Clock) -> None:
             return
 
 
-async def tear_down(trunk: TrunkUp) -> None:
-    """Take a trunk away."""
-    await _delete(trunk.plan)
-
-
-async def _delete(plan: TrunkPlan) -> None:
-    for name in (plan.port, plan.tunnel):
-        if name:
-            try:
-                await run(("ip", "link", "del", name))
-            except Unavailable:
-                continue  # it is not there: what we want
+async def tear_down(*interfaces: str) -> None:
+    """Take a trunk's interfaces away; "" stands for one that it has not."""
+    for name in filter(None, interfaces):
+        with suppress(Unavailable, TimedOut):  # it is not there: what we want
+            await run(("ip", "link", "del", name))

@@ -451,7 +451,8 @@ class Sites:
 
     def remove(self) -> None:
         for bridge, trunk in zip(self.bridges[1:], self.trunks, strict=False):
-            within(bridge.namespace, lambda up=trunk: asyncio.run(tear_down(up)))  # type: ignore[misc]
+            ends = (trunk.plan.port, trunk.plan.tunnel)
+            within(bridge.namespace, lambda gone=ends: asyncio.run(tear_down(*gone)))  # type: ignore[misc]
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ async def test_wireguard_gos_sockets_take_a_burst(sites: None) -> None:
         try:
             told = await run(("ss", "-Huanm", "sport", "=", f":{trunk.plan.listen_port}"))
         finally:
-            await tear_down(trunk)
+            await tear_down(trunk.plan.port, trunk.plan.tunnel)
     buffers = [int(number) for number in re.findall(r"rb(\d+)", told)]
     assert buffers, told
     assert min(buffers) >= BUFFER_BYTES
@@ -136,7 +136,7 @@ async def test_an_encrypted_trunk_carries_full_frames_and_shows_the_isp_nothing(
     finally:
         for name, trunk in trunks.items():
             async with namespace(name):
-                await tear_down(trunk)
+                await tear_down(trunk.plan.port, trunk.plan.tunnel)
         loop.remove_reader(watch.fileno())
         watch.close()
     assert sum(len(frame) > 1390 for frame in seen) >= 5
