@@ -14,7 +14,7 @@ from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import Iaas, PastIaas
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scopes_of
 
 CARRY_TIMEOUT_S = 10.0
@@ -156,7 +156,8 @@ class Dispatcher:
             require(principal, action, EVERYWHERE if scope is None else scope, self._named)
 
     def _named(self, scope: str) -> str:
-        iaas = self._site.index.find_value(Iaas, scope)
+        index = self._site.index
+        iaas = index.find_value(Iaas, scope) or index.find_value(PastIaas, scope)
         return scope if iaas is None else iaas.name
 
     def _home(self, operation: Operation[object, object], body: object) -> SiteId | None:

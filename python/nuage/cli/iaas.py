@@ -16,6 +16,7 @@ from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
     answered,
+    day,
     inner,
     listed,
     print_table,
@@ -137,9 +138,13 @@ def create_iaas(session: Session, /, name: str, **options: object) -> None:  # f
 
 
 @iaas_group.command("list")
+@click.option("--deleted", is_flag=True, help="Those that were taken down, to prove their past.")
 @pass_session
-def list_iaas(session: Session) -> None:
+def list_iaas(session: Session, *, deleted: bool) -> None:
     """Show the IaaSes you may see."""
+    if deleted:
+        _list_past(session)
+        return
     answer = session.client.get("/v1/iaas")
     rows = []
     for row in rows_of(answer):
@@ -154,6 +159,16 @@ def list_iaas(session: Session) -> None:
             )
         )
     show(session, answer, ("NAME", "ID", "OWNER", "CONTRACT", "HOME"), rows, empty="no IaaS yet")
+
+
+def _list_past(session: Session) -> None:
+    answer = session.client.get("/v1/deleted-iaas")
+    rows = [
+        (row["name"], row["iaas_id"], row["owner"], day(row["deleted_s"]))
+        for row in rows_of(answer)
+    ]  # fmt: skip
+    empty = "no IaaS that you may trace was taken down"
+    show(session, answer, ("NAME", "ID", "OWNER", "TAKEN DOWN"), rows, empty=empty)
 
 
 def default_ack(copies: int) -> str:

@@ -20,7 +20,7 @@ from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import EntropySource, IaasId, SegmentId, SiteId, new_id
 from nuage.model.contract import AckPolicy, Contract, require_satisfiable
-from nuage.model.iaas import Iaas, IaasKey
+from nuage.model.iaas import Iaas, IaasKey, PastIaas
 from nuage.model.image import Image
 from nuage.model.infrastructure import Datacenter
 from nuage.model.network import Port, PublicAddress, Segment
@@ -151,6 +151,14 @@ async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None
             hint="delete its VMs, volumes, public addresses and images first",
         )
     await clear_away_everywhere(site, iaas.iaas_id)
+    past = PastIaas(
+        iaas_id=iaas.iaas_id,
+        name=iaas.name,
+        owner=iaas.owner,
+        contract=iaas.contract,
+        deleted_s=site.clock.now_s(),
+    )
+    await site.save(past)
     key = site.index.find_value(IaasKey, iaas.iaas_id)
     await site.delete(iaas, *([] if key is None else [key]))
     site.keyring.forget(iaas.iaas_id)

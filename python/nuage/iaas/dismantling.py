@@ -11,9 +11,10 @@ from typing import TypeVar
 from nuage.catalogue.codec import id_of, kind_of
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, SiteId
-from nuage.model.identity import User
+from nuage.model.identity import Grant, Role, User
 from nuage.model.network import SecurityGroup, Segment
 from nuage.model.record import Noun
+from nuage.trust.permissions import TABLE
 
 N = TypeVar("N", Segment, SecurityGroup)
 
@@ -41,12 +42,23 @@ async def clear_away_everywhere(site: Site, iaas_id: IaasId) -> None:
 
 
 async def clear_away(site: Site, left: ClearAway) -> None:
-    """Delete this site's networks and groups of an IaaS, and take its users' roles on it."""
-    await site.delete(*_own(site, left.iaas_id, Segment), *_own(site, left.iaas_id, SecurityGroup))
+    """Delete this site's networks and groups of an IaaS, and take its users' roles on it.
+
+    Who could trace its volumes is its auditor from then on: what ledgers keep can still be proven.
+    """
+    own: list[Noun] = [*_own(site, left.iaas_id, Segment), *_own(site, left.iaas_id, SecurityGroup)]
+    if own:
+        await site.delete(*own)
     for user in _grantees(site, left.iaas_id):
         if site.index.home("user", user.user_id) == site.site_id:
-            kept = tuple(grant for grant in user.grants if grant.scope != left.iaas_id)
-            await site.save(replace(user, grants=kept))
+            await site.save(replace(user, grants=_grants_after(user.grants, left.iaas_id)))
+
+
+def _grants_after(grants: tuple[Grant, ...], iaas_id: IaasId) -> tuple[Grant, ...]:
+    others = tuple(grant for grant in grants if grant.scope != iaas_id)
+    own = (grant for grant in grants if grant.scope == iaas_id)
+    may_trace = any(grant.role in TABLE["volume.trace"] for grant in own)
+    return (*others, Grant(Role.AUDITOR, iaas_id)) if may_trace else others
 
 
 def _own(site: Site, iaas_id: IaasId, cls: type[N]) -> list[N]:

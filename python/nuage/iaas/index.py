@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.iaas.addresses import host_number
 from nuage.ids import IaasId, NodeId, SegmentId, SiteId, VolumeId
-from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey
+from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey, PastIaas
 from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.network import Port, PublicAddress
 from nuage.model.record import KIND_OF, KINDS, Noun, Record
@@ -369,7 +369,7 @@ def nodes_of(value: Noun) -> tuple[NodeId, ...]:
 
 def iaas_of(value: Noun) -> IaasId | None:
     """Return the IaaS that `value` belongs to, if it belongs to one."""
-    if isinstance(value, Iaas):
+    if isinstance(value, Iaas | PastIaas):
         return None
     return cast(IaasId | None, getattr(value, "iaas_id", None))
 

@@ -7,7 +7,7 @@ from nuage.errors import Conflict, Forbidden, InvalidRequest
 from nuage.iaas.operations import Operation, OperationTable, any_scope, anywhere, federation_scope
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, UserId, new_id
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import Iaas, PastIaas
 from nuage.model.identity import Grant, Role, User
 from nuage.model.infrastructure import Datacenter
 from nuage.trust.permissions import FEDERATION, Principal, require_grantable
@@ -97,6 +97,8 @@ def _scope_named(site: Site, scope: str, field: str) -> str:
         return scope
     if site.index.is_name_taken(Iaas, scope) or site.index.find_value(Iaas, scope) is not None:
         return site.index.named(Iaas, scope).iaas_id
+    if site.index.find_value(PastIaas, scope) is not None:
+        return scope  # only its past is left: to be proven, or to be taken from somebody
     known = ", ".join(sorted(d.site_id for d in site.index.values(Datacenter)))
     raise InvalidRequest(
         f"no site and no IaaS is named {scope!r}; the sites are {known}", field=field

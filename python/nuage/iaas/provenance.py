@@ -7,7 +7,8 @@ signed, keys and certificates up to the federation's root, and the contract as i
 (docs/protocols/ledger.md §4). `nuage verify FILE` checks it with public keys alone.
 
 Ledgers only grow: of a volume that was deleted they still tell, by its id, where it was and when
-the last of it was erased.
+the last of it was erased. So they do for an IaaS that was taken down, by its id or its name, for
+whoever could trace its volumes before.
 """
 
 import asyncio
@@ -19,18 +20,18 @@ import msgspec
 
 from nuage.errors import InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import NameIaas
-from nuage.iaas.operations import Operation, OperationTable, anywhere, iaas_scope
+from nuage.iaas.operations import NamesIaas, Operation, OperationTable, any_scope, anywhere
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import NameVolume
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId, is_id
 from nuage.model.contract import Contract, refusal_of_site
-from nuage.model.iaas import Iaas
+from nuage.model.iaas import Iaas, PastIaas
 from nuage.model.infrastructure import Datacenter
 from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
 from nuage.model.volume import Erasure, ReplicaPlace, Volume
 from nuage.storage.ledgers import LedgerProof, LedgerShelf
-from nuage.trust.permissions import Principal
+from nuage.trust.permissions import Principal, Scope, is_allowed
 from nuage.trust.verify import canonical
 
 PROVE_METHOD = "ledger.prove"
@@ -61,6 +62,11 @@ class ProveVolume:
     iaas: str
     volume: str
     since: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPast:
+    """Ask for the IaaSes that were taken down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +226,45 @@ class _Subject:
     is_deleted: bool = False
 
 
+def _iaas_named(site: Site, name: str) -> Iaas | PastIaas:
+    """Return the IaaS of this id or name, or the one that was taken down.
+
+    Raises:
+        NotFound: there never was one.
+        InvalidRequest: several of this name were taken down: use the id.
+    """
+    try:
+        return site.index.iaas_named(name)
+    except NotFound:
+        if site.index.find_value(PastIaas, name) is None and not site.index.is_name_taken(
+            PastIaas, name
+        ):
+            raise
+    return site.index.named(PastIaas, name)
+
+
+def _trace_scope(site: Site, body: NamesIaas) -> Scope | None:
+    """Ask for the role on the IaaS named, be it gone."""
+    return Scope(iaas_id=_iaas_named(site, body.iaas).iaas_id)
+
+
+async def list_past(site: Site, principal: Principal, _body: ListPast) -> list[PastIaas]:
+    """Show the IaaSes that were taken down and whose past the caller may prove, newest first."""
+    seen = [
+        past
+        for past in site.index.values(PastIaas)
+        if is_allowed(principal, "volume.trace", Scope(iaas_id=past.iaas_id))
+    ]
+    return sorted(seen, key=lambda past: -past.deleted_s)
+
+
 def _subject(site: Site, iaas: str, volume: str) -> _Subject:
     """Return the volume of that name or id, or the one that once had that id.
 
     Raises:
         NotFound: a name that no volume has now, nor one that is being erased.
     """
-    iaas_id = site.index.iaas_named(iaas).iaas_id
+    iaas_id = _iaas_named(site, iaas).iaas_id
     try:
         found = site.index.named(Volume, volume, iaas_id)
     except NotFound as error:
@@ -341,7 +379,7 @@ async def prove_volume(site: Site, _principal: Principal, body: ProveVolume) -> 
     volume = _subject(site, body.iaas, body.volume)
     proofs, silent = await _proofs(site, volume, _covered(body.since))
     shelf = shelf_of(site)
-    iaas = site.index.value(Iaas, volume.iaas_id)
+    iaas = _iaas_named(site, volume.iaas_id)
     content: dict[str, object] = {
         "format": PROOF_FORMAT,
         "time_ms": int(site.clock.now_s() * 1000),
@@ -427,7 +465,7 @@ def _site_document(site: Site, proof: LedgerProof) -> dict[str, object]:
 
 async def list_deleted(site: Site, _principal: Principal, body: ListDeleted) -> DeletedVolumes:
     """Tell which volumes an IaaS once had, by what the ledgers of all sites keep of them."""
-    iaas = site.index.iaas_named(body.iaas)
+    iaas = _iaas_named(site, body.iaas)
     counts, silent = await _counts(site, iaas.iaas_id)
     held: dict[VolumeId, list[HeldCount]] = defaultdict(list)
     for count in (count for found in counts.values() for count in found):
@@ -452,10 +490,10 @@ async def list_deleted(site: Site, _principal: Principal, body: ListDeleted) -> 
 
 async def check_iaas(site: Site, _principal: Principal, body: NameIaas) -> ContractCheck:
     """Look at every VM, every copy and every receipt of an IaaS against its contract."""
-    return await check_contract(site, site.index.iaas_named(body.iaas))
+    return await check_contract(site, _iaas_named(site, body.iaas))
 
 
-async def check_contract(site: Site, iaas: Iaas) -> ContractCheck:
+async def check_contract(site: Site, iaas: Iaas | PastIaas) -> ContractCheck:
     """Look at every VM, copy and receipt of `iaas`; what sites do not answer is named."""
     refusals = {
         d.site_id: refusal
@@ -523,6 +561,20 @@ def enter(table: OperationTable) -> None:
     path = "/v1/iaas/{iaas}/volumes/{volume}"
     table.add(
         Operation(
+            name="iaas.list-deleted",
+            verb="GET",
+            path="/v1/deleted-iaas",
+            body=ListPast,
+            result=list[PastIaas],
+            action="volume.trace",
+            summary="Tell which IaaSes were taken down, and may still be traced and proven",
+            run=list_past,
+            scope=any_scope,
+            home=anywhere,
+        )
+    )
+    table.add(
+        Operation(
             name="volume.trace",
             verb="GET",
             path=path + "/trace",
@@ -531,7 +583,7 @@ def enter(table: OperationTable) -> None:
             action="volume.trace",
             summary="Tell where each part of a volume has been, from when to when",
             run=trace_volume,
-            scope=iaas_scope,
+            scope=_trace_scope,
             home=anywhere,
         )
     )
@@ -545,7 +597,7 @@ def enter(table: OperationTable) -> None:
             action="volume.trace",
             summary="Prove where a volume has been, in a document that stands alone",
             run=prove_volume,
-            scope=iaas_scope,
+            scope=_trace_scope,
             home=anywhere,
         )
     )
@@ -559,7 +611,7 @@ def enter(table: OperationTable) -> None:
             action="volume.trace",
             summary="Tell which volumes were deleted, and what of them has been where",
             run=list_deleted,
-            scope=iaas_scope,
+            scope=_trace_scope,
             home=anywhere,
         )
     )
@@ -573,7 +625,7 @@ def enter(table: OperationTable) -> None:
             action="iaas.read",
             summary="Look for anything of an IaaS that lies or runs outside its contract",
             run=check_iaas,
-            scope=iaas_scope,
+            scope=_trace_scope,
             home=anywhere,
         )
     )

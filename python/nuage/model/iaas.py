@@ -36,6 +36,20 @@ class IaasKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PastIaas:
+    """An IaaS that was taken down: what proofs of where its volumes were say of it.
+
+    Who could trace its volumes is an auditor on its id from then on, and may still prove its past.
+    """
+
+    iaas_id: IaasId
+    name: str
+    owner: str
+    contract: Contract
+    deleted_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Iaas:
     """A tenant's virtual cluster. `label` is its 24-bit segment and storage number.
 

@@ -5,7 +5,7 @@ from typing import Final, TypeAlias
 
 from nuage.ids import IaasId, SiteId
 from nuage.model.energy import EnergyRules, EnergySource, SiteEnergy
-from nuage.model.iaas import Iaas, IaasKey
+from nuage.model.iaas import Iaas, IaasKey, PastIaas
 from nuage.model.identity import User
 from nuage.model.image import Image
 from nuage.model.infrastructure import Datacenter, Node, Pdu, Rack
@@ -23,6 +23,7 @@ Noun: TypeAlias = (
     | Pdu
     | Iaas
     | IaasKey
+    | PastIaas
     | Image
     | Volume
     | Erasure
@@ -50,6 +51,7 @@ KINDS: Final[dict[str, tuple[type[Noun], str]]] = {
     "pdu": (Pdu, "pdu_id"),
     "iaas": (Iaas, "iaas_id"),
     "iaas-key": (IaasKey, "iaas_id"),
+    "past-iaas": (PastIaas, "iaas_id"),
     "image": (Image, "image_id"),
     "volume": (Volume, "volume_id"),
     "erasure": (Erasure, "volume_id"),

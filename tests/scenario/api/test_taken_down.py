@@ -7,7 +7,7 @@ from tests.scenario.api.test_tenant_network import tenant_of
 
 from nuage.iaas.erasure import CopyErased, copy_erased
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
-from nuage.model.identity import User
+from nuage.model.identity import Grant, Role, User
 from nuage.model.network import SecurityGroup, Segment
 from nuage.model.volume import Erasure, ReplicaPlace
 
@@ -38,6 +38,33 @@ async def test_an_iaas_takes_what_other_sites_made_for_it_along(federation: Fede
         assert not site.index.of_iaas(SecurityGroup, iaas_id)
         (ann,) = (each for each in site.index.values(User) if each.name == "ann")
         assert [grant.role.value for grant in ann.grants] == ["auditor"]
+
+
+async def test_who_could_trace_an_iaas_may_prove_its_past_and_nobody_else(
+    federation: Federation,
+) -> None:
+    iaas_id = await tenant_of(federation, "acme")
+    await tenant_of(federation, "other")
+    await federation.settle()
+    user = {"name": "eve", "secret": "correct horse battery", "grants": ["iaas-admin@acme"]}
+    assert (await federation.ask("POST", "/v1/users", user, at=ELSEWHERE))[0] == 201
+    await federation.settle()
+    assert (await federation.ask("DELETE", "/v1/iaas/acme"))[0] in (200, 204)
+    await federation.settle()
+    site = federation.sites[ELSEWHERE]
+    (eve,) = (each for each in site.index.values(User) if each.name == "eve")
+    assert eve.grants == (Grant(Role.AUDITOR, iaas_id),)
+    federation.tokens.know("eve", *eve.grants)
+    status, told = await federation.ask("GET", "/v1/deleted-iaas", who="eve", at=ELSEWHERE)
+    assert status == 200
+    assert [(past["iaas_id"], past["name"]) for past in told["result"]] == [(iaas_id, "acme")]
+    check = f"/v1/iaas/{iaas_id}/check"
+    assert (await federation.ask("GET", check, who="eve"))[0] != 403
+    assert (await federation.ask("GET", check, who="other"))[0] == 403
+    _, told = await federation.ask("GET", "/v1/deleted-iaas", who="other")
+    assert told["result"] == []
+    doors = f"/v1/iaas/{iaas_id}/vms"
+    assert (await federation.ask("GET", doors, who="eve"))[0] == 404
 
 
 async def test_a_segment_goes_once_no_vm_is_in_it(federation: Federation) -> None:

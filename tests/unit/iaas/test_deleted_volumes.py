@@ -21,6 +21,7 @@ from nuage.iaas.provenance import (
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import NameVolume
 from nuage.ids import NodeId, SiteId, UserId
+from nuage.model.iaas import PastIaas
 from nuage.model.record import Noun
 from nuage.model.trust import SiteTrust
 from nuage.model.volume import Erasure, ReplicaPlace
@@ -75,6 +76,24 @@ async def test_a_deleted_volume_is_proven_by_its_id_and_its_proof_says_so(tmp_pa
     assert "until" in place
     trace = await trace_volume(site, OWNER, NameVolume(IAAS, VOLUME))
     assert all(stay.until_s is not None for stay in trace.stays)
+
+
+async def test_a_volume_of_an_iaas_that_was_taken_down_is_listed_and_proven(tmp_path: Path) -> None:
+    site = site_with(tmp_path, erased=3)
+    former = iaas()
+    site.index.remove("iaas", IAAS, SiteId("marne"))
+    with pytest.raises(NotFound):
+        await prove_volume(site, OWNER, ProveVolume(IAAS, VOLUME))
+    past = PastIaas(
+        iaas_id=IAAS, name=former.name, owner="ada", contract=former.contract, deleted_s=6.0
+    )
+    site.index.put(record(past))
+    for name in (former.name, IAAS):
+        proof = await prove_volume(site, OWNER, ProveVolume(name, VOLUME))
+        told = list(told_proof(verify_proof(proof.document.encode())))
+        assert told[0] == "SOUND"
+        (known,) = (await list_deleted(site, OWNER, ListDeleted(name))).volumes
+        assert (known.volume, known.segment_count) == (VOLUME, 0)
 
 
 async def test_a_volume_that_is_being_erased_is_proven_by_its_name(tmp_path: Path) -> None:
