@@ -139,3 +139,32 @@ fn a_new_head_knows_how_old_the_writes_are_that_its_copies_lack() {
     set.until(|set| set.is_live(FAR));
     assert_eq!(set.head.copies()[FAR_COPY].lag.age_ns, 0);
 }
+
+#[test]
+fn a_copy_that_is_cut_off_is_told_with_since_when_and_its_lag_as_no_more_than_is_known() {
+    let directories = directories();
+    let mut set = metro(&directories, false);
+    assert_eq!(set.head.copies()[FAR_COPY].silent_ns, None);
+    set.stalled[FAR] = true;
+    set.write(0..8, 1);
+    pass(&mut set, 5);
+    assert_eq!(set.head.copies()[FAR_COPY].silent_ns, None, "not yet");
+    pass(&mut set, 20);
+    let copy = set.head.copies()[FAR_COPY];
+    let silent_ns = copy.silent_ns.expect("cut off");
+    assert!((24..=26).contains(&(silent_ns / SECOND_NS)), "{silent_ns}");
+    assert!(!copy.lag.is_at_least && copy.lag.records == 8);
+    drop(set);
+    // A head that never heard it cannot tell what it lacks of before.
+    let mut set = Set::opened(&directories, PolicyName::Metro, 2, false);
+    set.stalled[FAR] = true;
+    set.until(|set| set.head.is_serving());
+    pass(&mut set, 60);
+    let copy = set.head.copies()[FAR_COPY];
+    assert!(copy.lag.is_at_least);
+    assert!(
+        copy.silent_ns >= Some(50 * SECOND_NS),
+        "{:?}",
+        copy.silent_ns
+    );
+}

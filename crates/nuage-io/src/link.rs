@@ -308,6 +308,9 @@ impl LinkSet {
         if self.held.len() >= LINKS_MAX {
             return log::warn("too_many_links", &[]);
         }
+        if let Err(error) = stream.expect_answers() {
+            return log::warn("link_not_accepted", &[("error", error.to_string().into())]);
+        }
         match Link::accept(trust) {
             Ok(link) => self.hold(poller, stream, link),
             Err(error) => log::error("link_not_accepted", &[("error", error.to_string().into())]),

@@ -15,6 +15,9 @@ use std::time::Duration;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_PROBE: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// So long may bytes to another daemon go without an answer of its kernel. Left to itself TCP tries for a quarter of
+/// an hour, ever more seldom: a line that is whole again would lie idle for minutes.
+const UNANSWERED_MS_MAX: u32 = 15_000;
 
 /// `HOST:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,13 +181,23 @@ impl Stream {
         let fd = socket_with(family, SocketType::STREAM, flags, None)?;
         sockopt::set_tcp_nodelay(&fd, true)?;
         keep_alive(&fd)?;
-        match connect(&fd, &address) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(Self {
-                fd,
-                local: address.to_string(),
-            }),
+        let stream = Self {
+            fd,
+            local: address.to_string(),
+        };
+        stream.expect_answers()?;
+        match connect(&stream.fd, &address) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(stream),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Give the connection up once the peer's kernel answers nothing for some seconds.
+    pub fn expect_answers(&self) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_tcp_user_timeout(
+            &self.fd,
+            UNANSWERED_MS_MAX,
+        )?)
     }
 
     pub fn read(&self, buffer: &mut [u8]) -> Moved {

@@ -33,6 +33,7 @@ mod replay;
 mod retention;
 mod scrubbing;
 mod segment;
+mod standing;
 mod store;
 
 pub use checkpoint::{
@@ -58,4 +59,5 @@ pub use recovery::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, TailRule, VolumeSpec, s
 pub use replay::State;
 pub use scrubbing::{ScrubReport, ScrubStep};
 pub use segment::{Scan, Scanned, Seal, SegmentHeader, SegmentKind, decode_first_block, scan};
+pub use standing::Standing;
 pub use store::{Anchor, Retention, Store, StoreEvent};

@@ -564,7 +564,7 @@ impl<D: Disk> Store<D> {
     }
 }
 
-fn read_superblock<D: Disk>(disk: &mut D) -> Result<Superblock, JournalError> {
+pub(crate) fn read_superblock<D: Disk>(disk: &mut D) -> Result<Superblock, JournalError> {
     let mut best: Option<Superblock> = None;
     for name in ["super.a", "super.b"] {
         let bytes = match disk.load_now(name) {

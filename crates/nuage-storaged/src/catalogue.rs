@@ -3,12 +3,14 @@
 //! ```text
 //! DIR/volumes/NAME/volume.json   what create_volume was asked, with the uuid
 //! DIR/volumes/NAME/journal/      the engine's files       (backend journal)
+//! DIR/retired/NAME~N/            a copy that one on another disk has taken the place of
 //! DIR/volumes/NAME/data.raw      the volume itself        (backend file)
 //! DIR/receipts.jsonl             receipts, one a line, in the order of their number
 //! ```
 
 use crate::control::{self, Backend, Code, CreateVolume, Refusal};
 use crate::disks::Disks;
+use crate::rivals::{self, Retired};
 use nuage_block::memory::MemoryDevice;
 use nuage_block::{BlockDevice, Geometry};
 use nuage_disk::{FileDisk, Method};
@@ -62,6 +64,8 @@ pub struct Catalogue {
     dir: PathBuf,
     pub(crate) disks: Disks,
     pub volumes: BTreeMap<String, CreateVolume>,
+    /// Copies that others have taken the place of.
+    pub retired: Vec<Retired>,
     /// The data keys of the `IaaS`, the newest first, once they were given: never on disk.
     pub keys: Vec<DataKey>,
 }
@@ -164,7 +168,7 @@ pub(crate) fn now_ns() -> u64 {
 impl Catalogue {
     /// Read what is there; a directory without its specification is an aborted creation and goes.
     pub fn open(dir: &Path, disks: Disks) -> io::Result<Self> {
-        let mut volumes = BTreeMap::new();
+        let mut volumes: BTreeMap<String, CreateVolume> = BTreeMap::new();
         for (disk, root) in disks.roots() {
             fs::create_dir_all(root)?;
             for entry in fs::read_dir(root)? {
@@ -173,6 +177,9 @@ impl Catalogue {
                     Ok(text) => {
                         let mut spec: CreateVolume = serde_json::from_slice(&text)?;
                         disk.clone_into(&mut spec.disk);
+                        if let Some(known) = volumes.remove(&spec.volume) {
+                            spec = rivals::settle(&disks, known, spec)?;
+                        }
                         volumes.insert(spec.volume.clone(), spec);
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -184,6 +191,7 @@ impl Catalogue {
         }
         disks.settle(&volumes)?;
         Ok(Self {
+            retired: rivals::found(&disks)?,
             dir: dir.to_owned(),
             disks,
             volumes,
@@ -325,6 +333,7 @@ impl Catalogue {
             _ => {}
         }
         Disks::remove(&folder).map_err(failed)?;
+        self.retired.retain(|retired| retired.volume != name);
         self.disks.remove_strays(name).map_err(failed)
     }
 

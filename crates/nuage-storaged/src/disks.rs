@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/volumes/NAME/                 a volume on the first disk
 //! DISK/volumes/NAME/                on a further one
+//! DISK/retired/NAME~N/              a copy that another one has taken the place of (`rivals`)
 //! …/NAME/journal/base               a link to BASE/volumes/NAME, where its base segments lie (NAME~1, … where
 //!                                   that is another's, of a disk that is missing)
 //! ```
@@ -18,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 const VOLUMES: &str = "volumes";
+const RETIRED: &str = "retired";
 
 /// Where volumes lie, by the name of the disk; the first one's name is empty.
 pub struct Disks {
@@ -119,8 +121,47 @@ impl Disks {
         remove_whole(folder)
     }
 
-    /// Remove what lies on the large disk of a volume whose own disk was lost before: it is deleted now.
+    /// Move a copy out of the way, on its own disk; durable on return.
+    pub(crate) fn put_aside(&self, disk: &str, volume: &str) -> io::Result<()> {
+        let root = self.root(disk);
+        let aside = root.with_file_name(RETIRED);
+        fs::create_dir_all(&aside)?;
+        fs::rename(root.join(volume), free_base(&aside, volume))?;
+        fs::File::open(&aside)?.sync_all()?;
+        fs::File::open(root)?.sync_all()
+    }
+
+    /// What was moved out of the way, with the name of its disk.
+    pub(crate) fn aside(&self) -> io::Result<Vec<(String, PathBuf)>> {
+        let mut found = Vec::new();
+        for (disk, root) in &self.roots {
+            match fs::read_dir(root.with_file_name(RETIRED)) {
+                Ok(entries) => {
+                    for entry in entries {
+                        found.push((disk.clone(), entry?.path()));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The volume that a directory was made for.
+    pub(crate) fn volume_of(name: &str) -> &str {
+        volume_of_base(name)
+    }
+
+    /// Remove what lies aside, and on the large disk, of a volume whose own disk was lost before: it is
+    /// deleted now.
     pub(crate) fn remove_strays(&self, volume: &str) -> io::Result<()> {
+        for (_, folder) in self.aside()? {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            if volume_of_base(&name) == volume {
+                Self::remove(&folder)?;
+            }
+        }
         let Some(base) = &self.base else {
             return Ok(());
         };

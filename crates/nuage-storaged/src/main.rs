@@ -22,6 +22,7 @@ mod past;
 mod receipts;
 mod replication;
 mod report;
+mod rivals;
 mod scrubbing;
 mod standby;
 mod tidying;

@@ -177,6 +177,7 @@ impl Storaged {
 
     pub(crate) fn at(&mut self, asked: At, context: &mut Context<'_>) -> Result<Value, Refusal> {
         let engine = self.engine(&asked.volume)?.clone();
+        self.room_for_view(&asked.volume)?;
         let point = engine.with(|head| clones::point(head.store(), &asked.moment))?;
         let names = views::Names {
             iqn: asked.iqn,

@@ -1,6 +1,6 @@
 //! What the daemon tells about itself: status, metrics, receipts, events of the engine.
 
-use crate::catalogue::{EngineVolume, hex, journal_refusal};
+use crate::catalogue::{EngineVolume, hex, journal_refusal, now_ns};
 use crate::control::{Code, Refusal};
 use crate::daemon::{Asker, Head, Storaged};
 use crate::limits::answering_name;
@@ -29,13 +29,14 @@ impl Storaged {
             "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend,
             "encrypted": spec.encrypted, "disk": spec.disk, "head": Value::Null,
             "retention": spec.retention,
-            "stands_by": self.standbys.contains_key(volume),
+            "stands_by": self.standbys.contains_key(volume), "retired": self.retired(volume),
+            "views": self.views_of(volume, context),
         });
         if let Some(copy) = self.copies.by_volume.get(volume) {
             let store = copy.store.store();
             value["copy"] = json!({
                 "sequence": store.tail().seq, "durable_sequence": store.durable_seq(),
-                "journal_bytes": store.segment_bytes_used(),
+                "journal_bytes": store.segment_bytes_used(), "whole": store.is_whole(),
             });
         }
         if let Some(scrub) = self.scrub_status(volume) {
@@ -301,9 +302,9 @@ fn copies_of(head: &Head) -> Vec<Value> {
                 "memory_sequence": copy.memory_seq, "durable_sequence": copy.durable_seq,
                 "lag": {
                     "writes": copy.lag.records, "bytes": copy.lag.bytes,
-                    "milliseconds": copy.lag.age_ns / 1_000_000,
+                    "milliseconds": copy.lag.age_ns / 1_000_000, "at_least": copy.lag.is_at_least,
                 },
-                "let_go": copy.let_go,
+                "let_go": copy.let_go, "silent_since_s": copy.silent_ns.map(|silent| now_ns().saturating_sub(silent) / 1_000_000_000),
                 "rebuild": copy.rebuild.map(|rebuild| json!({
                     "done_bytes": rebuild.done_blocks * 4096, "total_bytes": rebuild.total_blocks * 4096,
                 })),

@@ -32,6 +32,9 @@ const FILE: &str = "scrub.json";
 pub struct Kept {
     /// When the last whole pass ended, in seconds since 1970; 0: none yet.
     last_s: u64,
+    /// When the last pass from the beginning began.
+    #[serde(default)]
+    begun_s: u64,
     /// Where a pass that was begun goes on; `None`: none was.
     after: Option<u64>,
     found: u64,
@@ -128,7 +131,11 @@ impl Storaged {
 
     fn begin_pass(&mut self, volume: &str) {
         let after = self.kept(volume).after.unwrap_or(0);
-        self.kept(volume).after = Some(after);
+        let kept = self.kept(volume);
+        kept.after = Some(after);
+        if after == 0 {
+            kept.begun_s = now_s();
+        }
         if self
             .with_copy(volume, |store| store.begin_scrub(after))
             .is_some()
@@ -242,6 +249,19 @@ impl Storaged {
         let due = open.iter().find(|volume| self.is_due(volume)).cloned();
         if let (None, Some(volume)) = (&self.scrubbing.running, due) {
             self.begin_pass(&volume);
+        }
+    }
+
+    /// The copy has been read whole, from beginning to end, after that moment.
+    pub(crate) fn scrubbed_since(&mut self, volume: &str, since_s: u64) -> bool {
+        self.kept(volume).begun_s >= since_s && self.kept(volume).after.is_none()
+    }
+
+    /// Have this copy be read from its beginning, once it is open and no pass is on its way.
+    pub(crate) fn scrub_soon(&mut self, volume: &str) {
+        let is_open = self.report_of(volume).is_some();
+        if is_open && self.scrubbing.running.is_none() && self.kept(volume).after.is_none() {
+            self.begin_pass(volume);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Work for quiet moments: retention, another look for space, views whose time is over, memory to give back.
+//! Work for quiet moments: retention, another look for space, views whose time is over, copies that were replaced, memory to give back.
 
 use crate::daemon::Storaged;
 use nuage_engine::VolumeHead;
@@ -30,6 +30,7 @@ impl Storaged {
         }
         crate::memory::give_back();
         self.tidy_scrubs();
+        self.tidy_retired();
         self.compare_receipts(context);
         let now_ns = crate::catalogue::now_ns();
         for (volume, copy) in &mut self.copies.by_volume {

@@ -12,6 +12,7 @@ from nuage.cli.rates import rate_line
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
+    age,
     answered,
     day,
     inner,
@@ -197,11 +198,15 @@ def _share_line(standing: Row) -> str:
 
 
 def _copy_row(copy: Row) -> tuple[object, ...]:
-    cells = (copy["node"], copy["site"], copy["state"])
+    since = copy["silent_since_s"]
+    state = copy["state"] if since is None else f"{copy['state']} since {day(since)}"
+    cells = (copy["node"], copy["site"], state)
+    more = "≥ " * bool(copy["lag_is_at_least"])
     if not copy["lag_writes"]:
-        return (*cells, "", "", "")
+        return (*cells, "unknown" if more else "", "", "")
     size_shown = format_size(int(str(copy["lag_bytes"])))
-    return (*cells, f"{copy['lag_s']:.1f} s", copy["lag_writes"], size_shown)
+    lag = (f"{copy['lag_s']:.1f} s", str(copy["lag_writes"]), size_shown)
+    return (*cells, *(f"{more}{cell}" for cell in lag))
 
 
 def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tuple[str, object]]:
@@ -396,6 +401,29 @@ def view_volume(
     instants = marked_instant(session, volumes, [name, *others], moment)
     opened = _open_views(session, volumes, instants, kept_s)
     _tell_views(session, opened, opened)
+
+
+@volume_group.command("views")
+@click.argument("name")
+@iaas_option
+@pass_session
+def list_views(session: Session, name: str, iaas: str) -> None:
+    """List the views of NAME that are open, and the history that is held back for them."""
+    answer = row_of(session.client.get(f"{_volumes(session, iaas)}/{name}/views"))
+    if answered(session, answer):
+        return
+    rows = [
+        (
+            view["view"], f"#{view['sequence']}", day(view["opened_s"]),
+            "its head closes" if view["left_s"] is None else f"{age(view['left_s'])} from now",
+            view["sessions"] or "",
+        )
+        for view in listed(answer, "views")
+    ]  # fmt: skip
+    headers = ("VIEW", "AFTER WRITE", "OPENED", "UNTIL", "SESSIONS")
+    print_table(headers, rows, empty="no view is open")
+    if held := int(str(answer["held_bytes"])):
+        click.echo(f"{format_size(held)} of history that was due to leave is held back for them")
 
 
 def _open_views(session: Session, volumes: str, instants: list[Instant], kept_s: int) -> list[Row]:

@@ -31,7 +31,7 @@ from nuage.iaas.transfers import (
     AskWrite,
     PieceRead,
 )
-from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD
+from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD, VIEWS_METHOD
 from nuage.ids import IaasId
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
 from nuage.ionode.disks import DiskPlace, base_disk, require_disks
@@ -51,10 +51,12 @@ from nuage.model.history import (
     AskMoment,
     AskRollback,
     AskView,
+    AskViews,
     FoundMoment,
     Marked,
     OpenedView,
     VolumeHistory,
+    VolumeViews,
 )
 from nuage.model.infrastructure import NodeRole, portal_group_of
 from nuage.trust.files import write_atomically
@@ -160,6 +162,10 @@ class IonodeProcess:
         @handlers.method(VIEW_METHOD, AskView, roles=controllers)
         async def view(_peer: Peer, ask: AskView) -> OpenedView:
             return await self._agent.daemon_of(ask.iaas_id).open_view(ask)
+
+        @handlers.method(VIEWS_METHOD, AskViews, roles=controllers)
+        async def views(_peer: Peer, ask: AskViews) -> VolumeViews:
+            return await self._agent.daemon_of(ask.iaas_id).views_of(ask.volume_id)
 
         @handlers.method(CLOSE_VIEW_METHOD, AskCloseView, roles=controllers)
         async def close_view(_peer: Peer, ask: AskCloseView) -> None:

@@ -6,7 +6,13 @@ from typing import Final
 from nuage.iaas.operations import Operation, OperationTable
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, SiteId, VolumeId
-from nuage.model.desired import IonodeReport, LostBlocks, ShareReport
+from nuage.model.desired import (
+    IonodeReport,
+    LostBlocks,
+    ReplicaReport,
+    RetiredCopy,
+    ShareReport,
+)
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Node
 from nuage.model.status import NodeStatus
@@ -56,6 +62,7 @@ def note_report(site: Site, report: IonodeReport) -> None:
     """Keep what an IO-node of this site says, and announce what has been lost on its disks."""
     before = site.ionodes_seen.get(report.node_id)
     known = {} if before is None else {r.volume_id: r.lost for r in before.replicas}
+    aside = {} if before is None else {r.volume_id: r.retired for r in before.replicas}
     replicas = tuple(
         # One that cannot be told now is as it was.
         replica if replica.lost is not None else replace(replica, lost=known.get(replica.volume_id))
@@ -66,6 +73,7 @@ def note_report(site: Site, report: IonodeReport) -> None:
         was, now = known.get(replica.volume_id) or NOTHING_LOST, replica.lost or NOTHING_LOST
         if now.block_count > was.block_count or now.segment_count > was.segment_count:
             _announce_loss(site, report.node_id, replica.volume_id, now)
+        _announce_retired(site, report.node_id, replica, aside.get(replica.volume_id, ()))
 
 
 def _announce_loss(site: Site, node_id: NodeId, volume_id: VolumeId, lost: LostBlocks) -> None:
@@ -80,6 +88,25 @@ def _announce_loss(site: Site, node_id: NodeId, volume_id: VolumeId, lost: LostB
         parts.append(f"{lost.segment_count} segments cannot be read: replace the copy")
     text = f"{name} on {node_id}: {'; '.join(parts)} (nuage volume show {name})"
     site.announce("volume", volume_id, "blocks-lost", text)
+
+
+def _announce_retired(
+    site: Site, node_id: NodeId, replica: ReplicaReport, before: tuple[RetiredCopy, ...]
+) -> None:
+    volume = site.index.find_value(Volume, replica.volume_id)
+    name = replica.volume_id if volume is None else volume.name
+    for copy in sorted(set(replica.retired) - set(before), key=lambda copy: copy.since_s):
+        text = (
+            f"{name} on {node_id}: a second copy came back with disk {copy.disk}; the one on "
+            f"{replica.disk} goes on, the other is kept aside until that one is proven whole"
+        )
+        site.announce("volume", replica.volume_id, "copy-retired", text)
+    for copy in sorted(set(before) - set(replica.retired), key=lambda copy: copy.since_s):
+        text = (
+            f"{name} on {node_id}: the copy that was kept aside on disk {copy.disk} is erased; the "
+            f"one on {replica.disk} is proven whole"
+        )
+        site.announce("volume", replica.volume_id, "retired-erased", text)
 
 
 def _node_site(site: Site, body: NameNode) -> SiteId:

@@ -24,7 +24,10 @@ DAY_S: Final = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyStanding:
-    """One copy. `lag_s` is the age of the oldest write that it lacks; `state` how it stands."""
+    """One copy. `lag_s` is the age of the oldest write that it lacks; `state` how it stands.
+
+    `lag_is_at_least`: it lacks so much and maybe more. `silent_since_s`: it is cut off since then.
+    """
 
     node: NodeId
     site: SiteId
@@ -32,6 +35,8 @@ class CopyStanding:
     lag_writes: int = 0
     lag_bytes: int = 0
     lag_s: float = 0.0
+    lag_is_at_least: bool = False
+    silent_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +97,13 @@ def _standing(
         lag_writes=seen.lag_writes,
         lag_bytes=seen.lag_bytes,
         lag_s=seen.lag_s,
+        lag_is_at_least=seen.lag_is_at_least,
+        silent_since_s=seen.silent_since_s,
     )
 
 
 def _state(seen: CopyReport) -> str:
-    if not seen.is_connected:
+    if not seen.is_connected or seen.silent_since_s is not None:
         return "cut off"
     return "live" if seen.is_live else "catching up"
 

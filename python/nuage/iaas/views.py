@@ -1,7 +1,8 @@
 """Use cases on views: a past moment of a volume, shown read-only as an iSCSI target of its own.
 
 A view belongs to the daemon that shows it and to nobody's catalogue: it has one initiator, whose
-secret is told once, and ends by itself, with its head, or when it is closed.
+secret is told once, and ends by itself, with its head, or when it is closed. The daemon bounds how
+many a volume has.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,21 @@ from nuage.errors import InvalidRequest
 from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.past import ASK_TIMEOUT_S, find_moment, head_of
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import volume_home, volume_of
+from nuage.iaas.volumes import NameVolume, volume_home, volume_of
 from nuage.ids import new_id
-from nuage.model.history import AskCloseView, AskView, Moment, OpenedView
+from nuage.model.history import (
+    AskCloseView,
+    AskView,
+    AskViews,
+    Moment,
+    OpenedView,
+    VolumeViews,
+)
 from nuage.trust.permissions import Principal
 from nuage.trust.secrets import new_secret
 
 VIEW_METHOD = "volume.view"
+VIEWS_METHOD = "volume.views"
 CLOSE_VIEW_METHOD = "volume.close-view"
 SECONDS_MAX = 7 * 86_400  # an open view holds history back
 
@@ -92,6 +101,15 @@ async def view_volume(site: Site, _principal: Principal, body: ViewVolume) -> Sh
     )
 
 
+async def list_views(site: Site, _principal: Principal, body: NameVolume) -> VolumeViews:
+    """Ask the head which views of a volume are open."""
+    volume = volume_of(site, body.iaas, body.volume)
+    ask = AskViews(iaas_id=volume.iaas_id, volume_id=volume.volume_id)
+    return await site.nodes.ask(
+        head_of(site, volume), VIEWS_METHOD, ask, VolumeViews, timeout_s=ASK_TIMEOUT_S
+    )
+
+
 async def close_view(site: Site, _principal: Principal, body: CloseView) -> None:
     """End a view."""
     volume = volume_of(site, body.iaas, body.volume)
@@ -119,6 +137,20 @@ def enter(table: OperationTable) -> None:
             scope=iaas_scope,
             home=volume_home,
             status=201,
+        )
+    )
+    table.add(
+        Operation(
+            name="volume.views",
+            verb="GET",
+            path=path,
+            body=NameVolume,
+            result=VolumeViews,
+            action="volume.read",
+            summary="List the views of a volume that are open, and what they hold back",
+            run=list_views,
+            scope=iaas_scope,
+            home=volume_home,
         )
     )
     table.add(

@@ -539,6 +539,7 @@ class IonodeAgent:
                     failure=volume.failure,
                     disk=volume.disk,
                     lost=volume.lost,
+                    retired=volume.retired,
                 )
                 for iaas_id, hosted in sorted(self._hosted.items())
                 for volume in hosted.seen.volumes
@@ -621,7 +622,9 @@ class IonodeAgent:
                     lag_writes=copy.lag.writes,
                     lag_bytes=copy.lag.bytes,
                     lag_s=copy.lag.milliseconds / 1000,
+                    lag_is_at_least=copy.lag.at_least,
                     is_let_go=copy.is_let_go,
+                    silent_since_s=copy.silent_since_s,
                 )
                 for copy in head.copies
             ),
@@ -660,13 +663,13 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
         tuple((h.key_id, h.next_key_id) for h in report.heads),
         tuple(h.answering for h in report.heads),
         tuple(
-            (c.node_id, c.is_connected, c.is_live, c.is_let_go)
+            (c.node_id, c.is_connected, c.is_live, c.is_let_go, c.silent_since_s is None)
             for h in report.heads
             for c in h.copies
         ),
         report.erased,
         report.locked,
-        tuple((r.volume_id, r.state, r.lost) for r in report.replicas),
+        tuple((r.volume_id, r.state, r.lost, r.retired) for r in report.replicas),
         tuple(sorted(report.replica_addresses.items())),
         tuple(sorted(report.portals.items())),
     )

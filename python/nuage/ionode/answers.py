@@ -4,7 +4,8 @@ import msgspec
 
 from nuage.ionode.port import CopyLag, ScrubSeen
 from nuage.model.contract import JournalRule
-from nuage.model.desired import LostBlocks
+from nuage.model.desired import LostBlocks, RetiredCopy
+from nuage.model.history import OpenView, VolumeViews
 
 
 class ChainAnswer(msgspec.Struct):
@@ -72,6 +73,7 @@ class CopyAnswer(msgspec.Struct):
     durable_sequence: int = 0
     lag: CopyLag = CopyLag()
     let_go: bool = False
+    silent_since_s: float | None = None
 
 
 class HeadAnswer(msgspec.Struct):
@@ -128,6 +130,39 @@ class RetentionAnswer(msgspec.Struct):
         return JournalRule(window_s=self.seconds, window_bytes=self.bytes, strict=self.strict)
 
 
+class ViewAnswer(msgspec.Struct):
+    """A view in `status`."""
+
+    view: str
+    sequence: int
+    opened_s: float
+    left_s: float | None
+    sessions: int
+
+
+class ViewsAnswer(msgspec.Struct):
+    """Of `status`, what is asked of its views; a daemon of before tells none."""
+
+    views: list[ViewAnswer] = []
+    head: HeadAnswer | None = None
+
+    def told(self) -> VolumeViews:
+        """Return them as controllers hear them."""
+        return VolumeViews(
+            views=tuple(
+                OpenView(
+                    view=view.view,
+                    sequence=view.sequence,
+                    opened_s=view.opened_s,
+                    left_s=view.left_s,
+                    sessions=view.sessions,
+                )
+                for view in self.views
+            ),
+            held_bytes=0 if self.head is None else self.head.held_by_views_bytes,
+        )
+
+
 class VolumeAnswer(msgspec.Struct):
     """Of `status`. `retention` None: a daemon of before `set_retention`, not yet restarted."""
 
@@ -140,6 +175,7 @@ class VolumeAnswer(msgspec.Struct):
     copy: OwnCopyAnswer | None = None
     scrub: LostAnswer | None = None
     stands_by: bool = False
+    retired: list[RetiredCopy] = []
 
 
 class ListAnswer(msgspec.Struct):

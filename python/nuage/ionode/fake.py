@@ -44,7 +44,9 @@ from nuage.model.history import (
     Marked,
     Moment,
     OpenedView,
+    OpenView,
     VolumeHistory,
+    VolumeViews,
 )
 from nuage.trust.datakeys import key_id_of
 
@@ -221,6 +223,23 @@ class FakeDaemon:
         copy = self._copies[ask.volume_id]
         self.views[view] = (copy.size_bytes, dict(copy.blocks))
         return OpenedView(view=view, sequence=found.sequence, portal=self.portal)
+
+    async def views_of(self, volume_id: VolumeId) -> VolumeViews:
+        """Return which views are open: until they are closed."""
+        self._served("views", volume_id)
+        mine = (view for view in self.views if view.startswith(f"{volume_id}@"))
+        return VolumeViews(
+            views=tuple(
+                OpenView(
+                    view=view,
+                    sequence=int(view.partition("@")[2].partition("#")[0]),
+                    opened_s=0.0,
+                    left_s=None,
+                    sessions=0,
+                )
+                for view in mine
+            )
+        )
 
     async def close_view(self, ask: AskCloseView) -> None:
         """End a view."""

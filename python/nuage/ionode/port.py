@@ -12,7 +12,14 @@ from typing import Final, Protocol
 from nuage.ids import NodeId, VolumeId
 from nuage.ionode.shares import Used
 from nuage.model.contract import JournalRule, Limits
-from nuage.model.desired import Answering, HeadWish, LostBlocks, PathWish, ReplicaWish
+from nuage.model.desired import (
+    Answering,
+    HeadWish,
+    LostBlocks,
+    PathWish,
+    ReplicaWish,
+    RetiredCopy,
+)
 from nuage.model.history import (
     NO_PAST,
     AskCloseView,
@@ -26,6 +33,7 @@ from nuage.model.history import (
     OpenedView,
     PastSeen,
     VolumeHistory,
+    VolumeViews,
 )
 
 PIECE_BYTES_MAX: Final = 256 * 1024  # in hexadecimal it fits in a line of the control protocol
@@ -49,15 +57,20 @@ class VolumeSeen:
     disk: str = ""
     lost: LostBlocks | None = None
     stands_by: bool = False
+    retired: tuple[RetiredCopy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyLag:
-    """What a copy lacks of its head's log; `milliseconds` is the age of the oldest of it."""
+    """What a copy lacks of its head's log; `milliseconds` is the age of the oldest of it.
+
+    `at_least`: what it lacks of former heads' writes is not known.
+    """
 
     writes: int = 0
     bytes: int = 0
     milliseconds: int = 0
+    at_least: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +95,8 @@ class ScrubSeen:
 class CopySeen:
     """How another copy stands with a head: `is_live` once it gets each write as it is made.
 
-    `lag` is what it lacks; `is_let_go`: no bound holds writers back for it.
+    `lag` is what it lacks; `is_let_go`: no bound holds writers back for it. `silent_since_s`: it
+    is cut off, and was heard last then.
     """
 
     node_id: NodeId
@@ -91,6 +105,7 @@ class CopySeen:
     durable_sequence: int = 0
     lag: CopyLag = CopyLag()
     is_let_go: bool = False
+    silent_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +251,10 @@ class StorageDaemon(Protocol):
 
     async def open_view(self, ask: AskView) -> OpenedView:
         """Show a past moment, read-only, to one initiator; it ends by itself."""
+        ...
+
+    async def views_of(self, volume_id: VolumeId) -> VolumeViews:
+        """Return which views of a volume are open here."""
         ...
 
     async def close_view(self, ask: AskCloseView) -> None:

@@ -37,6 +37,7 @@ from nuage.ionode.answers import (
     HistoryAnswer,
     ListAnswer,
     ReceiptAnswer,
+    ViewsAnswer,
     durable_sequence,
     journal_bytes,
     scrub_seen,
@@ -85,6 +86,7 @@ from nuage.model.history import (
     OpenedView,
     PastSeen,
     VolumeHistory,
+    VolumeViews,
 )
 
 # Its allocator takes memory before the daemon can refuse huge pages, and fills little of theirs.
@@ -362,6 +364,7 @@ class StoragedDaemon:
                     disk=v.disk or self._options.disks[0].name,
                     lost=None if v.scrub is None else v.scrub.counted(),
                     stands_by=v.stands_by,
+                    retired=tuple(v.retired),
                 )
                 for v in answer.volumes
             ),
@@ -384,6 +387,7 @@ class StoragedDaemon:
                             durable_sequence=copy.durable_sequence,
                             lag=copy.lag,
                             is_let_go=copy.let_go,
+                            silent_since_s=copy.silent_since_s,
                         )
                         for copy in v.head.copies
                     ),
@@ -503,6 +507,10 @@ class StoragedDaemon:
             seconds=ask.seconds,
         )
         return msgspec.convert({**answer, "portal": self.portal}, OpenedView)
+
+    async def views_of(self, volume_id: VolumeId) -> VolumeViews:
+        """Return which views of a volume are open here."""
+        return msgspec.convert(await self._ask("status", volume=volume_id), ViewsAnswer).told()
 
     async def close_view(self, ask: AskCloseView) -> None:
         """End a view."""

@@ -317,6 +317,18 @@ class LostBlocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetiredCopy:
+    """A copy that another one, on another disk of its node, has taken the place of.
+
+    It ends with the write `sequence`, and lies aside on `disk` since `since_s`.
+    """
+
+    disk: str
+    since_s: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport:
     """What an IO-node sees of one copy. `lost` None: it cannot be told now."""
 
@@ -329,6 +341,7 @@ class ReplicaReport:
     failure: str = ""
     disk: str = ""
     lost: LostBlocks | None = None
+    retired: tuple[RetiredCopy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,7 +349,9 @@ class CopyReport:
     """How a head sees another copy: `is_live` once it gets each write as it is made.
 
     `lag_writes`, `lag_bytes` and `lag_s` are what it lacks, the last the age of the oldest of it.
+    `lag_is_at_least`: this head never heard it, and cannot tell what it lacks of former heads'.
     `is_let_go`: it is cut off, or not yet near again, and no bound holds writers back for it.
+    `silent_since_s`: it is cut off, and was heard last then.
     """
 
     node_id: NodeId
@@ -346,7 +361,9 @@ class CopyReport:
     lag_writes: int = 0
     lag_bytes: int = 0
     lag_s: float = 0.0
+    lag_is_at_least: bool = False
     is_let_go: bool = False
+    silent_since_s: float | None = None
 
 
 class Answering(Enum):

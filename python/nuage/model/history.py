@@ -134,6 +134,33 @@ class OpenedView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskViews:
+    """A controller asks an IO-node which views of a volume are open."""
+
+    iaas_id: IaasId
+    volume_id: VolumeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenView:
+    """A view that is shown. `left_s` None: until its head closes. `sessions` read from it now."""
+
+    view: str
+    sequence: int
+    opened_s: float
+    left_s: float | None
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeViews:
+    """The views of a volume that are open, and the history that is held back for them."""
+
+    views: tuple[OpenView, ...]
+    held_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AskCloseView:
     """A controller ends a view before its time."""
 

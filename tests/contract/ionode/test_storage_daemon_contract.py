@@ -417,8 +417,12 @@ async def test_a_view_tells_what_it_has_and_is_gone_once_it_is_closed(bench: Ben
     assert ":" in shown.portal
     runs = await daemon.changed(shown.view, None, 0)
     assert (runs.runs, runs.size_bytes, runs.complete) == (((64 * KIB, 4 * KIB),), 8 * MIB, True)
+    (listed,) = (await daemon.views_of(VOLUME)).views
+    assert (listed.view, listed.sequence, listed.sessions) == (shown.view, shown.sequence, 0)
+    assert listed.left_s is None or 500 < listed.left_s <= 600
     for _ in range(2):
         await daemon.close_view(AskCloseView(iaas_id=IAAS, view=shown.view))
+    assert (await daemon.views_of(VOLUME)).views == ()
     with pytest.raises(NotFound):
         await daemon.read_view(shown.view, 0, 4 * KIB)
 

@@ -109,6 +109,35 @@ def test_the_past_is_served_beside_the_present_and_can_be_rolled_back_to(
     assert [mark["name"] for mark in marks] == ["before"]
 
 
+def test_the_views_of_a_volume_are_listed_bounded_and_gone_after_a_crash(
+    daemons: Callable[[str], Daemon],
+) -> None:
+    daemon = daemons("one")
+    serve(daemon)
+
+    def listed() -> list[str]:
+        views = daemon.ask("status", volume="v")["views"]
+        assert isinstance(views, list)
+        return [view["view"] for view in views]
+
+    def show(number: int) -> str:
+        moment = {"sequence": 0}
+        view = daemon.ask("at", volume="v", moment=moment, iqn=f"{VIEW_IQN}-{number}", seconds=60)
+        return str(view["view"])
+
+    names = [show(number) for number in range(16)]
+    assert sorted(listed()) == sorted(names)
+    with pytest.raises(Refused, match="16 views open: close one"):
+        show(16)
+    daemon.ask("close_at", view=names[3])
+    show(16)
+    daemon.kill()
+    daemon.start()
+    daemon.ask("open_head", volume="v", epoch=2, iqn=IQN)
+    assert listed() == []
+    show(0)  # its name is free again
+
+
 def test_an_image_fills_a_volume_and_tells_its_progress(
     daemons: Callable[[str], Daemon], tmp_path: Path
 ) -> None:

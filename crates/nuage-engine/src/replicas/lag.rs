@@ -40,6 +40,8 @@ pub struct Lag {
     pub records: u64,
     pub bytes: u64,
     pub age_ns: u64,
+    /// This head never heard the copy: what it lacks of former heads' records is not counted.
+    pub is_at_least: bool,
 }
 
 /// How the head answers writes.
@@ -119,6 +121,7 @@ impl Trail {
             records: 0,
             bytes: self.bytes - point.bytes_before,
             age_ns: now_ns.saturating_sub(point.made_ns),
+            is_at_least: false,
         })
     }
 }
@@ -139,11 +142,16 @@ impl Replicas {
         } else {
             peer.held_seq
         };
+        let is_at_least = copy != self.me && peer.tail.is_none() && peer.held_seq < held_seq;
         if copy == self.me || held_seq >= self.local_memory {
-            return Lag::default();
+            return Lag {
+                is_at_least,
+                ..Lag::default()
+            };
         }
         let now_ns = self.now.monotonic_ns;
         let mut lag = self.trail.lag_after(held_seq, now_ns);
+        lag.is_at_least = is_at_least;
         lag.records = self.local_memory - held_seq;
         if let Some(former) = peer.former.filter(|_| held_seq < self.trail.from_seq) {
             lag.bytes += former.bytes;
@@ -176,6 +184,14 @@ impl Replicas {
         let peer = &self.peers[copy];
         matches!(peer.state, CopyState::Down | CopyState::Lost)
             || self.now.monotonic_ns > peer.heard_ns.saturating_add(CUT_OFF_NS)
+    }
+
+    pub(super) fn silent_ns(&self, copy: usize) -> Option<u64> {
+        let silent_ns = self
+            .now
+            .monotonic_ns
+            .saturating_sub(self.peers[copy].heard_ns);
+        self.is_cut_off(copy).then_some(silent_ns)
     }
 
     /// Look how far the copies are, and say how writes are answered until the next look.

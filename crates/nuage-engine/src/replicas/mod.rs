@@ -64,6 +64,8 @@ pub struct CopyStatus {
     pub lag: Lag,
     /// Cut off, or not yet near again: no bound holds the head back for it.
     pub let_go: bool,
+    /// Since when nothing was heard of it, where it is cut off.
+    pub silent_ns: Option<u64>,
     pub rebuild: Option<RebuildProgress>,
 }
 
@@ -358,6 +360,7 @@ impl Replicas {
             durable_seq: self.local_durable,
             lag: Lag::default(),
             let_go: false,
+            silent_ns: None,
             rebuild: None,
         };
         let of = |(copy, peer): (usize, &Peer)| {
@@ -370,6 +373,7 @@ impl Replicas {
                 durable_seq: peer.durable_seq,
                 lag: self.lag(copy),
                 let_go: peer.let_go,
+                silent_ns: self.silent_ns(copy),
                 rebuild: peer.rebuild.as_ref().map(|rebuild| rebuild.progress()),
             }
         };
@@ -490,6 +494,10 @@ impl Replicas {
         now: Now,
     ) -> Result<Vec<Wish>, JournalError> {
         self.now = now;
+        // One that was never heard is missed since this head began.
+        for peer in self.peers.iter_mut().filter(|peer| peer.heard_ns == 0) {
+            peer.heard_ns = now.monotonic_ns;
+        }
         for copy in 0..self.peers.len() {
             while copy != self.me && self.peers[copy].state != CopyState::Down {
                 match self.peers[copy].reader.next_frame() {

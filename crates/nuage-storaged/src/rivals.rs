@@ -1,0 +1,247 @@
+//! Two copies of one volume on two disks: one was made anew while the disk of the other was away.
+//!
+//! The one that is further goes on (`nuage_journal::Standing`), the other is *retired*: moved aside on its own
+//! disk, untouched, until the one that goes on is proven to have all of it. Proven: it is whole, holds the
+//! other's last write on the same chain, and has been read whole since with nothing damaged.
+//!
+//! ```text
+//! DISK/volumes/NAME/retired.json   decided, and about to be moved (a crash: done at the next start)
+//! DISK/retired/NAME~N/             moved aside; retired.json says since when and how far it is
+//! ```
+
+use crate::catalogue::{hex, unhex};
+use crate::control::{Backend, CreateVolume};
+use crate::daemon::Storaged;
+use crate::disks::Disks;
+use nuage_disk::{FileDisk, Method};
+use nuage_io::log;
+use nuage_journal::{JournalError, Standing, Store, TailRule};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const FILE: &str = "retired.json";
+
+/// How far a retired copy is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    since_s: u64,
+    sequence: u64,
+    epoch: u64,
+    promised: u64,
+    /// After `sequence`; empty: it could not be opened.
+    chain: String,
+}
+
+/// A copy that lies aside.
+#[derive(Debug)]
+pub struct Retired {
+    pub volume: String,
+    pub disk: String,
+    folder: PathBuf,
+    note: Note,
+}
+
+impl Note {
+    fn standing(&self) -> Standing {
+        Standing {
+            is_whole: false,
+            epoch: self.epoch,
+            seq: self.sequence,
+            promised: self.promised,
+        }
+    }
+
+    fn read(folder: &Path) -> Option<Self> {
+        let text = fs::read(folder.join(FILE)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Durable on return.
+    fn write(&self, folder: &Path) -> io::Result<()> {
+        let fresh = folder.join("retired.json.new");
+        fs::write(&fresh, serde_json::to_vec(self)?)?;
+        fs::File::open(&fresh)?.sync_all()?;
+        fs::rename(&fresh, folder.join(FILE))?;
+        fs::File::open(folder)?.sync_all()
+    }
+}
+
+fn opened(folder: &Path) -> Result<Store<FileDisk>, JournalError> {
+    let disk = FileDisk::open(&folder.join("journal"), Method::Threads)?;
+    Store::open_without_key(disk, TailRule::OneOfSeveral)
+}
+
+fn now_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+fn note_of(folder: &Path, store: Option<&Store<FileDisk>>) -> io::Result<Note> {
+    let since_s = now_s();
+    if let Some(store) = store {
+        let (standing, tail) = (store.standing(), store.tail());
+        return Ok(Note {
+            since_s,
+            sequence: standing.seq,
+            epoch: standing.epoch,
+            promised: standing.promised,
+            chain: hex(&tail.chain),
+        });
+    }
+    let disk = FileDisk::open(&folder.join("journal"), Method::Threads);
+    let mut disk = disk.map_err(|error| io::Error::other(error.to_string()))?;
+    let standing = Standing::of_unreadable(&mut disk);
+    Ok(Note {
+        since_s,
+        sequence: standing.seq,
+        epoch: standing.epoch,
+        promised: standing.promised,
+        chain: String::new(),
+    })
+}
+
+/// Of two copies of a volume, return the one that goes on; the other is moved aside.
+///
+/// Where neither can be opened nothing is decided, and `known` stays for now.
+pub fn settle(disks: &Disks, known: CreateVolume, found: CreateVolume) -> io::Result<CreateVolume> {
+    let folder = |spec: &CreateVolume| disks.root(&spec.disk).join(&spec.volume);
+    let is_journal = |spec: &CreateVolume| spec.backend == Backend::Journal;
+    if !is_journal(&known) || !is_journal(&found) || known.uuid != found.uuid {
+        log::error(
+            "volume_found_twice",
+            &[("volume", known.volume.as_str().into())],
+        );
+        return Ok(known);
+    }
+    let (one, other) = (opened(&folder(&known)), opened(&folder(&found)));
+    for (spec, store) in [(&known, &one), (&found, &other)] {
+        if let Err(error) = store {
+            log::error(
+                "copy_not_opened",
+                &[
+                    ("volume", spec.volume.as_str().into()),
+                    ("disk", spec.disk.as_str().into()),
+                    ("error", error.to_string().into()),
+                ],
+            );
+        }
+    }
+    let decided = |spec: &CreateVolume| Note::read(&folder(spec)).is_some();
+    let first_wins = match (&one, &other) {
+        (Err(_), Err(_)) => return Ok(known),
+        _ if decided(&known) != decided(&found) => decided(&found),
+        (Ok(one), Ok(other)) => one.standing() >= other.standing(),
+        (one, _) => one.is_ok(),
+    };
+    let (winner, store, loser, rival) = if first_wins {
+        (known, one, found, other)
+    } else {
+        (found, other, known, one)
+    };
+    let Ok(mut store) = store else {
+        return Ok(winner); // decided before, and not to be opened now: it stays so
+    };
+    let aside = folder(&loser);
+    let note = match Note::read(&aside) {
+        Some(note) => note,
+        None => note_of(&aside, rival.as_ref().ok())?,
+    };
+    drop(rival);
+    // A crash after this goes on from here: the promise must be kept before the rival is gone.
+    note.write(&aside)?;
+    store
+        .stand_for(note.standing())
+        .map_err(|error| io::Error::other(error.to_string()))?;
+    let standing = store.standing();
+    drop(store);
+    disks.put_aside(&loser.disk, &loser.volume)?;
+    log::warn(
+        "copy_retired",
+        &[
+            ("volume", winner.volume.as_str().into()),
+            ("disk", loser.disk.as_str().into()),
+            ("sequence", note.sequence.into()),
+            ("goes_on", winner.disk.as_str().into()),
+            ("goes_on_sequence", standing.seq.into()),
+        ],
+    );
+    Ok(winner)
+}
+
+/// What lies aside on all disks.
+pub fn found(disks: &Disks) -> io::Result<Vec<Retired>> {
+    let mut found = Vec::new();
+    for (disk, folder) in disks.aside()? {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let volume = Disks::volume_of(&name).to_owned();
+        if let Some(note) = Note::read(&folder) {
+            found.push(Retired {
+                volume,
+                disk,
+                folder,
+                note,
+            });
+        }
+    }
+    Ok(found)
+}
+
+impl Storaged {
+    pub(crate) fn retired(&self, volume: &str) -> Vec<Value> {
+        let of_volume = self.catalogue.retired.iter();
+        of_volume
+            .filter(|retired| retired.volume == volume)
+            .map(|retired| {
+                let note = &retired.note;
+                json!({"disk": retired.disk, "since_s": note.since_s, "sequence": note.sequence})
+            })
+            .collect()
+    }
+
+    /// Have copies that go on in another's place read themselves whole, and let go of the others once proven.
+    pub(crate) fn tidy_retired(&mut self) {
+        let mut index = 0;
+        while let Some(retired) = self.catalogue.retired.get(index) {
+            let (volume, since_s) = (retired.volume.clone(), retired.note.since_s);
+            let (seq, chain) = (retired.note.sequence, unhex(&retired.note.chain));
+            index += 1;
+            if !self.catalogue.volumes.contains_key(&volume) {
+                continue; // the disk of the one that goes on is away now
+            }
+            if !self.scrubbed_since(&volume, since_s) {
+                self.scrub_soon(&volume);
+                continue;
+            }
+            let proven = self.with_copy(&volume, |store| {
+                let report = store.scrub_report();
+                let sound = report.waiting == 0
+                    && report.lost.is_empty()
+                    && report.lost_segments.is_empty()
+                    && store.is_whole();
+                // One that could not be opened had nothing that could be compared.
+                sound && chain.is_none_or(|chain| store.covers(seq, &chain).unwrap_or(false))
+            });
+            if proven == Some(true) {
+                index -= 1;
+                let retired = self.catalogue.retired.remove(index);
+                if let Err(error) = Disks::remove(&retired.folder) {
+                    log::error(
+                        "retired_not_removed",
+                        &[("error", error.to_string().into())],
+                    );
+                }
+                log::info(
+                    "retired_removed",
+                    &[
+                        ("volume", volume.into()),
+                        ("disk", retired.disk.as_str().into()),
+                    ],
+                );
+            }
+        }
+    }
+}
