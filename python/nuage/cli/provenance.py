@@ -1,23 +1,63 @@
 """Where data has been: `nuage volume trace|prove`, `nuage iaas check`, `nuage verify`."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from nuage.cli.iaas import iaas_group
+from nuage.cli.moments import read_moment
 from nuage.cli.session import Session, iaas_option, pass_session
-from nuage.cli.showing import answered, day, listed, print_table, row_of
+from nuage.cli.showing import Row, answered, day, listed, print_table, row_of
 from nuage.cli.storage import volume_group
 from nuage.errors import CorruptData, InvalidRequest, SovereigntyViolation
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def time_options(function: F) -> F:
+    """Add the options that restrict a trace or a proof to a time."""
+    begin = click.option(
+        "--from", "begin", default="", metavar="TIME",
+        help="Only what lay somewhere after: HH:MM:SS, 2026-12-01T18:00, '15min ago'.",
+    )  # fmt: skip
+    end = click.option("--until", "end", default="", metavar="TIME", help="Only what did before.")
+    return begin(end(function))
+
+
+def _window(begin: str, end: str) -> dict[str, object]:
+    times: dict[str, object] = {}
+    for name, text in (("from_s", begin), ("until_s", end)):
+        moment = read_moment(text) if text else {}
+        if text and "time_s" not in moment:
+            raise InvalidRequest(f"{text!r} is no time", field=name, hint="name a time, no write")
+        times |= {name: moment["time_s"]} if text else {}
+    return times
+
+
+def _pages(session: Session, path: str, asked: dict[str, object]) -> Iterator[Row]:
+    """Ask for one page after the other."""
+    after = ""
+    while True:
+        page = row_of(session.client.get(path, **asked, after=after))
+        yield page
+        after = str(page["next"])
+        if not after:
+            return
 
 
 @volume_group.command("trace")
 @click.argument("name")
+@time_options
 @iaas_option
 @pass_session
-def trace_volume(session: Session, name: str, iaas: str) -> None:
+def trace_volume(session: Session, name: str, begin: str, end: str, iaas: str) -> None:
     """Tell where each segment of a volume has been, from when to when, and under whose law."""
-    answer = row_of(session.client.get(f"{session.volume_path(iaas, name)}/trace"))
+    pages = list(_pages(session, f"{session.volume_path(iaas, name)}/trace", _window(begin, end)))
+    stays = [stay for page in pages for stay in listed(page, "stays")]
+    silent = sorted({site for page in pages for site in listed(page, "silent")}, key=str)
+    answer = {**pages[0], "stays": stays, "silent": silent, "next": ""}
     if answered(session, answer):
         return
     rows = [
@@ -52,18 +92,34 @@ def trace_volume(session: Session, name: str, iaas: str) -> None:
     default=None,
     help="An earlier proof: prove, too, that no ledger was rewritten since.",
 )
+@time_options
 @iaas_option
 @pass_session
-def prove_volume(session: Session, name: str, output: Path, since: Path | None, iaas: str) -> None:
-    """Write what proves where a volume has been into a FILE; `nuage verify FILE` checks it."""
-    covered = "" if since is None else _covered_by(since)
-    answer = row_of(session.client.get(f"{session.volume_path(iaas, name)}/proof", since=covered))
-    output.write_text(str(answer["document"]))
-    if answered(session, answer):
-        return
-    click.echo(f"{answer['receipt_count']} receipts with their proofs are in {output}")
-    for site in listed(answer, "silent"):
-        click.echo(f"{site} did not answer: the proof says nothing of it")
+def prove_volume(
+    session: Session,
+    name: str,
+    output: Path,
+    since: Path | None,
+    begin: str,
+    end: str,
+    iaas: str,
+) -> None:
+    """Write what proves where a volume has been into a FILE; `nuage verify FILE` checks it.
+
+    A long life takes several files: FILE, then NAME.2.json, and so on; each is verified by itself.
+    """
+    asked: dict[str, object] = _window(begin, end)
+    if since is not None:
+        asked["since"] = _covered_by(since)
+    path = f"{session.volume_path(iaas, name)}/proof"
+    for number, answer in enumerate(_pages(session, path, asked), start=1):
+        file = output if number == 1 else output.with_suffix(f".{number}{output.suffix}")
+        file.write_text(str(answer["document"]))
+        if answered(session, answer):
+            continue
+        click.echo(f"{answer['receipt_count']} receipts with their proofs are in {file}")
+        for site in listed(answer, "silent"):
+            click.echo(f"{site} did not answer: the proof says nothing of it")
 
 
 def _covered_by(proof: Path) -> str:

@@ -22,7 +22,6 @@ from nuage.errors import InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import NameIaas
 from nuage.iaas.operations import NamesIaas, Operation, OperationTable, any_scope, anywhere
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import NameVolume
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId, is_id
 from nuage.model.contract import Contract, refusal_of_site
 from nuage.model.iaas import Iaas, PastIaas
@@ -30,7 +29,7 @@ from nuage.model.infrastructure import Datacenter
 from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
 from nuage.model.volume import Erasure, ReplicaPlace, Volume
-from nuage.storage.ledgers import LedgerProof, LedgerShelf
+from nuage.storage.ledgers import EVERYTHING, LedgerProof, LedgerShelf, Selection
 from nuage.trust.permissions import Principal, Scope, is_allowed
 from nuage.trust.verify import canonical
 
@@ -50,11 +49,27 @@ class AskProof:
     iaas_id: IaasId
     volume_id: VolumeId
     since: int = 0
+    pick: Selection = EVERYTHING
+
+
+@dataclass(frozen=True, slots=True)
+class TraceVolume:
+    """Ask where a volume has been, a page at a time.
+
+    `from_s` and `until_s`: only what lay somewhere at some moment between. `after`: `next` of the
+    page before, ``SITE:RECEIPT`` with commas between; "" begins.
+    """
+
+    iaas: str
+    volume: str
+    from_s: float = 0.0
+    until_s: float = 0.0
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ProveVolume:
-    """Ask for a volume's proof.
+    """Ask for a volume's proof, a page at a time, as `TraceVolume`.
 
     `since`: what an earlier proof's heads covered, ``SITE:RECEIPTS`` with commas between.
     """
@@ -62,6 +77,9 @@ class ProveVolume:
     iaas: str
     volume: str
     since: str = ""
+    from_s: float = 0.0
+    until_s: float = 0.0
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +128,22 @@ class Stay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """Where all segments of a volume have been. `silent` sites did not answer."""
+    """Where segments of a volume have been. `silent` sites did not answer. `next` "": it is all."""
 
     volume: VolumeId
     stays: tuple[Stay, ...]
     silent: tuple[SiteId, ...]
+    next: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """A volume's proof as text, to be kept in a file byte for byte."""
+    """A volume's proof as text, to be kept in a file byte for byte. `next` "": the last page."""
 
     document: str
     receipt_count: int
     silent: tuple[SiteId, ...]
+    next: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +211,9 @@ def shelf_of(site: Site) -> LedgerShelf:
 async def prove_here(site: Site, ask: AskProof) -> LedgerProof:
     """Return what this site's ledger has of a volume."""
     shelf = shelf_of(site)
-    return await asyncio.to_thread(shelf.prove, ask.iaas_id, ask.volume_id, since=ask.since)
+    return await asyncio.to_thread(
+        shelf.prove, ask.iaas_id, ask.volume_id, since=ask.since, pick=ask.pick
+    )
 
 
 async def count_here(site: Site, ask: AskCount) -> list[HeldCount]:
@@ -297,17 +319,22 @@ def _deleted_subject(site: Site, iaas_id: IaasId, volume: str, error: NotFound) 
 
 
 async def _proofs(
-    site: Site, volume: _Subject, since: Mapping[SiteId, int] | None = None
+    site: Site, volume: _Subject, body: TraceVolume | ProveVolume, since: Mapping[SiteId, int]
 ) -> tuple[list[LedgerProof], tuple[SiteId, ...]]:
-    """Ask every site; return the answers in order of site, and who gave none.
+    """Ask every site that has a part in the page; return the answers in order, and who gave none.
 
     Raises:
         NotFound: a volume of which there is no record, nor a receipt at any site that answers.
     """
-    before = since or {}
+    after = _covered(body.after, "after")
 
     async def one(site_id: SiteId) -> LedgerProof | None:
-        ask = AskProof(volume.iaas_id, volume.volume_id, before.get(site_id, 0))
+        pick = Selection(
+            after=after.get(site_id, -1),
+            from_ms=int(body.from_s * 1000),
+            until_ms=int(body.until_s * 1000),
+        )
+        ask = AskProof(volume.iaas_id, volume.volume_id, since.get(site_id, 0), pick)
         if site_id == site.site_id:
             return await prove_here(site, ask)
         try:
@@ -318,24 +345,35 @@ async def _proofs(
             return None
 
     site_ids = sorted(d.site_id for d in site.index.values(Datacenter))
+    site_ids = [site_id for site_id in site_ids if not after or site_id in after]
     answers = await asyncio.gather(*(one(site_id) for site_id in site_ids))
     silent = tuple(s for s, answer in zip(site_ids, answers, strict=True) if answer is None)
     proofs = [answer for answer in answers if answer is not None]
-    if volume.is_deleted and not any(proof.receipts for proof in proofs):
+    is_whole = not (after or body.from_s or body.until_s)
+    if is_whole and volume.is_deleted and not any(proof.receipts for proof in proofs):
         hint = f"{', '.join(silent)} did not answer" if silent else "no ledger tells of it"
         raise NotFound("volume", volume.volume_id, hint=hint)
     return proofs, silent
 
 
-async def trace_volume(site: Site, _principal: Principal, body: NameVolume) -> Trace:
+def _next_page(proofs: Iterable[LedgerProof]) -> dict[SiteId, int]:
+    return {proof.site_id: proof.next for proof in proofs if proof.next is not None}
+
+
+def _told_page(page: Mapping[SiteId, int]) -> str:
+    return ",".join(f"{site_id}:{index}" for site_id, index in sorted(page.items()))
+
+
+async def trace_volume(site: Site, _principal: Principal, body: TraceVolume) -> Trace:
     """Tell where each segment of a volume has been, from when to when, and under whose law."""
     volume = _subject(site, body.iaas, body.volume)
-    proofs, silent = await _proofs(site, volume)
+    proofs, silent = await _proofs(site, volume, body, {})
     stays = [stay for proof in proofs for stay in _stays(site, proof)]
     return Trace(
         volume=volume.volume_id,
         stays=tuple(sorted(stays, key=lambda s: (s.since_s, s.site, s.node, s.segment))),
         silent=silent,
+        next=_told_page(_next_page(proofs)),
     )
 
 
@@ -377,7 +415,8 @@ async def prove_volume(site: Site, _principal: Principal, body: ProveVolume) -> 
         NotFound: a ledger never had as many receipts as `since` says, or nothing of the volume.
     """
     volume = _subject(site, body.iaas, body.volume)
-    proofs, silent = await _proofs(site, volume, _covered(body.since))
+    proofs, silent = await _proofs(site, volume, body, _covered(body.since, "since"))
+    following = _next_page(proofs)
     shelf = shelf_of(site)
     iaas = _iaas_named(site, volume.iaas_id)
     content: dict[str, object] = {
@@ -404,6 +443,12 @@ async def prove_volume(site: Site, _principal: Principal, body: ProveVolume) -> 
         "root": shelf.root_pem,
         "sites": [_site_document(site, proof) for proof in proofs],
         "silent": list(silent),
+        "selection": {
+            "from_ms": int(body.from_s * 1000),
+            "until_ms": int(body.until_s * 1000),
+            "after": dict(sorted(_covered(body.after, "after").items())),
+            "next": dict(sorted(following.items())),
+        },
     }
     key_id, signature = shelf.sign(content)
     document: dict[str, object] = {
@@ -416,17 +461,18 @@ async def prove_volume(site: Site, _principal: Principal, body: ProveVolume) -> 
         document=canonical(document).decode() + "\n",
         receipt_count=sum(len(proof.receipts) for proof in proofs),
         silent=silent,
+        next=_told_page(following),
     )
 
 
-def _covered(text: str) -> dict[SiteId, int]:
-    """Read what an earlier proof's heads covered."""
+def _covered(text: str, field: str) -> dict[SiteId, int]:
+    """Read what an earlier proof's heads covered, or where a page begins."""
     covered: dict[SiteId, int] = {}
     for part in filter(None, text.split(",")):
         site_id, _, count = part.rpartition(":")
         if not site_id or not count.isdecimal():
             raise InvalidRequest(
-                f"{part!r} is not SITE:RECEIPTS", field="since", hint="as in marne:120,lyon:44"
+                f"{part!r} is not SITE:RECEIPTS", field=field, hint="as in marne:120,lyon:44"
             )
         covered[SiteId(site_id)] = int(count)
     return covered
@@ -578,7 +624,7 @@ def enter(table: OperationTable) -> None:
             name="volume.trace",
             verb="GET",
             path=path + "/trace",
-            body=NameVolume,
+            body=TraceVolume,
             result=Trace,
             action="volume.trace",
             summary="Tell where each part of a volume has been, from when to when",

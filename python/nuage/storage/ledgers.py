@@ -26,7 +26,7 @@ from nuage.ionode.receipts import BATCH_MAX, ReceiptBatch
 from nuage.model.infrastructure import NodeRole
 from nuage.trust.book import key_id_of, raw_key
 from nuage.trust.files import write_atomically
-from nuage.trust.ledger import LocationLedger, Receipt, TreeHead
+from nuage.trust.ledger import LocationEvent, LocationLedger, Receipt, TreeHead
 from nuage.trust.ledger_index import Held
 from nuage.trust.pki import (
     federation_of_root,
@@ -41,6 +41,8 @@ from nuage.trust.pki import (
 from nuage.trust.verify import SiteKey, proof_message
 
 CERTIFICATES: Final = "certificates"
+PAGE_RECEIPTS_MAX: Final = 2000  # some 2 KiB each with their paths: a quarter of a frame
+PAGE_READ_MAX: Final = 20_000  # of those that a time may rule out: a second of reading
 OPEN_MAX: Final = 32  # ledgers, of three files each; a process may have 1024 by habit
 
 
@@ -54,12 +56,29 @@ class ProvenReceipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerProof:
-    """All receipts of a volume in one site's ledger, under one signed head.
+class Selection:
+    """Which receipts of a volume: a page of them, of a time.
 
-    `certificates` holds the signers' certificates (PEM) by key id; `head` is None where nothing
-    was ever entered. `growth` (hexadecimal) proves that the ledger's first `since` receipts are
-    those that an earlier head had.
+    Receipts are told by segment, so that what is told of one is all there is of it. `after`: only
+    segments whose first receipt is behind that index. `from_ms` and `until_ms` (0: none): only
+    segments that lay here at some moment between them.
+    """
+
+    after: int = -1
+    from_ms: int = 0
+    until_ms: int = 0
+
+
+EVERYTHING: Final = Selection()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerProof:
+    """Receipts of a volume in one site's ledger, under one signed head: a page of them.
+
+    `next` is the `after` of the next page, None with the last. `certificates` holds the signers'
+    certificates (PEM) by key id; `head` is None where nothing was ever entered. `growth`
+    (hexadecimal) proves that the ledger's first `since` receipts are those of an earlier head.
     """
 
     site_id: SiteId
@@ -68,6 +87,7 @@ class LedgerProof:
     certificates: dict[str, str]
     since: int = 0
     growth: tuple[str, ...] = ()
+    next: int | None = None
 
 
 class LedgerShelf:
@@ -158,8 +178,15 @@ class LedgerShelf:
     def _has(self, iaas_id: IaasId) -> bool:
         return iaas_id in self._ledgers or (self._directory / f"{iaas_id}.log").exists()
 
-    def prove(self, iaas_id: IaasId, volume_id: VolumeId, *, since: int = 0) -> LedgerProof:
-        """Return every receipt of a volume, under a head that covers all of them.
+    def prove(
+        self,
+        iaas_id: IaasId,
+        volume_id: VolumeId,
+        *,
+        since: int = 0,
+        pick: Selection = EVERYTHING,
+    ) -> LedgerProof:
+        """Return a page of a volume's receipts, under a head that covers all of them.
 
         Raises:
             NotFound: the ledger never had `since` receipts.
@@ -170,7 +197,8 @@ class LedgerShelf:
             ledger = self._opened(iaas_id)
             if ledger.size and (ledger.head is None or ledger.head.size < ledger.size):
                 ledger.sign_head()
-            proofs = [ledger.prove(index) for index in ledger.indices_of(volume_id)]
+            picked, following = _page(ledger, volume_id, pick)
+            proofs = [ledger.prove(index) for index in picked]
             head, growth = ledger.head, ledger.prove_growth(since)
         return LedgerProof(
             site_id=self._site_id,
@@ -182,6 +210,7 @@ class LedgerShelf:
             certificates=self._certificates(proof.receipt for proof in proofs),
             since=since,
             growth=growth,
+            next=following,
         )
 
     def counts(self, iaas_id: IaasId) -> dict[tuple[NodeId, VolumeId], Held]:
@@ -213,6 +242,37 @@ class LedgerShelf:
             for ledger in self._ledgers.values():
                 ledger.close()
             self._ledgers.clear()
+
+
+def _page(
+    ledger: LocationLedger, volume_id: VolumeId, pick: Selection
+) -> tuple[list[int], int | None]:
+    """Return the receipts of a page in order, and the `after` of the next one."""
+    has_window = bool(pick.from_ms or pick.until_ms)
+    picked: list[int] = []
+    read_count = 0
+    last = pick.after
+    for indices in ledger.segments_of(volume_id):
+        if indices[0] <= pick.after:
+            continue
+        is_full = picked and len(picked) + len(indices) > PAGE_RECEIPTS_MAX
+        if is_full or read_count >= PAGE_READ_MAX:
+            return sorted(picked), last
+        last = indices[0]
+        if has_window:
+            read_count += len(indices)
+            ends = ledger.receipt(indices[0]), ledger.receipt(indices[-1])
+            if not _lay_between(*ends, pick):
+                continue
+        picked += indices
+    return sorted(picked), None
+
+
+def _lay_between(first: Receipt, last: Receipt, pick: Selection) -> bool:
+    """Tell whether a segment lay here at some moment of the time that is asked about."""
+    began = not pick.until_ms or first.time_ms <= pick.until_ms
+    ended = last.event is LocationEvent.EXPIRE and last.time_ms < pick.from_ms
+    return began and not ended
 
 
 def _key_id(certificate_pem: str) -> str:

@@ -288,9 +288,18 @@ class LocationLedger:
 
     def indices_of(self, volume_id: VolumeId) -> list[int]:
         """Return the index of each receipt of a volume, oldest first."""
-        settled = self._checked(lambda: self._index.of_volume(volume_id))
-        fresh = enumerate(self._fresh, start=self._covered.leaf_count)
-        return settled + [index for index, leaf in fresh if leaf.volume_id == volume_id]
+        return sorted(index for found in self.segments_of(volume_id) for index in found)
+
+    def segments_of(self, volume_id: VolumeId) -> list[tuple[int, ...]]:
+        """Return the indices of a volume's receipts, those of each segment on each node together.
+
+        In the order of the first of each.
+        """
+        found = self._checked(lambda: self._index.of_volume(volume_id))
+        for index, leaf in enumerate(self._fresh, start=self._covered.leaf_count):
+            if leaf.volume_id == volume_id:
+                found.setdefault((leaf.node_id, leaf.segment), []).append(index)
+        return sorted(tuple(indices) for indices in found.values())
 
     def counts(self) -> dict[tuple[NodeId, VolumeId], Held]:
         """Return what each node has signed for each volume."""

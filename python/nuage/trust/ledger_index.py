@@ -210,19 +210,21 @@ class LedgerIndex:
         )
         return found.fetchone() is not None
 
-    def of_volume(self, volume_id: VolumeId) -> list[int]:
-        """Return the numbers of a volume's leaves, in order."""
-        numbers: list[int] = []
+    def of_volume(self, volume_id: VolumeId) -> dict[tuple[NodeId, int], list[int]]:
+        """Return the numbers of a volume's leaves, in order, by node and segment."""
+        numbers: defaultdict[tuple[NodeId, int], list[int]] = defaultdict(list)
         places = self._connection.execute(
-            "SELECT place, leaf_count FROM place WHERE volume = ?", (volume_id,)
+            "SELECT place, node, leaf_count FROM place WHERE volume = ?", (volume_id,)
         ).fetchall()
-        for place, leaf_count in places:
-            rows = self._connection.execute("SELECT number FROM leaf WHERE place = ?", (place,))
-            found = [int(number) for (number,) in rows]
-            if len(found) != leaf_count:
-                raise Unfit(f"{len(found)} receipts of {volume_id} instead of {leaf_count}")
-            numbers += found
-        return sorted(numbers)
+        for place, node, leaf_count in places:
+            rows = self._connection.execute(
+                "SELECT number, segment FROM leaf WHERE place = ? ORDER BY number", (place,)
+            ).fetchall()
+            if len(rows) != leaf_count:
+                raise Unfit(f"{len(rows)} receipts of {volume_id} instead of {leaf_count}")
+            for number, segment in rows:
+                numbers[NodeId(node), segment + SEGMENT_SHIFT].append(int(number))
+        return dict(numbers)
 
     def is_held(self, volume_id: VolumeId, node_id: NodeId, segment: int) -> bool:
         """Tell whether a node holds a segment, by the last leaf that names both."""

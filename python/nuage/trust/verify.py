@@ -477,7 +477,8 @@ def split_ledger_line(line: bytes) -> tuple[str, Json, bytes]:
 class ProofReport:
     """What a volume's proof says. `silent`: sites of which it says nothing.
 
-    `grown`: a line for each ledger that only grew since an earlier proof.
+    `grown`: a line for each ledger that only grew since an earlier proof. `covers`: what the file
+    is restricted to: a time, a page of several.
     """
 
     volume: str = ""
@@ -490,6 +491,7 @@ class ProofReport:
     outside: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     grown: list[str] = field(default_factory=list)
+    covers: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -602,6 +604,27 @@ def _check_proof(
     for site in body["sites"]:
         _check_site(report, site, signers, body)
     report.silent += [str(site) for site in body["silent"]]
+    if "selection" in body:
+        report.covers += _told_selection(_inner(body, "selection"))
+
+
+def _told_selection(selection: Json) -> Iterator[str]:
+    """Return lines for what a proof leaves out: nothing where it is of all times and one page."""
+    times = [int(str(selection[name])) for name in ("from_ms", "until_ms")]
+    if any(times):
+        words = ("after", "before")
+        told = [
+            f"{word} {datetime.fromtimestamp(t // 1000, tz=UTC).isoformat()}"
+            for word, t in zip(words, times, strict=True)
+            if t
+        ]
+        yield f"only what lay somewhere {' and '.join(told)}"
+    pages = (sorted(_inner(selection, name).items()) for name in ("after", "next"))
+    after, following = (", ".join(f"{index} of {site}" for site, index in page) for page in pages)
+    if after:
+        yield f"a further page: behind receipt {after}; other sites are on the pages before"
+    if following:
+        yield f"not the last page: the next begins behind receipt {following}"
 
 
 def _signers_of(site: Json, root: x509.Certificate) -> dict[str, SiteKey]:
@@ -763,6 +786,7 @@ def told_proof(report: ProofReport) -> Iterator[str]:
     yield f"  receipts        {report.receipt_count}, under {report.head_count} signed heads"
     anchor = "the one that you trust" if report.is_anchored else "compare it with the operators'"
     yield f"  root            SHA-256 {report.root_fingerprint} ({anchor})"
+    yield from (f"  covers          {line}" for line in report.covers)
     yield from (f"  place           {place}" for place in report.places)
     yield from (f"  ledger grew     {ledger}" for ledger in report.grown)
     yield from (

@@ -14,17 +14,19 @@ from nuage.iaas.index import FederationIndex
 from nuage.iaas.provenance import (
     ListDeleted,
     ProveVolume,
+    Stay,
+    TraceVolume,
     list_deleted,
     prove_volume,
     trace_volume,
 )
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import NameVolume
 from nuage.ids import NodeId, SiteId, UserId
 from nuage.model.iaas import PastIaas
 from nuage.model.record import Noun
 from nuage.model.trust import SiteTrust
 from nuage.model.volume import Erasure, ReplicaPlace
+from nuage.storage import ledgers
 from nuage.trust.permissions import Principal
 from nuage.trust.pki import pem_of
 from nuage.trust.verify import told_proof, verify_proof
@@ -74,7 +76,7 @@ async def test_a_deleted_volume_is_proven_by_its_id_and_its_proof_says_so(tmp_pa
     assert f"({VOLUME}), deleted" in told[1]
     (place,) = (line for line in told if "segments since" in line)
     assert "until" in place
-    trace = await trace_volume(site, OWNER, NameVolume(IAAS, VOLUME))
+    trace = await trace_volume(site, OWNER, TraceVolume(IAAS, VOLUME))
     assert all(stay.until_s is not None for stay in trace.stays)
 
 
@@ -94,6 +96,47 @@ async def test_a_volume_of_an_iaas_that_was_taken_down_is_listed_and_proven(tmp_
         assert told[0] == "SOUND"
         (known,) = (await list_deleted(site, OWNER, ListDeleted(name))).volumes
         assert (known.volume, known.segment_count) == (VOLUME, 0)
+
+
+async def test_a_long_life_is_proven_in_pages_that_each_stand_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "PAGE_RECEIPTS_MAX", 3)
+    site = site_with(tmp_path, erased=2)
+    after, told = "", []
+    stays: list[Stay] = []
+    for _ in range(3):
+        ask = ProveVolume(IAAS, VOLUME, after=after)
+        proof = await prove_volume(site, OWNER, ask)
+        report = verify_proof(proof.document.encode())
+        assert report.is_sound
+        told.append((proof.receipt_count, *report.places[0].split(": ")[1].split(" since")[:1]))
+        assert bool(proof.next) == any("not the last page" in line for line in report.covers)
+        stays += (await trace_volume(site, OWNER, TraceVolume(IAAS, VOLUME, after=after))).stays
+        after = proof.next
+        if not after:
+            break
+    # Of each segment all that is known is on one page: what is said to be there is there.
+    assert told == [(2, "1 segments"), (3, "2 segments")]
+    assert sorted(stay.segment for stay in stays if stay.until_s is None) == [3]
+
+
+async def test_a_proof_of_a_time_has_what_lay_there_then_and_says_so(tmp_path: Path) -> None:
+    site = site_with(tmp_path, erased=2)
+    (last,) = (
+        stay
+        for stay in (await trace_volume(site, OWNER, TraceVolume(IAAS, VOLUME))).stays
+        if stay.until_s is None
+    )
+    ask = ProveVolume(IAAS, VOLUME, from_s=last.since_s + 1000)
+    proof = await prove_volume(site, OWNER, ask)
+    report = verify_proof(proof.document.encode())
+    assert proof.receipt_count == 1
+    assert "to this day" in report.places[0]
+    (line,) = report.covers
+    assert line.startswith("only what lay somewhere after ")
+    ask = ProveVolume(IAAS, VOLUME, until_s=0.001)
+    assert (await prove_volume(site, OWNER, ask)).receipt_count == 0
 
 
 async def test_a_volume_that_is_being_erased_is_proven_by_its_name(tmp_path: Path) -> None:
