@@ -13,10 +13,10 @@ from nuage.iaas.index import FederationIndex
 from nuage.ids import SiteId, UserId, new_id
 from nuage.model.identity import User
 from nuage.trust.audit import AuditEntry, AuditLog
-from nuage.trust.book import TrustBook
+from nuage.trust.book import TrustBook, keys_document
 from nuage.trust.permissions import Principal
 from nuage.trust.tokens import KnownUser, TokenChecker, TokenIssuer, require_log_in
-from nuage.trust.verify import audit_segments, keys_document
+from nuage.trust.verify import audit_segments
 
 SYNC_DELAY_S: Final = 0.02  # entries of a burst share one flush to disk
 

@@ -5,6 +5,8 @@ federation's root, so it does not matter who brought it; nothing is ever taken b
 older document.
 """
 
+import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -144,3 +146,16 @@ def key_id_of(public_key: Ed25519PublicKey) -> str:
 def raw_key(public_key: Ed25519PublicKey) -> bytes:
     """Return the 32 bytes of an Ed25519 public key."""
     return public_key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+def keys_document(keys: Mapping[str, SiteKey]) -> bytes:
+    """Return the ``keys.json`` that holds `keys`."""
+    entries = [
+        {
+            "key_id": key_id,
+            "site_id": key.site_id,
+            "public_key": base64.b64encode(key.public_key).decode(),
+        }
+        for key_id, key in sorted(keys.items())
+    ]
+    return json.dumps({"keys": entries}, indent=2).encode() + b"\n"

@@ -477,8 +477,7 @@ def split_ledger_line(line: bytes) -> tuple[str, Json, bytes]:
 class ProofReport:
     """What a volume's proof says. `silent`: sites of which it says nothing.
 
-    `grown`: a line for each ledger that only grew since an earlier proof. `covers`: what the file
-    is restricted to: a time, a page of several.
+    `grown`: each ledger that only grew since an earlier proof. `covers`: what is left out.
     """
 
     volume: str = ""
@@ -604,27 +603,18 @@ def _check_proof(
     for site in body["sites"]:
         _check_site(report, site, signers, body)
     report.silent += [str(site) for site in body["silent"]]
-    if "selection" in body:
-        report.covers += _told_selection(_inner(body, "selection"))
+    report.covers += _told_selection(body["selection"]) if "selection" in body else ()
 
 
 def _told_selection(selection: Json) -> Iterator[str]:
     """Return lines for what a proof leaves out: nothing where it is of all times and one page."""
-    times = [int(str(selection[name])) for name in ("from_ms", "until_ms")]
-    if any(times):
-        words = ("after", "before")
-        told = [
-            f"{word} {datetime.fromtimestamp(t // 1000, tz=UTC).isoformat()}"
-            for word, t in zip(words, times, strict=True)
-            if t
-        ]
-        yield f"only what lay somewhere {' and '.join(told)}"
-    pages = (sorted(_inner(selection, name).items()) for name in ("after", "next"))
-    after, following = (", ".join(f"{index} of {site}" for site, index in page) for page in pages)
-    if after:
-        yield f"a further page: behind receipt {after}; other sites are on the pages before"
-    if following:
-        yield f"not the last page: the next begins behind receipt {following}"
+    for name, word in (("from_ms", "after"), ("until_ms", "before")):
+        if time_ms := int(str(selection[name])):
+            moment = datetime.fromtimestamp(time_ms // 1000, tz=UTC).isoformat()
+            yield f"only what lay somewhere {word} {moment}"
+    for name, words in (("after", "a further page:"), ("next", "not the last page: the next is")):
+        if page := sorted(_inner(selection, name).items()):
+            yield f"{words} behind receipt {', '.join(f'{n} of {site}' for site, n in page)}"
 
 
 def _signers_of(site: Json, root: x509.Certificate) -> dict[str, SiteKey]:
@@ -806,19 +796,6 @@ def load_keys(path: Path) -> dict[str, SiteKey]:
         entry["key_id"]: SiteKey(entry["site_id"], base64.b64decode(entry["public_key"]))
         for entry in document["keys"]
     }
-
-
-def keys_document(keys: Mapping[str, SiteKey]) -> bytes:
-    """Return the ``keys.json`` that holds `keys`."""
-    entries = [
-        {
-            "key_id": key_id,
-            "site_id": key.site_id,
-            "public_key": base64.b64encode(key.public_key).decode(),
-        }
-        for key_id, key in sorted(keys.items())
-    ]
-    return json.dumps({"keys": entries}, indent=2).encode() + b"\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

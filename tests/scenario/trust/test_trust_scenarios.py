@@ -39,7 +39,7 @@ from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
 from nuage.trust import verify
 from nuage.trust.audit import AuditEntry, AuditLog
-from nuage.trust.book import TrustBook
+from nuage.trust.book import TrustBook, keys_document
 from nuage.trust.invitation import Invitation, InvitationFiles, Joining
 from nuage.trust.join import Joined, JoinServer, join_node, join_site
 from nuage.trust.pki import Authority, issue_daemon, pem_of, pem_of_key
@@ -52,7 +52,7 @@ from nuage.trust.renewal import (
     register_renewal,
 )
 from nuage.trust.store import TrustStore
-from nuage.trust.verify import keys_document, verify_audit
+from nuage.trust.verify import verify_audit
 
 FR = FederationId("fr")
 MARNE, LYON = SiteId("marne"), SiteId("lyon")

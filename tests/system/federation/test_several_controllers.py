@@ -146,8 +146,7 @@ async def test_the_second_controller_of_a_site_goes_on_where_the_first_died(tmp_
 
 
 def keys_of(trust_dir: Path) -> bytes:
-    from nuage.trust.book import TrustBook
-    from nuage.trust.verify import keys_document
+    from nuage.trust.book import TrustBook, keys_document
 
     store = TrustStore(trust_dir)
     book = TrustBook(store.root())
