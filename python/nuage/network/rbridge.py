@@ -479,7 +479,6 @@ class RBridge:
             return
         if change.after is AdjacencyState.REPORT:
             self._lsdb.circuit_up(change.port, now_s)
-            self._fill_buckets(change.port, now_s)
             self._say(FabricNews.ADJACENCY_UP, change.port, f"{who}: {change.reason}")
         elif change.before is AdjacencyState.REPORT:
             self._lsdb.circuit_down(change.port)

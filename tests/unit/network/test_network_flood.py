@@ -1,5 +1,6 @@
 """Floods: noise without the key costs no genuine message, neighbours with it are held to a rate."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from random import Random
 
@@ -22,12 +23,21 @@ from nuage.network.isis_pdu import (
     SEQUENCE_MAX,
     Hello,
     Lsp,
+    MtuPdu,
     Pdu,
     decode_pdu,
     encode_pdu,
     isis_frame,
+    read_pdu,
+    whole_pdu,
 )
-from nuage.network.isis_tlv import AreaAddresses, Hostname
+from nuage.network.isis_tlv import (
+    AreaAddresses,
+    Authentication,
+    Hostname,
+    ThreeWay,
+    ThreeWayState,
+)
 from nuage.network.lisp_event import DatagramReceived, LispLog, LispNews
 from nuage.network.lisp_message import (
     Eid,
@@ -165,6 +175,29 @@ def test_a_neighbour_that_floods_lsps_is_read_at_a_rate_and_its_hellos_still_cou
     near.take()
     assert near.state() == "report"
     assert near.rbridge.lsdb.records[FAR + b"\0\0"].lsp.sequence == 59
+
+
+def test_a_neighbour_that_goes_and_comes_is_read_no_faster() -> None:
+    near = Near()
+    seen = near.heard(HELLO)
+    hello = read_pdu(whole_pdu(seen[14:]))
+    assert isinstance(hello, Hello)
+    others = tuple(tlv for tlv in hello.tlvs if not isinstance(tlv, Authentication | ThreeWay))
+    unseen = near.framed(replace(hello, tlvs=(*others, ThreeWay(ThreeWayState.DOWN, 1))))
+    storm = [near.framed(lsp(1))] * int(READ_RATES[LSP].burst)
+    for flap in range(3):
+        near.now_s += 1.0
+        (probe,) = (
+            pdu
+            for effect in near.take(unseen, seen)
+            if isinstance(effect, SendFrame)
+            and isinstance(pdu := read_pdu(whole_pdu(effect.frame[14:])), MtuPdu)
+        )
+        tlvs = tuple(tlv for tlv in probe.tlvs if not isinstance(tlv, Authentication))
+        near.take(near.framed(replace(probe, is_ack=True, ack_source=system_id(1), tlvs=tlvs)))
+        assert near.state() == "report", flap
+        near.take(*storm)
+    assert near.rbridge.counters["control_rate"] >= 2 * len(storm) - 2 * READ_RATES[LSP].per_s
 
 
 def database() -> Lsdb:
