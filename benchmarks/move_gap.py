@@ -13,11 +13,13 @@ Gaps are read from the frames at the staying guest's tap, with the kernel's time
 between two answers, two new segments, two acknowledgements that rise, over the instant that the
 guest goes on at its target. (The longest of all is told besides: on a busy machine an emulated guest
 stalls at its source, while its memory is copied, for longer.) Beside it stands what QEMU says that
-the guest stood still (`downtime`). The goal is that and 60 ms. Of what is more, two parts are told by
-the guest's new tap: how long the network took to reach it, and how long the guest took to say its
-first word, which is the emulator's: it has its code to translate anew. `within` counts moves that
-reach the goal, `without guest` those that do but for the guest's own time. One that does not live
-on is told apart and started anew. Needs root and `.build/guest/guest.raw`.
+the guest stood still (`downtime`), up to where its last state was sent. The goal is that and 60 ms.
+Of what is more, three parts are told by the guest's taps: how long it was without a word in truth
+(`stood still`: its target reads that state meanwhile), how long the network took to reach it, and
+how long the guest took to say its first word, which is the emulator's: it has its code to translate
+anew. `within` counts moves that reach the goal, `without guest` those that do but for the guest's
+own time. One that does not live on is told apart and started anew. Needs root and
+`.build/guest/guest.raw`.
 """
 
 import argparse
@@ -234,14 +236,17 @@ def watch_soon(namespace: str, tap: str) -> TapWatch:
 class Move:
     """What one move did. `gap_ms`: over the switch; None when the guest did not live on.
 
-    `network_ms` and `guest_ms`: how long each took to reach the other, see `parts_ms`. An
-    emulator translates its code anew for the guest's first IP packet.
+    `still_ms`: from the guest's last word where it was to its first sign where it is; what of it
+    is not `downtime_ms` is the target hypervisor's, which reads the last state after the source
+    has sent it. `network_ms` and `guest_ms`: how long each then took to reach the other, see
+    `parts_ms`. An emulator translates its code anew for the guest's first IP packet.
     """
 
     kind: str
     gap_ms: float | None
     longest_ms: float
     downtime_ms: float
+    still_ms: float
     network_ms: float
     guest_ms: float
 
@@ -270,6 +275,7 @@ def move(scene: Scene, kind: str) -> Move:
     tap = scene.tap(MOVES)
     stays = str(tenant.vm(STAYS)["node_id"])
     at_stays = TapWatch(lab.namespace(stays), scene.tap(STAYS))
+    at_source = TapWatch(lab.namespace(str(tenant.vm(MOVES)["node_id"])), tap)
     progress = Progress(kind, address)
     talk(tenant, kind, address)
     seen = flowing(at_stays, progress)
@@ -280,8 +286,9 @@ def move(scene: Scene, kind: str) -> Move:
     ended_s = time.time()
     seen += [frame.at_s for frame in at_stays.frames() if progress.shows(frame)]
     there = at_target.frames()
-    at_stays.close()
-    at_target.close()
+    last_s = max((f.at_s for f in at_source.frames() if is_word(f)), default=ended_s)
+    for watch in (at_stays, at_source, at_target):
+        watch.close()
     downtime_ms = float(str(tenant.vm(MOVES)["downtime_ms"]))
     gaps = list(pairwise((*seen, ended_s)))
     longest_s = max((b - a for a, b in gaps), default=AFTER_S)
@@ -294,7 +301,8 @@ def move(scene: Scene, kind: str) -> Move:
         hush(tenant, STAYS)
         tenant.start_anew(MOVES)
     gap_ms = gap_s * 1000 if lives else None
-    return Move(kind, gap_ms, longest_s * 1000, downtime_ms, *parts_ms(there))
+    still_ms = (sign_s - last_s) * 1000
+    return Move(kind, gap_ms, longest_s * 1000, downtime_ms, still_ms, *parts_ms(there))
 
 
 def flowing(watch: TapWatch, progress: Progress) -> list[float]:
@@ -338,8 +346,9 @@ def report(moves: list[Move]) -> None:
         "longest ms",
         "downtime ms",
         "gap - downtime",
-        "of it network",
-        "of it guest",
+        "stood still",
+        "network",
+        "guest",
     )
     print(f"{'':6}" + "".join(f"{head:>20}" for head in heads)
           + f"{'within':>8}{'without guest':>15}{'died':>6}")  # fmt: skip
@@ -350,8 +359,8 @@ def report(moves: list[Move]) -> None:
         own = [rest - one.guest_ms for rest, one in zip(rests, lived, strict=True)]
         columns = (
             [one.gap_ms or 0.0 for one in lived], [one.longest_ms for one in lived],
-            [one.downtime_ms for one in lived], rests, [one.network_ms for one in lived],
-            [one.guest_ms for one in lived],
+            [one.downtime_ms for one in lived], rests, [one.still_ms for one in lived],
+            [one.network_ms for one in lived], [one.guest_ms for one in lived],
         )  # fmt: skip
         cells = "".join(f"{spread(values):>20}" for values in columns)
         counted = (
@@ -381,8 +390,9 @@ def main() -> None:
                 done = move(one, kind)
                 moves.append(done)
                 gap = "died" if done.gap_ms is None else f"{done.gap_ms:.1f} ms"
-                print(f"{kind}: gap {gap}, downtime {done.downtime_ms:.0f} ms, network"
-                      f" {done.network_ms:.1f} ms, guest {done.guest_ms:.1f} ms", flush=True)  # fmt: skip
+                print(f"{kind}: gap {gap}, downtime {done.downtime_ms:.0f} ms, stood still"
+                      f" {done.still_ms:.1f} ms, network {done.network_ms:.1f} ms,"
+                      f" guest {done.guest_ms:.1f} ms", flush=True)  # fmt: skip
     report(moves)
 
 
