@@ -10,12 +10,10 @@ import msgspec
 
 from nuage.clock import Clock
 from nuage.energy.meters import MeterSource, Reading
-from nuage.errors import NotFound, RemoteProtocolError, TimedOut
+from nuage.errors import NotFound, RemoteProtocolError
 from nuage.facility.plausible import believable_watts
-from nuage.facility.ports import BmcUnavailable, BootDevice, PowerState
+from nuage.facility.ports import BootDevice, PowerState
 from nuage.facility.redfish import ROOT, Link, Members, RedfishConnection
-
-POLL_S: Final = 1.0  # a BMC changes its mind no faster
 
 _STATES: Final = {
     "On": PowerState.ON, "Off": PowerState.OFF, "Paused": PowerState.ON,
@@ -137,31 +135,6 @@ class RedfishNode:
         """Return the machine's power as its BMC measures it."""
         watts = await self._watts()
         return Reading(MeterSource.BMC, believable_watts(watts, self.url), self._clock.now_s())
-
-    async def inlet_celsius(self) -> float | None:
-        """Return the air temperature at the inlet, None where the BMC does not tell."""
-        chassis = await self._find_chassis()
-        if chassis.environment is None:
-            return None
-        metrics = await self._connection.get(chassis.environment.path, Environment)
-        return None if metrics.temperature is None else metrics.temperature.reading
-
-    async def wait_for(self, wanted: PowerState, *, timeout_s: float) -> None:
-        """Return when the machine is in `wanted`, or raise TimedOut.
-
-        A BMC that does not answer meanwhile is asked again: many restart with their machine.
-        """
-        deadline_s = self._clock.monotonic_s() + timeout_s
-        while True:
-            try:
-                if await self.power_state() is wanted:
-                    return
-            except BmcUnavailable:
-                if self._clock.monotonic_s() >= deadline_s:
-                    raise
-            if self._clock.monotonic_s() >= deadline_s:
-                raise TimedOut(f"{self.url} to be {wanted.value}", after_s=timeout_s)
-            await self._clock.sleep(POLL_S)
 
     async def _system(self) -> _System:
         if not self._system_path:
