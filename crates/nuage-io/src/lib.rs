@@ -3,6 +3,7 @@
 //! One thread serves all: sessions and devices run to completion on it ([`serve`]); blocking file
 //! work runs on small pools that wake it through descriptors.
 
+pub mod clear;
 pub mod doors;
 pub mod file;
 pub mod link;
@@ -13,3 +14,4 @@ pub mod revocation;
 pub mod serve;
 pub mod socket;
 pub mod tls;
+pub mod user;

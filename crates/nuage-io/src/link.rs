@@ -4,7 +4,7 @@ use crate::log;
 use crate::path::{Identity, identity_of};
 use crate::poller::{Interest, Poller, Ready, Token};
 use crate::socket::{Moved, Stream};
-use crate::tls::{REFRESH_EVERY, Trust};
+use crate::tls::{ISCSI_PROTOCOL, REFRESH_EVERY, RUNS, Speaks, Trust};
 use nuage_block::Output;
 use rustix::fd::AsFd as _;
 use rustls::pki_types::ServerName;
@@ -16,8 +16,11 @@ use std::time::{Duration, Instant};
 
 /// Links of one daemon.
 const LINKS_MAX: usize = 1024;
+/// Those among them whose peer has not shown a certificate yet, and how long it may take.
+const STRANGERS_MAX: usize = 256;
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(15);
 /// Kind of a link's token in the poller.
-pub(crate) const KIND: u8 = 5;
+pub const KIND: u8 = 5;
 /// Unsent bytes of a link beyond which its owner should wait ([`Links::has_room`]).
 const PENDING_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes read from a socket at once.
@@ -63,6 +66,8 @@ impl Links {
 pub(crate) struct Link {
     /// The daemon's token where we connected.
     pub token: Option<u64>,
+    /// What we connected for.
+    wants: Speaks,
     session: Connection,
     pub established: bool,
 }
@@ -94,20 +99,26 @@ impl io::Write for Wire<'_> {
 impl Link {
     pub fn accept(trust: &Trust) -> Result<Self, rustls::Error> {
         let session = ServerConnection::new(trust.server())?;
-        Ok(Self::new(None, session.into()))
+        Ok(Self::new(None, Speaks::Replication, session.into()))
     }
 
-    pub fn connect(token: u64, address: SocketAddr, trust: &Trust) -> Result<Self, rustls::Error> {
+    pub fn connect(
+        token: u64,
+        wants: Speaks,
+        address: SocketAddr,
+        trust: &Trust,
+    ) -> Result<Self, rustls::Error> {
         let name = ServerName::IpAddress(address.ip().into());
-        let session = ClientConnection::new(trust.client(), name)?;
-        Ok(Self::new(Some(token), session.into()))
+        let session = ClientConnection::new(trust.client(wants), name)?;
+        Ok(Self::new(Some(token), wants, session.into()))
     }
 
-    fn new(token: Option<u64>, mut session: Connection) -> Self {
+    fn new(token: Option<u64>, wants: Speaks, mut session: Connection) -> Self {
         // The owner bounds what it gives us by `has_room`.
         session.set_buffer_limit(None);
         Self {
             token,
+            wants,
             session,
             established: false,
         }
@@ -160,11 +171,9 @@ impl Link {
         Ok(true)
     }
 
-    /// Encrypt what is in the output, from where it lies; without a limit the session takes all of it.
-    pub fn queue(&mut self, output: &Output) -> bool {
-        let slices = output.slices(usize::MAX);
-        let taken = self.session.writer().write_vectored(&slices);
-        taken.is_ok_and(|count| count == output.len())
+    /// Encrypt bytes from where they lie; without a limit the session takes all of them.
+    pub fn queue(&mut self, slices: &[IoSlice<'_>]) -> usize {
+        self.session.writer().write_vectored(slices).unwrap_or(0)
     }
 
     /// Write until the socket is full; true when everything is sent.
@@ -187,26 +196,40 @@ impl Link {
             .is_some_and(|chain| trust.revokes(chain))
     }
 
-    /// The peer, once: when the handshake is over.
-    pub fn newly_established(&mut self) -> Option<Identity> {
+    /// The peer and what it is here for, once: when the handshake is over.
+    ///
+    /// The handshake let in both roles; only here it is known for what. Nothing that came on the link has
+    /// been given to anybody before.
+    fn newly_established(&mut self) -> Result<Option<(Identity, Speaks)>, &'static str> {
         if self.established || self.session.is_handshaking() {
-            return None;
+            return Ok(None);
         }
-        let identity = self
-            .session
-            .peer_certificates()
-            .and_then(|chain| chain.first())
-            .and_then(identity_of)?;
+        let chain = self.session.peer_certificates();
+        let identity = chain.and_then(|chain| chain.first()).and_then(identity_of);
+        let identity = identity.ok_or("the certificate names no daemon")?;
+        let speaks = match self.session.alpn_protocol() {
+            Some(ISCSI_PROTOCOL) => Speaks::Iscsi,
+            _ => Speaks::Replication,
+        };
+        if self.token.is_some() && speaks != self.wants {
+            return Err("it does not take iSCSI by this door: an older version");
+        }
+        let (is_from_vnode, is_iscsi) = (identity.role == RUNS, speaks == Speaks::Iscsi);
+        if self.token.is_none() && is_from_vnode != is_iscsi {
+            return Err("IO-nodes replicate, V-nodes bring iSCSI");
+        }
         self.established = true;
-        Some(identity)
+        Ok(Some((identity, speaks)))
     }
 }
 
 /// What happened on links.
 #[derive(Debug)]
-pub(crate) enum LinkEvent {
-    Up(LinkId, Option<u64>, Identity),
+pub enum LinkEvent {
+    Up(LinkId, Option<u64>, Identity, Speaks),
     Data(LinkId, Vec<u8>),
+    /// What had no room is sent.
+    Room(LinkId),
     Down(LinkId, Option<u64>, String),
 }
 
@@ -214,10 +237,14 @@ struct Held {
     stream: Stream,
     link: Link,
     interest: Interest,
+    /// Its owner takes what comes.
+    is_read: bool,
+    /// The handshake is over by then, or the link.
+    deadline: Instant,
 }
 
 /// All links of a daemon.
-pub(crate) struct LinkSet {
+pub struct LinkSet {
     pub orders: Links,
     trust: Option<Trust>,
     refresh_at: Instant,
@@ -225,6 +252,13 @@ pub(crate) struct LinkSet {
     next: LinkId,
     events: Vec<LinkEvent>,
     scratch: Vec<u8>,
+}
+
+impl Held {
+    /// True while somebody who came to us has shown no certificate that we believe.
+    fn is_stranger(&self) -> bool {
+        self.link.token.is_none() && !self.link.established
+    }
 }
 
 const BOTH: Interest = Interest {
@@ -262,23 +296,33 @@ impl LinkSet {
         }
     }
 
-    fn hold(&mut self, poller: &Poller, stream: Stream, link: Link) {
+    fn hold(&mut self, poller: &Poller, stream: Stream, link: Link) -> Result<LinkId, String> {
         let id = self.next;
         self.next += 1;
-        let token = link.token;
-        if let Err(error) = poller.add(&stream, Self::token(id), BOTH) {
-            return self
-                .events
-                .push(LinkEvent::Down(id, token, error.to_string()));
-        }
+        poller
+            .add(&stream, Self::token(id), BOTH)
+            .map_err(|error| error.to_string())?;
         self.held.insert(
             id,
             Held {
                 stream,
                 link,
                 interest: BOTH,
+                is_read: true,
+                deadline: Instant::now() + HANDSHAKE_TIME_MAX,
             },
         );
+        Ok(id)
+    }
+
+    /// End the links whose peers came and do not say who they are.
+    fn end_strangers(&mut self, poller: &Poller, now: Instant) {
+        let strangers = self.held.iter().filter(|(_, held)| held.is_stranger());
+        let late = strangers.filter(|(_, held)| held.deadline <= now);
+        let late: Vec<LinkId> = late.map(|(id, _)| *id).collect();
+        for id in late {
+            self.fail(poller, id, "the handshake takes too long".to_owned());
+        }
     }
 
     /// Look at our certificates and at the revocation lists, and end the links of who is revoked.
@@ -287,9 +331,15 @@ impl LinkSet {
             return;
         };
         self.refresh_at = now + REFRESH_EVERY;
-        if !trust.refresh() {
-            return;
+        let has_other_lists = trust.refresh();
+        if has_other_lists {
+            self.end_revoked(poller);
         }
+        self.end_strangers(poller, now);
+    }
+
+    fn end_revoked(&mut self, poller: &Poller) {
+        let Some(trust) = &self.trust else { return };
         let revoked = |held: &&Held| held.link.is_revoked(trust);
         let revoked = self.held.iter().filter(|(_, held)| revoked(held));
         let revoked: Vec<LinkId> = revoked.map(|(id, _)| *id).collect();
@@ -305,44 +355,81 @@ impl LinkSet {
 
     pub fn accept(&mut self, poller: &Poller, stream: Stream) {
         let Some(trust) = &self.trust else { return };
-        if self.held.len() >= LINKS_MAX {
+        let strangers = self.held.values().filter(|held| held.is_stranger());
+        if self.held.len() >= LINKS_MAX || strangers.count() >= STRANGERS_MAX {
             return log::warn("too_many_links", &[]);
         }
         if let Err(error) = stream.expect_answers() {
             return log::warn("link_not_accepted", &[("error", error.to_string().into())]);
         }
-        match Link::accept(trust) {
-            Ok(link) => self.hold(poller, stream, link),
-            Err(error) => log::error("link_not_accepted", &[("error", error.to_string().into())]),
+        let link = Link::accept(trust).map_err(|error| error.to_string());
+        if let Err(error) = link.and_then(|link| self.hold(poller, stream, link)) {
+            log::error("link_not_accepted", &[("error", error.into())]);
         }
     }
 
-    fn connect(&mut self, poller: &Poller, token: u64, address: SocketAddr) {
+    /// Begin to connect. [`LinkEvent::Up`] or [`LinkEvent::Down`] follows, unless this fails.
+    pub fn connect(
+        &mut self,
+        poller: &Poller,
+        token: u64,
+        wants: Speaks,
+        address: SocketAddr,
+    ) -> Result<LinkId, String> {
         let Some(trust) = &self.trust else {
-            let reason = "no certificates were given".to_owned();
-            return self.events.push(LinkEvent::Down(0, Some(token), reason));
+            return Err("no certificates were given".to_owned());
         };
-        let made = Link::connect(token, address, trust).map_err(|error| error.to_string());
-        let made = made.and_then(|link| {
-            Stream::connect(address)
-                .map(|stream| (stream, link))
-                .map_err(|error| error.to_string())
-        });
-        match made {
-            Ok((stream, link)) => self.hold(poller, stream, link),
-            Err(reason) => self.events.push(LinkEvent::Down(0, Some(token), reason)),
+        let link =
+            Link::connect(token, wants, address, trust).map_err(|error| error.to_string())?;
+        let stream = Stream::connect(address).map_err(|error| error.to_string())?;
+        self.hold(poller, stream, link)
+    }
+
+    /// False while a link has not sent what it was given.
+    pub fn has_room(&self, id: LinkId) -> bool {
+        self.orders.has_room(id)
+    }
+
+    /// Encrypt bytes for a link and give how many; [`LinkSet::write`] sends them.
+    pub fn queue(&mut self, id: LinkId, slices: &[IoSlice<'_>]) -> usize {
+        let Some(held) = self.held.get_mut(&id) else {
+            return 0;
+        };
+        let count = held.link.queue(slices);
+        *self.orders.pending.entry(id).or_default() += count;
+        count
+    }
+
+    /// Take what comes on a link, or leave it to the kernel for now.
+    pub fn set_reading(&mut self, poller: &Poller, id: LinkId, is_read: bool) {
+        if let Some(held) = self.held.get_mut(&id)
+            && held.is_read != is_read
+        {
+            held.is_read = is_read;
+            self.write(poller, id);
         }
+    }
+
+    /// Send what still goes, and let go of a link; nothing more is heard of it.
+    pub fn close(&mut self, poller: &Poller, id: LinkId) {
+        if let Some(held) = self.held.get_mut(&id) {
+            // Whatever it comes to, the link is over.
+            let _ = held.link.write(&held.stream);
+        }
+        self.drop_link(poller, id);
     }
 
     /// Connect, send and close what the daemon asked for.
     pub fn obey(&mut self, poller: &Poller) {
         for (token, address) in std::mem::take(&mut self.orders.connect) {
-            self.connect(poller, token, address);
+            if let Err(reason) = self.connect(poller, token, Speaks::Replication, address) {
+                self.events.push(LinkEvent::Down(0, Some(token), reason));
+            }
         }
         let mut filled = std::collections::BTreeSet::new();
         for (id, output) in std::mem::take(&mut self.orders.send) {
             if let Some(held) = self.held.get_mut(&id)
-                && held.link.queue(&output)
+                && held.link.queue(&output.slices(usize::MAX)) == output.len()
             {
                 filled.insert(id);
             }
@@ -376,8 +463,13 @@ impl LinkSet {
             };
             match held.link.read(&held.stream, &mut self.scratch) {
                 Ok(bytes) => {
-                    if let Some(peer) = held.link.newly_established() {
-                        self.events.push(LinkEvent::Up(id, held.link.token, peer));
+                    match held.link.newly_established() {
+                        Ok(None) => {}
+                        Ok(Some((peer, speaks))) => {
+                            let token = held.link.token;
+                            self.events.push(LinkEvent::Up(id, token, peer, speaks));
+                        }
+                        Err(reason) => return self.fail(poller, id, reason.to_owned()),
                     }
                     if !bytes.is_empty() {
                         self.events.push(LinkEvent::Data(id, bytes));
@@ -393,17 +485,21 @@ impl LinkSet {
         self.write(poller, id);
     }
 
-    fn write(&mut self, poller: &Poller, id: LinkId) {
+    /// Send what a link was given, as far as its socket takes it.
+    pub fn write(&mut self, poller: &Poller, id: LinkId) {
         let Some(held) = self.held.get_mut(&id) else {
             return;
         };
         match held.link.write(&held.stream) {
             Ok(all) => {
                 if all {
-                    self.orders.pending.remove(&id);
+                    let sent = self.orders.pending.remove(&id);
+                    if sent.is_some_and(|bytes| bytes >= PENDING_BYTES_MAX) {
+                        self.events.push(LinkEvent::Room(id));
+                    }
                 }
                 let interest = Interest {
-                    read: true,
+                    read: held.is_read,
                     write: !all,
                 };
                 if interest != held.interest {

@@ -8,13 +8,17 @@
 //! and only then writes, so that a batch of answers is one system call. A connection that does not
 //! take its answers is not read; one that does not finish its login in `LOGIN_TIME_MAX` is closed.
 
+mod far;
+
+use crate::clear::ClearFrom;
 use crate::doors::{Answer, Doors, VolumeId};
 use crate::link::{LinkEvent, LinkId, LinkSet, Links};
 use crate::log;
 use crate::path::Identity;
 use crate::poller::{Interest, Poller, Ready, Token};
 use crate::socket::{Listener, Moved, Stream};
-use crate::tls::Trust;
+use crate::tls::{Speaks, Trust};
+use far::Far;
 use rustix::fd::{AsFd as _, BorrowedFd};
 use serde_json::Value;
 use slab::Slab;
@@ -57,7 +61,7 @@ pub enum Door {
     Iscsi,
     Nbd,
     Control,
-    /// Heads of other daemons, over TLS.
+    /// Heads of other daemons and initiators of other sites, over TLS.
     Replica,
 }
 
@@ -133,6 +137,9 @@ pub struct EventLoop {
     nbd_sockets: BTreeMap<nuage_nbd::ConnectionId, usize>,
     watched: BTreeMap<VolumeId, i32>,
     links: LinkSet,
+    far: BTreeMap<LinkId, Far>,
+    far_links: BTreeMap<nuage_scsi::ConnectionId, LinkId>,
+    clear_from: ClearFrom,
     signals: UnixStream,
     scratch: Vec<u8>,
     replies: Vec<(ClientId, Vec<u8>)>,
@@ -158,6 +165,7 @@ impl EventLoop {
         listeners: Vec<(Listener, Door)>,
         signals: UnixStream,
         trust: Option<Trust>,
+        clear_from: ClearFrom,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         signals.set_nonblocking(true)?;
@@ -189,6 +197,9 @@ impl EventLoop {
             nbd_sockets: BTreeMap::new(),
             watched: BTreeMap::new(),
             links: LinkSet::new(trust),
+            far: BTreeMap::new(),
+            far_links: BTreeMap::new(),
+            clear_from,
             signals,
             scratch: vec![0; READ_BYTES],
             replies: Vec::new(),
@@ -341,14 +352,14 @@ impl EventLoop {
         let peer = match door {
             Door::Replica => return self.links.accept(&self.poller, stream),
             Door::Iscsi => {
-                let mut entropy = [0; 33];
-                if !random(&mut entropy) {
-                    return log::error("no_entropy", &[]);
+                if let Some(peer) = stream
+                    .peer
+                    .filter(|peer| !self.clear_from.admits(peer.ip()))
+                {
+                    let from = peer.ip().to_string();
+                    return log::warn("iscsi_in_clear_refused", &[("from", from.into())]);
                 }
-                self.doors
-                    .iscsi
-                    .accept(&stream.local, entropy)
-                    .map(Peer::Iscsi)
+                self.accept_iscsi(&stream.local).map(Peer::Iscsi)
             }
             Door::Nbd => self.doors.nbd.accept().map(Peer::Nbd),
             Door::Control => {
@@ -401,6 +412,15 @@ impl EventLoop {
             );
             self.close(key);
         }
+    }
+
+    fn accept_iscsi(&mut self, at: &str) -> Option<nuage_scsi::ConnectionId> {
+        let mut entropy = [0; 33];
+        if !random(&mut entropy) {
+            log::error("no_entropy", &[]);
+            return None;
+        }
+        self.doors.iscsi.accept(at, entropy)
     }
 
     fn read(&mut self, key: usize, daemon: &mut dyn Daemon) {
@@ -494,6 +514,10 @@ impl EventLoop {
             daemon.turn(context!(self));
             moved |= self.doors.was_asked() || self.links.has_orders();
             self.doors.iscsi.take_touched(&mut touched);
+            let links: BTreeSet<LinkId> = touched
+                .iter()
+                .filter_map(|id| self.far_links.get(id).copied())
+                .collect();
             let keys: BTreeSet<usize> = touched
                 .drain(..)
                 .filter_map(|id| self.iscsi_sockets.get(&id).copied())
@@ -503,7 +527,10 @@ impl EventLoop {
                 .drain(..)
                 .filter_map(|id| self.nbd_sockets.get(&id).copied())
                 .collect();
-            moved |= !keys.is_empty() || !others.is_empty();
+            moved |= !keys.is_empty() || !others.is_empty() || !links.is_empty();
+            for link in links {
+                self.flush_far(link);
+            }
             for key in keys.into_iter().chain(others) {
                 self.flush(key);
             }
@@ -521,12 +548,23 @@ impl EventLoop {
         let events = self.links.take_events();
         let any = !events.is_empty();
         for event in events {
-            let context = context!(self);
             match event {
-                LinkEvent::Up(link, token, peer) => daemon.link_up(link, token, &peer, context),
-                LinkEvent::Data(link, bytes) => daemon.link_data(link, &bytes, context),
+                LinkEvent::Up(link, None, peer, Speaks::Iscsi) => self.welcome_far(link, &peer),
+                LinkEvent::Up(link, token, peer, _) => {
+                    daemon.link_up(link, token, &peer, context!(self));
+                }
+                LinkEvent::Data(link, bytes) => match self.far.get(&link) {
+                    Some(far) => {
+                        self.doors.iscsi.receive(far.id, &bytes);
+                        self.update_far(link);
+                    }
+                    None => daemon.link_data(link, &bytes, context!(self)),
+                },
+                LinkEvent::Room(link) => self.flush_far(link),
                 LinkEvent::Down(link, token, reason) => {
-                    daemon.link_down(link, token, &reason, context);
+                    if !self.forget_far(link) {
+                        daemon.link_down(link, token, &reason, context!(self));
+                    }
                 }
             }
         }
@@ -683,6 +721,13 @@ impl EventLoop {
         for key in late {
             log::warn("login_too_slow", &[]);
             self.close(key);
+        }
+        let far = self.far.iter();
+        let late = far.filter(|(_, far)| far.deadline.is_some_and(|deadline| deadline <= now));
+        let late: Vec<LinkId> = late.map(|(link, _)| *link).collect();
+        for link in late {
+            log::warn("login_too_slow", &[]);
+            self.close_far(link);
         }
     }
 

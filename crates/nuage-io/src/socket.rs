@@ -99,19 +99,24 @@ impl Listener {
     /// One waiting connection; `None`: there is none.
     pub fn accept(&self) -> io::Result<Option<Stream>> {
         let accepted = match &self.kind {
-            Kind::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
+            Kind::Tcp(listener) => listener.accept().and_then(|(stream, peer)| {
                 stream.set_nodelay(true)?;
                 stream.set_nonblocking(true)?;
                 let local = stream.local_addr()?.to_string();
                 let fd = OwnedFd::from(stream);
                 keep_alive(&fd)?;
-                Ok(Stream { fd, local })
+                Ok(Stream {
+                    fd,
+                    local,
+                    peer: Some(peer),
+                })
             }),
             Kind::Unix(listener) => listener.accept().and_then(|(stream, _)| {
                 stream.set_nonblocking(true)?;
                 Ok(Stream {
                     fd: OwnedFd::from(stream),
                     local: self.endpoint.to_string(),
+                    peer: None,
                 })
             }),
         };
@@ -156,6 +161,8 @@ pub struct Stream {
     fd: OwnedFd,
     /// Our own address, for discovery.
     pub local: String,
+    /// The other end's; none on a Unix socket.
+    pub peer: Option<SocketAddr>,
 }
 
 /// What a read or write came to.
@@ -184,6 +191,7 @@ impl Stream {
         let stream = Self {
             fd,
             local: address.to_string(),
+            peer: Some(address),
         };
         stream.expect_answers()?;
         match connect(&stream.fd, &address) {
@@ -198,6 +206,13 @@ impl Stream {
             &self.fd,
             UNANSWERED_MS_MAX,
         )?)
+    }
+
+    /// Where this connection was going before this machine's packet filter led it here.
+    pub fn original(&self) -> Option<SocketAddr> {
+        rustix::net::sockopt::ip_original_dst(&self.fd)
+            .ok()
+            .map(SocketAddr::V4)
     }
 
     pub fn read(&self, buffer: &mut [u8]) -> Moved {

@@ -1,4 +1,7 @@
-//! TLS 1.3 between the daemons of IO-nodes: both sides show certificates of one federation.
+//! TLS 1.3 to the daemons of IO-nodes: both sides show certificates of one federation.
+//!
+//! Other IO-nodes come for replication, V-nodes for their guests' iSCSI; which of the two a link is for is
+//! agreed in the handshake (ALPN, RFC 7301). Whoever says nothing means replication.
 //!
 //! Which certificates count is said in [`crate::path`]. Sessions are never resumed: a resumed one would
 //! show no certificate, and who was revoked meanwhile would come back in.
@@ -43,6 +46,19 @@ fn failed(path: &Path, reason: impl std::fmt::Display) -> TlsError {
     }
 }
 
+/// What a link that carries iSCSI is called in the handshake.
+pub(crate) const ISCSI_PROTOCOL: &[u8] = b"nuage-iscsi";
+/// The role of who serves, and replicates; and of who brings a guest's iSCSI.
+pub(crate) const STORES: &str = "ionode";
+pub(crate) const RUNS: &str = "vnode";
+
+/// What a link is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    Replication,
+    Iscsi,
+}
+
 /// Where a daemon's identity and what it believes lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -55,7 +71,7 @@ pub struct TlsFiles {
     pub crl: Option<PathBuf>,
 }
 
-/// Both sides' rule: a daemon of our federation and our role that nobody has revoked.
+/// Both sides' rule: a daemon of our federation and of a fitting role that nobody has revoked.
 #[derive(Debug)]
 struct SamePeers {
     roots: Vec<CertificateDer<'static>>,
@@ -75,6 +91,7 @@ impl SamePeers {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
+        roles: &[&str],
     ) -> Result<(), Error> {
         let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let judges = Judges {
@@ -84,7 +101,8 @@ impl SamePeers {
         let verdict = judges
             .check(leaf, intermediates, now_s)
             .and_then(|identity| {
-                if identity.federation == self.own.federation && identity.role == self.own.role {
+                let fits = roles.contains(&identity.role.as_str());
+                if fits && identity.federation == self.own.federation {
                     Ok(())
                 } else {
                     Err(PathError::Foreign)
@@ -123,7 +141,7 @@ impl ServerCertVerifier for SamePeers {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check(leaf, intermediates, now)
+        self.check(leaf, intermediates, now, &[STORES])
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -161,7 +179,7 @@ impl ClientCertVerifier for SamePeers {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.check(leaf, intermediates, now)
+        self.check(leaf, intermediates, now, &[STORES, RUNS])
             .map(|()| ClientCertVerified::assertion())
     }
 
@@ -206,6 +224,7 @@ struct Configs {
     chain: Vec<CertificateDer<'static>>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    initiator: Arc<ClientConfig>,
 }
 
 impl Configs {
@@ -223,16 +242,20 @@ impl Configs {
             .with_single_cert(chain.clone(), key()?)?;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        server.alpn_protocols = vec![ISCSI_PROTOCOL.to_vec()];
         let mut client = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
             .with_protocol_versions(versions)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::<SamePeers>::clone(verifier))
             .with_client_auth_cert(chain.clone(), key()?)?;
         client.resumption = Resumption::disabled();
+        let mut initiator = client.clone();
+        initiator.alpn_protocols = vec![ISCSI_PROTOCOL.to_vec()];
         Ok(Self {
             chain,
             server: Arc::new(server),
             client: Arc::new(client),
+            initiator: Arc::new(initiator),
         })
     }
 }
@@ -283,8 +306,11 @@ impl Trust {
         Arc::clone(&self.configs.server)
     }
 
-    pub(crate) fn client(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.configs.client)
+    pub(crate) fn client(&self, speaks: Speaks) -> Arc<ClientConfig> {
+        Arc::clone(match speaks {
+            Speaks::Replication => &self.configs.client,
+            Speaks::Iscsi => &self.configs.initiator,
+        })
     }
 
     fn lists(files: &TlsFiles) -> Result<Lists, TlsError> {

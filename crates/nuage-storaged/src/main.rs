@@ -28,11 +28,13 @@ mod standby;
 mod tidying;
 mod views;
 
+use nuage_io::clear::ClearFrom;
 use nuage_io::doors::Doors;
 use nuage_io::log;
 use nuage_io::serve::{Door, EventLoop};
 use nuage_io::socket::{Endpoint, Listener};
 use nuage_io::tls::Trust;
+use nuage_io::user::become_user;
 use options::{Command, Options};
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -117,7 +119,7 @@ fn serve(options: &Options) -> io::Result<()> {
         None => None,
         Some(files) => Some(Trust::load(files.clone()).map_err(io::Error::other)?),
     };
-    become_user(options)?;
+    become_user(options.uid, options.gid)?;
     let mut portals = options.advertise.clone();
     if portals.is_empty() {
         let fixed = listeners
@@ -146,20 +148,13 @@ fn serve(options: &Options) -> io::Result<()> {
             &[("at", at.into()), ("door", format!("{door:?}").into())],
         );
     }
-    EventLoop::new(Doors::new(iscsi, nbd), listeners, signals, trust)?.run(&mut daemon)
-}
-
-/// Give up the rights that binding needed. Done before any thread is started, so that all have
-/// the same user.
-fn become_user(options: &Options) -> io::Result<()> {
-    if let Some(gid) = options.gid {
-        let gid = rustix::process::Gid::from_raw(gid);
-        rustix::thread::set_thread_groups(&[gid])?;
-        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    }
-    if let Some(uid) = options.uid {
-        let uid = rustix::process::Uid::from_raw(uid);
-        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    }
-    Ok(())
+    let clear_from = ClearFrom::new(options.clear_from.clone());
+    EventLoop::new(
+        Doors::new(iscsi, nbd),
+        listeners,
+        signals,
+        trust,
+        clear_from,
+    )?
+    .run(&mut daemon)
 }

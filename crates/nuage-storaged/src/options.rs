@@ -15,7 +15,10 @@ usage: nuage-storaged --dir DIR --control SOCKET [options]
   --advertise HOST:PORT,… portals that discovery names (default: where the session came in)
   --portal-group TAG      target portal group tag, 1 to 65535, this IO-node's own (default 1)
   --nbd ADDR:PORT,…       NBD doors; also unix:PATH
-  --replica ADDR:PORT     door for the heads of other IO-nodes, TLS 1.3 with both certificates
+  --replica ADDR:PORT     door for the heads of other IO-nodes, and for iSCSI of V-nodes at other sites,
+                          TLS 1.3 with both certificates
+  --clear-from FILE       networks and addresses, one a line, from where iSCSI is taken in clear;
+                          the file is read anew for each connection (default: from everywhere)
   --tls-cert FILE --tls-key FILE --tls-ca FILE
   --tls-crl FILE          revocation lists (PEM) of the root and of all sites; certificate, key and
                           lists are read again when they change
@@ -36,6 +39,7 @@ pub struct Options {
     pub advertise: Vec<String>,
     pub portal_group: u16,
     pub nbd: Vec<Endpoint>,
+    pub clear_from: Option<PathBuf>,
     pub replica: Option<Endpoint>,
     pub tls: Option<TlsFiles>,
     pub uid: Option<u32>,
@@ -108,7 +112,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
     let (mut dir, mut control, mut replica, mut base) = (None, None, None, None);
     let mut disks = Vec::new();
     let (mut cert, mut key, mut ca, mut crl) = (None, None, None, None);
-    let (mut uid, mut gid) = (None, None);
+    let (mut uid, mut gid, mut clear_from) = (None, None, None);
     let (mut iscsi, mut nbd, mut advertise) = (Vec::new(), Vec::new(), Vec::new());
     let (mut portal_group, mut log_json) = (1, false);
     while let Some(argument) = arguments.next() {
@@ -136,6 +140,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
             "--tls-key" => key = Some(PathBuf::from(value()?)),
             "--tls-ca" => ca = Some(PathBuf::from(value()?)),
             "--tls-crl" => crl = Some(PathBuf::from(value()?)),
+            "--clear-from" => clear_from = Some(PathBuf::from(value()?)),
             "--uid" => uid = Some(number("--uid", &value()?)?),
             "--gid" => gid = Some(number("--gid", &value()?)?),
             "--log-format" => {
@@ -174,6 +179,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
         advertise,
         portal_group,
         nbd,
+        clear_from,
         replica,
         tls,
         uid,

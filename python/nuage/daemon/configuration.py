@@ -125,7 +125,8 @@ class VnodeConfiguration(AgentConfiguration):
 
     `idle_watts` and `peak_watts` are the node's own, for the model meter.
 
-    `cpu_stat_file` is a cgroup's ``cpu.stat`` where the node is a slice of a machine.
+    `cpu_stat_file` is a cgroup's ``cpu.stat`` where the node is a slice of a machine. `relay` is
+    the program that carries iSCSI to other sites.
     """
 
     idle_watts: float = 100.0
@@ -137,6 +138,7 @@ class VnodeConfiguration(AgentConfiguration):
     plane: str = "auto"
     cables: tuple[str, ...] = ()
     cable_xdp: bool = False
+    relay: str = "nuage-relay"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +163,14 @@ class IonodeConfiguration(AgentConfiguration):
     """An IO-node: its disks by name, and which program stores.
 
     Images are kept under `data_dir`; without `disks` volumes are, too. What belongs to no volume
-    lies on the first disk in order of name.
+    lies on the first disk in order of name. `clear_from` names networks of the site beside the
+    node's own from where hosts may reach volumes over iSCSI in clear.
     """
 
     data_dir: Path
     disks: dict[str, DiskConfiguration] = field(default_factory=dict)
     storaged: str = "nuage-storaged"
+    clear_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(os.fsencode(self.state_dir)) > STATE_DIR_BYTES_MAX:

@@ -35,6 +35,7 @@ from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD, VIEWS_METHOD
 from nuage.ids import IaasId
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
 from nuage.ionode.disks import DiskPlace, base_disk, require_disks
+from nuage.ionode.nearby import Nearby
 from nuage.ionode.owner import let_read, open_to_daemons
 from nuage.ionode.pieces import read_piece, write_piece
 from nuage.ionode.port import ChangedRuns, StorageDaemon
@@ -98,6 +99,7 @@ class IonodeProcess:
         self._configuration = configuration
         self._clock = clock or SystemClock()
         self._tasks = Tasks()
+        self._nearby = Nearby(self._run_dir / "clear-from", configuration.clear_from)
 
     async def start(self) -> Callable[[], Awaitable[None]]:
         """Find the daemons that run, talk to the controller."""
@@ -108,6 +110,7 @@ class IonodeProcess:
         if (base := base_disk(self._disks)) is not None:
             open_to_daemons(base.path / BASES)
         self._images = ImageFolder(configuration.data_dir / "images")
+        await self._nearby.open(configuration.node.address)
         self._agent = IonodeAgent(
             IonodeOptions(
                 node_id=configuration.node.node_id,
@@ -128,7 +131,7 @@ class IonodeProcess:
             configuration, NodeRole.IONODE, handlers, self._tasks, self._clock
         )
         self._channel.start(
-            wish_type=IonodeWish, take_wish=self._agent.take_wish, reports=self._agent.reports
+            wish_type=IonodeWish, take_wish=self._take_wish, reports=self._agent.reports
         )
         self._tasks.keep("agent", self._agent.run)
         self._tasks.keep("shares", self._agent.share_disks)
@@ -211,6 +214,10 @@ class IonodeProcess:
             else:
                 await self._agent.release(ask.iaas_id, ask.volume_id, ask.epoch)
 
+    async def _take_wish(self, wish: IonodeWish) -> None:
+        self._nearby.take(wish.neighbours)
+        await self._agent.take_wish(wish)
+
     async def _measure(self) -> None:
         """Find out what the disks do of which nobody has told it.
 
@@ -276,6 +283,7 @@ class IonodeProcess:
             tls_key=configuration.trust_dir / DAEMON_KEY,
             tls_ca=configuration.trust_dir / ROOT,
             tls_crl=configuration.trust_dir / REVOCATIONS,
+            clear_from=self._nearby.path,
             portal_group=portal_group_of(configuration.node.node_id),
             own_user=os.geteuid() == 0,
         )

@@ -50,9 +50,9 @@ from nuage.model.vm import Vm
 from nuage.model.volume import Erasure, Volume
 
 # The kinds that wishes are made of.
-CONCERNING: Final = frozenset(
-    {Vm, Migration, Volume, Erasure, NodeStatus, Decision, Port, Iaas, IaasKey, Segment, Image}
-)
+CONCERNING: Final = frozenset({
+    Vm, Migration, Volume, Erasure, Node, NodeStatus, Decision, Port, Iaas, IaasKey, Segment, Image,
+})  # fmt: skip
 RENDER_REST: Final = 40.0  # wait so many times what rendering took
 RENDER_REST_S_MAX: Final = 0.5  # a node hears of a change within this, however large its wish
 log = structlog.get_logger("reconciler")
@@ -276,6 +276,10 @@ def concerned_nodes(index: FederationIndex, value: Noun) -> set[NodeId]:
         case Volume():
             vm = None if value.vm_id is None else index.find_value(Vm, value.vm_id)
             concerned |= set() if vm is None else set(nodes_of(vm)) | _targets(index, vm)
+        case Node():  # its site's IO-nodes know their neighbours
+            near = (index.find_value(Node, node_id) for node_id in index.nodes_at(value.site_id))
+            io = {node.node_id for node in near if node and NodeRole.IONODE in node.roles}
+            concerned |= io
         case NodeStatus():
             for volume in index.on_node(Volume, value.node_id):
                 concerned |= set() if volume.head is None else {volume.head}

@@ -13,6 +13,7 @@ from nuage.channel import Handlers, Peer
 from nuage.clock import Clock, SystemClock
 from nuage.daemon import fabric_report
 from nuage.daemon.agent import CALL_TIMEOUT_S, REPORT_EVERY_S, AgentChannel
+from nuage.daemon.agent_trust import REVOCATIONS
 from nuage.daemon.configuration import VnodeConfiguration
 from nuage.daemon.fabric import Fabric
 from nuage.daemon.fabric_options import fabric_options_of
@@ -35,11 +36,13 @@ from nuage.model.desired import PortWish, VmWish, VnodeReport, VnodeWish
 from nuage.model.fabric import FabricWish
 from nuage.model.infrastructure import NodeRole
 from nuage.model.vm import VmState
+from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT
 from nuage.vnode.agent import AgentOptions, VnodeAgent
 from nuage.vnode.console import ConsoleHub
 from nuage.vnode.probe import probe_accelerator
 from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 from nuage.vnode.rapl import RaplMeter
+from nuage.vnode.relay import RelayOptions
 from nuage.vnode.sed import (
     Meter,
     NodeFacts,
@@ -100,6 +103,15 @@ class VnodeProcess:
                 accelerator=accelerator,
                 address=configuration.node.address,
                 own_users=os.geteuid() == 0,
+                relay=RelayOptions(
+                    binary=configuration.relay,
+                    folder=configuration.state_dir / "relay",
+                    key=configuration.trust_dir / DAEMON_KEY,
+                    chain=configuration.trust_dir / DAEMON_CHAIN,
+                    root=configuration.trust_dir / ROOT,
+                    lists=configuration.trust_dir / REVOCATIONS,
+                    own_user=os.geteuid() == 0,
+                ),
             )
         )
         self._hypervisor.subscribe_leaving(

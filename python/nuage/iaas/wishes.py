@@ -138,7 +138,7 @@ def vnode_wish(
             if known is None or changed is None or vm.vm_id in changed:
                 facts = _vm_facts(context, vm)
                 if known is None or known[0] != facts:
-                    known = (facts, _vm_wish(context, vm))
+                    known = (facts, _vm_wish(context, vm, node_id))
             kept[vm.vm_id] = known
             if known[1] is not None:
                 wishes.append(_with_departure(context, vm, known[1]))
@@ -146,7 +146,8 @@ def vnode_wish(
         vm_moving = index.find_value(Vm, migration.vm_id)
         if vm_moving is None or not _may_come(index, vm_moving, migration):
             continue
-        wish = _vm_wish(context, replace(vm_moving, epoch=migration.target_epoch))
+        arriving_vm = replace(vm_moving, epoch=migration.target_epoch)
+        wish = _vm_wish(context, arriving_vm, node_id)
         if wish is None:
             continue
         source = index.find_value(Node, migration.source_node)
@@ -221,8 +222,8 @@ def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
     )
 
 
-def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
-    """Return the wish for `vm`, or None while one of its volumes is not ready."""
+def _vm_wish(context: WishContext, vm: Vm, node_id: NodeId) -> VmWish | None:
+    """Return a node's wish for `vm`, or None while one of its volumes is not ready."""
     index = context.index
     iaas = index.find_value(Iaas, vm.iaas_id)
     if iaas is None or not is_decided(index, vm):
@@ -246,6 +247,7 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
                 chap_generation=generation,
                 epoch=volume.epoch,
                 size_bytes=volume.size_bytes,
+                far_node=_far_node(index, volume, node_id),
             )
         )
     fails_over = iaas.contract.cut_off is CutOffRule.FAIL_OVER
@@ -265,6 +267,14 @@ def _vm_wish(context: WishContext, vm: Vm) -> VmWish | None:
         qos_class=iaas.contract.qos_class,
         lease_until_s=context.lease_until_s(vm.vm_id) if fails_over else 0.0,
     )
+
+
+def _far_node(index: FederationIndex, volume: Volume, node_id: NodeId) -> str:
+    """Return the node of a volume's head where that is at another site than `node_id`."""
+    node = index.find_value(Node, node_id)
+    places = (place for place in volume.replicas if place.node_id == volume.head)
+    is_far = any(node is not None and place.site_id != node.site_id for place in places)
+    return volume.head or "" if is_far else ""
 
 
 def is_decided(index: FederationIndex, vm: Vm) -> bool:
@@ -325,7 +335,11 @@ def ionode_wish(
                     disk=disk_rule(Contract() if iaas is None else iaas.contract),
                 )
             )
-    return IonodeWish(revision=revision, daemons=tuple(daemons))
+    node = index.find_value(Node, node_id)
+    nodes = () if node is None else sorted(index.nodes_at(node.site_id))
+    near = (index.find_value(Node, each) for each in nodes)
+    neighbours = tuple(each.address for each in near if each is not None and each.address)
+    return IonodeWish(revision=revision, daemons=tuple(daemons), neighbours=neighbours)
 
 
 def _copies_on(

@@ -5,17 +5,15 @@ certificate and revocations, which are root's: the daemon reads them anew when t
 """
 
 import os
-import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from nuage.ionode.ports import PORT_MIN, DaemonPorts
+from nuage.trust.copies import GROUP
 
 # Free for a machine's own use: systemd gives out 61,184 to 65,519 and 524,288 on (its UIDS-GIDS
 # document), and useradd gives subordinate ids from 100,000 on, 65,536 to each account.
-GROUP: Final = 519_999
 USER_FIRST: Final = 520_000
 OTHERS_ENTER: Final = 0o001
 
@@ -55,38 +53,3 @@ def let_read(image: Path) -> None:
     image.parent.chmod(0o710)
     os.chown(image, -1, GROUP)
     image.chmod(0o640)
-
-
-@dataclass(slots=True)
-class TrustCopies:
-    """Copies of root's files in a directory of the daemon's user, kept as the files are."""
-
-    directory: Path
-    files: tuple[Path, ...]  # the key before its certificate, as they are renewed
-    user: int
-
-    def path(self, file: Path) -> Path:
-        """Return where the copy of `file` is."""
-        return self.directory / file.name
-
-    def refresh(self) -> None:
-        """Copy what is newer than its copy."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chown(self.directory, self.user, GROUP)
-        for file in self.files:
-            copy = self.path(file)
-            if not file.exists() or (copy.exists() and _stamp(copy) == _stamp(file)):
-                continue
-            fresh = copy.with_suffix(".new")
-            fresh.unlink(missing_ok=True)
-            fresh.touch(mode=0o600)
-            shutil.copyfile(file, fresh)
-            shutil.copystat(file, fresh)
-            fresh.chmod(0o600)
-            os.chown(fresh, self.user, GROUP)
-            fresh.replace(copy)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_mtime_ns, found.st_size

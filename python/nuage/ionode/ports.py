@@ -1,4 +1,8 @@
-"""The TCP ports of a node's storage daemons: chosen once, and kept over restarts."""
+"""The TCP ports of a node's storage daemons: chosen once, and kept over restarts.
+
+The door for TLS is the port after the portal's: V-nodes of other sites go by that
+(`model.desired.DiskWish`).
+"""
 
 import socket
 from pathlib import Path

@@ -44,8 +44,6 @@ from nuage.ionode.answers import (
 )
 from nuage.ionode.disks import DiskPlace
 from nuage.ionode.owner import (
-    GROUP,
-    TrustCopies,
     closed_to_others,
     give,
     open_to_daemons,
@@ -88,6 +86,7 @@ from nuage.model.history import (
     VolumeHistory,
     VolumeViews,
 )
+from nuage.trust.copies import GROUP, TrustCopies
 
 # Its allocator takes memory before the daemon can refuse huge pages, and fills little of theirs.
 ALLOCATOR: Final = {"MIMALLOC_ALLOW_THP": "0"}
@@ -112,7 +111,8 @@ class StoragedOptions:
     """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew.
 
     What a daemon keeps for itself lies on the first of the `disks`; what compaction writes goes
-    to `base`, if there is one. `portal_group` is the tag of this node's iSCSI portals. With
+    to `base`, if there is one. `clear_from` is the file that says from where iSCSI is taken in
+    clear (`ionode.nearby`). `portal_group` is the tag of this node's iSCSI portals. With
     `own_user` each daemon runs as a user of its own, which takes root.
     """
 
@@ -124,6 +124,7 @@ class StoragedOptions:
     tls_key: Path
     tls_ca: Path
     tls_crl: Path
+    clear_from: Path
     base: Path | None = None
     portal_group: int = 1
     own_user: bool = False
@@ -248,6 +249,7 @@ class StoragedDaemon:
             "--advertise", self.portal,
             "--portal-group", str(options.portal_group),
             "--replica", self.replica_address,
+            "--clear-from", str(options.clear_from),
             "--tls-cert", seen(options.tls_cert),
             "--tls-key", seen(options.tls_key),
             "--tls-ca", seen(options.tls_ca),

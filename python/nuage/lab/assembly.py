@@ -317,6 +317,7 @@ class _Assembly:
             accelerator=accelerator,
             cpu_stat_file=NODE_CPU_STAT,
             calibration_file=self._lab.state.path / f"flops-{node.hardware.cpu_count}.json",
+            relay=str(Path(sys.executable).with_name("nuage-relay")),
         )
 
     def _ionode(self, node: NodeDescription, common: dict[str, object]) -> IonodeConfiguration:

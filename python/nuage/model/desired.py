@@ -29,7 +29,8 @@ from nuage.model.vm import PowerWish, VmShape, VmState
 class DiskWish:
     """A volume as a VM sees it: an iSCSI disk. The CHAP secret is never logged.
 
-    Where `chap_generation` differs, a running guest logs in anew.
+    Where `chap_generation` differs, a running guest logs in anew. `far_node` is the IO-node where
+    that is at another site: it is reached over TLS, by the port after the portal's.
     """
 
     volume_id: VolumeId
@@ -40,6 +41,7 @@ class DiskWish:
     epoch: int
     size_bytes: int
     chap_generation: int = 0
+    far_node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +308,7 @@ class IonodeWish:
 
     revision: int
     daemons: tuple[DaemonWish, ...]
+    neighbours: tuple[str, ...] = ()  # addresses of the site's nodes: iSCSI is in clear from there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

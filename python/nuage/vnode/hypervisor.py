@@ -33,7 +33,8 @@ from nuage.model.vm import VmShape
 class IscsiDisk:
     """A disk behind an iSCSI target. The secret never reaches an argument or a log.
 
-    `chap_generation` changes when secrets are replaced under a running guest.
+    `chap_generation` changes when secrets are replaced under a running guest. `far_node` serves it
+    at another site ("": it is at ours), and is reached over TLS.
     """
 
     volume_id: VolumeId
@@ -43,6 +44,7 @@ class IscsiDisk:
     chap_secret: str = field(default="", repr=False)
     lun: int = 0
     chap_generation: int = 0
+    far_node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,7 @@ def iscsi_disk(wish: DiskWish) -> Disk:
     return IscsiDisk(
         volume_id=wish.volume_id, portal=wish.portal, iqn=wish.iqn,
         chap_user=wish.chap_user, chap_secret=wish.chap_secret,
-        chap_generation=wish.chap_generation,
+        chap_generation=wish.chap_generation, far_node=wish.far_node,
     )  # fmt: skip
 
 
@@ -615,8 +615,8 @@ def _same_way(there: Disk, wanted: Disk) -> bool:
     """Tell whether two disks reach the volume by the same way, with secrets of one generation."""
     match there, wanted:
         case IscsiDisk(), IscsiDisk():
-            return (there.portal, there.iqn, there.chap_generation) == (
-                wanted.portal, wanted.iqn, wanted.chap_generation,
+            return (there.portal, there.iqn, there.chap_generation, there.far_node) == (
+                wanted.portal, wanted.iqn, wanted.chap_generation, wanted.far_node,
             )  # fmt: skip
         case NbdDisk(), NbdDisk():
             return there == wanted

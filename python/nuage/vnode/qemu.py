@@ -51,6 +51,7 @@ from nuage.vnode.hypervisor import (
     require_secret,
 )
 from nuage.vnode.qmp import Json, QmpError
+from nuage.vnode.relay import Relay, RelayOptions
 from nuage.vnode.rerouting import Rerouting
 from nuage.vnode.tap import open_tap
 
@@ -75,6 +76,7 @@ class QemuOptions:
     """How this node runs QEMU. `own_users`, which takes root: each guest is a user of its own.
 
     `address` is the node's own, from which it sends guests: targets hear no other.
+    Without a `relay` no disk at another site is reached.
     """
 
     root: Path
@@ -82,6 +84,7 @@ class QemuOptions:
     address: str = ""
     own_users: bool = False
     cgroup_root: Path | None = None
+    relay: RelayOptions | None = None
 
 
 class QemuHypervisor:
@@ -95,7 +98,8 @@ class QemuHypervisor:
         self._listeners: list[Callable[[VmId], None]] = []
         self._chores: set[asyncio.Task[None]] = set()
         self._leaving: tuple[Callable[[VmId], None], Callable[[VmId, float], None]] | None = None
-        self._rerouting = Rerouting()
+        self._relay = None if options.relay is None else Relay(options.relay)
+        self._rerouting = Rerouting(self._relay)
         self._doors = Doors()
         self._goals: dict[tuple[VmId, int], Disk] = {}  # where what waits is led, while it changes
 
@@ -133,6 +137,7 @@ class QemuHypervisor:
             if guest.alive:
                 with contextlib.suppress(NuageError):
                     await guest.connect(ADOPT_TIMEOUT_S)
+        self._portals_in_use()  # the kernel's rules for them stand, and must not go
 
     def _take(self, guest: Guest) -> None:
         self._guests[guest.record.vm_id] = guest
@@ -178,10 +183,12 @@ class QemuHypervisor:
     def _portals_in_use(self) -> frozenset[str]:
         """Return the portals that guests which run may be connecting to again."""
         running = [g for g in self._guests.values() if g.alive and not g.launching]
-        return _portals(
+        ways = [
             way for guest in running for slot, _ in enumerate(guest.record.disks)
             for way in self._ways(guest, slot)
-        )  # fmt: skip
+        ]  # fmt: skip
+        self._rerouting.learn(ways)
+        return _portals(ways)
 
     def _reap(self) -> None:
         self._children -= {pid for pid in self._children if process.reap(pid)}
@@ -240,6 +247,7 @@ class QemuHypervisor:
         guest.launching = True
         self._take(guest)
         try:
+            self._rerouting.learn(spec.disks)
             async with self._rerouting.refusable(_portals(spec.disks)):
                 await self._launch(guest, spec, secret_files, incoming=incoming)
         finally:
@@ -373,6 +381,7 @@ class QemuHypervisor:
         fresh = before + 1 + known.tried  # one that broke off may have got through, with its names
         ways = self._ways(guest, slot)
         self._goals[vm_id, slot] = disk
+        self._rerouting.learn([*ways, disk])
         async with contextlib.AsyncExitStack() as led:
             led.callback(self._goals.pop, (vm_id, slot))
             for there in ways:
@@ -400,6 +409,7 @@ class QemuHypervisor:
         match self._goals.get((vm_id, slot)), disk:
             case IscsiDisk(portal=left), IscsiDisk(portal=new) if left != new:
                 self._goals[vm_id, slot] = disk
+                self._rerouting.learn([disk])
                 await self._rerouting.turn(left, new)
 
     def _ways(self, guest: Guest, slot: int) -> list[Disk]:
@@ -449,6 +459,7 @@ class QemuHypervisor:
         options = transport_options(
             guest.record.vm_id, slot, disk, generation=generation, secret=secret
         )
+        self._rerouting.learn([disk])
         async with self._rerouting.refusable(_portals([disk])):
             await guest.execute("blockdev-add", options)
 
@@ -570,7 +581,9 @@ class QemuHypervisor:
         return self._require(vm_id).folder / "console.sock"
 
     async def close(self) -> None:
-        """Let go of all guests; they run on."""
+        """Let go of all guests and of the relay; they run on."""
+        if self._relay is not None:
+            await self._relay.close()
         for chore in list(self._chores):
             chore.cancel()
         for guest in self._guests.values():

@@ -16,6 +16,11 @@ is not tracked before there is somewhere to lead it: what is tracked stays on th
 Attempts under way are not closed either, each would be counted; but for those on a way that leads
 to where the head is not any more, when it has moved again before QEMU changed its own way.
 
+A portal at another site is reached through the node's relay (`vnode.relay`), to which the kernel
+leads all connections to it. The relay then stands for the kernel: it tries again where a running
+guest shall hear of no refusal, and goes where the head is by then. Whatever would go there in clear
+all the same is dropped: a connection that has lost its translation would go on with the next block.
+
 A guest that connects for the first time wants the refusal; for that moment its portals are not
 held. What is held follows from the guests that run, so an agent that was restarted loads the same
 rules, and none is left once the last guest has ended. Another disk on the same old portal that
@@ -25,32 +30,39 @@ happens to connect while that is led elsewhere is refused by the new one, and tr
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Final
 
 import structlog
 
 from nuage.channel import parse_address
+from nuage.vnode.hypervisor import Disk, IscsiDisk
+from nuage.vnode.relay import Relay, Way, tls_door_of
 
 TABLE: Final = "nuage_disks"
 TOOL_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 0.3  # a portal that is alive accepts within a millisecond or two
 CUT_AFTER_S: Final = 3.0  # a head that has its copies answers within its lease, a second
 PROBE_MARK: Final = 0x6E756167  # "nuag": our own look at a portal is never led elsewhere
+RELAY_HOST: Final = "127.0.0.1"
 SYN: Final = "tcp flags & (syn | ack) == syn"
 # A refusal is what answers a SYN: it has no sequence number, since there never was a connection.
 REFUSAL: Final = "tcp flags & (rst | ack) == (rst | ack) tcp sequence 0"
 log: Final = structlog.get_logger("rerouting")
 
 
-def ruleset(held: Iterable[str], ways: dict[str, str]) -> str:
+def ruleset(
+    held: Iterable[str], ways: dict[str, str], far: Collection[str] = (), relay_port: int = 0
+) -> str:
     """Return all rules: the portals whose refusals are held back, each old portal's new one.
 
     An old portal that is its own new one (the head came back) is led nowhere. The chains stay while
-    there is anything: without one the kernel ends translation at once.
+    there is anything: without one the kernel ends translation at once. Those that are `far` are led
+    to the relay; without one (port 0) their connections wait.
     """
     held = sorted(held)
-    ways = {old: new for old, new in ways.items() if old != new}
+    ways = {**{portal: portal for portal in far}, **ways}
+    ways = {old: new for old, new in ways.items() if old != new or new in far}
     lines = [f"add table ip {TABLE}", f"delete table ip {TABLE}"]
     if held or ways:
         lines = [
@@ -58,7 +70,8 @@ def ruleset(held: Iterable[str], ways: dict[str, str]) -> str:
             f"add chain ip {TABLE} lead {{ type nat hook output priority -100; policy accept; }}",
             f"add chain ip {TABLE} repeat {{ type filter hook output priority -300; }}",
             f"add chain ip {TABLE} hold {{ type filter hook input priority 0; }}",
-            *(f"flush chain ip {TABLE} {chain}" for chain in ("lead", "repeat", "hold")),
+            f"add chain ip {TABLE} keep {{ type filter hook output priority 0; }}",
+            *(f"flush chain ip {TABLE} {chain}" for chain in ("lead", "repeat", "hold", "keep")),
         ]
     for portal in held:
         host, port = parse_address(portal)
@@ -67,25 +80,41 @@ def ruleset(held: Iterable[str], ways: dict[str, str]) -> str:
                 f"add rule ip {TABLE} repeat ip daddr {host} tcp dport {port} {SYN} notrack"
             )
         lines.append(f"add rule ip {TABLE} hold ip saddr {host} tcp sport {port} {REFUSAL} drop")
+    for portal in sorted(far):
+        lines.append(f"add rule ip {TABLE} keep {_to_portal(portal)} drop")
     for old, new in sorted(ways.items()):
-        host, port = parse_address(old)
-        lines.append(
-            f"add rule ip {TABLE} lead meta mark != {PROBE_MARK} "
-            f"ip daddr {host} tcp dport {port} {SYN} dnat to {new}"
-        )
+        begins = f"{_to_portal(old)} {SYN}"
+        if new in far and not relay_port:
+            lines.append(f"add rule ip {TABLE} repeat {begins} drop")
+            continue
+        there = f"{RELAY_HOST}:{relay_port}" if new in far else new
+        lines.append(f"add rule ip {TABLE} lead {begins} dnat to {there}")
     return "\n".join(lines) + "\n"
 
 
-class Rerouting:
-    """The table of one node."""
+def _to_portal(portal: str) -> str:
+    host, port = parse_address(portal)
+    return f"meta mark != {PROBE_MARK} ip daddr {host} tcp dport {port}"
 
-    def __init__(self) -> None:
+
+class Rerouting:
+    """The table of one node, and what its relay is told; without one nothing far is reached."""
+
+    def __init__(self, relay: Relay | None = None) -> None:
+        self._relay = relay
+        self._far: dict[str, str] = {}  # the node of each portal that is known to be far
         self._ways: dict[str, str] = {}
         self._users: dict[str, int] = {}
         self._in_use: frozenset[str] = frozenset()
         self._connecting: dict[str, int] = {}
         self._loaded = ""
         self._loading = asyncio.Lock()
+
+    def learn(self, disks: Iterable[Disk | None]) -> None:
+        """Note which of these disks' portals are at other sites, before anything connects there."""
+        for disk in disks:
+            if isinstance(disk, IscsiDisk) and disk.far_node:
+                self._far[disk.portal] = disk.far_node
 
     async def hold(self, portals: frozenset[str]) -> None:
         """Hold back refusals by the portals that running guests use, and by no others."""
@@ -117,7 +146,7 @@ class Rerouting:
         self._users[old] = self._users.get(old, 0) + 1
         cutting, is_done = None, asyncio.Event()
         try:
-            before = await _connected(old)
+            before = await self._served(old)
             await self._load()
             patience_s = 0.0 if is_again else CUT_AFTER_S
             cutting = asyncio.create_task(_cut_if_useless(old, before, is_done, patience_s))
@@ -149,11 +178,39 @@ class Rerouting:
         """Bring the kernel's rules up to date; one at a time, the last word wins."""
         async with self._loading:
             held = self._in_use - self._connecting.keys()
-            rules = ruleset(held, self._ways)
+            far = self._far_now()
+            await self._tell(far, held)
+            port = 0 if self._relay is None else self._relay.port
+            rules = ruleset(held, self._ways, far, port)
             if rules == self._loaded:
                 return
             if await _run("nft", "-f", "-", text=rules) is not None:
                 self._loaded = rules
+
+    def _far_now(self) -> frozenset[str]:
+        """Return the far portals that anybody has connected to: what they have may still run."""
+        return frozenset(self._far)
+
+    async def _tell(self, far: frozenset[str], held: frozenset[str]) -> frozenset[str]:
+        """Tell the relay all ways; return the local ports of those that wait there."""
+        led = {portal: portal for portal in far} | {
+            old: new for old, new in self._ways.items() if old in far or new in far
+        }
+        if self._relay is None or not (led or self._relay.port):
+            return frozenset()
+        ways = {
+            old: Way(tls_door_of(new), self._far[new]) if new in self._far else Way(new)
+            for old, new in led.items()
+        }
+        return await self._relay.tell(ways, held & ways.keys())
+
+    async def _served(self, portal: str) -> tuple[str, ...]:
+        """Return the local ports of what is connected to a portal, and waits in no relay."""
+        connected = await _connected(portal)
+        async with self._loading:
+            held = self._in_use - self._connecting.keys()
+            waiting = await self._tell(self._far_now(), held)
+        return tuple(port for port in connected if port not in waiting)
 
 
 async def _connected(portal: str) -> tuple[str, ...]:

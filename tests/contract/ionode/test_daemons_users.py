@@ -20,9 +20,10 @@ from tests.contract.ionode.test_storage_daemon_contract import (
 from tests.contract.ionode.throwaway_tls import TlsFiles, write_tls
 
 from nuage.ids import IaasId
-from nuage.ionode.owner import TrustCopies, closed_to_others, open_to_daemons
+from nuage.ionode.owner import closed_to_others, open_to_daemons
 from nuage.ionode.ports import choose_ports, taken_ports
 from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
+from nuage.trust.copies import TrustCopies
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="missing: root"),
@@ -45,6 +46,7 @@ class Place:
             binary=str(BINARY), disks=disks_under(self.folder / "data"), run_dir=run_dir,
             address="127.0.0.1", tls_cert=self.tls.chain, tls_key=self.tls.key,
             tls_ca=self.tls.root, tls_crl=self.tls.lists, own_user=True,
+            clear_from=run_dir / "clear-from",
         )  # fmt: skip
         ports = choose_ports(run_dir / f"{iaas}.ports", taken_ports(run_dir))
         daemon = StoragedDaemon(options, IaasId(iaas), ports)

@@ -91,7 +91,7 @@ def storaged_of(tmp_path: Path) -> StoragedDaemon:
     options = StoragedOptions(
         binary=str(BINARY), disks=disks_under(tmp_path / "data"), run_dir=tmp_path / "run",
         address="127.0.0.1", tls_cert=tls.chain, tls_key=tls.key, tls_ca=tls.root,
-        tls_crl=tls.lists,
+        tls_crl=tls.lists, clear_from=tmp_path / "clear-from",
     )  # fmt: skip
     return StoragedDaemon(options, IAAS, free_ports())
 

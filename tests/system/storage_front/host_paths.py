@@ -51,7 +51,7 @@ class IoNode:
             binary=str(daemon.binary), run_dir=daemon.folder, address="127.0.0.1",
             disks=(DiskPlace(name="d0", disk_class=DiskClass.NVME, path=daemon.folder),),
             tls_cert=tls / "cert.pem", tls_key=tls / "key.pem", tls_ca=tls / "ca.pem",
-            tls_crl=tls / "crl.pem", portal_group=daemon.group,
+            tls_crl=tls / "crl.pem", clear_from=tls / "clear-from", portal_group=daemon.group,
         )  # fmt: skip
         ports = DaemonPorts(iscsi=daemon.iscsi[0], replica=daemon.replica)
         self.storaged = StoragedDaemon(options, IAAS, ports)

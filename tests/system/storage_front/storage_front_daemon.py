@@ -76,20 +76,22 @@ class Daemon:
     group: int = 1
     more: list[str] = field(default_factory=list)  # of the command line
     host: str = "127.0.0.1"  # as initiators see this machine
+    bound: str = "127.0.0.1"  # where it listens
+    inside: tuple[str, ...] = ()  # the command that runs it elsewhere, in a namespace
     process: subprocess.Popen[bytes] | None = None
     lines: list[Json] = field(default_factory=list)
 
     def start(self) -> None:
         """Run the daemon and connect to its control socket."""
         self.folder.mkdir(exist_ok=True)
-        portals = ",".join(f"127.0.0.1:{port}" for port in self.iscsi)
-        command = [str(self.binary), "--dir", str(self.folder / "data"), *self.more]
+        portals = ",".join(f"{self.bound}:{port}" for port in self.iscsi)
+        command = [*self.inside, str(self.binary), "--dir", str(self.folder / "data"), *self.more]
         command += ["--control", str(self.folder / "control"), "--iscsi", portals]
         command += ["--nbd", f"127.0.0.1:{self.nbd},unix:{self.folder / 'nbd'}"]
         portals = ",".join(f"{self.host}:{port}" for port in self.iscsi)
         command += ["--portal-group", str(self.group), "--advertise", portals]
         if self.tls is not None:
-            command += ["--replica", f"127.0.0.1:{self.replica}"]
+            command += ["--replica", f"{self.bound}:{self.replica}"]
             for name in ("cert", "key", "ca", "crl"):
                 command += [f"--tls-{name}", str(self.tls.folder / f"{name}.pem")]
         with (self.folder / "log").open("ab") as log:

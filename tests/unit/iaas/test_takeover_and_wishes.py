@@ -285,3 +285,36 @@ def test_an_attachment_has_a_secret_of_its_own_and_a_vms_volume_no_second_path()
     assert host_login(secrets, one).secret != host_login(secrets, two).secret
     index = index_of(running(), volume(1, places=PLACES, vm_id="vm-1"), decision("marne"))
     assert ionode_wish(context(index), NodeId("l-io"), 1).daemons[0].paths == ()
+
+
+def test_a_disk_whose_head_is_at_another_site_names_the_node_that_serves_it() -> None:
+    here = replace(node("marne", NodeRole.VNODE), node_id=NODE)
+    there = volume(1, places=(PLACES[1], PLACES[0]), vm_id="vm-1")
+    (wish,) = vnode_wish(context(index_of(here, running(), there, decision("marne"))), NODE, 1).vms
+    assert wish.disks[0].far_node == "l-io"
+    near = index_of(here, running(), disk(), decision("marne"))
+    assert vnode_wish(context(near), NODE, 1).vms[0].disks[0].far_node == ""
+
+
+def test_a_vm_that_arrives_reaches_a_disk_that_stays_where_it_was_from_afar() -> None:
+    """What counts is the site of who is told, not where the VM still runs."""
+    target = node("lyon", NodeRole.VNODE)
+    moving = running(state=VmState.MIGRATING, migrating_to=target.node_id)
+    migration = Migration(
+        vm_id=VmId("vm-1"), source_site=SiteId("marne"), source_node=NODE,
+        target_node=target.node_id, source_epoch=FIRST_EPOCH, target_epoch=2 * EPOCH_STEP,
+        address="10.0.0.1:1",
+    )  # fmt: skip
+    index = index_of(target, moving, disk(), migration, decision("marne"))
+    (wish,) = vnode_wish(context(index), target.node_id, 1).vms
+    assert wish.disks[0].far_node == "m-io"
+
+
+def test_an_ionode_is_told_of_all_nodes_of_its_site_and_of_no_other() -> None:
+    nodes = [
+        replace(node(site, NodeRole.VNODE, number), address=f"10.0.{number}.{len(site)}")
+        for site, number in (("marne", 1), ("marne", 2), ("lyon", 3))
+    ]
+    own = replace(node("marne", NodeRole.IONODE), address="10.0.9.9")
+    wish = ionode_wish(context(index_of(own, *nodes)), own.node_id, 1)
+    assert wish.neighbours == ("10.0.9.9", "10.0.1.5", "10.0.2.5")

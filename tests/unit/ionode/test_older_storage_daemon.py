@@ -40,7 +40,7 @@ async def test_a_daemon_that_does_not_tell_its_retention_is_seen_and_left_with_i
     options = StoragedOptions(
         binary="", disks=(DiskPlace(name="d0", disk_class=DiskClass.SSD, path=tmp_path),),
         run_dir=tmp_path, address="127.0.0.1", tls_cert=tmp_path, tls_key=tmp_path,
-        tls_ca=tmp_path, tls_crl=tmp_path,
+        tls_ca=tmp_path, tls_crl=tmp_path, clear_from=tmp_path,
     )  # fmt: skip
     async with await asyncio.start_unix_server(answer_as_before, str(tmp_path / f"{IAAS}.sock")):
         daemon = StoragedDaemon(options, IAAS, DaemonPorts(iscsi=1, replica=2))
@@ -62,7 +62,7 @@ async def test_a_daemon_that_keeps_its_receipts_for_ever_is_left_to_it(tmp_path:
     options = StoragedOptions(
         binary="", disks=(DiskPlace(name="d0", disk_class=DiskClass.SSD, path=tmp_path),),
         run_dir=tmp_path, address="127.0.0.1", tls_cert=tmp_path, tls_key=tmp_path,
-        tls_ca=tmp_path, tls_crl=tmp_path,
+        tls_ca=tmp_path, tls_crl=tmp_path, clear_from=tmp_path,
     )  # fmt: skip
     async with await asyncio.start_unix_server(refuse_as_before, str(tmp_path / f"{IAAS}.sock")):
         daemon = StoragedDaemon(options, IAAS, DaemonPorts(iscsi=1, replica=2))

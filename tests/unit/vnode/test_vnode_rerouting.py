@@ -70,3 +70,30 @@ def test_a_portal_to_which_the_head_came_back_is_led_nowhere_and_still_held() ->
     rules = ruleset(HELD, {HELD[0]: HELD[0]})
     assert rules_of(rules, " lead ") == []
     assert len(rules_of(rules, " repeat ")) == 2
+
+
+FAR = "10.1.0.9:21000"
+
+
+def test_a_portal_at_another_site_is_led_to_the_relay_and_left_to_nothing_else() -> None:
+    rules = ruleset((FAR,), {}, (FAR,), 29_000)
+    (led,) = rules_of(rules, " lead ")
+    assert led.endswith("dnat to 127.0.0.1:29000")
+    assert rules_of(rules, " repeat ") == []  # what is not tracked cannot be led
+    (kept,) = rules_of(rules, " keep ")
+    assert "ip daddr 10.1.0.9 tcp dport 21000" in kept
+    assert "syn" not in kept  # no packet at all, of whichever connection
+    assert kept.endswith(" drop")
+
+
+def test_without_a_relay_connections_to_another_site_wait() -> None:
+    rules = ruleset((FAR,), {HELD[0]: FAR}, (FAR,), 0)
+    assert rules_of(rules, " lead ") == []
+    assert [rule.split()[-1] for rule in rules_of(rules, " repeat ")] == ["drop", "drop"]
+
+
+def test_a_head_that_comes_from_or_goes_to_another_site_is_followed() -> None:
+    gone = rules_of(ruleset(HELD, {HELD[0]: FAR}, (FAR,), 29_000), " lead ")
+    assert [rule.split()[-1] for rule in gone] == ["127.0.0.1:29000"] * 2
+    (come,) = rules_of(ruleset((FAR,), {FAR: HELD[0]}, (FAR,), 29_000), " lead ")
+    assert come.endswith(f"dnat to {HELD[0]}")

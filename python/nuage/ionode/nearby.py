@@ -1,0 +1,82 @@
+"""From where a node's storage daemons take iSCSI in clear: their own site.
+
+That is the networks in which the node itself has its address, the other nodes of its site, and what
+the operator named. From everywhere else initiators come over TLS, or not at all.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from nuage.trust.files import write_atomically
+
+TOOL_TIMEOUT_S: Final = 5.0
+log: Final = structlog.get_logger("nearby")
+
+
+class _Address(msgspec.Struct):
+    local: str = ""
+    prefixlen: int = -1
+
+
+class _Interface(msgspec.Struct):
+    """An interface as `ip -json` tells it; it prints empty ones for those that do not match."""
+
+    addr_info: list[_Address] = msgspec.field(default_factory=list)
+
+
+def networks_of(told: str, address: str) -> tuple[str, ...]:
+    """Return the networks of `address` from what ``ip -json address show to ADDRESS`` tells."""
+    shown = msgspec.json.decode(told or "[]", type=list[_Interface])
+    found = [a for each in shown for a in each.addr_info if a.local == address and a.prefixlen >= 0]
+    interfaces = [ipaddress.ip_interface(f"{a.local}/{a.prefixlen}") for a in found]
+    return tuple(sorted({str(interface.network) for interface in interfaces}))
+
+
+async def own_networks(address: str) -> tuple[str, ...]:
+    """Return the networks in which this machine has `address`; none where it cannot be told."""
+    command = ("ip", "-json", "address", "show", "to", address)
+    with contextlib.suppress(OSError, TimeoutError, ValueError, msgspec.DecodeError):
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+        async with asyncio.timeout(TOOL_TIMEOUT_S):
+            told, _ = await process.communicate()
+        return networks_of(told.decode(), address)
+    return ()
+
+
+class Nearby:
+    """The file that the node's daemons read."""
+
+    def __init__(self, path: Path, named: Iterable[str]) -> None:
+        self.path = path
+        self._own = tuple(named)
+        self._neighbours: tuple[str, ...] | None = None
+
+    async def open(self, address: str) -> None:
+        """Find out the node's networks; an earlier file stands until the site's nodes are heard."""
+        self._own = (*await own_networks(address), *self._own)
+        if not self.path.exists():
+            self._write(())
+
+    def take(self, neighbours: tuple[str, ...]) -> None:
+        """Take in the addresses of the site's nodes."""
+        if neighbours != self._neighbours:
+            self._neighbours = neighbours
+            self._write(neighbours)
+
+    def _write(self, neighbours: Iterable[str]) -> None:
+        lines = sorted({*self._own, *neighbours} - {""})
+        text = "".join(f"{line}\n" for line in lines).encode()
+        if not self.path.exists() or self.path.read_bytes() != text:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, text)
+            self.path.chmod(0o644)  # daemons are users of their own
+            log.info("clear iSCSI from", networks=lines)
