@@ -34,7 +34,6 @@ ROWS = {
     "1 MiB writes, depth 4": ("-w", "-s", "1048576", "-d", "4", "-c", "200"),
     "1 MiB reads, depth 4": ("-s", "1048576", "-d", "4", "-c", "200"),
 }
-SPAN_BYTES = 32 << 20
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -53,8 +52,7 @@ def relay_pid() -> int:
 
 async def measure(sites: Sites, words: tuple[str, ...], pids: list[int]) -> tuple[float, float]:
     """Return requests a second, and CPU seconds for 1,000 of them."""
-    count, step = int(words[words.index("-c") + 1]), int(words[words.index("-s") + 1])
-    step = min(step, SPAN_BYTES // count // 512 * 512) if step < SPAN_BYTES // count else step
+    count = int(words[words.index("-c") + 1])
     before = sum(cpu_seconds(pid) for pid in pids)
     done = sites.line.on_vnode("qemu-img", "bench", "-f", "raw", "-t", "none", *words, URL)
     taken = re.search(r"([0-9.]+) seconds", done.stdout)

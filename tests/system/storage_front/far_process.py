@@ -6,11 +6,13 @@ Usage: far_process.py RELAY FOLDER TRUST PORTAL NODE WAY ACT…, where an act is
 - ``!FILE``: make a file while an initiator is connected, and have that go on after it.
 - ``!``: end the relay while an initiator is connected, and have that go on after it.
 - ``~``: have an initiator go on when it has connected.
+- ``>FILE PORTAL NODE``: as with ``!FILE``, and a second after lead it to another portal.
 
 Prints a line for each.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -22,6 +24,7 @@ from nuage.vnode.relay import Relay, RelayOptions
 from nuage.vnode.rerouting import Rerouting
 
 TIMEOUT_S = 30.0
+MOVED_S = 1.0  # after which a controller has opened a head elsewhere
 
 
 async def main() -> None:
@@ -39,7 +42,7 @@ async def main() -> None:
     kernel.learn([disk])
     url = f"iscsi://{portal}/{iqn}/0"
     for act in acts:
-        if act.startswith(("!", "~")):
+        if act.startswith(("!", "~", ">")):
             said = await through(kernel, relay, url, act)
             await kernel.hold(frozenset())
         else:
@@ -78,13 +81,20 @@ async def through(kernel: Rerouting, relay: Relay, url: str, act: str) -> str:
     async with asyncio.timeout(TIMEOUT_S):
         if act == "!":
             os.kill(relay.pid, signal.SIGKILL)
-        elif act.startswith("!"):
-            Path(act[1:]).touch()
+        elif act.startswith(("!", ">")):
+            Path(act[1:].split(maxsplit=1)[0]).touch()
         begun_s = asyncio.get_running_loop().time()
         ended = asyncio.ensure_future(process.wait())
-        while not ended.done():  # as the agent looks, again and again
-            await asyncio.wait({ended}, timeout=0.3)
-            await kernel.hold(frozenset((portal,)))
+        async with contextlib.AsyncExitStack() as led:
+            while not ended.done():  # as the agent looks, again and again
+                await asyncio.wait({ended}, timeout=0.3)
+                await kernel.hold(frozenset((portal,)))
+                if act.startswith(">") and asyncio.get_running_loop().time() > begun_s + MOVED_S:
+                    _, new, *node = act.split()
+                    moved = IscsiDisk(volume_id=VolumeId("v"), portal=new, iqn="", far_node="".join(node))  # fmt: skip # noqa: E501
+                    kernel.learn([moved])
+                    await led.enter_async_context(kernel.led(portal, new, is_again=False))
+                    act = ""
         said = await process.stdout.read()
     took_s = asyncio.get_running_loop().time() - begun_s
     return f"{process.returncode} after {took_s:.1f} s {said.decode()!r}"

@@ -1,6 +1,7 @@
 """iSCSI to another site: what crosses the line, who is let in, and what outlives what."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -52,21 +53,30 @@ class Sites:
         self.ionode = federation.node("lyon", NodeRole.IONODE, "lyon-io1")
         self.clear_from = folder / "clear-from"
         self.clear_from.write_text(f"{HOST}/24\n")
-        self.daemon = Daemon(
-            binary, folder / "daemon", [PORTAL_PORT], free_port(), PORTAL_PORT + 1,
-            tls=self.ionode, host=IONODE, bound=IONODE, inside=line.inside(line.ionode),
-            more=["--clear-from", str(self.clear_from)],
+        self.federation = federation
+        self.binary = binary
+        self.daemons: list[Daemon] = []
+        self.daemon = self.start(self.ionode, IONODE, line.ionode)
+
+    def start(self, tls: Tls, address: str, namespace: str) -> Daemon:
+        """Start a daemon that serves a volume."""
+        daemon = Daemon(
+            self.binary, self.folder / f"daemon-{address}", [PORTAL_PORT], free_port(),
+            PORTAL_PORT + 1, tls=tls, host=address, bound=address,
+            inside=self.line.inside(namespace), more=["--clear-from", str(self.clear_from)],
         )  # fmt: skip
-        self.daemon.start()
-        self.daemon.ask(
+        self.daemons.append(daemon)
+        daemon.start()
+        daemon.ask(
             "create_replica", volume="v", size_bytes=64 * MIB, logical_block_bytes=512,
             uuid="01" * 16,
         )  # fmt: skip
-        self.open(epoch=1)
+        self.open(daemon, epoch=1)
+        return daemon
 
-    def open(self, epoch: int) -> None:
+    def open(self, daemon: Daemon, epoch: int) -> None:
         """Open the volume's head."""
-        self.daemon.ask("open_head", volume="v", epoch=epoch, policy="local", iqn=IQN)
+        daemon.ask("open_head", volume="v", epoch=epoch, policy="local", iqn=IQN)
 
     def acts(self, *acts: str, node: str = "lyon-io1") -> list[str]:
         """Have the V-node's initiators do something; a line of each."""
@@ -85,8 +95,9 @@ class Sites:
         return log.read_text() if log.exists() else ""
 
     def release(self) -> None:
-        """End the daemon and the relay."""
-        self.daemon.release()
+        """End the daemons and the relay."""
+        for daemon in self.daemons:
+            daemon.release()
         control = str(self.folder / "relay" / "control")
         if Path(control).exists():
             with socket.socket(socket.AF_UNIX) as relay:
@@ -155,7 +166,7 @@ def test_an_initiator_outlives_the_relay_and_a_daemon_that_is_away(sites: Sites)
         sites.daemon.kill()
         time.sleep(1.5)  # noqa: TID251 - so that it is missed
         sites.daemon.start()
-        sites.open(epoch=2)
+        sites.open(sites.daemon, epoch=2)
 
     thread = threading.Thread(target=away)
     thread.start()
@@ -165,6 +176,37 @@ def test_an_initiator_outlives_the_relay_and_a_daemon_that_is_away(sites: Sites)
         assert ": 0 after " in said, (said, sites.relay_log)
         assert "verification failed" not in said
         assert said.count("65536/65536") == 3, said
+
+
+@pytest.mark.parametrize("is_far", [True, False])
+def test_an_initiator_follows_a_head_to_another_node_and_to_its_own_site(
+    sites: Sites, *, is_far: bool
+) -> None:
+    """The volume there is another one: only where requests go is looked at."""
+    if is_far:
+        tls = sites.federation.node("lyon", NodeRole.IONODE, "lyon-io2")
+        sites.start(tls, HOST, sites.line.ionode)
+    else:
+        tls = sites.federation.node("marne", NodeRole.IONODE, "marne-io1")
+        sites.clear_from.write_text(f"{HOST}/24\n{VNODE}\n")
+        sites.start(tls, VNODE, sites.line.vnode)
+    gate = sites.folder / "gate"
+
+    def lost() -> None:
+        deadline_s = time.monotonic() + 60
+        while not gate.exists() and time.monotonic() < deadline_s:
+            time.sleep(0.02)  # noqa: TID251 - another process says when
+        sites.daemon.kill()
+
+    thread = threading.Thread(target=lost)
+    thread.start()
+    (said,) = sites.acts(f">{gate} {HOST if is_far else VNODE}:{PORTAL_PORT} {'lyon-io2' * is_far}")
+    thread.join()
+    assert "wrote 65536/65536 bytes at offset 65536" in said, (said, sites.relay_log)
+    assert "read 65536/65536 bytes at offset 65536" in said
+    took = re.search(r"after ([0-9.]+) s", said)
+    assert took is not None
+    assert float(took[1]) < 5.0, said  # it is led there after one; an initiator's pauses are more
 
 
 def knock(daemon: Daemon, tls: Tls, *, alpn: bool) -> bytes:
