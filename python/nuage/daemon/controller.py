@@ -53,10 +53,12 @@ from nuage.iaas.movement import (
     DECIDED_METHOD,
     GIVE_UP_METHOD,
     HERE_METHOD,
+    PAUSED_NOTICE,
     AskDecided,
     AskHere,
     MigrationGivenUp,
     Movement,
+    Paused,
 )
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Distrust, Site
@@ -392,6 +394,10 @@ class Controller:
         @self._handlers.method(HERE_METHOD, AskHere, roles=controllers)
         async def here(_peer: Peer, body: AskHere) -> bool:
             return self._movement.is_here(body.vm_id)
+
+        @self._handlers.notice(PAUSED_NOTICE, Paused, roles=controllers)
+        async def paused(_peer: Peer, body: Paused) -> None:
+            await self._movement.note_pause(body)
 
         @self._handlers.stream(EVENTS_STREAM, FollowEvents, roles=controllers)
         async def events(_peer: Peer, _body: FollowEvents) -> AsyncIterator[object]:

@@ -416,6 +416,7 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
         migrating_to=decision.elected,
         move_within_s=body.within_s,
         failure=told,
+        downtime_ms=0.0,
     )
     await site.save_decision(decision, leaving, epoch=next_local(vm.epoch))
     site.announce("vm", vm.vm_id, "migrating", f"{vm.name} goes to {decision.elected}")

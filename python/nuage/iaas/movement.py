@@ -28,6 +28,7 @@ get ready, and drops arrivals that will not happen any more. A target whose sour
 lease takes the VM over, on the very node that it was on its way to.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -56,6 +57,7 @@ STALE_AFTER_S = 10.0  # of silence by the source's feed that the VM still comes
 GIVE_UP_METHOD = "migration.give-up"
 DECIDED_METHOD = "placement.decided"
 HERE_METHOD = "vm.here"
+PAUSED_NOTICE = "vm.paused"
 ASK_TIMEOUT_S = 5.0
 log = structlog.get_logger("movement")
 
@@ -81,6 +83,14 @@ class AskHere:
     """Asks the site that owns a VM whether it has it, or expects it."""
 
     vm_id: VmId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """Tells the site to which a VM went how long its guest stood still for that."""
+
+    vm_id: VmId
+    downtime_ms: float
 
 
 class Whereabouts(Enum):
@@ -139,6 +149,7 @@ class Movement:
         if target != site.site_id:
             await self._promise(vm_id, target, quorum_part(migration.source_epoch))
         self._granted[vm_id] = migration.target_epoch
+        self._told = {told for told in self._told if told[0] != vm_id}
         return True
 
     async def _promise(self, vm_id: VmId, heir: SiteId, epoch: int) -> None:
@@ -467,8 +478,18 @@ class Movement:
         site.announce(
             "vm", vm_id, "migrated", f"{vm.name} was handed over, paused {downtime_ms:g} ms"
         )
-        if site.index.home("vm", vm_id) == site.site_id:
-            await site.save(replace(vm, downtime_ms=downtime_ms))
+        paused, home = Paused(vm_id=vm_id, downtime_ms=downtime_ms), site.index.home("vm", vm_id)
+        if home is None or home == site.site_id:
+            await self.note_pause(paused)
+            return
+        with suppress(NuageError):  # a figure to look at, no more
+            site.others.tell(home, PAUSED_NOTICE, paused)
+
+    async def note_pause(self, told: Paused) -> None:
+        """Write down how long a VM that is here stood still in its last move."""
+        vm = self._site.index.find_value(Vm, told.vm_id)
+        if vm is not None and self._site.index.home("vm", told.vm_id) == self._site.site_id:
+            await self._site.save(replace(vm, downtime_ms=told.downtime_ms))
 
     def has_left(self, vm_id: VmId) -> bool:
         """Tell whether a VM that was on its way from here is at another site: `tidy` is due.

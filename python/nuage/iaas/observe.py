@@ -83,12 +83,12 @@ def vnode_acts(index: FederationIndex, report: VnodeReport) -> list[Act]:
     """Return what a V-node's report makes this site do."""
     acts: list[Act] = []
     for seen in report.vms:
-        if seen.orphan:
+        vm = index.find_value(Vm, seen.vm_id)
+        if seen.orphan and vm is not None and seen.migrated and seen.downtime_ms:
+            acts.append(Departed(vm.vm_id, seen.downtime_ms))  # the wish was quicker than its word
+        if seen.orphan or vm is None:
             continue
         migration = index.find_value(Migration, seen.vm_id)
-        vm = index.find_value(Vm, seen.vm_id)
-        if vm is None:
-            continue
         if migration is not None and migration.target_node == report.node_id:
             acts += _arrival_acts(vm, migration, seen)
         elif seen.migrated:

@@ -19,7 +19,9 @@ from nuage.errors import InvalidRequest
 from nuage.iaas import movement
 from nuage.iaas.epochs import next_local
 from nuage.iaas.machines import CreateVm, MigrateVm
+from nuage.iaas.observe import Departed, vnode_acts
 from nuage.ids import SiteId, VmId
+from nuage.model.desired import VmReport
 from nuage.model.status import Migration
 from nuage.model.vm import PowerWish, Vm, VmState
 from nuage.model.volume import Volume
@@ -252,6 +254,28 @@ def test_nothing_fails_and_the_vm_is_at_its_target() -> None:
     node = move.guest_at(MARNE)
     assert node is not None
     assert [act for act, _ in node.hypervisor.acts] == ["start_incoming"]
+
+
+def test_how_long_a_guest_stood_still_is_told_to_the_site_that_has_it() -> None:
+    """The node's wish may be without the VM before its word of the hand-over is heard."""
+
+    async def main() -> float:
+        move = Move(7)
+        await move.begin()
+        await move.until(move.is_home, "it is its target's")
+        site, (node, *_) = move.sites[LYON], move.vnodes(LYON)
+        await move.until(lambda: site.index.home("vm", move.vm_id) == MARNE, "its source knows")
+        seen = VmReport(
+            vm_id=move.vm_id, state=VmState.MIGRATING, epoch=1, orphan=True, migrated=True,
+            downtime_ms=33.0,
+        )  # fmt: skip
+        (act,) = vnode_acts(site.index, replace(node.report(), vms=(seen,)))
+        assert isinstance(act, Departed)
+        await site.movement.departed(act.vm_id, act.downtime_ms)
+        await asyncio.sleep(2.0)
+        return move.sites[MARNE].index.value(Vm, move.vm_id).downtime_ms
+
+    assert run_virtually(main()) == 33.0
 
 
 class DiskOpens(Move):

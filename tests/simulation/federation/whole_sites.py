@@ -39,10 +39,12 @@ from nuage.iaas.movement import (
     DECIDED_METHOD,
     GIVE_UP_METHOD,
     HERE_METHOD,
+    PAUSED_NOTICE,
     AskDecided,
     AskHere,
     MigrationGivenUp,
     Movement,
+    Paused,
 )
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
@@ -463,6 +465,10 @@ class SimSite:
         @self.handlers.method(HERE_METHOD, AskHere)
         async def here(_peer: Peer, body: AskHere) -> bool:
             return self.movement.is_here(body.vm_id)
+
+        @self.handlers.notice(PAUSED_NOTICE, Paused)
+        async def paused(_peer: Peer, body: Paused) -> None:
+            await self.movement.note_pause(body)
 
         @self.handlers.method(OPERATION_METHOD, Carried)
         async def operation(_peer: Peer, carried: Carried) -> bytes:
