@@ -3,7 +3,8 @@
 
 mod set;
 
-use nuage_engine::{CopyState, HeadEvent};
+use nuage_engine::{Administration, CopyState, HeadEvent};
+use nuage_journal::{Point, Retention};
 use nuage_replica::PolicyName;
 use set::{BLOCKS, Set, create, directories, open};
 
@@ -25,6 +26,65 @@ fn a_copy_behind_the_horizon_is_made_anew_while_the_head_writes() {
     set.connect(1, open(directories[2].path()));
     set.until(|set| set.is_live(1));
     set.same(1);
+}
+
+#[test]
+fn a_copy_is_made_anew_of_a_volume_that_went_back_to_what_is_of_age_since() {
+    let directories = directories();
+    let mut set = Set::new(&directories);
+    let keep = |set: &mut Set, window_s: u64| {
+        set.head.store_mut().set_retention(Retention {
+            window_ns: window_s * 1_000_000_000,
+            window_bytes: u64::MAX,
+            strict: false,
+        });
+    };
+    let pass = |set: &mut Set, seconds: u64| {
+        let now_ns = set.clock.0.get() + seconds * 1_000_000_000;
+        set.clock.0.set(now_ns);
+        set.until(|set| set.head.is_serving());
+    };
+    let anchor = |set: &mut Set| {
+        set.head.store_mut().checkpoint(false);
+        set.until(|set| set.head.store().is_idle());
+    };
+    keep(&mut set, u64::MAX / 1_000_000_000);
+    set.write(0..4, 1);
+    let then = set.head.store().applied_seq();
+    pass(&mut set, 1000);
+    set.write(0..4, 2);
+    anchor(&mut set);
+    pass(&mut set, 1000);
+    set.write(0..4, 3);
+    set.head
+        .administer(9, Administration::Rollback(Point::Seq(then)));
+    set.until(|set| {
+        set.head
+            .store()
+            .anchors()
+            .iter()
+            .any(|anchor| anchor.pinned)
+    });
+    set.until(|set| set.is_live(1));
+    set.write(4..8, 4);
+    anchor(&mut set);
+    // What was gone back to is of age, the rollback is not.
+    keep(&mut set, 900);
+    pass(&mut set, 200);
+    set.head.tidy();
+    set.disconnect(1);
+    create(directories[3].path(), true);
+    set.connect(1, open(directories[3].path()));
+    set.until(|set| set.is_live(1));
+    set.same(1);
+    // Once both are, history goes on to after the rollback, also after a restart.
+    assert!(set.head.store().horizon_seq() <= then);
+    pass(&mut set, 3000);
+    set.write(0..1, 5);
+    anchor(&mut set);
+    pass(&mut set, 3000);
+    set.head.tidy();
+    assert!(set.head.store().horizon_seq() > then);
 }
 
 #[test]

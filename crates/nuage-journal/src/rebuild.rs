@@ -509,6 +509,7 @@ impl<D: Disk> Store<D> {
         self.life = checkpoint.life;
         self.open = None;
         self.unapplied.clear();
+        self.rollbacks.clear();
         self.footers.clear();
         self.drop_own_log()?;
         for anchor in std::mem::take(&mut self.anchors) {

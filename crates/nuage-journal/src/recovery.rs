@@ -188,6 +188,7 @@ impl<D: Disk> Store<D> {
         }
         store.read_moves(&names)?;
         store.close_what_is_open(tail)?;
+        store.find_rollbacks();
         store.replay(tail)?;
         Ok(store)
     }

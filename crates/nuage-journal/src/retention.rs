@@ -6,6 +6,7 @@ use crate::checkpoint::checkpoint_name;
 use crate::disk::{Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::Index;
+use crate::layout::Kind;
 use crate::segment::{Seal, SegmentHeader, SegmentKind};
 use crate::store::{SlotState, Store, StoreEvent};
 
@@ -43,6 +44,8 @@ impl<D: Disk> Store<D> {
         }
         if due.anchors > 0 {
             let horizon = self.anchors[0].position;
+            self.rollbacks
+                .retain(|(_, rollback)| *rollback > horizon.seq);
             self.state.side.marks.retain(|mark| mark.seq >= horizon.seq);
             self.free_dead_segments()?;
             if !self.checkpoint_running {
@@ -75,7 +78,50 @@ impl<D: Disk> Store<D> {
             due.early |= !too_old;
             due.anchors += 1;
         }
+        self.spare_rollbacks(&mut due);
         due
+    }
+
+    /// The history never begins between a rollback that it has and the state that was gone back to: a copy that is
+    /// made anew from its beginning could not follow the log. What is of age waits until the rollback is,
+    /// too; what is too much goes with all up to the rollback.
+    fn spare_rollbacks(&self, due: &mut Due) {
+        let cuts = |at: usize| {
+            let seq = self.anchors[at].position.seq;
+            let between = |(to, rollback): &(u64, u64)| *to < seq && seq < *rollback;
+            self.rollbacks.iter().any(between)
+        };
+        while due.anchors > 0 && cuts(due.anchors) {
+            if !due.early {
+                due.anchors -= 1;
+            } else if due.anchors + 1 < self.anchors.len() {
+                due.anchors += 1;
+            } else {
+                due.anchors = 0; // the state after the rollback is still on its way to the disk
+            }
+        }
+        due.early &= due.anchors > 0;
+    }
+
+    /// The rollbacks in the log that the history has: a checkpoint after each is pinned.
+    pub(crate) fn find_rollbacks(&mut self) {
+        let pinned = self.anchors.iter().filter(|anchor| anchor.pinned);
+        let pinned: Vec<_> = pinned.map(|anchor| anchor.position).collect();
+        let log = self.own_log();
+        for position in pinned {
+            let slot = log
+                .iter()
+                .find(|(_, header)| header.segment == position.segment);
+            // A segment that cannot be read is the scrub's business.
+            let groups = slot.map(|(number, _)| self.groups_of(*number).unwrap_or_default());
+            for (head, _) in groups.unwrap_or_default() {
+                let records = head.descriptors.iter().zip(head.info.first_seq..);
+                let found = records
+                    .filter(|(record, seq)| *seq == position.seq && record.kind == Kind::Rollback)
+                    .map(|(record, seq)| (record.argument, seq));
+                self.rollbacks.extend(found);
+            }
+        }
     }
 
     /// Bytes of log that the rule would let go at `now_ns`: an open view holds them back.

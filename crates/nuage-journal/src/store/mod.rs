@@ -183,6 +183,8 @@ pub struct Store<D: Disk> {
     /// Positions of the checkpoints on disk, oldest first; the first is the horizon.
     pub(crate) anchors: Vec<Anchor>,
     pub(crate) checkpoint_running: bool,
+    /// Rollbacks in the history: the seq that was gone back to, and that of the record.
+    pub(crate) rollbacks: Vec<(u64, u64)>,
     /// Slots that the log waits for and that the disk had no room for.
     starved: Vec<u32>,
     /// Payload blocks of a record, on average, in the segment before the open one.
@@ -247,6 +249,7 @@ impl<D: Disk> Store<D> {
             events: Vec::new(),
             anchors: opened.anchors,
             checkpoint_running: false,
+            rollbacks: Vec::new(),
             starved: Vec::new(),
             blocks_a_record: 0,
             log_bytes_since_checkpoint: opened.replayed_bytes,
@@ -590,6 +593,7 @@ impl<D: Disk> Store<D> {
                     return;
                 }
             }
+            self.rollbacks.push((rollback.seq, self.state.position.seq));
             self.checkpoint(true);
         }
     }
