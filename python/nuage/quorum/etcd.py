@@ -18,12 +18,11 @@ from typing import Final
 
 import msgspec
 
-from nuage.errors import UNREADABLE, Conflict, CorruptData, NotFound, NuageError, TimedOut
+from nuage.errors import UNREADABLE, Conflict, CorruptData, NuageError, TimedOut
 from nuage.etcd.client import EtcdClient, WatchCompacted
 from nuage.etcd.messages import (
     Compare,
     CompareTarget,
-    DeleteOp,
     EventType,
     KeyEvent,
     KeyValue,
@@ -107,16 +106,6 @@ class EtcdQuorum:
             raise lease_lost(self.site)
         self._lease_id = held.lease
         return ttl_s
-
-    async def drop_site_lease(self, session: str) -> None:
-        """Give this site's lease up."""
-        key = _lease_key(self.site)
-        held = Compare(key, CompareTarget.VALUE, session.encode())
-        result = await self._client.txn((held,), (DeleteOp(key),))
-        if result.succeeded and self._lease_id:
-            with contextlib.suppress(NotFound):
-                await self._client.lease_revoke(self._lease_id)
-        self._lease_id = 0
 
     async def site_leases(self) -> tuple[SiteLease, ...]:
         """Return the leases held now."""

@@ -60,7 +60,7 @@ class LeaseView:
         self._held_until_s = max(self._held_until_s, until_s)
 
     def dropped(self) -> None:
-        """Note that the lease was given up or found lost."""
+        """Note that the lease was found lost."""
         self._held_until_s = float("-inf")
 
     def is_held(self, monotonic_s: float) -> bool:
@@ -134,8 +134,3 @@ class LeaseHolder:
             except TimeoutError:
                 renewed = False
             await self._clock.sleep(timing.renew_every_s if renewed else RETRY_S)
-
-    async def give_up(self) -> None:
-        """Drop the lease at an orderly stop, after stopping what depends on it."""
-        self.view.dropped()
-        await self._quorum.drop_site_lease(self.session)

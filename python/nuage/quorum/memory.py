@@ -49,11 +49,6 @@ class MemoryQuorum:
         state = self._reach()
         return self._answer(state.renew(self.site, session, self._now_s()))
 
-    async def drop_site_lease(self, session: str) -> None:
-        """Give this site's lease up."""
-        self._reach().drop(self.site, session, self._now_s())
-        self._answer(None)
-
     async def site_leases(self) -> tuple[SiteLease, ...]:
         """Return the leases held now."""
         return self._answer(self._reach().leases(self._now_s()))

@@ -119,10 +119,6 @@ class Quorum(Protocol):
         """
         ...
 
-    async def drop_site_lease(self, session: str) -> None:
-        """Give this site's lease up, having stopped what depends on it."""
-        ...
-
     async def site_leases(self) -> tuple[SiteLease, ...]:
         """Return the leases held now, by site; a site that is absent holds none."""
         ...

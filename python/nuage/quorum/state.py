@@ -50,14 +50,6 @@ class QuorumState:
             held.expires_s = now_s + self.ttl_s
         return self.ttl_s
 
-    def drop(self, site: SiteId, session: str, now_s: float) -> None:
-        """Give a lease up, if this session holds it."""
-        self.expire(now_s)
-        held = self._leases.get(site)
-        if held is not None and held.session == session:
-            del self._leases[site]
-            self.events.append(QuorumEvent(site=site))
-
     def leases(self, now_s: float) -> tuple[SiteLease, ...]:
         """Return the leases held now."""
         self.expire(now_s)

@@ -68,13 +68,6 @@ class QuorumMachine(RuleBasedStateMachine):
         else:
             self.expires_s[site] = self.now_s + TTL_S
 
-    @rule(site=SITES)
-    def drop(self, site: SiteId) -> None:
-        held = {lease.site: lease.session for lease in self.state.leases(self.now_s)}
-        self.state.drop(site, "x", self.now_s)
-        if held.get(site) == "x":
-            del self.expires_s[site]
-
     @rule(id=IDS, site=SITES, epoch=EPOCHS)
     def claim(self, id: str, site: SiteId, epoch: int) -> None:
         wanted = self.deserved(id, NOBODY, site, epoch)

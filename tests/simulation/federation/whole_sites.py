@@ -156,9 +156,6 @@ class SimQuorum:
     async def renew_site_lease(self, session: str) -> float:
         return await self._ask(lambda: self._inner.renew_site_lease(session))
 
-    async def drop_site_lease(self, session: str) -> None:
-        await self._ask(lambda: self._inner.drop_site_lease(session))
-
     async def site_leases(self) -> tuple[SiteLease, ...]:
         return await self._ask(self._inner.site_leases)
 
