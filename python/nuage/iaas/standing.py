@@ -103,6 +103,8 @@ def _standing(
 
 
 def _state(seen: CopyReport) -> str:
+    if seen.is_connected and seen.is_failed:
+        return "failed or full"
     if not seen.is_connected or seen.silent_since_s is not None:
         return "cut off"
     return "live" if seen.is_live else "catching up"

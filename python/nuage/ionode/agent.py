@@ -625,6 +625,7 @@ class IonodeAgent:
                     lag_is_at_least=copy.lag.at_least,
                     is_let_go=copy.is_let_go,
                     silent_since_s=copy.silent_since_s,
+                    is_failed=copy.is_failed,
                 )
                 for copy in head.copies
             ),

@@ -96,7 +96,7 @@ class CopySeen:
     """How another copy stands with a head: `is_live` once it gets each write as it is made.
 
     `lag` is what it lacks; `is_let_go`: no bound holds writers back for it. `silent_since_s`: it
-    is cut off, and was heard last then.
+    is cut off, and was heard last then. `is_failed`: it cannot take the log.
     """
 
     node_id: NodeId
@@ -106,6 +106,7 @@ class CopySeen:
     lag: CopyLag = CopyLag()
     is_let_go: bool = False
     silent_since_s: float | None = None
+    is_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

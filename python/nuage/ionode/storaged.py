@@ -96,6 +96,7 @@ ASK_TIMEOUT_S: Final = 10.0  # a daemon answers at once; opening a head waits fo
 HEAD_OPEN: Final = "open"
 HEAD_FENCED: Final = "fenced"
 COPY_LIVE: Final = "live"
+COPY_FAILED: Final = "lost"  # it answers that it cannot take the log
 RESTART_BITS: Final = 16  # the journal's epoch counts a head's restarts below ours
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
@@ -386,6 +387,7 @@ class StoragedDaemon:
                             node_id=NodeId(copy.node),
                             is_connected=copy.connected,
                             is_live=copy.state == COPY_LIVE,
+                            is_failed=copy.state == COPY_FAILED,
                             durable_sequence=copy.durable_sequence,
                             lag=copy.lag,
                             is_let_go=copy.let_go,

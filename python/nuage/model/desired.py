@@ -354,7 +354,7 @@ class CopyReport:
     `lag_writes`, `lag_bytes` and `lag_s` are what it lacks, the last the age of the oldest of it.
     `lag_is_at_least`: this head never heard it, and cannot tell what it lacks of former heads'.
     `is_let_go`: it is cut off, or not yet near again, and no bound holds writers back for it.
-    `silent_since_s`: it is cut off, and was heard last then.
+    `silent_since_s`: it is cut off, and was heard last then. `is_failed`: it cannot take the log.
     """
 
     node_id: NodeId
@@ -367,6 +367,7 @@ class CopyReport:
     lag_is_at_least: bool = False
     is_let_go: bool = False
     silent_since_s: float | None = None
+    is_failed: bool = False
 
 
 class Answering(Enum):

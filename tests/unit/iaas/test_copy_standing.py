@@ -163,6 +163,26 @@ def wished(value: Volume, contract: Contract) -> HeadWish:
     return daemon.heads[0]
 
 
+@pytest.mark.parametrize(
+    ("seen", "state"),
+    [
+        (far(0.0), "live"),
+        (replace(far(1.0), is_live=False), "catching up"),
+        (replace(far(60.0), silent_since_s=5.0), "cut off"),
+        (far(60.0, let_go=True), "cut off"),
+        (replace(far(60.0), is_failed=True, silent_since_s=5.0), "failed or full"),
+    ],
+)
+async def test_how_a_copy_stands_is_told_as_it_is(seen: CopyReport, state: str) -> None:
+    value = replace(volume(1, places=PLACES), head=NodeId("m-io"))
+    watcher = Watcher(value, bound())
+    watcher.hears(head(value, seen, answering=Answering.AT_ONCE))
+    name = NameVolume(IAAS, value.name)
+    shown = await show_standing(watcher.site, cast(Principal, None), name)
+    (copy,) = (copy for copy in shown.copies if copy.node == FAR)
+    assert (copy.state, copy.silent_since_s) == (state, seen.silent_since_s)
+
+
 def test_the_bound_covers_the_copies_that_have_been_filled() -> None:
     value = volume(1, places=PLACES)
     assert wished(value, bound()).bound == (NodeId("l-io"), FAR)
