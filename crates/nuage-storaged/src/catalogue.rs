@@ -10,6 +10,7 @@
 
 use crate::control::{self, Backend, Code, CreateVolume, Refusal};
 use crate::disks::Disks;
+use crate::memory;
 use crate::rivals::{self, Retired};
 use nuage_block::memory::MemoryDevice;
 use nuage_block::{BlockDevice, Geometry};
@@ -363,7 +364,8 @@ impl Catalogue {
         let disk = FileDisk::open(&self.folder(name).join("journal"), Method::Best);
         let disk = disk.map_err(|error| refusal(error.into()))?;
         // A copy moves what is stored: it needs no key.
-        let mut store = Store::open_without_key(disk, TailRule::OneOfSeveral).map_err(refusal)?;
+        let open = || Store::open_without_key(disk, TailRule::OneOfSeveral);
+        let mut store = memory::sparing(open).map_err(refusal)?;
         store.set_retention(Self::retention(spec));
         Ok(ReplicaStore::new(store, Rc::new(SystemClock::default())))
     }
@@ -434,7 +436,8 @@ impl Catalogue {
             // What waited for another head's word is settled by reading the journal afresh.
             drop(copy);
             let journal = self.folder(&spec.volume).join("journal");
-            return open_volume(&journal, cipher, options, clock).map_err(refusal);
+            let open = || open_volume(&journal, cipher, options, clock);
+            return memory::sparing(open).map_err(refusal);
         }
         let wrong = |error: nuage_replica::PolicyError| {
             Refusal::new(Code::InvalidRequest, error.to_string())

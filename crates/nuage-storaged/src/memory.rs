@@ -24,6 +24,17 @@ pub fn keep_buffers() {
     unsafe { mi_option_set(PURGE_DELAY, KEPT_MS) }
 }
 
+/// Do what needs much memory for a moment: what it frees goes back at once. Kept, it would be where small things are put that
+/// stay, and all the memory around them would stay with them.
+pub fn sparing<R>(act: impl FnOnce() -> R) -> R {
+    // SAFETY: a setting of the allocator by value; other threads may read it meanwhile, as it is one word.
+    unsafe { mi_option_set(PURGE_DELAY, 0) }
+    let done = act();
+    // SAFETY: as before.
+    unsafe { mi_option_set(PURGE_DELAY, KEPT_MS) }
+    done
+}
+
 /// Give back what has been free for so long: by itself the allocator looks only when much is asked of it or freed,
 /// and a daemon that has opened a large volume and then rests would keep what it needed for that.
 pub fn give_back() {
