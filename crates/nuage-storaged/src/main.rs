@@ -26,6 +26,7 @@ mod rivals;
 mod scrubbing;
 mod standby;
 mod tidying;
+mod turns;
 mod views;
 
 use nuage_io::clear::ClearFrom;
@@ -100,6 +101,7 @@ fn widen_descriptors() {
 
 fn serve(options: &Options) -> io::Result<()> {
     memory::keep_buffers();
+    turns::run_soon();
     widen_descriptors();
     let mut listeners = vec![(
         bind(&Endpoint::Unix(options.control.clone()))?,
