@@ -79,13 +79,46 @@ def keep_profile(name: str, profile: Profile, *, make_current: bool = True) -> N
     _write(changed)
 
 
+def use_profile(name: str) -> None:
+    """Make a profile the current one.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    known = load_profiles()
+    if name not in known.profiles:
+        raise _unknown(name, known)
+    _write(Profiles(current=name, profiles=known.profiles))
+
+
+def forget_profile(name: str) -> None:
+    """Forget one profile and its token.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    known = load_profiles()
+    if name not in known.profiles:
+        raise _unknown(name, known)
+    _forget(known, {name})
+
+
 def forget_profiles(prefix: str) -> None:
     """Forget the profiles whose name begins with `prefix`."""
     known = load_profiles()
-    kept = {name: p for name, p in known.profiles.items() if not name.startswith(prefix)}
-    current = known.current if known.current in kept else next(iter(kept), "")
+    _forget(known, {name for name in known.profiles if name.startswith(prefix)})
+
+
+def _forget(known: Profiles, names: set[str]) -> None:
+    """Forget profiles; if the current one is among them, none is current any more."""
+    kept = {name: profile for name, profile in known.profiles.items() if name not in names}
     if len(kept) != len(known.profiles):
-        _write(Profiles(current=current, profiles=kept))
+        _write(Profiles(current=known.current if known.current in kept else "", profiles=kept))
+
+
+def _unknown(name: str, known: Profiles) -> NotFound:
+    there = ", ".join(sorted(known.profiles))
+    return NotFound("profile", name, hint=f"there is {there}" if there else "there is none")
 
 
 def _write(profiles: Profiles) -> None:

@@ -62,11 +62,13 @@ WORDS: Final = {
         "Get a token for USER and make it the current profile; a token lives an hour.",
         ("iaas",),
     ),
+    "logout": Word("Forget the profile NAME and its token.", ("profiles",)),
     "node": Word("The machines of the federation.", ("sites",)),
     "pool": Word("Pools of public addresses, which operators define.", ("addresses",)),
     "port": Word(
         "Say what the port of VM lets through, and how fast; without options, show it.", ("fabric",)
     ),
+    "profile": Word("Where commands go, and as whom; `nuage login` makes profiles.", ("profiles",)),
     "quorum-member": Word(
         "Run this site's member of the quorum (etcd, in place of this process).",
         ("daemons",),
