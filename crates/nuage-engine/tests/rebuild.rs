@@ -180,3 +180,16 @@ fn two_of_three_disks_lost_are_told_and_wait_for_the_owner() {
     set.same(0);
     set.same(1);
 }
+
+#[test]
+fn a_chain_is_whole_though_of_the_log_before_the_horizon_only_parts_are_left() {
+    let directories = directories();
+    let mut set = Set::new(&directories);
+    // Nobody writes these again: their segment outlives those behind it.
+    set.write((1..BLOCKS).step_by(2), 99);
+    set.write_past_the_horizon();
+    let proof = set.head.store_mut().verify_chain(0, u64::MAX);
+    let proof = proof.expect("what is left of the history is whole");
+    assert!(proof.is_complete);
+    assert_eq!(proof.last_seq, set.head.store().tail().seq);
+}

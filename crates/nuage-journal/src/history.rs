@@ -300,6 +300,8 @@ impl<D: Disk> Store<D> {
     /// Check the chain from `after` on and the digest of each payload as it is stored, of about `bytes`:
     /// no key is needed, so this also holds for a volume whose key was destroyed. Reads the log: blocks.
     pub fn verify_chain(&mut self, after: u64, bytes: u64) -> Result<ChainProof, JournalError> {
+        // Before the horizon the log has gaps: segments of which nothing is mapped are gone, others are not.
+        let after = after.max(self.horizon_seq());
         let begin = self.chain_at(after)?;
         let mut proof = ChainProof {
             last_seq: after,
