@@ -131,7 +131,7 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
         tell_paths(paths)
     if standing["answering"] in ("slowed", "held"):
         click.echo(f"writes are {standing['answering']}: a copy is near its RPO or beyond it")
-    for line in _advice(volume):
+    for line in (*_waits(volume, standing), *_advice(volume)):
         click.echo(line)
     _print_conditions(session, conditions)
 
@@ -223,6 +223,17 @@ def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tup
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
         ("writes", f"acknowledged as {volume['ack_policy']}"),
         ("limits", rate_line(inner(volume, "limits"))),
+    ]
+
+
+def _waits(volume: Row, standing: Row) -> list[str]:
+    """Say for which copies no write is acknowledged, and what somebody can do about it."""
+    nodes = ", ".join(map(str, listed(standing, "waits_for")))
+    if not nodes:
+        return []
+    return [
+        f"Writes wait for the copy on {nodes}. They go on when it is back, or without it:",
+        f"  nuage volume degrade {volume['name']}",
     ]
 
 

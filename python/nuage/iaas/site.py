@@ -212,7 +212,8 @@ class Site:
     new VMs whose decision is not written down yet. `host_login` tells how the host that has a
     volume logs in. `is_revoked` tells whether a datacenter is believed no more.
     `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
-    `drops_told` the last day (since 1970) on which a volume's early loss of history was announced.
+    `drops_told` the last day (since 1970) on which a volume's early loss of history was announced,
+    `waits_told` for which copies a volume's writes were last said to wait.
     """
 
     site_id: SiteId
@@ -242,6 +243,7 @@ class Site:
     heads_seen: dict[VolumeId, HeadReport] = field(default_factory=dict)
     ionodes_seen: dict[NodeId, IonodeReport] = field(default_factory=dict)
     drops_told: dict[VolumeId, int] = field(default_factory=dict)
+    waits_told: dict[VolumeId, tuple[NodeId, ...]] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.

@@ -6,19 +6,23 @@ it that somebody must hear of is put on the event stream.
 
 import time
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from nuage.iaas.operations import Operation, OperationTable, iaas_scope
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import NameVolume, volume_home, volume_of
 from nuage.ids import NodeId, SiteId
+from nuage.model.contract import AckPolicy
 from nuage.model.desired import Answering, CopyReport, HeadReport, ShareReport
 from nuage.model.iaas import Iaas
 from nuage.model.volume import Volume, VolumeState
+from nuage.storage.heads import PAIR, head_set
 from nuage.trust.permissions import Principal
 from nuage.units import GIB, format_size
 
 VIEWS_HOLD_BYTES: Final = GIB  # history that open views may hold back before it is announced
+WAIT_TOLD_AFTER_S: Final = 5.0  # of silence; a daemon that is started anew is back within two
 DAY_S: Final = 86_400
 
 
@@ -43,13 +47,15 @@ class CopyStanding:
 class VolumeStanding:
     """All copies of a volume, how writes are answered, and the RPO that its contract promises.
 
-    `share` is what the IaaS has of the disk under the head.
+    `share` is what the IaaS has of the disk under the head. `waits_for`: no write is acknowledged
+    before these copies are back, or somebody decides to go on without them.
     """
 
     answering: str
     rpo_s: int
     copies: tuple[CopyStanding, ...]
     share: ShareReport | None = None
+    waits_for: tuple[NodeId, ...] = ()
 
 
 async def show_standing(site: Site, _principal: Principal, body: NameVolume) -> VolumeStanding:
@@ -67,6 +73,7 @@ async def show_standing(site: Site, _principal: Principal, body: NameVolume) -> 
             _standing(volume, place.node_id, place.site_id, head) for place in volume.replicas
         ),
         share=_share(site, volume),
+        waits_for=() if head is None else _waited_for(volume, head),
     )
 
 
@@ -110,6 +117,19 @@ def _state(seen: CopyReport) -> str:
     return "live" if seen.is_live else "catching up"
 
 
+def _waited_for(volume: Volume, head: HeadReport, *, since_s: float = inf) -> tuple[NodeId, ...]:
+    """Return the copies that each write needs and that are away, since that time or before."""
+    asked = head_set(volume)
+    away = {
+        copy.node_id
+        for copy in head.copies
+        if copy.is_failed or (copy.silent_since_s is not None and copy.silent_since_s <= since_s)
+    }
+    lacking = tuple(node for node in asked.acknowledging if node in away)
+    spare = len(asked.acknowledging) - PAIR if asked.policy is AckPolicy.ANY_2_OF_3 else 0
+    return lacking if len(lacking) > spare else ()
+
+
 def note_head(site: Site, head: HeadReport) -> None:
     """Keep what an IO-node says of a head, and announce what its owner should hear of."""
     volume = site.index.find_value(Volume, head.volume_id)
@@ -123,7 +143,10 @@ def note_head(site: Site, head: HeadReport) -> None:
     bound_s = 0 if iaas is None else iaas.contract.rpo.seconds
     for what, text in _news(volume, bound_s, before, head):
         site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
-    for what, text in _news_of_past(site, volume, before, head):
+    for what, text in (
+        *_news_of_past(site, volume, before, head),
+        *_news_of_waits(site, volume, head),
+    ):
         site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
 
 
@@ -157,6 +180,21 @@ def _news_of_past(
     elif past.held_by_views_bytes <= VIEWS_HOLD_BYTES < held_before:
         news.append(("history-freed", "open views hold back little or no history any more"))
     return news
+
+
+def _news_of_waits(site: Site, volume: Volume, head: HeadReport) -> list[tuple[str, str]]:
+    """Return that no write is acknowledged, for want of which copies, and that they go on again."""
+    told = site.waits_told.get(volume.volume_id, ())
+    waits = _waited_for(volume, head, since_s=site.clock.now_s() - WAIT_TOLD_AFTER_S)
+    if waits == told:
+        return []
+    if not waits:
+        del site.waits_told[volume.volume_id]
+        return [("writes-go-on", "writes go on")]
+    site.waits_told[volume.volume_id] = waits
+    nodes = ", ".join(waits)
+    hint = f"they go on when it is back, or without it by `nuage volume degrade {volume.name}`"
+    return [("writes-wait", f"writes wait for the copy on {nodes}; {hint}")]
 
 
 def _news(

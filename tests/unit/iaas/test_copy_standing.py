@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from tests.contract.catalogue.catalogue_makers import HandClock
 from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
 
 from nuage.errors import InvalidRequest
@@ -14,7 +15,7 @@ from nuage.iaas.standing import VIEWS_HOLD_BYTES, note_head, show_standing
 from nuage.iaas.volumes import LimitVolume, NameVolume, limit_volume
 from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
-from nuage.model.contract import Contract, Limits, QosClass, RpoRule
+from nuage.model.contract import AckPolicy, Contract, Limits, QosClass, RpoRule
 from nuage.model.desired import Answering, CopyReport, HeadReport, HeadWish
 from nuage.model.history import PastSeen
 from nuage.model.status import NodeStatus
@@ -43,12 +44,15 @@ class Watcher:
                     )
                 )
             )  # fmt: skip
+        self.clock = HandClock()
         fields = SimpleNamespace(
             site_id=SiteId("marne"),
             index=self.index,
             heads_seen={},
             ionodes_seen={},
             drops_told={},
+            waits_told={},
+            clock=self.clock,
             announce=self._announce,
         )
         self.site = cast(Site, fields)
@@ -150,6 +154,28 @@ async def test_each_copy_is_shown_with_what_it_lacks() -> None:
     assert (shown.answering, shown.rpo_s) == ("slowed", 30)
     assert [copy.state for copy in shown.copies] == ["head", "left out", "live"]
     assert (shown.copies[2].lag_writes, shown.copies[2].lag_s) == (7, 2.5)
+
+
+async def test_writes_that_wait_for_a_copy_are_announced_with_what_helps() -> None:
+    value = replace(volume(1, places=PLACES), head=NodeId("m-io"), ack_policy=AckPolicy.ALL)
+    watcher = Watcher(value, Contract())
+    watcher.clock.time_s = 1_000.0
+    gone = head(value, replace(far(0.0), silent_since_s=998.0), answering=Answering.AT_ONCE)
+    assert watcher.hears(gone) == [], "it may have been started anew"
+    ask = NameVolume(iaas=IAAS, volume=value.name)
+    shown = await show_standing(watcher.site, cast(Principal, None), ask)
+    assert shown.waits_for == (FAR,)
+    watcher.clock.time_s += 60.0
+    assert watcher.hears(gone) == ["writes-wait"]
+    assert watcher.hears(gone) == []
+    assert watcher.hears(head(value, far(0.0), answering=Answering.AT_ONCE)) == ["writes-go-on"]
+    two = replace(value, ack_policy=AckPolicy.ANY_2_OF_3)
+    assert Watcher(two, Contract()).hears(gone) == [], "two of three are there"
+    both = replace(gone, copies=(*gone.copies, replace(gone.copies[0], node_id=NodeId("l-io"))))
+    watcher = Watcher(two, Contract())
+    watcher.clock.time_s = 1_060.0
+    assert watcher.hears(both) == ["writes-wait"]
+    assert Watcher(replace(value, without=(FAR,)), Contract()).hears(gone) == []
 
 
 def wished(value: Volume, contract: Contract) -> HeadWish:
