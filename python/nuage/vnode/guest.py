@@ -26,6 +26,7 @@ from nuage.vnode.hypervisor import (
     FileDisk,
     GuestSeen,
     IscsiDisk,
+    MigrationLimits,
     MigrationSeen,
     MigrationStatus,
     NbdDisk,
@@ -49,6 +50,7 @@ _RUN_STATES: Final = {
     "shutdown": RunState.SHUT_DOWN,
     "suspended": RunState.RUNNING,
 }
+DOWNTIME_FIRST_MS: Final = 15  # an idle guest's last state takes as long
 _MIGRATION_STATES: Final = {
     "setup": MigrationStatus.ACTIVE,
     "active": MigrationStatus.ACTIVE,
@@ -148,6 +150,7 @@ class Guest:
     unplugged: Callable[[str], None] = field(default=lambda _device: None)
     leaves_soon: Callable[[VmId], None] = field(default=lambda _vm_id: None)
     stands_still: Callable[[VmId, float], None] = field(default=lambda _vm_id, _at_s: None)
+    downtime_ms_max: int = MigrationLimits().downtime_ms_max  # of the move that it is in
     is_nearly_sent: bool = False  # what is left of its memory is what it has just written
     has_leave: bool = False  # it goes without another word, once all but its last state is sent
     switches: bool = False  # that was said: nothing takes it back
@@ -217,6 +220,7 @@ class Guest:
             if not self.is_nearly_sent:
                 self.is_nearly_sent = True
                 self.leaves_soon(self.record.vm_id)
+            self._allow(downtime_ms(int(_number(event.data["pass"])), self.downtime_ms_max))
         elif event.name == "STOP" and self.is_nearly_sent:
             self.is_quiet = self.has_leave
             self.stands_still(self.record.vm_id, event.at_s)
@@ -224,6 +228,12 @@ class Guest:
             self.unplugged(device)
         if not self.is_quiet:
             self.changed(self.record.vm_id)
+
+    def _allow(self, downtime_ms: int) -> None:
+        """Let QEMU go over to the last state once what is left takes so long."""
+        if self.client is not None and downtime_ms > DOWNTIME_FIRST_MS:
+            told = self.client.begin("migrate-set-parameters", {"downtime-limit": downtime_ms})
+            told.add_done_callback(_nobody_waits)
 
     def _take_migration(self, status: MigrationStatus | None) -> None:
         self.is_sent = True
@@ -233,8 +243,9 @@ class Guest:
             self.is_nearly_sent = self.is_quiet = False
             self.sent.set()
 
-    def begin_to_send(self) -> None:
+    def begin_to_send(self, downtime_ms_max: int) -> None:
         """Forget what was of an earlier attempt."""
+        self.downtime_ms_max = downtime_ms_max
         self.last_migration = MigrationSeen()
         self.has_leave = self.switches = self.is_quiet = False
         self.sent.clear()
@@ -344,6 +355,16 @@ class Guest:
             self.last_migration = parse_migration(answer)
         self.is_sent = self.last_migration.status in _UNDER_WAY
         return self.last_migration
+
+
+def downtime_ms(pass_number: int, downtime_ms_max: int) -> int:
+    """Return what a guest's standing still may take, which QEMU foretells by what is left to send.
+
+    Little as long as another pass promises less; twice as much with each further one, for a guest
+    that writes faster than that.
+    """
+    doublings = min(max(0, pass_number - 2), 16)
+    return min(downtime_ms_max, DOWNTIME_FIRST_MS << doublings)
 
 
 def _nobody_waits(told: asyncio.Future[Json]) -> None:

@@ -39,6 +39,7 @@ from nuage.vnode.guest import (
     GuestRecord,
     Repointing,
     StoredDisk,
+    downtime_ms,
     stored,
 )
 from nuage.vnode.hypervisor import (
@@ -505,7 +506,7 @@ class QemuHypervisor:
         guest = self._require(vm_id)
         with await _connected(address, self._options.address) as line:
             await guest.hand(LINE, line.fileno())
-            guest.begin_to_send()
+            guest.begin_to_send(limits.downtime_ms_max)
             if guest.record.incoming_address:
                 guest.save(replace(guest.record, incoming_address="", door=None))
             await self._set_migration(guest, limits, secret, endpoint="client")
@@ -522,7 +523,7 @@ class QemuHypervisor:
         ]
         await guest.execute("migrate-set-capabilities", {"capabilities": capabilities})
         parameters: dict[str, Json] = {
-            "downtime-limit": limits.downtime_ms_max,
+            "downtime-limit": downtime_ms(1, limits.downtime_ms_max),
             "max-bandwidth": limits.bandwidth_bytes_per_s_max or BANDWIDTH_UNBOUNDED,
             "tls-creds": await self._credentials(guest, secret, endpoint),
             "tls-hostname": PSK_USER,  # which QEMU wants, and which no key has
