@@ -270,11 +270,22 @@ def _vm_wish(context: WishContext, vm: Vm, node_id: NodeId) -> VmWish | None:
 
 
 def _far_node(index: FederationIndex, volume: Volume, node_id: NodeId) -> str:
-    """Return the node of a volume's head where that is at another site than `node_id`."""
-    node = index.find_value(Node, node_id)
-    places = (place for place in volume.replicas if place.node_id == volume.head)
-    is_far = any(node is not None and place.site_id != node.site_id for place in places)
-    return volume.head or "" if is_far else ""
+    """Return the node whose portal a volume has, where that is at another site than `node_id`.
+
+    While a head opens elsewhere, the portal is that of the head before.
+    """
+    here = index.find_value(Node, node_id)
+    serving = (place for place in volume.replicas if _has_portal(index, volume, place.node_id))
+    place = next(serving, None)
+    is_far = here is not None and place is not None and place.site_id != here.site_id
+    return place.node_id if place is not None and is_far else ""
+
+
+def _has_portal(index: FederationIndex, volume: Volume, node_id: NodeId) -> bool:
+    if is_settled(volume):
+        return node_id == volume.head
+    status = index.find_value(NodeStatus, node_id)
+    return status is not None and status.portals.get(volume.iaas_id) == volume.portal
 
 
 def is_decided(index: FederationIndex, vm: Vm) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tests.unit.iaas.iaas_makers import datacenter, iaas, node, record, vm, volume
 
 from nuage.iaas.epochs import EPOCH_STEP, FIRST_EPOCH
@@ -23,7 +24,7 @@ from nuage.model.placement import Decision
 from nuage.model.record import Noun
 from nuage.model.status import Migration, NodeStatus
 from nuage.model.vm import PowerWish, Vm, VmState
-from nuage.model.volume import OutsideHost
+from nuage.model.volume import OutsideHost, Volume
 from nuage.trust.shared_secrets import SharedSecrets
 
 PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
@@ -85,7 +86,7 @@ def running(**changes: object) -> Vm:
     return replace(machine, **changes)  # type: ignore[arg-type]
 
 
-def disk() -> Noun:
+def disk() -> Volume:
     return volume(1, places=PLACES[:1], vm_id="vm-1")
 
 
@@ -287,13 +288,38 @@ def test_an_attachment_has_a_secret_of_its_own_and_a_vms_volume_no_second_path()
     assert ionode_wish(context(index), NodeId("l-io"), 1).daemons[0].paths == ()
 
 
+def settled(value: Volume) -> Volume:
+    return replace(value, settled_epoch=value.epoch)
+
+
 def test_a_disk_whose_head_is_at_another_site_names_the_node_that_serves_it() -> None:
     here = replace(node("marne", NodeRole.VNODE), node_id=NODE)
-    there = volume(1, places=(PLACES[1], PLACES[0]), vm_id="vm-1")
+    there = settled(volume(1, places=(PLACES[1], PLACES[0]), vm_id="vm-1"))
     (wish,) = vnode_wish(context(index_of(here, running(), there, decision("marne"))), NODE, 1).vms
     assert wish.disks[0].far_node == "l-io"
     near = index_of(here, running(), disk(), decision("marne"))
     assert vnode_wish(context(near), NODE, 1).vms[0].disks[0].far_node == ""
+
+
+@pytest.mark.parametrize(("served", "opens"), [("m-io", "l-io"), ("l-io", "m-io")])
+def test_while_a_head_opens_elsewhere_its_volumes_portal_is_that_of_the_head_before(
+    served: str, opens: str
+) -> None:
+    """Else the node would ask, at the portal before, for who is not there."""
+    here = replace(node("marne", NodeRole.VNODE), node_id=NODE)
+    two = volume(1, places=PLACES[:2], vm_id="vm-1")
+    opening = replace(two, head=NodeId(opens), settled_epoch=two.epoch, epoch=two.epoch + 1)
+    statuses = [
+        NodeStatus(
+            node_id=NodeId(io), site_id=SiteId(site), connected=True, since_s=0.0,
+            portals={opening.iaas_id: opening.portal if io == served else "10.0.0.9:3260"},
+        )
+        for site, io in PLACES[:2]
+    ]  # fmt: skip
+    index = index_of(here, running(), opening, decision("marne"), *statuses)
+    (wish,) = vnode_wish(context(index), NODE, 1).vms
+    assert wish.disks[0].portal == opening.portal
+    assert wish.disks[0].far_node == ("l-io" if served == "l-io" else "")
 
 
 def test_a_vm_that_arrives_reaches_a_disk_that_stays_where_it_was_from_afar() -> None:
@@ -305,7 +331,7 @@ def test_a_vm_that_arrives_reaches_a_disk_that_stays_where_it_was_from_afar() ->
         target_node=target.node_id, source_epoch=FIRST_EPOCH, target_epoch=2 * EPOCH_STEP,
         address="10.0.0.1:1",
     )  # fmt: skip
-    index = index_of(target, moving, disk(), migration, decision("marne"))
+    index = index_of(target, moving, settled(disk()), migration, decision("marne"))
     (wish,) = vnode_wish(context(index), target.node_id, 1).vms
     assert wish.disks[0].far_node == "m-io"
 
