@@ -136,7 +136,7 @@ def vnode_wish(
         if vm.vm_id not in arriving and vm.state is not VmState.DELETED:
             known = old.get(vm.vm_id)
             if known is None or changed is None or vm.vm_id in changed:
-                facts = _vm_facts(context, vm)
+                facts = _vm_facts(context, vm, node_id)
                 if known is None or known[0] != facts:
                     known = (facts, _vm_wish(context, vm, node_id))
             kept[vm.vm_id] = known
@@ -206,10 +206,11 @@ def _move_secret(context: WishContext, migration: Migration) -> str:
     return hmac.digest(secrets.of(secrets.newest), move.encode(), "sha256").hex()
 
 
-def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
+def _vm_facts(context: WishContext, vm: Vm, node_id: NodeId) -> tuple[object, ...]:
     """Return all that `_vm_wish` looks at, to be compared with what it was made of last."""
     index = context.index
     ports = [index.find_value(Port, port_id) for port_id in vm.ports]
+    volumes = [index.find_value(Volume, volume_id) for volume_id in vm.volumes]
     return (
         vm,
         index.find_value(Iaas, vm.iaas_id),
@@ -218,7 +219,8 @@ def _vm_facts(context: WishContext, vm: Vm) -> tuple[object, ...]:
         context.key_generations()[0],
         *ports,
         *(None if p is None else index.find_value(Segment, p.segment_id) for p in ports),
-        *(index.find_value(Volume, volume_id) for volume_id in vm.volumes),
+        *volumes,
+        *("" if v is None else _far_node(index, v, node_id) for v in volumes),
     )
 
 
