@@ -85,10 +85,7 @@ def use_profile(name: str) -> None:
     Raises:
         NotFound: there is none of that name.
     """
-    known = load_profiles()
-    if name not in known.profiles:
-        raise _unknown(name, known)
-    _write(Profiles(current=name, profiles=known.profiles))
+    _write(Profiles(current=name, profiles=_load_with(name).profiles))
 
 
 def forget_profile(name: str) -> None:
@@ -97,10 +94,7 @@ def forget_profile(name: str) -> None:
     Raises:
         NotFound: there is none of that name.
     """
-    known = load_profiles()
-    if name not in known.profiles:
-        raise _unknown(name, known)
-    _forget(known, {name})
+    _forget(_load_with(name), {name})
 
 
 def forget_profiles(prefix: str) -> None:
@@ -116,9 +110,13 @@ def _forget(known: Profiles, names: set[str]) -> None:
         _write(Profiles(current=known.current if known.current in kept else "", profiles=kept))
 
 
-def _unknown(name: str, known: Profiles) -> NotFound:
-    there = ", ".join(sorted(known.profiles))
-    return NotFound("profile", name, hint=f"there is {there}" if there else "there is none")
+def _load_with(name: str) -> Profiles:
+    """Return the profiles kept, if one of that name is among them."""
+    known = load_profiles()
+    if name not in known.profiles:
+        there = ", ".join(sorted(known.profiles))
+        raise NotFound("profile", name, hint=f"there is {there}" if there else "there is none")
+    return known
 
 
 def _write(profiles: Profiles) -> None:

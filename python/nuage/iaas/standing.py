@@ -141,9 +141,8 @@ def note_head(site: Site, head: HeadReport) -> None:
         return
     iaas = site.index.find_value(Iaas, volume.iaas_id)
     bound_s = 0 if iaas is None else iaas.contract.rpo.seconds
-    for what, text in _news(volume, bound_s, before, head):
-        site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
     for what, text in (
+        *_news(volume, bound_s, before, head),
         *_news_of_past(site, volume, before, head),
         *_news_of_waits(site, volume, head),
     ):
