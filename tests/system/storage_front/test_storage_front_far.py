@@ -156,13 +156,18 @@ def test_a_daemon_of_another_node_is_not_spoken_to(sites: Sites) -> None:
     assert "lyon-io1 is there" in sites.relay_log
 
 
+def until_there(gate: Path) -> None:
+    """Wait until another process says when, at most a minute."""
+    deadline_s = time.monotonic() + 60
+    while not gate.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.02)  # noqa: TID251 - another process works meanwhile
+
+
 def test_an_initiator_outlives_the_relay_and_a_daemon_that_is_away(sites: Sites) -> None:
     gate = sites.folder / "gate"
 
     def away() -> None:
-        deadline_s = time.monotonic() + 60
-        while not gate.exists() and time.monotonic() < deadline_s:
-            time.sleep(0.02)  # noqa: TID251 - another process says when
+        until_there(gate)
         sites.daemon.kill()
         time.sleep(1.5)  # noqa: TID251 - so that it is missed
         sites.daemon.start()
@@ -193,9 +198,7 @@ def test_an_initiator_follows_a_head_to_another_node_and_to_its_own_site(
     gate = sites.folder / "gate"
 
     def lost() -> None:
-        deadline_s = time.monotonic() + 60
-        while not gate.exists() and time.monotonic() < deadline_s:
-            time.sleep(0.02)  # noqa: TID251 - another process says when
+        until_there(gate)
         sites.daemon.kill()
 
     thread = threading.Thread(target=lost)
