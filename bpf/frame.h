@@ -31,6 +31,9 @@
 #define OPTIONS_CRITICAL 0xE0000000	/* RFC 7179 section 2 */
 #define FGL_OVERHEAD 28
 #define VLAN_TAG_BYTES 4
+#define TCP_FLAGS_AT 13
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
 
 struct ethernet {
 	__u8 dmac[MAC_BYTES];
@@ -78,6 +81,9 @@ struct hop_head {	/* what a transit RBridge rewrites */
 
 enum flow_form { FLOW_FOUND, FLOW_NONE, FLOW_BAD };
 
+/* Whether a frame can be the first of its flow, as far as its protocol tells. */
+enum flow_stage { STAGE_ANY, STAGE_FIRST, STAGE_LATER };
+
 /* One direction of a flow; for ICMP `source_port` is the type and `destination_port` the id. */
 struct flow {
 	__u32 source[4];
@@ -88,6 +94,8 @@ struct flow {
 	__u8 family;
 	__u8 fragment;
 	__u8 form;
+	__u8 stage;
+	__u8 pad[3];
 };
 
 static __always_inline void count(__u32 index)
@@ -202,12 +210,31 @@ static __always_inline void close_ip(struct ipv4 *ip)
 	ip->checksum = ip_checksum(ip);
 }
 
+static __always_inline int is_echo_request(const struct flow *flow)
+{
+	return flow->source_port == (flow->protocol == IPPROTO_ICMP ? 8 : 128);
+}
+
+/* Of an ICMP or ICMPv6 message: an echo, or its reply. */
+static __always_inline int is_echo(const struct flow *flow)
+{
+	return is_echo_request(flow) ||
+	       flow->source_port == (flow->protocol == IPPROTO_ICMP ? 0 : 129);
+}
+
 static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow, __u32 offset)
 {
-	__u8 bytes[4];
+	__u8 bytes[TCP_FLAGS_AT + 1];
 	__be16 id = 0;
 
-	if (flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP) {
+	if (flow->protocol == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, offset, bytes, sizeof(bytes)))
+			return FLOW_BAD;
+		flow->source_port = bytes[0] << 8 | bytes[1];
+		flow->destination_port = bytes[2] << 8 | bytes[3];
+		flow->stage = (bytes[TCP_FLAGS_AT] & (TCP_SYN | TCP_ACK)) == TCP_SYN ?
+			STAGE_FIRST : STAGE_LATER;
+	} else if (flow->protocol == IPPROTO_UDP) {
 		if (bpf_skb_load_bytes(skb, offset, bytes, 4))
 			return FLOW_BAD;
 		flow->source_port = bytes[0] << 8 | bytes[1];
@@ -218,6 +245,8 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow,
 		flow->source_port = bytes[0];
 		bpf_skb_load_bytes(skb, offset + 4, &id, 2);
 		flow->destination_port = bpf_ntohs(id);
+		if (is_echo(flow))
+			flow->stage = is_echo_request(flow) ? STAGE_FIRST : STAGE_LATER;
 	}
 	return FLOW_FOUND;
 }

@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 7
+#define INTF_VERSION 8
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */
@@ -70,7 +70,7 @@ struct port_value {
 	__u8 neighbour[MAC_BYTES];
 	__u8 flags;
 	__u8 slot;		/* of a trunk */
-	__u8 pad[2];
+	__u16 generation;	/* of the port's rules; they are written before it */
 };
 _Static_assert(sizeof(struct port_value) == 40, "port_value");
 
@@ -179,7 +179,7 @@ struct rules_value {
 _Static_assert(sizeof(struct rule_value) == 40, "rule_value");
 _Static_assert(sizeof(struct rules_value) == 10244, "rules_value");
 
-/* flows[port] -> a table of open flows: this key -> ns last seen */
+/* flows[port] -> a table of flows: this key -> this value */
 struct flow_key {
 	__u32 guest[4];
 	__u32 remote[4];
@@ -187,16 +187,25 @@ struct flow_key {
 	__u16 remote_port;
 	__u8 protocol;
 	__u8 family;
-	__u8 pad[2];
+	__u8 fragment;		/* 1: for all fragments of the protocol between the two */
+	__u8 pad;
+};
+struct flow_value {
+	__u64 seen_ns;
+	__u16 generation;	/* of the rules that judged it last */
+	__u8 opener;		/* enum direction: of its first frame */
+	__u8 closed;		/* 1: those rules do not let it begin */
+	__u8 pad[4];
 };
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+_Static_assert(sizeof(struct flow_value) == 16, "flow_value");
 
 /* states[port]: what changes with each frame. Indexed by enum direction. */
 struct state_value {
 	struct bpf_spin_lock lock;
 	__u32 learned_count;
 	__u32 has_flows;
-	__u32 pad;
+	__u32 since_s;		/* CLOCK_MONOTONIC: when the first flow was noted; 0: none was */
 	__u64 tokens[2];
 	__u64 stamp_ns[2];
 };

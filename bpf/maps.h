@@ -61,7 +61,7 @@ struct flow_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, FLOWS_PER_PORT_MAX);
 	__uint(key_size, sizeof(struct flow_key));	/* types of inner maps are not in the BTF */
-	__uint(value_size, sizeof(__u64));
+	__uint(value_size, sizeof(struct flow_value));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);

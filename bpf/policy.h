@@ -2,8 +2,9 @@
 /*
  * What a guest may send and get: its own addresses, its rate, its security groups.
  *
- * A rule lets a flow begin; both directions of a begun flow pass until it is idle for its time
- * (network/policy.py says the same in Python, and a differential test holds them together).
+ * A rule lets a flow begin; both directions of a begun flow pass until it is idle for its time, or
+ * the rules change so that they would not let it begin from where it did (network/policy.py says
+ * the same in Python, and a differential test holds them together).
  */
 #ifndef NUAGE_POLICY_H
 #define NUAGE_POLICY_H
@@ -107,16 +108,13 @@ static __always_inline __u64 idle_ns(__u8 protocol)
 static __always_inline void make_flow_key(struct flow_key *key, const struct flow *flow, __u32 way)
 {
 	__u16 from = flow->source_port, to = flow->destination_port;
-	int is_icmp = flow->protocol == IPPROTO_ICMP, is_icmpv6 = flow->protocol == IPPROTO_ICMPV6;
 
 	__builtin_memset(key, 0, sizeof(*key));
-	if (is_icmp || is_icmpv6) {
-		int is_echo = is_icmp ? from == 8 || from == 0 : from == 128 || from == 129;
-
-		from = to = is_echo ? to : from;
-	}
+	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6)
+		from = to = is_echo(flow) ? to : from;
 	key->protocol = flow->protocol;
 	key->family = flow->family;
+	key->fragment = flow->fragment;
 	key->guest_port = way == FROM_GUEST ? from : to;
 	key->remote_port = way == FROM_GUEST ? to : from;
 	if (way == FROM_GUEST) {
@@ -130,51 +128,64 @@ static __always_inline void make_flow_key(struct flow_key *key, const struct flo
 
 struct rule_walk {
 	struct rules_value *rules;
-	struct flow *flow;
-	__u32 direction;
+	struct flow_key *key;
+	__u32 opener;
+	__u32 value;
 	__u32 found;
 };
 
 static long match_rule(__u32 index, void *context)
 {
 	struct rule_walk *walk = context;
-	struct flow *flow = walk->flow;
+	struct flow_key *key = walk->key;
 	struct rule_value *rule;
-	const __u32 *remote;
 	__u32 wrong = 0, value;
 
 	if (index >= RULES_MAX)
 		return 1;
 	rule = &walk->rules->rules[index];
-	if (!rule->used || rule->direction != walk->direction)
+	if (!rule->used || rule->direction != walk->opener)
 		return 0;
-	if (rule->protocol && rule->protocol != flow->protocol)
+	if (rule->protocol && rule->protocol != key->protocol)
 		return 0;
 	if (rule->family) {
-		if (rule->family != flow->family)
+		if (rule->family != key->family)
 			return 0;
-		remote = walk->direction == TO_GUEST ? flow->source : flow->destination;
 		for (int i = 0; i < 4; i++)
-			wrong |= (remote[i] ^ rule->address[i]) & rule->mask[i];
+			wrong |= (key->remote[i] ^ rule->address[i]) & rule->mask[i];
 		if (wrong)
 			return 0;
 	}
-	value = flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6 ?
-		flow->source_port : flow->destination_port;
-	if (rule->first == 0 && rule->last == 0xFFFF)
-		value = 0;
+	value = rule->first == 0 && rule->last == 0xFFFF ? 0 : walk->value;
 	if (value < rule->first || value > rule->last)
 		return 0;
 	walk->found = 1;
 	return 1;
 }
 
-static __always_inline int rule_allows(__u32 number, struct flow *flow, __u32 direction)
+/* What rules compare: the type of ICMP, else the port of who did not begin. A frame that goes the
+ * other way than the first is an echo's reply, where the first was an echo. */
+static __always_inline __u32 compared(const struct flow_key *key, const struct flow *flow,
+				      __u32 way, __u32 opener)
 {
-	struct rule_walk walk = {.flow = flow, .direction = direction};
+	if (flow->protocol != IPPROTO_ICMP && flow->protocol != IPPROTO_ICMPV6)
+		return opener == TO_GUEST ? key->guest_port : key->remote_port;
+	if (way != opener && is_echo(flow))
+		return flow->protocol == IPPROTO_ICMP ? 8 : 128;
+	return flow->source_port;
+}
 
+/* Tell whether a rule lets `opener` begin the flow of a frame that goes `way`. */
+static __noinline int may_begin(__u32 number, struct flow_key *key, struct flow *flow,
+				__u32 way, __u32 opener)
+{
+	struct rule_walk walk = {.key = key, .opener = opener};
+
+	if (!key || !flow || flow->fragment)
+		return 0;
+	walk.value = compared(key, flow, way, opener);
 	walk.rules = bpf_map_lookup_elem(&rules, &number);
-	if (!walk.rules || flow->fragment)
+	if (!walk.rules)
 		return 0;
 	bpf_loop(walk.rules->count, match_rule, &walk, 0);
 	return walk.found;
@@ -189,42 +200,114 @@ static __always_inline int is_icmp_error(const struct flow *flow)
 	return flow->protocol == IPPROTO_ICMPV6 && kind >= 1 && kind <= 4;
 }
 
-/* Tell whether a frame of `flow` may pass the port `number`, and note the flow when it may. */
-static __noinline int policy_allows(__u32 number, struct flow *flow, __u32 direction)
+/* Let fragments between the two pass: only the first has ports, and it comes first. */
+static __always_inline void note_fragments(void *table, const struct flow_key *key,
+					   const struct flow_value *known)
 {
+	struct flow_value value = *known;
+	struct flow_key all = *key;
+
+	if (key->protocol != IPPROTO_TCP && key->protocol != IPPROTO_UDP)
+		return;
+	all.guest_port = all.remote_port = 0;
+	all.fragment = 1;
+	bpf_map_update_elem(table, &all, &value, BPF_ANY);
+}
+
+/* Tell whether a guest's frame of a flow that this port knows nothing of may be an answer. The
+ * flow may be older than the table, when the guest has moved here or the plane is new: of what
+ * outsiders may begin such a frame is no beginning, and the flow is to end with their rules. */
+static __always_inline int answers_unseen(struct state_value *state, const struct flow *flow,
+					  __u64 now_ns)
+{
+	if (flow->stage != STAGE_ANY)
+		return flow->stage == STAGE_LATER;
+	return !state || !state->since_s ||
+	       now_ns < (state->since_s + UDP_IDLE_NS / SECOND_NS) * SECOND_NS;
+}
+
+/* Tell whether a frame can begin its flow anew: from the other side than who began it. Without
+ * knowing from the protocol, a guest's frame is an answer, an outsider's is what rules allow. */
+static __always_inline int is_beginning(const struct flow_value *known, const struct flow *flow,
+					__u32 way)
+{
+	if (known->opener == way || flow->stage == STAGE_LATER)
+		return 0;
+	return flow->stage == STAGE_FIRST || (known->closed && way == TO_GUEST);
+}
+
+/* Judge a flow that was begun under other rules than now hold. */
+static __always_inline void judge_anew(struct port_value *port, void *table, struct flow_key *key,
+				       struct flow *flow, struct flow_value *known, __u32 way)
+{
+	__u32 number = port->number;
+	struct state_value *state = bpf_map_lookup_elem(&states, &number);
+
+	known->closed = !may_begin(number, key, flow, way, known->opener);
+	known->generation = port->generation;
+	if (known->closed)
+		return;
+	if (state)
+		state->has_flows = 1;
+	note_fragments(table, key, known);
+}
+
+/* Tell whether a frame of `flow` may pass the port, and note the flow when it may. */
+static __noinline int policy_allows(struct port_value *port, struct flow *flow, __u32 way)
+{
+	struct flow_value *known, fresh = {};
 	struct state_value *state;
 	struct flow_key key;
-	__u64 now_ns, *seen;
-	void *open;
+	__u32 number;
+	void *table;
 
-	if (!flow || flow->form != FLOW_FOUND)
+	if (!port || !flow || flow->form != FLOW_FOUND)
 		return 0;
 	if (flow->protocol == IPPROTO_ICMPV6 && (flow->source_port == ND_SOLICITATION ||
 						 flow->source_port == ND_ADVERTISEMENT))
 		return 1;	/* the directory's business */
-	open = bpf_map_lookup_elem(&flows, &number);
-	if (!open)
+	number = port->number;
+	table = bpf_map_lookup_elem(&flows, &number);
+	if (!table)
 		return 0;
-	now_ns = bpf_ktime_get_coarse_ns();
-	make_flow_key(&key, flow, direction);
-	seen = bpf_map_lookup_elem(open, &key);
-	if (seen && now_ns - *seen < idle_ns(flow->protocol)) {
-		if (now_ns - *seen > SECOND_NS)	/* spare the cache line */
-			*seen = now_ns;
-		return 1;
+	fresh.seen_ns = bpf_ktime_get_coarse_ns();
+	fresh.generation = port->generation;	/* before the rules are read, as it is written after */
+	fresh.opener = way;
+	make_flow_key(&key, flow, way);
+	known = bpf_map_lookup_elem(table, &key);
+	state = NULL;
+	if (known && fresh.seen_ns - known->seen_ns < idle_ns(flow->protocol)) {
+		if (known->generation != fresh.generation) {
+			if (flow->fragment)
+				return 0;
+			judge_anew(port, table, &key, flow, known, way);
+		}
+		if (fresh.seen_ns - known->seen_ns > SECOND_NS) {	/* spare the cache line */
+			known->seen_ns = fresh.seen_ns;
+			if (!known->closed && !flow->fragment)
+				note_fragments(table, &key, known);
+		}
+		if (!is_beginning(known, flow, way) || !may_begin(number, &key, flow, way, way))
+			return !known->closed;
+	} else {
+		state = bpf_map_lookup_elem(&states, &number);
+		if (way == TO_GUEST && state && state->has_flows && is_icmp_error(flow))
+			return 1;
+		if (way == FROM_GUEST && answers_unseen(state, flow, fresh.seen_ns) &&
+		    may_begin(number, &key, flow, way, TO_GUEST))
+			fresh.opener = TO_GUEST;
+		else if (!may_begin(number, &key, flow, way, way))
+			return 0;
 	}
-	state = bpf_map_lookup_elem(&states, &number);
-	if (direction == TO_GUEST && state && state->has_flows && is_icmp_error(flow))
-		return 1;
-	if (!rule_allows(number, flow, direction))
-		return 0;
-	bpf_map_update_elem(open, &key, &now_ns, BPF_ANY);
-	if (flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP) {
-		key.guest_port = key.remote_port = 0;	/* what fragments look for */
-		bpf_map_update_elem(open, &key, &now_ns, BPF_ANY);
-	}
-	if (state)
+	bpf_map_update_elem(table, &key, &fresh, BPF_ANY);
+	note_fragments(table, &key, &fresh);
+	if (!state)
+		state = bpf_map_lookup_elem(&states, &number);
+	if (state) {
 		state->has_flows = 1;
+		if (!state->since_s)
+			state->since_s = fresh.seen_ns / SECOND_NS + 1;
+	}
 	return 1;
 }
 

@@ -4,12 +4,14 @@
 //! refuses an object whose maps have other sizes.
 
 /// Names the directory that maps are pinned in: `v<number>`.
-pub const INTF_VERSION: u32 = 7;
+pub const INTF_VERSION: u32 = 8;
 /// How many flows are kept open at one filtered port.
 pub const FLOWS_PER_PORT_MAX: u32 = 4096;
 
 /// Bytes of a key in such a table.
 pub const FLOW_KEY_BYTES: u32 = 40;
+/// Bytes of a value in it.
+pub const FLOW_VALUE_BYTES: u32 = 16;
 
 macro_rules! mirror {
     ($($name:ident: $size:literal { $($field:ident: $type:ty),* $(,)? })*) => {
@@ -27,7 +29,7 @@ mirror! {
     SelfValue: 4 { nickname: u16, tree: u16 }
     PortValue: 40 {
         ifindex: u32, label: u32, rate_bits_per_s: u64, burst_bytes: u32, number: u16,
-        mtu_bytes: u16, mac: [u8; 6], neighbour: [u8; 6], flags: u8, slot: u8, pad: [u8; 2],
+        mtu_bytes: u16, mac: [u8; 6], neighbour: [u8; 6], flags: u8, slot: u8, generation: u16,
     }
     TunnelKey: 8 { ifindex: u32, vni: u32 }
     SlotValue: 20 { ifindex: u32, number: u16, mac: [u8; 6], tunnel: TunnelKey }
@@ -50,10 +52,11 @@ mirror! {
     RulesValue: 10244 { count: u32, rules: [RuleValue; 256] }
     FlowKey: 40 {
         guest: [u32; 4], remote: [u32; 4], guest_port: u16, remote_port: u16, protocol: u8,
-        family: u8, pad: [u8; 2],
+        family: u8, fragment: u8, pad: u8,
     }
+    FlowValue: 16 { seen_ns: u64, generation: u16, opener: u8, closed: u8, pad: [u8; 4] }
     StateValue: 48 {
-        lock: u32, learned_count: u32, has_flows: u32, pad: u32, tokens: [u64; 2],
+        lock: u32, learned_count: u32, has_flows: u32, since_s: u32, tokens: [u64; 2],
         stamp_ns: [u64; 2],
     }
     NeighbourKey: 24 { label: u32, family: u32, address: [u32; 4] }
@@ -73,6 +76,7 @@ mirror! {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == FLOW_KEY_BYTES as usize);
+const _: () = assert!(size_of::<FlowValue>() == FLOW_VALUE_BYTES as usize);
 
 /// (map, bytes of a key, bytes of a value) of every map but the ring buffer and `flows`.
 pub const LAYOUT: &[(&str, usize, usize)] = &[

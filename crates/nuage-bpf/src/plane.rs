@@ -1,6 +1,6 @@
 //! One loaded set of programs and their maps.
 
-use crate::intf::{FLOW_KEY_BYTES, FLOWS_PER_PORT_MAX, INTF_VERSION, LAYOUT};
+use crate::intf::{FLOW_KEY_BYTES, FLOW_VALUE_BYTES, FLOWS_PER_PORT_MAX, INTF_VERSION, LAYOUT};
 use crate::ring::Ring;
 use crate::{BpfError, ffi, log};
 use std::collections::BTreeMap;
@@ -280,7 +280,7 @@ impl Plane {
                 ffi::MAP_LRU_HASH,
                 c"port_flows".as_ptr(),
                 FLOW_KEY_BYTES,
-                8,
+                FLOW_VALUE_BYTES,
                 FLOWS_PER_PORT_MAX,
                 ptr::null(),
             )

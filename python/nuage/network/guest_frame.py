@@ -6,6 +6,7 @@ options are; a fragment but the first has no ports and says so with protocol onl
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 from zlib import crc32
@@ -19,6 +20,9 @@ PROTOCOL_ICMP: Final = 1
 PROTOCOL_TCP: Final = 6
 PROTOCOL_UDP: Final = 17
 PROTOCOL_ICMPV6: Final = 58
+ECHOES: Final = {PROTOCOL_ICMP: (8, 0), PROTOCOL_ICMPV6: (128, 129)}  # request, reply
+TCP_SYN: Final = 0x02
+TCP_ACK: Final = 0x10
 ND_ROUTER_SOLICITATION: Final = 133
 ND_SOLICITATION: Final = 135
 ND_ADVERTISEMENT: Final = 136
@@ -32,6 +36,14 @@ _IPV6_FRAGMENT: Final = 44
 _EXTENSIONS_MAX: Final = 6
 
 
+class Stage(Enum):
+    """Whether a frame can be the first of its flow, as far as its protocol tells."""
+
+    ANY = "any"
+    FIRST = "first"
+    LATER = "later"
+
+
 @dataclass(frozen=True, slots=True)
 class IpFlow:
     """One direction of a flow. For ICMP `source_port` is the type, `destination_port` the id."""
@@ -42,6 +54,7 @@ class IpFlow:
     source_port: int
     destination_port: int
     fragment: bool = False
+    stage: Stage = Stage.ANY
 
 
 def parse_flow(frame: bytes) -> IpFlow | None:
@@ -74,7 +87,7 @@ def _ipv4(reader: Reader) -> IpFlow:
     reader.take(header_bytes - 20)
     if fragment_offset:
         return IpFlow(source, destination, protocol, 0, 0, fragment=True)
-    return IpFlow(source, destination, protocol, *_ports(reader, protocol))
+    return _with_ports(reader, source, destination, protocol)
 
 
 def _ipv6(reader: Reader) -> IpFlow:
@@ -96,18 +109,31 @@ def _ipv6(reader: Reader) -> IpFlow:
             if offset:
                 return IpFlow(source, destination, following, 0, 0, fragment=True)
         else:
-            return IpFlow(source, destination, following, *_ports(reader, following))
+            return _with_ports(reader, source, destination, following)
     raise MalformedFrame("ipv6_extensions")
 
 
-def _ports(reader: Reader, protocol: int) -> tuple[int, int]:
-    if protocol in (PROTOCOL_TCP, PROTOCOL_UDP):
-        return reader.u16(), reader.u16()
-    if protocol in (PROTOCOL_ICMP, PROTOCOL_ICMPV6):
-        kind = reader.u8()
+def _with_ports(
+    reader: Reader,
+    source: IPv4Address | IPv6Address,
+    destination: IPv4Address | IPv6Address,
+    protocol: int,
+) -> IpFlow:
+    first, second, stage = 0, 0, Stage.ANY
+    if protocol == PROTOCOL_TCP:
+        first, second = reader.u16(), reader.u16()
+        reader.take(9)
+        is_first = reader.u8() & (TCP_SYN | TCP_ACK) == TCP_SYN
+        stage = Stage.FIRST if is_first else Stage.LATER
+    elif protocol == PROTOCOL_UDP:
+        first, second = reader.u16(), reader.u16()
+    elif protocol in ECHOES:
+        first = reader.u8()
         reader.take(3)
-        return kind, reader.u16() if reader.remaining >= 2 else 0
-    return 0, 0
+        second = reader.u16() if reader.remaining >= 2 else 0
+        if first in ECHOES[protocol]:
+            stage = Stage.FIRST if first == ECHOES[protocol][0] else Stage.LATER
+    return IpFlow(source, destination, protocol, first, second, stage=stage)
 
 
 def flow_hash(frame: bytes, label: int) -> int:

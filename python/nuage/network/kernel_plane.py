@@ -57,7 +57,7 @@ from nuage.network.forwarding import (
     key_of,
 )
 from nuage.network.gro_port import GroPort
-from nuage.network.kernel_tables import U32, U64, Place, Slots, pieces
+from nuage.network.kernel_tables import U32, U64, Batch, Place, Slots, pieces
 from nuage.network.line_echo import LineEnd
 from nuage.network.offload import disable_segmentation
 from nuage.network.trunk import TunnelEnd
@@ -70,6 +70,7 @@ SUM_FIRST: Final = 32
 LISP_PRIORITY: Final = 2  # of the tc filter behind access_in
 LINE_PRIORITY: Final = 3  # and of the one on a provider's line
 TUNNEL_PRIORITY: Final = 4  # and of the one on a tunnel
+GENERATION_MAX: Final = 0xFFFF  # then from 0 again: no flow outlives that many changes
 _DROP_ORDER: Final = tuple(Drop)
 # Tables in the order they are filled: what is pointed to before what points there.
 _ORDER: Final = (
@@ -99,21 +100,6 @@ def why_not() -> str | None:
     return bpf_refusal()
 
 
-class _Batch:
-    """Writes gathered per map."""
-
-    def __init__(self) -> None:
-        self.sets: dict[str, dict[bytes, bytes]] = {}
-        self.deletes: dict[str, dict[bytes, None]] = {}
-
-    def set(self, name: str, key: bytes, value: bytes) -> None:
-        self.sets.setdefault(name, {})[key] = value
-        self.deletes.get(name, {}).pop(key, None)
-
-    def delete(self, name: str, key: bytes) -> None:
-        self.deletes.setdefault(name, {})[key] = None
-
-
 class KernelPlane:
     """The tables in the kernel's maps, and the programs on the interfaces."""
 
@@ -141,11 +127,12 @@ class KernelPlane:
         self._tunnels: dict[PortNumber, tuple[int, int]] = {}  # interface index, VNI
         self._echoes: dict[PortNumber, bytes] = {}
         self._rules: dict[PortNumber, dict[int, PolicyEntry]] = {}
+        self._generations: dict[PortNumber, int] = {}  # of a port's rules
         self._neighbours: dict[bytes, bytes] = {}
         self._joins_in = 0
-        self._batch = _Batch()
+        self._batch = Batch()
         self._touched: set[PortNumber] = set()
-        self._emptied: set[PortNumber] = set()
+        self._ruled: set[PortNumber] = set()
         self._misses: dict[LispMiss, None] = {}
         self._heard: dict[LispHeard, None] = {}
         self._take_up()
@@ -158,13 +145,15 @@ class KernelPlane:
         Raises:
             Unavailable: a map is full, or a value does not fit; applying again is safe.
         """
-        self._batch, self._touched, self._emptied = _Batch(), set(), set()
+        self._batch, self._touched, self._ruled = Batch(), set(), set()
         for entry in delta.removed:
             self._entries.pop(key_of(entry), None)
             self._remove(entry)
         for entry in delta.set:
             self._entries[key_of(entry)] = entry
             self._set(entry)
+        for number in self._ruled:
+            self._generations[number] = self._generations.get(number, 0) + 1 & GENERATION_MAX
         self._render_ports()
         self._flush()
         self._forget_gone(delta)
@@ -201,6 +190,7 @@ class KernelPlane:
             case PolicyEntry():
                 self._rules.setdefault(entry.port, {})[entry.index] = entry
                 self._touched.add(entry.port)
+                self._ruled.add(entry.port)
             case MapCacheEntry():
                 key = tables.eid_key(entry.instance_id, entry.prefix)
                 put("map_cache", key, tables.encode_map_cache(entry))
@@ -235,7 +225,7 @@ class KernelPlane:
             case PolicyEntry():
                 self._rules.get(entry.port, {}).pop(entry.index, None)
                 self._touched.add(entry.port)
-                self._emptied.add(entry.port)
+                self._ruled.add(entry.port)
             case MapCacheEntry():
                 gone("map_cache", tables.eid_key(entry.instance_id, entry.prefix))
             case EidEntry():
@@ -427,7 +417,7 @@ class KernelPlane:
         return dict(self._bound)
 
     def _render(self, number: PortNumber) -> None:
-        self._batch, self._touched, self._emptied = _Batch(), {number}, set()
+        self._batch, self._touched, self._ruled = Batch(), {number}, set()
         self._render_ports()
         self._flush()
 
@@ -443,7 +433,8 @@ class KernelPlane:
         number, key = port.port, U32.pack(port.port)
         ifindex = self._bound.get(number, 0)
         neighbour = self._entries.get((AdjacencyEntry, number))
-        place = Place(port, ifindex, has_xdp=number in self._fast)
+        generation = self._generations.get(number, 0)
+        place = Place(port, ifindex, has_xdp=number in self._fast, generation=generation)
         if port.role is PortRole.TRUNK:
             mac = neighbour.mac if isinstance(neighbour, AdjacencyEntry) else None
             place = replace(place, neighbour=mac, slot=self._slot(number))
@@ -465,16 +456,17 @@ class KernelPlane:
         key = U32.pack(port.port)
         self._batch.set("rules", key, tables.encode_rules(self._rules.get(port.port, {})))
         state = self._bpf.lookup("states", key)
-        learned, has_flows = (tables.STATE.unpack(state)[1:3]) if state else (0, 0)
-        fresh = port.filtered and self._bpf.lookup("flows", key) is None
-        if fresh or (port.filtered and port.port in self._emptied):
+        learned, has_flows, since_s = tables.STATE.unpack(state)[1:4] if state else (0, 0, 0)
+        if port.filtered and self._bpf.lookup("flows", key) is None:
             self._try(lambda: self._bpf.renew_flows(port.port))
-            has_flows = 0
-        self._fill_bucket(port, learned, has_flows)
+            has_flows = since_s = 0
+        elif port.port in self._ruled:
+            has_flows = 0  # until one is judged anew
+        self._fill_bucket(port, (learned, has_flows, since_s))
 
-    def _fill_bucket(self, port: PortEntry, learned: int = 0, has_flows: int = 0) -> None:
+    def _fill_bucket(self, port: PortEntry, kept: tuple[int, int, int] = (0, 0, 0)) -> None:
         full, now_ns = port.burst_bytes, time.monotonic_ns()
-        value = tables.STATE.pack(0, learned, has_flows, 0, full, full, now_ns, now_ns)
+        value = tables.STATE.pack(0, *kept, full, full, now_ns, now_ns)
         self._batch.set("states", U32.pack(port.port), value)
 
     def _clear_port(self, number: PortNumber) -> None:
@@ -497,6 +489,7 @@ class KernelPlane:
             self._detach(number, ifindex)
         self._forget_tunnel(number)
         self._rules.pop(number, None)
+        self._generations.pop(number, None)
         self._forget(lambda found: found.port == number)
 
     def _attach(self, port: PortEntry, ifindex: int) -> None:
@@ -742,6 +735,7 @@ class KernelPlane:
         for _, value in self._pairs("places"):
             place = tables.decode_place(value)
             self._keep(place.port)
+            self._generations[place.port.port] = place.generation
             adjacency = tables.adjacency_of(place)
             if adjacency is not None:
                 self._keep(adjacency)

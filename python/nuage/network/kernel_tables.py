@@ -41,7 +41,7 @@ EVENT_MISS: Final = 1
 U32: Final = struct.Struct("=I")
 U64: Final = struct.Struct("=Q")
 SELF: Final = struct.Struct("=HH")
-PORT: Final = struct.Struct("=IIQIHH6s6sBBxx")
+PORT: Final = struct.Struct("=IIQIHH6s6sBBH")
 SLOT: Final = struct.Struct("=IH6sII")
 TUNNEL_KEY: Final = struct.Struct("=II")
 TUNNEL: Final = struct.Struct("=8sI4s4sHHI")
@@ -177,15 +177,36 @@ def address_of(family: int, data: bytes) -> IPv4Address | IPv6Address:
 # ---- ports ----
 
 
+class Batch:
+    """Writes gathered per map."""
+
+    def __init__(self) -> None:
+        self.sets: dict[str, dict[bytes, bytes]] = {}
+        self.deletes: dict[str, dict[bytes, None]] = {}
+
+    def set(self, name: str, key: bytes, value: bytes) -> None:
+        """Have an entry written."""
+        self.sets.setdefault(name, {})[key] = value
+        self.deletes.get(name, {}).pop(key, None)
+
+    def delete(self, name: str, key: bytes) -> None:
+        """Have an entry deleted."""
+        self.deletes.setdefault(name, {})[key] = None
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A port with what else the kernel keeps of it: interface (0: none), neighbour, slot, XDP."""
+    """A port with what else the kernel keeps of it: interface (0: none), neighbour, slot, XDP.
+
+    `generation` is of its rules: flows that another one judged are judged anew.
+    """
 
     port: PortEntry
     ifindex: int = 0
     neighbour: bytes | None = None
     slot: int = 0
     has_xdp: bool = False
+    generation: int = 0
 
 
 def encode_place(place: Place) -> bytes:
@@ -201,12 +222,15 @@ def encode_place(place: Place) -> bytes:
     return PORT.pack(
         place.ifindex, port.label, port.limit_bits_per_s, port.burst_bytes, port.port,
         port.mtu_bytes, port.mac, place.neighbour or bytes(6), flags, place.slot,
+        place.generation,
     )  # fmt: skip
 
 
 def decode_place(value: bytes) -> Place:
     """Return what `encode_place` was given."""
-    ifindex, label, rate, _, number, mtu_bytes, mac, neighbour, flags, slot = PORT.unpack(value)
+    (
+        ifindex, label, rate, _, number, mtu_bytes, mac, neighbour, flags, slot, generation,
+    ) = PORT.unpack(value)  # fmt: skip
     port = PortEntry(
         port=PortNumber(number),
         role=PortRole.TRUNK if flags & PORT_TRUNK else PortRole.ACCESS,
@@ -218,7 +242,7 @@ def decode_place(value: bytes) -> Place:
         rate_bits_per_s=0 if flags & PORT_TRUNK else rate,
     )
     near = neighbour if flags & PORT_ADJACENT else None
-    return Place(port, ifindex, near, slot, bool(flags & PORT_XDP))
+    return Place(port, ifindex, near, slot, bool(flags & PORT_XDP), generation)
 
 
 def adjacency_of(place: Place) -> AdjacencyEntry | None:

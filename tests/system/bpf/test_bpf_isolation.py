@@ -245,6 +245,10 @@ def test_a_group_lets_in_what_it_allows_and_answers_to_what_went_out(switch: Swi
     assert switch.heard()[2] == 1
     switch.bridge.drop(allowed)  # what no rule allows any more ends, open flows with it
     switch.wires[1].send(framed(1, mac, ipv4("10.0.0.1", "10.0.0.2", ports=(9, 53))))
+    assert switch.heard()[2] == 0
+    switch.wires[1].send(framed(1, mac, ipv4("10.0.0.1", "10.0.0.2", ports=(9, 54))))
+    assert switch.heard()[2] == 1, "the guest began that one"
+    switch.bridge.drop(out)
     switch.wires[1].send(framed(1, mac, ipv4("10.0.0.1", "10.0.0.2", ports=(9, 54))))
     assert switch.heard()[2] == 0
     assert switch.drops(Drop.POLICY) == 3
