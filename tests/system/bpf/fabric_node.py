@@ -3,13 +3,16 @@
     python fabric_node.py CONFIGURATION
 
 The configuration is a node's own TOML file, ``edge.toml`` or ``vnode.toml``. The log goes to
-stderr. Each line is JSON, ``{"wish": a FabricWish}`` or ``{"plug": a PortWish}``, answered by
+stderr. Each line is JSON, ``{"wish": a FabricWish}``, ``{"plug": a PortWish}`` (with ``"arriving":
+true`` for a VM that is still elsewhere) or ``{"vm": its id, "does": a key of DEEDS}``, answered by
 ``done``, or ``{"tell": true}``, answered by the node's FabricReport.
 """
 
 import asyncio
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
@@ -30,7 +33,18 @@ class Order(msgspec.Struct):
 
     wish: FabricWish | None = None
     plug: PortWish | None = None
+    arriving: bool = False
+    vm: VmId | None = None
+    does: str = ""
     tell: bool = False
+
+
+# What the hypervisor tells the fabric of a VM that goes on elsewhere.
+DEEDS: Final[Mapping[str, Callable[[Fabric, VmId], None]]] = {
+    "leaves soon": Fabric.vm_leaves_soon,
+    "stands still": lambda fabric, vm_id: fabric.vm_stands_still(vm_id, 0.0),
+    "left": Fabric.vm_left,
+}
 
 
 async def serve(fabric: Fabric) -> None:
@@ -41,7 +55,10 @@ async def serve(fabric: Fabric) -> None:
         if order.wish is not None:
             await fabric.take_wish(order.wish)
         if order.plug is not None:
-            await fabric.plug(VmId(f"vm-{order.plug.port_id}"), order.plug, arriving=False)
+            vm_id = VmId(f"vm-{order.plug.port_id}")
+            await fabric.plug(vm_id, order.plug, arriving=order.arriving)
+        if order.vm is not None:
+            DEEDS[order.does](fabric, order.vm)
         if order.tell:
             answer = msgspec.json.encode(fabric_report.report(fabric)).decode()
         print(answer, flush=True)  # noqa: T201 - the test reads it
