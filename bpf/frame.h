@@ -222,28 +222,42 @@ static __always_inline int is_echo(const struct flow *flow)
 	       flow->source_port == (flow->protocol == IPPROTO_ICMP ? 0 : 129);
 }
 
-static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow, __u32 offset)
+/* Where the packet at `offset` ends by its own word, 0 when it cannot be. What lies behind,
+ * up to Ethernet's shortest frame or as its sender likes, its receiver does not read. A super-frame
+ * may be too long for the header to say. */
+static __always_inline __u32 end_of(struct __sk_buff *skb, __u32 offset, __u32 bytes,
+				   __u32 header_bytes)
+{
+	if (skb->gso_size && (bytes == 0 || bytes == header_bytes))
+		return skb->len;
+	return bytes < header_bytes || offset + bytes > skb->len ? 0 : offset + bytes;
+}
+
+static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow, __u32 offset,
+				       __u32 end)
 {
 	__u8 bytes[TCP_FLAGS_AT + 1];
 	__be16 id = 0;
 
 	if (flow->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, offset, bytes, sizeof(bytes)))
+		if (offset + sizeof(bytes) > end ||
+		    bpf_skb_load_bytes(skb, offset, bytes, sizeof(bytes)))
 			return FLOW_BAD;
 		flow->source_port = bytes[0] << 8 | bytes[1];
 		flow->destination_port = bytes[2] << 8 | bytes[3];
 		flow->stage = (bytes[TCP_FLAGS_AT] & (TCP_SYN | TCP_ACK)) == TCP_SYN ?
 			STAGE_FIRST : STAGE_LATER;
 	} else if (flow->protocol == IPPROTO_UDP) {
-		if (bpf_skb_load_bytes(skb, offset, bytes, 4))
+		if (offset + 4 > end || bpf_skb_load_bytes(skb, offset, bytes, 4))
 			return FLOW_BAD;
 		flow->source_port = bytes[0] << 8 | bytes[1];
 		flow->destination_port = bytes[2] << 8 | bytes[3];
 	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
-		if (bpf_skb_load_bytes(skb, offset, bytes, 4))
+		if (offset + 4 > end || bpf_skb_load_bytes(skb, offset, bytes, 4))
 			return FLOW_BAD;
 		flow->source_port = bytes[0];
-		bpf_skb_load_bytes(skb, offset + 4, &id, 2);
+		if (offset + 6 <= end)
+			bpf_skb_load_bytes(skb, offset + 4, &id, 2);
 		flow->destination_port = bpf_ntohs(id);
 		if (is_echo(flow))
 			flow->stage = is_echo_request(flow) ? STAGE_FIRST : STAGE_LATER;
@@ -254,13 +268,13 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow,
 static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow, __u32 offset)
 {
 	struct ipv4 ip;
-	__u32 header_bytes;
+	__u32 header_bytes, end;
 
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 		return FLOW_BAD;
 	header_bytes = (ip.version_ihl & 0xF) * 4;
-	if (ip.version_ihl >> 4 != 4 || header_bytes < sizeof(ip) ||
-	    offset + header_bytes > skb->len)
+	end = end_of(skb, offset, bpf_ntohs(ip.bytes), header_bytes);
+	if (ip.version_ihl >> 4 != 4 || header_bytes < sizeof(ip) || !end)
 		return FLOW_BAD;
 	flow->family = 4;
 	flow->source[0] = ip.source;
@@ -270,17 +284,19 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow, 
 		flow->fragment = 1;
 		return FLOW_FOUND;
 	}
-	return parse_ports(skb, flow, offset + header_bytes);
+	return parse_ports(skb, flow, offset + header_bytes, end);
 }
 
 static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, __u32 offset)
 {
 	struct ipv6 ip;
 	__u8 extension[4];
+	__u32 end;
 
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 		return FLOW_BAD;
-	if (bpf_ntohl(ip.version_class_label) >> 28 != 6)
+	end = end_of(skb, offset, sizeof(ip) + bpf_ntohs(ip.bytes), sizeof(ip));
+	if (bpf_ntohl(ip.version_class_label) >> 28 != 6 || !end)
 		return FLOW_BAD;
 	flow->family = 6;
 	__builtin_memcpy(flow->source, ip.source, 16);
@@ -291,12 +307,12 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, 
 		__u8 kind = flow->protocol;
 
 		if (kind != 0 && kind != 43 && kind != 60 && kind != 44)
-			return parse_ports(skb, flow, offset);
+			return parse_ports(skb, flow, offset, end);
 		if (bpf_skb_load_bytes(skb, offset, extension, 4))
 			return FLOW_BAD;
 		flow->protocol = extension[0];
 		offset += kind == 44 ? 8 : extension[1] * 8 + 8;
-		if (offset > skb->len)
+		if (offset > end)
 			return FLOW_BAD;
 		if (kind == 44 && (extension[2] << 8 | extension[3]) >> 3) {
 			flow->fragment = 1;

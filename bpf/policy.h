@@ -35,14 +35,16 @@ static __always_inline int is_for_control(const struct flow *flow, __u16 type)
 		flow->source_port == ND_SOLICITATION || flow->source_port == ND_ADVERTISEMENT);
 }
 
-/* A guest that plays router or DHCP server. */
+/* A guest that plays router or DHCP server. There are clients that do not look whether an answer
+ * comes from a server's port. */
 static __always_inline int is_rogue(const struct flow *flow)
 {
 	if (flow->protocol == IPPROTO_ICMPV6)
 		return flow->source_port == ND_ROUTER_ADVERTISEMENT ||
 		       flow->source_port == ND_REDIRECT;
 	return flow->protocol == IPPROTO_UDP &&
-	       (flow->source_port == 67 || flow->source_port == 547);
+	       (flow->source_port == 67 || flow->source_port == 547 ||
+		flow->destination_port == 68 || flow->destination_port == 546);
 }
 
 /* A guarded guest sends IP only, from its own MAC and addresses. */

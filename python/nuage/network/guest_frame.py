@@ -1,6 +1,7 @@
 """What a guest's frame says: addresses, protocol, ports. For flows, guards and answers.
 
 Only looks; a frame that does not parse as what its Ethertype promises is `MalformedFrame`.
+A packet ends where its header says: what lies behind in the frame, its receiver does not read.
 IPv4 options are stepped over; of IPv6 extension headers hop-by-hop, routing and destination
 options are; a fragment but the first has no ports and says so with protocol only.
 """
@@ -31,6 +32,9 @@ ND_REDIRECT: Final = 137
 DHCP_SERVER_PORT: Final = 67
 DHCP_CLIENT_PORT: Final = 68
 DHCPV6_SERVER_PORT: Final = 547
+DHCPV6_CLIENT_PORT: Final = 546
+ETHERNET_BYTES: Final = 14
+IPV6_HEADER_BYTES: Final = 40
 _IPV6_EXTENSIONS: Final = (0, 43, 60)  # hop-by-hop, routing, destination options
 _IPV6_FRAGMENT: Final = 44
 _EXTENSIONS_MAX: Final = 6
@@ -67,10 +71,20 @@ def parse_flow(frame: bytes) -> IpFlow | None:
     reader.take(12)
     ethertype = reader.u16()
     if ethertype == ETHERTYPE_IPV4:
-        return _ipv4(reader)
+        return _ipv4(_packet(frame, 0))
     if ethertype == ETHERTYPE_IPV6:
-        return _ipv6(reader)
+        return _ipv6(_packet(frame, IPV6_HEADER_BYTES))
     return None
+
+
+def _packet(frame: bytes, header_bytes: int) -> Reader:
+    """Return a reader of the packet alone; its length field leaves `header_bytes` out."""
+    reader = Reader(frame, ETHERNET_BYTES)
+    reader.take(4 if header_bytes else 2)
+    size_bytes = header_bytes + reader.u16()
+    if ETHERNET_BYTES + size_bytes > len(frame):
+        raise MalformedFrame("ip_length")
+    return Reader(frame, ETHERNET_BYTES, ETHERNET_BYTES + size_bytes)
 
 
 def _ipv4(reader: Reader) -> IpFlow:
@@ -173,7 +187,10 @@ def is_for_control(frame: bytes) -> bool:
 
 
 def is_rogue(frame: bytes) -> bool:
-    """Tell whether a guest plays router or DHCP server: never let out of a guarded port."""
+    """Tell whether a guest plays router or DHCP server: never let out of a guarded port.
+
+    There are clients that do not look whether an answer comes from a server's port.
+    """
     try:
         flow = parse_flow(frame)
     except MalformedFrame:
@@ -184,4 +201,5 @@ def is_rogue(frame: bytes) -> bool:
         return flow.source_port in (ND_ROUTER_ADVERTISEMENT, ND_REDIRECT)
     return flow.protocol == PROTOCOL_UDP and (
         flow.source_port in (DHCP_SERVER_PORT, DHCPV6_SERVER_PORT)
+        or flow.destination_port in (DHCP_CLIENT_PORT, DHCPV6_CLIENT_PORT)
     )

@@ -170,13 +170,19 @@ class Frames:
         kinds = (0, 8, 3, 11, 128, 129, 133, 134, 135, 136)
         return kind, bytes((prng.choice(kinds), 0, 0, 0, 0, prng.randrange(3), 0, 1))
 
+    def _said(self, size: int) -> int:
+        """Return what a header says of the bytes behind it."""
+        prng = self._prng
+        return prng.choice((0, 3, 8, 14, 600)) if prng.random() < 0.1 else size
+
     def _ipv4(self) -> bytes:
         prng = self._prng
         kind, body = self._transport()
         options = bytes(4 * prng.choice((0, 0, 0, 1)))
         fragment = prng.choice((0, 0, 0, 0, 0x2000, 0x2010))
         first = 0x40 | (5 + len(options) // 4) if prng.random() < 0.95 else prng.randrange(256)
-        head = bytes((first, 0)) + (20 + len(options) + len(body)).to_bytes(2, "big") + b"\0\0"
+        size = 20 + len(options) + self._said(len(body))
+        head = bytes((first, 0)) + size.to_bytes(2, "big") + b"\0\0"
         head += fragment.to_bytes(2, "big") + bytes((64, kind, 0, 0))
         return head + prng.choice(V4).packed + prng.choice(V4).packed + options + body
 
@@ -189,7 +195,7 @@ class Frames:
                 kind, body = 44, bytes((kind, 0)) + offset.to_bytes(2, "big") + bytes(4) + body
             else:
                 kind, body = prng.choice((0, 43, 60)), bytes((kind, 0)) + bytes(6) + body
-        head = b"\x60\0\0\0" + len(body).to_bytes(2, "big") + bytes((kind, 64))
+        head = b"\x60\0\0\0" + self._said(len(body)).to_bytes(2, "big") + bytes((kind, 64))
         return head + prng.choice(V6).packed + prng.choice(V6).packed + body
 
     def native(self, source: bytes) -> bytes:

@@ -8,6 +8,17 @@ from time import monotonic
 
 import pytest
 from tests.system.bpf.bpf_netns import Bridge, Entered, Namespaces, Wire, run
+from tests.unit.network.rogue_frames import (
+    DESTINATION,
+    ECHO,
+    FRAGMENT,
+    ICMPV6,
+    NEIGHBOUR_ADVERTISEMENT,
+    OPTIONS,
+    Sender,
+    fragment_header,
+    rogue,
+)
 
 from nuage.network.dhcp import SERVER_MAC
 from nuage.network.forwarding import (
@@ -155,6 +166,46 @@ def test_a_guest_cannot_speak_to_the_fabric_as_an_rbridge(switch: Switch) -> Non
     switch.wires[1].send(framed(1, GUESTS[2][1], bytes(50), 0x8946))
     assert switch.heard() == {1: 0, 2: 0, 3: 0}
     assert switch.drops(Drop.BRIDGE_CONTROL) == 4
+
+
+def test_a_guest_plays_neither_router_nor_dhcp_server_in_any_disguise(switch: Switch) -> None:
+    _, mac, address = GUESTS[1]
+    switch.bridge.set(GuardEntry(PortNumber(1), link_local(mac)))
+    me = Sender(mac, IPv4Address(address))
+    passed = []
+    for name, frame in rogue(me).items():
+        switch.wires[1].send(frame)
+        passed += [name] if switch.wires[2].frames(0.03) else []
+    assert passed == []
+    assert switch.drops(Drop.SPOOFED) == len(rogue(me))
+    switch.wires[1].send(me.ipv6(ICMPV6, me.icmpv6(ECHO)))
+    assert switch.heard() == {1: 0, 2: 1, 3: 0}, "its own address, and no rogue"
+    for name, frame in claims_to_be_another(me).items():
+        switch.wires[1].send(frame)
+        passed += [name] if switch.wires[2].frames(0.03) else []
+    assert passed == []
+
+
+def claims_to_be_another(me: Sender) -> dict[str, bytes]:
+    """Return what is taken from the wire and answered or not, but never forwarded."""
+    neighbour = me.icmpv6(NEIGHBOUR_ADVERTISEMENT)
+    gateway = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 2) + me.mac + IPv4Address("10.0.0.254").packed
+    gateway += bytes(10)
+    inner = b"\x08\0" + ipv4("10.0.0.1", "10.0.0.2")
+    return {
+        "neighbour": me.ipv6(ICMPV6, neighbour),
+        "neighbour behind options": me.ipv6(DESTINATION, bytes((ICMPV6, 0)) + OPTIONS + neighbour),
+        "neighbour in a first fragment": me.ipv6(
+            FRAGMENT, fragment_header(ICMPV6, 0, more=True) + neighbour
+        ),
+        "ARP for the gateway": framed(1, BROADCAST, gateway, 0x0806),
+        "ARP for the gateway, tagged": framed(1, BROADCAST, b"\0\x05\x08\x06" + gateway, 0x8100),
+        "reverse ARP": framed(1, BROADCAST, gateway, 0x8035),
+        "ARP in 802.3": framed(1, BROADCAST, b"\xaa\xaa\x03\0\0\0\x08\x06" + gateway, 36),
+        "two tags": framed(1, BROADCAST, b"\0\x05\x81\0\0\x06" + inner, 0x8100),
+        "a service tag": framed(1, BROADCAST, b"\0\x05" + inner, 0x88A8),
+        "longer than the segment": framed(1, BROADCAST, bytes(1401)),
+    }
 
 
 def test_a_port_that_changes_its_label_gets_nothing_of_the_old_one(switch: Switch) -> None:

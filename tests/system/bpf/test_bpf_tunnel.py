@@ -220,6 +220,10 @@ def with_byte(packet: bytes, at: int, value: int) -> bytes:
     return packet[:at] + bytes((value,)) + packet[at + 1 :]
 
 
+def with_a_bit_wrong(packet: bytes, at: int) -> bytes:
+    return with_byte(packet, at, packet[at] ^ 1)
+
+
 def summed(packet: bytes) -> bytes:
     """Return it with its IP checksum made right again."""
     return ipv4(
@@ -231,7 +235,7 @@ def summed(packet: bytes) -> bytes:
 Odd = Callable[[Edge], bytes]
 ODD: dict[str, tuple[Odd, Drop | None]] = {
     "vni": (lambda e: e.far.wrapped(e.trill(packet_v4()), vni=NUMBER + 1), None),
-    "ip sum": (lambda e: with_byte(e.far.wrapped(e.trill(packet_v4())), 10, 1), None),
+    "ip sum": (lambda e: with_a_bit_wrong(e.far.wrapped(e.trill(packet_v4())), 10), None),
     "udp sum": (lambda e: with_byte(e.far.wrapped(e.trill(packet_v4())), 26, 1), None),
     "fragment": (lambda e: summed(with_byte(e.far.wrapped(e.trill(packet_v4())), 6, 0x20)), None),
     "cut off": (lambda e: e.far.wrapped(e.trill(packet_v4()))[:-1], None),
