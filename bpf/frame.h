@@ -10,6 +10,7 @@
 #include <bpf/bpf_endian.h>
 #include "maps.h"
 
+#define AF_INET 2
 #define ETH_P_TRILL 0x22F3
 #define ETH_P_L2_ISIS 0x22F4
 #define ETH_P_FGL 0x893B

@@ -70,7 +70,7 @@ static __always_inline __u32 way_to(struct __sk_buff *skb, const struct tunnel *
 	struct bpf_fib_lookup ask = {};
 	long answer;
 
-	ask.family = 2;		/* AF_INET */
+	ask.family = AF_INET;
 	ask.ifindex = skb->ifindex;
 	ask.ipv4_src = tunnel->ip.source;
 	ask.ipv4_dst = tunnel->ip.destination;

@@ -186,12 +186,15 @@ static __always_inline long pass_into_tunnel(struct __sk_buff *skb,
 }
 
 /* Send what has the tunnel's headers, and room for an Ethernet header before them. In the rack the
- * kernel's neighbours fill that in. */
+ * far end is a neighbour, whose addresses the kernel fills in: no route is looked up. */
 static __always_inline int into_tunnel(struct __sk_buff *skb, const struct tunnel_value *tunnel)
 {
+	struct bpf_redir_neigh next = {.nh_family = AF_INET, .ipv4_nh = tunnel->there};
+
 	count(SUM_INTO_TUNNEL);
-	return tunnel->is_ethernet ? bpf_redirect_neigh(tunnel->key.ifindex, NULL, 0, 0) :
-				     bpf_redirect(tunnel->key.ifindex, 0);
+	return tunnel->is_ethernet ?
+		bpf_redirect_neigh(tunnel->key.ifindex, &next, sizeof(next), 0) :
+		bpf_redirect(tunnel->key.ifindex, 0);
 }
 
 #endif

@@ -148,6 +148,16 @@ def test_a_guest_of_a_v_node_is_reached_through_the_tunnel_whichever_end_has_the
     assert rack.passed(rack.edge) == (1 + edge, 1 + both)
 
 
+def test_a_neighbour_in_the_rack_is_reached_without_a_look_at_routes(rack: Rack) -> None:
+    rack.shorten()
+    for bridge, there in ((rack.node, ADDRESSES[0]), (rack.edge, ADDRESSES[1])):
+        run("ip", "-n", bridge.namespace, "route", "add", f"{there}/32", "via", "10.8.0.99")
+    rack.guest.send(native(packet_v4()))
+    assert len(rack.far.frames(5.0, 1)) == 1
+    rack.far.send(rack.from_far(packet_v4()))
+    assert len(rack.guest.frames(5.0, 1)) == 1
+
+
 def test_a_mark_of_congestion_passes_from_the_tunnel_through_the_rack_to_the_guest(
     rack: Rack,
 ) -> None:
