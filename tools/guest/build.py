@@ -11,7 +11,7 @@ Layout of the disk (MBR, 512-byte sectors):
     2048        partition 1, FAT16, active: ldlinux.sys, syslinux.cfg, vmlinuz, initrd
     partition 2 ext4, mounted at /data in the guest: what a user writes stays on the volume
 
-Usage: build.py [--output-dir DIR] [--print-path]; prints the path of the image.
+Usage: build.py [--output-dir DIR]; prints the path of the image.
 """
 
 import argparse

@@ -85,6 +85,8 @@ class ControllerConfiguration:
     client URLs of the site's own etcd where it runs several controllers (`daemon.seat`); all their
     addresses stand in `datacenter.addresses`. `rack_agents` gives each rack a Local Agent of its
     own. Copies on an IO-node that was lost for `replace_lost_after_s` are made anew on others.
+    `fence_by_outlets` says that `outlets` of each V-node are all that feed it: one that is silent,
+    and whose BMC is too, is then switched off there.
     """
 
     state_dir: Path
@@ -98,6 +100,7 @@ class ControllerConfiguration:
     policy: str = "power"
     rack_agents: bool = False
     replace_lost_after_s: float = 900.0
+    fence_by_outlets: bool = False
     log_level: str = "info"
     bmc_login_file: Path | None = None
     energy: EnergyConfiguration = field(default_factory=EnergyConfiguration)

@@ -22,8 +22,9 @@ from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy import EnergyKeeper, Surroundings
 from nuage.daemon.energy_metrics import EnergyMetrics
 from nuage.daemon.fabric_desk import FabricDesk
+from nuage.daemon.fencing import Machines, NodeFence, Outlets
 from nuage.daemon.guardian import Guardian, lease_until_s, read_held, write_held
-from nuage.daemon.hardware import RedfishFence, redfish_bmcs
+from nuage.daemon.hardware import PduLogins, redfish_bmcs
 from nuage.daemon.heads import HeadWatch
 from nuage.daemon.images import IMAGE_STREAM, ControllerImages, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.joining import Welcoming, first_user, own_number, service_hosts
@@ -280,7 +281,7 @@ class Controller:
             self._tasks,
             on_lost=self._ionode_lost,
         )
-        fence = RedfishFence(redfish_bmcs(configuration.bmc_login_file, self._clock), self._clock)
+        fence = self._wire_power()
         self._guardian = Guardian(
             self.site,
             self._holder.view,
@@ -300,6 +301,15 @@ class Controller:
         self._wire_energy()
         self._wire_fabric()
         self._serve_other_sites()
+
+    def _wire_power(self) -> NodeFence:
+        configuration, clock = self._configuration, self._clock
+        open_bmc = redfish_bmcs(configuration.bmc_login_file, clock)
+        logins = PduLogins(configuration.bmc_login_file, configuration.energy.snmp_login_file)
+        pdus = configuration.energy.pdus.items()
+        outlets = Outlets({rack: logins.opener(url, clock) for rack, url in pdus}, clock)
+        self.site.machines = Machines(open_bmc, outlets)
+        return NodeFence(open_bmc, clock, outlets if configuration.fence_by_outlets else None)
 
     def _host_login(self, volume: Volume) -> ChapWish:
         return host_login(self._secrets.secrets, volume, self._keys.generations()[0])

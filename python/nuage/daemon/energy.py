@@ -200,8 +200,7 @@ class EnergyKeeper:
         if node is None or node.site_id != self._site.site_id or node_id in self.switch.waking:
             return
         if self.is_asleep(node_id):
-            wake = self.switch.wake(node_id, f"{whom} was placed there")
-            self._around.tasks.start(f"wake {node_id}", wake)
+            self.wake(node_id, f"{whom} was placed there")
 
     def _maintained(self, node: Node) -> None:
         vector = next((v for v in self._agent.nodes if v.node_id == node.node_id), None)
@@ -273,6 +272,10 @@ class EnergyKeeper:
         """Return what a VM has used here."""
         joules = self.books.ledger.vm_joules(vm_id)
         return VmEnergy(vm_id=vm_id, site_id=self._site.site_id, it_joules=joules)
+
+    def wake(self, node_id: NodeId, why: str) -> None:
+        """Begin to switch a sleeping node on."""
+        self._around.tasks.start(f"wake {node_id}", self.switch.wake(node_id, why))
 
 
 def _row(row: LedgerRow, iaas: Iaas | None) -> EnergyRow:

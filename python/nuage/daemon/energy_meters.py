@@ -11,8 +11,9 @@ from typing import Final
 from nuage.clock import Clock
 from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_figures import SiteFacts, node_watts
-from nuage.daemon.energy_pdus import PduLogins, PduReader, PduSeen
+from nuage.daemon.energy_pdus import PduReader, PduSeen
 from nuage.daemon.energy_sources import Figure
+from nuage.daemon.hardware import PduLogins
 from nuage.daemon.process import Tasks
 from nuage.energy.books import Costs, SiteBooks
 from nuage.energy.electrical import PowerLimit

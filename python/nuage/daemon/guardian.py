@@ -1,12 +1,14 @@
 """What becomes of VMs whose node or site is gone: once started again, never twice.
 
-A silent node is first put beyond doubt: its BMC switches it off and says so. Only then are its VMs
-started elsewhere in the site, under their next epoch, which the heads of their disks demand from
-then on; the node is switched on again and comes back with nothing to run. Whoever else switches it
+A silent node is first put beyond doubt: its BMC, or else its outlets (`daemon.fencing`), switch it
+off and say so, or a person has seen that it is off. Only then are its VMs started elsewhere in the
+site, under their next epoch, which the heads of their disks demand from then on; a node that was
+switched off here is switched on again and comes back with nothing to run. Whoever else switches it
 on changes nothing: an agent that begins starts no guest without a word of its controller, and it
-is told nothing while what it ran is being placed. Without that proof
-nothing is started; the VMs are shown as unknown. While the silence may be the controller's own
-deafness (`Ears.why_not_fence`), nobody is switched off.
+is told nothing while what it ran is being placed. Without that proof nothing is started: the VMs
+are shown as unknown, an event says what is missing, and it is tried again for as long as the node
+is silent. While the silence may be the controller's own deafness (`Ears.why_not_fence`), nobody is
+switched off.
 
 A site whose lease in the quorum has run out has stopped its fail-over VMs by then
 (`quorum.model.LeaseTiming`). The sites that hold copies of their disks take them over, each VM by
@@ -44,13 +46,14 @@ from nuage.trust.files import write_atomically
 WATCH_EVERY_S: Final = 2.0
 FENCE_RETRY_S: Final = 3.0
 FENCE_TRIES_MAX: Final = 20
+FENCE_AGAIN_S: Final = 30.0  # from one row of tries to the next, for as long as the node is silent
 UNKNOWN_AFTER_S: Final = 60.0
 BACK_ON_AFTER_S: Final = 20.0  # its VMs' disks listen to their new epochs by then
 RETURN_WITHIN_S: Final = 300.0  # a node's boot
 OVER_S: Final = 2.0  # of the wall clock: long ago, and not "never allowed"
 log = structlog.get_logger("guardian")
 
-# Switches a node off and returns whether its BMC confirms that it is off.
+# Switches a node off and returns whether it is confirmed off.
 Fence = Callable[[Node], Awaitable[bool]]
 # Switches a node on again that was fenced; False: it was off before, and stays as it was found.
 SwitchOn = Callable[[Node], Awaitable[bool]]
@@ -127,10 +130,12 @@ class Guardian:
         self._relearn = False
         self._barred: set[VmId] = set()
         self._fenced: dict[NodeId, float] = {}  # and from when on a word of it says that it is on
+        self._unproven: dict[NodeId, str] = {}  # why the last try did not confirm a node off
         self._placing = asyncio.Lock()  # a node is not switched on while its VMs are being placed
         site.holds_lease = lambda: self.lease_s() > 0
         site.lease_term = lambda: self.lease_term
         site.gained = self._gained
+        site.confirm_off = self.confirm_off
         self._succeed = succeed
         self._was_held = False
         self._has_heard = False  # the quorum, since this controller began
@@ -263,9 +268,17 @@ class Guardian:
         node = self._site.index.find_value(Node, node_id)
         if node is None or NodeRole.VNODE not in node.roles:
             return
-        if not await self._is_fenced(node):
+        is_told = False
+        while not await self._is_fenced(node):
+            if self._is_connected(node_id) or self._is_off(node_id):
+                return
             await self._mark_unknown(node_id)
-            return
+            if not is_told:
+                is_told = True
+                self._tell_unproven(node)
+            await self._clock.sleep(FENCE_AGAIN_S)
+            if not self._is_to_be_fenced(node_id):
+                return
         self._site.announce("node", node_id, "fenced", f"node {node.name} is confirmed off")
         ran = {vm.vm_id for vm in self._site.index.on_node(Vm, node_id)}
         await self._empty(node_id)
@@ -274,6 +287,37 @@ class Guardian:
         await self._clock.sleep(RETURN_WITHIN_S)
         if not self._is_connected(node_id):
             await self._is_fenced(node)  # it does not come: its VMs are looked after from here
+
+    async def confirm_off(self, node: Node, who: str) -> None:
+        """Take `who`'s word for it that a silent node is off, and start its VMs elsewhere.
+
+        Raises:
+            Conflict: the node was heard just now.
+        """
+        if self._is_connected(node.node_id):
+            raise Conflict(f"{node.name} was heard just now: it is not off")
+        self._fenced[node.node_id] = self._clock.monotonic_s()
+        self._site.announce(
+            "node", node.node_id, "fenced", f"{who} has seen that node {node.name} is off"
+        )
+        await self._empty(node.node_id)
+
+    def _is_to_be_fenced(self, node_id: NodeId) -> bool:
+        """Tell whether a silent node is still to be confirmed off; not one that people work on."""
+        node = self._site.index.find_value(Node, node_id)
+        if node is None or self._is_connected(node_id) or self._is_off(node_id):
+            return False
+        return node.is_revoked or not node.maintenance
+
+    def _tell_unproven(self, node: Node) -> None:
+        reason = self._unproven.pop(node.node_id, "nobody confirms it")
+        self._site.announce(
+            "node",
+            node.node_id,
+            "unproven",
+            f"node {node.name} is silent and not confirmed off ({reason}): its VMs start nowhere"
+            f" else; once you have seen that it is off, `nuage node confirm-off {node.name}`",
+        )
 
     async def _bring_back(self, node: Node, ran: Collection[VmId], switch_on: SwitchOn) -> bool:
         """Switch a fenced node on again, once what it ran has begun elsewhere.
@@ -403,6 +447,7 @@ class Guardian:
                     self._fenced[node.node_id] = since_s
                     return self._is_off(node.node_id)
             except NuageError as error:
+                self._unproven[node.node_id] = error.message
                 log.warning("fencing failed", fenced=node.node_id, error=error.message)
             await self._clock.sleep(FENCE_RETRY_S)
         return False

@@ -1,31 +1,32 @@
-"""A controller's and an agent's way to BMCs: fencing and a node's own meter."""
+"""A controller's and an agent's way to BMCs and PDUs: their logins, and a node's own meter."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
-import structlog
 
 from nuage.clock import Clock
-from nuage.errors import UNREADABLE, InvalidRequest, NuageError, TimedOut
-from nuage.facility.ports import PowerControl, PowerState
+from nuage.errors import UNREADABLE, InvalidRequest, NuageError
+from nuage.facility.ports import PowerControl, RackPdu
 from nuage.facility.redfish import Login, RedfishConnection, Trust
 from nuage.facility.redfish_node import RedfishNode
-from nuage.ids import NodeId
-from nuage.model.infrastructure import Node
+from nuage.facility.redfish_pdu import RedfishPdu
+from nuage.facility.snmp import open_snmp_pdu
+from nuage.facility.snmp_transport import SNMP_PORT, Community, PysnmpTransport, User
+from nuage.model.infrastructure import Node, PduKind, pdu_kind
 from nuage.trust.files import require_private
 from nuage.vnode.sed import PowerReading
 
 METER_EVERY_S: Final = 5.0
-OFF_TIMEOUT_S: Final = 20.0
-OFF_POLL_S: Final = 1.0
 LoginKind = TypeVar("LoginKind", bound=msgspec.Struct)
 OpenBmc = Callable[[Node], AbstractAsyncContextManager[PowerControl]]
-log = structlog.get_logger("hardware")
+OpenPdu = Callable[[], AbstractAsyncContextManager[RackPdu]]
 
 
 class BmcLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,36 +83,69 @@ def redfish_bmcs(login_file: Path | None, clock: Clock) -> OpenBmc:
     return open_bmc
 
 
-class RedfishFence:
-    """Switches nodes off through their BMCs, and on again (`guardian.Fence`, `SwitchOn`)."""
+class SnmpLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``snmp_login_file`` holds: version 3's user, or version 2c's community.
 
-    def __init__(self, open_bmc: OpenBmc, clock: Clock) -> None:
-        self._open_bmc = open_bmc
-        self._clock = clock
-        self._switched_off: set[NodeId] = set()
+    The file is refused unless it is 0600, and never logged.
+    """
 
-    async def __call__(self, node: Node) -> bool:
-        """Switch a node off and return whether its BMC confirms it."""
-        async with self._open_bmc(node) as machine:
-            if await machine.power_state() is PowerState.OFF:
-                return True
-            self._switched_off.add(node.node_id)
-            await machine.power_off(force=True)
-            deadline_s = self._clock.monotonic_s() + OFF_TIMEOUT_S
-            while await machine.power_state() is not PowerState.OFF:
-                if self._clock.monotonic_s() >= deadline_s:
-                    raise TimedOut(f"{node.name} to be off", after_s=OFF_TIMEOUT_S)
-                await self._clock.sleep(OFF_POLL_S)
-            return True
+    user: str = ""
+    authentication_key: str = ""
+    privacy_key: str = ""
+    community: str = ""
 
-    async def switch_on(self, node: Node) -> bool:
-        """Switch a node on that was switched off here; return False for one that was off before."""
-        if node.node_id not in self._switched_off:
-            return False
-        async with self._open_bmc(node) as machine:
-            await machine.power_on()
-        self._switched_off.discard(node.node_id)
-        return True
+    @property
+    def credentials(self) -> Community | User:
+        """Return them as the driver takes them."""
+        if self.community:
+            return Community(name=self.community)
+        return User(
+            name=self.user,
+            authentication_key=self.authentication_key,
+            privacy_key=self.privacy_key,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PduLogins:
+    """Where the secrets of a site's PDUs lie."""
+
+    redfish_file: Path | None
+    snmp_file: Path | None
+
+    def opener(self, url: str, clock: Clock) -> OpenPdu:
+        """Return what opens the PDU at `url`, of whichever kind.
+
+        Raises:
+            InvalidRequest: the address is of no kind, or there is no login for its kind.
+        """
+        kind = pdu_kind(url)
+        file = self.snmp_file if kind is PduKind.SNMP else self.redfish_file
+        if file is None:
+            needed = "energy.snmp_login_file" if kind is PduKind.SNMP else "bmc_login_file"
+            raise InvalidRequest(f"{url} needs a login", field=needed)
+        if kind is PduKind.SNMP:
+            return lambda: _open_snmp(url, file, clock)
+        return lambda: _open_redfish(url, file, clock)
+
+
+@contextlib.asynccontextmanager
+async def _open_redfish(url: str, login_file: Path, clock: Clock) -> AsyncIterator[RackPdu]:
+    async with connect(url, login_file, clock) as connection:
+        yield RedfishPdu(connection, clock)
+
+
+@contextlib.asynccontextmanager
+async def _open_snmp(url: str, login_file: Path, clock: Clock) -> AsyncIterator[RackPdu]:
+    login = read_login(login_file, SnmpLogin, field="energy.snmp_login_file")
+    place = urlsplit(url)
+    transport = PysnmpTransport(
+        place.hostname or "", login.credentials, port=place.port or SNMP_PORT
+    )
+    try:
+        yield await open_snmp_pdu(transport, clock)
+    finally:
+        transport.close()
 
 
 class BmcMeter:

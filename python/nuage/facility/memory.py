@@ -15,9 +15,9 @@ from nuage.facility.ports import (
     BmcUnavailable,
     BootDevice,
     BranchState,
-    OutletOrder,
     OutletState,
     PduState,
+    PowerOrder,
     PowerState,
 )
 
@@ -132,14 +132,14 @@ class MemoryPdu:
         )  # fmt: skip
         return (branch,)
 
-    async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
+    async def switch_outlet(self, outlet_id: str, order: PowerOrder) -> None:
         """Switch one outlet, at once."""
         self._require(f"switch outlet {outlet_id}")
         try:
             outlet = self.outlet_by_id[outlet_id]
         except KeyError:
             raise NotFound("outlet", outlet_id) from None
-        outlet.is_on = order is not OutletOrder.OFF
+        outlet.is_on = order is not PowerOrder.OFF
 
     def _reading(self, watts: float) -> Reading:
         return Reading(MeterSource.OUTLET, believable_watts(watts, self.url), self.clock.now_s())

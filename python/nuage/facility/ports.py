@@ -31,8 +31,8 @@ class BootDevice(Enum):
     HTTP = "http"
 
 
-class OutletOrder(Enum):
-    """What an outlet can be told."""
+class PowerOrder(Enum):
+    """What a machine or an outlet can be told."""
 
     ON = "on"
     OFF = "off"
@@ -123,7 +123,7 @@ class RackPdu(Protocol):
         """Return every branch circuit; empty where the PDU does not tell."""
         ...
 
-    async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
+    async def switch_outlet(self, outlet_id: str, order: PowerOrder) -> None:
         """Switch one outlet."""
         ...
 

@@ -11,9 +11,12 @@ its MAC.
 
 import ipaddress
 import re
-from dataclasses import dataclass
+import tomllib
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from nuage.errors import InvalidRequest
 from nuage.model.infrastructure import require_slug
@@ -28,8 +31,7 @@ NODES_MAX: Final = 168  # of one container
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootEntry:
+class BootMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one machine boots: from its disk, or a kernel and initial RAM disk by HTTP."""
 
     name: str
@@ -56,55 +58,84 @@ class BootEntry:
             raise InvalidRequest("kernel arguments are one line of text", field="arguments")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootNetwork:
+class BootNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The closed network on which machines boot."""
 
     interface: str
     subnet: str
     server: str
-    tftp_directory: str
-    entries: tuple[BootEntry, ...]
+    machines: tuple[BootMachine, ...]
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,15}", self.interface):
             raise InvalidRequest(f"{self.interface!r} is not an interface", field="interface")
-        if not re.fullmatch(r"/[A-Za-z0-9._/-]+", self.tftp_directory):
-            raise InvalidRequest(
-                f"{self.tftp_directory!r} is not an absolute path", field="tftp_directory"
-            )
         try:
             network = ipaddress.IPv4Network(self.subnet)
         except ValueError as error:
             raise InvalidRequest(f"{self.subnet!r}: {error}", field="subnet") from error
-        if len(self.entries) > NODES_MAX:
-            raise InvalidRequest(f"more than {NODES_MAX} machines", field="entries")
+        if len(self.machines) > NODES_MAX:
+            raise InvalidRequest(f"more than {NODES_MAX} machines", field="machines")
         used: dict[str, str] = {_address(self.server, "server"): "the server"}
-        for index, entry in enumerate(self.entries):
-            if ipaddress.IPv4Address(entry.address) not in network:
+        for index, machine in enumerate(self.machines):
+            if ipaddress.IPv4Address(machine.address) not in network:
                 raise InvalidRequest(
-                    f"{entry.address} is outside {network}", field=f"entries[{index}].address"
+                    f"{machine.address} is outside {network}", field=f"machines[{index}].address"
                 )
-            for value, field in ((entry.address, "address"), (entry.mac, "mac")):
+            for value, field in ((machine.address, "address"), (machine.mac, "mac")):
                 if value in used:
                     raise InvalidRequest(
-                        f"{value} belongs to {used[value]}", field=f"entries[{index}].{field}"
+                        f"{value} belongs to {used[value]}", field=f"machines[{index}].{field}"
                     )
-                used[value] = entry.name
+                used[value] = machine.name
 
 
-def boot_files(network: BootNetwork) -> dict[str, str]:
-    """Return every file to write: `dnsmasq.conf`, and scripts below the TFTP directory."""
-    scripts = {f"tftp/node/{_hyphens(e.mac)}.ipxe": node_script(e) for e in network.entries}
+def read_network(path: Path) -> BootNetwork:
+    """Return the network that a TOML file describes (`examples/boot.toml`).
+
+    Raises:
+        InvalidRequest: it cannot be read, or names what no machine boots from.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return msgspec.convert(document, BootNetwork)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidRequest(f"{path}: {error}", field="inventory") from None
+
+
+def write_boot_files(network: BootNetwork, directory: Path) -> None:
+    """Write all files below `directory`; scripts of machines that have left are removed.
+
+    Raises:
+        InvalidRequest: dnsmasq cannot be told of `directory`.
+    """
+    files = boot_files(network, directory)
+    for script in (directory / "tftp/node").glob("*.ipxe"):
+        if str(script.relative_to(directory)) not in files:
+            script.unlink(missing_ok=True)
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.new")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+
+
+def boot_files(network: BootNetwork, directory: Path) -> dict[str, str]:
+    """Return every file to write below `directory`: `dnsmasq.conf`, and scripts in `tftp`."""
+    scripts = {f"tftp/node/{_hyphens(e.mac)}.ipxe": node_script(e) for e in network.machines}
     return {
-        "dnsmasq.conf": dnsmasq_configuration(network),
+        "dnsmasq.conf": dnsmasq_configuration(network, directory.absolute() / "tftp"),
         "tftp/boot.ipxe": first_script(),
         **scripts,
     }
 
 
-def dnsmasq_configuration(network: BootNetwork) -> str:
+def dnsmasq_configuration(network: BootNetwork, tftp_directory: Path) -> str:
     """Return dnsmasq's configuration: DHCP for known machines, TFTP, no DNS."""
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]+", str(tftp_directory)):
+        raise InvalidRequest(
+            f"{str(tftp_directory)!r}: letters, digits, '.', '_' and '-' alone", field="directory"
+        )
     subnet = ipaddress.IPv4Network(network.subnet)
     lines = [
         "# Rendered from the inventory; changes here are overwritten.",
@@ -117,7 +148,7 @@ def dnsmasq_configuration(network: BootNetwork) -> str:
         f"dhcp-range={subnet.network_address},static,{subnet.netmask},{LEASE_TIME}",
         "dhcp-ignore=tag:!known",
         "enable-tftp",
-        f"tftp-root={network.tftp_directory}",
+        f"tftp-root={tftp_directory}",
         f"dhcp-match=set:ipxe,{IPXE_OPTION}",
         *(f"dhcp-match=set:efi,option:client-arch,{number}" for number in EFI_ARCHITECTURES),
         f"dhcp-boot=tag:!ipxe,tag:!efi,{BIOS_LOADER},,{network.server}",
@@ -125,8 +156,7 @@ def dnsmasq_configuration(network: BootNetwork) -> str:
         f"dhcp-boot=tag:ipxe,boot.ipxe,,{network.server}",
     ]
     lines += [
-        f"dhcp-host={entry.mac},{entry.address},{entry.name},{LEASE_TIME}"
-        for entry in network.entries
+        f"dhcp-host={each.mac},{each.address},{each.name},{LEASE_TIME}" for each in network.machines
     ]
     return "\n".join(lines) + "\n"
 
@@ -141,16 +171,18 @@ def first_script() -> str:
     )
 
 
-def node_script(entry: BootEntry) -> str:
+def node_script(machine: BootMachine) -> str:
     """Return a machine's script."""
-    if not entry.kernel_url:
-        return f"#!ipxe\n# {entry.name}: its own disk\nsanboot --no-describe --drive 0x80 || exit\n"
-    arguments = f" {entry.arguments}" if entry.arguments else ""
+    if not machine.kernel_url:
+        return (
+            f"#!ipxe\n# {machine.name}: its own disk\nsanboot --no-describe --drive 0x80 || exit\n"
+        )
+    arguments = f" {machine.arguments}" if machine.arguments else ""
     return (
         "#!ipxe\n"
-        f"# {entry.name}\n"
-        f"kernel {entry.kernel_url}{arguments}\n"
-        f"initrd {entry.initrd_url}\n"
+        f"# {machine.name}\n"
+        f"kernel {machine.kernel_url}{arguments}\n"
+        f"initrd {machine.initrd_url}\n"
         "boot\n"
     )
 

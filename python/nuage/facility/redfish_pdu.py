@@ -8,12 +8,12 @@ from nuage.clock import Clock
 from nuage.energy.meters import MeterSource, Reading
 from nuage.errors import NotFound
 from nuage.facility.plausible import believable_kwh, believable_outlet, believable_watts
-from nuage.facility.ports import BranchState, OutletOrder, OutletState, PduState
+from nuage.facility.ports import BranchState, OutletState, PduState, PowerOrder
 from nuage.facility.redfish import ROOT, Link, Members, RedfishConnection
 from nuage.facility.redfish_node import Environment, Excerpt
 
 _ORDERS: Final = {
-    OutletOrder.ON: "On", OutletOrder.OFF: "Off", OutletOrder.CYCLE: "PowerCycle",
+    PowerOrder.ON: "On", PowerOrder.OFF: "Off", PowerOrder.CYCLE: "PowerCycle",
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ class RedfishPdu:
             for circuit in circuits
         )
 
-    async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
+    async def switch_outlet(self, outlet_id: str, order: PowerOrder) -> None:
         """Switch one outlet."""
         outlet = await self._outlet(await self._outlet_path(outlet_id))
         control = outlet.actions.power_control

@@ -16,9 +16,9 @@ from nuage.errors import NotFound, RemoteProtocolError
 from nuage.facility.plausible import believable_kwh, believable_outlet, believable_watts
 from nuage.facility.ports import (
     BranchState,
-    OutletOrder,
     OutletState,
     PduState,
+    PowerOrder,
     SnmpTransport,
     SnmpValue,
 )
@@ -42,7 +42,7 @@ _APC_BANK_NUMBER: Final = f"{APC}.1.1.26.8.3.1.3"
 _APC_BANK_CURRENT: Final = f"{APC}.1.1.26.8.3.1.5"
 _APC_VOLTAGE: Final = f"{APC}.1.1.26.6.3.1.6.1"  # of phase 1
 _APC_ON: Final = 2
-_APC_ORDERS: Final = {OutletOrder.ON: 1, OutletOrder.OFF: 2, OutletOrder.CYCLE: 3}
+_APC_ORDERS: Final = {PowerOrder.ON: 1, PowerOrder.OFF: 2, PowerOrder.CYCLE: 3}
 _APC_UNSUPPORTED: Final = -1
 
 
@@ -137,7 +137,7 @@ class ApcPdu:
             )
         return tuple(found)
 
-    async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
+    async def switch_outlet(self, outlet_id: str, order: PowerOrder) -> None:
         """Switch one outlet."""
         state = f"{_APC_SWITCHED_STATE}.{outlet_id}"
         if state not in await self._snmp.get(state):

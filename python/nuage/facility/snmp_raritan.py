@@ -19,9 +19,9 @@ from nuage.errors import NotFound, RemoteProtocolError
 from nuage.facility.plausible import believable_kwh, believable_outlet, believable_watts
 from nuage.facility.ports import (
     BranchState,
-    OutletOrder,
     OutletState,
     PduState,
+    PowerOrder,
     SnmpTransport,
     SnmpValue,
 )
@@ -50,7 +50,7 @@ _PDU2_STATE_ON: Final = 7
 _PDU2_UNITS: Final = {  # volt, amp, watt, wattHour of SensorUnitsEnumeration
     _RMS_VOLTAGE: 1, _RMS_VOLTAGE_LN: 1, _RMS_CURRENT: 2, _ACTIVE_POWER: 3, _ACTIVE_ENERGY: 5,
 }  # fmt: skip
-_PDU2_ORDERS: Final = {OutletOrder.ON: 1, OutletOrder.OFF: 0, OutletOrder.CYCLE: 2}
+_PDU2_ORDERS: Final = {PowerOrder.ON: 1, PowerOrder.OFF: 0, PowerOrder.CYCLE: 2}
 _THREE_PHASES: Final = 3
 _DIGITS_MAX: Final = 9
 
@@ -185,7 +185,7 @@ class RaritanPdu:
             return between if to_neutral is None else to_neutral
         return between * (sqrt(_THREE_PHASES) if poles == _THREE_PHASES else 1.0)
 
-    async def switch_outlet(self, outlet_id: str, order: OutletOrder) -> None:
+    async def switch_outlet(self, outlet_id: str, order: PowerOrder) -> None:
         """Switch one outlet."""
         switch = f"{_PDU2_SWITCH}.{outlet_id}"
         if switch not in await self._snmp.get(switch):

@@ -6,7 +6,7 @@ through `others`; nothing here knows a socket.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -16,11 +16,13 @@ from nuage.catalogue.codec import id_of, kind_of
 from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
 from nuage.clock import Clock
 from nuage.errors import Conflict, Unavailable
+from nuage.facility.ports import BootDevice, PowerOrder, PowerState
 from nuage.iaas.index import Change, FederationIndex
 from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract
 from nuage.model.desired import ChapWish, HeadReport, IonodeReport
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
+from nuage.model.infrastructure import Node
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import Noun, Record
 from nuage.model.vm import Vm
@@ -159,6 +161,36 @@ class Steering(Protocol):
         """Return what a VM has used here."""
         ...
 
+    def wake(self, node_id: NodeId, why: str) -> None:
+        """Begin to switch a sleeping node on."""
+        ...
+
+
+class Machines(Protocol):
+    """The power of this site's nodes by hand, through BMCs and PDUs.
+
+    Each raises InvalidRequest where the node has no BMC or outlets that the site knows, and a
+    NuageError where these do not answer or obey.
+    """
+
+    async def power_state(self, node: Node) -> PowerState:
+        """Return what a node's BMC says."""
+        ...
+
+    async def outlet_states(self, node: Node) -> dict[str, bool | None]:
+        """Return which outlets of a node (``rack/number``) are on; None where nobody tells."""
+        ...
+
+    async def order(
+        self, node: Node, order: PowerOrder, *, force: bool, boot: BootDevice | None
+    ) -> None:
+        """Have a node's BMC switch it; `boot` is what it boots from next."""
+        ...
+
+    async def order_outlets(self, node: Node, order: PowerOrder) -> None:
+        """Switch all of a node's outlets."""
+        ...
+
 
 class Distrust(Protocol):
     """Takes back what certificates promised."""
@@ -232,6 +264,8 @@ class Site:
     gained: Callable[[VmId, int], bool] = field(default=lambda _vm_id, _term: True)  # in a term
     holds_lease: Callable[[], bool] = field(default=lambda: True)  # others leave ours alone
     steering: Steering | None = None
+    machines: Machines | None = None
+    confirm_off: Callable[[Node, str], Awaitable[None]] | None = None
     distrust: Distrust | None = None
     host_login: Callable[[Volume], ChapWish] = field(default=_no_login)
     is_revoked: Callable[[SiteId], bool] = field(default=lambda _site_id: False)

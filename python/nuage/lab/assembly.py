@@ -33,8 +33,7 @@ from nuage.daemon.configuration import (
     VnodeConfiguration,
     render,
 )
-from nuage.daemon.energy_pdus import SnmpLogin
-from nuage.daemon.hardware import BmcLogin
+from nuage.daemon.hardware import BmcLogin, SnmpLogin
 from nuage.daemon.joining import found, invite_node, invite_site, join_as_node, join_as_site
 from nuage.errors import TimedOut
 from nuage.ids import FederationId, NodeId, RackId, SiteId
@@ -182,6 +181,7 @@ class _Assembly:
                 metrics_listen=f"{address}:{METRICS_PORT}",
             ),
             bmc_login_file=self._login_file,
+            fence_by_outlets=True,
             energy=self._energy(site),
         )
 

@@ -24,8 +24,8 @@ from nuage.facility.ports import (
     BootDevice,
     ImplausibleReading,
     Meter,
-    OutletOrder,
     PowerControl,
+    PowerOrder,
     PowerState,
     RackPdu,
 )
@@ -208,17 +208,17 @@ async def test_an_outlet_is_switched(rack: Rack) -> None:
         return (await rack.pdu.outlets())[0].is_on
 
     assert await first() is True
-    await rack.pdu.switch_outlet("1", OutletOrder.OFF)
+    await rack.pdu.switch_outlet("1", PowerOrder.OFF)
     await rack.clock.sleep(1.0)
     assert await first() is False
-    await rack.pdu.switch_outlet("1", OutletOrder.ON)
+    await rack.pdu.switch_outlet("1", PowerOrder.ON)
     await rack.clock.sleep(1.0)
     assert await first() is True
 
 
 async def test_an_outlet_that_is_not_there_is_not_found(rack: Rack) -> None:
     with pytest.raises(NotFound):
-        await rack.pdu.switch_outlet("99", OutletOrder.OFF)
+        await rack.pdu.switch_outlet("99", PowerOrder.OFF)
 
 
 async def test_outlets_name_what_they_feed(rack: Rack) -> None:

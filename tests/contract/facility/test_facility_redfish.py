@@ -14,7 +14,7 @@ from nuage.facility.ports import (
     BmcRefused,
     BmcUnavailable,
     BootDevice,
-    OutletOrder,
+    PowerOrder,
     PowerState,
 )
 from nuage.facility.redfish import Login, RedfishConnection, Trust
@@ -61,7 +61,7 @@ async def test_an_outlet_reads_the_machine_and_its_supply_and_takes_it_down_when
         await until_on(node, bench.clock)
         await bench.clock.sleep(2.0)
         assert await outlet_watts(pdu) == pytest.approx(50.0 / 0.94, abs=0.01)
-        await pdu.switch_outlet("1", OutletOrder.OFF)
+        await pdu.switch_outlet("1", PowerOrder.OFF)
         assert bench.rig.machines[NODE].state is State.DARK
         assert bench.performed[-1] == (NODE, (Effect.KILL,))
         assert await outlet_watts(pdu) == 0.0
@@ -78,7 +78,7 @@ async def test_a_machine_comes_back_as_it_was_when_its_outlet_does() -> None:
         node, pdu = RedfishNode(at_node, bench.clock), RedfishPdu(at_pdu, bench.clock)
         await node.power_on()
         await until_on(node, bench.clock)
-        await pdu.switch_outlet("1", OutletOrder.CYCLE)
+        await pdu.switch_outlet("1", PowerOrder.CYCLE)
         await bench.clock.sleep(2.0)
         await pdu.outlets()
         await until_on(node, bench.clock)

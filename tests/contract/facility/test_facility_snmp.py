@@ -8,7 +8,7 @@ import pytest
 from tests.contract.facility.facility_bench import StepClock
 
 from nuage.errors import NotFound, RemoteProtocolError
-from nuage.facility.ports import BmcUnavailable, ImplausibleReading, OutletOrder
+from nuage.facility.ports import BmcUnavailable, ImplausibleReading, PowerOrder
 from nuage.facility.snmp import ApcPdu, open_snmp_pdu
 from nuage.facility.snmp_raritan import RaritanPdu
 from nuage.facility.snmp_transport import Community, PysnmpTransport
@@ -199,14 +199,14 @@ async def test_a_negative_power_is_refused() -> None:
 @pytest.mark.parametrize(
     ("table", "order", "expected"),
     [
-        (APC, OutletOrder.OFF, (f"{RPDU2}.9.2.4.1.5.1", 2)),
-        (APC, OutletOrder.CYCLE, (f"{RPDU2}.9.2.4.1.5.1", 3)),
-        (RARITAN, OutletOrder.ON, (f"{PDU2}.4.1.2.1.2.1.1", 1)),
-        (RARITAN, OutletOrder.OFF, (f"{PDU2}.4.1.2.1.2.1.1", 0)),
+        (APC, PowerOrder.OFF, (f"{RPDU2}.9.2.4.1.5.1", 2)),
+        (APC, PowerOrder.CYCLE, (f"{RPDU2}.9.2.4.1.5.1", 3)),
+        (RARITAN, PowerOrder.ON, (f"{PDU2}.4.1.2.1.2.1.1", 1)),
+        (RARITAN, PowerOrder.OFF, (f"{PDU2}.4.1.2.1.2.1.1", 0)),
     ],
 )
 async def test_an_outlet_is_switched_by_the_vendors_command(
-    table: Table, order: OutletOrder, expected: tuple[str, int]
+    table: Table, order: PowerOrder, expected: tuple[str, int]
 ) -> None:
     async with _pdu(table) as (pdu, sets):
         await pdu.switch_outlet("1", order)

@@ -18,9 +18,10 @@ from tests.contract.facility.facility_bench import (
 )
 from tests.contract.facility.snmp_v3_device import USER
 
-from nuage.daemon.energy_pdus import PduLogins, PduReader, PduSeen
+from nuage.daemon.energy_pdus import PduReader, PduSeen
+from nuage.daemon.hardware import PduLogins
 from nuage.errors import InvalidRequest
-from nuage.facility.ports import BmcRefused, OutletOrder
+from nuage.facility.ports import BmcRefused, PowerOrder
 from nuage.lab.description import PduSpeech
 from nuage.lab.rig import Fault
 
@@ -93,7 +94,7 @@ async def test_a_pdu_is_read_and_switched_by_snmp_3_with_keys_from_a_file(tmp_pa
             assert fed == sorted(each.outlet_id for each in (first, *others))
             whole = (await pdu.state()).reading.power_watts
             assert whole == pytest.approx(bench.rig.pdu_watts(PDU), abs=10.0)
-            await pdu.switch_outlet(first.outlet_id, OutletOrder.OFF)
+            await pdu.switch_outlet(first.outlet_id, PowerOrder.OFF)
             assert (await pdu.outlets())[0].is_on is False
         with pytest.raises(BmcRefused):
             async with PduLogins(None, wrong).opener(url, bench.clock)():

@@ -1,5 +1,8 @@
 """What the API says, word for word (`*.txt` here; `pytest --rewrite` writes them anew)."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +10,12 @@ import pytest
 from tests.scenario.api.conversation import Federation, compare
 
 from nuage.api.http import BODY_BYTES_MAX
+from nuage.daemon.fencing import Machines, Outlets
+from nuage.facility.memory import MemoryNode, MemoryOutlet, MemoryPdu
+from nuage.facility.ports import BootDevice, PowerControl, PowerState, RackPdu
 from nuage.ids import SiteId
 from nuage.model.identity import Grant, Role
+from nuage.model.infrastructure import Node
 
 HERE = Path(__file__).parent
 FRENCH = {"data_countries": ["FR"], "copies": 2, "copy_sites": 2, "ack_policy": "all"}
@@ -376,3 +383,63 @@ async def test_a_node_that_is_no_rbridge_says_so_and_names_those_that_are(
     assert "no RBridge" in answer["error"]["message"]
     assert vnode in answer["error"]["hint"]
     assert ionode not in answer["error"]["hint"]
+
+
+async def test_a_nodes_power_by_hand(federation: Federation, *, rewrite: bool) -> None:
+    await build(federation)
+    rennes = federation.sites[SiteId("rennes")]
+    vnode, ionode = rennes.vnodes[0].node, rennes.ionodes[0].node
+    machines = {
+        node.node_id: MemoryNode(f"https://{node.name}", rennes.clock, state=PowerState.ON)
+        for node in (vnode, ionode)
+    }
+    pdu = MemoryPdu("https://pdu", rennes.clock, {"1": MemoryOutlet("a node", 100.0)})
+
+    @asynccontextmanager
+    async def bmc(node: Node) -> AsyncIterator[PowerControl]:
+        yield machines[node.node_id]
+
+    @asynccontextmanager
+    async def open_pdu() -> AsyncIterator[RackPdu]:
+        yield pdu
+
+    rennes.site.machines = Machines(bmc, Outlets({"r1": open_pdu}, rennes.clock))
+    await rennes.site.save(replace(rennes.index.value(Node, vnode.node_id), outlets=("r1/1",)))
+    await federation.settle()
+    vms, power = "/v1/iaas/acme/vms", f"/v1/nodes/{vnode.name}/power"
+    web = {"name": "web", "image": "guest", "site": "rennes"}
+    assert (await federation.ask("POST", vms, web, who="tenant"))[0] == 202
+    await federation.settle()
+    federation.talk.lines.clear()
+
+    assert (await federation.ask("GET", power, who="tenant"))[0] == 403
+    assert (await federation.ask("POST", power, {"order": "off"}, who="auditor"))[0] == 403
+    assert (await federation.ask("GET", power, who="operator"))[0] == 200
+    _, told = await federation.ask("POST", power, {"order": "off"}, who="operator")
+    assert "is in service" in told["error"]["message"]
+    path = f"/v1/nodes/{vnode.name}/maintenance"
+    await federation.ask("PUT", path, {"maintenance": True}, who="operator")
+    _, told = await federation.ask("POST", power, {"order": "cycle"}, who="operator")
+    assert "web is running there" in told["error"]["message"]
+    wrong = {"order": "off", "boot": "network"}
+    assert (await federation.ask("POST", power, wrong, who="operator"))[0] == 400
+    assert (await federation.ask("POST", power, {"order": "explode"}, who="operator"))[0] == 400
+    assert [each.state for each in machines.values()] == [PowerState.ON] * 2
+
+    again = {"order": "cycle", "force": True, "boot": "network"}
+    assert (await federation.ask("POST", power, again, who="operator"))[0] == 200
+    machine = machines[vnode.node_id]
+    assert (machine.cycles, machine.boot_device) == (1, BootDevice.NETWORK)
+    machine.silent = True
+    pull = {"order": "off", "force": True, "by_outlets": True}
+    assert (await federation.ask("POST", power, pull, who="operator"))[0] == 200
+    _, shown = await federation.ask("GET", power, who="operator")
+    assert (shown["result"]["state"], shown["result"]["outlets"]) == ("", {"r1/1": False})
+    assert (await federation.ask("POST", power, {"order": "on"}, who="operator"))[0] == 503
+
+    path = f"/v1/nodes/{ionode.name}/confirm-off"
+    assert (await federation.ask("POST", path, {}, who="operator"))[0] == 400
+    path = f"/v1/nodes/{vnode.name}/confirm-off"
+    _, told = await federation.ask("POST", path, {}, who="operator")
+    assert "heard just now" in told["error"]["message"]
+    compare(HERE / "node-power.txt", federation.talk.lines, rewrite=rewrite)

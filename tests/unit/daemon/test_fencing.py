@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from tests.unit.daemon.test_energy_keeper import HandClock
 from tests.unit.iaas.iaas_makers import node
 
@@ -14,8 +15,8 @@ from nuage.channel import Handlers, Identity
 from nuage.channel.memory import memory_pair
 from nuage.clock import SystemClock
 from nuage.daemon.agent import AgentChannel
+from nuage.daemon.fencing import NodeFence, Outlets
 from nuage.daemon.guardian import Guardian
-from nuage.daemon.hardware import RedfishFence
 from nuage.daemon.nodes import (
     RESTARTS_WITHIN_S,
     RETURN_GRACE_S,
@@ -23,8 +24,9 @@ from nuage.daemon.nodes import (
     START_GRACE_S,
     NodeSessions,
 )
-from nuage.facility.memory import MemoryNode
-from nuage.facility.ports import PowerControl, PowerState
+from nuage.errors import Conflict, InvalidRequest, NuageError, Unavailable
+from nuage.facility.memory import MemoryNode, MemoryOutlet, MemoryPdu
+from nuage.facility.ports import BmcUnavailable, PowerControl, PowerState, RackPdu
 from nuage.iaas.index import FederationIndex
 from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import Node, NodeRole
@@ -185,7 +187,7 @@ class Bmcs:
         yield self.nodes[of.node_id]
 
 
-def guardian(room: Room, fence: RedfishFence, *nodes: Node) -> tuple[Guardian, list[str]]:
+def guardian(room: Room, fence: NodeFence, *nodes: Node) -> tuple[Guardian, list[str]]:
     index, told = FederationIndex(MARNE), cast(list[str], [])
     for each in nodes:
         index.put(
@@ -212,7 +214,7 @@ def guardian(room: Room, fence: RedfishFence, *nodes: Node) -> tuple[Guardian, l
 async def test_a_fenced_node_is_switched_on_again() -> None:
     room = Room(FIRST.node_id, SECOND.node_id)
     bmcs = Bmcs(room.clock)
-    fence = RedfishFence(bmcs.open, room.clock)
+    fence = NodeFence(bmcs.open, room.clock)
     keeper, told = guardian(room, fence, FIRST, SECOND)
     room.pass_s(3, FIRST.node_id, SECOND.node_id)
     room.pass_s(SILENT_S, SECOND.node_id)
@@ -229,7 +231,7 @@ async def test_a_fenced_node_is_switched_on_again() -> None:
 async def test_a_node_that_was_off_already_or_is_in_maintenance_stays_off() -> None:
     room = Room(FIRST.node_id, SECOND.node_id)
     bmcs = Bmcs(room.clock)
-    fence = RedfishFence(bmcs.open, room.clock)
+    fence = NodeFence(bmcs.open, room.clock)
     resting = replace(SECOND, maintenance=True)
     keeper, told = guardian(room, fence, FIRST, resting)
     bmcs.nodes[FIRST.node_id].state = PowerState.OFF
@@ -247,7 +249,7 @@ async def test_a_node_that_was_off_already_or_is_in_maintenance_stays_off() -> N
 async def test_a_node_that_speaks_during_the_grace_keeps_its_power() -> None:
     room = Room(FIRST.node_id, SECOND.node_id)
     bmcs = Bmcs(room.clock)
-    fence = RedfishFence(bmcs.open, room.clock)
+    fence = NodeFence(bmcs.open, room.clock)
     keeper, told = guardian(room, fence, FIRST, SECOND)
     room.pass_s(SILENT_S, SECOND.node_id)
 
@@ -259,3 +261,140 @@ async def test_a_node_that_speaks_during_the_grace_keeps_its_power() -> None:
 
     assert told == []
     assert bmcs.nodes[FIRST.node_id].state is PowerState.ON
+
+
+# Outlets, and a person's word ----------------------------------------------------------------
+
+
+class Rack:
+    """The PDU of a rack whose outlets 1 and 2 feed the first node."""
+
+    def __init__(self, clock: HandClock) -> None:
+        outlets = {number: MemoryOutlet(f"o{number}", 100.0) for number in ("1", "2", "3")}
+        self.pdu = MemoryPdu("https://pdu", clock, outlets)
+        self.outlets = Outlets({"r1": self.open}, clock)
+
+    def on(self) -> list[str]:
+        """Return the outlets that are on."""
+        return [number for number, each in self.pdu.outlet_by_id.items() if each.is_on]
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[RackPdu]:
+        yield self.pdu
+
+
+FED = replace(FIRST, outlets=("r1/1", "r1/2"))
+
+
+async def test_a_node_whose_bmc_died_with_it_is_proven_off_by_all_its_outlets() -> None:
+    room = Room()
+    bmcs, rack = Bmcs(room.clock), Rack(room.clock)
+    fence = NodeFence(bmcs.open, room.clock, rack.outlets)
+    bmcs.nodes[FIRST.node_id].silent = True
+
+    assert await fence(FED)
+    assert rack.on() == ["3"]
+
+    bmcs.nodes[FIRST.node_id].silent = False
+    bmcs.nodes[FIRST.node_id].state = PowerState.OFF
+    assert await fence.switch_on(FED)
+    assert rack.on() == ["1", "2", "3"]
+    assert bmcs.nodes[FIRST.node_id].state is PowerState.ON
+    assert not await fence.switch_on(FED)  # nothing of ours is off any more
+
+
+async def test_outlets_that_somebody_else_switched_off_stay_off() -> None:
+    room = Room()
+    bmcs, rack = Bmcs(room.clock), Rack(room.clock)
+    fence = NodeFence(bmcs.open, room.clock, rack.outlets)
+    bmcs.nodes[FIRST.node_id].silent = True
+    for number in ("1", "2"):
+        rack.pdu.outlet_by_id[number].is_on = False
+
+    assert await fence(FED)
+    assert not await fence.switch_on(FED)
+    assert rack.on() == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("node", "trouble", "error"),
+    [
+        (FED, "not allowed", BmcUnavailable),
+        (FED, "not told", Unavailable),
+        (FED, "silent", BmcUnavailable),
+        (replace(FED, outlets=("r1/1", "r9/1")), "", InvalidRequest),
+        (replace(FED, outlets=()), "", BmcUnavailable),
+    ],
+)
+async def test_without_every_outlets_word_nothing_is_proven(
+    node: Node, trouble: str, error: type[NuageError]
+) -> None:
+    room = Room()
+    bmcs, rack = Bmcs(room.clock), Rack(room.clock)
+    bmcs.nodes[FIRST.node_id].silent = True
+    rack.pdu.silent = trouble == "silent"
+    if trouble == "not told":
+        rack.pdu.outlet_by_id["2"].is_on = cast(Any, None)
+    outlets = None if trouble == "not allowed" else rack.outlets
+    with pytest.raises(error):
+        await NodeFence(bmcs.open, room.clock, outlets)(node)
+    assert "3" in rack.on()
+
+
+async def is_told(told: list[str], what: str) -> None:
+    """Let the others run until it is said."""
+    for _ in range(1_000_000):
+        if what in told:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"{what} was not said: {told}")
+
+
+async def test_a_silent_node_is_tried_again_until_its_bmc_answers() -> None:
+    room = Room(FIRST.node_id, SECOND.node_id)
+    bmcs = Bmcs(room.clock)
+    fence = NodeFence(bmcs.open, room.clock)
+    keeper, told = guardian(room, fence, FIRST, SECOND)
+    machine = bmcs.nodes[FIRST.node_id]
+    machine.silent = True
+    room.pass_s(3, FIRST.node_id, SECOND.node_id)
+    room.pass_s(SILENT_S, SECOND.node_id)
+    begun_s = room.clock.time_s
+
+    def answer_after_an_hour() -> None:
+        room.sessions._heard(SECOND.node_id)
+        room.sessions._watched_s = room.clock.time_s
+        machine.silent = room.clock.time_s - begun_s < 3600.0
+
+    room.clock.during_sleep = answer_after_an_hour
+    lost = asyncio.ensure_future(keeper.node_lost(FIRST.node_id))
+    await is_told(told, "fenced")
+    lost.cancel()
+
+    assert told == ["unproven", "fenced"]
+    assert room.clock.time_s - begun_s >= 3600.0
+
+
+async def test_a_persons_word_counts_for_a_node_that_is_silent_and_for_no_other() -> None:
+    room = Room(FIRST.node_id, SECOND.node_id)
+    bmcs = Bmcs(room.clock)
+    bmcs.nodes[FIRST.node_id].silent = True
+    keeper, told = guardian(room, NodeFence(bmcs.open, room.clock), FIRST, SECOND)
+    emptied: list[NodeId] = []
+
+    async def empty(node_id: NodeId) -> None:
+        emptied.append(node_id)
+
+    keeper._empty = empty  # type: ignore[method-assign]
+    room.pass_s(3, FIRST.node_id, SECOND.node_id)
+    with pytest.raises(Conflict, match="was heard just now"):
+        await keeper.confirm_off(FIRST, "olive")
+    room.pass_s(SILENT_S, SECOND.node_id)
+    room.keep_hearing(lambda: {SECOND.node_id})
+    lost = asyncio.ensure_future(keeper.node_lost(FIRST.node_id))
+    await is_told(told, "unproven")
+
+    await keeper.confirm_off(FIRST, "olive")
+    await lost  # there is nothing left to prove
+
+    assert (told, emptied) == (["unproven", "fenced"], [FIRST.node_id])

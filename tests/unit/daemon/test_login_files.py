@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from nuage.clock import SystemClock
-from nuage.daemon.energy_pdus import PduLogins
-from nuage.daemon.hardware import connect
+from nuage.daemon.hardware import PduLogins, connect
 from nuage.errors import Forbidden, InvalidRequest
 
 BMC_LOGIN = '{"user": "nuage", "password": "not for others"}'
