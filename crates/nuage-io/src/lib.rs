@@ -10,6 +10,7 @@ pub mod link;
 pub mod log;
 pub mod path;
 pub mod poller;
+pub mod process;
 pub mod revocation;
 pub mod serve;
 pub mod socket;

@@ -9,12 +9,12 @@ mod pipe;
 mod relay;
 
 use nuage_io::log;
+use nuage_io::process::{self, say};
 use nuage_io::socket::{Endpoint, Listener};
 use nuage_io::tls::Trust;
 use nuage_io::user::become_user;
 use options::{Command, Options};
-use std::io::{self, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -23,25 +23,9 @@ fn main() -> ExitCode {
         Ok(Command::Serve(options)) => options,
         Ok(Command::Help) => return say(options::USAGE),
         Ok(Command::Version) => return say(concat!("nuage-relay ", env!("CARGO_PKG_VERSION"))),
-        Err(error) => {
-            log::error("command_line", &[("error", error.into())]);
-            return ExitCode::from(2);
-        }
+        Err(error) => return process::refused(&error),
     };
-    match serve(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            log::error("failed", &[("error", error.to_string().into())]);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn say(text: &str) -> ExitCode {
-    match writeln!(io::stdout(), "{text}") {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    process::ended(serve(&options))
 }
 
 fn serve(options: &Options) -> io::Result<()> {
@@ -49,9 +33,5 @@ fn serve(options: &Options) -> io::Result<()> {
     let trust = Trust::load(options.tls.clone()).map_err(io::Error::other)?;
     let control = Listener::bind(&Endpoint::Unix(options.control.clone()))?;
     become_user(options.uid, options.gid)?;
-    let (signals, rings) = UnixStream::pair()?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::low_level::pipe::register(signal, rings.try_clone()?)?;
-    }
-    relay::Relay::new(listener, control, signals, trust)?.run()
+    relay::Relay::new(listener, control, process::signals()?, trust)?.run()
 }

@@ -32,13 +32,13 @@ mod views;
 use nuage_io::clear::ClearFrom;
 use nuage_io::doors::Doors;
 use nuage_io::log;
+use nuage_io::process::{self, say};
 use nuage_io::serve::{Door, EventLoop};
 use nuage_io::socket::{Endpoint, Listener};
 use nuage_io::tls::Trust;
 use nuage_io::user::become_user;
 use options::{Command, Options};
-use std::io::{self, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -49,10 +49,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(options)) => options,
         Ok(Command::Help) => return say(options::USAGE),
         Ok(Command::Version) => return say(concat!("nuage-storaged ", env!("CARGO_PKG_VERSION"))),
-        Err(error) => {
-            log::error("command_line", &[("error", error.to_string().into())]);
-            return ExitCode::from(2);
-        }
+        Err(error) => return process::refused(&error.to_string()),
     };
     log::use_json(options.log_json);
     let report = std::panic::take_hook();
@@ -61,23 +58,7 @@ fn main() -> ExitCode {
         report(panic);
         std::process::abort();
     }));
-    match serve(&options) {
-        Ok(()) => {
-            log::info("stopped", &[]);
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            log::error("failed", &[("error", error.to_string().into())]);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn say(text: &str) -> ExitCode {
-    match writeln!(io::stdout(), "{text}") {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    process::ended(serve(&options))
 }
 
 fn bind(endpoint: &Endpoint) -> io::Result<Listener> {
@@ -137,10 +118,7 @@ fn serve(options: &Options) -> io::Result<()> {
     }
     let iscsi = nuage_scsi::Server::new(options.portal_group, portals);
     let nbd = nuage_nbd::Server::default();
-    let (signals, rings) = UnixStream::pair()?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::low_level::pipe::register(signal, rings.try_clone()?)?;
-    }
+    let signals = process::signals()?;
     let mut daemon =
         daemon::Storaged::open(options, trust.as_ref().map(|trust| trust.node().to_owned()))?;
     for (listener, door) in &listeners {

@@ -103,8 +103,8 @@ from nuage.network.segment import AccessPort, SegmentSwitch, Station
 from nuage.network.software_plane import SoftwarePlane
 from nuage.network.stray import sent_after
 from nuage.network.trunk import TrunkDriver
-from nuage.network.trunk_wireguard import run
 from nuage.network.wire import mac_bytes
+from nuage.tool import run_tool
 from nuage.vnode.ports import tap_name
 
 SITE_LINK_BITS_PER_S: Final = 10_000_000_000
@@ -462,9 +462,9 @@ class Fabric:
         """Return the port's tap, which reaches its segment from now on."""
         tap = tap_name(port.port_id)
         if not interface_exists(tap):
-            await run(("ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"))
+            await run_tool(("ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"))
         quieten(tap)
-        await run(("ip", "link", "set", tap, "mtu", str(port.mtu_bytes), "up"))
+        await run_tool(("ip", "link", "set", tap, "mtu", str(port.mtu_bytes), "up"))
         memory = self.notebook.memory
         memory.taps[port.port_id] = TapMemory(vm_id=vm_id, port=port, tap=tap, present=not arriving)
         self.notebook.number_of(tap)
@@ -485,7 +485,7 @@ class Fabric:
             self.notebook.forget_number(name)
             self.notebook.save()
         if interface_exists(name):
-            await run(("ip", "link", "del", name))
+            await run_tool(("ip", "link", "del", name))
 
     def vm_runs(self, vm_id: VmId) -> None:
         """Open the ports of a VM that is seen to run here, or to go on here after all."""

@@ -39,7 +39,8 @@ from nuage.network.trunk import (
     plan_trunk,
     tunnel_end,
 )
-from nuage.network.trunk_wireguard import run, set_up, tear_down
+from nuage.network.trunk_wireguard import set_up, tear_down
+from nuage.tool import run_tool
 
 RACK_PATH_BYTES: Final = 1500
 SIOCGIFMTU: Final = 0x8921
@@ -113,12 +114,12 @@ async def rack_under(wish: LinkWish, address: str) -> TunnelEnd | None:
     Raises:
         Unavailable: there is no route.
     """
-    answer = await run(("ip", "-json", "route", "get", wish.address, "from", address))
+    answer = await run_tool(("ip", "-json", "route", "get", wish.address, "from", address))
     (route,) = msgspec.json.decode(answer, type=list[_Route])
     if route.gateway or route.via or route.dev == "lo" or ":" in wish.address:
         return None
     with suppress(Unavailable):  # a card that never sends such frames whole
-        await run(("ethtool", "-K", route.dev, "tx-udp_tnl-segmentation", "off"))
+        await run_tool(("ethtool", "-K", route.dev, "tx-udp_tnl-segmentation", "off"))
     return TunnelEnd(
         interface=route.dev,
         here=IPv4Address(address),
@@ -201,7 +202,7 @@ class TrunkMaker:
     async def _take_cable(self, interface: str, made_of: str) -> TrunkMemory:
         if not interface_exists(interface):
             raise Unavailable(f"the cable's card {interface} is not in this node")
-        await run(("ip", "link", "set", interface, "up"))
+        await run_tool(("ip", "link", "set", interface, "up"))
         card_bytes = mtu_of(interface)
         return TrunkMemory(
             interface=interface,
@@ -214,15 +215,15 @@ class TrunkMaker:
         name = f"nln{wish.vni:x}"
         bytes_max = trunk_mtu(RACK_PATH_BYTES, Wrapping(encrypted=False))
         await tear_down(name)
-        await run(
+        await run_tool(
             (
                 "ip", "link", "add", name, "type", "vxlan", "id", str(wish.vni),
                 "local", self._node.address, "remote", wish.address,
                 "dstport", str(VXLAN_PORT), "nolearning",
             )
         )  # fmt: skip
-        await run(("ip", "link", "set", name, "mtu", str(bytes_max), "up"))
-        await run(("ethtool", "-K", name, "tso", "off", "gso", "off"))
+        await run_tool(("ip", "link", "set", name, "mtu", str(bytes_max), "up"))
+        await run_tool(("ethtool", "-K", name, "tso", "off", "gso", "off"))
         return TrunkMemory(interface=name, made_of=made_of, mtu_bytes=bytes_max, driver="vxlan")
 
     async def _make_trunk(self, wish: SiteTrunkWish, made_of: str) -> TrunkMemory:
@@ -282,7 +283,7 @@ def quieten(interface: str) -> None:
 
 async def lines_of(address: str) -> tuple[int, ...]:
     """Return the interfaces of this namespace that have `address`: a trunk's fate hangs on them."""
-    answer = await run(("ip", "-json", "address", "show", "to", address))
+    answer = await run_tool(("ip", "-json", "address", "show", "to", address))
     shown = msgspec.json.decode(answer or "[]", type=list[_Shown])
     return tuple(each.ifindex for each in shown if each.ifindex)
 

@@ -22,8 +22,8 @@ from typing import Final, TypeVar
 from nuage.daemon.fabric_trunks import interface_exists
 from nuage.network.dhcp import SERVER_MAC
 from nuage.network.forwarding import Label
-from nuage.network.trunk_wireguard import run
 from nuage.network.wire import mac_bytes
+from nuage.tool import run_tool
 
 OUTSIDE: Final = "nlisp0"
 INSIDE: Final = "nlisp1"
@@ -39,27 +39,27 @@ MTU_BYTES: Final = 1362  # a guest's: the host tells those outside when a packet
 async def open_gate(lines: Iterable[str]) -> bytes:
     """Make the cable and the filter, once; return the MAC that decapsulated packets go to."""
     if not interface_exists(OUTSIDE):
-        await run(("ip", "link", "add", OUTSIDE, "type", "veth", "peer", "name", INSIDE))
+        await run_tool(("ip", "link", "add", OUTSIDE, "type", "veth", "peer", "name", INSIDE))
     for name, silent in ((OUTSIDE, "0"), (INSIDE, "1")):
         with suppress(OSError):  # no IPv6 here at all
             Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0")
             Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text(silent)
-        await run(("ip", "link", "set", name, "mtu", str(MTU_BYTES), "up"))
-    await run(("nft", ruleset((), lines)))
+        await run_tool(("ip", "link", "set", name, "mtu", str(MTU_BYTES), "up"))
+    await run_tool(("nft", ruleset((), lines)))
     return mac_bytes(Path(f"/sys/class/net/{OUTSIDE}/address").read_text().strip())
 
 
 async def lead(pools: Iterable[str], before: Iterable[str], lines: Iterable[str]) -> None:
     """Route the pools into the gate, and no longer those of `before` that are gone."""
     wanted, old = tuple(pools), set(before)
-    await run(("nft", ruleset(wanted, lines)))
+    await run_tool(("nft", ruleset(wanted, lines)))
     for version in sorted({ip_network(pool).version for pool in wanted}):
         neighbour = ("lladdr", SERVER_MAC.hex(":"), "dev", OUTSIDE, "nud", "permanent")
-        await run(("ip", "neigh", "replace", NEXT_HOPS[version], *neighbour))
+        await run_tool(("ip", "neigh", "replace", NEXT_HOPS[version], *neighbour))
     for pool in wanted:
-        await run(_route("replace", pool))
+        await run_tool(_route("replace", pool))
     for pool in old - set(wanted):
-        await run(_route("del", pool))
+        await run_tool(_route("del", pool))
 
 
 def _route(verb: str, pool: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ That is the networks in which the node itself has its address, the other nodes o
 the operator named. From everywhere else initiators come over TLS, or not at all.
 """
 
-import asyncio
 import contextlib
 import ipaddress
 from collections.abc import Iterable
@@ -14,9 +13,10 @@ from typing import Final
 import msgspec
 import structlog
 
+from nuage.errors import NuageError
+from nuage.tool import run_tool
 from nuage.trust.files import write_atomically
 
-TOOL_TIMEOUT_S: Final = 5.0
 log: Final = structlog.get_logger("nearby")
 
 
@@ -41,14 +41,9 @@ def networks_of(told: str, address: str) -> tuple[str, ...]:
 
 async def own_networks(address: str) -> tuple[str, ...]:
     """Return the networks in which this machine has `address`; none where it cannot be told."""
-    command = ("ip", "-json", "address", "show", "to", address)
-    with contextlib.suppress(OSError, TimeoutError, ValueError, msgspec.DecodeError):
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-        async with asyncio.timeout(TOOL_TIMEOUT_S):
-            told, _ = await process.communicate()
-        return networks_of(told.decode(), address)
+    with contextlib.suppress(NuageError, ValueError, msgspec.DecodeError):
+        told = await run_tool(("ip", "-json", "address", "show", "to", address))
+        return networks_of(told, address)
     return ()
 
 

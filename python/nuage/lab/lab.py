@@ -229,9 +229,14 @@ class Lab:
             )  # fmt: skip
         deadline_s = time.monotonic() + HARDWARE_START_MAX_S
         while read_pid(self.state.pidfile) != process.pid:
-            if process.poll() is not None or time.monotonic() > deadline_s:
+            if process.poll() is not None:
                 last = log.read_text(encoding="utf-8", errors="replace").strip()[-800:]
-                raise Unavailable(f"the lab's hardware process did not start: {last}")
+                raise Unavailable(f"the lab's hardware process ended: {last}")
+            if time.monotonic() > deadline_s:
+                raise Unavailable(
+                    f"the lab's hardware process did not start within {HARDWARE_START_MAX_S:.0f} s",
+                    hint="this machine is busy; `nuage lab up` again goes on from here",
+                )
             time.sleep(POLL_S)  # noqa: TID251 - waits for a process
         process.returncode = 0  # it lives on by design; nobody is to warn about that
 

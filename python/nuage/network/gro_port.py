@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nuage.network.offload import disable_segmentation, enable_gro
-from nuage.network.trunk_wireguard import run
+from nuage.tool import run_tool
 
 QUEUES_MAX: Final = 64  # processors beyond share
 NAME_DIGITS: Final = 8
@@ -45,7 +45,7 @@ async def stand_up(port: GroPort) -> None:
         socket.if_nametoindex(port.into)
     except OSError:
         queues = ("numtxqueues", str(port.queues), "numrxqueues", str(port.queues))
-        await run(
+        await run_tool(
             ("ip", "link", "add", port.into, *queues, "type", "veth",
              "peer", "name", port.out_of, *queues)
         )  # fmt: skip
@@ -53,7 +53,7 @@ async def stand_up(port: GroPort) -> None:
     enable_gro(port.out_of)
     for name in (port.into, port.out_of):
         _no_ipv6(name)
-        await run(("ip", "link", "set", name, "mtu", "65535", "up"))
+        await run_tool(("ip", "link", "set", name, "mtu", "65535", "up"))
 
 
 def _no_ipv6(name: str) -> None:

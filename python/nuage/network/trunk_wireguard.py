@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -27,8 +27,8 @@ from nuage.network.trunk import (
     plan_trunk,
     wireguard_config,
 )
+from nuage.tool import TOOL_S_MAX, run_tool
 
-COMMAND_S_MAX: Final = 10.0
 READY_S_MAX: Final = 5.0
 READY_POLL_S: Final = 0.05
 NICENESS: Final = -10
@@ -73,37 +73,6 @@ def secret_file(text: str) -> Iterator[str]:
         os.close(descriptor)
 
 
-async def run(command: Sequence[str]) -> str:
-    """Run a command to its end and return what it printed.
-
-    Raises:
-        Unavailable: it is not installed or it failed; the message has its last words.
-        TimedOut: it did not end in time and was killed.
-    """
-    what = " ".join(command[:4])
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not installed ({what})") from error
-    try:
-        async with asyncio.timeout(COMMAND_S_MAX):
-            output, _ = await process.communicate()
-    except TimeoutError as error:
-        with suppress(ProcessLookupError):  # it ended, and a child of its holds the pipe
-            process.kill()
-        await process.wait()
-        raise TimedOut(what, after_s=COMMAND_S_MAX) from error
-    text = output.decode(errors="replace").strip()
-    if process.returncode:
-        raise Unavailable(f"{what} failed: {text[-300:]}")
-    return text
-
-
 async def probe(driver: TrunkDriver) -> DriverProbe:
     """Try a driver for real: make an interface with it and take it away again."""
     if driver is TrunkDriver.NONE:
@@ -111,11 +80,11 @@ async def probe(driver: TrunkDriver) -> DriverProbe:
     name = f"nwp{secrets.token_hex(PROBE_NAME_BYTES)}"
     try:
         if driver is TrunkDriver.WIREGUARD_KERNEL:
-            await run(("ip", "link", "add", name, "type", "wireguard"))
-            await run(("ip", "link", "del", name))
+            await run_tool(("ip", "link", "add", name, "type", "wireguard"))
+            await run_tool(("ip", "link", "del", name))
         else:
-            await run(("wireguard-go", "--version"))
-            await run(("wg", "--version"))
+            await run_tool(("wireguard-go", "--version"))
+            await run_tool(("wg", "--version"))
     except (Unavailable, TimedOut) as error:
         return DriverProbe(driver, usable=False, reason=error.message)
     return DriverProbe(driver, usable=True)
@@ -144,15 +113,15 @@ async def set_up(wish: TrunkWish, private_key: str, clock: Clock) -> TrunkUp:
 
 async def _set_up(plan: TrunkPlan, private_key: str, clock: Clock) -> TrunkUp:
     if plan.driver is TrunkDriver.WIREGUARD_KERNEL:
-        await run(("ip", "link", "add", plan.tunnel, "type", "wireguard"))
+        await run_tool(("ip", "link", "add", plan.tunnel, "type", "wireguard"))
     elif plan.driver is TrunkDriver.WIREGUARD_GO:
         await _start_wireguard_go(plan.tunnel)
         await _wait_for(plan.tunnel, clock)
     if plan.tunnel:
         with secret_file(wireguard_config(plan, private_key)) as path:
-            await run(("wg", "setconf", plan.tunnel, path))
+            await run_tool(("wg", "setconf", plan.tunnel, path))
     for command in link_commands(plan):
-        await run(command)
+        await run_tool(command)
     if plan.driver is TrunkDriver.WIREGUARD_GO:  # its sockets are there since its link is up
         with suppress(OSError):  # the trunk stands without it, and loses more
             widen(plan.tunnel)
@@ -170,12 +139,12 @@ async def _start_wireguard_go(tunnel: str) -> None:
         start_new_session=True,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(COMMAND_S_MAX):
+        async with asyncio.timeout(TOOL_S_MAX):
             status = await process.wait()
     except TimeoutError as error:
         process.kill()
         await process.wait()
-        raise TimedOut(f"wireguard-go {tunnel}", after_s=COMMAND_S_MAX) from error
+        raise TimedOut(f"wireguard-go {tunnel}", after_s=TOOL_S_MAX) from error
     if status:
         raise Unavailable(f"wireguard-go {tunnel} ended with status {status}")
 
@@ -185,8 +154,8 @@ async def _wait_for(tunnel: str, clock: Clock) -> None:
     deadline_s = clock.monotonic_s() + READY_S_MAX
     while True:
         try:
-            await run(("ip", "link", "show", tunnel))
-            await run(("wg", "show", tunnel))
+            await run_tool(("ip", "link", "show", tunnel))
+            await run_tool(("wg", "show", tunnel))
         except Unavailable:
             if clock.monotonic_s() >= deadline_s:
                 raise
@@ -199,4 +168,4 @@ async def tear_down(*interfaces: str) -> None:
     """Take a trunk's interfaces away; "" stands for one that it has not."""
     for name in filter(None, interfaces):
         with suppress(Unavailable, TimedOut):  # it is not there: what we want
-            await run(("ip", "link", "del", name))
+            await run_tool(("ip", "link", "del", name))

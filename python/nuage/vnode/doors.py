@@ -10,7 +10,6 @@ and none is left once nobody waits.
 """
 
 import asyncio
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,8 +17,10 @@ from typing import Final
 
 import structlog
 
+from nuage.errors import NuageError
+from nuage.tool import run_tool
+
 TABLE: Final = "nuage_doors"
-TOOL_TIMEOUT_S: Final = 5.0
 SYN: Final = "tcp flags & (syn | ack) == syn"
 log: Final = structlog.get_logger("doors")
 
@@ -69,15 +70,8 @@ class Doors:
             if rules == self._loaded:
                 return
             try:
-                await asyncio.to_thread(_load, rules)
-            except (OSError, subprocess.SubprocessError) as error:
-                log.warning("strangers may knock", error=repr(error))
+                await run_tool(("nft", "-f", "-"), text=rules)
+            except NuageError as error:
+                log.warning("strangers may knock", error=error.message)
             else:
                 self._loaded = rules
-
-
-def _load(rules: str) -> None:
-    subprocess.run(
-        ("nft", "-f", "-"), input=rules.encode(), timeout=TOOL_TIMEOUT_S, check=True,
-        capture_output=True,
-    )  # fmt: skip

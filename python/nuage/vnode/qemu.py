@@ -138,7 +138,7 @@ class QemuHypervisor:
             if guest.alive:
                 with contextlib.suppress(NuageError):
                     await guest.connect(ADOPT_TIMEOUT_S)
-        self._portals_in_use()  # the kernel's rules for them stand, and must not go
+        self._rerouting.learn(self._ways_in_use())  # their rules stand, and must not go
 
     def _take(self, guest: Guest) -> None:
         self._guests[guest.record.vm_id] = guest
@@ -172,7 +172,9 @@ class QemuHypervisor:
             if guest.console.rotate():
                 guest.save(replace(guest.record, console_base_bytes=guest.console.base_bytes))
             result.append(_as_known(guest, seen))
-        await self._rerouting.hold(self._portals_in_use())
+        ways = self._ways_in_use()
+        self._rerouting.learn(ways)
+        await self._rerouting.hold(_portals(ways))
         await self._keep_doors({seen.vm_id for seen in result if seen.state is RunState.RUNNING})
         return tuple(result)
 
@@ -181,15 +183,13 @@ class QemuHypervisor:
         guests = [g for g in self._guests.values() if g.alive and g.record.vm_id not in arrived]
         await self._doors.keep(g.record.door for g in guests if g.record.door is not None)
 
-    def _portals_in_use(self) -> frozenset[str]:
-        """Return the portals that guests which run may be connecting to again."""
+    def _ways_in_use(self) -> list[Disk]:
+        """Return the ways to disks by which guests that run may be connecting again."""
         running = [g for g in self._guests.values() if g.alive and not g.launching]
-        ways = [
+        return [
             way for guest in running for slot, _ in enumerate(guest.record.disks)
             for way in self._ways(guest, slot)
         ]  # fmt: skip
-        self._rerouting.learn(ways)
-        return _portals(ways)
 
     def _reap(self) -> None:
         self._children -= {pid for pid in self._children if process.reap(pid)}

@@ -36,11 +36,12 @@ from typing import Final
 import structlog
 
 from nuage.channel import parse_address
+from nuage.errors import NuageError
+from nuage.tool import run_tool
 from nuage.vnode.hypervisor import Disk, IscsiDisk
 from nuage.vnode.relay import Relay, Way, tls_door_of
 
 TABLE: Final = "nuage_disks"
-TOOL_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 0.3  # a portal that is alive accepts within a millisecond or two
 CUT_AFTER_S: Final = 3.0  # a head that has its copies answers within its lease, a second
 PROBE_MARK: Final = 0x6E756167  # "nuag": our own look at a portal is never led elsewhere
@@ -260,25 +261,13 @@ def _to(portal: str) -> tuple[str, ...]:
 
 async def _run(*command: str, text: str = "") -> str | None:
     """Return what a tool of the kernel says, None where it fails: QEMU then waits as before."""
-    pipe = asyncio.subprocess.PIPE
-    process = None
     try:
-        async with asyncio.timeout(TOOL_TIMEOUT_S):
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=pipe if text else asyncio.subprocess.DEVNULL,
-                stdout=pipe,
-                stderr=pipe,
-            )
-            said, told = await process.communicate(text.encode() or None)
-    except (OSError, RuntimeError, TimeoutError) as error:  # RuntimeError: uvloop, its end is gone
-        log.warning("not led on", command=command[0], error=repr(error))
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        told = await run_tool(command, text=text)
+    except NuageError as error:
+        log.warning("not led on", command=command[0], error=error.message)
         return None
-    log.info("led on", command=command[0], code=process.returncode, told=told.decode()[:200])
-    return said.decode() if process.returncode == 0 else None
+    log.info("led on", command=command[0], told=told[:200])
+    return told
 
 
 async def _answers(portal: str) -> bool:

@@ -23,10 +23,10 @@ from nuage.network.trunk_wireguard import (
     new_private_key,
     probe,
     public_key_of,
-    run,
     set_up,
     tear_down,
 )
+from nuage.tool import run_tool
 
 TOOLS = ("ip", "ss", "wg", "wireguard-go", "ethtool", "ping")
 pytestmark = [
@@ -102,7 +102,7 @@ async def test_wireguard_gos_sockets_take_a_burst(sites: None) -> None:
     async with namespace("a"):
         trunk = await set_up(wish("a", keys, (TrunkDriver.WIREGUARD_GO,)), keys["a"], SystemClock())
         try:
-            told = await run(("ss", "-Huanm", "sport", "=", f":{trunk.plan.listen_port}"))
+            told = await run_tool(("ss", "-Huanm", "sport", "=", f":{trunk.plan.listen_port}"))
         finally:
             await tear_down(trunk.plan.port, trunk.plan.tunnel)
     buffers = [int(number) for number in re.findall(r"rb(\d+)", told)]
@@ -127,11 +127,11 @@ async def test_an_encrypted_trunk_carries_full_frames_and_shows_the_isp_nothing(
                 trunks[name] = await set_up(wish(name, keys, drivers), keys[name], SystemClock())
                 port = trunks[name].plan.port
                 last = "1" if name == "a" else "2"
-                await run(("ip", "addr", "add", f"10.99.0.{last}/24", "dev", port))
+                await run_tool(("ip", "addr", "add", f"10.99.0.{last}/24", "dev", port))
         assert trunks["a"].plan.driver in drivers
         async with namespace("a"):
             full = ["-M", "do", "-s", str(1390 - 28), "-p", MARK[:32], "-c", "5", "-i", "0.2"]
-            done = await run(("ping", *full, "-W", "3", "10.99.0.2"))
+            done = await run_tool(("ping", *full, "-W", "3", "10.99.0.2"))
         assert " 0% packet loss" in done
     finally:
         for name, trunk in trunks.items():
@@ -156,5 +156,5 @@ async def test_without_a_usable_driver_nothing_is_left_and_every_reason_is_told(
     async with namespace("a"):
         with pytest.raises(Unavailable, match="wireguard-kernel"):
             await set_up(wish("a", keys, (TrunkDriver.WIREGUARD_KERNEL,)), keys["a"], SystemClock())
-        links = await run(("ip", "-br", "link"))
+        links = await run_tool(("ip", "-br", "link"))
     assert "ntr5" not in links
