@@ -255,6 +255,8 @@ class _Routes:
                 upcoming = asyncio.ensure_future(anext(lines))
                 data = msgspec.json.encode(line)
                 await response.write(b"event: %s\ndata: %s\n\n" % (line.kind.encode(), data))
+        except ConnectionResetError:
+            return response  # who followed has hung up
         finally:
             upcoming.cancel()
 

@@ -27,6 +27,24 @@ async def test_a_site_where_nothing_happens_says_that_it_is_there(
         assert (await answer.content.readline()).startswith(b": ")
 
 
+async def test_a_reader_that_hangs_up_is_no_error(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(http, "EVENTS_SILENT_S", 0.01)
+    headers = {"Authorization": "Bearer admin"}
+    client = federation.clients["lyon"]
+    runner = client.server.runner
+    assert runner is not None
+    assert runner.server is not None
+    runner.server.handler_cancellation = False  # as it is but for tests
+    async with asyncio.timeout(60):
+        answer = await client.get("/v1/events", headers=headers)
+        await answer.content.readline()
+        answer.close()
+        await asyncio.sleep(0.3)  # until the site writes to nobody
+    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+
+
 @pytest.fixture
 def broken_site(tmp_path: Path) -> Iterator[str]:
     """A site that tells one event and is gone."""
