@@ -513,6 +513,7 @@ class Controller:
 
     def _on_change(self, change: Change) -> None:
         self._owners.on_change(change)
+        self.site.forget(change)
         self._reconciler.on_change(change)
         self._energy.on_change(change)
         value = None if change.after is None else change.after.value
@@ -527,6 +528,8 @@ class Controller:
             self._tasks.start(f"tidy {value.vm_id}", self._movement.tidy(value.vm_id))
         if change.kind == "vm" and change.after is None:
             self._local.agent.release_vm(VmId(change.id))
+            self._movement.forget(VmId(change.id))
+            self._guardian.released(VmId(change.id))
 
     def _announce(self, kind: str, object_id: str, what: str, text: str) -> None:
         owner = self._owners.of(kind, object_id)

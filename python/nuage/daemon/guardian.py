@@ -194,7 +194,7 @@ class Guardian:
         return True
 
     def released(self, vm_id: VmId) -> None:
-        """Hear that a VM that was deleted is nobody's any more."""
+        """Hear that a VM was deleted."""
         self._owned.discard(vm_id)
         self._begun.discard(vm_id)
 

@@ -1,7 +1,8 @@
-"""Giving up in the quorum what was deleted, so that nobody is said to own it for ever.
+"""Giving up what is kept about what was deleted: who owns it in the quorum, why a VM went where.
 
 What this site owns there, and no site has a record of any more, is gone: a VM's record goes when
-its node has told that it runs no more, a volume's erasure when its last copy is erased. So nothing
+its node has told that it runs no more, a volume's erasure when its last copy is erased. So are the
+decisions on VMs that this site took: each site that took one has its own. So nothing
 has to be remembered by whoever deletes; a controller that dies in between, or one of an earlier
 version that released nothing, leaves what the next look finds.
 
@@ -15,10 +16,12 @@ from typing import Final
 
 import structlog
 
+from nuage.catalogue.store import CHANGES_PER_WRITE_MAX
 from nuage.errors import Conflict
 from nuage.iaas.site import Site
 from nuage.ids import SiteId, VmId
 from nuage.model.infrastructure import Datacenter
+from nuage.model.placement import Decision
 from nuage.quorum.model import Ownership
 
 LOOK_EVERY_S: Final = 60.0  # it reads all owners; what is released late does no harm
@@ -28,7 +31,7 @@ log = structlog.get_logger("releases")
 
 
 class Releases:
-    """Looks for what is owned here and gone; one per controller.
+    """Looks for what is owned or was decided here and is gone; one per controller.
 
     `knows` tells whether a site's replica is whole here, `is_revoked` whether nobody listens to
     a site any more. `released` hears of each VM.
@@ -49,6 +52,7 @@ class Releases:
         self._released = released
         self._look_every_s = look_every_s
         self._missed: set[Ownership] = set()  # at the last look
+        self._pointless: dict[str, Decision] = {}  # at the last look
 
     async def watch(self) -> None:
         """Look again and again; runs for ever."""
@@ -63,29 +67,47 @@ class Releases:
         Raises:
             Unavailable, TimedOut: no majority answers; the next look finds the rest.
         """
-        site = self._site
-        owned = await site.quorum.owners_of(site.site_id)
-        missed = {each for each in owned if not self._has_record(each)}
+        owned = await self._site.quorum.owners_of(self._site.site_id)
+        missed = {each for each in owned if not self._has_record(each.kind, each.id)}
         due, self._missed = missed & self._missed, missed
-        if not due or not await self._sees_all():
+        pointless = self._decisions_on_nothing()
+        old, self._pointless = pointless.keys() & self._pointless.keys(), pointless
+        if not (due or old) or not await self._sees_all():
             return
         for each in sorted(due, key=lambda owned: (owned.kind, owned.id)):
-            try:
-                await site.quorum.release(
-                    each.kind, each.id, owner=site.site_id, expected_epoch=each.epoch
-                )
-            except Conflict as error:  # another look tells
-                log.info("not released", kind=each.kind, id=each.id, reason=error.message)
-                continue
-            log.info("released", kind=each.kind, id=each.id, epoch=each.epoch)
-            if each.kind == "vm":
-                self._released(VmId(each.id))
+            await self._release(each)
+        decisions = [pointless[vm_id] for vm_id in sorted(old)]
+        for begin in range(0, len(decisions), CHANGES_PER_WRITE_MAX):
+            await self._site.delete(*decisions[begin : begin + CHANGES_PER_WRITE_MAX])
 
-    def _has_record(self, owned: Ownership) -> bool:
-        kinds = RECORDS.get(owned.kind)
+    async def _release(self, owned: Ownership) -> None:
+        try:
+            await self._site.quorum.release(
+                owned.kind, owned.id, owner=self._site.site_id, expected_epoch=owned.epoch
+            )
+        except Conflict as error:  # another look tells
+            log.info("not released", kind=owned.kind, id=owned.id, reason=error.message)
+            return
+        log.info("released", kind=owned.kind, id=owned.id, epoch=owned.epoch)
+        if owned.kind == "vm":
+            self._released(VmId(owned.id))
+
+    def _decisions_on_nothing(self) -> dict[str, Decision]:
+        """Return this site's decisions on VMs that no site has a record of, by VM."""
+        own = (record.value for record in self._site.index.own_copies("decision"))
+        return {
+            decision.vm_id: decision
+            for decision in own
+            if isinstance(decision, Decision)
+            and not self._has_record("vm", decision.vm_id)
+            and decision.vm_id not in self._site.deciding
+        }
+
+    def _has_record(self, kind: str, object_id: str) -> bool:
+        kinds = RECORDS.get(kind)
         if kinds is None:
             return True  # of a later version, which knows what to do with it
-        return any(self._site.index.find(kind, owned.id) is not None for kind in kinds)
+        return any(self._site.index.find(each, object_id) is not None for each in kinds)
 
     async def _sees_all(self) -> bool:
         site = self._site

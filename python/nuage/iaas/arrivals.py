@@ -67,6 +67,8 @@ async def _enter_vm(site: Site, node_id: NodeId, draft: VmDraft) -> None:
         await site.save(*values, port, unique_name=True)
     finally:
         promised -= numbers
+        if not promised:
+            site.addresses_promised.pop(port.segment_id, None)
 
 
 def _attached(site: Site, volume_id: VolumeId, vm_id: VmId) -> Volume:

@@ -2,7 +2,9 @@
 
 A copy that is in no wish is kept. What shall go stands in an `Erasure`, which the home enters along
 with the deletion and which travels with the feeds. Each node named in it erases its copy and
-reports so; its site tells the home, which strikes it out. The record is gone with the last one.
+reports so; its site tells the home, which strikes it out. The record is gone with the last one,
+and with the last record of a volume that was deleted: a former home has one until it hears where
+the volume went, and would else take it for the truth, with copies that are gone.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from nuage.catalogue.codec import id_of, kind_of
 from nuage.catalogue.store import ABSENT, Delete, Put
-from nuage.errors import Conflict
+from nuage.errors import Conflict, NotFound
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, VolumeId
@@ -124,9 +126,31 @@ async def _strike_out(site: Site, done: CopyErased) -> None:
     if len(left) == len(erasure.places):
         return
     site.announce("volume", done.volume_id, "erased", f"{erasure.name}: erased on {done.node_id}")
-    if left:
-        await site.save(replace(erasure, places=left))
+    struck = replace(erasure, places=left)
+    if left or _is_known(site.index, struck):
+        await site.save(struck)
     else:
+        await _end(site, struck)
+
+
+async def end_done(site: Site) -> None:
+    """End this site's erasures that waited only for a former home to forget the volume."""
+    for record in list(site.index.records("erasure")):
+        erasure = record.value
+        if record.home != site.site_id or not isinstance(erasure, Erasure) or erasure.places:
+            continue
+        if not _is_known(site.index, erasure):
+            await _end(site, erasure)
+
+
+def _is_known(index: FederationIndex, erasure: Erasure) -> bool:
+    return erasure.is_deleted and index.find("volume", erasure.volume_id) is not None
+
+
+async def _end(site: Site, erasure: Erasure) -> None:
+    try:
         await site.delete(erasure)
-        told = "no copy is left" if erasure.is_deleted else "what was to be erased is erased"
-        site.announce("volume", done.volume_id, "gone", f"{erasure.name}: {told}")
+    except NotFound:
+        return  # by somebody else, just now: a node says that it has erased until that was heard
+    told = "no copy is left" if erasure.is_deleted else "what was to be erased is erased"
+    site.announce("volume", erasure.volume_id, "gone", f"{erasure.name}: {told}")

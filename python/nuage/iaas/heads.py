@@ -20,7 +20,7 @@ import structlog
 from nuage.errors import Conflict, NoCandidate, NuageError
 from nuage.iaas.disks import note_report
 from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
-from nuage.iaas.erasure import erasure_of, is_gone
+from nuage.iaas.erasure import end_done, erasure_of, is_gone
 from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
 from nuage.iaas.keys import UNREADABLE
 from nuage.iaas.site import Site
@@ -188,18 +188,27 @@ class HeadKeeper:
             moved = replace(volume, head=place.node_id, epoch=next_local(volume.epoch))
             await site.save(moved)
         else:
-            epoch = await self._hand_over(volume, place.site_id)
-            moved = replace(volume, head=place.node_id, epoch=epoch)
-            await site.others.ask(
-                place.site_id,
-                TAKE_HEAD_METHOD,
-                TakeHead(volume=moved),
-                type(None),
-                timeout_s=ASK_TIMEOUT_S,
-            )
+            moved = await self._give(volume, place)
             self._claimed.discard(volume.volume_id)
         text = f"{volume.name}: head opens on {place.node_id} ({reason})"
         site.announce("volume", volume.volume_id, "head-moved", text)
+        return moved
+
+    async def _give(self, volume: Volume, place: ReplicaPlace) -> Volume:
+        """Have the site of `place` be the home of a volume; nobody changes its record meanwhile."""
+        site = self._site
+        site.handed_over[volume.volume_id] = 0
+        try:
+            epoch = await self._hand_over(volume, place.site_id)
+            moved = replace(volume, head=place.node_id, epoch=epoch)
+            asked = TakeHead(volume=moved)
+            await site.others.ask(
+                place.site_id, TAKE_HEAD_METHOD, asked, type(None), timeout_s=ASK_TIMEOUT_S
+            )
+        except BaseException:
+            site.handed_over.pop(volume.volume_id, None)
+            raise
+        site.hand_over(volume.volume_id, moved.epoch)
         return moved
 
     async def _hand_over(self, volume: Volume, target: SiteId) -> int:
@@ -430,7 +439,7 @@ class HeadKeeper:
             )
             leaves = volume.head in volume.leaving or self._is_draining(volume.head)
             reason = "its copy leaves" if leaves else "near its VM"
-            moved = await self.open_at(volume, place, reason)
+            moved = await self.open_at(self._unmoved(volume), place, reason)
         except NuageError:
             back = replace(ask, reopen=True)
             await site.nodes.ask(
@@ -440,6 +449,20 @@ class HeadKeeper:
         took_ms = (site.clock.monotonic_s() - begun_s) * 1000
         log.info("head handed over", volume=volume.volume_id, took_ms=round(took_ms))
         return moved
+
+    def _unmoved(self, volume: Volume) -> Volume:
+        """Return a volume as it is now, which somebody may have deleted or changed meanwhile.
+
+        Raises:
+            Conflict: it is gone, or its head is opened anew already.
+        """
+        known = self._site.index.find("volume", volume.volume_id)
+        is_own = known is not None and known.home == self._site.site_id
+        if known is None or not is_own or not isinstance(known.value, Volume):
+            raise Conflict(f"volume {volume.name} is not here any more")
+        if known.value.epoch != volume.epoch or is_gone(self._site.index, known.value):
+            raise Conflict(f"volume {volume.name} has changed meanwhile", hint="ask again")
+        return known.value
 
     async def add_copy(self, volume: Volume, iaas: Iaas, *, node_id: NodeId | None = None) -> None:
         """Begin another copy, where the contract allows; the head includes it once it is there.
@@ -536,11 +559,21 @@ class HeadKeeper:
             if held is not None and held.owner == shown.home:
                 await site.delete(record.value)
         own = self.own()
-        known = {volume.volume_id for volume in own}
-        self._left_out_s = {k: since_s for k, since_s in self._left_out_s.items() if k[0] in known}
+        self._forget_all_but({volume.volume_id: volume.epoch for volume in own})
         for volume in own:
             if is_gone(site.index, volume):
                 await site.delete(volume)
+        await end_done(site)
+
+    def _forget_all_but(self, epochs: dict[VolumeId, int]) -> None:
+        """Keep what is remembered of these volumes, of their copies since these epochs."""
+        self._left_out_s = {k: since_s for k, since_s in self._left_out_s.items() if k[0] in epochs}
+        for key in [k for k in self._copies if k[0] not in epochs or k[1] < epochs[k[0]]]:
+            del self._copies[key]
+        for times_s in (self._moved_s, self._rest_until_s):
+            for volume_id in [gone for gone in times_s if gone not in epochs]:
+                del times_s[volume_id]
+        self._claimed &= epochs.keys()
 
 
 def _less_is_left_out(known: object, asked: Volume) -> bool:

@@ -5,7 +5,6 @@ can move (`vm`, `volume`) several homes may hold a record for a while: the highe
 truth and hides the rest until they are gone.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -72,14 +71,15 @@ class FederationIndex:
         self._nodes_version = -1
         self._copies: dict[tuple[str, str], dict[SiteId, Record]] = {}
         self._visible: dict[str, dict[str, Record]] = {kind: {} for kind in KINDS}
-        self._names: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._contested: set[tuple[str, str]] = set()  # what several sites have a record of
-        self._by_node: dict[tuple[str, NodeId], set[str]] = defaultdict(set)
-        self._by_iaas: dict[tuple[str, IaasId], set[str]] = defaultdict(set)
-        self._templates: dict[IaasId, set[VolumeId]] = defaultdict(set)
-        self._usage: dict[IaasId, Usage] = defaultdict(Usage)
-        self._vm_nodes: dict[IaasId, dict[NodeId, int]] = defaultdict(dict)
-        self._addresses: dict[SegmentId, dict[int, int]] = defaultdict(dict)
+        # From here on: no entry is left of what is gone. A controller runs for years.
+        self._names: dict[tuple[str, str, str], set[str]] = {}
+        self._by_node: dict[tuple[str, NodeId], set[str]] = {}
+        self._by_iaas: dict[tuple[str, IaasId], set[str]] = {}
+        self._templates: dict[IaasId, set[VolumeId]] = {}
+        self._usage: dict[IaasId, Usage] = {}
+        self._vm_nodes: dict[IaasId, dict[NodeId, int]] = {}
+        self._addresses: dict[SegmentId, dict[int, int]] = {}
 
     # Feeding ---------------------------------------------------------------------------------
 
@@ -142,47 +142,52 @@ class FederationIndex:
         if type(value) in COUNTED:
             self._count(value, 1)
         for node_id in nodes_of(value):
-            self._by_node[record.kind, node_id].add(record.id)
+            _enter(self._by_node, (record.kind, node_id), record.id)
         iaas_id = iaas_of(value)
         if iaas_id is not None:
-            self._by_iaas[record.kind, iaas_id].add(record.id)
+            _enter(self._by_iaas, (record.kind, iaas_id), record.id)
         name = name_of(value)
         if name:
-            self._names[record.kind, iaas_id or "", name].add(record.id)
+            _enter(self._names, (record.kind, iaas_id or "", name), record.id)
 
     def _unlink(self, record: Record) -> None:
         value = record.value
         if type(value) in COUNTED:
             self._count(value, -1)
         for node_id in nodes_of(value):
-            self._by_node[record.kind, node_id].discard(record.id)
+            _leave(self._by_node, (record.kind, node_id), record.id)
         iaas_id = iaas_of(value)
         if iaas_id is not None:
-            self._by_iaas[record.kind, iaas_id].discard(record.id)
+            _leave(self._by_iaas, (record.kind, iaas_id), record.id)
         name = name_of(value)
         if name:
-            self._names[record.kind, iaas_id or "", name].discard(record.id)
+            _leave(self._names, (record.kind, iaas_id or "", name), record.id)
 
     def _count(self, value: Noun, sign: int) -> None:
         match value:
             case Vm():
-                self._usage[value.iaas_id].add(value, sign)
+                self._use(value.iaas_id, value, sign)
                 for node_id in (value.node_id, value.migrating_to):
                     if node_id is not None:
-                        _tally(self._vm_nodes[value.iaas_id], node_id, sign)
+                        _tally(self._vm_nodes, value.iaas_id, node_id, sign)
             case Volume():
-                self._usage[value.iaas_id].add(value, sign)
+                self._use(value.iaas_id, value, sign)
                 if value.is_template:
-                    templates = self._templates[value.iaas_id]
-                    (templates.add if sign > 0 else templates.discard)(value.volume_id)
+                    change = _enter if sign > 0 else _leave
+                    change(self._templates, value.iaas_id, value.volume_id)
             case PublicAddress():
-                self._usage[value.iaas_id].add(value, sign)
+                self._use(value.iaas_id, value, sign)
             case Port():
-                holders = self._addresses[value.segment_id]
                 for address in value.addresses:
-                    _tally(holders, host_number(address), sign)
+                    _tally(self._addresses, value.segment_id, host_number(address), sign)
             case _:
                 pass
+
+    def _use(self, iaas_id: IaasId, value: Noun, sign: int) -> None:
+        usage = self._usage.setdefault(iaas_id, Usage())
+        usage.add(value, sign)
+        if usage == Usage():
+            del self._usage[iaas_id]
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -220,7 +225,7 @@ class FederationIndex:
         """Return what an IaaS has of one kind, in order of id."""
         kind = KIND_OF[cls]
         shown = self._visible[kind]
-        return [cast(N, shown[key].value) for key in sorted(self._by_iaas[kind, iaas_id])]
+        return [cast(N, shown[key].value) for key in sorted(self._by_iaas.get((kind, iaas_id), ()))]
 
     def has_any(self, cls: type[Noun], iaas_id: IaasId) -> bool:
         """Tell whether an IaaS has something of one kind."""
@@ -247,7 +252,7 @@ class FederationIndex:
         """Return what a node runs, serves or keeps of one kind, in order of id."""
         kind = KIND_OF[cls]
         shown = self._visible[kind]
-        return [cast(N, shown[key].value) for key in sorted(self._by_node[kind, node_id])]
+        return [cast(N, shown[key].value) for key in sorted(self._by_node.get((kind, node_id), ()))]
 
     def ports_of(self, vm: Vm) -> list[Port]:
         """Return the ports of a VM that are known."""
@@ -256,15 +261,15 @@ class FederationIndex:
 
     def usage(self, iaas_id: IaasId) -> Usage:
         """Return what an IaaS uses over the federation, as far as this site knows."""
-        return self._usage[iaas_id]
+        return self._usage.get(iaas_id, Usage())
 
     def vm_nodes(self, iaas_id: IaasId) -> Collection[NodeId]:
         """Return the nodes that run VMs of an IaaS or to which some are on their way."""
-        return self._vm_nodes[iaas_id].keys()
+        return self._vm_nodes.get(iaas_id, {}).keys()
 
     def addresses(self, segment_id: SegmentId) -> Collection[int]:
         """Return the addresses that ports of a segment hold, as numbers."""
-        return self._addresses[segment_id].keys()
+        return self._addresses.get(segment_id, {}).keys()
 
     def is_shredded(self, iaas_id: IaasId) -> bool:
         """Tell whether the data key of an IaaS was destroyed, for good."""
@@ -323,8 +328,8 @@ class FederationIndex:
     def _not_found(self, kind: str, name: str, iaas_id: IaasId | None) -> NuageError:
         known = sorted(
             other
-            for (of_kind, of_iaas, other), ids in self._names.items()
-            if ids and of_kind == kind and of_iaas == (iaas_id or "") and "." not in other
+            for of_kind, of_iaas, other in self._names
+            if of_kind == kind and of_iaas == (iaas_id or "") and "." not in other
         )  # a name with a dot is our own: a template's
         hint = f"there is {', '.join(known[:8])}" if known else f"there is no {kind} yet"
         return NotFound(kind, name, hint=hint)
@@ -339,12 +344,31 @@ class FederationIndex:
 
 
 K = TypeVar("K")
+M = TypeVar("M")
 
 
-def _tally(counts: dict[K, int], key: K, sign: int) -> None:
-    counts[key] = counts.get(key, 0) + sign
-    if not counts[key]:
-        del counts[key]
+def _enter(members: dict[K, set[M]], key: K, member: M) -> None:
+    known = members.get(key)
+    if known is None:
+        members[key] = {member}
+    else:
+        known.add(member)
+
+
+def _leave(members: dict[K, set[M]], key: K, member: M) -> None:
+    known = members[key]
+    known.discard(member)
+    if not known:
+        del members[key]
+
+
+def _tally(counts_of: dict[K, dict[M, int]], key: K, member: M, sign: int) -> None:
+    counts = counts_of.setdefault(key, {})
+    counts[member] = counts.get(member, 0) + sign
+    if not counts[member]:
+        del counts[member]
+        if not counts:
+            del counts_of[key]
 
 
 def nodes_of(value: Noun) -> tuple[NodeId, ...]:

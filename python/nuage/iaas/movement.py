@@ -117,7 +117,7 @@ class Movement:
         self._site = site
         self._granted: dict[VmId, int] = {}  # to the target epoch that it may go under
         self._taken_back: dict[VmId, _TakenBack] = {}
-        self._told: set[tuple[VmId, float]] = set()
+        self._told: dict[VmId, float] = {}  # of its last move: how long it paused
 
     def leave(self, vm_id: VmId) -> Leave:
         """Tell whether the source may send the VM away, and hand it over."""
@@ -149,7 +149,7 @@ class Movement:
         if target != site.site_id:
             await self._promise(vm_id, target, quorum_part(migration.source_epoch))
         self._granted[vm_id] = migration.target_epoch
-        self._told = {told for told in self._told if told[0] != vm_id}
+        self._told.pop(vm_id, None)
         return True
 
     async def _promise(self, vm_id: VmId, heir: SiteId, epoch: int) -> None:
@@ -472,9 +472,9 @@ class Movement:
         """Tell once how long the guest paused, by QEMU's own figure."""
         site = self._site
         vm = site.index.find_value(Vm, vm_id)
-        if vm is None or (vm_id, downtime_ms) in self._told:
+        if vm is None or self._told.get(vm_id) == downtime_ms:
             return
-        self._told.add((vm_id, downtime_ms))
+        self._told[vm_id] = downtime_ms
         site.announce(
             "vm", vm_id, "migrated", f"{vm.name} was handed over, paused {downtime_ms:g} ms"
         )
@@ -506,6 +506,12 @@ class Movement:
         vm = self._site.index.find_value(Vm, vm_id)
         if vm is not None and self.has_left(vm_id):
             await self._forget(vm)
+
+    def forget(self, vm_id: VmId) -> None:
+        """Let go of what is remembered of the moves of a VM that is no more."""
+        self._granted.pop(vm_id, None)
+        self._taken_back.pop(vm_id, None)
+        self._told.pop(vm_id, None)
 
     async def _forget(self, vm: Vm) -> None:
         """Delete this site's records of a VM that is another's, and of its ports."""

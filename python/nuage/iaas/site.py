@@ -17,11 +17,12 @@ from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
 from nuage.clock import Clock
 from nuage.errors import Conflict, Unavailable
 from nuage.facility.ports import BootDevice, PowerOrder, PowerState
-from nuage.iaas.index import Change, FederationIndex
+from nuage.iaas.index import Change, FederationIndex, name_of
 from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract
 from nuage.model.desired import ChapWish, HeadReport, IonodeReport
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
+from nuage.model.iaas import IaasKey
 from nuage.model.infrastructure import Node
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import Noun, Record
@@ -245,7 +246,9 @@ class Site:
     volume logs in. `is_revoked` tells whether a datacenter is believed no more.
     `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
     `drops_told` the last day (since 1970) on which a volume's early loss of history was announced,
-    `waits_told` for which copies a volume's writes were last said to wait.
+    `waits_told` for which copies a volume's writes were last said to wait. `handed_over` has the
+    volumes that go to another home, and their epoch there (0: not known yet): what is written of
+    them here before that home's record has come would be lost.
     """
 
     site_id: SiteId
@@ -278,6 +281,7 @@ class Site:
     ionodes_seen: dict[NodeId, IonodeReport] = field(default_factory=dict)
     drops_told: dict[VolumeId, int] = field(default_factory=dict)
     waits_told: dict[VolumeId, tuple[NodeId, ...]] = field(default_factory=dict)
+    handed_over: dict[VolumeId, int] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.
@@ -328,7 +332,13 @@ class Site:
         await self.commit([Delete(kind=kind_of(value), id=id_of(value)) for value in values])
 
     async def commit(self, changes: Sequence[Put | Delete]) -> tuple[Record, ...]:
-        """Commit several puts and deletes as one unit and show them in the index."""
+        """Commit several puts and deletes as one unit and show them in the index.
+
+        Raises:
+            Conflict: a volume among them is on its way to another home, or as in `save`.
+        """
+        for change in changes:
+            self._require_kept(change)
         records = await self.catalogue.write(changes)
         for record in records:
             self.on_change(self.index.put(record))
@@ -336,3 +346,44 @@ class Site:
             if isinstance(change, Delete):
                 self.on_change(self.index.remove(change.kind, change.id, self.site_id))
         return records
+
+    def _require_kept(self, change: Put | Delete) -> None:
+        if not self.handed_over:
+            return
+        if isinstance(change, Put):
+            volume_id = change.value.volume_id if isinstance(change.value, Volume) else None
+        else:
+            volume_id = VolumeId(change.id) if change.kind == "volume" else None
+        record = None if volume_id is None else self.index.find("volume", volume_id)
+        if record is None or volume_id not in self.handed_over or record.home != self.site_id:
+            return
+        raise Conflict(
+            f"the head of volume {name_of(record.value)} goes to another site just now",
+            hint="ask again in a second",
+        )
+
+    def hand_over(self, volume_id: VolumeId, epoch: int) -> None:
+        """Note that a volume is another home's from `epoch` on."""
+        record = self.index.find("volume", volume_id)
+        if record is not None and record.epoch < epoch:
+            self.handed_over[volume_id] = epoch
+        else:
+            self.handed_over.pop(volume_id, None)
+
+    def forget(self, change: Change) -> None:
+        """Let go of what is remembered of what no site knows any more, or has gone elsewhere."""
+        if change.kind == "volume" and change.id in self.handed_over:
+            epoch = self.handed_over[VolumeId(change.id)]
+            if change.after is None or 0 < epoch <= change.after.epoch:
+                del self.handed_over[VolumeId(change.id)]
+        if change.before is None or change.after is not None:
+            return
+        match change.before.value:
+            case Volume(volume_id=volume_id):
+                self.heads_seen.pop(volume_id, None)
+                self.drops_told.pop(volume_id, None)
+                self.waits_told.pop(volume_id, None)
+            case IaasKey(iaas_id=iaas_id):
+                self.keyring.forget(iaas_id)
+            case _:
+                pass

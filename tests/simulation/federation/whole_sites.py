@@ -509,12 +509,15 @@ class SimSite:
 
     def on_change(self, change: Change) -> None:
         self.world.saw(self, change)
+        self.site.forget(change)
         self.reconciler.on_change(change)
         value = None if change.after is None else change.after.value
         if isinstance(value, Vm) and self.movement.has_left(value.vm_id):
             self.tasks.start("tidy", self.movement.tidy(value.vm_id))
         if change.kind == "vm" and change.after is None:
             self.agent.release_vm(VmId(change.id))
+            self.movement.forget(VmId(change.id))
+            self.guardian.released(VmId(change.id))
 
     def _show(self, record: Record) -> None:
         self.on_change(self.index.put(record))

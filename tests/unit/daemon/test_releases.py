@@ -6,11 +6,13 @@ import pytest
 from tests.unit.daemon.test_energy_keeper import HandClock
 from tests.unit.iaas.iaas_makers import datacenter, record, vm, volume
 
+from nuage.catalogue.store import CHANGES_PER_WRITE_MAX
 from nuage.daemon.releases import FRESH_S, Releases
 from nuage.errors import Unavailable
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
-from nuage.ids import IaasId, NodeId, SiteId, VmId, VolumeId
+from nuage.ids import IaasId, NodeId, RequestId, SiteId, VmId, VolumeId
+from nuage.model.placement import Decision
 from nuage.model.record import Noun
 from nuage.model.status import Migration
 from nuage.model.volume import Erasure, ReplicaPlace
@@ -35,9 +37,9 @@ class Room:
         self.whole = {LYON}
         self.revoked: set[SiteId] = set()
         self.released: list[VmId] = []
-        seen = SimpleSite(self.index, self.quorum, clock, lambda _site: self.age_s)
+        self.site = SimpleSite(self.index, self.quorum, clock, lambda _site: self.age_s)
         self.releases = Releases(
-            cast(Site, seen),
+            cast(Site, self.site),
             knows=lambda site_id: site_id in self.whole,
             is_revoked=lambda site_id: site_id in self.revoked,
             released=self.released.append,
@@ -64,6 +66,14 @@ class SimpleSite:
     def __init__(self, index: FederationIndex, quorum: Any, clock: HandClock, age_of: Any) -> None:
         self.site_id, self.index, self.quorum, self.clock = MARNE, index, quorum, clock
         self.age_of = age_of
+        self.deciding: set[VmId] = set()
+        self.units: list[int] = []  # how many records were deleted at once
+
+    async def delete(self, *values: Noun) -> None:
+        self.units.append(len(values))
+        for value in values:
+            assert isinstance(value, Decision)
+            self.index.remove("decision", value.vm_id, MARNE)
 
 
 async def test_what_is_deleted_is_released_at_the_second_look_and_its_epoch_stays() -> None:
@@ -149,3 +159,51 @@ async def test_what_has_gone_to_another_site_meanwhile_is_left_to_it() -> None:
     )  # fmt: skip
     assert await room.look(2) == set()
     assert await room.quorum.owner("vm", VM) == Ownership(kind="vm", id=VM, owner=LYON, epoch=2)
+
+
+def decision(number: int) -> Decision:
+    return Decision(
+        request_id=RequestId(f"req-{number}"), vm_id=VmId(f"vm-{number}"), policy="power",
+        decided_s=0.0, asked_sites=(LYON,), silent_sites=(), ranked=(), refusals=(),
+        elected=NodeId("lyon-v1"), elected_site=LYON,
+    )  # fmt: skip
+
+
+def decided(room: Room) -> set[str]:
+    return {record.id for record in room.index.own_copies("decision")}
+
+
+async def test_decisions_on_vms_that_are_gone_go_at_the_second_look() -> None:
+    """This site's own, also where another site's later one hides it."""
+    room = Room()
+    await room.own()
+    room.has(vm(1, site="marne", epoch=1))
+    for number in (1, 2, 3, 4):
+        room.has(decision(number))
+    room.has(decision(2), home="lyon", epoch=7)
+    room.site.deciding.add(VmId("vm-4"))
+    await room.look(1)
+    assert decided(room) == {"vm-1", "vm-2", "vm-3", "vm-4"}
+    await room.look(1)
+    assert decided(room) == {"vm-1", "vm-4"}
+    assert room.index.find("decision", "vm-2") is not None  # lyon's, which lyon deletes
+
+
+async def test_no_decision_goes_while_a_site_is_not_seen() -> None:
+    """It may have the VM."""
+    room = Room()
+    await room.quorum.renew_site_lease("a")
+    room.has(decision(2))
+    room.age_s = FRESH_S + 1.0
+    await room.look(3)
+    assert decided(room) == {"vm-2"}
+
+
+async def test_what_earlier_versions_left_is_deleted_by_and_by() -> None:
+    room = Room()
+    await room.quorum.renew_site_lease("a")
+    for number in range(CHANGES_PER_WRITE_MAX + 3):
+        room.has(decision(number))
+    await room.look(2)
+    assert room.site.units == [CHANGES_PER_WRITE_MAX, 3]
+    assert decided(room) == set()
