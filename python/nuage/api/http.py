@@ -28,6 +28,7 @@ from nuage.iaas.site import Site
 from nuage.ids import new_id
 from nuage.model.console import SCROLLBACK_BYTES
 from nuage.trust.permissions import Scope
+from nuage.trust.tokens import TOKEN_CHARS_MAX
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -38,6 +39,7 @@ BODY_BYTES_MAX: Final = (
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 UPLOAD_CHUNK_BYTES: Final = 256 * 1024
 EVENTS_LAST_MAX: Final = 1000
+FIELD_BYTES_MAX: Final = TOKEN_CHARS_MAX + 1024  # of a header: a token, and the words around it
 EVENTS_SILENT_S: Final = 15.0  # then who follows is told that there is nothing new, but a site
 
 
@@ -100,6 +102,11 @@ class Doors:
     audit: AuditFiles
     metrics: Callable[[], bytes]
     answered: Answered = field(default=lambda _operation, _outcome, _took_s: None)
+
+
+def runner_of(application: web.Application) -> web.AppRunner:
+    """Return what serves an application: a request may carry the longest token there is."""
+    return web.AppRunner(application, access_log=None, max_field_size=FIELD_BYTES_MAX)
 
 
 def build_application(doors_: Doors) -> web.Application:

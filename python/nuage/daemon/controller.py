@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 from nuage.api.consoles import Consoles
 from nuage.api.dispatch import OPERATION_METHOD, Carried, Dispatcher
 from nuage.api.events import Announcement, EventRing, Owners
-from nuage.api.http import Doors, build_application
+from nuage.api.http import Doors, build_application, runner_of
 from nuage.catalogue.follow import FeedFollower
 from nuage.channel import ChannelServer, Handlers, Peer, current_request_id, parse_address
 from nuage.clock import Clock, SystemClock
@@ -686,7 +686,7 @@ class Controller:
                 answered=self._metrics.answered,
             )
         )
-        runner = web.AppRunner(application, access_log=None)
+        runner = runner_of(application)
         await runner.setup()
         self._closers.append(runner.cleanup)
         for listen in self._configuration.api_listen:

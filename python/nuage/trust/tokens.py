@@ -20,7 +20,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nuage.errors import InvalidRequest, Unauthenticated
+from nuage.errors import Conflict, InvalidRequest, Unauthenticated
 from nuage.ids import FederationId, SiteId, UserId
 from nuage.model.identity import Grant, User
 from nuage.trust.book import PublishedKey, key_id_of
@@ -109,6 +109,7 @@ class TokenIssuer:
         Raises:
             Unauthenticated: the user is disabled.
             InvalidRequest: the life is longer than a token may have.
+            Conflict: the user has more roles than a token carries.
         """
         if user.disabled:
             raise Unauthenticated(f"user {user.name!r} is disabled")
@@ -127,7 +128,14 @@ class TokenIssuer:
             grants=_narrowed(user.grants, scope),
         )
         payload = _claims_encoder.encode(claims)
-        return f"{PREFIX}.{b64(payload)}.{b64(key.sign(CONTEXT + payload))}"
+        token = f"{PREFIX}.{b64(payload)}.{b64(key.sign(CONTEXT + payload))}"
+        if len(token) > TOKEN_CHARS_MAX:
+            raise Conflict(
+                f"{user.name} has {len(claims.grants)} roles, more than a token can carry",
+                hint="take those of no use any more, as of IaaSes that were taken down: "
+                f"`nuage user grant {user.name} ROLE@SCOPE --take`",
+            )
+        return token
 
 
 class TokenChecker:

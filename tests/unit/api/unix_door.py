@@ -8,12 +8,14 @@ from pathlib import Path
 
 from aiohttp import web
 
+from nuage.api.http import runner_of
+
 
 @contextmanager
 def unix_door(app: web.Application, folder: Path) -> Iterator[str]:
     """Serve `app` at a socket in `folder`; give its address as a `Client` takes it."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(app)
+    runner = runner_of(app)
     path = str(folder / "api.sock")
 
     async def open_door() -> None:

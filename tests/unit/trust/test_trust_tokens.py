@@ -3,7 +3,7 @@
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nuage.errors import CorruptData, InvalidRequest, Unauthenticated
+from nuage.errors import Conflict, CorruptData, InvalidRequest, Unauthenticated
 from nuage.ids import FederationId, SiteId, UserId
 from nuage.model.identity import Grant, Role, User
 from nuage.trust.book import PublishedKey, key_id_of
@@ -148,3 +148,15 @@ def test_a_failed_log_in_does_not_say_why() -> None:
             require_log_in(user, tried)
         messages.add(refused.value.message)
     assert len(messages) == 1
+
+
+def roles(count: int) -> User:
+    grants = tuple(Grant(Role.IAAS_ADMIN, f"iaas-{number:016x}") for number in range(count))
+    return User(user_id=UserId("user-1"), name="ada", grants=grants)
+
+
+def test_a_token_carries_hundreds_of_roles_and_no_more_than_any_site_takes() -> None:
+    many = roles(250)
+    assert len(checker(KnownUser(many)).check(token(many), now_s=NOW_S).grants) == 250
+    with pytest.raises(Conflict, match="ada has 400 roles"):
+        token(roles(400))
