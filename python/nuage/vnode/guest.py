@@ -284,11 +284,9 @@ class Guest:
             return client
 
     def complaint(self) -> str:
-        """Return the last lines that QEMU wrote to its log."""
+        """Return what QEMU complained of last in its log."""
         path = self.folder / "qemu.log"
-        if not path.exists():
-            return ""
-        return path.read_text(errors="replace").strip()[-COMPLAINT_CHARS_MAX:]
+        return complaint_in(path.read_text(errors="replace")) if path.exists() else ""
 
     async def observe(self) -> GuestSeen:
         """Return what the guest does now, or did when its monitor spoke last; never raises."""
@@ -402,3 +400,8 @@ def parse_migration(answer: Mapping[str, Json]) -> MigrationSeen:
         downtime_ms=_number(answer.get("downtime")),
         failure=failure if isinstance(failure, str) else "",
     )
+
+
+def complaint_in(log: str) -> str:
+    """Return the last complaint of QEMU's log, without the argument of ours that it repeats."""
+    return log.strip().rpartition("}: ")[2][-COMPLAINT_CHARS_MAX:]
