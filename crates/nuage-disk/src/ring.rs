@@ -14,6 +14,10 @@ use crate::threads::Reading;
 /// Operations in the ring at once; more wait here. The completion queue holds twice as many, so it
 /// never overflows: what the kernel sets aside then is given out only to one who enters again.
 const RING_ENTRIES: u32 = 256;
+/// A piece of as many bytes is copied from the page cache by a worker of the kernel's while another one is under way:
+/// several large reads take several processors. One alone is copied by whoever asks, and so are smaller ones: waking
+/// a worker would cost them more than it gains.
+const LARGE_PIECE_BYTES: usize = 512 * 1024;
 /// User data of the poll on the threads' bell; tokens of the engine start at 1.
 const BELL_TOKEN: u64 = 0;
 
@@ -24,6 +28,7 @@ struct InFlight {
     done: usize,
     wanted: usize,
     entries: usize,
+    large_pieces: usize,
     failed: Option<DiskError>,
     /// The sync behind a write that was short, or failed, was not done.
     canceled: bool,
@@ -92,6 +97,8 @@ pub(crate) struct Ring {
     waiting: VecDeque<Waiting>,
     /// Entries handed to the ring whose completion has not been taken.
     in_ring: u32,
+    /// Those of reads that have not ended.
+    large_pieces: usize,
     bell: RawFd,
     bell_armed: bool,
 }
@@ -108,6 +115,7 @@ impl Ring {
             in_flight: HashMap::new(),
             waiting: VecDeque::new(),
             in_ring: 0,
+            large_pieces: 0,
             bell,
             bell_armed: false,
         };
@@ -139,14 +147,22 @@ impl Ring {
             name,
         } = reading;
         let start = buffer.as_mut_ptr();
+        let mut large_pieces = 0;
         for (fd, piece) in &runs {
             // SAFETY: the piece lies in the buffer's capacity, so this points into it.
             let target = unsafe { start.add(piece.at) };
             let length = u32::try_from(piece.length).unwrap_or(u32::MAX);
-            let entry = opcode::Read::new(types::Fd(*fd), target, length)
+            let mut entry = opcode::Read::new(types::Fd(*fd), target, length)
                 .offset(piece.offset)
                 .build()
                 .user_data(token);
+            if piece.length >= LARGE_PIECE_BYTES {
+                if self.large_pieces > 0 {
+                    entry = entry.flags(squeue::Flags::ASYNC);
+                }
+                large_pieces += 1;
+                self.large_pieces += 1;
+            }
             self.waiting.push_back(entry.into());
         }
         let flight = InFlight {
@@ -155,6 +171,7 @@ impl Ring {
             done: 0,
             wanted: runs.iter().map(|(_, piece)| piece.length).sum(),
             entries: runs.len(),
+            large_pieces,
             failed: None,
             canceled: false,
             buffer,
@@ -199,6 +216,7 @@ impl Ring {
             done: 0,
             wanted: buffers.iter().map(|buffer| buffer.len()).sum(),
             entries: 2,
+            large_pieces: 0,
             failed: None,
             canceled: false,
             buffer: Vec::new(),
@@ -262,6 +280,7 @@ impl Ring {
             if flight.entries == 0
                 && let Some(flight) = self.in_flight.remove(&token)
             {
+                self.large_pieces -= flight.large_pieces;
                 let outcome = flight.outcome();
                 results.push(DiskResult { token, outcome });
             }

@@ -10,6 +10,8 @@ use nuage_disk::{FileDisk, Method};
 use nuage_journal::{BLOCK_BYTES, Disk, DiskError, DiskOperation, FileId, Piece};
 
 const BLOCKS: usize = 64;
+/// As long as several take several processors.
+const LARGE_BYTES: usize = 1 << 20;
 /// Well over the entries of the ring and of its completion queue.
 const OPERATIONS: u64 = 5_000;
 
@@ -147,6 +149,60 @@ fn pieces_fill_one_buffer_by_the_ring() {
 #[test]
 fn pieces_fill_one_buffer_by_threads() {
     pieces_fill_one_buffer(Method::Threads);
+}
+
+/// Workers that the kernel has made for this thread's rings.
+fn worker_count() -> usize {
+    // SAFETY: no memory is handed over.
+    let name = format!("iou-wrk-{}", unsafe { libc::gettid() });
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let names =
+        threads.filter_map(|thread| std::fs::read(thread.unwrap().path().join("comm")).ok());
+    names
+        .filter(|found| found.trim_ascii() == name.as_bytes())
+        .count()
+}
+
+#[test]
+fn large_reads_at_once_take_workers_and_one_alone_takes_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..=250).cycle().take(LARGE_BYTES).collect();
+    std::fs::write(folder.path().join("large"), &bytes).unwrap();
+    let mut disk = FileDisk::open(folder.path(), Method::Best).unwrap();
+    if !disk.has_ring() {
+        return; // the threads of the disk's own are several
+    }
+    let file = disk.open_now("large").unwrap();
+    let read = |length| DiskOperation::Read {
+        pieces: vec![Piece {
+            file,
+            offset: 0,
+            length,
+            at: 0,
+        }],
+        buffer: Vec::with_capacity(length),
+    };
+    // One past the file's end fails, and is over as well.
+    disk.submit(1, read(2 * LARGE_BYTES));
+    assert!(one_result(&mut disk).is_err());
+    for token in 2..=3 {
+        disk.submit(token, read(LARGE_BYTES));
+        assert_eq!(one_result(&mut disk).unwrap(), bytes);
+    }
+    assert_eq!(worker_count(), 0);
+    for token in 4..=7 {
+        disk.submit(token, read(LARGE_BYTES));
+    }
+    let mut results = Vec::new();
+    disk.poll(&mut results);
+    while results.len() < 4 {
+        support::wait(&disk);
+        disk.poll(&mut results);
+    }
+    assert_ne!(worker_count(), 0);
+    for result in results {
+        assert_eq!(result.outcome.unwrap(), bytes);
+    }
 }
 
 #[test]
