@@ -206,6 +206,9 @@ def _told_of(volume: Volume, time_s: float | None, mark: str) -> Iterator[None]:
     try:
         yield
     except NotFound as error:
+        if not error.message.startswith("no mark"):
+            told = f"the head of {volume.name} is being opened: it tells nothing of the past yet"
+            raise Conflict(told, hint="ask again in a second") from error
         if not mark:
             raise
         raise NotFound(f"mark in the history of {volume.name}:", mark, hint=hint) from error
