@@ -415,6 +415,7 @@ impl<D: Disk> ReplicaStore<D> {
             .iter()
             .any(|event| matches!(event, StoreEvent::Durable { .. }));
         let failed = self.store.failure().is_some();
+        let stranded = self.store.is_stranded();
         let promised = self.store.superblock().promised;
         self.ask_for_damaged(promised);
         let (memory_seq, durable_seq) = (self.store.tail().seq, self.store.durable_seq());
@@ -427,6 +428,9 @@ impl<D: Disk> ReplicaStore<D> {
             session.awaits_durable &= durable_seq < memory_seq;
             let frame = if failed {
                 Frame::Refused(Refusal::Failed)
+            } else if stranded {
+                let horizon = self.store.horizon_seq();
+                Frame::Refused(Refusal::OutOfHistory { horizon })
             } else {
                 Frame::Held {
                     memory_seq,

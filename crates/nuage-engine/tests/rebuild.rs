@@ -6,6 +6,8 @@ mod set;
 use nuage_engine::{Administration, CopyState, HeadEvent};
 use nuage_journal::{Point, Retention};
 use nuage_replica::PolicyName;
+use tempfile::TempDir;
+
 use set::{BLOCKS, Set, create, directories, open};
 
 #[test]
@@ -87,6 +89,92 @@ fn a_copy_is_made_anew_of_a_volume_that_went_back_to_what_is_of_age_since() {
     assert!(set.head.store().horizon_seq() > then);
 }
 
+/// A set whose copy 1 was away while the volume went back to a moment that this copy has let go by itself.
+fn set_with_a_copy_that_missed_a_rollback(directories: &[TempDir]) -> Set {
+    let mut set = Set::new(directories);
+    set.head.store_mut().set_retention(Retention {
+        window_ns: u64::MAX,
+        window_bytes: u64::MAX,
+        strict: false,
+    });
+    set.write(0..4, 1);
+    let then = set.head.store().applied_seq();
+    set.write(0..BLOCKS, 2);
+    set.write(0..BLOCKS, 3);
+    set.until(|set| set.is_live(1));
+    set.same(1);
+    set.disconnect(1);
+    let mut alone = open(directories[2].path());
+    alone.close().expect("a checkpoint");
+    alone.enforce_retention(u64::MAX).expect("nothing fails");
+    assert!(alone.horizon_seq() > then);
+    drop(alone);
+    let went_back = set.head.store().tail().seq + 1;
+    set.head
+        .administer(9, Administration::Rollback(Point::Seq(then)));
+    set.until(|set| set.head.store().applied_seq() >= went_back);
+    set.write(4..8, 4);
+    set
+}
+
+#[test]
+fn a_copy_that_was_away_while_its_volume_went_back_is_made_anew() {
+    let directories = directories();
+    let mut set = set_with_a_copy_that_missed_a_rollback(&directories);
+    set.connect(1, open(directories[2].path()));
+    set.until(|set| set.head.copies()[2].state == CopyState::Rebuilding);
+    set.until(|set| set.is_live(1));
+    set.same(1);
+}
+
+#[test]
+fn a_copy_that_took_a_rollback_which_it_cannot_follow_opens_again_and_is_made_anew() {
+    let directories = directories();
+    let mut set = set_with_a_copy_that_missed_a_rollback(&directories);
+    set.connect(1, open(directories[2].path()));
+    set.until(|set| {
+        let copy = set.copies[1].as_ref().expect("connected");
+        copy.store().is_stranded()
+    });
+    set.disconnect(1);
+    set.connect(1, open(directories[2].path()));
+    set.until(|set| set.is_live(1));
+    set.same(1);
+}
+
+#[test]
+fn a_copy_that_cannot_follow_a_rollback_does_not_lead() {
+    let mut directories = directories();
+    let mut set = set_with_a_copy_that_missed_a_rollback(&directories);
+    drop(set.copies[1].take());
+    set.connect(1, open(directories[2].path()));
+    set.until(|set| {
+        let copy = set.copies[1].as_ref().expect("connected");
+        copy.store().is_stranded()
+    });
+    drop(set);
+    directories.swap(0, 2);
+    let mut set = Set::opened(&directories, PolicyName::Any2Of3, 2, false);
+    set.disconnect(1);
+    let told = until_told(&mut set);
+    let behind = |event: &HeadEvent| matches!(event, HeadEvent::Behind { .. });
+    assert!(told.iter().all(behind) && told.len() == 1, "{told:?}");
+    assert!(!set.head.is_serving());
+}
+
+/// What a head says of itself, once it says something.
+fn until_told(set: &mut Set) -> Vec<HeadEvent> {
+    for _ in 0..set::TURNS_MAX {
+        set.turn();
+        let mut told = set.head.take_events();
+        told.retain(|event| !matches!(event, HeadEvent::Store(_)));
+        if !told.is_empty() {
+            return told;
+        }
+    }
+    Vec::new()
+}
+
 #[test]
 fn an_empty_copy_vouches_for_nothing_until_it_has_everything() {
     let directories = directories();
@@ -143,15 +231,7 @@ fn a_head_whose_log_ends_before_what_the_others_keep_says_so_and_stops() {
     directories.swap(0, 2);
     let mut set = Set::opened(&directories, PolicyName::Any2Of3, 2, false);
     set.disconnect(0);
-    let mut told = Vec::new();
-    for _ in 0..set::TURNS_MAX {
-        set.turn();
-        told = set.head.take_events();
-        told.retain(|event| !matches!(event, HeadEvent::Store(_)));
-        if !told.is_empty() {
-            break;
-        }
-    }
+    let told = until_told(&mut set);
     let behind = |event: &HeadEvent| matches!(event, HeadEvent::Behind { horizon } if *horizon > 1);
     assert!(told.iter().all(behind) && told.len() == 1, "{told:?}");
     assert!(!set.head.is_serving());

@@ -200,6 +200,10 @@ def _share_line(standing: Row) -> str:
 def _copy_row(copy: Row) -> tuple[object, ...]:
     since = copy["silent_since_s"]
     state = copy["state"] if since is None else f"{copy['state']} since {day(since)}"
+    if copy["rebuild"]:
+        total = int(str(inner(copy, "rebuild")["total_bytes"]))
+        done = int(str(inner(copy, "rebuild")["done_bytes"]))
+        state = f"{state}, {100 * done // total if total else 0} %"
     cells = (copy["node"], copy["site"], state)
     more = "≥ " * bool(copy["lag_is_at_least"])
     if not copy["lag_writes"]:
@@ -232,7 +236,7 @@ def _waits(volume: Row, standing: Row) -> list[str]:
     if not nodes:
         return []
     return [
-        f"Writes wait for the copy on {nodes}. They go on when it is back, or without it:",
+        f"Writes wait for the copy on {nodes}. They go on when it has everything, or without it:",
         f"  nuage volume degrade {volume['name']}",
     ]
 

@@ -246,9 +246,10 @@ class Site:
     volume logs in. `is_revoked` tells whether a datacenter is believed no more.
     `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
     `drops_told` the last day (since 1970) on which a volume's early loss of history was announced,
-    `waits_told` for which copies a volume's writes were last said to wait. `handed_over` has the
-    volumes that go to another home, and their epoch there (0: not known yet): what is written of
-    them here before that home's record has come would be lost.
+    `waits_told` for which copies a volume's writes were last said to wait, `anew_told` which of
+    its copies were said to be made anew and have not been said to have everything since.
+    `handed_over` has the volumes that go to another home, and their epoch there (0: not known
+    yet): what is written of them here before that home's record has come would be lost.
     """
 
     site_id: SiteId
@@ -282,6 +283,7 @@ class Site:
     drops_told: dict[VolumeId, int] = field(default_factory=dict)
     waits_told: dict[VolumeId, tuple[NodeId, ...]] = field(default_factory=dict)
     handed_over: dict[VolumeId, int] = field(default_factory=dict)
+    anew_told: dict[VolumeId, frozenset[NodeId]] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
         """Write `values` as one unit into this site's catalogue.

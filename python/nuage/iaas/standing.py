@@ -6,6 +6,7 @@ it that somebody must hear of is put on the event stream.
 
 import time
 from dataclasses import dataclass
+from enum import Enum
 from math import inf
 from typing import Final
 
@@ -14,7 +15,7 @@ from nuage.iaas.site import Site
 from nuage.iaas.volumes import NameVolume, volume_home, volume_of
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import AckPolicy
-from nuage.model.desired import Answering, CopyReport, HeadReport, ShareReport
+from nuage.model.desired import Answering, CopyReport, HeadReport, Rebuild, ShareReport
 from nuage.model.iaas import Iaas
 from nuage.model.volume import Volume, VolumeState
 from nuage.storage.heads import PAIR, head_set
@@ -26,11 +27,22 @@ WAIT_TOLD_AFTER_S: Final = 5.0  # of silence; a daemon that is started anew is b
 DAY_S: Final = 86_400
 
 
+class CopyState(Enum):
+    """How a copy stands with a head that works."""
+
+    LIVE = "live"
+    CATCHING_UP = "catching up"
+    MADE_ANEW = "made anew"
+    CUT_OFF = "cut off"
+    FAILED = "failed or full"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyStanding:
     """One copy. `lag_s` is the age of the oldest write that it lacks; `state` how it stands.
 
     `lag_is_at_least`: it lacks so much and maybe more. `silent_since_s`: it is cut off since then.
+    `rebuild`: how far it is that is made anew.
     """
 
     node: NodeId
@@ -41,6 +53,7 @@ class CopyStanding:
     lag_s: float = 0.0
     lag_is_at_least: bool = False
     silent_since_s: float | None = None
+    rebuild: Rebuild | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,31 +113,48 @@ def _standing(
     return CopyStanding(
         node=node_id,
         site=site_id,
-        state=_state(seen),
+        state=_state(seen).value,
         lag_writes=seen.lag_writes,
         lag_bytes=seen.lag_bytes,
         lag_s=seen.lag_s,
         lag_is_at_least=seen.lag_is_at_least,
         silent_since_s=seen.silent_since_s,
+        rebuild=seen.rebuild,
     )
 
 
-def _state(seen: CopyReport) -> str:
-    if seen.is_connected and seen.is_failed:
-        return "failed or full"
-    if not seen.is_connected or seen.silent_since_s is not None:
-        return "cut off"
-    return "live" if seen.is_live else "catching up"
+def _state(seen: CopyReport) -> CopyState:
+    if not seen.is_connected:
+        return CopyState.CUT_OFF
+    if seen.is_failed:
+        return CopyState.FAILED
+    if seen.silent_since_s is not None:
+        return CopyState.CUT_OFF
+    if seen.rebuild is not None:
+        return CopyState.MADE_ANEW
+    return CopyState.LIVE if seen.is_live else CopyState.CATCHING_UP
+
+
+def _takes_no_write(volume: Volume, seen: CopyReport, since_s: float) -> bool:
+    """Tell whether a copy has taken no write since that time or before.
+
+    One that is filled for the first time is not told so: its volume is shown as behind.
+    """
+    match _state(seen):
+        case CopyState.CUT_OFF:
+            return seen.silent_since_s is None or seen.silent_since_s <= since_s
+        case CopyState.FAILED:
+            return True
+        case CopyState.MADE_ANEW:
+            return seen.node_id not in volume.catching_up
+        case _:
+            return False
 
 
 def _waited_for(volume: Volume, head: HeadReport, *, since_s: float = inf) -> tuple[NodeId, ...]:
-    """Return the copies that each write needs and that are away, since that time or before."""
+    """Return the copies that each write needs and that take none, since that time or before."""
     asked = head_set(volume)
-    away = {
-        copy.node_id
-        for copy in head.copies
-        if copy.is_failed or (copy.silent_since_s is not None and copy.silent_since_s <= since_s)
-    }
+    away = {copy.node_id for copy in head.copies if _takes_no_write(volume, copy, since_s)}
     lacking = tuple(node for node in asked.acknowledging if node in away)
     spare = len(asked.acknowledging) - PAIR if asked.policy is AckPolicy.ANY_2_OF_3 else 0
     return lacking if len(lacking) > spare else ()
@@ -145,6 +175,7 @@ def note_head(site: Site, head: HeadReport) -> None:
         *_news(volume, bound_s, before, head),
         *_news_of_past(site, volume, before, head),
         *_news_of_waits(site, volume, head),
+        *_news_of_copies(site, volume, head),
     ):
         site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
 
@@ -192,8 +223,30 @@ def _news_of_waits(site: Site, volume: Volume, head: HeadReport) -> list[tuple[s
         return [("writes-go-on", "writes go on")]
     site.waits_told[volume.volume_id] = waits
     nodes = ", ".join(waits)
-    hint = f"they go on when it is back, or without it by `nuage volume degrade {volume.name}`"
+    hint = (
+        f"they go on when it has everything, or without it by `nuage volume degrade {volume.name}`"
+    )
     return [("writes-wait", f"writes wait for the copy on {nodes}; {hint}")]
+
+
+def _news_of_copies(site: Site, volume: Volume, head: HeadReport) -> list[tuple[str, str]]:
+    """Return which copies are made anew, and which of them have everything again.
+
+    A copy that is filled for the first time was announced when it was begun, and its end is too.
+    """
+    told = site.anew_told.get(volume.volume_id, frozenset())
+    states = {copy.node_id: _state(copy) for copy in head.copies}
+    known = {node for node in states if node not in volume.catching_up}
+    begun = {node for node in known if states[node] is CopyState.MADE_ANEW} - told
+    ended = {node for node in known & told if states[node] is CopyState.LIVE}
+    if begun or ended:
+        site.anew_told[volume.volume_id] = (told | begun) - ended
+    why = "its log cannot be joined to that of the head, or its disk is new"
+    done = "was made anew and has everything"
+    return [
+        *(("copy-anew", f"the copy on {node} is made anew: {why}") for node in sorted(begun)),
+        *(("copy-whole", f"the copy on {node} {done}") for node in sorted(ended)),
+    ]
 
 
 def _news(

@@ -626,6 +626,7 @@ class IonodeAgent:
                     is_let_go=copy.is_let_go,
                     silent_since_s=copy.silent_since_s,
                     is_failed=copy.is_failed,
+                    rebuild=copy.rebuild,
                 )
                 for copy in head.copies
             ),
@@ -668,6 +669,7 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
             for h in report.heads
             for c in h.copies
         ),
+        tuple(c.rebuild is None for h in report.heads for c in h.copies),
         report.erased,
         report.locked,
         tuple((r.volume_id, r.state, r.lost, r.retired) for r in report.replicas),

@@ -4,7 +4,7 @@ import msgspec
 
 from nuage.ionode.port import CopyLag, ScrubSeen
 from nuage.model.contract import JournalRule
-from nuage.model.desired import LostBlocks, RetiredCopy
+from nuage.model.desired import LostBlocks, Rebuild, RetiredCopy
 from nuage.model.history import OpenView, VolumeViews
 
 
@@ -74,6 +74,7 @@ class CopyAnswer(msgspec.Struct):
     lag: CopyLag = CopyLag()
     let_go: bool = False
     silent_since_s: float | None = None
+    rebuild: Rebuild | None = None
 
 
 class HeadAnswer(msgspec.Struct):

@@ -17,6 +17,7 @@ from nuage.model.desired import (
     HeadWish,
     LostBlocks,
     PathWish,
+    Rebuild,
     ReplicaWish,
     RetiredCopy,
 )
@@ -97,6 +98,7 @@ class CopySeen:
 
     `lag` is what it lacks; `is_let_go`: no bound holds writers back for it. `silent_since_s`: it
     is cut off, and was heard last then. `is_failed`: it cannot take the log.
+    `rebuild`: it is made anew.
     """
 
     node_id: NodeId
@@ -107,6 +109,7 @@ class CopySeen:
     is_let_go: bool = False
     silent_since_s: float | None = None
     is_failed: bool = False
+    rebuild: Rebuild | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -392,6 +392,7 @@ class StoragedDaemon:
                             lag=copy.lag,
                             is_let_go=copy.let_go,
                             silent_since_s=copy.silent_since_s,
+                            rebuild=copy.rebuild,
                         )
                         for copy in v.head.copies
                     ),

@@ -348,6 +348,14 @@ class ReplicaReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuild:
+    """How far a copy is that is made anew from the blocks of its head."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CopyReport:
     """How a head sees another copy: `is_live` once it gets each write as it is made.
 
@@ -355,6 +363,7 @@ class CopyReport:
     `lag_is_at_least`: this head never heard it, and cannot tell what it lacks of former heads'.
     `is_let_go`: it is cut off, or not yet near again, and no bound holds writers back for it.
     `silent_since_s`: it is cut off, and was heard last then. `is_failed`: it cannot take the log.
+    `rebuild`: the log does not reach back to what it has, or its disk is new, and it is made anew.
     """
 
     node_id: NodeId
@@ -368,6 +377,7 @@ class CopyReport:
     is_let_go: bool = False
     silent_since_s: float | None = None
     is_failed: bool = False
+    rebuild: Rebuild | None = None
 
 
 class Answering(Enum):

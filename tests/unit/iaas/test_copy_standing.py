@@ -16,7 +16,7 @@ from nuage.iaas.volumes import LimitVolume, NameVolume, limit_volume
 from nuage.iaas.wishes import Leave, WishContext, ionode_wish
 from nuage.ids import NodeId, SiteId
 from nuage.model.contract import AckPolicy, Contract, Limits, QosClass, RpoRule
-from nuage.model.desired import Answering, CopyReport, HeadReport, HeadWish
+from nuage.model.desired import Answering, CopyReport, HeadReport, HeadWish, Rebuild
 from nuage.model.history import PastSeen
 from nuage.model.status import NodeStatus
 from nuage.model.volume import Volume
@@ -52,6 +52,7 @@ class Watcher:
             ionodes_seen={},
             drops_told={},
             waits_told={},
+            anew_told={},
             clock=self.clock,
             announce=self._announce,
         )
@@ -95,7 +96,7 @@ def test_writers_that_are_held_back_and_let_go_on_are_announced_once() -> None:
 
 
 def test_a_copy_that_is_cut_off_breaks_the_rpo_once_it_lacks_more_than_that() -> None:
-    value = volume(1, places=PLACES)
+    value = replace(volume(1, places=PLACES), ack_policy=AckPolicy.ANY_2_OF_3)
     watcher = Watcher(value, bound())
     assert watcher.hears(head(value, far(5.0, let_go=True), answering=Answering.AT_ONCE)) == []
     gone = head(value, far(40.0, let_go=True), answering=Answering.AT_ONCE)
@@ -178,6 +179,27 @@ async def test_writes_that_wait_for_a_copy_are_announced_with_what_helps() -> No
     assert Watcher(replace(value, without=(FAR,)), Contract()).hears(gone) == []
 
 
+def test_a_copy_that_is_made_anew_is_announced_and_so_is_that_it_has_everything() -> None:
+    value = replace(volume(1, places=PLACES), head=NodeId("m-io"), ack_policy=AckPolicy.ANY_2_OF_3)
+    watcher = Watcher(value, Contract())
+    behind = replace(far(9.0), is_live=False)
+    anew = replace(behind, rebuild=Rebuild(done_bytes=4096, total_bytes=8192))
+    gone = replace(behind, is_connected=False, silent_since_s=1.0)
+    seen = (behind, anew, anew, gone, anew, behind, far(0.0), far(0.0))
+    told = [watcher.hears(head(value, copy, answering=Answering.AT_ONCE)) for copy in seen]
+    assert told == [[], ["copy-anew"], [], [], [], [], ["copy-whole"], []]
+    filled = Watcher(replace(value, catching_up=(FAR,)), Contract())
+    assert filled.hears(head(value, anew, answering=Answering.AT_ONCE)) == [], "it was begun"
+
+
+async def test_writes_that_wait_for_a_copy_that_is_made_anew_are_announced() -> None:
+    value = replace(volume(1, places=PLACES), head=NodeId("m-io"), ack_policy=AckPolicy.ALL)
+    watcher = Watcher(value, Contract())
+    anew = replace(far(9.0), is_live=False, rebuild=Rebuild(done_bytes=0, total_bytes=8192))
+    told = watcher.hears(head(value, anew, answering=Answering.AT_ONCE))
+    assert told == ["writes-wait", "copy-anew"]
+
+
 def wished(value: Volume, contract: Contract) -> HeadWish:
     context = WishContext(
         index=Watcher(value, contract).index,
@@ -194,6 +216,10 @@ def wished(value: Volume, contract: Contract) -> HeadWish:
     [
         (far(0.0), "live"),
         (replace(far(1.0), is_live=False), "catching up"),
+        (
+            replace(far(1.0), is_live=False, rebuild=Rebuild(done_bytes=0, total_bytes=9)),
+            "made anew",
+        ),
         (replace(far(60.0), silent_since_s=5.0), "cut off"),
         (far(60.0, let_go=True), "cut off"),
         (replace(far(60.0), is_failed=True, silent_since_s=5.0), "failed or full"),

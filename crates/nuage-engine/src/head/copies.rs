@@ -138,6 +138,14 @@ impl<D: Disk> VolumeHead<D> {
             }
             return;
         };
+        if self.store.is_stranded() {
+            let horizon = self.store.horizon_seq();
+            if self.stopped.is_none() {
+                self.stop(Failure::Fenced); // another path serves
+                self.events.push(HeadEvent::Behind { horizon });
+            }
+            return;
+        }
         let Ok(wishes) = replicas.pump(&mut self.store, now) else {
             self.stop(Failure::Medium);
             return;

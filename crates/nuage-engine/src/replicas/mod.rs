@@ -599,7 +599,7 @@ impl Replicas {
                 epoch,
                 next_lba,
             } => self.staged(copy, (seq, epoch), next_lba, store)?,
-            Frame::Refused(refusal) => self.refused(copy, refusal),
+            Frame::Refused(refusal) => self.refused(copy, refusal, store)?,
             Frame::Block {
                 lba,
                 seq,
@@ -615,7 +615,12 @@ impl Replicas {
         Ok(())
     }
 
-    fn refused(&mut self, copy: usize, refusal: Refusal) {
+    fn refused<D: Disk>(
+        &mut self,
+        copy: usize,
+        refusal: Refusal,
+        store: &mut Store<D>,
+    ) -> Result<(), JournalError> {
         match refusal {
             Refusal::StaleEpoch { promised } if promised > self.epoch => {
                 let term = |epoch: u64| epoch >> crate::head::EPOCH_RESTART_BITS;
@@ -633,6 +638,12 @@ impl Replicas {
             Refusal::OutOfOrder { .. } => self.fence(copy, true),
             Refusal::OutOfHistory { horizon } if self.phase == (Phase::Fetching { from: copy }) => {
                 self.wishes.push(Wish::GiveUp { horizon });
+            }
+            // It has the log, but no longer what the log goes back to. One answer to many frames, as above.
+            Refusal::OutOfHistory { .. } if self.phase == Phase::Serving => {
+                if self.peers[copy].state != CopyState::Rebuilding {
+                    self.offer_base(copy, store, false)?;
+                }
             }
             // What was sent of a state does not fit what it has: from the start.
             Refusal::Diverged { .. } if self.peers[copy].state == CopyState::Rebuilding => {
@@ -652,6 +663,7 @@ impl Replicas {
                 self.peers[copy].rebuild = None;
             }
         }
+        Ok(())
     }
 
     fn serve<D: Disk>(&mut self, copy: usize, store: &mut Store<D>) -> Result<(), JournalError> {

@@ -22,7 +22,7 @@ use crate::cipher::Cipher;
 use crate::compaction::Moves;
 use crate::disk::{BLOCK_BYTES, Disk, DiskOperation, DiskResult, FileId};
 use crate::error::JournalError;
-use crate::layout::{Group, GroupHead};
+use crate::layout::{Group, GroupHead, Kind};
 use crate::mending::BadBlock;
 use crate::reading::{ReadJob, ReadOutcome, TableCache};
 use crate::rebuild::Staging;
@@ -571,7 +571,7 @@ impl<D: Disk> Store<D> {
     fn apply_ready(&mut self) {
         let limit = self.durable_seq.min(self.committed_seq);
         while let Some(placed) = self.unapplied.front() {
-            if placed.head.info.last_seq() > limit {
+            if placed.head.info.last_seq() > limit || self.goes_back_too_far(&placed.head) {
                 return;
             }
             let Some(placed) = self.unapplied.pop_front() else {
@@ -579,6 +579,28 @@ impl<D: Disk> Store<D> {
             };
             self.apply_group(&placed.head, placed.slot, placed.block);
         }
+    }
+
+    /// A group that this copy's history does not reach back far enough for: it was away while the volume went back,
+    /// and let go by itself what was gone back to.
+    fn goes_back_too_far(&self, head: &GroupHead) -> bool {
+        let horizon = self.horizon_seq();
+        head.descriptors
+            .iter()
+            .zip(head.info.first_seq..)
+            .any(|(record, seq)| {
+                let applies = record.kind == Kind::Rollback && seq > self.applied_seq();
+                applies && record.argument < horizon
+            })
+    }
+
+    /// The next group goes back to before the history begins here: this copy holds the log, and can follow it no
+    /// further. It must be made anew.
+    pub fn is_stranded(&self) -> bool {
+        let limit = self.durable_seq.min(self.committed_seq);
+        let due = |placed: &&Unapplied| placed.head.info.last_seq() <= limit;
+        let front = self.unapplied.front().filter(due);
+        front.is_some_and(|placed| self.goes_back_too_far(&placed.head))
     }
 
     pub(crate) fn apply_group(&mut self, head: &GroupHead, slot: u32, block: u32) {
