@@ -141,6 +141,9 @@ def show_node(session: Session, node: str) -> None:
     if disks:
         headers = ("DISK", "CLASS", "FREE", "SIZE", "DOES", "KEEPS", "ALARM")
         print_table(headers, disks, empty="")
+    if answer["held_up"]:
+        rows = [(row["volume"], row["iaas"], row["reason"]) for row in listed(answer, "held_up")]
+        print_table(("HELD UP", "IAAS", "WHY"), rows, empty="")
     shares = [_share_row(share, inner(answer, "names")) for share in listed(answer, "shares")]
     if shares:
         headers = ("DISK", "IAAS", "WEIGHT", "RESERVED", "MAY TAKE", "TAKES", "WANTS MORE")
@@ -184,7 +187,9 @@ def _service(row: Row) -> str:
     if node.get("draining"):
         left = int(str(row.get("copy_count", 0)))
         copies = "1 copy" if left == 1 else f"{left} copies"
-        return f"draining, {copies} left" if left else "drained"
+        held = int(str(row.get("held_up_count", 0)))
+        stuck = f" ({held} held up)" * bool(held)
+        return f"draining, {copies} left{stuck}" if left else "drained"
     if not node["maintenance"]:
         return "in service"
     return "revoked" if node["revoked_generation"] else "maintenance"

@@ -224,6 +224,7 @@ def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tup
         ("target", volume["iqn"] if volume["host"] else ""),
         ("head", f"{volume['head']}, epoch {volume['epoch']}"),
         ("without", ", ".join(str(node) for node in listed(volume, "without"))),
+        ("held up", volume["held_up"]),
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
         ("writes", f"acknowledged as {volume['ack_policy']}"),
         ("limits", rate_line(inner(volume, "limits"))),

@@ -124,14 +124,17 @@ def _gone(volume: Volume, keeper: HeadKeeper, without: str) -> list[NodeId]:
 async def replace_copy(site: Site, _principal: Principal, body: ReplaceCopy) -> Shown[Volume]:
     """Make a copy elsewhere; the one on `node` goes once the new one has everything."""
     volume = volume_of(site, body.iaas, body.volume)
-    _require_settled(volume)
-    if volume.leaving:
-        raise Conflict(f"the copy on {volume.leaving[0]} is being replaced already")
+    node_id, wanted = NodeId(body.node), NodeId(body.to) if body.to else None
     if all(place.node_id != body.node for place in volume.replicas):
         raise NotFound("copy", body.node, hint=", ".join(p.node_id for p in volume.replicas))
     iaas = site.index.value(Iaas, volume.iaas_id)
-    leaving = replace(volume, leaving=(NodeId(body.node),))
-    wanted = NodeId(body.to) if body.to else None
+    if volume.catching_up == (node_id,) and node_id not in volume.whole:
+        await HeadKeeper(site).fill_elsewhere(volume, iaas, node_id, wanted=wanted)
+        return show(site, volume_of(site, body.iaas, body.volume))
+    _require_settled(volume)
+    if node_id in volume.leaving:
+        raise Conflict(f"the copy on {node_id} is being replaced already")
+    leaving = replace(volume, leaving=(*volume.leaving, node_id))
     if body.node == volume.head and len(whole_copies(volume)) > 1:
         if wanted is not None:
             raise Conflict(

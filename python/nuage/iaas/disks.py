@@ -31,8 +31,20 @@ class NameNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldUp:
+    """A volume whose copies do not move, why, and what would help."""
+
+    volume: str
+    iaas: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDetail:
-    """A node, its last facts, and who has which share of its disks. `names` are of the IaaSes."""
+    """A node, its last facts, and who has which share of its disks. `names` are of the IaaSes.
+
+    `held_up` are the volumes whose copies do not move off it, each with the reason.
+    """
 
     node: Node
     status: NodeStatus | None
@@ -40,6 +52,7 @@ class NodeDetail:
     copy_count: int
     shares: tuple[ShareReport, ...]
     names: dict[str, str]
+    held_up: tuple[HeldUp, ...] = ()
 
 
 async def show_node(site: Site, _principal: Principal, body: NameNode) -> NodeDetail:
@@ -48,14 +61,22 @@ async def show_node(site: Site, _principal: Principal, body: NameNode) -> NodeDe
     report = site.ionodes_seen.get(node.node_id)
     shares = () if report is None else report.shares
     known = ((s.iaas_id, site.index.find_value(Iaas, s.iaas_id)) for s in shares)
+    volumes = site.index.on_node(Volume, node.node_id)
     return NodeDetail(
         node=node,
         status=site.index.find_value(NodeStatus, node.node_id),
         vm_count=len(site.index.on_node(Vm, node.node_id)),
-        copy_count=len(site.index.on_node(Volume, node.node_id)),
+        copy_count=len(volumes),
         shares=shares,
         names={iaas_id: iaas.name for iaas_id, iaas in known if iaas is not None},
+        held_up=tuple(_held_up(site, volume) for volume in volumes if volume.held_up),
     )
+
+
+def _held_up(site: Site, volume: Volume) -> HeldUp:
+    iaas = site.index.find_value(Iaas, volume.iaas_id)
+    name = volume.iaas_id if iaas is None else iaas.name
+    return HeldUp(volume=volume.name, iaas=name, reason=volume.held_up)
 
 
 def note_report(site: Site, report: IonodeReport) -> None:

@@ -45,6 +45,7 @@ from nuage.storage.heads import (
     Retire,
     Step,
     VolumeFacts,
+    held_up,
     is_settled,
     next_head,
     next_step,
@@ -59,6 +60,9 @@ FAILED_HEAD_REST_S = 10.0  # between two automatic moves of a head that fails by
 STEP_REST_S = 5.0  # between two steps of one volume that could not be taken
 NO_PLACE_REST_S = 60.0  # before a place is looked for again where none was
 REPLACE_LOST_AFTER_S = 900.0  # a node that restarts or is repaired on the spot is back by then
+HELD_UP_AFTER_S = (
+    30.0  # without a step for one reason: a daemon that has to be started is up by then
+)
 REPLACED_AT_ONCE = 1  # of a node's copies, by each home: they are moved away one by one
 log = structlog.get_logger("heads")
 
@@ -92,6 +96,7 @@ class HeadKeeper:
         self._left_out_s: dict[tuple[VolumeId, NodeId], float] = {}
         self._moved_s: dict[VolumeId, float] = {}
         self._rest_until_s: dict[VolumeId, float] = {}
+        self._held_since: dict[VolumeId, tuple[str, float]] = {}
         self._claimed: set[VolumeId] = set()
         self._busy: set[VolumeId] = set()
 
@@ -274,7 +279,7 @@ class HeadKeeper:
             return False
         if self._rest_until_s.get(volume.volume_id, 0.0) > self._site.clock.monotonic_s():
             return False
-        if volume.volume_id not in self._claimed or is_settled(volume):
+        if volume.volume_id not in self._claimed or is_settled(volume) or volume.catching_up:
             return True
         return self._site.index.is_shredded(volume.iaas_id)
 
@@ -287,12 +292,33 @@ class HeadKeeper:
         if volume.volume_id not in self._claimed:
             await self._claim(volume)
         iaas = self._site.index.find_value(Iaas, volume.iaas_id)
-        if iaas is None or volume.is_template or not is_settled(volume):
+        if iaas is None or volume.is_template:
+            return
+        facts = self._facts(volume, iaas)
+        if not is_settled(volume):
+            await self._note_held_up(volume, held_up(volume, facts))
             return
         if volume.journal != iaas.contract.journal:
             await self._site.save(replace(volume, journal=iaas.contract.journal))
             return
-        facts = VolumeFacts(
+        step = next_step(volume, facts)
+        if isinstance(step, Replace) and not self._may_replace(step.node_id):
+            return
+        if step is None:
+            await self._note_held_up(volume, held_up(volume, facts))
+            return
+        log.info("step", volume=volume.volume_id, step=repr(step))
+        try:
+            await self._take_step(volume, step, iaas)
+        except NuageError as error:
+            if volume.leaving:
+                hint = f" ({error.hint})" if error.hint else ""
+                await self._note_held_up(volume, f"{error.message}{hint}")
+            raise
+        self._held_since.pop(volume.volume_id, None)
+
+    def _facts(self, volume: Volume, iaas: Iaas) -> VolumeFacts:
+        return VolumeFacts(
             usable={
                 place.node_id
                 for place in volume.replicas
@@ -307,12 +333,21 @@ class HeadKeeper:
             gone={p.node_id for p in volume.replicas if self._is_gone(p.node_id)},
             may_key_anew=self._may_key_anew(volume),
         )
-        step = next_step(volume, facts)
-        if isinstance(step, Replace) and not self._may_replace(step.node_id):
+
+    async def _note_held_up(self, volume: Volume, reason: str) -> None:
+        """Enter what has kept a volume's copies from going on for a while, and say so once."""
+        now_s = self._site.clock.monotonic_s()
+        before, since_s = self._held_since.get(volume.volume_id, ("", now_s))
+        if reason != before:
+            since_s = now_s
+        self._held_since[volume.volume_id] = (reason, since_s)
+        is_news = reason != volume.held_up and now_s - since_s >= HELD_UP_AFTER_S * bool(reason)
+        if not is_news:
             return
-        if step is not None:
-            log.info("step", volume=volume.volume_id, step=repr(step))
-            await self._take_step(volume, step, iaas)
+        await self._site.save(replace(volume, held_up=reason))
+        what = "held-up" if reason else "goes-on"
+        text = f"its copies do not move: {reason}" if reason else "its copies move on"
+        self._site.announce("volume", volume.volume_id, what, f"{volume.name}: {text}")
 
     def _may_key_anew(self, volume: Volume) -> bool:
         """Tell whether the head writes with a data key before the one that its daemon has now."""
@@ -345,7 +380,11 @@ class HeadKeeper:
 
     def _may_replace(self, node_id: NodeId) -> bool:
         begun = sum(
-            node_id in volume.leaving and volume.state is VolumeState.READY for volume in self.own()
+            node_id in volume.leaving
+            and volume.state is VolumeState.READY
+            and not volume.held_up
+            and not volume.failure
+            for volume in self.own()
         )
         return begun < REPLACED_AT_ONCE
 
@@ -408,20 +447,28 @@ class HeadKeeper:
         await self._site.save(replace(changed, epoch=next_local(changed.epoch)))
         self._site.announce("volume", changed.volume_id, "copies", f"{changed.name}: {reason}")
 
-    async def _drop(self, volume: Volume, node_id: NodeId) -> None:
+    async def _drop(
+        self, volume: Volume, node_id: NodeId, *, instead: ReplicaPlace | None = None
+    ) -> None:
         gone = tuple(place for place in volume.replicas if place.node_id == node_id)
         changed = replace(
             volume,
             replicas=tuple(place for place in volume.replicas if place.node_id != node_id),
             leaving=_less(volume.leaving, node_id),
             without=_less(volume.without, node_id),
+            catching_up=_less(volume.catching_up, node_id),
             whole=_less(volume.whole, node_id),
             epoch=next_local(volume.epoch),
+            held_up="",
         )
+        if instead is not None:
+            changed = _with_another(changed, instead)
         site = self._site
         put = erasure_of(site, volume, gone, is_deleted=False)
         await site.commit([site.put(changed), put])
         text = f"{volume.name}: the copy on {node_id} is not needed any more, and is erased"
+        if node_id in volume.catching_up:
+            text = f"{volume.name}: the copy on {node_id}, which was not filled, is given up"
         site.announce("volume", volume.volume_id, "copies", text)
 
     async def move_head(self, volume: Volume, place: ReplicaPlace) -> Volume:
@@ -470,21 +517,32 @@ class HeadKeeper:
         Raises:
             NoCandidate: no IO-node may take it; each refusal is kept.
         """
-        site = self._site
-        place = choose_place(site, iaas, volume, wanted=node_id)
-        erasure = site.index.find("erasure", volume.volume_id)
-        value = None if erasure is None else erasure.value
-        if isinstance(value, Erasure) and place.node_id in {p.node_id for p in value.places}:
-            raise Conflict(f"{place.node_id} is still erasing a former copy of {volume.name}")
-        changed = replace(
-            volume,
-            replicas=(*volume.replicas, place),
-            without=(*volume.without, place.node_id),
-            catching_up=(*volume.catching_up, place.node_id),
-        )
-        await site.save(changed)  # the head is not touched: it includes the copy once it is there
+        place = self._place_for(volume, iaas, node_id)
+        # The head is not touched: it includes the copy once it is there.
+        await self._site.save(_with_another(volume, place))
         text = f"{volume.name}: a copy is begun on {place.node_id}"
-        site.announce("volume", volume.volume_id, "copies", text)
+        self._site.announce("volume", volume.volume_id, "copies", text)
+
+    def _place_for(self, volume: Volume, iaas: Iaas, wanted: NodeId | None) -> ReplicaPlace:
+        place = choose_place(self._site, iaas, volume, wanted=wanted)
+        erasure = self._site.index.find_value(Erasure, volume.volume_id)
+        if erasure is not None and place.node_id in {p.node_id for p in erasure.places}:
+            raise Conflict(f"{place.node_id} is still erasing a former copy of {volume.name}")
+        return place
+
+    async def fill_elsewhere(
+        self, volume: Volume, iaas: Iaas, node_id: NodeId, *, wanted: NodeId | None
+    ) -> None:
+        """Give up a copy that is being filled on a node, and begin it on another.
+
+        Raises:
+            NoCandidate: no other IO-node may take it; each refusal is kept.
+        """
+        leaving = replace(volume, leaving=(*volume.leaving, node_id))
+        place = self._place_for(leaving, iaas, wanted)
+        await self._drop(volume, node_id, instead=place)
+        text = f"{volume.name}: a copy is begun on {place.node_id}"
+        self._site.announce("volume", volume.volume_id, "copies", text)
 
     # The quorum -----------------------------------------------------------------------------------
 
@@ -570,6 +628,7 @@ class HeadKeeper:
         self._left_out_s = {k: since_s for k, since_s in self._left_out_s.items() if k[0] in epochs}
         for key in [k for k in self._copies if k[0] not in epochs or k[1] < epochs[k[0]]]:
             del self._copies[key]
+        self._held_since = {k: since for k, since in self._held_since.items() if k in epochs}
         for times_s in (self._moved_s, self._rest_until_s):
             for volume_id in [gone for gone in times_s if gone not in epochs]:
                 del times_s[volume_id]
@@ -579,6 +638,16 @@ class HeadKeeper:
 def _less_is_left_out(known: object, asked: Volume) -> bool:
     """Tell whether a volume goes on with copies that `asked` leaves out."""
     return isinstance(known, Volume) and not set(asked.without) <= set(known.without)
+
+
+def _with_another(volume: Volume, place: ReplicaPlace) -> Volume:
+    """Return `volume` with a copy that its head does not know yet."""
+    return replace(
+        volume,
+        replicas=(*volume.replicas, place),
+        without=(*volume.without, place.node_id),
+        catching_up=(*volume.catching_up, place.node_id),
+    )
 
 
 def choose_place(

@@ -107,12 +107,13 @@ class ListNodes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """A node and its last facts."""
+    """A node and its last facts. The volumes of `held_up_count` of its copies cannot move now."""
 
     node: Node
     status: NodeStatus | None
     vm_count: int
     copy_count: int = 0
+    held_up_count: int = 0
 
 
 async def list_nodes(site: Site, principal: Principal, body: ListNodes) -> list[NodeView]:
@@ -123,6 +124,7 @@ async def list_nodes(site: Site, principal: Principal, body: ListNodes) -> list[
             status=site.index.find_value(NodeStatus, node.node_id),
             vm_count=len(site.index.on_node(Vm, node.node_id)),
             copy_count=len(site.index.on_node(Volume, node.node_id)),
+            held_up_count=sum(bool(v.held_up) for v in site.index.on_node(Volume, node.node_id)),
         )
         for node in sorted(site.index.values(Node), key=lambda n: (n.site_id, n.name))
         if body.site in ("", node.site_id)

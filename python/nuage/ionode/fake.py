@@ -92,6 +92,7 @@ class FakeDaemon:
         self.receipts: list[DaemonReceipt] = []
         self.taken = 0
         self.silent_copies: set[str] = set()  # nodes whose copies do not answer a head here
+        self.failed_copies: set[tuple[VolumeId, str]] = set()  # those that cannot take the log
         self.views: dict[str, tuple[int, dict[int, bytes]]] = {}
         self._last_mark_id = 0
         self.scrubs: dict[VolumeId, ScrubSeen] = {}
@@ -150,7 +151,9 @@ class FakeDaemon:
                         CopySeen(
                             node_id=peer.node_id,
                             is_connected=peer.node_id not in self.silent_copies,
-                            is_live=peer.node_id not in self.silent_copies,
+                            is_live=peer.node_id not in self.silent_copies
+                            and (volume_id, peer.node_id) not in self.failed_copies,
+                            is_failed=(volume_id, peer.node_id) in self.failed_copies,
                         )
                         for peer in head.wish.replicas
                     ),

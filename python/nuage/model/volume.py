@@ -59,6 +59,8 @@ class Volume:
 
     `host` uses it from outside, by a path to each copy; then no VM does.
 
+    `held_up` says why a change of its copies has not gone on for a while, and what would help.
+
     `is_template`: it holds an image for the volumes of its IaaS that start from it.
     """
 
@@ -79,6 +81,7 @@ class Volume:
     portal: str = ""
     iqn: str = ""
     failure: str = ""
+    held_up: str = ""
     without: tuple[NodeId, ...] = ()
     catching_up: tuple[NodeId, ...] = ()
     leaving: tuple[NodeId, ...] = ()

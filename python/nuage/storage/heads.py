@@ -241,16 +241,57 @@ def next_step(volume: Volume, facts: VolumeFacts) -> Step | None:
         return completed
     if facts.may_key_anew:
         return KeyAnew()
+    for node_id in volume.catching_up:
+        if node_id in facts.gone and _serves_without(volume, node_id):
+            return Drop(node_id)  # it was never whole: another is begun elsewhere
     if volume.catching_up or any(node_id not in facts.gone for node_id in volume.without):
         return None  # one change at a time
-    is_enough = len(volume.replicas) - len(volume.leaving) >= facts.wanted_copies
+    sound_count = sum(_is_sound(volume, facts, place.node_id) for place in volume.replicas)
     for node_id in volume.leaving:
-        if node_id != volume.head and is_enough:
+        if node_id != volume.head and sound_count >= facts.wanted_copies:
             return Drop(node_id)
         another = _another_head(volume, facts) if node_id == volume.head else None
         if another is not None:
             return MoveHead(another)
     return _away(volume, facts) or _towards_contract(volume, facts)
+
+
+def _is_sound(volume: Volume, facts: VolumeFacts, node_id: NodeId) -> bool:
+    """Tell whether a copy that stays has everything, so that another may leave."""
+    seen = facts.copies.get(node_id)
+    stays = node_id not in volume.leaving and node_id not in volume.without
+    return stays and (seen is None or seen.is_live)
+
+
+def held_up(volume: Volume, facts: VolumeFacts) -> str:
+    """Say why a change of a volume's copies does not go on, and what would help; "": it does."""
+    moving = {*volume.leaving, *volume.catching_up}
+    moving |= {p.node_id for p in volume.replicas if p.node_id in facts.draining}
+    if not moving:
+        return ""
+    if volume.failure:
+        return volume.failure
+    if volume.head not in facts.usable:
+        return f"the IO-node of its head, {volume.head}, does not answer: bring it back"
+    for node_id in volume.catching_up:
+        other = f"bring it back, or `nuage volume replace-copy {volume.name} {node_id}`"
+        if node_id not in facts.usable:
+            return f"the IO-node {node_id}, where a copy is filled, does not answer: {other}"
+        if _has_failed(facts, node_id):
+            return f"the copy that is filled on {node_id} failed, or its disk is full: {other}"
+    for place in volume.replicas:
+        if place.node_id not in moving and not _is_sound(volume, facts, place.node_id):
+            fault = (
+                "failed, or its disk is full" if _has_failed(facts, place.node_id) else "is away"
+            )
+            help_ = f"bring it back, or `nuage volume replace-copy {volume.name} {place.node_id}`"
+            return f"the copy on {place.node_id} {fault}, and none leaves before: {help_}"
+    return ""
+
+
+def _has_failed(facts: VolumeFacts, node_id: NodeId) -> bool:
+    seen = facts.copies.get(node_id)
+    return seen is not None and seen.is_failed
 
 
 def _another_head(volume: Volume, facts: VolumeFacts) -> ReplicaPlace | None:

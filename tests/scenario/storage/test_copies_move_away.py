@@ -18,7 +18,7 @@ from nuage.iaas.heads import (
     ReleaseHead,
     TakeHead,
 )
-from nuage.ids import NodeId, SiteId
+from nuage.ids import NodeId, SiteId, VolumeId
 from nuage.model.contract import AckPolicy, JournalRule
 from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role
@@ -111,6 +111,13 @@ class Storage(Federation):
         status, answer = await self.ask("POST", path, {"without": without}, who="tenant")
         assert status == 202, answer
 
+    def mend(self, volume_id: VolumeId, *, all_but: NodeId) -> None:
+        """Have copies of a volume take the log again, but for those on one node."""
+        for daemon in (
+            d for s in self.sites.values() for i in s.ionodes for d in i.daemons.values()
+        ):
+            daemon.failed_copies &= {(volume_id, all_but)}
+
     def check_contract(self) -> None:
         """As many copies with everything, in as many sites, as the contract says."""
         for volume in self.volumes():
@@ -178,6 +185,51 @@ async def test_a_drain_is_refused_where_the_contract_leaves_no_other_place(
     assert "cannot leave" in answer["error"]["message"], answer
     assert node is not None
     assert not storage.sites[LYON].index.value(Node, node).draining
+
+
+async def test_a_volume_that_cannot_leave_a_drained_node_is_named_and_holds_up_no_other(
+    storage: Storage,
+) -> None:
+    await storage.build(**FRENCH_PAIR | {"copy_sites": 1})
+    first, other = storage.volumes()
+    node = first.head
+    assert node is not None
+    assert storage.on(node) == [first.name, other.name]
+    clock = LaterClock()
+    nodes = [i.node.node_id for s in storage.sites.values() for i in s.ionodes]
+    for site in storage.sites.values():
+        site.site.clock, site.site.age_of = clock, lambda _site: 0.0
+        for ionode in site.ionodes:
+            for daemon in ionode.daemons.values():
+                daemon.failed_copies |= {(first.volume_id, n) for n in nodes if not storage.on(n)}
+    path = f"/v1/nodes/{node}/draining"
+    status, _ = await storage.ask("PUT", path, {"draining": True}, who="operator")
+    assert status == 200
+    await storage.until(lambda: bool(storage.volumes()[0].catching_up))
+    await storage.look()
+    assert not storage.volumes()[1].leaving, "one after the other, while both go on"
+
+    def is_left_by_the_other() -> bool:
+        clock.ahead_s += 40.0
+        return storage.on(node) == [first.name]
+
+    await storage.until(is_left_by_the_other)
+    stuck = storage.volumes()[0]
+    (filled,) = stuck.catching_up
+    assert f"replace-copy {first.name} {filled}" in stuck.held_up
+    _, shown = await storage.ask("GET", f"/v1/nodes/{node}")
+    assert [row["reason"] for row in shown["result"]["held_up"]] == [stuck.held_up]
+    _, listed = await storage.ask("GET", "/v1/nodes")
+    counts = {row["node"]["node_id"]: row["held_up_count"] for row in listed["result"]}
+    assert counts[node] == 1
+
+    storage.mend(first.volume_id, all_but=filled)
+    path = f"/v1/iaas/acme/volumes/{first.name}/replace-copy"
+    status, answer = await storage.ask("POST", path, {"node": filled}, who="tenant")
+    assert status == 202, answer
+    await storage.until(lambda: not storage.on(node) and is_settled(storage.volumes()[0]))
+    await storage.until(lambda: not storage.volumes()[0].held_up)
+    assert filled not in {p.node_id for p in storage.volumes()[0].replicas}
 
 
 async def test_copies_of_a_node_that_is_lost_for_long_are_made_anew_elsewhere(

@@ -502,7 +502,8 @@ class SimIonode:
                     portal=h.portal,
                     copies=tuple(
                         CopyReport(
-                            node_id=c.node_id, is_connected=c.is_connected, is_live=c.is_live
+                            node_id=c.node_id, is_connected=c.is_connected, is_live=c.is_live,
+                            is_failed=c.is_failed,
                         )
                         for c in h.copies
                     ),

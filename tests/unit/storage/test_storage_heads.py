@@ -22,6 +22,7 @@ from nuage.storage.heads import (
     VolumeFacts,
     former_set,
     head_set,
+    held_up,
     next_head,
     next_step,
 )
@@ -195,6 +196,43 @@ def test_what_was_lost_for_long_is_made_anew_where_writes_go_on_without_it() -> 
     assert next_step(begun, facts(A, gone=[B])) == AddCopy()
     filled = replace(volume(A, B, D), without=(B,), leaving=(B,))
     assert next_step(filled, facts(A, D, gone=[B])) == Drop(B)
+
+
+def test_a_copy_does_not_leave_while_one_that_is_to_stay_lacks_something() -> None:
+    filled = replace(volume(A, B, C, D), head=A, leaving=(D,))
+    away = CopyReport(node_id=C, is_connected=False, is_live=False)
+    known = facts(A, B, C, D, copies=3, live=[B, D])
+    lacking = replace(known, copies={**known.copies, C: away})
+    assert next_step(filled, lacking) is None
+    assert "copy on c1 is away" in held_up(filled, lacking)
+    assert next_step(filled, facts(A, B, C, D, copies=3, live=[B, C, D])) == Drop(D)
+    # What was begun, left out by decision and never filled counts for nothing.
+    given_up = replace(volume(A, B, C, whole=(A, B)), without=(C,), leaving=(B,))
+    assert next_step(given_up, facts(A, B, gone=[C])) == Replace(C)
+
+
+def test_a_copy_whose_node_is_lost_while_it_is_filled_is_given_up() -> None:
+    filling = replace(volume(A, B, C, whole=(A, B)), catching_up=(C,), leaving=(B,))
+    assert next_step(filling, facts(A, B)) is None
+    assert "c1, where a copy is filled, does not answer" in held_up(filling, facts(A, B))
+    assert next_step(filling, facts(A, B, gone=[C])) == Drop(C)
+    # Beside a single one writes wait for it: its owner decides.
+    alone = replace(volume(A, C, whole=(A,)), catching_up=(C,), leaving=(A,))
+    assert next_step(alone, facts(A, copies=1, gone=[C])) is None
+
+
+def test_what_holds_up_a_change_of_copies_is_said_with_what_helps() -> None:
+    filling = replace(volume(A, B, C, whole=(A, B)), catching_up=(C,), leaving=(B,))
+    assert held_up(filling, facts(A, B, C)) == ""
+    full = CopyReport(node_id=C, is_connected=True, is_live=False, is_failed=True)
+    told = held_up(filling, replace(facts(A, B, C), copies={C: full}))
+    assert "c1 failed, or its disk is full" in told
+    assert "nuage volume replace-copy disk c1" in told
+    assert "head, a1, does not answer" in held_up(filling, facts(B, C))
+    stopped = replace(filling, failure="no other copy may take over now")
+    assert held_up(stopped, facts(A, B, C)) == "no other copy may take over now"
+    assert held_up(volume(A, B), facts(B)) == "", "nothing moves"
+    assert held_up(volume(A, B), facts(B, draining=[B])) != ""
 
 
 def test_a_contract_that_asks_for_more_or_less_is_followed() -> None:
