@@ -99,7 +99,9 @@ def _sister(name: str, site: str, profiles: dict[str, Profile]) -> str:
     stem = name.rpartition("-")[0]
     found = next((p for p in (site, f"{name}-{site}", f"{stem}-{site}") if p in profiles), "")
     if not found:
-        known = [p.rpartition("-")[2] for p in profiles if stem and p.startswith(f"{stem}-")]
+        below = [p.removeprefix(f"{name}-") for p in profiles if p.startswith(f"{name}-")]
+        beside = [p.removeprefix(f"{stem}-") for p in profiles if stem and p.startswith(f"{stem}-")]
+        known = below or [other for other in beside if f"{stem}-{other}" != name]
         raise InvalidRequest(
             f"no profile reaches site {site!r} beside {name!r}",
             field="site",

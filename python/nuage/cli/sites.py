@@ -141,7 +141,7 @@ def show_node(session: Session, node: str) -> None:
     if disks:
         headers = ("DISK", "CLASS", "FREE", "SIZE", "DOES", "KEEPS", "ALARM")
         print_table(headers, disks, empty="")
-    if answer["held_up"]:
+    if answer.get("held_up"):
         rows = [(row["volume"], row["iaas"], row["reason"]) for row in listed(answer, "held_up")]
         print_table(("HELD UP", "IAAS", "WHY"), rows, empty="")
     shares = [_share_row(share, inner(answer, "names")) for share in listed(answer, "shares")]

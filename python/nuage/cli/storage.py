@@ -200,7 +200,7 @@ def _share_line(standing: Row) -> str:
 def _copy_row(copy: Row) -> tuple[object, ...]:
     since = copy["silent_since_s"]
     state = copy["state"] if since is None else f"{copy['state']} since {day(since)}"
-    if copy["rebuild"]:
+    if copy.get("rebuild"):
         total = int(str(inner(copy, "rebuild")["total_bytes"]))
         done = int(str(inner(copy, "rebuild")["done_bytes"]))
         state = f"{state}, {100 * done // total if total else 0} %"
@@ -224,7 +224,7 @@ def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tup
         ("target", volume["iqn"] if volume["host"] else ""),
         ("head", f"{volume['head']}, epoch {volume['epoch']}"),
         ("without", ", ".join(str(node) for node in listed(volume, "without"))),
-        ("held up", volume["held_up"]),
+        ("held up", volume.get("held_up", "")),
         ("behind", ", ".join(str(node) for node in listed(volume, "catching_up"))),
         ("writes", f"acknowledged as {volume['ack_policy']}"),
         ("limits", rate_line(inner(volume, "limits"))),

@@ -125,12 +125,17 @@ async def _strike_out(site: Site, done: CopyErased) -> None:
     left = tuple(place for place in erasure.places if place.node_id != done.node_id)
     if len(left) == len(erasure.places):
         return
-    site.announce("volume", done.volume_id, "erased", f"{erasure.name}: erased on {done.node_id}")
     struck = replace(erasure, places=left)
     if left or _is_known(site.index, struck):
         await site.save(struck)
+        _tell_erased(site, struck, done.node_id)
     else:
-        await _end(site, struck)
+        await _end(site, struck, last=done.node_id)
+
+
+def _tell_erased(site: Site, erasure: Erasure, node_id: NodeId) -> None:
+    """Say it once it is written: where another node's word came first, it is written again."""
+    site.announce("volume", erasure.volume_id, "erased", f"{erasure.name}: erased on {node_id}")
 
 
 async def end_done(site: Site) -> None:
@@ -147,10 +152,12 @@ def _is_known(index: FederationIndex, erasure: Erasure) -> bool:
     return erasure.is_deleted and index.find("volume", erasure.volume_id) is not None
 
 
-async def _end(site: Site, erasure: Erasure) -> None:
+async def _end(site: Site, erasure: Erasure, *, last: NodeId | None = None) -> None:
     try:
         await site.delete(erasure)
     except NotFound:
         return  # by somebody else, just now: a node says that it has erased until that was heard
+    if last is not None:
+        _tell_erased(site, erasure, last)
     told = "no copy is left" if erasure.is_deleted else "what was to be erased is erased"
     site.announce("volume", erasure.volume_id, "gone", f"{erasure.name}: {told}")

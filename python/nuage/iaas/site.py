@@ -385,6 +385,7 @@ class Site:
                 self.heads_seen.pop(volume_id, None)
                 self.drops_told.pop(volume_id, None)
                 self.waits_told.pop(volume_id, None)
+                self.anew_told.pop(volume_id, None)
             case IaasKey(iaas_id=iaas_id):
                 self.keyring.forget(iaas_id)
             case _:

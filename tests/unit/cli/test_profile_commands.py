@@ -50,3 +50,15 @@ def test_who_logs_out_leaves_no_token_and_is_nobody_else_after_it() -> None:
     assert nuage("logout").exit_code == 1, "none is current now"
     assert nuage("logout", "ada").exit_code == 0
     assert "no profiles" in nuage("profile", "list").stdout
+
+
+def test_a_site_without_a_profile_is_answered_by_those_that_there_are_and_never_by_oneself() -> (
+    None
+):
+    keep_profile("lab-one", Profile(endpoint="unix:/door", user="ada", token="s3cret"))
+    told = nuage("--site", "lyon", "volume", "list", "--iaas", "acme")
+    assert "no profile reaches site 'lyon' beside 'lab-one'" in told.stderr
+    assert "known" not in told.stderr
+    keep_profile("lab-one-marne", Profile(endpoint="unix:/door", user="ada", token="s3cret"))
+    told = nuage("--site", "lyon", "--profile", "lab-one", "volume", "list", "--iaas", "acme")
+    assert "known: marne\n" in told.stderr

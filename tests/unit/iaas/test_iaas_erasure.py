@@ -1,16 +1,17 @@
 """A copy is erased by the explicit word of its volume's home, and by nothing else."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 from tests.unit.iaas.iaas_makers import IAAS, iaas, record, volume
 
-from nuage.errors import NotFound
+from nuage.errors import Conflict, NotFound
 from nuage.iaas.erasure import CopyErased, copy_erased, end_done, erased_copies, is_gone
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
 from nuage.iaas.wishes import Leave, WishContext, ionode_wish
-from nuage.ids import NodeId, SiteId
+from nuage.ids import NodeId, SiteId, VolumeId
 from nuage.model.record import Noun
 from nuage.model.volume import Erasure, Volume
 from nuage.trust.shared_secrets import SharedSecrets
@@ -139,3 +140,23 @@ async def test_an_erasure_that_was_ended_meanwhile_is_ended() -> None:
     lyon = Lyon(erasure(deleted))
     lyon.is_late = True
     await erase(lyon, deleted)
+
+
+async def test_an_erased_copy_is_told_once_though_the_record_was_changed_meanwhile() -> None:
+    index = FederationIndex(SiteId("marne"))
+    index.put(record(erasure(volume(places=PLACES))))
+    news: list[str] = []
+    saved: list[Erasure] = []
+
+    async def save(value: Erasure) -> None:
+        saved.append(value)
+        if len(saved) == 1:
+            raise Conflict("another node's word came first")
+
+    site = SimpleNamespace(
+        index=index, site_id=SiteId("marne"), save=save,
+        announce=lambda _kind, _id, what, _text: news.append(what),
+    )  # fmt: skip
+    await copy_erased(cast(Site, site), CopyErased(volume_id=VolumeId("vol-1"), node_id=NODE))
+    assert [len(value.places) for value in saved] == [1, 1]
+    assert news == ["erased"]

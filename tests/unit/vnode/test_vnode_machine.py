@@ -207,6 +207,20 @@ def test_disks_follow_the_wish() -> None:
     assert act_on(moved, seen()) == machine.Repoint(0, disk(1, "10.0.0.8:3260"))
 
 
+def test_a_disk_that_is_not_at_its_new_place_at_once_is_no_news() -> None:
+    moved = remembered(replace(wish(), disks=(disk(1, "10.0.0.8:3260"),)))
+    told, now_s = [], NOW_S
+    for _ in range(machine.REPOINTS_UNTOLD):
+        planned = plan(moved, seen(), now_s)
+        assert isinstance(planned.act, machine.Repoint)
+        moved = after_act(planned.memory, planned.act, "QEMU refused blockdev-add", now_s)
+        told.append(vm_report(moved, seen()).failure)
+        now_s = moved.hold_until_s
+    assert told[:-1] == [""] * (machine.REPOINTS_UNTOLD - 1)
+    assert "does not reach a disk at its new place: QEMU refused" in told[-1]
+    assert now_s - NOW_S > 5.0
+
+
 def test_a_new_name_to_log_in_with_does_not_touch_a_disk() -> None:
     renamed = replace(disk(1), chap_user="other", chap_secret="new")
     assert act_on(remembered(replace(wish(), disks=(renamed,))), seen()) is None
