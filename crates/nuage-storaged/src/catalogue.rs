@@ -176,7 +176,13 @@ impl Catalogue {
                 let path = entry?.path();
                 match fs::read(path.join("volume.json")) {
                     Ok(text) => {
-                        let mut spec: CreateVolume = serde_json::from_slice(&text)?;
+                        let mut spec = match rivals::described(&path, &text) {
+                            Ok(spec) => spec,
+                            Err(fault) => {
+                                rivals::put_unreadable_aside(&disks, disk, &path, &fault)?;
+                                continue;
+                            }
+                        };
                         disk.clone_into(&mut spec.disk);
                         if let Some(known) = volumes.remove(&spec.volume) {
                             spec = rivals::settle(&disks, known, spec)?;
@@ -539,6 +545,36 @@ mod tests {
         fs::rename(&away, &fast).expect("mounted again");
         place.open();
         assert!(base.join("00000001.seg").exists());
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_read_is_put_aside_and_the_others_are_there() {
+        for damaged in [
+            &["volume.json"][..],
+            &["journal/super.a", "journal/super.b"],
+        ] {
+            let place = Place::new("unreadable");
+            let mut catalogue = place.open();
+            create(&mut catalogue, "fast");
+            let other = r#"{"volume": "w", "size_bytes": 67108864}"#;
+            let spec = serde_json::from_str(other).expect("words");
+            catalogue.create(spec).expect("a volume");
+            for file in damaged {
+                fs::write(catalogue.folder("v").join(file), "rotten").expect("a file");
+            }
+            drop(catalogue);
+            let mut catalogue = place.open();
+            assert_eq!(catalogue.volumes.keys().collect::<Vec<_>>(), ["w"]);
+            assert!(place.0.join("fast/retired/v/journal").exists());
+            let aside: Vec<_> = catalogue
+                .retired
+                .iter()
+                .map(|found| &found.volume)
+                .collect();
+            assert_eq!(aside, ["v"]);
+            create(&mut catalogue, "fast");
+            assert_eq!(place.open().volumes.keys().collect::<Vec<_>>(), ["v", "w"]);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::daemon::Storaged;
 use crate::disks::Disks;
 use nuage_disk::{FileDisk, Method};
 use nuage_io::log;
-use nuage_journal::{JournalError, Standing, Store, TailRule};
+use nuage_journal::{JournalError, Standing, Store, Superblock, TailRule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs;
@@ -170,6 +170,60 @@ pub fn settle(disks: &Disks, known: CreateVolume, found: CreateVolume) -> io::Re
         ],
     );
     Ok(winner)
+}
+
+/// What a volume's folder says it is, where it can be told and its journal be opened; else which file is damaged.
+pub fn described(folder: &Path, text: &[u8]) -> Result<CreateVolume, String> {
+    let spec: CreateVolume = serde_json::from_slice(text)
+        .map_err(|error| format!("{}: {error}", folder.join("volume.json").display()))?;
+    let journal = folder.join("journal");
+    let is_damaged = |name: &str| match fs::read(journal.join(name)) {
+        Ok(block) => Superblock::decode(&block).is_err(),
+        // Any other error may be gone at the next try: opening tells it.
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if spec.backend == Backend::Journal && is_damaged("super.a") && is_damaged("super.b") {
+        let path = journal.join("super.a");
+        return Err(format!(
+            "{} and super.b: no valid superblock",
+            path.display()
+        ));
+    }
+    Ok(spec)
+}
+
+/// Move a copy aside that nobody can open, so that the others are served and it is made anew from another copy.
+pub fn put_unreadable_aside(
+    disks: &Disks,
+    disk: &str,
+    folder: &Path,
+    fault: &str,
+) -> io::Result<()> {
+    let name = folder
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    if Note::read(folder).is_none() {
+        let store = opened(folder).ok();
+        let mut note = note_of(folder, store.as_ref())?;
+        if note.chain.is_empty() {
+            note.chain = hex(&[0; 32]); // that of no write: it stays until the volume is deleted
+        }
+        note.write(folder)?;
+    }
+    disks.put_aside(disk, &name)?;
+    log::error(
+        "copy_unreadable",
+        &[
+            ("volume", name.as_str().into()),
+            ("disk", disk.into()),
+            ("fault", fault.into()),
+            ("help", "it lies in retired/ beside volumes/ and is made anew from another copy; where there is none, \
+                      mend the file, stop the daemon and move it back".into()),
+        ],
+    );
+    Ok(())
 }
 
 /// What lies aside on all disks.

@@ -121,6 +121,11 @@ def _announce_retired(
             f"{name} on {node_id}: a second copy came back with disk {copy.disk}; the one on "
             f"{replica.disk} goes on, the other is kept aside until that one is proven whole"
         )
+        if copy.disk == replica.disk:
+            text = (
+                f"{name} on {node_id}: its copy on disk {copy.disk} cannot be read (the storage "
+                "daemon's log names the file) and is kept aside; it is made anew from another copy"
+            )
         site.announce("volume", replica.volume_id, "copy-retired", text)
     for copy in sorted(set(before) - set(replica.retired), key=lambda copy: copy.since_s):
         text = (

@@ -171,6 +171,35 @@ def test_a_copy_mends_its_own_headers_and_goes_on_with_its_passes_after_a_restar
     until(remembers)
 
 
+def test_a_copy_whose_superblocks_are_damaged_is_put_aside_and_made_anew(
+    three_sites: list[Daemon],
+) -> None:
+    serve(three_sites)
+    head, other, damaged = three_sites
+    damaged.stop()
+    for name in ("super.a", "super.b"):
+        (damaged.folder / "data" / "volumes" / "v" / "journal" / name).write_bytes(b"\xff" * 4096)
+    damaged.start()
+    assert "super.a and super.b: no valid superblock" in damaged.log
+    assert damaged.ask("list")["volumes"] == []
+    works(nbd(head), "write -P 5 4M 64k", "flush")
+    damaged.ask(
+        "create_replica", volume="v", size_bytes=64 * MIB, logical_block_bytes=512,
+        uuid="0123456789abcdef0123456789abcdef", joins=True, epoch=1,
+    )  # fmt: skip
+
+    def is_whole() -> bool:
+        copy = damaged.ask("status", volume="v").get("copy")
+        return isinstance(copy, dict) and copy["whole"] and sequence(damaged) == sequence(head)
+
+    until(is_whole)
+    other.kill()
+    works(nbd(head), "read -P 5 4M 64k", "write -P 6 5M 4k", "flush")
+    retired = damaged.ask("status", volume="v")["retired"]
+    assert isinstance(retired, list)
+    assert len(retired) == 1, "it is kept"
+
+
 def test_a_share_holds_requests_back_and_what_was_taken_is_told(
     daemons: Callable[[str], Daemon],
 ) -> None:
