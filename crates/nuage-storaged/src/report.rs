@@ -19,7 +19,12 @@ impl Storaged {
             .keys()
             .filter_map(|name| self.status(name, context).ok())
             .collect();
-        json!({"volumes": names, "key_id": self.key_id(), "shares": self.shares()})
+        json!({
+            "volumes": names,
+            "key_id": self.key_id(),
+            "shares": self.shares(),
+            "version": env!("CARGO_PKG_VERSION"),
+        })
     }
 
     pub(crate) fn status(&self, volume: &str, context: &Context<'_>) -> Result<Value, Refusal> {

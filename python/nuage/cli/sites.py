@@ -3,6 +3,7 @@
 import json
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 import click
@@ -114,6 +115,9 @@ def list_nodes(session: Session, at_site: str) -> None:
         )
     headers = ("NODE", "SITE", "ROLE", "SERVICE", "CONNECTED", "VMS", "HAS", "ORPHANS")
     show(session, answer, headers, rows, empty="no node is known")
+    if not session.as_json:
+        for line in behind(rows_of(answer)):
+            click.echo(line)
 
 
 @node_group.command("show")
@@ -133,6 +137,7 @@ def show_node(session: Session, node: str) -> None:
         ("address", value["address"]),
         ("service", _service(answer)),
         ("connected", _connected(status)),
+        ("version", value.get("version", "")),
         ("VMs", answer["vm_count"] or ""),
         ("orphans", ", ".join(str(orphan) for orphan in listed(status, "orphans"))),
         ("copies", answer["copy_count"] or ""),
@@ -148,6 +153,35 @@ def show_node(session: Session, node: str) -> None:
     if shares:
         headers = ("DISK", "IAAS", "WEIGHT", "RESERVED", "MAY TAKE", "TAKES", "WANTS MORE")
         print_table(headers, shares, empty="")
+
+
+def behind(nodes: Iterable[Row]) -> list[str]:
+    """Return a line for each node whose agent or storage daemons are older than another's."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for row in nodes:
+        status = inner(row, "status") if row["status"] else {}
+        kept = inner(status, "daemon_versions") if status.get("daemon_versions") else {}
+        node = inner(row, "node")
+        agent = str(node.get("version", ""))
+        found[str(node["name"])] = agent, [str(version) for version in kept.values()]
+    told = {version for agent, daemons in found.values() for version in (agent, *daemons)}
+    newest = max(told, key=_order, default="")
+    lines = []
+    for name, (agent, daemons) in found.items():
+        if agent != newest:
+            lines.append(f"{name}: its agent is of {_named(agent)}, not {newest}: restart it")
+        if older := sorted({version for version in daemons if version != newest}):
+            of = ", ".join(map(_named, older))
+            lines.append(f"{name}: storage daemons of {of}, not {newest}: drain or reboot it")
+    return lines
+
+
+def _named(version: str) -> str:
+    return version or "a version before 0.2"
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 def _disk_row(disk: Row) -> tuple[object, ...]:

@@ -6,11 +6,13 @@ The channel comes and goes; the agent behind it goes on with its last wish eithe
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from random import Random
 from typing import Final, Generic, TypeVar
 
 import structlog
 
+from nuage import __version__
 from nuage.channel import ChannelClient, ChannelState, Expected, Handlers
 from nuage.clock import Clock
 from nuage.daemon.agent_trust import TRUST_STREAM, AgentTrust, TrustWish
@@ -71,7 +73,7 @@ class AgentChannel(Generic[WishT, ReportT]):
         tasks: Tasks,
         clock: Clock,
     ) -> None:
-        self._configuration = configuration
+        self._node = replace(configuration.node, version=__version__)
         self._role = role
         self._tasks = tasks
         self._clock = clock
@@ -147,9 +149,7 @@ class AgentChannel(Generic[WishT, ReportT]):
             await self._wait_open()
             try:
                 if says_hello:
-                    await self.client.call(
-                        "node.hello", self._configuration.node, ReportTaken, CALL_TIMEOUT_S
-                    )
+                    await self.client.call("node.hello", self._node, ReportTaken, CALL_TIMEOUT_S)
                 stream = self.client.subscribe(name, FollowWishes(), wish_type)
                 async for wish in stream:
                     try:

@@ -235,6 +235,8 @@ def node_status(
             after = replace(after, replica_addresses=ionode.replica_addresses)
         if before.portals != ionode.portals:
             after = replace(after, portals=ionode.portals)
+        if before.daemon_versions != ionode.daemon_versions:
+            after = replace(after, daemon_versions=ionode.daemon_versions)
         disks = _disks(before.disks, ionode)
         if disks != before.disks:
             after = replace(

@@ -554,6 +554,11 @@ class IonodeAgent:
                 iaas_id: hosted.daemon.replica_address for iaas_id, hosted in self._hosted.items()
             },
             portals={iaas_id: hosted.daemon.portal for iaas_id, hosted in self._hosted.items()},
+            daemon_versions={
+                iaas_id: hosted.seen.version
+                for iaas_id, hosted in self._hosted.items()
+                if hosted.seen.version or hosted.seen.volumes  # else it was not asked yet
+            },
             erased=self._erased(),
             locked=self._locked(),
             disks=disks,

@@ -184,6 +184,7 @@ class ListAnswer(msgspec.Struct):
 
     volumes: list[VolumeAnswer] = []
     key_id: str | None = None
+    version: str = ""
 
 
 def durable_sequence(volume: VolumeAnswer) -> int:

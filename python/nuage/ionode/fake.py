@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nuage import __version__
 from nuage.errors import (
     Conflict,
     InvalidRequest,
@@ -162,6 +163,7 @@ class FakeDaemon:
                 for volume_id, head in sorted(self._heads.items())
             ),
             key_id=self._key_id,
+            version=__version__,
         )
 
     async def create(self, wish: ReplicaWish, disk: str = "") -> None:

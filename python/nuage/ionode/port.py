@@ -157,11 +157,15 @@ class DaemonReceipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSeen:
-    """What a daemon keeps and serves now. `key_id` names the data key that it has, "": none."""
+    """What a daemon keeps and serves now. `key_id` names the data key that it has, "": none.
+
+    `version` is the product's that it was started from, "" where it does not say.
+    """
 
     volumes: tuple[VolumeSeen, ...] = ()
     heads: tuple[HeadSeen, ...] = ()
     key_id: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

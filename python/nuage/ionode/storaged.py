@@ -409,6 +409,7 @@ class StoragedDaemon:
                 if v.head is not None
             ),
             key_id=answer.key_id or "",
+            version=answer.version,
         )
 
     async def create(self, wish: ReplicaWish, disk: str = "") -> None:

@@ -451,7 +451,8 @@ class ShareReport:
 class IonodeReport:
     """An IO-node's facts. `replica_addresses` maps an IaaS to its daemon's ``host:port``.
 
-    `portals` maps it to where initiators log in.
+    `portals` maps it to where initiators log in, `daemon_versions` to the version of the product
+    that its daemon was started from.
 
     `erased` are the copies that the wish said to erase and that are gone. `locked` are the IaaSes
     whose data key is wanted here and missing.
@@ -468,3 +469,4 @@ class IonodeReport:
     disks: tuple[DiskReport, ...] = ()
     shares: tuple[ShareReport, ...] = ()
     portals: dict[IaasId, str] = field(default_factory=dict)
+    daemon_versions: dict[IaasId, str] = field(default_factory=dict)

@@ -125,8 +125,9 @@ class Node:
 
     One that is `draining` is in maintenance, and its copies of volumes move to others.
     `revoked_generation` of the federation's keys began when its certificates were revoked last.
-    An edge has `lines`, the public half of its trunk key, and says when its trunks need no
-    encryption: only both ends' word makes a bare trunk.
+    `version` is the product's, as the node's agent said when it began. An edge has `lines`, the
+    public half of its trunk key, and says when its trunks need no encryption: only both ends' word
+    makes a bare trunk.
     """
 
     node_id: NodeId
@@ -146,6 +147,7 @@ class Node:
     trunk_key: str = ""
     bare_trunks: bool = False
     revoked_generation: int = 0
+    version: str = ""
 
     @property
     def is_revoked(self) -> bool:

@@ -56,8 +56,9 @@ class NodeStatus:
     """The last facts of a node, written by its site when they change.
 
     `replica_addresses` tells heads of other sites where the daemon of an IaaS listens, `portals`
-    hosts where its iSCSI door is. `restarting`: its agent was stopped in order a moment ago. Of an
-    IO-node, `free_bytes` and `total_bytes` are of all its disks, `alarm` is the worst.
+    hosts where its iSCSI door is, `daemon_versions` which version of the product it was started
+    from ("": one that does not say). `restarting`: its agent was stopped in order a moment ago. Of
+    an IO-node, `free_bytes` and `total_bytes` are of all its disks, `alarm` is the worst.
     """
 
     node_id: NodeId
@@ -66,6 +67,7 @@ class NodeStatus:
     since_s: float
     replica_addresses: dict[IaasId, str] = field(default_factory=dict)
     portals: dict[IaasId, str] = field(default_factory=dict)
+    daemon_versions: dict[IaasId, str] = field(default_factory=dict)
     free_bytes: int = 0
     total_bytes: int = 0
     accelerator: str = ""

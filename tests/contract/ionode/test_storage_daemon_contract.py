@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nuage import __version__
 from nuage.errors import (
     Conflict,
     InvalidRequest,
@@ -147,7 +148,7 @@ async def opened(daemon: StorageDaemon, wish: HeadWish = HEAD) -> None:
 
 async def test_an_empty_daemon_shows_nothing(bench: Bench) -> None:
     seen = await bench.daemon.seen()
-    assert (seen.volumes, seen.heads) == ((), ())
+    assert (seen.volumes, seen.heads, seen.version) == ((), (), __version__)
     assert ":" in bench.daemon.replica_address
 
 
