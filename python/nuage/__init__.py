@@ -1,3 +1,3 @@
 """Nuage: independent container-sized datacenters joined into one sovereign cloud."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
