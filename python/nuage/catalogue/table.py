@@ -247,5 +247,5 @@ def _require_expected(kind: str, id: str, expected: int | None, stored_revision:
     raise Conflict(
         f"{kind} {id} is {stored}, the write expected {wanted}",
         revision=stored_revision,
-        hint="read it again and decide again",
+        hint="it changed at the same moment: look at it, and ask again",
     )

@@ -124,10 +124,11 @@ class PacketSocket:
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """An interface has carrier or not."""
+    """An interface has carrier or not, or is `gone`."""
 
     index: int
     up: bool
+    gone: bool = False
 
 
 class LinkWatch:
@@ -186,7 +187,9 @@ def parse_link_messages(data: bytes) -> list[LinkState]:
             break
         if kind in (RTM_NEWLINK, RTM_DELLINK) and length >= 32:
             index, flags = struct.unpack_from("=iI", data, offset + 20)
-            states.append(LinkState(index, kind == RTM_NEWLINK and bool(flags & IFF_LOWER_UP)))
+            gone = kind == RTM_DELLINK
+            up = not gone and bool(flags & IFF_LOWER_UP)
+            states.append(LinkState(index, up, gone))
         offset += (length + 3) & ~3
     return states
 
@@ -421,11 +424,12 @@ class FabricRunner:
             self._link_is(state)
 
     def _link_is(self, state: LinkState) -> None:
-        if state.up:
+        followers = self._followers.get(state.index, ())
+        if state.up or (state.gone and not followers):  # the kernel gives no index out twice
             self._down.discard(state.index)
         else:
             self._down.add(state.index)
-        for port in sorted(self._followers.get(state.index, ())):
+        for port in sorted(followers):
             dead = any(port in self._followers.get(index, ()) for index in self._down)
             self.give(CarrierChanged(port, not dead))
 

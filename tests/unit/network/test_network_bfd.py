@@ -91,7 +91,7 @@ def test_netlink_tells_carrier() -> None:
 
     data = message(16, 3, 0x10043) + message(16, 4, 0x1003) + message(17, 5, 0x10043)
     assert parse_link_messages(data) == [
-        LinkState(3, True), LinkState(4, False), LinkState(5, False),
+        LinkState(3, True), LinkState(4, False), LinkState(5, False, gone=True),
     ]  # fmt: skip
     assert parse_link_messages(data[:40]) == [LinkState(3, True)]
     assert parse_link_messages(b"\0" * 64) == []

@@ -4,8 +4,9 @@ import asyncio
 import os
 from typing import Any, cast
 
+from nuage.network.fabric_event import CarrierChanged
 from nuage.network.forwarding import PortNumber
-from nuage.network.runner import FRAMES_PER_WAKE_MAX, FabricRunner, RunnerPorts
+from nuage.network.runner import FRAMES_PER_WAKE_MAX, FabricRunner, LinkState, RunnerPorts
 
 PORT = PortNumber(1)
 WORK_S = 0.2  # that each batch takes
@@ -71,3 +72,44 @@ async def test_a_socket_that_has_more_than_is_read_at_once_waits_as_long_as_that
         await asyncio.to_thread(lambda: None)
     assert asyncio.get_running_loop().time() - began_s >= WORK_S * 0.9
     runner.stop()
+
+
+class Links:
+    """Interfaces that come and go: each look tells what was not told yet."""
+
+    def __init__(self) -> None:
+        self.news: list[LinkState] = []
+
+    def receive(self) -> list[LinkState]:
+        """Return what was told since the last call."""
+        news, self.news = self.news, []
+        return news
+
+
+class Listening(Busy):
+    """An RBridge that notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, bool]] = []
+
+    def handle_all(self, events: list[object], _now_s: float) -> tuple[()]:
+        self.told += [(e.port, e.up) for e in events if isinstance(e, CarrierChanged)]
+        return ()
+
+
+def test_interfaces_of_guests_that_are_gone_are_not_kept() -> None:
+    listening, links = Listening(), Links()
+    bridge, watch = cast(Any, listening), cast(Any, links)
+    ports = RunnerPorts({PORT: ()}, {}, links=watch, indexes={7: PORT})
+    runner = FabricRunner(bridge, bridge, clock=bridge, ports=ports)
+    for index in range(100, 200):  # taps of guests: each goes down, then away
+        links.news += [LinkState(index, up=False), LinkState(index, up=False, gone=True)]
+    runner._links_changed()
+    assert runner._down == set()
+
+    links.news = [LinkState(7, up=False, gone=True)]  # the trunk's own
+    runner._links_changed()
+    links.news = [LinkState(8, up=True)]
+    runner._links_changed()
+    assert (listening.told, runner._down) == ([(PORT, False)], {7})
