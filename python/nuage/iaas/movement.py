@@ -117,7 +117,7 @@ class Movement:
         self._site = site
         self._granted: dict[VmId, int] = {}  # to the target epoch that it may go under
         self._taken_back: dict[VmId, _TakenBack] = {}
-        self._told: dict[VmId, float] = {}  # of its last move: how long it paused
+        self._told: dict[VmId, set[float]] = {}  # of its last move: how long it paused, as told
 
     def leave(self, vm_id: VmId) -> Leave:
         """Tell whether the source may send the VM away, and hand it over."""
@@ -472,9 +472,9 @@ class Movement:
         """Tell once how long the guest paused, by QEMU's own figure."""
         site = self._site
         vm = site.index.find_value(Vm, vm_id)
-        if vm is None or self._told.get(vm_id) == downtime_ms:
+        if vm is None or downtime_ms in self._told.get(vm_id, ()):
             return
-        self._told[vm_id] = downtime_ms
+        self._told.setdefault(vm_id, set()).add(downtime_ms)
         site.announce(
             "vm", vm_id, "migrated", f"{vm.name} was handed over, paused {downtime_ms:g} ms"
         )
