@@ -202,7 +202,7 @@ class HeadKeeper:
     async def _give(self, volume: Volume, place: ReplicaPlace) -> Volume:
         """Have the site of `place` be the home of a volume; nobody changes its record meanwhile."""
         site = self._site
-        site.handed_over[volume.volume_id] = 0
+        site.begin_hand_over(volume.volume_id)
         try:
             epoch = await self._hand_over(volume, place.site_id)
             moved = replace(volume, head=place.node_id, epoch=epoch)

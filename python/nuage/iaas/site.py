@@ -8,7 +8,7 @@ through `others`; nothing here knows a socket.
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -32,6 +32,7 @@ from nuage.quorum.model import Quorum
 from nuage.storage.ledgers import LedgerShelf
 from nuage.trust.datakeys import Keyring
 
+HAND_OVER_S_MAX: Final = 30.0  # a feed brings the new home's record within a second
 R = TypeVar("R")
 
 
@@ -221,6 +222,17 @@ class Distrust(Protocol):
 Announce = Callable[[str, str, str, str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A volume that goes to another home, under `epoch` (0: not known yet).
+
+    After `until_s` that home may be gone, and its record with it: then it is as it was before.
+    """
+
+    epoch: int
+    until_s: float
+
+
 @dataclass(slots=True)
 class VolumePlaces:
     """Where a new volume goes by contract, as worked out at `version` of the index's places."""
@@ -248,8 +260,8 @@ class Site:
     `drops_told` the last day (since 1970) on which a volume's early loss of history was announced,
     `waits_told` for which copies a volume's writes were last said to wait, `anew_told` which of
     its copies were said to be made anew and have not been said to have everything since.
-    `handed_over` has the volumes that go to another home, and their epoch there (0: not known
-    yet): what is written of them here before that home's record has come would be lost.
+    `handed_over` has the volumes that go to another home: what is written of them here before
+    that home's record has come would be lost.
     """
 
     site_id: SiteId
@@ -282,7 +294,7 @@ class Site:
     ionodes_seen: dict[NodeId, IonodeReport] = field(default_factory=dict)
     drops_told: dict[VolumeId, int] = field(default_factory=dict)
     waits_told: dict[VolumeId, tuple[NodeId, ...]] = field(default_factory=dict)
-    handed_over: dict[VolumeId, int] = field(default_factory=dict)
+    handed_over: dict[VolumeId, HandedOver] = field(default_factory=dict)
     anew_told: dict[VolumeId, frozenset[NodeId]] = field(default_factory=dict)
 
     async def save(self, *values: Noun, unique_name: bool = False) -> tuple[Record, ...]:
@@ -356,26 +368,38 @@ class Site:
             volume_id = change.value.volume_id if isinstance(change.value, Volume) else None
         else:
             volume_id = VolumeId(change.id) if change.kind == "volume" else None
-        record = None if volume_id is None else self.index.find("volume", volume_id)
-        if record is None or volume_id not in self.handed_over or record.home != self.site_id:
+        given = None if volume_id is None else self.handed_over.get(volume_id)
+        if volume_id is None or given is None:
+            return
+        if given.until_s < self.clock.monotonic_s():
+            del self.handed_over[volume_id]  # the new home is not heard: it may be gone
+            return
+        record = self.index.find("volume", volume_id)
+        if record is None or record.home != self.site_id:
             return
         raise Conflict(
             f"the head of volume {name_of(record.value)} goes to another site just now",
             hint="ask again in a second",
         )
 
+    def begin_hand_over(self, volume_id: VolumeId) -> None:
+        """Write nothing of a volume until it is known what became of its way to another home."""
+        until_s = self.clock.monotonic_s() + HAND_OVER_S_MAX
+        self.handed_over[volume_id] = HandedOver(0, until_s)
+
     def hand_over(self, volume_id: VolumeId, epoch: int) -> None:
         """Note that a volume is another home's from `epoch` on."""
         record = self.index.find("volume", volume_id)
         if record is not None and record.epoch < epoch:
-            self.handed_over[volume_id] = epoch
+            until_s = self.clock.monotonic_s() + HAND_OVER_S_MAX
+            self.handed_over[volume_id] = HandedOver(epoch, until_s)
         else:
             self.handed_over.pop(volume_id, None)
 
     def forget(self, change: Change) -> None:
         """Let go of what is remembered of what no site knows any more, or has gone elsewhere."""
         if change.kind == "volume" and change.id in self.handed_over:
-            epoch = self.handed_over[VolumeId(change.id)]
+            epoch = self.handed_over[VolumeId(change.id)].epoch
             if change.after is None or 0 < epoch <= change.after.epoch:
                 del self.handed_over[VolumeId(change.id)]
         if change.before is None or change.after is not None:
