@@ -104,14 +104,18 @@ def sqlite_errors(path: Path, *, doing: str) -> Iterator[None]:
     """Translate SQLite's errors into ours, naming the file."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise translate(error, path, doing=doing) from error
 
 
-def translate(error: sqlite3.Error, path: Path, *, doing: str) -> NuageError:
+def translate(error: sqlite3.Error | UnicodeDecodeError, path: Path, *, doing: str) -> NuageError:
     """Return what a caller can do about an error of SQLite."""
     name: str = getattr(error, "sqlite_errorname", "")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+    # SQLite repeats in its complaint what it read, which can be no text any more; and at the start
+    # it lacks a table or column only where the schema's own text has changed.
+    is_damaged = isinstance(error, UnicodeDecodeError)
+    is_other = doing == "open" and name == "SQLITE_ERROR"
+    if is_damaged or is_other or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return CorruptData(
             f"the catalogue {path} does not verify ({error})",
             where=str(path),

@@ -12,7 +12,6 @@ time that does not: an index beside the log has what is where (`trust.ledger_ind
 import base64
 import os
 import re
-import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -26,7 +25,7 @@ from nuage.errors import CorruptData, InvalidRequest, LocalProtocolError, NotFou
 from nuage.ids import NodeId, SiteId, VolumeId
 from nuage.trust.book import key_id_of
 from nuage.trust.files import sync_directory
-from nuage.trust.ledger_index import Covered, Held, Leaf, LedgerIndex, Unfit
+from nuage.trust.ledger_index import BROKEN, Covered, Held, Leaf, LedgerIndex, Unfit
 from nuage.trust.merkle import MerkleTree
 from nuage.trust.verify import (
     LINE_BYTES_MAX,
@@ -419,13 +418,13 @@ class LocationLedger:
             raise LocalProtocolError("the ledger is closed")
         try:
             return read()
-        except (sqlite3.Error, Unfit) as error:
+        except BROKEN as error:
             log.warning("index of a ledger made anew", ledger=self._name, error=str(error))
         try:
             self._index.begin_anew()
             self._load()
             return read()
-        except (sqlite3.Error, Unfit) as error:
+        except BROKEN as error:
             self._let_go()
             raise CorruptData(str(error), where=str(self._path)) from error
         except BaseException:
@@ -437,7 +436,7 @@ class LocationLedger:
         until = Covered(self.size, head_at, self._end)
         try:
             self._index.extend(self._fresh, self._tree.fresh, since=self._covered, until=until)
-        except sqlite3.Error as error:
+        except BROKEN as error:
             # Held in memory until the next head: a full disk refuses receipts before long.
             log.warning("index of a ledger not written", ledger=self._name, error=str(error))
             return
@@ -453,7 +452,7 @@ class LocationLedger:
         """Go on from the last head that the index knows; from the beginning if it does not fit."""
         try:
             self._begin_at_index()
-        except (sqlite3.Error, Unfit) as error:
+        except BROKEN as error:
             log.warning("index of a ledger made anew", ledger=self._name, error=str(error))
             self._index.begin_anew()
             self._begin_at_index()

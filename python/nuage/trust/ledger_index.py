@@ -42,6 +42,10 @@ class Unfit(Exception):
     """What the index says is not so."""
 
 
+# What a broken file raises: SQLite repeats in its complaint what it read, whatever bytes those are.
+BROKEN: Final = (sqlite3.Error, UnicodeDecodeError, Unfit)
+
+
 @dataclass(frozen=True, slots=True)
 class Covered:
     """How far an index goes: so many leaves, up to a head's line of the log (offsets in bytes)."""
@@ -77,7 +81,7 @@ class Held:
 
 
 class LedgerIndex:
-    """The file. Any `sqlite3.Error` or `Unfit` that a method raises means: `begin_anew`.
+    """The file. Whatever of `BROKEN` a method raises means: `begin_anew`.
 
     Raises:
         Unavailable: no file can be made here, or another process has it open.
@@ -88,7 +92,7 @@ class LedgerIndex:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         try:
             self._connection = _open(path)
-        except (sqlite3.DatabaseError, Unfit) as error:
+        except BROKEN as error:
             _require_ours(error, path)
             self._connection = self._made_anew()
 

@@ -226,3 +226,18 @@ def test_an_index_that_cannot_be_written_catches_up(tmp_path: Path) -> None:
     ledger = open_ledger(path)
     check_all(ledger, 40)
     ledger.close()
+
+
+def test_an_index_whose_schema_is_no_text_any_more_is_made_anew(tmp_path: Path) -> None:
+    """SQLite repeats what it read in its complaint, whatever bytes those are."""
+    log, _ = lifetimes()[-1]
+    path = laid_out(tmp_path / "whole", log)
+    open_ledger(path).close()
+    (index,) = (path.parent / INDEX_FOLDER).iterdir()
+    whole = index.read_bytes()
+    first = whole.index(b"CREATE TABLE")
+    for at in range(first, 4096, 11):
+        index.write_bytes(whole[:at] + bytes((whole[at] ^ 0x80,)) + whole[at + 1 :])
+        ledger = open_ledger(path)
+        check_told(ledger, COUNT)
+        ledger.close()
