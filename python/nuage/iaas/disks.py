@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.operations import Operation, OperationTable, node_home, node_scope
 from nuage.iaas.site import Site
-from nuage.ids import NodeId, SiteId, VolumeId
+from nuage.ids import NodeId, VolumeId
 from nuage.model.desired import (
     IonodeReport,
     LostBlocks,
@@ -18,7 +18,7 @@ from nuage.model.infrastructure import Node
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 NOTHING_LOST: Final = LostBlocks()
 
@@ -135,14 +135,6 @@ def _announce_retired(
         site.announce("volume", replica.volume_id, "retired-erased", text)
 
 
-def _node_site(site: Site, body: NameNode) -> SiteId:
-    return site.index.value(Node, body.node).site_id
-
-
-def _node_scope(site: Site, body: NameNode) -> Scope | None:
-    return Scope(site_id=_node_site(site, body))
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     table.add(
@@ -155,7 +147,7 @@ def enter(table: OperationTable) -> None:
             action="node.read",
             summary="Show a node, its disks, and who has which share of them",
             run=show_node,
-            scope=_node_scope,
-            home=_node_site,
+            scope=node_scope,
+            home=node_home,
         )
     )

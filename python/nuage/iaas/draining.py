@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 from nuage.errors import InvalidRequest, NoCandidate
 from nuage.iaas.heads import choose_place
-from nuage.iaas.operations import Operation, OperationTable, Shown
+from nuage.iaas.operations import Operation, OperationTable, Shown, node_home, node_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.ids import NodeId, SiteId
+from nuage.ids import NodeId
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.volume import Volume
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,6 @@ def _require_places(site: Site, node: Node) -> None:
             ) from error
 
 
-def _site(site: Site, body: DrainNode) -> SiteId:
-    return site.index.value(Node, body.node).site_id
-
-
-def _scope(site: Site, body: DrainNode) -> Scope | None:
-    return Scope(site_id=_site(site, body))
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     table.add(
@@ -84,7 +76,7 @@ def enter(table: OperationTable) -> None:
             action="node.maintain",
             summary="Move all copies of volumes off an IO-node, or let it take some again",
             run=drain_node,
-            scope=_scope,
-            home=_site,
+            scope=node_scope,
+            home=node_home,
         )
     )

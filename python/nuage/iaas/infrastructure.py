@@ -10,6 +10,8 @@ from nuage.iaas.operations import (
     Shown,
     any_scope,
     anywhere,
+    node_home,
+    node_scope,
 )
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
@@ -186,14 +188,6 @@ def _named_or_any(_site: Site, body: ListNodes | ListRacks) -> Scope | None:
     return Scope(site_id=SiteId(body.site)) if body.site else None
 
 
-def _node_site(site: Site, body: SetMaintenance) -> SiteId:
-    return site.index.value(Node, body.node).site_id
-
-
-def _node_scope(site: Site, body: SetMaintenance) -> Scope | None:
-    return Scope(site_id=_node_site(site, body))
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     table.add(
@@ -248,8 +242,8 @@ def enter(table: OperationTable) -> None:
             action="node.maintain",
             summary="Take a node out of service or back",
             run=set_maintenance,
-            scope=_node_scope,
-            home=_node_site,
+            scope=node_scope,
+            home=node_home,
         )
     )
     table.add(

@@ -8,22 +8,16 @@ from dataclasses import dataclass
 
 from nuage.errors import Conflict, InvalidRequest, NuageError, Unavailable
 from nuage.facility.ports import BootDevice, PowerOrder
-from nuage.iaas.operations import Operation, OperationTable
+from nuage.iaas.disks import NameNode
+from nuage.iaas.operations import Operation, OperationTable, node_home, node_scope
 from nuage.iaas.site import Machines, Site
-from nuage.ids import NodeId, SiteId
+from nuage.ids import NodeId
 from nuage.model.infrastructure import Node, NodePower, NodeRole
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Volume
-from nuage.trust.permissions import Principal, Scope
+from nuage.trust.permissions import Principal
 
 AT_REST = (VmState.STOPPED, VmState.DELETED, VmState.FAILED)
-
-
-@dataclass(frozen=True, slots=True)
-class AskPower:
-    """Ask a node's BMC and PDUs for its power."""
-
-    node: NodeId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +47,7 @@ class OrderPower:
     by_outlets: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ConfirmOff:
-    """Say that a silent node was seen to be off."""
-
-    node: NodeId
-
-
-async def show_power(site: Site, _principal: Principal, body: AskPower) -> PowerView:
+async def show_power(site: Site, _principal: Principal, body: NameNode) -> PowerView:
     """Show what BMC and PDUs of a node say now."""
     machines, node = _machines(site), site.index.value(Node, body.node)
     failures: list[str] = []
@@ -105,7 +92,7 @@ async def order_power(site: Site, principal: Principal, body: OrderPower) -> Non
     site.announce("node", node.node_id, "power", text)
 
 
-async def confirm_off(site: Site, principal: Principal, body: ConfirmOff) -> None:
+async def confirm_off(site: Site, principal: Principal, body: NameNode) -> None:
     """Take an operator's word for it that a silent V-node is off: its VMs start elsewhere.
 
     Raises:
@@ -152,14 +139,6 @@ def _machines(site: Site) -> Machines:
     return site.machines
 
 
-def _site(site: Site, body: AskPower | OrderPower | ConfirmOff) -> SiteId:
-    return site.index.value(Node, body.node).site_id
-
-
-def _scope(site: Site, body: AskPower | OrderPower | ConfirmOff) -> Scope | None:
-    return Scope(site_id=_site(site, body))
-
-
 def enter(table: OperationTable) -> None:
     """Enter this module's operations."""
     table.add(
@@ -167,13 +146,13 @@ def enter(table: OperationTable) -> None:
             name="node.power.show",
             verb="GET",
             path="/v1/nodes/{node}/power",
-            body=AskPower,
+            body=NameNode,
             result=PowerView,
             action="node.read",
             summary="Ask a node's BMC and PDUs for its power",
             run=show_power,
-            scope=_scope,
-            home=_site,
+            scope=node_scope,
+            home=node_home,
         )
     )
     table.add(
@@ -186,8 +165,8 @@ def enter(table: OperationTable) -> None:
             action="node.maintain",
             summary="Switch a node on, off, or off and on",
             run=order_power,
-            scope=_scope,
-            home=_site,
+            scope=node_scope,
+            home=node_home,
         )
     )
     table.add(
@@ -195,12 +174,12 @@ def enter(table: OperationTable) -> None:
             name="node.confirm-off",
             verb="POST",
             path="/v1/nodes/{node}/confirm-off",
-            body=ConfirmOff,
+            body=NameNode,
             result=type(None),
             action="node.maintain",
             summary="Say that a silent V-node was seen to be off: its VMs start elsewhere",
             run=confirm_off,
-            scope=_scope,
-            home=_site,
+            scope=node_scope,
+            home=node_home,
         )
     )

@@ -11,7 +11,8 @@ from typing import Generic, Protocol, TypeVar
 
 from nuage.errors import NotFound
 from nuage.iaas.site import Site
-from nuage.ids import SiteId
+from nuage.ids import NodeId, SiteId
+from nuage.model.infrastructure import Node
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope
 
 B = TypeVar("B")
@@ -79,6 +80,25 @@ def iaas_scope(site: Site, body: NamesIaas) -> Scope | None:
 def iaas_home(site: Site, body: NamesIaas) -> SiteId | None:
     """Let the site that built the IaaS answer."""
     return site.index.home("iaas", site.index.iaas_named(body.iaas).iaas_id)
+
+
+class NamesNode(Protocol):
+    """A body that says which node it is about."""
+
+    @property
+    def node(self) -> NodeId:
+        """The node, by id."""
+        ...
+
+
+def node_scope(site: Site, body: NamesNode) -> Scope | None:
+    """Ask for the role on the site of the node named."""
+    return Scope(site_id=node_home(site, body))
+
+
+def node_home(site: Site, body: NamesNode) -> SiteId:
+    """Let the site of the node answer."""
+    return site.index.value(Node, body.node).site_id
 
 
 class OperationTable:

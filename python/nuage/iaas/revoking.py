@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 
 from nuage.errors import Unavailable
-from nuage.iaas.operations import Operation, OperationTable, federation_scope
+from nuage.iaas.operations import (
+    Operation,
+    OperationTable,
+    federation_scope,
+    node_home,
+    node_scope,
+)
 from nuage.iaas.site import Distrust, Site
 from nuage.ids import NodeId, SiteId
-from nuage.model.infrastructure import Node
 from nuage.model.trust import SiteTrust
 from nuage.trust.permissions import Principal, Scope
 
@@ -84,14 +89,6 @@ def _site_scope(_site: Site, body: RollKeys) -> Scope:
     return Scope(site_id=body.site)
 
 
-def _node_site(site: Site, body: RevokeNode) -> SiteId:
-    return site.index.value(Node, body.node).site_id
-
-
-def _node_scope(site: Site, body: RevokeNode) -> Scope | None:
-    return Scope(site_id=_node_site(site, body))
-
-
 def _root_site(site: Site, _body: RevokeSite) -> SiteId | None:
     """Return where the federation was founded: it alone publishes the root's list."""
     holders = [t.site_id for t in site.index.values(SiteTrust) if t.root_revocations_pem]
@@ -110,8 +107,8 @@ def enter(table: OperationTable) -> None:
             action="node.revoke",
             summary="Revoke all certificates of a node",
             run=revoke_node,
-            scope=_node_scope,
-            home=_node_site,
+            scope=node_scope,
+            home=node_home,
         )
     )
     table.add(
