@@ -60,9 +60,7 @@ FAILED_HEAD_REST_S = 10.0  # between two automatic moves of a head that fails by
 STEP_REST_S = 5.0  # between two steps of one volume that could not be taken
 NO_PLACE_REST_S = 60.0  # before a place is looked for again where none was
 REPLACE_LOST_AFTER_S = 900.0  # a node that restarts or is repaired on the spot is back by then
-HELD_UP_AFTER_S = (
-    30.0  # without a step for one reason: a daemon that has to be started is up by then
-)
+HELD_UP_AFTER_S = 30.0  # without a step for one reason: a daemon that is started is up by then
 REPLACED_AT_ONCE = 1  # of a node's copies, by each home: they are moved away one by one
 log = structlog.get_logger("heads")
 
@@ -202,7 +200,7 @@ class HeadKeeper:
     async def _give(self, volume: Volume, place: ReplicaPlace) -> Volume:
         """Have the site of `place` be the home of a volume; nobody changes its record meanwhile."""
         site = self._site
-        site.begin_hand_over(volume.volume_id)
+        site.hand_over(volume.volume_id)
         try:
             epoch = await self._hand_over(volume, place.site_id)
             moved = replace(volume, head=place.node_id, epoch=epoch)

@@ -382,19 +382,14 @@ class Site:
             hint="ask again in a second",
         )
 
-    def begin_hand_over(self, volume_id: VolumeId) -> None:
-        """Write nothing of a volume until it is known what became of its way to another home."""
-        until_s = self.clock.monotonic_s() + HAND_OVER_S_MAX
-        self.handed_over[volume_id] = HandedOver(0, until_s)
-
-    def hand_over(self, volume_id: VolumeId, epoch: int) -> None:
-        """Note that a volume is another home's from `epoch` on."""
+    def hand_over(self, volume_id: VolumeId, epoch: int = 0) -> None:
+        """Note that a volume is another home's from `epoch` on (0: not known yet)."""
         record = self.index.find("volume", volume_id)
-        if record is not None and record.epoch < epoch:
+        if record is None or 0 < epoch <= record.epoch:
+            self.handed_over.pop(volume_id, None)  # its record has come already
+        else:
             until_s = self.clock.monotonic_s() + HAND_OVER_S_MAX
             self.handed_over[volume_id] = HandedOver(epoch, until_s)
-        else:
-            self.handed_over.pop(volume_id, None)
 
     def forget(self, change: Change) -> None:
         """Let go of what is remembered of what no site knows any more, or has gone elsewhere."""

@@ -27,7 +27,7 @@ async def test_a_volume_that_was_handed_over_is_written_again_if_its_new_home_is
     )  # fmt: skip
     disk = volume(1)
     await site.save(disk)
-    site.begin_hand_over(disk.volume_id)
+    site.hand_over(disk.volume_id)
     with pytest.raises(Conflict, match="goes to another site just now"):
         await site.save(disk)
     clock.time_s += HAND_OVER_S_MAX - 1
