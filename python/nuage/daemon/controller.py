@@ -304,12 +304,13 @@ class Controller:
 
     def _wire_power(self) -> NodeFence:
         configuration, clock = self._configuration, self._clock
-        open_bmc = redfish_bmcs(configuration.bmc_login_file, clock)
+        self._open_bmc = redfish_bmcs(configuration.bmc_login_file, clock)
         logins = PduLogins(configuration.bmc_login_file, configuration.energy.snmp_login_file)
-        pdus = configuration.energy.pdus.items()
-        outlets = Outlets({rack: logins.opener(url, clock) for rack, url in pdus}, clock)
-        self.site.machines = Machines(open_bmc, outlets)
-        return NodeFence(open_bmc, clock, outlets if configuration.fence_by_outlets else None)
+        urls = configuration.energy.pdus.items()
+        self._pdus = {rack: logins.opener(url, clock) for rack, url in urls}
+        outlets = Outlets(self._pdus, clock)
+        self.site.machines = Machines(self._open_bmc, outlets)
+        return NodeFence(self._open_bmc, clock, outlets if configuration.fence_by_outlets else None)
 
     def _host_login(self, volume: Volume) -> ChapWish:
         return host_login(self._secrets.secrets, volume, self._keys.generations()[0])
@@ -371,6 +372,8 @@ class Controller:
             is_connected=self._sessions.is_connected,
             on_lost=self._node_gone,
             reachable_sites=self._reachable_sites,
+            open_bmc=self._open_bmc,
+            pdus=self._pdus,
         )
         self._energy = EnergyKeeper(self._configuration, around)
         self._energy_metrics = EnergyMetrics(self._metrics.registry)

@@ -15,7 +15,7 @@ rules as they stand; a node that sleeps on purpose is not lost; the books are on
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -29,7 +29,7 @@ from nuage.daemon.energy_meters import SiteMeters
 from nuage.daemon.energy_power import NodeSwitch
 from nuage.daemon.energy_public import PublicSources
 from nuage.daemon.energy_state import STATE_FILE, KeptState, load_state, save_state
-from nuage.daemon.hardware import OpenBmc, redfish_bmcs
+from nuage.daemon.hardware import OpenBmc, OpenPdu
 from nuage.daemon.process import Tasks
 from nuage.energy.accounting import LedgerRow
 from nuage.energy.books import SiteBooks
@@ -72,7 +72,8 @@ class Surroundings:
     is_connected: Callable[[NodeId], bool]
     on_lost: Callable[[NodeId], None]
     reachable_sites: Callable[[], tuple[SiteId, ...]]
-    open_bmc: OpenBmc | None = None  # None: Redfish
+    open_bmc: OpenBmc
+    pdus: Mapping[str, OpenPdu]  # of the racks
 
 
 class EnergyKeeper:
@@ -90,12 +91,12 @@ class EnergyKeeper:
         self.books = SiteBooks(self._site.site_id, kept.books)
         self.meters = SiteMeters(
             configuration, self._site.index, self._site.site_id, self.books, kept.curves,
-            around.clock,
+            around.clock, around.pdus,
         )  # fmt: skip
         self.switch = NodeSwitch(
             around.site,
             around.agent,
-            around.open_bmc or redfish_bmcs(configuration.bmc_login_file, around.clock),
+            around.open_bmc,
             around.clock,
             is_connected=around.is_connected,
             on_lost=around.on_lost,

@@ -13,7 +13,7 @@ from nuage.daemon.configuration import ControllerConfiguration
 from nuage.daemon.energy_figures import SiteFacts, node_watts
 from nuage.daemon.energy_pdus import PduReader, PduSeen
 from nuage.daemon.energy_sources import Figure
-from nuage.daemon.hardware import PduLogins
+from nuage.daemon.hardware import OpenPdu
 from nuage.daemon.process import Tasks
 from nuage.energy.books import Costs, SiteBooks
 from nuage.energy.electrical import PowerLimit
@@ -43,9 +43,10 @@ class SiteMeters:
     def __init__(
         self, configuration: ControllerConfiguration, index: FederationIndex, site_id: SiteId,
         books: SiteBooks, curves: Mapping[NodeId, tuple[float, ...]], clock: Clock,
+        pdus: Mapping[str, OpenPdu],
     ) -> None:  # fmt: skip
         self._energy = configuration.energy
-        self._logins = PduLogins(configuration.bmc_login_file, configuration.energy.snmp_login_file)
+        self._open_pdus = pdus
         self._container_watts = configuration.datacenter.power_capacity_watts
         self._index = index
         self._site_id = site_id
@@ -71,8 +72,8 @@ class SiteMeters:
                 self._outside_told = celsius
                 on_probe()
 
-        for rack, url in self._energy.pdus.items():
-            reader = PduReader(rack, self._logins.opener(url, self._clock), self._clock, take)
+        for rack, open_pdu in self._open_pdus.items():
+            reader = PduReader(rack, open_pdu, self._clock, take)
             self.pdus[rack] = reader.seen
             tasks.keep(f"PDU {rack}", reader.run)
 

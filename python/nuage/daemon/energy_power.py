@@ -19,15 +19,16 @@ from typing import Final
 import structlog
 
 from nuage.clock import Clock
-from nuage.daemon.hardware import OpenBmc
+from nuage.daemon.hardware import OpenBmc, comes_true, is_off
 from nuage.errors import Conflict, NuageError, TimedOut
-from nuage.facility.ports import PowerControl, PowerState
+from nuage.facility.ports import PowerControl
+from nuage.iaas.node_power import AT_REST
 from nuage.iaas.site import Site
 from nuage.ids import NodeId
 from nuage.model.infrastructure import Node, NodePower
 from nuage.model.placement import EstimationVector
 from nuage.model.status import Migration
-from nuage.model.vm import PowerWish, Vm, VmState
+from nuage.model.vm import PowerWish, Vm
 from nuage.placement.rack_agents import SiteAgent
 
 SHUTDOWN_TIMEOUT_S: Final = 60.0
@@ -36,8 +37,6 @@ WAKE_EXTRA_S: Final = 120.0
 WAKE_TRIES_MAX: Final = 5
 WAKE_RETRY_S: Final = 3.0
 POLL_S: Final = 0.2
-BMC_POLL_S: Final = 1.0  # a BMC changes its mind no faster
-AT_REST: Final = (VmState.STOPPED, VmState.DELETED, VmState.FAILED)
 log = structlog.get_logger("energy")
 
 
@@ -146,12 +145,7 @@ class NodeSwitch:
                     raise TimedOut(f"{node.name} to be off", after_s=FORCE_TIMEOUT_S)
 
     async def _is_off(self, machine: PowerControl, timeout_s: float) -> bool:
-        deadline_s = self._clock.monotonic_s() + timeout_s
-        while await machine.power_state() is not PowerState.OFF:
-            if self._clock.monotonic_s() >= deadline_s:
-                return False
-            await self._clock.sleep(BMC_POLL_S)
-        return True
+        return await comes_true(lambda: is_off(machine), self._clock, within_s=timeout_s)
 
     async def wake(self, node_id: NodeId, why: str = "") -> None:
         """Switch a sleeping node on and wait until its agent reports.

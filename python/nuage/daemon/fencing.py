@@ -13,14 +13,13 @@ from typing import Final
 import structlog
 
 from nuage.clock import Clock
-from nuage.daemon.hardware import OpenBmc, OpenPdu
+from nuage.daemon.hardware import OpenBmc, OpenPdu, comes_true, is_off
 from nuage.errors import InvalidRequest, NuageError, TimedOut, Unavailable
 from nuage.facility.ports import BootDevice, PowerOrder, PowerState
 from nuage.ids import NodeId
 from nuage.model.infrastructure import Node
 
 OFF_TIMEOUT_S: Final = 20.0
-OFF_POLL_S: Final = 1.0
 log: Final = structlog.get_logger("fencing")
 
 
@@ -66,22 +65,19 @@ class Outlets:
             TimedOut: they stay on.
             NuageError: a PDU does not answer.
         """
-        if not await self._are_on(node):
+        if await self._are_off(node):
             return False
         await self.switch(node, PowerOrder.OFF)
-        deadline_s = self._clock.monotonic_s() + OFF_TIMEOUT_S
-        while await self._are_on(node):
-            if self._clock.monotonic_s() >= deadline_s:
-                raise TimedOut(f"the outlets of {node.name} to be off", after_s=OFF_TIMEOUT_S)
-            await self._clock.sleep(OFF_POLL_S)
+        if not await comes_true(lambda: self._are_off(node), self._clock, within_s=OFF_TIMEOUT_S):
+            raise TimedOut(f"the outlets of {node.name} to be off", after_s=OFF_TIMEOUT_S)
         return True
 
-    async def _are_on(self, node: Node) -> bool:
+    async def _are_off(self, node: Node) -> bool:
         states = await self.states(node)
         for outlet, is_on in states.items():
             if is_on is None:
                 raise Unavailable(f"whether outlet {outlet} of {node.name} is on is not told")
-        return any(states.values())
+        return not any(states.values())
 
     def _of(self, node: Node) -> dict[str, list[str]]:
         by_rack: dict[str, list[str]] = defaultdict(list)
@@ -125,20 +121,17 @@ class NodeFence:
 
     async def _is_off_by_bmc(self, node: Node) -> bool:
         async with self._open_bmc(node) as machine:
-            if await machine.power_state() is PowerState.OFF:
+            if await is_off(machine):
                 return True
             self._switched_off.add(node.node_id)
             await machine.power_off(force=True)
-            deadline_s = self._clock.monotonic_s() + OFF_TIMEOUT_S
-            while await machine.power_state() is not PowerState.OFF:
-                if self._clock.monotonic_s() >= deadline_s:
-                    raise TimedOut(f"{node.name} to be off", after_s=OFF_TIMEOUT_S)
-                await self._clock.sleep(OFF_POLL_S)
+            if not await comes_true(lambda: is_off(machine), self._clock, within_s=OFF_TIMEOUT_S):
+                raise TimedOut(f"{node.name} to be off", after_s=OFF_TIMEOUT_S)
             return True
 
     async def switch_on(self, node: Node) -> bool:
         """Switch a node on that was switched off here; return False for one that was off before."""
-        if not {node.node_id} & (self._switched_off | self._unplugged):
+        if node.node_id not in self._switched_off | self._unplugged:
             return False
         if node.node_id in self._unplugged and self._outlets is not None:
             await self._outlets.switch(node, PowerOrder.ON)

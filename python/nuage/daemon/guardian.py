@@ -130,7 +130,6 @@ class Guardian:
         self._relearn = False
         self._barred: set[VmId] = set()
         self._fenced: dict[NodeId, float] = {}  # and from when on a word of it says that it is on
-        self._unproven: dict[NodeId, str] = {}  # why the last try did not confirm a node off
         self._placing = asyncio.Lock()  # a node is not switched on while its VMs are being placed
         site.holds_lease = lambda: self.lease_s() > 0
         site.lease_term = lambda: self.lease_term
@@ -269,13 +268,13 @@ class Guardian:
         if node is None or NodeRole.VNODE not in node.roles:
             return
         is_told = False
-        while not await self._is_fenced(node):
+        while reason := await self._put_off(node):
             if self._is_connected(node_id) or self._is_off(node_id):
                 return
             await self._mark_unknown(node_id)
             if not is_told:
                 is_told = True
-                self._tell_unproven(node)
+                self._tell_unproven(node, reason)
             await self._clock.sleep(FENCE_AGAIN_S)
             if not self._is_to_be_fenced(node_id):
                 return
@@ -286,7 +285,7 @@ class Guardian:
             return
         await self._clock.sleep(RETURN_WITHIN_S)
         if not self._is_connected(node_id):
-            await self._is_fenced(node)  # it does not come: its VMs are looked after from here
+            await self._put_off(node)  # it does not come: its VMs are looked after from here
 
     async def confirm_off(self, node: Node, who: str) -> None:
         """Take `who`'s word for it that a silent node is off, and start its VMs elsewhere.
@@ -309,8 +308,7 @@ class Guardian:
             return False
         return node.is_revoked or not node.maintenance
 
-    def _tell_unproven(self, node: Node) -> None:
-        reason = self._unproven.pop(node.node_id, "nobody confirms it")
+    def _tell_unproven(self, node: Node, reason: str) -> None:
         self._site.announce(
             "node",
             node.node_id,
@@ -435,22 +433,24 @@ class Guardian:
             await self._clock.sleep(WATCH_EVERY_S)
         return True
 
-    async def _is_fenced(self, node: Node) -> bool:
+    async def _put_off(self, node: Node) -> str:
+        """Have a silent node off beyond doubt; return why it is not, or ""."""
+        reason, heard = "nobody confirms it", "it is heard again"
         if await self._speaks_again(node.node_id):
-            return False
+            return heard
         for _ in range(FENCE_TRIES_MAX):
             if self._is_connected(node.node_id):
-                return False
+                return heard
             since_s = self._clock.monotonic_s()
             try:
                 if await self._fence(node):
                     self._fenced[node.node_id] = since_s
-                    return self._is_off(node.node_id)
+                    return "" if self._is_off(node.node_id) else heard
             except NuageError as error:
-                self._unproven[node.node_id] = error.message
+                reason = error.message
                 log.warning("fencing failed", fenced=node.node_id, error=error.message)
             await self._clock.sleep(FENCE_RETRY_S)
-        return False
+        return reason
 
     async def _mark_unknown(self, node_id: NodeId) -> None:
         if self._is_connected(node_id):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import msgspec
 
 from nuage.clock import Clock
 from nuage.errors import UNREADABLE, InvalidRequest, NuageError
-from nuage.facility.ports import PowerControl, RackPdu
+from nuage.facility.ports import PowerControl, PowerState, RackPdu
 from nuage.facility.redfish import Login, RedfishConnection, Trust
 from nuage.facility.redfish_node import RedfishNode
 from nuage.facility.redfish_pdu import RedfishPdu
@@ -24,6 +24,7 @@ from nuage.trust.files import require_private
 from nuage.vnode.sed import PowerReading
 
 METER_EVERY_S: Final = 5.0
+POLL_S: Final = 1.0  # a BMC or PDU changes its mind no faster
 LoginKind = TypeVar("LoginKind", bound=msgspec.Struct)
 OpenBmc = Callable[[Node], AbstractAsyncContextManager[PowerControl]]
 OpenPdu = Callable[[], AbstractAsyncContextManager[RackPdu]]
@@ -127,6 +128,21 @@ class PduLogins:
         if kind is PduKind.SNMP:
             return lambda: _open_snmp(url, file, clock)
         return lambda: _open_redfish(url, file, clock)
+
+
+async def comes_true(ask: Callable[[], Awaitable[bool]], clock: Clock, *, within_s: float) -> bool:
+    """Tell whether a device gets there in time; it is asked each second."""
+    deadline_s = clock.monotonic_s() + within_s
+    while not await ask():
+        if clock.monotonic_s() >= deadline_s:
+            return False
+        await clock.sleep(POLL_S)
+    return True
+
+
+async def is_off(machine: PowerControl) -> bool:
+    """Tell whether a machine is off by its BMC."""
+    return await machine.power_state() is PowerState.OFF
 
 
 @contextlib.asynccontextmanager

@@ -99,7 +99,7 @@ class World:
         return EnergyKeeper(configuration, Surroundings(
             site=self.site, agent=self.agent, datacenter=site("marne"), clock=self.clock,
             tasks=self.tasks, is_connected=lambda _node: False, on_lost=lambda _node: None,
-            reachable_sites=lambda: (MARNE,), open_bmc=self.bmc,
+            reachable_sites=lambda: (MARNE,), open_bmc=self.bmc, pdus={},
         ))  # fmt: skip
 
     @asynccontextmanager
