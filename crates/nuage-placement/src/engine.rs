@@ -177,17 +177,11 @@ impl Engine {
         let curve = self
             .curves
             .get(spec.curve as usize)
-            .ok_or(EngineError::Unknown {
-                what: "curve",
-                number: spec.curve,
-            })?;
+            .ok_or(unknown("curve", spec.curve))?;
         let branch = self
             .branches
             .get_mut(spec.branch as usize)
-            .ok_or(EngineError::Unknown {
-                what: "branch",
-                number: spec.branch,
-            })?;
+            .ok_or(unknown("branch", spec.branch))?;
         let number = count(self.containers.len())
             .checked_sub(1)
             .ok_or(EngineError::NoContainer)?;
@@ -238,10 +232,7 @@ impl Engine {
         let slot = self
             .weights
             .get_mut(site as usize)
-            .ok_or(EngineError::Unknown {
-                what: "site",
-                number: site,
-            })?;
+            .ok_or(unknown("site", site))?;
         *slot = weight;
         Ok(())
     }
@@ -256,10 +247,7 @@ impl Engine {
         let slot = self
             .classes
             .get_mut(class as usize)
-            .ok_or(EngineError::Unknown {
-                what: "class",
-                number: class,
-            })?;
+            .ok_or(unknown("class", class))?;
         if let Some(found) = scores
             .as_ref()
             .map(Vec::len)
@@ -277,10 +265,7 @@ impl Engine {
         let slot = self
             .nodes
             .get_mut(node as usize)
-            .ok_or(EngineError::Unknown {
-                what: "node",
-                number: node,
-            })?;
+            .ok_or(unknown("node", node))?;
         slot.spec.in_service = in_service;
         self.containers[slot.container as usize].version += 1;
         Ok(())
@@ -293,10 +278,7 @@ impl Engine {
 
     /// vCPUs and memory (MiB) left on a node, its VMs and its watts.
     pub fn node(&self, node: NodeId) -> Result<(u32, u32, u32, f64), EngineError> {
-        let found = self.nodes.get(node as usize).ok_or(EngineError::Unknown {
-            what: "node",
-            number: node,
-        })?;
+        let found = self.nodes.get(node as usize).ok_or(unknown("node", node))?;
         let spec = &found.spec;
         Ok((
             spec.vcpu_free,
@@ -328,10 +310,7 @@ impl Engine {
         let slot = self
             .nodes
             .get_mut(node as usize)
-            .ok_or(EngineError::Unknown {
-                what: "node",
-                number: node,
-            })?;
+            .ok_or(unknown("node", node))?;
         if slot.vm_count > 0 {
             return Ok(false);
         }
@@ -362,10 +341,7 @@ impl Engine {
         let slot = self
             .nodes
             .get_mut(node as usize)
-            .ok_or(EngineError::Unknown {
-                what: "node",
-                number: node,
-            })?;
+            .ok_or(unknown("node", node))?;
         if slot.vm_count == 0 || slot.vcpu_used < vcpu_count {
             return Err(EngineError::NothingHeld(node));
         }
@@ -393,10 +369,7 @@ impl Engine {
         to: NodeId,
     ) -> Result<bool, EngineError> {
         self.check(request)?;
-        let node = self.nodes.get(to as usize).ok_or(EngineError::Unknown {
-            what: "node",
-            number: to,
-        })?;
+        let node = self.nodes.get(to as usize).ok_or(unknown("node", to))?;
         let class = &self.classes[request.class as usize];
         let container = &self.containers[node.container as usize];
         let branch = &self.branches[node.spec.branch as usize];
@@ -425,16 +398,10 @@ impl Engine {
 
     fn check(&self, request: Request) -> Result<(), EngineError> {
         if request.class as usize >= self.classes.len() {
-            return Err(EngineError::Unknown {
-                what: "class",
-                number: request.class,
-            });
+            return Err(unknown("class", request.class));
         }
         if request.contract as usize >= self.contracts.len() {
-            return Err(EngineError::Unknown {
-                what: "contract",
-                number: request.contract,
-            });
+            return Err(unknown("contract", request.contract));
         }
         Ok(())
     }
@@ -596,6 +563,10 @@ impl Engine {
         }
         told
     }
+}
+
+fn unknown(what: &'static str, number: u32) -> EngineError {
+    EngineError::Unknown { what, number }
 }
 
 /// Counts fit 32 bits: four thousand million nodes are more than there are.
