@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from nuage.cli.paths import FILE, FOLDER, NEW_FOLDER
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import rows_of
 from nuage.errors import CorruptData
@@ -15,7 +16,7 @@ def audit_group() -> None:
 
 
 @audit_group.command("export")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=NEW_FOLDER)
 @pass_session
 def export_audit(session: Session, directory: Path) -> None:
     """Copy the asked site's audit log and all sites' public keys into DIRECTORY."""
@@ -29,10 +30,10 @@ def export_audit(session: Session, directory: Path) -> None:
 
 
 @audit_group.command("verify")
-@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("directory", type=FOLDER)
 @click.option(
     "--keys",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="The sites' public keys.  [default: keys.json in DIRECTORY]",
 )

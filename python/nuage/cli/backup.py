@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nuage.cli.joining import CONFIG
+from nuage.cli.paths import FILE, NEW_FILE
 from nuage.ids import SiteId
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def _configuration(config: Path) -> "ControllerConfiguration":
 
 
 @click.command("backup")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=NEW_FILE)
 @CONFIG
 def backup_command(file: Path, config: Path) -> None:
     """Back this machine's controller up into FILE, while it runs or not.
@@ -42,7 +43,7 @@ def backup_command(file: Path, config: Path) -> None:
 
 
 @click.command("restore")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("file", type=FILE)
 @click.option(
     "--without",
     multiple=True,

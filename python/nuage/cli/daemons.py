@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from nuage.cli.paths import NEW_FILE
+
 CONFIG = click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NEW_FILE,
     required=True,
     help="The process's TOML file.",
 )

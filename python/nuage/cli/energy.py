@@ -10,6 +10,7 @@ import click
 
 from nuage.cli.energy_facility import availability_command, facility_command
 from nuage.cli.energy_plot import plot_plan
+from nuage.cli.paths import NEW_FILE
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
@@ -289,7 +290,7 @@ def _supposed(texts: Sequence[str]) -> dict[str, float]:
 @click.option("--drain", multiple=True, metavar="NODE", help="Empty this node; repeat.")
 @click.option("--consolidate/--no-consolidate", default=True, show_default=True)
 @click.option("--hours", default=24, show_default=True, help="How far the rules are foreseen.")
-@click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
+@click.option("--plot", type=NEW_FILE, default=None, help="PNG or SVG file.")
 @pass_session
 def plan_command(
     session: Session, site: str, figures: tuple[str, ...], drain: tuple[str, ...],

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from nuage.cli.moments import read_moment
+from nuage.cli.paths import FILE, NEW_FILE
 from nuage.cli.progress import bytes_shown
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import inner, listed, row_of, rows_of, said
@@ -37,7 +38,7 @@ def _number(value: object) -> int:
 
 @volume_group.command("export")
 @click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=NEW_FILE)
 @click.option("--at", "moment", default="", help="#NUMBER, @MARK, '90s ago'.  [default: now]")
 @click.option("--since", default="", help="Only what changed since: #NUMBER, @MARK, '90s ago'.")
 @iaas_option
@@ -144,7 +145,7 @@ def _done_file(file: Path) -> Path:
 
 
 @volume_group.command("import")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.argument("name")
 @iaas_option
 @pass_session

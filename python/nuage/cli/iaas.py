@@ -9,6 +9,7 @@ import click
 from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile, load_profiles
 from nuage.cli.keyfile import make_key_file
+from nuage.cli.paths import FILE, NEW_FILE
 from nuage.cli.progress import bytes_shown
 from nuage.cli.quotas import quota_option, quotas, told_quota
 from nuage.cli.rates import disk_options, disk_parts, disk_rule, journal_options, journal_rule
@@ -95,7 +96,7 @@ def iaas_group() -> None:
 @click.option("--encrypted", is_flag=True, help="Volumes lie encrypted under its own data key.")
 @click.option(
     "--key-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NEW_FILE,
     default=None,
     help="Encrypted, and only this key unlocks it; the file is made when absent. Keep it.",
 )
@@ -313,7 +314,7 @@ def image_group() -> None:
 
 @image_group.command("import")
 @click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.option(
     "--for",
     "iaas",
@@ -398,7 +399,7 @@ def user_group() -> None:
 )
 @click.option(
     "--secret-file",
-    type=click.Path(path_type=Path, exists=True),
+    type=FILE,
     default=None,
     help="Read the secret here instead of asking.",
 )
@@ -476,13 +477,13 @@ def disable_user(session: Session, name: str, undo: bool) -> None:
 @click.argument("name")
 @click.option(
     "--secret-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="Read the new secret here instead of asking.",
 )
 @click.option(
     "--current-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="Read your current one here instead of asking.",
 )
@@ -529,7 +530,7 @@ def _read_secret(file: Path | None, what: str = "secret", *, confirm: bool = Fal
 )
 @click.option(
     "--secret-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="Read the secret here instead of asking.",
 )

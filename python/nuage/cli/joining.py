@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from nuage.cli.paths import NEW_FILE
 from nuage.ids import FederationId, NodeId, SiteId
 from nuage.model.infrastructure import NodeRole
 
 CONFIG = click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NEW_FILE,
     default=Path("/etc/nuage/controller.toml"),
     show_default=True,
     help="The controller's TOML file.",
@@ -90,7 +91,7 @@ def invite_node_command(node: str, roles: tuple[str, ...], config: Path) -> None
 @click.argument("token")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NEW_FILE,
     required=True,
     help="The agent's TOML file.",
 )

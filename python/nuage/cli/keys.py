@@ -6,15 +6,14 @@ import click
 
 from nuage.cli.iaas import iaas_group
 from nuage.cli.keyfile import read_key_file
+from nuage.cli.paths import FILE
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import answered, listed, row_of, said
 
 
 @iaas_group.command("unlock")
 @click.argument("name")
-@click.option(
-    "--key-file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True
-)
+@click.option("--key-file", type=FILE, required=True)
 @pass_session
 def unlock_iaas(session: Session, name: str, key_file: Path) -> None:
     """Give NAME's key to the sites, in memory, until they restart."""
@@ -30,7 +29,7 @@ def unlock_iaas(session: Session, name: str, key_file: Path) -> None:
 @iaas_group.command("rekey")
 @click.argument("name")
 @click.option(
-    "--key-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    "--key-file", type=FILE,
     help="The tenant's key, where only that unlocks NAME.",
 )  # fmt: skip
 @pass_session

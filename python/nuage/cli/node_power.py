@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from nuage.cli.paths import FILE, NEW_FOLDER
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import answered, inner, listed, print_facts, row_of
 from nuage.cli.sites import node_group
@@ -80,8 +81,8 @@ def confirm_off(session: Session, node: str, yes: bool) -> None:
 
 
 @node_group.command("boot-files")
-@click.argument("inventory", type=click.Path(path_type=Path))
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("inventory", type=FILE)
+@click.argument("directory", type=NEW_FOLDER)
 def boot_files_command(inventory: Path, directory: Path) -> None:
     """Write what boots bare machines by network: dnsmasq's configuration and iPXE scripts.
 

@@ -8,6 +8,7 @@ import click
 
 from nuage.cli.iaas import iaas_group
 from nuage.cli.moments import read_moment
+from nuage.cli.paths import FILE, NEW_FILE
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import Row, answered, day, listed, print_table, row_of
 from nuage.cli.storage import volume_group
@@ -82,13 +83,13 @@ def trace_volume(session: Session, name: str, begin: str, end: str, iaas: str) -
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NEW_FILE,
     required=True,
     help="Where to write the proof.",
 )
 @click.option(
     "--since",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="An earlier proof: prove, too, that no ledger was rewritten since.",
 )
@@ -138,19 +139,19 @@ def _covered_by(proof: Path) -> str:
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--keys",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="The sites' public keys, got on another way.",
 )
 @click.option(
     "--root",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="The federation's root certificate, got on another way.",
 )
 @click.option(
     "--since",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=FILE,
     default=None,
     help="An earlier proof, with which this one was made.",
 )

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nuage.cli.energy_plot import require_plot
+from nuage.cli.paths import FILE, FOLDER, NEW_FILE
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import answered, inner, print_table, rows_of
 from nuage.errors import InvalidRequest
@@ -52,15 +53,15 @@ def simulate_group() -> None:
 @click.option("--hold", default=1.0, show_default=True,
               help="Hours an idle node is expected to stay idle; savings pay within.")  # fmt: skip
 @click.option("--boot", default=120.0, show_default=True, help="Seconds of a boot, at full draw.")
-@click.option("--trace", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=None,
+@click.option("--trace", type=FILE, default=None,
               help="Recorded load: CSV of begin_h,end_h,vcpu_count,memory_mib.")  # fmt: skip
-@click.option("--export", "export_file", type=click.Path(path_type=Path), default=None,
+@click.option("--export", "export_file", type=NEW_FILE, default=None,
               help="Write the load that is made up as such a trace.")  # fmt: skip
 @click.option("--against", default="", metavar="NAME",
               help=f"Run another weighting too (another policy, if there is one), or {UNPLANNED}: "
               "the same without planner; and compare.")  # fmt: skip
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), default=None)
-@click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
+@click.option("--csv", "csv_file", type=NEW_FILE, default=None)
+@click.option("--plot", type=NEW_FILE, default=None, help="PNG or SVG file.")
 @pass_session
 def fleet_command(session: Session, /, csv_file: Path | None, plot: Path | None,
                   export_file: Path | None, **options: object) -> None:  # fmt: skip
@@ -231,11 +232,11 @@ def _compare(names: Sequence[str], found: "dict[str, list[HourRow]]") -> None:
 
 
 @simulate_group.command("planetlab")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=FOLDER)
 @click.option("--honest/--compat", default=True, show_default=True,
               help="Memory enforced and switching paid for, or CloudSim's rules.")  # fmt: skip
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), default=None)
-@click.option("--plot", type=click.Path(path_type=Path), default=None, help="PNG or SVG file.")
+@click.option("--csv", "csv_file", type=NEW_FILE, default=None)
+@click.option("--plot", type=NEW_FILE, default=None, help="PNG or SVG file.")
 @pass_session
 def planetlab_command(
     session: Session, folder: Path, csv_file: Path | None, plot: Path | None, *, honest: bool
@@ -284,7 +285,7 @@ def planetlab_command(
 
 
 @simulate_group.command("export")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=NEW_FILE)
 @pass_session
 def export_command(session: Session, file: Path) -> None:
     """Write the VMs that the federation runs now into FILE, as a load for `fleet --trace`."""

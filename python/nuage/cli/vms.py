@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nuage.cli.paths import FILE
 from nuage.cli.session import Session, iaas_option, pass_session
 from nuage.cli.showing import (
     Row,
@@ -67,7 +68,7 @@ def _vms(session: Session, iaas: str) -> str:
 @click.option("--segment", default="default", show_default=True)
 @click.option(
     "--user-data",
-    type=click.Path(path_type=Path, exists=True),
+    type=FILE,
     default=None,
     help="Handed to cloud-init.",
 )
