@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR/volumes/NAME/volume.json   what create_volume was asked, with the uuid
+//! DIR/volumes/NAME/unfinished    a creation or a deletion is under way; without volume.json the next start removes all of it
 //! DIR/volumes/NAME/journal/      the engine's files       (backend journal)
 //! DIR/retired/NAME~N/            a copy that one on another disk has taken the place of
 //! DIR/volumes/NAME/data.raw      the volume itself        (backend file)
@@ -9,12 +10,12 @@
 //! ```
 
 use crate::control::{self, Backend, Code, CreateVolume, Refusal};
-use crate::disks::Disks;
+use crate::disks::{Disks, absent_is_fine};
 use crate::memory;
 use crate::rivals::{self, Retired};
 use nuage_block::memory::MemoryDevice;
 use nuage_block::{BlockDevice, Geometry};
-use nuage_disk::{FileDisk, Method};
+use nuage_disk::{BASE_FOLDER, FileDisk, Method};
 use nuage_engine::{
     AckMode, CopyOptions, Handover, HeadOptions, ReplicaStore, SystemClock, Volume, VolumeHead,
     create_to_join, create_volume, open_volume,
@@ -34,6 +35,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Largest volume (issue 3: up to 64 TiB).
 const SIZE_BYTES_MAX: u64 = 64 << 40;
+
+const SPEC: &str = "volume.json";
+
+/// Says that what lies beside it may go where there is no specification: one that is merely lost must not
+/// pass for a volume that was never there.
+const UNFINISHED: &str = "unfinished";
 
 /// How a head is to be opened.
 pub struct Opening<'a> {
@@ -166,15 +173,57 @@ pub(crate) fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Make the folder of a new volume. What lies there and is not known is somebody's data: it is left alone.
+pub(crate) fn begin(folder: &Path) -> Result<(), Refusal> {
+    let mark = folder.join(UNFINISHED);
+    if mark.exists() {
+        Disks::remove(folder).map_err(|error| io_refusal("an unfinished volume", &error))?;
+    }
+    if folder.exists() {
+        let message = format!("{}: there is something already", folder.display());
+        return Err(Refusal::new(Code::Conflict, message));
+    }
+    let made = fs::create_dir(folder)
+        .and_then(|()| fs::File::create(mark)?.sync_all())
+        .and_then(|()| fs::File::open(folder)?.sync_all());
+    made.map_err(|error| io_refusal("a volume's folder", &error))
+}
+
+/// Whether anything was ever written to what lies in a volume's folder, as far as can be seen.
+fn holds_data(folder: &Path) -> io::Result<bool> {
+    let journal = folder.join("journal");
+    let base = journal.join(BASE_FOLDER);
+    if folder.join("data.raw").exists() || (base.symlink_metadata().is_ok() && !base.is_dir()) {
+        return Ok(true);
+    }
+    for place in [journal, base] {
+        let entries = match fs::read_dir(place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            if entry?.file_name().as_encoded_bytes().starts_with(b"seg.") {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 impl Catalogue {
-    /// Read what is there; a directory without its specification is an aborted creation and goes.
+    /// Read what is there. A creation or deletion that broke off goes; a volume whose specification is lost or
+    /// unreadable is put aside.
     pub fn open(dir: &Path, disks: Disks) -> io::Result<Self> {
         let mut volumes: BTreeMap<String, CreateVolume> = BTreeMap::new();
         for (disk, root) in disks.roots() {
             fs::create_dir_all(root)?;
             for entry in fs::read_dir(root)? {
                 let path = entry?.path();
-                match fs::read(path.join("volume.json")) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                if !path.is_dir() || check_name(&name).is_err() {
+                    continue; // none of ours
+                }
+                match fs::read(path.join(SPEC)) {
                     Ok(text) => {
                         let mut spec = match rivals::described(&path, &text) {
                             Ok(spec) => spec,
@@ -183,6 +232,7 @@ impl Catalogue {
                                 continue;
                             }
                         };
+                        absent_is_fine(fs::remove_file(path.join(UNFINISHED)))?;
                         disk.clone_into(&mut spec.disk);
                         if let Some(known) = volumes.remove(&spec.volume) {
                             spec = rivals::settle(&disks, known, spec)?;
@@ -190,7 +240,12 @@ impl Catalogue {
                         volumes.insert(spec.volume.clone(), spec);
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        Disks::remove(&path)?;
+                        if path.join(UNFINISHED).exists() || !holds_data(&path)? {
+                            Disks::remove(&path)?;
+                            continue;
+                        }
+                        let fault = format!("{}: {error}", path.join(SPEC).display());
+                        rivals::put_unreadable_aside(&disks, disk, &path, &fault)?;
                     }
                     Err(error) => return Err(error),
                 }
@@ -247,6 +302,7 @@ impl Catalogue {
         spec.uuid = Some(hex(&uuid));
         self.disks.require(&spec.disk)?;
         let folder = self.disks.root(&spec.disk).join(&spec.volume);
+        begin(&folder)?;
         self.write_files(&folder, &spec, uuid).inspect_err(|_| {
             // Half a volume must not stay; the next start would remove it too.
             let _ = Disks::remove(&folder);
@@ -263,7 +319,6 @@ impl Catalogue {
         uuid: [u8; 16],
     ) -> Result<(), Refusal> {
         let failed = |error: io::Error| io_refusal(&spec.volume, &error);
-        fs::create_dir_all(folder).map_err(failed)?;
         if spec.backend == Backend::Journal {
             let journal = folder.join("journal");
             fs::create_dir_all(&journal).map_err(failed)?;
@@ -285,7 +340,14 @@ impl Catalogue {
             };
             created.map_err(|error| journal_refusal(&error))?;
         }
-        self.write_spec(folder, spec).map_err(failed)
+        self.finish(folder, spec).map_err(failed)
+    }
+
+    /// What was begun is a volume from now on; durable on return.
+    pub(crate) fn finish(&self, folder: &Path, spec: &CreateVolume) -> io::Result<()> {
+        self.write_spec(folder, spec)?;
+        fs::remove_file(folder.join(UNFINISHED))?;
+        fs::File::open(folder)?.sync_all()
     }
 
     /// Write, sync, rename, sync: the specification is whole or absent.
@@ -295,7 +357,7 @@ impl Catalogue {
         let file = fs::File::create(&fresh)?;
         std::os::unix::fs::FileExt::write_all_at(&file, &text, 0)?;
         file.sync_all()?;
-        fs::rename(&fresh, folder.join("volume.json"))?;
+        fs::rename(&fresh, folder.join(SPEC))?;
         fs::File::open(folder)?.sync_all()?;
         fs::File::open(self.disks.root(&spec.disk))?.sync_all()
     }
@@ -335,10 +397,7 @@ impl Catalogue {
         self.volumes.remove(name);
         let failed = |error: io::Error| io_refusal(name, &error);
         // The specification goes first: what a crash leaves is removed at the next start.
-        match fs::remove_file(folder.join("volume.json")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+        absent_is_fine(fs::rename(folder.join(SPEC), folder.join(UNFINISHED))).map_err(failed)?;
         Disks::remove(&folder).map_err(failed)?;
         self.retired.retain(|retired| retired.volume != name);
         self.disks.remove_strays(name).map_err(failed)
@@ -481,7 +540,6 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nuage_disk::BASE_FOLDER;
 
     /// A fast disk for journals and a large one for what compaction writes.
     struct Place(PathBuf);
@@ -534,7 +592,7 @@ mod tests {
     fn a_volume_whose_disk_was_missing_for_a_while_still_has_what_lies_on_the_large_one() {
         let place = Place::new("missing");
         let base = create(&mut place.open(), "fast");
-        fs::write(base.join("00000001.seg"), "what was compacted").expect("a file");
+        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
         let (fast, away) = (place.0.join("fast"), place.0.join("away"));
         fs::rename(&fast, &away).expect("unmounted");
         // A copy that is made anew meanwhile has a directory of its own there.
@@ -544,7 +602,7 @@ mod tests {
         fs::remove_dir_all(&fast).expect("the mount point");
         fs::rename(&away, &fast).expect("mounted again");
         place.open();
-        assert!(base.join("00000001.seg").exists());
+        assert!(base.join("seg.000001").exists());
     }
 
     #[test]
@@ -578,17 +636,53 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_whose_description_is_gone_is_put_aside_and_what_broke_off_is_not() {
+        let place = Place::new("gone");
+        let mut catalogue = place.open();
+        let base = create(&mut catalogue, "fast");
+        let folder = catalogue.folder("v");
+        // What breaks off right before its end: it has all that a volume has, but for its description.
+        let begun = folder.with_file_name("w");
+        begin(&begun).expect("a folder");
+        fs::create_dir_all(begun.join("journal")).expect("a folder");
+        fs::write(begun.join("journal/seg.000001"), "of its parent").expect("a file");
+        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
+        fs::remove_file(folder.join(SPEC)).expect("rotten");
+        drop(catalogue);
+        let catalogue = place.open();
+        assert!(catalogue.volumes.is_empty() && !begun.exists());
+        let aside = place.0.join("fast/retired/v");
+        assert!(aside.join("journal/super.a").exists());
+        assert_eq!(catalogue.retired[0].volume, "v");
+    }
+
+    #[test]
+    fn a_creation_leaves_alone_what_lies_there() {
+        let place = Place::new("there");
+        let mut catalogue = place.open();
+        let folder = place.0.join("fast/volumes/v");
+        fs::create_dir_all(folder.join("journal")).expect("moved back by hand");
+        fs::write(folder.join("journal/seg.000001"), "data").expect("a file");
+        let text = r#"{"volume": "v", "size_bytes": 67108864, "disk": "fast"}"#;
+        let spec: CreateVolume = serde_json::from_str(text).expect("words");
+        let refusal = catalogue.create(spec).expect_err("it is not known");
+        assert_eq!(refusal.code, Code::Conflict);
+        assert!(folder.join("journal/seg.000001").exists());
+    }
+
+    #[test]
     fn a_deletion_leaves_nothing_on_the_large_disk_wherever_it_broke_off() {
         let place = Place::new("broken-off");
         let mut catalogue = place.open();
         let base = create(&mut catalogue, "fast");
-        fs::write(base.join("00000001.seg"), "what was compacted").expect("a file");
-        fs::remove_file(catalogue.folder("v").join("volume.json")).expect("begun");
+        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
+        let folder = catalogue.folder("v");
+        fs::rename(folder.join(SPEC), folder.join(UNFINISHED)).expect("begun");
         let mut catalogue = place.open();
         assert_eq!(place.large(), [""; 0]);
         // And of one whose own disk never came back.
         let base = create(&mut catalogue, "fast");
-        fs::write(base.join("00000001.seg"), "what was compacted").expect("a file");
+        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
         fs::remove_dir_all(place.0.join("fast")).expect("lost");
         let mut catalogue = place.open();
         create(&mut catalogue, "");

@@ -1,7 +1,7 @@
 //! New volumes that begin with another's past, and what a moment is.
 
 use crate::catalogue::{
-    Catalogue, check_name, chosen_uuid, hex, io_refusal, journal_refusal, now_ns,
+    Catalogue, begin, check_name, chosen_uuid, hex, io_refusal, journal_refusal, now_ns,
 };
 use crate::control::{Backend, CloneVolume, Code, CreateVolume, Moment, Refusal};
 use crate::daemon::Storaged;
@@ -79,6 +79,7 @@ impl Storaged {
         let folder = parent.with_file_name(&asked.clone); // on the parent's disk
         let journal = folder.join("journal");
         let disks = &self.catalogue.disks;
+        begin(&folder)?;
         fs::create_dir_all(&journal)
             .and_then(|()| disks.give_clones_base(&parent.join("journal"), &journal, &asked.clone))
             .map_err(|error| io_refusal(&asked.clone, &error))?;
@@ -168,7 +169,7 @@ fn reached(store: &mut Store<FileDisk>, moment: &Moment) -> Result<u64, Refusal>
 impl Catalogue {
     /// Enter a volume whose files are in `folder`: durable when it returns.
     fn enter(&mut self, folder: &std::path::Path, spec: CreateVolume) -> Result<(), Refusal> {
-        self.write_spec(folder, &spec)
+        self.finish(folder, &spec)
             .map_err(|error| io_refusal(&spec.volume, &error))?;
         self.volumes.insert(spec.volume.clone(), spec);
         Ok(())

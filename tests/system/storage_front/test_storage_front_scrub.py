@@ -171,17 +171,24 @@ def test_a_copy_mends_its_own_headers_and_goes_on_with_its_passes_after_a_restar
     until(remembers)
 
 
-def test_a_copy_whose_superblocks_are_damaged_is_put_aside_and_made_anew(
-    three_sites: list[Daemon],
+@pytest.mark.parametrize("lost", ["superblocks", "description"])
+def test_a_copy_that_nobody_can_open_is_put_aside_and_made_anew(
+    three_sites: list[Daemon], lost: str
 ) -> None:
     serve(three_sites)
     head, other, damaged = three_sites
     damaged.stop()
-    for name in ("super.a", "super.b"):
-        (damaged.folder / "data" / "volumes" / "v" / "journal" / name).write_bytes(b"\xff" * 4096)
+    folder = damaged.folder / "data" / "volumes" / "v"
+    if lost == "superblocks":
+        for name in ("super.a", "super.b"):
+            (folder / "journal" / name).write_bytes(b"\xff" * 4096)
+    else:
+        (folder / "volume.json").unlink()
     damaged.start()
-    assert "super.a and super.b: no valid superblock" in damaged.log
+    fault = "no valid superblock" if lost == "superblocks" else "volume.json: No such file"
     assert damaged.ask("list")["volumes"] == []
+    assert fault in damaged.log
+    assert list((damaged.folder / "data/retired/v/journal").glob("seg.*")), "nothing of it is gone"
     works(nbd(head), "write -P 5 4M 64k", "flush")
     damaged.ask(
         "create_replica", volume="v", size_bytes=64 * MIB, logical_block_bytes=512,
