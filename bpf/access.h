@@ -194,7 +194,7 @@ int access_in(struct __sk_buff *skb)
 		return answer(skb, port, &flow, type);
 	if (port->flags & PORT_GUARDED && !is_genuine(port, &flow))
 		return drop(DROP_SPOOFED);
-	if (port->flags & PORT_FILTERED && !policy_allows(port, &flow, FROM_GUEST))
+	if (port->flags & PORT_FILTERED && !may_pass(skb, port, &flow, FROM_GUEST))
 		return drop(DROP_POLICY);
 	if (flow.form == FLOW_FOUND && is_for_router(&eth))
 		return TC_ACT_UNSPEC;	/* lisp_in is next */
@@ -226,7 +226,7 @@ int access_out(struct __sk_buff *skb)
 	if (port->flags & PORT_FILTERED) {
 		type = skb->vlan_present ? ETH_P_8021Q : bpf_ntohs(skb->protocol);
 		parse_flow(skb, &flow, sizeof(struct ethernet), type);
-		if (!policy_allows(port, &flow, TO_GUEST))
+		if (!may_pass(skb, port, &flow, TO_GUEST))
 			return drop(DROP_POLICY);
 	}
 	return within_rate(port, skb->len, TO_GUEST) ? TC_ACT_OK : drop(DROP_RATE);

@@ -85,7 +85,8 @@ enum flow_form { FLOW_FOUND, FLOW_NONE, FLOW_BAD };
 /* Whether a frame can be the first of its flow, as far as its protocol tells. */
 enum flow_stage { STAGE_ANY, STAGE_FIRST, STAGE_LATER };
 
-/* One direction of a flow; for ICMP `source_port` is the type and `destination_port` the id. */
+/* One direction of a flow; for ICMP `source_port` is the type and `destination_port` the id, and
+ * what an error quotes lies from `quote_at` to `end` of the frame. */
 struct flow {
 	__u32 source[4];
 	__u32 destination[4];
@@ -97,6 +98,8 @@ struct flow {
 	__u8 form;
 	__u8 stage;
 	__u8 pad[3];
+	__u32 quote_at;
+	__u32 end;
 };
 
 static __always_inline void count(__u32 index)
@@ -223,6 +226,16 @@ static __always_inline int is_echo(const struct flow *flow)
 	       flow->source_port == (flow->protocol == IPPROTO_ICMP ? 0 : 129);
 }
 
+/* Of an ICMP or ICMPv6 message: an error, which quotes the packet that it answers. */
+static __always_inline int is_icmp_error(const struct flow *flow)
+{
+	__u16 kind = flow->source_port;
+
+	if (flow->protocol == IPPROTO_ICMP)
+		return kind == 3 || kind == 11 || kind == 12;
+	return flow->protocol == IPPROTO_ICMPV6 && kind >= 1 && kind <= 4;
+}
+
 /* Where the packet at `offset` ends by its own word, 0 when it cannot be. What lies behind,
  * up to Ethernet's shortest frame or as its sender likes, its receiver does not read. A super-frame
  * may be too long for the header to say. */
@@ -234,13 +247,14 @@ static __always_inline __u32 end_of(struct __sk_buff *skb, __u32 offset, __u32 b
 	return bytes < header_bytes || offset + bytes > skb->len ? 0 : offset + bytes;
 }
 
+/* A quote is seldom whole: of TCP it has the ports at least (RFC 792). */
 static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow, __u32 offset,
-				       __u32 end)
+				       __u32 end, int is_quote)
 {
 	__u8 bytes[TCP_FLAGS_AT + 1];
 	__be16 id = 0;
 
-	if (flow->protocol == IPPROTO_TCP) {
+	if (flow->protocol == IPPROTO_TCP && !is_quote) {
 		if (offset + sizeof(bytes) > end ||
 		    bpf_skb_load_bytes(skb, offset, bytes, sizeof(bytes)))
 			return FLOW_BAD;
@@ -248,7 +262,7 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow,
 		flow->destination_port = bytes[2] << 8 | bytes[3];
 		flow->stage = (bytes[TCP_FLAGS_AT] & (TCP_SYN | TCP_ACK)) == TCP_SYN ?
 			STAGE_FIRST : STAGE_LATER;
-	} else if (flow->protocol == IPPROTO_UDP) {
+	} else if (flow->protocol == IPPROTO_UDP || flow->protocol == IPPROTO_TCP) {
 		if (offset + 4 > end || bpf_skb_load_bytes(skb, offset, bytes, 4))
 			return FLOW_BAD;
 		flow->source_port = bytes[0] << 8 | bytes[1];
@@ -260,13 +274,16 @@ static __always_inline int parse_ports(struct __sk_buff *skb, struct flow *flow,
 		if (offset + 6 <= end)
 			bpf_skb_load_bytes(skb, offset + 4, &id, 2);
 		flow->destination_port = bpf_ntohs(id);
+		flow->quote_at = offset + 8;
+		flow->end = end;
 		if (is_echo(flow))
 			flow->stage = is_echo_request(flow) ? STAGE_FIRST : STAGE_LATER;
 	}
 	return FLOW_FOUND;
 }
 
-static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow, __u32 offset)
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow, __u32 offset,
+				      __u32 quote_end)
 {
 	struct ipv4 ip;
 	__u32 header_bytes, end;
@@ -274,8 +291,8 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow, 
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 		return FLOW_BAD;
 	header_bytes = (ip.version_ihl & 0xF) * 4;
-	end = end_of(skb, offset, bpf_ntohs(ip.bytes), header_bytes);
-	if (ip.version_ihl >> 4 != 4 || header_bytes < sizeof(ip) || !end)
+	end = quote_end ?: end_of(skb, offset, bpf_ntohs(ip.bytes), header_bytes);
+	if (ip.version_ihl >> 4 != 4 || header_bytes < sizeof(ip) || offset + header_bytes > end)
 		return FLOW_BAD;
 	flow->family = 4;
 	flow->source[0] = ip.source;
@@ -285,10 +302,11 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct flow *flow, 
 		flow->fragment = 1;
 		return FLOW_FOUND;
 	}
-	return parse_ports(skb, flow, offset + header_bytes, end);
+	return parse_ports(skb, flow, offset + header_bytes, end, quote_end != 0);
 }
 
-static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, __u32 offset)
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, __u32 offset,
+				      __u32 quote_end)
 {
 	struct ipv6 ip;
 	__u8 extension[4];
@@ -296,8 +314,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, 
 
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
 		return FLOW_BAD;
-	end = end_of(skb, offset, sizeof(ip) + bpf_ntohs(ip.bytes), sizeof(ip));
-	if (bpf_ntohl(ip.version_class_label) >> 28 != 6 || !end)
+	end = quote_end ?: end_of(skb, offset, sizeof(ip) + bpf_ntohs(ip.bytes), sizeof(ip));
+	if (bpf_ntohl(ip.version_class_label) >> 28 != 6 || offset + sizeof(ip) > end)
 		return FLOW_BAD;
 	flow->family = 6;
 	__builtin_memcpy(flow->source, ip.source, 16);
@@ -308,7 +326,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, 
 		__u8 kind = flow->protocol;
 
 		if (kind != 0 && kind != 43 && kind != 60 && kind != 44)
-			return parse_ports(skb, flow, offset, end);
+			return parse_ports(skb, flow, offset, end, quote_end != 0);
 		if (bpf_skb_load_bytes(skb, offset, extension, 4))
 			return FLOW_BAD;
 		flow->protocol = extension[0];
@@ -323,19 +341,27 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct flow *flow, 
 	return FLOW_BAD;
 }
 
-/* Fill `flow` from the packet at `offset` of the frame. */
-static __noinline int parse_flow(struct __sk_buff *skb, struct flow *flow, __u32 offset, __u16 type)
+/* Fill `flow` from the packet at `offset` of the frame, or from what an error quotes there up to
+ * `quote_end`; 0: it is no quote. */
+static __noinline int parse_packet(struct __sk_buff *skb, struct flow *flow, __u32 offset,
+				   __u16 type, __u32 quote_end)
 {
 	if (!flow)
 		return FLOW_BAD;
 	__builtin_memset(flow, 0, sizeof(*flow));
 	if (type == ETH_P_IP)
-		flow->form = parse_ipv4(skb, flow, offset);
+		flow->form = parse_ipv4(skb, flow, offset, quote_end);
 	else if (type == ETH_P_IPV6)
-		flow->form = parse_ipv6(skb, flow, offset);
+		flow->form = parse_ipv6(skb, flow, offset, quote_end);
 	else
 		flow->form = FLOW_NONE;
 	return flow->form;
+}
+
+static __always_inline int parse_flow(struct __sk_buff *skb, struct flow *flow, __u32 offset,
+				      __u16 type)
+{
+	return parse_packet(skb, flow, offset, type, 0);
 }
 
 static __always_inline __u32 mix(__u32 hash, __u32 word)

@@ -204,7 +204,7 @@ _Static_assert(sizeof(struct flow_value) == 16, "flow_value");
 struct state_value {
 	struct bpf_spin_lock lock;
 	__u32 learned_count;
-	__u32 has_flows;
+	__u32 pad;
 	__u32 since_s;		/* CLOCK_MONOTONIC: when the first flow was noted; 0: none was */
 	__u64 tokens[2];
 	__u64 stamp_ns[2];

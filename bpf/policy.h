@@ -193,15 +193,6 @@ static __noinline int may_begin(__u32 number, struct flow_key *key, struct flow 
 	return walk.found;
 }
 
-static __always_inline int is_icmp_error(const struct flow *flow)
-{
-	__u16 kind = flow->source_port;
-
-	if (flow->protocol == IPPROTO_ICMP)
-		return kind == 3 || kind == 11 || kind == 12;
-	return flow->protocol == IPPROTO_ICMPV6 && kind >= 1 && kind <= 4;
-}
-
 /* Let fragments between the two pass: only the first has ports, and it comes first. */
 static __always_inline void note_fragments(void *table, const struct flow_key *key,
 					   const struct flow_value *known)
@@ -239,19 +230,47 @@ static __always_inline int is_beginning(const struct flow_value *known, const st
 }
 
 /* Judge a flow that was begun under other rules than now hold. */
-static __always_inline void judge_anew(struct port_value *port, void *table, struct flow_key *key,
+static __always_inline void judge_anew(struct port_value *port, struct flow_key *key,
 				       struct flow *flow, struct flow_value *known, __u32 way)
 {
-	__u32 number = port->number;
-	struct state_value *state = bpf_map_lookup_elem(&states, &number);
-
-	known->closed = !may_begin(number, key, flow, way, known->opener);
+	known->closed = !may_begin(port->number, key, flow, way, known->opener);
 	known->generation = port->generation;
-	if (known->closed)
-		return;
-	if (state)
-		state->has_flows = 1;
-	note_fragments(table, key, known);
+}
+
+/* Tell whether an ICMP error may pass: what it quotes went the other way, from whom it goes to,
+ * in a flow that is open. It begins no flow and keeps none alive. `flow` is then the quoted one's:
+ * the stack has no room for both. */
+static __noinline int error_passes(struct __sk_buff *skb, struct port_value *port,
+				   struct flow *flow, __u32 way)
+{
+	__u32 number, receiver[4], wrong = 0;
+	struct flow_value *known;
+	struct flow_key key;
+	void *table;
+
+	if (!port || !flow || flow->form != FLOW_FOUND)
+		return 0;
+	__builtin_memcpy(receiver, flow->destination, sizeof(receiver));
+	if (parse_packet(skb, flow, flow->quote_at, flow->family == 4 ? ETH_P_IP : ETH_P_IPV6,
+			 flow->end) != FLOW_FOUND)
+		return 0;
+	for (int i = 0; i < 4; i++)
+		wrong |= flow->source[i] ^ receiver[i];
+	number = port->number;
+	table = bpf_map_lookup_elem(&flows, &number);
+	if (wrong || !table)
+		return 0;
+	way = way == FROM_GUEST ? TO_GUEST : FROM_GUEST;
+	make_flow_key(&key, flow, way);
+	known = bpf_map_lookup_elem(table, &key);
+	if (!known || bpf_ktime_get_coarse_ns() - known->seen_ns >= idle_ns(flow->protocol))
+		return 0;
+	if (known->generation != port->generation) {
+		if (flow->fragment)
+			return 0;
+		judge_anew(port, &key, flow, known, way);
+	}
+	return !known->closed;
 }
 
 /* Tell whether a frame of `flow` may pass the port, and note the flow when it may. */
@@ -262,6 +281,7 @@ static __noinline int policy_allows(struct port_value *port, struct flow *flow, 
 	struct flow_key key;
 	__u32 number;
 	void *table;
+	int is_old;
 
 	if (!port || !flow || flow->form != FLOW_FOUND)
 		return 0;
@@ -279,12 +299,13 @@ static __noinline int policy_allows(struct port_value *port, struct flow *flow, 
 	known = bpf_map_lookup_elem(table, &key);
 	state = NULL;
 	if (known && fresh.seen_ns - known->seen_ns < idle_ns(flow->protocol)) {
-		if (known->generation != fresh.generation) {
+		is_old = known->generation != fresh.generation;
+		if (is_old) {
 			if (flow->fragment)
 				return 0;
-			judge_anew(port, table, &key, flow, known, way);
+			judge_anew(port, &key, flow, known, way);
 		}
-		if (fresh.seen_ns - known->seen_ns > SECOND_NS) {	/* spare the cache line */
+		if (is_old || fresh.seen_ns - known->seen_ns > SECOND_NS) {	/* spare the cache line */
 			known->seen_ns = fresh.seen_ns;
 			if (!known->closed && !flow->fragment)
 				note_fragments(table, &key, known);
@@ -293,8 +314,6 @@ static __noinline int policy_allows(struct port_value *port, struct flow *flow, 
 			return !known->closed;
 	} else {
 		state = bpf_map_lookup_elem(&states, &number);
-		if (way == TO_GUEST && state && state->has_flows && is_icmp_error(flow))
-			return 1;
 		if (way == FROM_GUEST && answers_unseen(state, flow, fresh.seen_ns) &&
 		    may_begin(number, &key, flow, way, TO_GUEST))
 			fresh.opener = TO_GUEST;
@@ -305,12 +324,18 @@ static __noinline int policy_allows(struct port_value *port, struct flow *flow, 
 	note_fragments(table, &key, &fresh);
 	if (!state)
 		state = bpf_map_lookup_elem(&states, &number);
-	if (state) {
-		state->has_flows = 1;
-		if (!state->since_s)
-			state->since_s = fresh.seen_ns / SECOND_NS + 1;
-	}
+	if (state && !state->since_s)
+		state->since_s = fresh.seen_ns / SECOND_NS + 1;
 	return 1;
+}
+
+/* Tell whether a frame may pass a filtered port. */
+static __always_inline int may_pass(struct __sk_buff *skb, struct port_value *port,
+				    struct flow *flow, __u32 way)
+{
+	if (is_icmp_error(flow))
+		return error_passes(skb, port, flow, way);
+	return policy_allows(port, flow, way);
 }
 
 #endif

@@ -56,7 +56,7 @@ mirror! {
     }
     FlowValue: 16 { seen_ns: u64, generation: u16, opener: u8, closed: u8, pad: [u8; 4] }
     StateValue: 48 {
-        lock: u32, learned_count: u32, has_flows: u32, since_s: u32, tokens: [u64; 2],
+        lock: u32, learned_count: u32, pad: u32, since_s: u32, tokens: [u64; 2],
         stamp_ns: [u64; 2],
     }
     NeighbourKey: 24 { label: u32, family: u32, address: [u32; 4] }

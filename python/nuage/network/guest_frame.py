@@ -22,6 +22,7 @@ PROTOCOL_TCP: Final = 6
 PROTOCOL_UDP: Final = 17
 PROTOCOL_ICMPV6: Final = 58
 ECHOES: Final = {PROTOCOL_ICMP: (8, 0), PROTOCOL_ICMPV6: (128, 129)}  # request, reply
+ERRORS: Final = {PROTOCOL_ICMP: (3, 11, 12), PROTOCOL_ICMPV6: (1, 2, 3, 4)}
 TCP_SYN: Final = 0x02
 TCP_ACK: Final = 0x10
 ND_ROUTER_SOLICITATION: Final = 133
@@ -50,7 +51,10 @@ class Stage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class IpFlow:
-    """One direction of a flow. For ICMP `source_port` is the type, `destination_port` the id."""
+    """One direction of a flow. For ICMP `source_port` is the type, `destination_port` the id.
+
+    `quoted` is of the packet that an ICMP error answers, if that can be read.
+    """
 
     source: IPv4Address | IPv6Address
     destination: IPv4Address | IPv6Address
@@ -59,6 +63,12 @@ class IpFlow:
     destination_port: int
     fragment: bool = False
     stage: Stage = Stage.ANY
+    quoted: "IpFlow | None" = None
+
+    @property
+    def is_error(self) -> bool:
+        """Tell whether it is an ICMP error."""
+        return not self.fragment and self.source_port in ERRORS.get(self.protocol, ())
 
 
 def parse_flow(frame: bytes) -> IpFlow | None:
@@ -87,7 +97,7 @@ def _packet(frame: bytes, header_bytes: int) -> Reader:
     return Reader(frame, ETHERNET_BYTES, ETHERNET_BYTES + size_bytes)
 
 
-def _ipv4(reader: Reader) -> IpFlow:
+def _ipv4(reader: Reader, *, is_quote: bool = False) -> IpFlow:
     first = reader.u8()
     header_bytes = (first & 0xF) * 4
     if first >> 4 != 4 or header_bytes < 20:
@@ -101,10 +111,10 @@ def _ipv4(reader: Reader) -> IpFlow:
     reader.take(header_bytes - 20)
     if fragment_offset:
         return IpFlow(source, destination, protocol, 0, 0, fragment=True)
-    return _with_ports(reader, source, destination, protocol)
+    return _with_ports(reader, source, destination, protocol, is_quote=is_quote)
 
 
-def _ipv6(reader: Reader) -> IpFlow:
+def _ipv6(reader: Reader, *, is_quote: bool = False) -> IpFlow:
     if reader.u32() >> 28 != 6:
         raise MalformedFrame("ipv6_header")
     reader.u16()
@@ -123,7 +133,7 @@ def _ipv6(reader: Reader) -> IpFlow:
             if offset:
                 return IpFlow(source, destination, following, 0, 0, fragment=True)
         else:
-            return _with_ports(reader, source, destination, following)
+            return _with_ports(reader, source, destination, following, is_quote=is_quote)
     raise MalformedFrame("ipv6_extensions")
 
 
@@ -132,14 +142,16 @@ def _with_ports(
     source: IPv4Address | IPv6Address,
     destination: IPv4Address | IPv6Address,
     protocol: int,
+    *,
+    is_quote: bool,
 ) -> IpFlow:
-    first, second, stage = 0, 0, Stage.ANY
-    if protocol == PROTOCOL_TCP:
+    first, second, stage, quoted = 0, 0, Stage.ANY, None
+    if protocol == PROTOCOL_TCP and not is_quote:
         first, second = reader.u16(), reader.u16()
         reader.take(9)
         is_first = reader.u8() & (TCP_SYN | TCP_ACK) == TCP_SYN
         stage = Stage.FIRST if is_first else Stage.LATER
-    elif protocol == PROTOCOL_UDP:
+    elif protocol in (PROTOCOL_UDP, PROTOCOL_TCP):
         first, second = reader.u16(), reader.u16()
     elif protocol in ECHOES:
         first = reader.u8()
@@ -147,7 +159,21 @@ def _with_ports(
         second = reader.u16() if reader.remaining >= 2 else 0
         if first in ECHOES[protocol]:
             stage = Stage.FIRST if first == ECHOES[protocol][0] else Stage.LATER
-    return IpFlow(source, destination, protocol, first, second, stage=stage)
+        elif first in ERRORS[protocol] and not is_quote:
+            quoted = _quoted(reader, source.version)
+    return IpFlow(source, destination, protocol, first, second, stage=stage, quoted=quoted)
+
+
+def _quoted(reader: Reader, version: int) -> IpFlow | None:
+    """Return the flow of the packet behind an ICMP error's eight bytes, of which six are read.
+
+    It is seldom whole: of TCP it has the ports at least (RFC 792).
+    """
+    try:
+        reader.take(2)
+        return (_ipv4 if version == 4 else _ipv6)(reader, is_quote=True)
+    except MalformedFrame:
+        return None
 
 
 def flow_hash(frame: bytes, label: int) -> int:

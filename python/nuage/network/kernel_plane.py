@@ -456,15 +456,13 @@ class KernelPlane:
         key = U32.pack(port.port)
         self._batch.set("rules", key, tables.encode_rules(self._rules.get(port.port, {})))
         state = self._bpf.lookup("states", key)
-        learned, has_flows, since_s = tables.STATE.unpack(state)[1:4] if state else (0, 0, 0)
+        learned, since_s = tables.STATE.unpack(state)[1:3] if state else (0, 0)
         if port.filtered and self._bpf.lookup("flows", key) is None:
             self._try(lambda: self._bpf.renew_flows(port.port))
-            has_flows = since_s = 0
-        elif port.port in self._ruled:
-            has_flows = 0  # until one is judged anew
-        self._fill_bucket(port, (learned, has_flows, since_s))
+            since_s = 0
+        self._fill_bucket(port, (learned, since_s))
 
-    def _fill_bucket(self, port: PortEntry, kept: tuple[int, int, int] = (0, 0, 0)) -> None:
+    def _fill_bucket(self, port: PortEntry, kept: tuple[int, int] = (0, 0)) -> None:
         full, now_ns = port.burst_bytes, time.monotonic_ns()
         value = tables.STATE.pack(0, *kept, full, full, now_ns, now_ns)
         self._batch.set("states", U32.pack(port.port), value)

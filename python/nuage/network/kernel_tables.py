@@ -54,7 +54,7 @@ STATION_KEY: Final = struct.Struct("=I6sxx")
 STATION: Final = struct.Struct("=HHIQ")
 GUARD_KEY: Final = struct.Struct("=HBx16s")
 RULE: Final = struct.Struct("=BBBBHH16s16s")
-STATE: Final = struct.Struct("=IIIIQQQQ")
+STATE: Final = struct.Struct("=II4xIQQQQ")
 NEIGHBOUR_KEY: Final = struct.Struct("=II16s")
 NEIGHBOUR: Final = struct.Struct("=6s?x")  # MAC, is it the router
 LISP_SELF: Final = struct.Struct("=I4s6sBxI16s")

@@ -12,6 +12,10 @@ begin is taken for one, so that the flow ends with those rules.
 
 Fragments but the first carry no ports: they pass when a flow between the two addresses with
 that protocol is open.
+
+An ICMP error passes when the packet that it quotes went the other way in an open flow, from
+whom the error goes to; path MTU discovery needs no rule, and no rule lets another error pass
+(RFC 5927; whether a quoted sequence number is in the window is the guest's own to see).
 """
 
 from collections import OrderedDict
@@ -36,7 +40,6 @@ from nuage.network.guest_frame import (
 FLOWS_PER_PORT_MAX: Final = 65_536
 IDLE_S: Final = {PROTOCOL_TCP: 7440.0, PROTOCOL_UDP: 180.0}  # TCP: RFC 5382 §5, UDP: RFC 4787
 IDLE_OTHER_S: Final = 60.0
-ERRORS: Final = {PROTOCOL_ICMP: (3, 11, 12), PROTOCOL_ICMPV6: (1, 2, 3, 4)}
 Address: TypeAlias = IPv4Address | IPv6Address
 FlowKey: TypeAlias = tuple[Address, Address, int, int, int, bool]
 
@@ -58,7 +61,6 @@ class PortPolicy:
         self._rules: dict[int, PolicyEntry] = {}
         self._flows: OrderedDict[FlowKey, KnownFlow] = OrderedDict()
         self._generation = 0  # of the rules
-        self._has_flows = False  # open by these rules
         self._since_s: float | None = None  # when the first flow was noted
 
     def set_rule(self, rule: PolicyEntry) -> None:
@@ -73,7 +75,6 @@ class PortPolicy:
 
     def _changed(self) -> None:
         self._generation += 1
-        self._has_flows = False
 
     def allows(self, flow: IpFlow | None, direction: Direction, now_s: float) -> bool:
         """Tell whether a frame of `flow` may pass, and note the flow when it may."""
@@ -84,6 +85,8 @@ class PortPolicy:
             ND_ADVERTISEMENT,
         ):
             return True  # the directory's business; guarded elsewhere
+        if flow.is_error:
+            return self._is_error_of_open(flow, direction, now_s)
         key = _key(flow, direction)
         known, opener = self._flows.get(key), direction
         if known is not None and now_s - known.seen_s < IDLE_S.get(flow.protocol, IDLE_OTHER_S):
@@ -94,8 +97,6 @@ class PortPolicy:
                 flow, direction, opener
             ):
                 return not known.closed
-        elif self._is_error_of_open(flow, direction):
-            return True
         elif self._answers_unseen(flow, direction, now_s) and self._lets_begin(
             flow, direction, Direction.INGRESS
         ):
@@ -110,19 +111,21 @@ class PortPolicy:
         key = _key(flow, direction)
         known.seen_s = now_s
         self._flows.move_to_end(key)
+        self._judge_anew(known, flow, direction)
+        if not known.closed and not flow.fragment:
+            self._note_fragments(key, known)
+
+    def _judge_anew(self, known: KnownFlow, flow: IpFlow, direction: Direction) -> None:
+        """Judge a flow that was begun under other rules than now hold."""
         if known.generation != self._generation:
             known.generation = self._generation
             known.closed = not self._lets_begin(flow, direction, known.opener)
-            self._has_flows = self._has_flows or not known.closed
-        if not known.closed and not flow.fragment:
-            self._note_fragments(key, known)
 
     def _note(self, key: FlowKey, known: KnownFlow) -> None:
         if len(self._flows) >= FLOWS_PER_PORT_MAX:
             self._flows.popitem(last=False)
         self._flows[key] = known
         self._note_fragments(key, known)
-        self._has_flows = True
         if self._since_s is None:
             self._since_s = known.seen_s
 
@@ -144,11 +147,20 @@ class PortPolicy:
             return flow.stage is Stage.LATER
         return self._since_s is None or now_s - self._since_s < IDLE_S[PROTOCOL_UDP]
 
-    def _is_error_of_open(self, flow: IpFlow, direction: Direction) -> bool:
-        """ICMP errors pass towards a guest that has any flow open: PMTU discovery needs them."""
-        if direction is not Direction.INGRESS:
+    def _is_error_of_open(self, flow: IpFlow, direction: Direction, now_s: float) -> bool:
+        """Tell whether an ICMP error answers a packet of an open flow. It keeps none alive."""
+        quoted, other = flow.quoted, Direction.INGRESS
+        if direction is Direction.INGRESS:
+            other = Direction.EGRESS
+        if quoted is None or quoted.source != flow.destination:
             return False
-        return self._has_flows and flow.source_port in ERRORS.get(flow.protocol, ())
+        known = self._flows.get(_key(quoted, other))
+        if known is None or now_s - known.seen_s >= IDLE_S.get(quoted.protocol, IDLE_OTHER_S):
+            return False
+        if known.generation != self._generation and quoted.fragment:
+            return False
+        self._judge_anew(known, quoted, other)
+        return not known.closed
 
 
 def _can_begin(known: KnownFlow, flow: IpFlow, direction: Direction) -> bool:

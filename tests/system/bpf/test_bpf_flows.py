@@ -31,6 +31,7 @@ from nuage.network.forwarding import (
     PortRole,
     SelfEntry,
 )
+from nuage.network.guest_frame import parse_flow
 from nuage.network.software_plane import SoftwarePlane
 
 pytestmark = pytest.mark.system
@@ -85,12 +86,25 @@ class Frames:
 
     def frame(self, source: PortNumber) -> bytes:
         target = REMOTE if source == GUEST else GUEST
-        kind, body = self._transport(is_v6=self._prng.random() < 0.3)
-        is_v6 = kind == 58 or self._prng.random() < 0.2
-        packet = self._ipv6(source, target, kind, body) if is_v6 else None
-        packet = packet or self._ipv4(source, target, kind, body)
+        is_v6, packet = self._packet(source, target)
         ethertype = b"\x86\xdd" if is_v6 else b"\x08\0"
         return (MACS[target] + MACS[source] + ethertype + packet).ljust(80, b"\0")
+
+    def _packet(self, source: PortNumber, target: PortNumber) -> tuple[bool, bytes]:
+        prng = self._prng
+        kind, body = self._transport(is_v6=prng.random() < 0.3)
+        if kind in (1, 58) and body[0] in (1, 3):
+            body += self._quote(source, target)
+        if kind == 58 or prng.random() < 0.2:
+            return True, self._ipv6(source, target, kind, body)
+        return False, self._ipv4(source, target, kind, body)
+
+    def _quote(self, source: PortNumber, target: PortNumber) -> bytes:
+        """Return what an error quotes: mostly what the other sent, mostly enough of it."""
+        prng = self._prng
+        ends = (target, source) if prng.random() < 0.8 else (source, target)
+        _, packet = self._packet(*ends)
+        return packet if prng.random() < 0.7 else packet[: prng.randrange(len(packet) + 1)]
 
     def _transport(self, *, is_v6: bool) -> tuple[int, bytes]:
         prng = self._prng
@@ -101,7 +115,7 @@ class Frames:
             return kind, ports + bytes(8) + bytes((0x50, flags)) + bytes(6)
         if kind == 17:
             return kind, ports + struct.pack(">HH", 8, 0)
-        types = (128, 129, 1, 3) if kind == 58 else (8, 0, 3, 13)
+        types = (128, 129, 1, 3) if kind == 58 else (8, 0, 3, 3, 13)
         return kind, bytes((prng.choice(types), 0, 0, 0, 0, prng.randrange(2), 0, 1))
 
     def _ipv4(self, source: PortNumber, target: PortNumber, kind: int, body: bytes) -> bytes:
@@ -140,6 +154,7 @@ def test_both_planes_agree_on_flows_while_rules_change(node: Node, seed: int) ->
     software.apply(ForwardingDelta(entries()))
     wires = {number: Wire(name, "eth0") for number, name in node.hosts.items()}
     held: tuple[PolicyEntry, ...] = ()
+    errors = 0
     for count in range(3000):
         if count % 12 == 0:
             rules = frames.rules()
@@ -153,12 +168,15 @@ def test_both_planes_agree_on_flows_while_rules_change(node: Node, seed: int) ->
         frame = frames.frame(source)
         sent = software.receive(source, frame, time.monotonic())
         wires[source].send(frame)
+        flow = parse_flow(frame)
+        errors += flow is not None and flow.is_error and bool(sent)
         got = [
             (number, data)
             for number, wire in wires.items()
             for data in wire.frames(0.2 if any(one.port == number for one in sent) else 0.0, 1)
         ]
         assert got == [(one.port, one.frame) for one in sent], f"{count} {source} {frame.hex()}"
+    assert errors > 10
     drops = node.bridge.plane.counters().drops
     assert drops[Drop.POLICY] == software.counters().drops[Drop.POLICY] > 500
 
@@ -278,3 +296,68 @@ def test_a_live_stream_ends_with_the_rule_that_let_it_begin_and_no_other_does(
     after = streams.within(2 * QUIET_S)
     assert after["of the guest"] == [0, 0]
     assert min(after["from outside"]) > 0
+
+
+PATH_MTU_BYTES: Final = 1280
+
+
+def test_a_path_s_mtu_is_found_and_errors_about_other_flows_stay_out(
+    node: Node, net: Namespaces
+) -> None:
+    """The guest's peer is a router; behind it is a narrower line to a server."""
+    router_port = PortEntry(REMOTE, PortRole.ACCESS, MACS[REMOTE], LABEL, 1400)
+    node.bridge.set(ALL_OUT, router_port)  # unguarded: it passes on what others send
+    far, guest, router = net.add("s"), node.hosts[GUEST], node.hosts[REMOTE]
+    net.cable(router, "narrow", far, "eth0")
+    for host, name, mtu, address in (
+        (guest, "eth0", 1400, "10.0.0.1/24"), (router, "eth0", 1400, "10.0.0.2/24"),
+        (router, "narrow", PATH_MTU_BYTES, "10.9.0.2/24"), (far, "eth0", 1400, "10.9.0.1/24"),
+    ):  # fmt: skip
+        run("ip", "-n", host, "link", "set", name, "mtu", str(mtu))
+        run("ip", "-n", host, "addr", "add", address, "dev", name)
+    for number in MACS:
+        run("ip", "-n", node.hosts[number], "link", "set", "eth0", "address", MACS[number].hex(":"))
+    for host, other in ((guest, REMOTE), (router, GUEST)):
+        run("ip", "-n", host, "neigh", "add", str(V4[other]), "lladdr", MACS[other].hex(":"),
+            "dev", "eth0")  # fmt: skip
+    run("ip", "-n", guest, "route", "add", "10.9.0.0/24", "via", "10.0.0.2")
+    run("ip", "-n", far, "route", "add", "10.0.0.0/24", "via", "10.9.0.2")
+    run("ip", "netns", "exec", router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+    _upload(guest, far, 200_000)
+    assert f"mtu {PATH_MTU_BYTES}" in run("ip", "-n", guest, "route", "get", "10.9.0.1")
+
+    wire = Wire(guest, "eth0", 0x0800)
+    router_wire = Wire(router, "eth0")
+    for port in range(2000, 2020):
+        router_wire.send(too_big(source_port=port, mtu_bytes=600))
+    assert not [frame for frame in wire.frames(0.2) if frame[23] == 1]
+
+
+def _upload(client: str, server: str, size_bytes: int) -> None:
+    """Send by TCP; fail unless all comes within some seconds."""
+    with Entered(server):
+        listening = socket.create_server(("10.9.0.1", 80))
+    with Entered(client):
+        made = socket.create_connection(("10.9.0.1", 80), timeout=5.0)
+    taken, _ = listening.accept()
+    taken.settimeout(5.0)
+    sender = threading.Thread(target=made.sendall, args=(bytes(size_bytes),), daemon=True)
+    sender.start()
+    while size_bytes > 0:
+        got = taken.recv(65536)
+        assert got, "the connection ended"
+        size_bytes -= len(got)
+    for one in (listening, made, taken):
+        one.close()
+
+
+def too_big(*, source_port: int, mtu_bytes: int) -> bytes:
+    """Return a router's word about a segment that the guest never sent."""
+    quoted = struct.pack(">BBHHHBBH", 0x45, 0, 1400, 0, 0x4000, 63, 6, 0)
+    quoted += V4[GUEST].packed + IPv4Address("10.9.0.1").packed
+    quoted += struct.pack(">HHI", source_port, 80, 1)
+    body = struct.pack(">BBHHH", 3, 4, 0, 0, mtu_bytes) + quoted
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 1, 0)
+    packet = head + V4[REMOTE].packed + V4[GUEST].packed + body
+    return MACS[GUEST] + MACS[REMOTE] + b"\x08\0" + packet

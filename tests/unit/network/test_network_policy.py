@@ -17,7 +17,7 @@ from nuage.network.policy import PortPolicy, rules_of
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
 PORT = PortNumber(1)
-GUEST, REMOTE = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
+GUEST, REMOTE, ROUTER = (IPv4Address(f"10.0.0.{number}") for number in (1, 2, 3))
 ALL_OUT = PolicyEntry(PORT, 0, OUT)
 OUT_443 = PolicyEntry(PORT, 0, OUT, 6, None, 443, 443)
 TCP_IN = PolicyEntry(PORT, 1, IN, 6, None, 80, 80)
@@ -197,14 +197,50 @@ def test_fragments_pass_while_a_flow_between_the_two_is_open() -> None:
     assert not port.gets(fragment)
 
 
-def test_errors_come_in_while_a_flow_is_open() -> None:
-    error = IpFlow(REMOTE, GUEST, PROTOCOL_ICMP, 3, 0)
+def error(quoted: IpFlow | None, *, kind: int = 3) -> IpFlow:
+    """Return an error that a router sends to whom the quoted packet came from."""
+    to = GUEST if quoted is None else quoted.source
+    return IpFlow(ROUTER, to, PROTOCOL_ICMP, kind, 0, quoted=quoted)
+
+
+def test_an_error_comes_in_only_for_what_the_guest_sent_in_an_open_flow() -> None:
     port = Port(ALL_OUT, TCP_IN)
-    assert not port.gets(error)
+    assert not port.gets(error(tcp(80, 999)))
     assert port.gets(SYN_IN)
-    assert port.gets(error)
+    assert port.sends(udp(7, 53))
+    assert port.gets(error(tcp(80, 999))), "path MTU discovery of what somebody else began"
+    assert port.gets(error(udp(7, 53)))
+    for quoted in (tcp(80, 998), tcp(81, 999), udp(80, 999), back(tcp(80, 999)), None):
+        assert not port.gets(error(quoted))
+    assert not port.gets(replace(error(tcp(80, 999)), destination=ROUTER)), "it went to another"
     port.policy.remove_rule(TCP_IN.index)
-    assert not port.gets(error)
+    assert not port.gets(error(tcp(80, 999))), "the flow is closed"
+    assert port.gets(error(udp(7, 53)))
+
+
+def test_no_rule_lets_an_error_in_that_answers_nothing() -> None:
+    port = Port(ALL_OUT, replace(TCP_IN, protocol=0, first=0, last=65535))
+    for _ in range(2):
+        assert not port.gets(error(udp(7, 53)))
+        assert not port.gets(error(None, kind=11))
+
+
+def test_a_guest_sends_an_error_about_what_came_in() -> None:
+    port = Port(OUT_443, UDP_IN)
+    refused = replace(error(back(udp(53, 999))), source=GUEST)
+    assert not port.sends(refused)
+    assert port.gets(back(udp(53, 999)))
+    assert port.sends(refused), "whatever may go out else"
+    assert not port.gets(error(back(udp(53, 999)))), "the guest did not send it"
+
+
+def test_errors_keep_no_flow_alive() -> None:
+    port = Port(ALL_OUT)
+    assert port.sends(udp(7, 53))
+    for _ in range(9):
+        port.now_s += 20.0
+        passes = port.gets(error(udp(7, 53)))
+    assert not passes
 
 
 def test_an_idle_flow_is_gone() -> None:
