@@ -2,9 +2,12 @@
 
 from typing import final
 
-__all__ = ["VERSION", "BpfPlane", "PlacementEngine", "bpf_refusal"]
+__all__ = ["VERSION", "BpfPlane", "PlacementEngine", "bpf_forget_others", "bpf_refusal"]
 
 VERSION: str
+
+def bpf_forget_others(directory: str) -> list[str]:
+    """Unpin planes of other layouts that nothing here uses; return their names."""
 
 def bpf_refusal() -> str | None:
     """Return why this kernel does not take the eBPF programs, None when it does (needs root)."""

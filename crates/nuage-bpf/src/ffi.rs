@@ -105,6 +105,10 @@ unsafe extern "C" {
     pub fn bpf_tc_hook_create(hook: *mut TcHook) -> c_int;
     pub fn bpf_tc_attach(hook: *const TcHook, options: *mut TcOptions) -> c_int;
     pub fn bpf_tc_detach(hook: *const TcHook, options: *const TcOptions) -> c_int;
+    pub fn bpf_tc_query(hook: *const TcHook, options: *mut TcOptions) -> c_int;
+    pub fn bpf_xdp_query_id(ifindex: c_int, flags: c_int, program_id: *mut u32) -> c_int;
+    pub fn bpf_obj_get(path: *const c_char) -> c_int;
+    pub fn bpf_obj_get_info_by_fd(fd: c_int, info: *mut c_void, size: *mut u32) -> c_int;
     pub fn bpf_xdp_attach(ifindex: c_int, fd: c_int, flags: u32, options: *const c_void) -> c_int;
     pub fn bpf_xdp_detach(ifindex: c_int, flags: u32, options: *const c_void) -> c_int;
     pub fn libbpf_num_possible_cpus() -> c_int;
@@ -119,7 +123,16 @@ unsafe extern "C" {
     pub fn ring_buffer__epoll_fd(ring: *const RingBuffer) -> c_int;
 }
 
+/// glibc's `struct if_nameindex`
+#[repr(C)]
+pub struct NameIndex {
+    pub index: u32,
+    pub name: *mut c_char,
+}
+
 unsafe extern "C" {
+    pub fn if_nameindex() -> *mut NameIndex;
+    pub fn if_freenameindex(list: *mut NameIndex);
     /// glibc's, for libbpf's log: its arguments come as a `va_list`, a pointer on our machines.
     pub fn vsnprintf(
         buffer: *mut c_char,

@@ -13,8 +13,10 @@ mod error;
 mod ffi;
 pub mod intf;
 mod log;
+mod pins;
 mod plane;
 mod ring;
 
 pub use error::BpfError;
+pub use pins::forget_others;
 pub use plane::{Hook, MapShape, Plane, probe};

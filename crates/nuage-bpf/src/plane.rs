@@ -16,8 +16,10 @@ static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/plane.bpf.o"));
 const E_EXIST: i32 = 17;
 const E_NOENT: i32 = 2;
 const E_INVAL: i32 = 22;
+const NOTHING_THERE: [c_int; 3] = [-E_NOENT, -E_INVAL, -E_NODEV]; // no filter, hook, interface
 const FULL: [i32; 3] = [7, 12, 28]; // E2BIG, ENOMEM, ENOSPC: how maps say that they are full
-const XDP_MODES: [u32; 2] = [4, 2]; // in the driver, generic
+const E_NODEV: i32 = 19;
+const XDP_MODES: [c_int; 2] = [4, 2]; // in the driver, generic
 const MAP_PERCPU_ARRAY: c_int = 6;
 
 /// Where a program hooks in.
@@ -333,7 +335,7 @@ impl Plane {
         let failed = unsafe { ffi::bpf_tc_detach(&raw const at, &raw const options) };
         match failed {
             0 => Ok(()),
-            error if [-E_NOENT, -E_INVAL, -19].contains(&error) => Ok(()), // gone, or ENODEV
+            error if NOTHING_THERE.contains(&error) => Ok(()),
             error => Err(attach_error("nothing", ifindex, error)),
         }
     }
@@ -353,8 +355,9 @@ impl Plane {
     pub fn detach_xdp(&self, ifindex: i32) -> Result<(), BpfError> {
         log::begin();
         // SAFETY: numbers only.
-        let codes =
-            XDP_MODES.map(|flags| unsafe { ffi::bpf_xdp_detach(ifindex, flags, ptr::null()) });
+        let codes = XDP_MODES.map(|flags| unsafe {
+            ffi::bpf_xdp_detach(ifindex, flags.cast_unsigned(), ptr::null())
+        });
         // A driver that knows no XDP refuses the first; what has neither mode is gone.
         match codes {
             [_, 0] | [0, _] => Ok(()),
@@ -538,4 +541,43 @@ fn tc_options(program_fd: RawFd, flags: u32, priority: u32) -> ffi::TcOptions {
         priority,
         pad: 0,
     }
+}
+
+/// Return the kernel's number of the program at a tc hook under `priority`.
+pub(crate) fn tc_program(
+    ifindex: c_int,
+    hook: Hook,
+    priority: u32,
+) -> Result<Option<u32>, BpfError> {
+    let at = tc_hook(ifindex, hook);
+    let mut options = tc_options(0, 0, priority);
+    // SAFETY: the structures are whole and ours.
+    match unsafe { ffi::bpf_tc_query(&raw const at, &raw mut options) } {
+        0 => Ok(Some(options.program_id)),
+        error if NOTHING_THERE.contains(&error) => Ok(None),
+        error => Err(query_error(ifindex, error)),
+    }
+}
+
+/// Return the kernel's numbers of the XDP programs on an interface.
+pub(crate) fn xdp_programs(ifindex: c_int) -> Result<Vec<u32>, BpfError> {
+    let mut found = Vec::new();
+    for flags in XDP_MODES {
+        let mut number = 0;
+        // SAFETY: libbpf writes one number.
+        match unsafe { ffi::bpf_xdp_query_id(ifindex, flags, &raw mut number) } {
+            0 if number != 0 => found.push(number),
+            0 => {}
+            error if error == -E_NODEV => {}
+            error => return Err(query_error(ifindex, error)),
+        }
+    }
+    Ok(found)
+}
+
+fn query_error(ifindex: c_int, code: c_int) -> BpfError {
+    BpfError::system(
+        format!("ask what hangs at interface {ifindex}"),
+        io::Error::from_raw_os_error(-code),
+    )
 }

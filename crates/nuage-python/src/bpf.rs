@@ -143,3 +143,10 @@ pub fn bpf_refusal(py: Python<'_>) -> Option<String> {
         .err()
         .map(|error| error.to_string())
 }
+
+/// Unpin planes of other layouts below `directory` that nothing uses; return their names.
+#[pyfunction]
+pub fn bpf_forget_others(py: Python<'_>, directory: &str) -> PyResult<Vec<String>> {
+    py.allow_threads(|| nuage_bpf::forget_others(Path::new(directory)))
+        .map_err(refused)
+}

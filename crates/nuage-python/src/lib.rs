@@ -12,7 +12,7 @@ mod _core {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use super::bpf::{BpfPlane, bpf_refusal};
+    use super::bpf::{BpfPlane, bpf_forget_others, bpf_refusal};
     #[pymodule_export]
     use super::placement::PlacementEngine;
 }

@@ -84,6 +84,7 @@ from nuage.network.forwarding import (
 from nuage.network.gratuitous import announcement
 from nuage.network.isis_auth import Keyring
 from nuage.network.isis_tlv import SystemId
+from nuage.network.kernel_pins import forget_other_layouts
 from nuage.network.kernel_plane import KernelPlane, Neighbour, XdpMode, why_not
 from nuage.network.line_echo import LineSocket
 from nuage.network.neighbour_answer import link_local
@@ -454,7 +455,18 @@ class Fabric:
             await self.clock.sleep(AGE_EVERY_S)
             if isinstance(self.plane, KernelPlane):
                 self.plane.age()
+                self._clear_away()
                 await join_tcp(self.plane, self.options.node_id)
+
+    def _clear_away(self) -> None:
+        """Unpin what an earlier release's plane left, once none of its programs forwards."""
+        try:
+            gone = forget_other_layouts(self._pins())
+        except Unavailable as error:
+            log.warning("pins stay", error=error.message)
+        else:
+            if gone:
+                log.info("earlier layouts unpinned", layouts=gone)
 
     # Guests -----------------------------------------------------------------------------------
 

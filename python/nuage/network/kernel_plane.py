@@ -285,8 +285,11 @@ class KernelPlane:
             raise Unavailable(f"port {number}: no interface {interface!r} here") from error
         if self._bound.get(number, ifindex) != ifindex:
             self.unbind(number)
+        is_new = number not in self._bound
         self._bound[number] = ifindex
         if xdp is XdpMode.OFF:
+            if is_new:
+                self._fast.add(number)  # an earlier release's plane may have left its own
             self._detach_xdp(number, ifindex)
         else:
             self._try(lambda: self._bpf.attach_xdp("xdp_trunk", ifindex, flags=xdp.value))

@@ -1,0 +1,57 @@
+"""A release with another layout takes over port by port; what it finds pinned goes in the end."""
+
+import pytest
+from tests.system.bpf.bpf_netns import Bridge, Chain, run, within
+
+from nuage.network.forwarding import PortNumber
+from nuage.network.kernel_pins import forget_other_layouts
+from nuage.network.kernel_plane import KernelPlane, XdpMode
+
+pytestmark = pytest.mark.system
+PING = ("-c", "2", "-i", "0.02", "-W", "2")
+
+
+def forget(bridge: Bridge) -> tuple[str, ...]:
+    return within(bridge.namespace, lambda: forget_other_layouts(bridge.pins))
+
+
+def upgrade(bridge: Bridge) -> None:
+    """Have the plane that stands be one of another layout, and open a fresh one beside it."""
+    (now,) = bridge.pins.iterdir()
+    entries = bridge.plane.entries()
+    now.rename(now.with_name("v1"))
+    bridge.plane = within(bridge.namespace, lambda: KernelPlane(bridge.pins))
+    assert bridge.plane.entries() == ()
+    bridge.set(*entries)
+
+
+def test_an_earlier_layout_stays_until_none_of_its_programs_forwards(chain: Chain) -> None:
+    middle = chain.bridges[1]
+    chain.list_hosts()
+    upgrade(middle)
+    assert forget(middle) == ()
+    assert "2 received" in chain.ping(*PING), "the old programs forward"
+    middle.bind(1, "west")
+    assert forget(middle) == (), "the other port is still theirs"
+    assert {path.name for path in middle.pins.iterdir()} > {"v1"}
+    middle.bind(2, "east")
+    assert forget(middle) == ("v1",)
+    assert len(list(middle.pins.iterdir())) == 1
+    assert forget(middle) == ()
+    assert "2 received" in chain.ping(*PING)
+
+
+def test_an_earlier_layouts_xdp_program_counts_and_goes_with_its_port(chain: Chain) -> None:
+    middle = chain.bridges[1]
+    for name in ("west", "east"):
+        run("ip", "-n", middle.namespace, "link", "set", name, "mtu", "2000")
+    middle.bind(2, "east", xdp=XdpMode.GENERIC)
+    upgrade(middle)
+    for name in ("west", "east"):  # as if tc had lost all of the old
+        run("tc", "-n", middle.namespace, "qdisc", "del", "dev", name, "clsact")
+    assert forget(middle) == ()
+    middle.bind(1, "west")
+    middle.bind(2, "east")
+    assert not middle.plane.has_xdp(PortNumber(2))
+    assert "prog" not in run("ip", "-n", middle.namespace, "link", "show", "east")
+    assert forget(middle) == ("v1",)
