@@ -129,7 +129,7 @@ def vnode_wish(
     """Return all that the V-node `node_id` shall run. `changed` None: anything may have."""
     index = context.index
     arriving = {m.vm_id: m for m in index.on_node(Migration, node_id) if m.target_node == node_id}
-    wishes = []
+    wishes, withheld = [], []
     old = context.kept.vms.get(node_id, {})
     kept = context.kept.vms[node_id] = {}
     for vm in index.on_node(Vm, node_id):
@@ -140,26 +140,42 @@ def vnode_wish(
                 if known is None or known[0] != facts:
                     known = (facts, _vm_wish(context, vm, node_id))
             kept[vm.vm_id] = known
-            if known[1] is not None:
+            if known[1] is None:
+                withheld.append(vm.vm_id)
+            else:
                 wishes.append(_with_departure(context, vm, known[1]))
     for migration in arriving.values():
-        vm_moving = index.find_value(Vm, migration.vm_id)
-        if vm_moving is None or not _may_come(index, vm_moving, migration):
-            continue
-        arriving_vm = replace(vm_moving, epoch=migration.target_epoch)
-        wish = _vm_wish(context, arriving_vm, node_id)
+        wish = _arrival_wish(context, migration, node_id)
         if wish is None:
-            continue
-        source = index.find_value(Node, migration.source_node)
-        incoming = IncomingMigration(
-            source_node_id=migration.source_node,
-            source_address="" if source is None else source.address,
-            source_epoch=migration.source_epoch,
-            disk_slots=vm_moving.disk_slots,
-            secret=_move_secret(context, migration),
-        )
-        wishes.append(replace(wish, incoming=incoming))
-    return VnodeWish(revision=revision, vms=tuple(wishes), lease_term=context.lease_term())
+            withheld.append(migration.vm_id)
+        else:
+            wishes.append(wish)
+    return VnodeWish(
+        revision=revision,
+        vms=tuple(wishes),
+        lease_term=context.lease_term(),
+        withheld=tuple(withheld),
+    )
+
+
+def _arrival_wish(context: WishContext, migration: Migration, node_id: NodeId) -> VmWish | None:
+    """Return the wish for a VM on its way here, or None while it cannot be made ready for."""
+    index = context.index
+    vm = index.find_value(Vm, migration.vm_id)
+    if vm is None or not _may_come(index, vm, migration):
+        return None
+    wish = _vm_wish(context, replace(vm, epoch=migration.target_epoch), node_id)
+    if wish is None:
+        return None
+    source = index.find_value(Node, migration.source_node)
+    incoming = IncomingMigration(
+        source_node_id=migration.source_node,
+        source_address="" if source is None else source.address,
+        source_epoch=migration.source_epoch,
+        disk_slots=vm.disk_slots,
+        secret=_move_secret(context, migration),
+    )
+    return replace(wish, incoming=incoming)
 
 
 def _may_come(index: FederationIndex, vm: Vm, migration: Migration) -> bool:

@@ -118,6 +118,9 @@ class VmWish:
 class VnodeWish:
     """All that a V-node shall run. A VM it has that is not here is an orphan: reported, kept.
 
+    `withheld` are VMs of the node that cannot be told of now: a disk opens anew, say. What ended of
+    an orphan that is not among them goes; None, of an older controller, says nothing of any.
+
     `lease_term` counts the site's leases: what an answer under a later one tells of its length
     says nothing about the VMs here, which may have been taken over in between.
     """
@@ -125,6 +128,7 @@ class VnodeWish:
     revision: int
     vms: tuple[VmWish, ...]
     lease_term: int = 0
+    withheld: tuple[VmId, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ old; the clock may jump. What must hold whatever happens:
 - a guest whose lease ends is stopped before the end;
 - a guest that does not run is started only on a wish that came since the agent began: its node
   may have been switched off for good, and its VM started elsewhere;
-- an orphan is reported and left alone.
+- an orphan is reported and left alone while it runs.
 """
 
 from collections.abc import Callable
@@ -244,16 +244,17 @@ def _has_leave(wish: VmWish, state: RunState | None) -> bool:
 
 def _plan_orphan(memory: GuestMemory, state: RunState | None) -> Plan:
     """A VM that is in no wish is left alone, unless it never was, or no longer is, a VM here."""
+    if state is None:
+        return Plan(memory=memory)
     if state is RunState.HANDED_OVER and memory.hand_over in _IN_FLIGHT:
         # All was sent, and the wish has gone on before that was seen here.
         memory = replace(memory, hand_over=HandOver.DONE)
     never_ran = memory.arrival in {Arrival.WAITING, Arrival.FAILED}
-    if never_ran or memory.hand_over is HandOver.DONE:
-        if state is None:
-            return Plan(memory=memory)
+    is_cleared = never_ran or memory.hand_over is HandOver.DONE
+    if state in _ENDED and (is_cleared or memory.has_left):
+        return Plan(memory=memory, act=Forget())
+    if is_cleared:
         may_end = state in {RunState.INCOMING, RunState.HANDED_OVER}
-        if state in _ENDED:
-            return Plan(memory=memory, act=Forget())
         return Plan(memory=memory, act=Kill() if may_end else None)
     if memory.hand_over in {HandOver.SENDING, HandOver.READY}:
         return Plan(memory=replace(memory, hand_over=HandOver.NONE), act=MigrateCancel())

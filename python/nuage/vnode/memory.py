@@ -45,10 +45,14 @@ class Arrival(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestMemory:
-    """One VM. Moments are wall-clock seconds, because they outlive the process; 0.0 is never."""
+    """One VM. Moments are wall-clock seconds, because they outlive the process; 0.0 is never.
+
+    `has_left`: the last wish has it no more because it is no VM of this node any more.
+    """
 
     wish: VmWish = field(repr=False)
     in_wish: bool = True
+    has_left: bool = False
     reboots_done: int = 0
     started_s: float = 0.0
     stop_deadline_s: float = 0.0
@@ -90,7 +94,7 @@ def take_wish(memory: AgentMemory, wish: VnodeWish) -> AgentMemory:
     """Return the memory after `wish`; what it says of a VM under a lower epoch is refused."""
     wanted: Mapping[VmId, VmWish] = {vm.vm_id: vm for vm in wish.vms}
     guests = {
-        vm_id: _take_vm(known, wanted[vm_id]) if vm_id in wanted else replace(known, in_wish=False)
+        vm_id: _take_vm(known, wanted[vm_id]) if vm_id in wanted else _orphaned(known, wish)
         for vm_id, known in memory.guests.items()
     }
     for vm_id, vm in wanted.items():
@@ -99,12 +103,17 @@ def take_wish(memory: AgentMemory, wish: VnodeWish) -> AgentMemory:
     return AgentMemory(revision=wish.revision, guests=guests, heard=True)
 
 
+def _orphaned(known: GuestMemory, wish: VnodeWish) -> GuestMemory:
+    has_left = wish.withheld is not None and known.wish.vm_id not in wish.withheld
+    return replace(known, in_wish=False, has_left=has_left)
+
+
 def _take_vm(known: GuestMemory, new: VmWish) -> GuestMemory:
     old = known.wish
     if new.epoch < old.epoch:
         told = f"a wish under epoch {new.epoch} was refused: epoch {old.epoch} is known here"
-        return replace(known, in_wish=True, refused=told)
-    taken = replace(known, wish=new, in_wish=True, refused="")
+        return replace(known, in_wish=True, has_left=False, refused=told)
+    taken = replace(known, wish=new, in_wish=True, has_left=False, refused="")
     if new.wish is not old.wish or new.reboot_count > old.reboot_count:
         taken = replace(taken, switched_off=False, crash_count=0, restart_after_s=0.0)
     if new.incoming is not None and new.incoming != old.incoming:

@@ -110,7 +110,10 @@ def test_an_undecided_vm_can_be_deleted() -> None:
 def test_a_vm_waits_for_its_disks() -> None:
     empty = replace(volume(1, places=PLACES[:1]), portal="")
     index = index_of(running(), empty, decision("marne"))
-    assert vnode_wish(context(index), NODE, 1).vms == ()
+    wish = vnode_wish(context(index), NODE, 1)
+    assert (wish.vms, wish.withheld) == ((), ("vm-1",))
+    elsewhere = index_of(running(node_id=NodeId("m-v9")), disk(), decision("marne"))
+    assert vnode_wish(context(elsewhere), NODE, 1).withheld == ()
 
 
 def test_only_fail_over_vms_have_a_lease() -> None:

@@ -272,6 +272,26 @@ async def test_an_orphan_is_reported_and_runs_on(make: Maker) -> None:
     assert hypervisor.acts == [("start", VM)]
 
 
+async def test_a_node_that_comes_back_keeps_nothing_of_a_vm_that_started_elsewhere(
+    make: Maker,
+) -> None:
+    hypervisor = FakeHypervisor()
+    agent = make("node-a", hypervisor)
+    await agent.open()
+    await agent.take_wish(VnodeWish(revision=1, vms=(wish(),)))
+    await report_when(agent, is_state(VmState.RUNNING))
+    await agent.close()
+    hypervisor.crash(VM)  # as its node did
+    again = make("node-a", hypervisor)
+    await again.open()
+    await again.take_wish(VnodeWish(revision=2, vms=(), withheld=()))
+    async with asyncio.timeout(10):
+        async for report in again.reports():
+            if not report.vms:
+                break
+    assert await hypervisor.seen() == ()
+
+
 async def test_a_start_that_fails_says_why_and_is_tried_again(make: Maker) -> None:
     hypervisor = FakeHypervisor()
     hypervisor.refuses_to_start = "no such disk"

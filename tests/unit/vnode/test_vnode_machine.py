@@ -161,6 +161,17 @@ def test_an_orphan_is_left_alone_whatever_it_does() -> None:
     assert vm_report(orphan, seen()).orphan
 
 
+def test_what_ended_of_a_vm_that_is_another_nodes_goes_and_what_may_come_back_stays() -> None:
+    memory = AgentMemory(guests={VmId("vm-1"): remembered()})
+    for withheld, act in (((), machine.Forget()), ((VmId("vm-1"),), None), (None, None)):
+        orphan = take_wish(memory, VnodeWish(revision=2, vms=(), withheld=withheld))
+        for state in (RunState.GONE, RunState.SHUT_DOWN):
+            assert act_on(orphan.guests[VmId("vm-1")], seen(state)) == act
+        assert act_on(orphan.guests[VmId("vm-1")], seen()) is None
+        back = take_wish(orphan, VnodeWish(revision=3, vms=(wish(),)))
+        assert act_on(back.guests[VmId("vm-1")], seen(RunState.SHUT_DOWN)) != machine.Forget()
+
+
 def test_a_vm_stops_before_its_lease_ends() -> None:
     memory = remembered(replace(wish(), lease_until_s=NOW_S + 10))
     early = plan(memory, seen(), NOW_S)
