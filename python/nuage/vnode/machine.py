@@ -40,9 +40,9 @@ PRESS_AGAIN_S: Final = 5.0  # a guest that was still booting did not hear the fi
 LEASE_MARGIN_S: Final = 2.0  # a SIGKILL takes ms; the rest is for clocks that disagree
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
-REPOINTS_UNTOLD: Final = (
-    4  # tries, of which the last comes after 7 s: a head that moves is open by then
-)
+# Tries to reach a disk, of which the last comes after 7 s: a head that moves is open by then, and
+# one that lets this VM in only once its IO-node has heard of it has heard.
+TRIES_UNTOLD: Final = 4
 CRASH_FORGIVEN_AFTER_S: Final = 600.0  # a guest that ran this long starts counting anew
 IO_RETRY_S: Final = 1.0  # a lost disk is tried again this often
 IO_CALM_S: Final = 5.0  # a guest that ran this long after it was let go on has its disk again
@@ -641,9 +641,7 @@ def after_act(memory: GuestMemory, act: Act, fault: str, now_s: float) -> GuestM
             return _failed(memory, fault)
         case Repoint() | Resume() if memory.hand_over in _IN_FLIGHT:
             return replace(memory, hold_until_s=now_s + IO_RETRY_S)  # no reason to end the move
-        case Repoint() if (
-            memory.fault_count + 1 < REPOINTS_UNTOLD
-        ):  # its head opens elsewhere just now
+        case Repoint() | Attach() if memory.fault_count + 1 < TRIES_UNTOLD:
             count = memory.fault_count + 1
             return replace(memory, fault_count=count, hold_until_s=now_s + backoff_s(count))
         case Repoint():
