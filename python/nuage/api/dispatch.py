@@ -12,7 +12,7 @@ import msgspec
 from nuage.errors import UNREADABLE, InvalidRequest, NuageError
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
-from nuage.iaas.site import Site
+from nuage.iaas.site import Site, begun_anew
 from nuage.ids import SiteId
 from nuage.model.iaas import Iaas, PastIaas
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scopes_of
@@ -173,7 +173,12 @@ class Dispatcher:
         scope = operation.scope(self._site, body)
         try:
             self._check(principal, operation.action, scope)
-            result = await operation.run(self._site, principal, body)
+            if operation.is_one_write:
+                result = await begun_anew(
+                    self._site, lambda: operation.run(self._site, principal, body)
+                )
+            else:
+                result = await operation.run(self._site, principal, body)
         except NuageError as error:
             self._note(operation, principal, scope, caller, error)
             raise

@@ -81,6 +81,10 @@ class NameTaken(Conflict):
         self.holder_id = holder_id
 
 
+class LostRace(Conflict):
+    """Another write came between reading and writing; nothing of this one was done."""
+
+
 class Compacted(Conflict):
     """Events after the revision asked are no longer kept (or never were).
 

@@ -16,6 +16,7 @@ from nuage.catalogue.store import (
     Change,
     Delete,
     Event,
+    LostRace,
     NameTaken,
     Put,
 )
@@ -244,7 +245,7 @@ def _require_expected(kind: str, id: str, expected: int | None, stored_revision:
         return
     stored = f"at revision {stored_revision}" if stored_revision else "not stored"
     wanted = f"revision {expected}" if expected else "no such object"
-    raise Conflict(
+    raise LostRace(
         f"{kind} {id} is {stored}, the write expected {wanted}",
         revision=stored_revision,
         hint="it changed at the same moment: look at it, and ask again",

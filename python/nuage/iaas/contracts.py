@@ -109,5 +109,6 @@ def enter(table: OperationTable) -> None:
             run=change_contract,
             scope=iaas_scope,
             home=iaas_home,
+            is_one_write=True,
         )
     )

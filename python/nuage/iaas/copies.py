@@ -256,5 +256,6 @@ def enter(table: OperationTable) -> None:
             scope=iaas_scope,
             home=volume_home,
             status=202,
+            is_one_write=True,
         )
     )

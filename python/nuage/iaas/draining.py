@@ -78,5 +78,6 @@ def enter(table: OperationTable) -> None:
             run=drain_node,
             scope=node_scope,
             home=node_home,
+            is_one_write=True,
         )
     )

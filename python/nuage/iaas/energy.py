@@ -227,6 +227,7 @@ def enter(table: OperationTable) -> None:
             run=set_rules,
             scope=_scope,
             home=_home,
+            is_one_write=True,
         )
     )
     table.add(

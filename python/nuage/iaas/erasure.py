@@ -7,14 +7,13 @@ and with the last record of a volume that was deleted: a former home has one unt
 the volume went, and would else take it for the truth, with copies that are gone.
 """
 
-import asyncio
 from dataclasses import dataclass, replace
 
 from nuage.catalogue.codec import id_of, kind_of
 from nuage.catalogue.store import ABSENT, Delete, Put
-from nuage.errors import Conflict, NotFound
+from nuage.errors import NotFound
 from nuage.iaas.index import FederationIndex
-from nuage.iaas.site import Site
+from nuage.iaas.site import Site, begun_anew
 from nuage.ids import NodeId, VolumeId
 from nuage.model.desired import IonodeReport
 from nuage.model.iaas import Iaas
@@ -23,7 +22,6 @@ from nuage.model.volume import Erasure, ReplicaPlace, Volume
 
 ERASED_METHOD = "volume.erased"
 ASK_TIMEOUT_S = 5.0
-STRIKES_MAX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,17 +103,9 @@ async def copy_erased(site: Site, done: CopyErased) -> None:
     """Strike a node out of an erasure of this site.
 
     Raises:
-        Conflict: others write it all the time; the node says so again with its next report.
+        LostRace: others write it all the time; the node says so again with its next report.
     """
-    for attempt in range(STRIKES_MAX):
-        try:
-            await _strike_out(site, done)
-        except Conflict:  # another node's word came between reading and writing
-            if attempt + 1 == STRIKES_MAX:
-                raise
-            await asyncio.sleep(0)  # until the index shows it
-        else:
-            return
+    await begun_anew(site, lambda: _strike_out(site, done))
 
 
 async def _strike_out(site: Site, done: CopyErased) -> None:

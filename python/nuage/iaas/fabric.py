@@ -421,6 +421,7 @@ def enter(table: OperationTable) -> None:
             run=change_group,
             scope=iaas_scope,
             home=group_home,
+            is_one_write=True,
         )
     )
     table.add(
@@ -449,5 +450,6 @@ def enter(table: OperationTable) -> None:
             run=set_port,
             scope=iaas_scope,
             home=port_home,
+            is_one_write=True,
         )
     )

@@ -145,6 +145,7 @@ def enter(table: OperationTable) -> None:
             run=attach_host,
             scope=iaas_scope,
             home=volume_home,
+            is_one_write=True,
         )
     )
     table.add(

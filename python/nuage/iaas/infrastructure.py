@@ -244,6 +244,7 @@ def enter(table: OperationTable) -> None:
             run=set_maintenance,
             scope=node_scope,
             home=node_home,
+            is_one_write=True,
         )
     )
     table.add(

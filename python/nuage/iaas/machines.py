@@ -12,7 +12,7 @@ from nuage.iaas.keys import require_key
 from nuage.iaas.movement import claimed, waits_for
 from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere, iaas_scope
 from nuage.iaas.showing import show
-from nuage.iaas.site import ArrivalDraft, Site, VmDraft
+from nuage.iaas.site import ArrivalDraft, Site, VmDraft, begun_anew
 from nuage.iaas.vm_places import place_ids, request_for
 from nuage.iaas.volumes import new_volume, require_free, volume_of
 from nuage.iaas.wishes import is_decided
@@ -385,23 +385,7 @@ async def delete_vm(site: Site, _principal: Principal, body: NameVm) -> Shown[Vm
 
 async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> CreatedVm:
     """Find a node for a running VM and send it there live."""
-    vm = vm_of(site, body.iaas, body.vm)
-    if vm.state is not VmState.RUNNING or vm.node_id is None:
-        raise Conflict(f"{vm.name} is {vm.state.value}; only a running VM migrates live")
-    if vm.migrating_to is not None:
-        raise Conflict(f"{vm.name} is on its way to {vm.migrating_to} already")
-    if not 0.0 <= body.within_s < math.inf:
-        raise InvalidRequest("a time is 0 or more seconds", field="within_s")
-    iaas = site.index.value(Iaas, vm.iaas_id)
-    request = _request(site, iaas, vm, site_name=body.site, node_name=body.node, policy=body.policy)
-    draft = ArrivalDraft(
-        vm_id=vm.vm_id,
-        source_site=site.site_id,
-        source_node=vm.node_id,
-        source_epoch=vm.epoch,
-    )
-    # MIGRATING first: the head then knows the initiators to come before the target logs in.
-    await site.save(replace(vm, state=VmState.MIGRATING, failure=""))
+    vm, request, draft = await begun_anew(site, lambda: _begin_to_move(site, body))
     try:
         decision = await site.placer.place(request, draft)
     except NuageError:
@@ -421,6 +405,28 @@ async def migrate_vm(site: Site, _principal: Principal, body: MigrateVm) -> Crea
     await site.save_decision(decision, leaving, epoch=next_local(vm.epoch))
     site.announce("vm", vm.vm_id, "migrating", f"{vm.name} goes to {decision.elected}")
     return CreatedVm(vm=show(site, leaving), decision=decision)
+
+
+async def _begin_to_move(site: Site, body: MigrateVm) -> tuple[Vm, VmRequest, ArrivalDraft]:
+    """Note that a VM is to move; return it as it was, and what is asked for it."""
+    vm = vm_of(site, body.iaas, body.vm)
+    if vm.state is not VmState.RUNNING or vm.node_id is None:
+        raise Conflict(f"{vm.name} is {vm.state.value}; only a running VM migrates live")
+    if vm.migrating_to is not None:
+        raise Conflict(f"{vm.name} is on its way to {vm.migrating_to} already")
+    if not 0.0 <= body.within_s < math.inf:
+        raise InvalidRequest("a time is 0 or more seconds", field="within_s")
+    iaas = site.index.value(Iaas, vm.iaas_id)
+    request = _request(site, iaas, vm, site_name=body.site, node_name=body.node, policy=body.policy)
+    draft = ArrivalDraft(
+        vm_id=vm.vm_id,
+        source_site=site.site_id,
+        source_node=vm.node_id,
+        source_epoch=vm.epoch,
+    )
+    # MIGRATING first: the head then knows the initiators to come before the target logs in.
+    await site.save(replace(vm, state=VmState.MIGRATING, failure=""))
+    return vm, request, draft
 
 
 async def read_console(site: Site, _principal: Principal, body: ReadConsole) -> ConsoleLog:
@@ -534,6 +540,7 @@ def enter(table: OperationTable) -> None:
                 scope=iaas_scope,
                 home=vm_home,
                 status=202,
+                is_one_write=True,
             )
         )
     table.add(
@@ -548,6 +555,7 @@ def enter(table: OperationTable) -> None:
             run=resize_vm,
             scope=iaas_scope,
             home=vm_home,
+            is_one_write=True,
         )
     )
     table.add(
@@ -562,6 +570,7 @@ def enter(table: OperationTable) -> None:
             run=rule_vm,
             scope=iaas_scope,
             home=vm_home,
+            is_one_write=True,
         )
     )
     table.add(
@@ -592,6 +601,7 @@ def enter(table: OperationTable) -> None:
             scope=iaas_scope,
             home=vm_home,
             status=202,
+            is_one_write=True,
         )
     )
     table.add(

@@ -28,6 +28,7 @@ class Operation(Generic[B, R]):
     `path` has the body's fields in braces; for GET the other fields come from the query, else
     from the JSON body. `action` is one of `trust.permissions.TABLE`; `scope` says where the
     caller's role must hold (None: anywhere will do), `home` which site answers (None: any may).
+    `is_one_write`: it does nothing before its one write, and is begun anew if that loses a race.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Operation(Generic[B, R]):
     scope: Callable[[Site, B], Scope | None]
     home: Callable[[Site, B], SiteId | None]
     status: int = 200
+    is_one_write: bool = False
 
     @property
     def is_read(self) -> bool:

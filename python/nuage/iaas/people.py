@@ -273,6 +273,7 @@ def enter(table: OperationTable) -> None:
             run=change_user,
             scope=federation_scope,
             home=_user_home,
+            is_one_write=True,
         )
     )
     table.add(
@@ -301,5 +302,6 @@ def enter(table: OperationTable) -> None:
             run=grant_roles,
             scope=any_scope,
             home=_user_home,
+            is_one_write=True,
         )
     )

@@ -355,6 +355,7 @@ def enter(table: OperationTable) -> None:
                 scope=scope,
                 home=home,
                 status=201 if verb == "POST" else 200,
+                is_one_write=verb in {"PUT", "DELETE"},
             )
         )
 

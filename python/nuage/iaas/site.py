@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 import msgspec
 
 from nuage.catalogue.codec import id_of, kind_of
-from nuage.catalogue.store import ABSENT, Catalogue, Delete, Put
+from nuage.catalogue.store import ABSENT, Catalogue, Delete, LostRace, Put
 from nuage.clock import Clock
 from nuage.errors import Conflict, Unavailable
 from nuage.facility.ports import BootDevice, PowerOrder, PowerState
@@ -33,6 +33,9 @@ from nuage.storage.ledgers import LedgerShelf
 from nuage.trust.datakeys import Keyring
 
 HAND_OVER_S_MAX: Final = 30.0  # a feed brings the new home's record within a second
+# Before each further try of what lost a race: the index shows the write that won once that is on
+# the disk, in milliseconds, or on a busy one in some tenths of a second.
+RACE_WAITS_S: Final = (0.02, 0.1, 0.5)
 R = TypeVar("R")
 
 
@@ -409,3 +412,19 @@ class Site:
                 self.keyring.forget(iaas_id)
             case _:
                 pass
+
+
+async def begun_anew(site: Site, act: Callable[[], Awaitable[R]]) -> R:
+    """Return what `act` gives; it is begun anew, a few times, when its write loses a race.
+
+    Only for what does nothing before its one write: nothing is done twice then.
+
+    Raises:
+        LostRace: others write it all the time.
+    """
+    for wait_s in RACE_WAITS_S:
+        try:
+            return await act()
+        except LostRace:
+            await site.clock.sleep(wait_s)
+    return await act()

@@ -417,6 +417,7 @@ def enter(table: OperationTable) -> None:
             run=attach_volume,
             scope=iaas_scope,
             home=volume_home,
+            is_one_write=True,
         )
     )
     table.add(
@@ -431,6 +432,7 @@ def enter(table: OperationTable) -> None:
             run=detach_volume,
             scope=iaas_scope,
             home=volume_home,
+            is_one_write=True,
         )
     )
     table.add(
@@ -445,6 +447,7 @@ def enter(table: OperationTable) -> None:
             run=limit_volume,
             scope=iaas_scope,
             home=volume_home,
+            is_one_write=True,
         )
     )
     table.add(
@@ -459,6 +462,7 @@ def enter(table: OperationTable) -> None:
             run=grow_volume,
             scope=iaas_scope,
             home=volume_home,
+            is_one_write=True,
         )
     )
     table.add(

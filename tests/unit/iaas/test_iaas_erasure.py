@@ -6,7 +6,9 @@ from typing import cast
 
 from tests.unit.iaas.iaas_makers import IAAS, iaas, record, volume
 
-from nuage.errors import Conflict, NotFound
+from nuage.catalogue.store import LostRace
+from nuage.clock import SystemClock
+from nuage.errors import NotFound
 from nuage.iaas.erasure import CopyErased, copy_erased, end_done, erased_copies, is_gone
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.site import Site
@@ -151,10 +153,10 @@ async def test_an_erased_copy_is_told_once_though_the_record_was_changed_meanwhi
     async def save(value: Erasure) -> None:
         saved.append(value)
         if len(saved) == 1:
-            raise Conflict("another node's word came first")
+            raise LostRace("another node's word came first")
 
     site = SimpleNamespace(
-        index=index, site_id=SiteId("marne"), save=save,
+        index=index, site_id=SiteId("marne"), save=save, clock=SystemClock(),
         announce=lambda _kind, _id, what, _text: news.append(what),
     )  # fmt: skip
     await copy_erased(cast(Site, site), CopyErased(volume_id=VolumeId("vol-1"), node_id=NODE))

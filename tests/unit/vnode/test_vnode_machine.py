@@ -233,7 +233,8 @@ def test_a_disk_that_does_not_let_in_at_once_is_no_news(
     told, now_s = [], NOW_S
     for _ in range(machine.TRIES_UNTOLD):
         planned = plan(memory, seen(), now_s)
-        assert planned.act is not None and isinstance(planned.act, act)
+        assert planned.act is not None
+        assert isinstance(planned.act, act)
         memory = after_act(planned.memory, planned.act, "QEMU refused blockdev-add", now_s)
         told.append(vm_report(memory, seen()).failure)
         now_s = memory.hold_until_s
