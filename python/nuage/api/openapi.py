@@ -20,6 +20,7 @@ _ERRORS: Final = {
     "409": "somebody else changed it first, or its state forbids it",
     "422": "a contract or a quota forbids it, or every candidate refused",
     "503": "the home site cannot be reached now",
+    "504": "no answer came in time: whether it was done is not known",
 }
 
 
