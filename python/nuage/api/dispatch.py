@@ -10,12 +10,13 @@ from typing import Protocol
 import msgspec
 
 from nuage.errors import UNREADABLE, InvalidRequest, NuageError
+from nuage.iaas.dismantling import is_past, with_past
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
 from nuage.iaas.site import Site, begun_anew
 from nuage.ids import SiteId
 from nuage.model.iaas import Iaas, PastIaas
-from nuage.trust.permissions import EVERYWHERE, Principal, Scope, require, scopes_of
+from nuage.trust.permissions import EVERYWHERE, Principal, Scope, is_allowed, require, scopes_of
 
 CARRY_TIMEOUT_S = 10.0
 DETAIL_CHARS_MAX = 500
@@ -152,8 +153,13 @@ class Dispatcher:
             self._write_down(what, principal, scope, caller, error)
 
     def _check(self, principal: Principal, action: str, scope: Scope | None) -> None:
-        if scope is not None or not scopes_of(principal, action):
-            require(principal, action, EVERYWHERE if scope is None else scope, self._named)
+        if _may(principal, action, scope):
+            return
+        index = self._site.index
+        is_of_past = scope is None or (scope.iaas_id is not None and is_past(index, scope.iaas_id))
+        if is_of_past and _may(with_past(index, principal), action, scope):
+            return
+        require(principal, action, EVERYWHERE if scope is None else scope, self._named)
 
     def _named(self, scope: str) -> str:
         index = self._site.index
@@ -213,6 +219,12 @@ class Dispatcher:
             request_id=caller.request_id,
             from_address=caller.from_address,
         )
+
+
+def _may(principal: Principal, action: str, scope: Scope | None) -> bool:
+    if scope is None:
+        return bool(scopes_of(principal, action))
+    return is_allowed(principal, action, scope)
 
 
 def decode_body(operation: Operation[object, object], data: bytes) -> object:

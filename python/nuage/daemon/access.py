@@ -3,12 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from nuage.clock import Clock
 from nuage.daemon.process import Tasks
 from nuage.errors import NotFound
+from nuage.iaas.dismantling import is_past
 from nuage.iaas.index import FederationIndex
 from nuage.ids import SiteId, UserId, new_id
 from nuage.model.identity import User
@@ -42,12 +44,17 @@ class Access:
         return self._checker.check(token, now_s=self._clock.now_s())
 
     async def issue(self, name: str, secret: str) -> str:
-        """Return a token for a user who knows their secret; the hashing runs on a thread."""
+        """Return a token for a user who knows their secret; the hashing runs on a thread.
+
+        It carries no role on an IaaS that is gone (`iaas.dismantling.with_past`).
+        """
         try:
             user: User | None = self._index.named(User, name)
         except NotFound:
             user = None
         known = await asyncio.to_thread(require_log_in, user, secret)
+        lasting = tuple(g for g in known.grants if not is_past(self._index, g.scope))
+        known = replace(known, grants=lasting)
         return self._issuer.issue(known, token_id=new_id("tok"), now_s=self._clock.now_s())
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from nuage.errors import Conflict, InvalidRequest, QuotaExceeded
 from nuage.iaas.addresses import parse_network
-from nuage.iaas.dismantling import clear_away_everywhere
+from nuage.iaas.dismantling import auditors_to_be, clear_away_everywhere
 from nuage.iaas.fabric_keys import newest_generation
 from nuage.iaas.operations import (
     Operation,
@@ -150,15 +150,16 @@ async def delete_iaas(site: Site, _principal: Principal, body: NameIaas) -> None
             f"IaaS {iaas.name} still has {', '.join(left[:8])}",
             hint="delete its VMs, volumes, public addresses and images first",
         )
-    await clear_away_everywhere(site, iaas.iaas_id)
     past = PastIaas(
         iaas_id=iaas.iaas_id,
         name=iaas.name,
         owner=iaas.owner,
         contract=iaas.contract,
         deleted_s=site.clock.now_s(),
+        auditors=auditors_to_be(site, iaas.iaas_id),
     )
     await site.save(past)
+    await clear_away_everywhere(site, iaas.iaas_id)
     key = site.index.find_value(IaasKey, iaas.iaas_id)
     await site.delete(iaas, *([] if key is None else [key]))
     site.keyring.forget(iaas.iaas_id)

@@ -20,6 +20,7 @@ import msgspec
 
 from nuage.errors import InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.iaas.building import NameIaas
+from nuage.iaas.dismantling import is_past, with_past
 from nuage.iaas.operations import NamesIaas, Operation, OperationTable, any_scope, anywhere
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId, is_id
@@ -272,10 +273,12 @@ def _trace_scope(site: Site, body: NamesIaas) -> Scope | None:
 
 async def list_past(site: Site, principal: Principal, _body: ListPast) -> list[PastIaas]:
     """Show the IaaSes that were taken down and whose past the caller may prove, newest first."""
+    who = with_past(site.index, principal)
     seen = [
         past
         for past in site.index.values(PastIaas)
-        if is_allowed(principal, "volume.trace", Scope(iaas_id=past.iaas_id))
+        if is_past(site.index, past.iaas_id)  # not one that could not be taken down yet
+        and is_allowed(who, "volume.trace", Scope(iaas_id=past.iaas_id))
     ]
     return sorted(seen, key=lambda past: -past.deleted_s)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from nuage.ids import IaasId
+from nuage.ids import IaasId, UserId
 from nuage.model.contract import Contract
 from nuage.model.infrastructure import require_slug
 
@@ -39,7 +39,7 @@ class IaasKey:
 class PastIaas:
     """An IaaS that was taken down: what proofs of where its volumes were say of it.
 
-    Who could trace its volumes is an auditor on its id from then on, and may still prove its past.
+    `auditors` could trace its volumes, and may still prove its past. No role on it outlives it.
     """
 
     iaas_id: IaasId
@@ -47,6 +47,7 @@ class PastIaas:
     owner: str
     contract: Contract
     deleted_s: float
+    auditors: tuple[UserId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,7 +132,7 @@ class TokenIssuer:
         if len(token) > TOKEN_CHARS_MAX:
             raise Conflict(
                 f"{user.name} has {len(claims.grants)} roles, more than a token can carry",
-                hint="take those of no use any more, as of IaaSes that were taken down: "
+                hint="take those of no use any more: "
                 f"`nuage user grant {user.name} ROLE@SCOPE --take`",
             )
         return token

@@ -7,9 +7,11 @@ from tests.scenario.api.test_tenant_network import tenant_of
 
 from nuage.iaas.erasure import CopyErased, copy_erased
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
-from nuage.model.identity import Grant, Role, User
+from nuage.model.iaas import PastIaas
+from nuage.model.identity import User
 from nuage.model.network import SecurityGroup, Segment
 from nuage.model.volume import Erasure, ReplicaPlace
+from nuage.trust.permissions import Principal
 
 ELSEWHERE = SiteId("rennes")
 
@@ -53,8 +55,8 @@ async def test_who_could_trace_an_iaas_may_prove_its_past_and_nobody_else(
     await federation.settle()
     site = federation.sites[ELSEWHERE]
     (eve,) = (each for each in site.index.values(User) if each.name == "eve")
-    assert eve.grants == (Grant(Role.AUDITOR, iaas_id),)
-    federation.tokens.know("eve", *eve.grants)
+    assert eve.grants == ()
+    federation.tokens.principals["eve"] = Principal(eve.user_id, "eve", ())
     status, told = await federation.ask("GET", "/v1/deleted-iaas", who="eve", at=ELSEWHERE)
     assert status == 200
     assert [(past["iaas_id"], past["name"]) for past in told["result"]] == [(iaas_id, "acme")]
@@ -65,6 +67,32 @@ async def test_who_could_trace_an_iaas_may_prove_its_past_and_nobody_else(
     assert told["result"] == []
     doors = f"/v1/iaas/{iaas_id}/vms"
     assert (await federation.ask("GET", doors, who="eve"))[0] == 404
+
+
+async def test_an_iaas_that_could_not_be_taken_down_at_once_still_has_its_auditors(
+    federation: Federation,
+) -> None:
+    """A site that cannot be reached leaves it standing, when the roles of another have gone."""
+    iaas_id = await tenant_of(federation, "acme")
+    await federation.settle()
+    for name, home in (("eve", SiteId("rennes")), ("zoe", SiteId("zurich"))):
+        user = {"name": name, "secret": "correct horse battery", "grants": ["iaas-admin@acme"]}
+        assert (await federation.ask("POST", "/v1/users", user, at=home))[0] == 201
+    await federation.settle()
+    federation.wires.cut("lyon", "zurich")
+    assert (await federation.ask("DELETE", "/v1/iaas/acme"))[0] in (503, 504)
+    _, told = await federation.ask("GET", "/v1/deleted-iaas")
+    assert told["result"] == []
+    federation.wires.heal()
+    await federation.settle()
+    assert (await federation.ask("DELETE", "/v1/iaas/acme"))[0] in (200, 204)
+    await federation.settle()
+    for site in federation.sites.values():
+        people = [each for each in site.index.values(User) if each.name in {"eve", "zoe"}]
+        (past,) = site.index.values(PastIaas)
+        assert past.iaas_id == iaas_id
+        assert past.auditors == tuple(sorted(each.user_id for each in people))
+        assert [each.grants for each in people] == [(), ()]
 
 
 async def test_a_segment_goes_once_no_vm_is_in_it(federation: Federation) -> None:
