@@ -251,6 +251,7 @@ class Fabric:
             tell=self._tell,
             traced=self._traced,
             routed=self.update_soon,
+            vanished=self._wished.set,  # what is missing is made again
         )
         self.runner.start()
         self._wished.set()

@@ -219,6 +219,7 @@ class FabricRunner:
         tell: Callable[[FabricLog], None] = lambda _log: None,
         traced: Callable[[TraceAnswered], None] = lambda _answer: None,
         routed: Callable[[], None] = lambda: None,
+        vanished: Callable[[], None] = lambda: None,  # an interface that a trunk depends on
     ) -> None:
         self.rbridge = rbridge
         self._plane = plane
@@ -238,6 +239,7 @@ class FabricRunner:
         self._tell = tell
         self._traced = traced
         self._routed = routed
+        self._vanished = vanished
         self._sockets = {**ports.trunks, **ports.access}
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_s = self._due_s = clock.monotonic_s()
@@ -432,6 +434,8 @@ class FabricRunner:
         for port in sorted(followers):
             dead = any(port in self._followers.get(index, ()) for index in self._down)
             self.give(CarrierChanged(port, not dead))
+        if state.gone and followers:
+            self._vanished()
 
     def _ask_links(self) -> None:
         """Look whether a trunk has lost its carrier without our being told yet."""

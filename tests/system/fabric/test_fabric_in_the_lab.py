@@ -14,7 +14,7 @@ import pytest
 from tests.system.lab.able import GUEST, require_lab
 
 from nuage.api.client import Client
-from nuage.cli.address_demo import GROUP, give_address
+from nuage.cli.address_demo import give_address
 from nuage.cli.fabric_demo import fabric_demo
 from nuage.cli.showing import inner, row_of, rows_of
 from nuage.cli.tenant import Tenant
@@ -33,6 +33,7 @@ CONTRACT = {
     "ack_policy": "all",
 }  # fmt: skip
 TENANTS = ("red", "blue")
+NAMES = ("net1", "net2")
 MARK = b"\x5a" * 16
 
 
@@ -92,14 +93,36 @@ def _settled(lab: Lab) -> Federation:
     return Federation(lab, admin, user)
 
 
-def test_guests_meet_over_trill_through_a_cut_and_a_move(federation: Federation) -> None:
+@pytest.fixture
+def red(federation: Federation) -> Tenant:
+    """The red tenant: net1 and net2 run in two sites and meet, and no group is at their ports."""
+    tenant = federation.tenant("red")
+    _have_guests(tenant)
+    for name in NAMES:
+        tenant.put(f"{tenant.path(name)}/port", {"groups": []})
+    if tenant.vm("net2")["site_id"] == tenant.vm("net1")["site_id"]:
+        tenant.move("net2", "lyon")
+    if not tenant.answers("net1", tenant.address("net2")):
+        tenant.start_anew("net2")
+    return tenant
+
+
+def _have_guests(tenant: Tenant) -> None:
+    """Create net1 and net2 where they are not there yet, and wait for their shells."""
+    for name, site in zip(NAMES, ("marne", "lyon"), strict=True):
+        tenant.create(name, image="guest", site=site)
+    for name in NAMES:
+        tenant.until(name)
+        tenant.until_it_has_a_shell(name)
+
+
+def test_guests_meet_over_trill_through_a_cut_and_a_move(
+    federation: Federation, red: Tenant
+) -> None:
     """Issue 4, points 3 to 7: what a user sees; the figures are told, not judged."""
     figures: dict[str, str] = {}
-    tenant = federation.tenant("red")
-    for name, site in zip(("net1", "net2"), federation.lab.description.sites, strict=True):
-        tenant.create(name, image="guest", site=site.id)
     fabric_demo(
-        federation.user, federation.lab, admin=federation.admin, iaas="red",
+        federation.user, federation.lab, admin=federation.admin, iaas=red.iaas,
         asker="net1", mover="net2", say=_quiet, note=_quiet,
         figure=lambda what, value: figures.update({what: value}),
     )  # fmt: skip
@@ -108,13 +131,9 @@ def test_guests_meet_over_trill_through_a_cut_and_a_move(federation: Federation)
     assert "longest gap of its public address, from outside" in figures
 
 
-def test_tenants_with_the_same_addresses_do_not_meet(federation: Federation) -> None:
-    red, blue = federation.tenant("red"), federation.tenant("blue")
-    for name, site in (("net1", "marne"), ("net2", "lyon")):
-        blue.create(name, image="guest", site=site)
-    for name in ("net2", "net1"):
-        blue.until(name)
-        blue.until_it_has_a_shell(name)
+def test_tenants_with_the_same_addresses_do_not_meet(federation: Federation, red: Tenant) -> None:
+    blue = federation.tenant("blue")
+    _have_guests(blue)
     address = blue.address("net2")
     assert address == red.address("net2")
     for tenant in (red, blue):
@@ -127,23 +146,12 @@ def test_tenants_with_the_same_addresses_do_not_meet(federation: Federation) -> 
     assert " 0 packets received" in told
 
 
-def _part_them(federation: Federation) -> None:
-    """Have net1 and net2 at two sites."""
-    red = federation.tenant("red")
-    if red.vm("net2")["site_id"] == red.vm("net1")["site_id"]:
-        red.move("net2", "lyon")
-    if not red.answers("net1", red.address("net2")):
-        red.start_anew("net2")
-
-
-def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:
-    red = federation.tenant("red")
+def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation, red: Tenant) -> None:
     address = red.address("net2")
     sockets = []
     for provider in federation.lab.description.providers:
         namespace = f"nuage.{federation.lab.description.name}.{provider}"
         sockets.append(kernel.inside(namespace, lambda: PacketSocket("s1")))
-    _part_them(federation)
     for one in sockets:
         while one.receive():
             pass
@@ -158,9 +166,9 @@ def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation) -> None:
 
 
 def test_an_edge_that_loses_its_daemon_forwards_on_and_keeps_its_nickname(
-    federation: Federation,
+    federation: Federation, red: Tenant
 ) -> None:
-    red, edge = federation.tenant("red"), "marne-edge1"
+    edge = "marne-edge1"
     address = red.address("net2")
     before = row_of(federation.admin.get(f"/v1/fabric/{edge}"))["nickname"]
     red.type("net1", f"(ping -c 400 -i 0.02 {address} >/data/kill 2>&1 &)")
@@ -175,19 +183,30 @@ def test_an_edge_that_loses_its_daemon_forwards_on_and_keeps_its_nickname(
 
 
 def test_a_tunnel_whose_process_dies_is_made_anew_and_carries_again(
-    federation: Federation,
+    federation: Federation, red: Tenant
 ) -> None:
-    red, edge = federation.tenant("red"), "marne-edge1"
-    before = _tunnels(federation.lab, edge)
-    if not before:
+    edge = "marne-edge1"
+    if not _tunnels(federation.lab, edge):
         pytest.skip("the kernel's WireGuard has no process that could die")
-    tunnel, pid = min(before.items())
-    os.kill(pid, signal.SIGKILL)
-    _await(lambda: _tunnels(federation.lab, edge).get(tunnel, pid) != pid, "a new process")
+    _kill_first_tunnel(federation, edge)
     _await(lambda: _trunk_states(federation, edge) == {"report"}, "all trunks up")
+    federation.lab.cut("lyon", provider=federation.lab.description.providers[0])
+    try:
+        _await(lambda: _trunk_states(federation, edge) != {"report"}, "the cut is noticed")
+        _kill_first_tunnel(federation, edge)
+    finally:
+        federation.lab.heal("lyon")
+    _await(lambda: _trunk_states(federation, edge) == {"report"}, "all trunks up again")
     assert red.answers("net1", red.address("net2"))
     for name in _tunnels(federation.lab, edge):
         assert "tunnel_in" in _programs_on(federation.lab, edge, name), "the short way is back"
+
+
+def _kill_first_tunnel(federation: Federation, node: str) -> None:
+    """Kill the process of the tunnel over the first provider, and wait until there is another."""
+    tunnel, pid = min(_tunnels(federation.lab, node).items())
+    os.kill(pid, signal.SIGKILL)
+    _await(lambda: _tunnels(federation.lab, node).get(tunnel, pid) != pid, "a new process")
 
 
 def _trunk_states(federation: Federation, node: str) -> set[object]:
@@ -238,8 +257,7 @@ def _nickname(federation: Federation, node: str) -> object:
         return None
 
 
-def test_a_port_in_a_group_takes_what_the_group_says(federation: Federation) -> None:
-    red = federation.tenant("red")
+def test_a_port_in_a_group_takes_what_the_group_says(federation: Federation, red: Tenant) -> None:
     address = red.address("net2")
     rule = {"protocol": "tcp", "port_first": 80, "port_last": 80}
     federation.user.call("POST", "/v1/iaas/red/security-groups", {"group": "web", "rules": [rule]})
@@ -248,21 +266,16 @@ def test_a_port_in_a_group_takes_what_the_group_says(federation: Federation) -> 
     told = red.type("net1", f"ping -c 2 -W 1 {address} | tail -2; wget -qO- http://{address}/")
     assert " 0 packets received" in told
     assert f"net2 {address}" in told
-    federation.user.call("PUT", f"{red.path('net2')}/port", {"groups": []})
 
 
 def test_a_public_address_is_reached_by_the_other_provider_when_one_swallows_all(
-    federation: Federation,
+    federation: Federation, red: Tenant
 ) -> None:
-    """After `test_guests_meet…`, which gave net2 its address; net1 gets one here."""
-    red = federation.tenant("red")
-    mine = give_address(red, federation.lab, federation.admin, vm="net1", site="marne")
-    red.type("net1", f"ip addr add {mine}/32 dev eth0")
-    _part_them(federation)
-    rows = rows_of(federation.user.get("/v1/iaas/red/addresses"))
-    (theirs,) = (str(row["address"]) for row in rows if row["vm"] == "net2")
-    red.type("net2", f"ip addr add {theirs}/32 dev eth0")
-    red.put(f"{red.path('net2')}/port", {"groups": [GROUP]})
+    mine, theirs = (
+        give_address(red, federation.lab, federation.admin, vm=name, site="marne") for name in NAMES
+    )
+    for name, address in zip(NAMES, (mine, theirs), strict=True):
+        red.type(name, f"ip addr add {address}/32 dev eth0")
     _await(lambda: " 0 packets" not in _ping(red, mine, theirs), "net1 reaches net2's address")
     told = red.type("net1", f"ping -c 2 -W 1 {theirs}")
     assert " 0 packets received" in told, "from a private address nothing leaves the segment"

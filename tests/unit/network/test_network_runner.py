@@ -102,14 +102,19 @@ def test_interfaces_of_guests_that_are_gone_are_not_kept() -> None:
     listening, links = Listening(), Links()
     bridge, watch = cast(Any, listening), cast(Any, links)
     ports = RunnerPorts({PORT: ()}, {}, links=watch, indexes={7: PORT})
-    runner = FabricRunner(bridge, bridge, clock=bridge, ports=ports)
+    vanished: list[None] = []
+    runner = FabricRunner(
+        bridge, bridge, clock=bridge, ports=ports, vanished=lambda: vanished.append(None)
+    )
     for index in range(100, 200):  # taps of guests: each goes down, then away
         links.news += [LinkState(index, up=False), LinkState(index, up=False, gone=True)]
     runner._links_changed()
     assert runner._down == set()
+    assert not vanished
 
     links.news = [LinkState(7, up=False, gone=True)]  # the trunk's own
     runner._links_changed()
     links.news = [LinkState(8, up=True)]
     runner._links_changed()
     assert (listening.told, runner._down) == ([(PORT, False)], {7})
+    assert len(vanished) == 1, "a trunk's interface is made again, whatever state it was in"
