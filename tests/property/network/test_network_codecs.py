@@ -21,6 +21,7 @@ from nuage.network import isis_tlv as tlv
 from nuage.network import lisp_message as lisp
 from nuage.network.bfd import BfdPacket, BfdState, decode_bfd, encode_bfd
 from nuage.network.dhcp import DhcpType
+from nuage.network.fabric_trace import decode_trace
 from nuage.network.forwarding import Label, MapAction, Nickname
 from nuage.network.guest_frame import parse_flow
 from nuage.network.isis_auth import Keyring, encode_signed, verify
@@ -334,6 +335,10 @@ def _ask_the_segment(data: bytes) -> None:
             switch().answer(PORT, start[:kept] + data, 0.0)
 
 
+def _read_trace(data: bytes) -> None:
+    decode_trace(bytes((1 + len(data) % 2, 0)) + data)
+
+
 PARSERS: list[Callable[[bytes], object]] = [
     decode_pdu,
     decode_trill,
@@ -346,6 +351,7 @@ PARSERS: list[Callable[[bytes], object]] = [
     _verify_any,
     _ask_the_segment,
     parse_link_messages,
+    _read_trace,
 ]
 
 
@@ -373,14 +379,23 @@ def test_a_mutilated_pdu_is_refused_or_read_but_never_crashes(
         decode_pdu(cut)
 
 
+signed = st.one_of(
+    st.builds(lisp.MapRegister, nonce, records, st.booleans(), st.booleans(), sender),
+    st.builds(lisp.MapNotify, nonce, records, st.booleans(), sender),
+).map(lambda message: lisp.encode_signed(message, lisp.LispKey(b"x", 2)))
+reply = st.builds(lisp.MapReply, nonce, records, st.booleans()).map(lisp.encode_reply)
+
+
 @settings(deadline=None, max_examples=300)
-@given(value=st.one_of(request.map(lisp.encode_request)), data=st.data())
-def test_a_mutilated_map_request_is_refused_or_read_but_never_crashes(
+@given(value=st.one_of(request.map(lisp.encode_request), reply, signed), data=st.data())
+def test_a_mutilated_lisp_message_is_refused_or_read_but_never_crashes(
     value: bytes, data: st.DataObject
 ) -> None:
     raw = bytearray(value)
     prng = Random(data.draw(u32))
     for _ in range(prng.randrange(1, 5)):
         raw[prng.randrange(len(raw))] = prng.randrange(256)
-    with suppress(MalformedFrame):
-        lisp.decode_message(bytes(raw[: prng.randrange(len(raw) + 1)]))
+    for cut in (bytes(raw), bytes(raw[: prng.randrange(len(raw) + 1)])):
+        for parse in (lisp.decode_message, lisp.decode_encapsulated, _verify_any):
+            with suppress(MalformedFrame):
+                parse(cut)

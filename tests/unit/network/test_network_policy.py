@@ -174,6 +174,18 @@ def test_after_a_move_an_answer_is_not_taken_for_a_beginning(
     assert not port.sends(answer)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_served_udp_flow_that_was_silent_too_long_is_the_guests_to_begin(*, moved: bool) -> None:
+    """Flows live for three minutes without a frame; so long a new place waits for those it has."""
+    port = Port(ALL_OUT, UDP_IN)
+    assert port.sends(udp(7, 7)) if moved else port.gets(back(udp(53, 999)))
+    port.now_s += 181.0
+    assert port.sends(udp(53, 999))
+    port.policy.remove_rule(UDP_IN.index)
+    assert port.sends(udp(53, 999)), "it was no answer"
+    assert port.gets(back(udp(53, 999)))
+
+
 def test_after_a_move_what_the_guest_began_goes_on() -> None:
     port = Port(ALL_OUT, TCP_IN)
     assert port.sends(tcp(999, 443))
