@@ -5,6 +5,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Final, TypeVar
 
 from nuage.errors import Conflict, InvalidRequest, NotFound
+from nuage.iaas.fabric_wishes import rules_of
 from nuage.iaas.machines import port_of, vm_of
 from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere, iaas_scope
 from nuage.iaas.showing import show
@@ -12,7 +13,7 @@ from nuage.iaas.site import Site
 from nuage.ids import SecurityGroupId, SiteId, new_id
 from nuage.model.fabric import AskFabric, EidQuestion, FabricReport, PathAnswer, PathQuestion
 from nuage.model.infrastructure import Node, NodeRole
-from nuage.model.network import GroupRule, Port, SecurityGroup, Segment
+from nuage.model.network import GroupRule, Port, PublicAddress, SecurityGroup, Segment
 from nuage.model.vm import Vm, VmState
 from nuage.network.forwarding import Direction
 from nuage.network.security_group import RULES_PER_PORT_MAX, SecurityRule
@@ -118,11 +119,11 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
             destination_node=answer.steps[-1].node_id if answer.steps else "",
             segment="",
             answer=answer,
-            notes=_silent(source),
+            notes=(*_silent(source), *_kept_in(site, source, body.destination)),
         )
-    port = port_of(site, destination)
+    port, own = port_of(site, destination), port_of(site, source)
     segment = site.index.value(Segment, port.segment_id)
-    if port.segment_id not in {port_of(site, source).segment_id}:
+    if port.segment_id != own.segment_id:
         raise Conflict(
             f"{source.name} and {destination.name} are in different segments",
             hint="frames do not leave a segment; a gateway between them would",
@@ -138,12 +139,61 @@ async def find_path(site: Site, _principal: Principal, body: AskPath) -> ShownPa
         destination_node=destination.node_id or "",
         segment=segment.name,
         answer=answer,
-        notes=_silent(source, destination),
+        notes=(
+            *_silent(source, destination),
+            *_let_out(site, source, own, port.addresses[0]),
+            *_let_in(site, destination, port, own.addresses[0]),
+        ),
     )
 
 
 def _silent(*vms: Vm) -> tuple[str, ...]:
     return tuple(f"{vm.name} is {vm.state.value}" for vm in vms if vm.state not in SPEAKING)
+
+
+def _kept_in(site: Site, source: Vm, destination: str) -> tuple[str, ...]:
+    """Say what keeps packets to an address beyond the segment from leaving."""
+    port, version = port_of(site, source), ip_address(destination).version
+    public = [
+        each
+        for each in site.index.of_iaas(PublicAddress, source.iaas_id)
+        if each.port_id == port.port_id and ip_address(each.address).version == version
+    ]
+    if not public:
+        own = "its own addresses are the segment's, which nothing leaves from"
+        return (f"{source.name} has no public IPv{version} address: {own}",)
+    return _let_out(site, source, port, destination)
+
+
+def _let_out(site: Site, vm: Vm, port: Port, to: str) -> tuple[str, ...]:
+    what = _allowed(site, port, to, ingress=False)
+    return () if what is None else (f"{vm.name}'s groups let out to there: {what}",)
+
+
+def _let_in(site: Site, vm: Vm, port: Port, of: str) -> tuple[str, ...]:
+    what = _allowed(site, port, of, ingress=True)
+    return () if what is None else (f"{vm.name}'s groups let in from there: {what}",)
+
+
+def _allowed(site: Site, port: Port, remote: str, *, ingress: bool) -> str | None:
+    """Return what may begin between a port and an address, as people write it; None: all."""
+    address = ip_interface(remote).ip
+    segment = site.index.value(Segment, port.segment_id)
+    allowed = {
+        (rule.protocol, rule.port_first, rule.port_last)
+        for rule in rules_of(site.index, port, segment)
+        if rule.ingress is ingress and (not rule.remote or address in ip_network(rule.remote))
+    }
+    if any(protocol == "any" for protocol, _, _ in allowed):
+        return None
+    told = ", ".join(_rule_text(*rule) for rule in sorted(allowed))
+    return f"{told}, and answers" if told else "nothing but answers"
+
+
+def _rule_text(protocol: str, first: int, last: int) -> str:
+    if (first, last) == (0, 65535):
+        return protocol
+    return f"{protocol}:{first}" if first == last else f"{protocol}:{first}-{last}"
 
 
 def vm_meant(site: Site, body: AskPath, source: Vm) -> Vm | None:

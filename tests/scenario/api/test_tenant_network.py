@@ -76,7 +76,8 @@ async def test_an_address_of_the_segment_means_the_vm_that_has_it(federation: Fe
         meant("10.0.0.1")
 
 
-async def test_a_way_to_a_machine_that_is_off_says_so(federation: Federation) -> None:
+async def test_a_way_says_what_keeps_frames_from_being_answered(federation: Federation) -> None:
+    """A machine that is off, groups at both ends, and no address to leave the segment with."""
     await tenant_of(federation, "acme")
     await federation.settle()
     for name in ("web", "db"):
@@ -85,8 +86,8 @@ async def test_a_way_to_a_machine_that_is_off_says_so(federation: Federation) ->
     await federation.settle()
     site = federation.sites[SiteId("lyon")].site
 
-    async def notes() -> tuple[str, ...]:
-        body = AskPath(iaas="acme", source="web", destination="db")
+    async def notes(destination: str = "db") -> tuple[str, ...]:
+        body = AskPath(iaas="acme", source="web", destination=destination)
         return (await find_path(site, Principal(UserId("acme"), "acme", ()), body)).notes
 
     async def known(*_asked: object, **_limits: object) -> PathAnswer:
@@ -97,6 +98,25 @@ async def test_a_way_to_a_machine_that_is_off_says_so(federation: Federation) ->
     vm_id = site.index.named(Vm, "db", site.index.iaas_named("acme").iaas_id).vm_id
     await site.save(replace(site.index.value(Vm, vm_id), state=VmState.STOPPED))
     assert await notes() == ("db is stopped",)
+
+    for group, rules in (
+        ("sql", [{"protocol": "tcp", "port_first": 5432, "port_last": 5432}]),
+        ("shy", [{"ingress": False, "protocol": "udp", "remote": "192.0.2.0/24"}]),
+    ):
+        body = {"group": group, "rules": rules}
+        await federation.ask("POST", "/v1/iaas/acme/security-groups", body, who="acme")
+    await federation.settle()
+    for name, group in (("db", "sql"), ("web", "shy")):
+        path = f"/v1/iaas/acme/vms/{name}/port"
+        status, told = await federation.ask("PUT", path, {"groups": [group]}, who="acme")
+        assert status == 200, told
+    await federation.settle()
+    assert await notes() == (
+        "web's groups let out to there: nothing but answers",
+        "db's groups let in from there: tcp:5432, and answers",
+    )
+    (note,) = await notes("203.0.113.9")
+    assert note.startswith("web has no public IPv4 address")
 
 
 async def test_a_group_in_use_names_the_vms_whose_ports_are_in_it(federation: Federation) -> None:
