@@ -39,7 +39,6 @@ from nuage.daemon.fabric_trunks import (
     interface_index,
     join_tcp,
     line_end,
-    lines_of,
     quieten,
 )
 from nuage.daemon.lisp import Lisp, LispOptions, Plugged
@@ -105,7 +104,7 @@ from nuage.network.software_plane import SoftwarePlane
 from nuage.network.stray import sent_after
 from nuage.network.trunk import TrunkDriver
 from nuage.network.wire import mac_bytes
-from nuage.tool import run_tool
+from nuage.tool import interfaces_with, run_tool
 from nuage.vnode.ports import tap_name
 
 SITE_LINK_BITS_PER_S: Final = 10_000_000_000
@@ -371,7 +370,7 @@ class Fabric:
             wish = standing.wish
             bits_per_s = min(wish.here.mbit, wish.there.mbit) * 1_000_000
             echo = ECHO_TIMERS
-            uplinks = await lines_of(wish.here.address)
+            uplinks = tuple(each.ifindex for each in await interfaces_with(wish.here.address))
             follows = (index, *interface_index(memory.tunnel), *uplinks)
             line = self._open_line(number, memory, wish, uplinks)
             self._short_ways.take_tunnel(self.plane, number, memory, wish)

@@ -279,16 +279,3 @@ def quieten(interface: str) -> None:
     ):
         with suppress(OSError):  # no IPv6 here at all
             Path(f"/proc/sys/net/{family}/conf/{interface}/{setting}").write_text(value)
-
-
-async def lines_of(address: str) -> tuple[int, ...]:
-    """Return the interfaces of this namespace that have `address`: a trunk's fate hangs on them."""
-    answer = await run_tool(("ip", "-json", "address", "show", "to", address))
-    shown = msgspec.json.decode(answer or "[]", type=list[_Shown])
-    return tuple(each.ifindex for each in shown if each.ifindex)
-
-
-class _Shown(msgspec.Struct):
-    """An interface as `ip -json` tells it; it prints empty ones for those that do not match."""
-
-    ifindex: int = 0

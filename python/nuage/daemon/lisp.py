@@ -23,7 +23,6 @@ import structlog
 
 from nuage.clock import Clock
 from nuage.daemon.fabric_memory import FabricNotebook
-from nuage.daemon.fabric_trunks import lines_of
 from nuage.daemon.lisp_gate import INSIDE, LABEL, MTU_BYTES, lead, open_gate, outside_of
 from nuage.daemon.process import Tasks
 from nuage.errors import NuageError
@@ -45,6 +44,7 @@ from nuage.network.lisp_message import Address, Eid, LispKey, Locator, MapRecord
 from nuage.network.lisp_runner import LispRunner
 from nuage.network.map_server import EidAllowance, MapServer
 from nuage.network.xtr import REGISTER_INTERVAL_S, Xtr, XtrConfig
+from nuage.tool import interfaces_with
 
 PUBLIC: Final = 0  # the instance of public addresses, which all tenants share
 LINES_MAX: Final = 4
@@ -319,6 +319,6 @@ def _servers(wish: LispWish) -> tuple[tuple[Address, ...], ...]:
 
 
 async def _interface_of(address: str) -> str:
-    for index in await lines_of(address):
-        return socket.if_indextoname(index)
+    for interface in await interfaces_with(address):
+        return socket.if_indextoname(interface.ifindex)
     raise OSError(f"no interface has {address}")

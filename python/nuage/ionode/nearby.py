@@ -5,45 +5,24 @@ the operator named. From everywhere else initiators come over TLS, or not at all
 """
 
 import contextlib
-import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from nuage.errors import NuageError
-from nuage.tool import run_tool
+from nuage.tool import interfaces_with
 from nuage.trust.files import write_atomically
 
 log: Final = structlog.get_logger("nearby")
 
 
-class _Address(msgspec.Struct):
-    local: str = ""
-    prefixlen: int = -1
-
-
-class _Interface(msgspec.Struct):
-    """An interface as `ip -json` tells it; it prints empty ones for those that do not match."""
-
-    addr_info: list[_Address] = msgspec.field(default_factory=list)
-
-
-def networks_of(told: str, address: str) -> tuple[str, ...]:
-    """Return the networks of `address` from what ``ip -json address show to ADDRESS`` tells."""
-    shown = msgspec.json.decode(told or "[]", type=list[_Interface])
-    found = [a for each in shown for a in each.addr_info if a.local == address and a.prefixlen >= 0]
-    interfaces = [ipaddress.ip_interface(f"{a.local}/{a.prefixlen}") for a in found]
-    return tuple(sorted({str(interface.network) for interface in interfaces}))
-
-
 async def own_networks(address: str) -> tuple[str, ...]:
     """Return the networks in which this machine has `address`; none where it cannot be told."""
-    with contextlib.suppress(NuageError, ValueError, msgspec.DecodeError):
-        told = await run_tool(("ip", "-json", "address", "show", "to", address))
-        return networks_of(told, address)
+    with contextlib.suppress(NuageError):
+        interfaces = await interfaces_with(address)
+        return tuple(sorted({network for each in interfaces for network in each.networks}))
     return ()
 
 

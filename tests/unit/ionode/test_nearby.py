@@ -2,16 +2,7 @@
 
 from pathlib import Path
 
-from nuage.ionode.nearby import Nearby, networks_of
-
-TOLD = """[{}, {"ifname": "eth0", "addr_info": [
-  {"family": "inet", "local": "10.71.2.120", "prefixlen": 24},
-  {"family": "inet", "local": "192.168.9.1", "prefixlen": 16}]}]"""
-
-
-def test_a_nodes_networks_are_those_of_its_address() -> None:
-    assert networks_of(TOLD, "10.71.2.120") == ("10.71.2.0/24",)
-    assert networks_of("", "10.71.2.120") == ()
+from nuage.ionode.nearby import Nearby
 
 
 async def test_what_was_heard_of_the_site_stays_over_a_restart(tmp_path: Path) -> None:
