@@ -180,33 +180,6 @@ class Encapsulated:
     message: bytes
 
 
-# ---- data ----
-
-
-def data_header(instance_id: int, nonce: int) -> bytes:
-    """Return the 8 bytes before an encapsulated packet: nonce and instance-ID present."""
-    return struct.pack(">BI", 0x88, nonce << 8 | instance_id >> 16) + struct.pack(
-        ">HB", instance_id & 0xFFFF, 0
-    )
-
-
-def decode_data(data: bytes) -> tuple[int, bytes]:
-    """Return (instance-ID, inner IP packet).
-
-    Raises:
-        MalformedFrame: too short, or flags that cannot go together (RFC 9300 §5.3).
-    """
-    reader = Reader(data)
-    flags = reader.u8()
-    reader.take(3)
-    last = reader.u32()
-    if flags & 0x80 and flags & 0x10:
-        raise MalformedFrame("lisp_flags", "N and V")
-    if flags & 0x03:
-        raise MalformedFrame("lisp_flags", "encrypted payload")
-    return last >> 8 if flags & 0x08 else 0, reader.rest()
-
-
 # ---- addresses ----
 
 

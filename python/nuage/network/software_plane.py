@@ -31,8 +31,6 @@ from nuage.network.forwarding import (
     GuardEntry,
     Label,
     LearnedMac,
-    LispHeard,
-    LispMiss,
     MacEntry,
     MapCacheEntry,
     NextHop,
@@ -49,7 +47,6 @@ from nuage.network.forwarding import (
     key_of,
 )
 from nuage.network.guest_frame import flow_hash, is_for_control, is_rogue, parse_flow
-from nuage.network.lisp_plane import LispTables
 from nuage.network.policy import PortPolicy
 from nuage.network.rate_limit import Rate, TokenBucket
 from nuage.network.trill_frame import (
@@ -110,7 +107,6 @@ class SoftwarePlane:
         self._drops: Counter[Drop] = Counter()
         self._sums: Counter[str] = Counter()
         self._now_s = 0.0
-        self.lisp = LispTables(self._drop)
         self.punts: list[Sent] = []
 
     # ---- tables ----
@@ -154,7 +150,7 @@ class SoftwarePlane:
             case PolicyEntry():
                 self._policies.setdefault(entry.port, PortPolicy()).set_rule(entry)
             case MapCacheEntry() | EidEntry():
-                self.lisp.set(entry)
+                pass  # public addresses need the kernel's plane
             case _:
                 assert_never(entry)
 
@@ -196,7 +192,7 @@ class SoftwarePlane:
                 if entry.port in self._policies:
                     self._policies[entry.port].remove_rule(entry.index)
             case MapCacheEntry() | EidEntry():
-                self.lisp.remove(entry)
+                pass
             case _:
                 assert_never(entry)
 
@@ -243,22 +239,6 @@ class SoftwarePlane:
     def take_echoes(self) -> tuple[EchoSeen, ...]:
         """None: those that come back are handed up as frames."""
         return ()
-
-    def take_misses(self) -> tuple[LispMiss, ...]:
-        """Return the misses since the last call."""
-        found = tuple(self.lisp.misses)
-        self.lisp.misses.clear()
-        return found
-
-    def take_heard(self) -> tuple[LispHeard, ...]:
-        """Return who was heard since the last call."""
-        found = tuple(self.lisp.heard)
-        self.lisp.heard.clear()
-        return found
-
-    def events_fileno(self) -> int | None:
-        """There is none: poll."""
-        return None
 
     def labels(self) -> tuple[Label, ...]:
         """Return the segments that have a port here."""

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 from tests.data.network.golden_answers import answers, watching
+from tests.data.network.lisp_tables import data_header
 
 from nuage.network import isis_tlv as tlv
 from nuage.network import lisp_message as lisp
@@ -209,7 +210,7 @@ def lisp_frames() -> list[bytes]:
     control.append(lisp.encode_signed(lisp.MapRegister(7, (found,), sender=name), named))
     control.append(lisp.encode_signed(lisp.MapNotify(7, (found,), sender=name), named))
     frames = [udp_frame(4342, 4342, message) for message in control]
-    frames.append(udp_frame(61000, 4341, lisp.data_header(7, 0xABCDEF) + icmp_packet()))
+    frames.append(udp_frame(61000, 4341, data_header(7, 0xABCDEF) + icmp_packet()))
     return frames
 
 

@@ -1,10 +1,13 @@
-"""The LISP tables of a forwarding plane in Python: longest prefix, encapsulate, decapsulate.
+"""A plane that carries LISP, in Python: longest prefix, encapsulate, decapsulate.
+
+A model for tests of the control machines: in the product only the kernel's plane carries LISP.
 
 What it cannot forward for want of a mapping is noted in `misses` (bounded, newest kept) for
 the `Xtr` to ask about; who sent us packets for an EID is noted in `heard`, for the SMRs that
 a move away needs.
 """
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -14,13 +17,14 @@ from zlib import crc32
 from nuage.network.forwarding import (
     Drop,
     EidEntry,
+    ForwardingDelta,
     LispHeard,
     LispMiss,
     MapAction,
     MapCacheEntry,
 )
-from nuage.network.lisp_message import data_header, decode_data
-from nuage.network.wire import MalformedFrame
+from nuage.network.software_plane import SoftwarePlane
+from nuage.network.wire import MalformedFrame, Reader
 
 MISSES_MAX: Final = 1024
 HEARD_MAX: Final = 4096
@@ -52,6 +56,30 @@ def addresses_of(packet: bytes) -> tuple[IPv4Address | IPv6Address, IPv4Address 
     if version == 6 and len(packet) >= 40:
         return IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
     raise MalformedFrame("inner_ip")
+
+
+def data_header(instance_id: int, nonce: int) -> bytes:
+    """Return the 8 bytes before an encapsulated packet: nonce and instance-ID present."""
+    return struct.pack(">BI", 0x88, nonce << 8 | instance_id >> 16) + struct.pack(
+        ">HB", instance_id & 0xFFFF, 0
+    )
+
+
+def decode_data(data: bytes) -> tuple[int, bytes]:
+    """Return (instance-ID, inner IP packet).
+
+    Raises:
+        MalformedFrame: too short, or flags that cannot go together (RFC 9300 §5.3).
+    """
+    reader = Reader(data)
+    flags = reader.u8()
+    reader.take(3)
+    last = reader.u32()
+    if flags & 0x80 and flags & 0x10:
+        raise MalformedFrame("lisp_flags", "N and V")
+    if flags & 0x03:
+        raise MalformedFrame("lisp_flags", "encrypted payload")
+    return last >> 8 if flags & 0x08 else 0, reader.rest()
 
 
 class LispTables:
@@ -119,6 +147,38 @@ class LispTables:
         if entry.forward_to:
             return Tunnelled(entry.forward_to, payload)
         return Delivered(entry, packet)
+
+
+class LispPlane(SoftwarePlane):
+    """The plane in Python with these tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lisp = LispTables(self._drop)
+
+    def apply(self, delta: ForwardingDelta) -> None:
+        """Change the tables."""
+        super().apply(delta)
+        for entries, change in ((delta.removed, self.lisp.remove), (delta.set, self.lisp.set)):
+            for entry in entries:
+                if isinstance(entry, MapCacheEntry | EidEntry):
+                    change(entry)
+
+    def take_misses(self) -> tuple[LispMiss, ...]:
+        """Return the misses since the last call."""
+        found = tuple(self.lisp.misses)
+        self.lisp.misses.clear()
+        return found
+
+    def take_heard(self) -> tuple[LispHeard, ...]:
+        """Return who was heard since the last call."""
+        found = tuple(self.lisp.heard)
+        self.lisp.heard.clear()
+        return found
+
+    def events_fileno(self) -> int | None:
+        """There is none: poll."""
+        return None
 
 
 _E = TypeVar("_E", MapCacheEntry, EidEntry)

@@ -4,6 +4,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from tests.data.network.lisp_tables import data_header
 from tests.system.bpf.bpf_netns import Bridge, Namespaces, Wire, inside, run, within
 
 from nuage.network.forwarding import (
@@ -21,7 +22,6 @@ from nuage.network.forwarding import (
     Rloc,
 )
 from nuage.network.kernel_plane import KernelPlane
-from nuage.network.lisp_message import data_header
 
 pytestmark = pytest.mark.system
 ROUTER_MAC = bytes.fromhex("02feed000001")

@@ -5,15 +5,14 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from random import Random
 
 import pytest
+from tests.data.network.lisp_tables import LispPlane, Tunnelled
 
 from nuage.clock import SystemClock
 from nuage.network.forwarding import PortNumber
 from nuage.network.lisp_event import EidArrived
 from nuage.network.lisp_message import Eid, LispKey, XtrName, host_eid
-from nuage.network.lisp_plane import Tunnelled
 from nuage.network.lisp_runner import LispRunner
 from nuage.network.map_server import EidAllowance, MapServer
-from nuage.network.software_plane import SoftwarePlane
 from nuage.network.xtr import Xtr, XtrConfig
 
 pytestmark = pytest.mark.system
@@ -25,7 +24,7 @@ CLIENT = IPv4Address("203.0.113.9")
 PACKET = b"\x45" + bytes(11) + CLIENT.packed + EID.packed
 
 
-async def until_sent_to(plane: SoftwarePlane, rloc: str, clock: SystemClock) -> float:
+async def until_sent_to(plane: LispPlane, rloc: str, clock: SystemClock) -> float:
     """Send a packet every millisecond until it goes to `rloc`; return how long that took."""
     start_s = clock.monotonic_s()
     while True:
@@ -42,8 +41,8 @@ async def test_an_eid_moves_between_real_sockets() -> None:
     server = MapServer(ip_address(SERVER), now_s)
     allowed = EidAllowance(Eid(7, ip_network("203.0.113.0/24")), frozenset({bytes(8)}))
     server.allow([allowed], {bytes(8): KEY})
-    planes = [SoftwarePlane() for _ in ROUTERS]
-    runners = [LispRunner(clock=clock, plane=SoftwarePlane(), server=server)]
+    planes = [LispPlane() for _ in ROUTERS]
+    runners = [LispRunner(clock=clock, plane=LispPlane(), server=server)]
     for number, (rloc, plane) in enumerate(zip(ROUTERS, planes, strict=True)):
         config = XtrConfig(
             ip_address(rloc),

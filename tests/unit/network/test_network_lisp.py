@@ -8,6 +8,7 @@ from itertools import count
 from random import Random
 
 import pytest
+from tests.data.network.lisp_tables import Delivered, LispPlane, Tunnelled
 
 from nuage.network.forwarding import (
     EidEntry,
@@ -48,9 +49,7 @@ from nuage.network.lisp_message import (
     encode_signed,
     host_eid,
 )
-from nuage.network.lisp_plane import Delivered, Tunnelled
 from nuage.network.map_server import EidAllowance, MapServer, version_is_older
-from nuage.network.software_plane import SoftwarePlane
 from nuage.network.xtr import Xtr, XtrConfig
 
 IID = 7
@@ -82,7 +81,7 @@ class Net:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self.rlocs = [ip_address(f"10.0.0.{n + 1}") for n in range(xtr_count)]
-        self.planes = [SoftwarePlane() for _ in self.rlocs]
+        self.planes = [LispPlane() for _ in self.rlocs]
         self.xtrs = [
             Xtr(
                 XtrConfig(
@@ -363,7 +362,7 @@ def test_what_comes_by_a_line_is_relayed_to_who_registered_it() -> None:
     config = XtrConfig(
         SERVER, XtrName(bytes(16)), ((SERVER,),), KEY, 1, lines=frozenset({line}), is_proxy=True
     )
-    edge, plane = Xtr(config, Random(1), 0.0), SoftwarePlane()
+    edge, plane = Xtr(config, Random(1), 0.0), LispPlane()
 
     def told(*locators: Locator) -> None:
         for effect in edge.handle(MappingTold(MapRecord(EID, locators, version=3)), 0.0):
@@ -540,7 +539,7 @@ def test_versions_are_compared_on_a_circle() -> None:
 def test_the_longest_prefix_wins_and_instances_do_not_mix() -> None:
     from nuage.network.forwarding import MapCacheEntry, Rloc
 
-    plane = SoftwarePlane()
+    plane = LispPlane()
     wide = MapCacheEntry(1, ip_network("10.0.0.0/8"), (Rloc("192.0.2.1"),))
     narrow = MapCacheEntry(1, ip_network("10.1.0.0/16"), (Rloc("192.0.2.2"),))
     other = MapCacheEntry(2, ip_network("10.1.0.0/16"), (), MapAction.DROP)
