@@ -1,6 +1,5 @@
 """Use cases on users and their roles. Secrets enter once and are never shown again."""
 
-import asyncio
 from dataclasses import dataclass, field, replace
 
 from nuage.errors import Conflict, Forbidden, InvalidRequest
@@ -11,7 +10,7 @@ from nuage.model.iaas import Iaas, PastIaas
 from nuage.model.identity import Grant, Role, User
 from nuage.model.infrastructure import Datacenter
 from nuage.trust.permissions import FEDERATION, Principal, require_grantable
-from nuage.trust.secrets import hash_secret, verify_secret
+from nuage.trust.secrets import hash_secret, verify_secret, while_others_run
 
 SECRET_CHARS_MIN = 12
 
@@ -128,7 +127,7 @@ async def create_user(site: Site, _principal: Principal, body: CreateUser) -> Us
             f"there is a user named {body.name!r} already",
             hint="`nuage user grant` gives it roles; `nuage user list` shows which it has",
         )
-    secret_hash = await asyncio.to_thread(hash_secret, body.secret)
+    secret_hash = await while_others_run(hash_secret, body.secret)
     user = User(
         user_id=UserId(new_id("user", site.entropy)),
         name=body.name,
@@ -195,7 +194,7 @@ async def change_user(site: Site, _principal: Principal, body: ChangeUser) -> Us
     secret_hash = ""
     if body.secret is not None:
         _require_secret(body.secret)
-        secret_hash = await asyncio.to_thread(hash_secret, body.secret)
+        secret_hash = await while_others_run(hash_secret, body.secret)
     user = site.index.named(User, body.user)  # read after the wait: it may have changed meanwhile
     changed = replace(user, tokens_not_before_s=site.clock.now_s())
     if secret_hash:
@@ -221,7 +220,7 @@ async def replace_secret(site: Site, principal: Principal, body: ReplaceSecret) 
             f"{principal.name} may not replace the secret of {user.name}",
             hint="its owner may, or a Nuage administrator: `nuage user secret`",
         )
-    if not await asyncio.to_thread(verify_secret, body.current, user.secret_hash):
+    if not await while_others_run(verify_secret, body.current, user.secret_hash):
         raise Forbidden("the current secret is another")
     return await change_user(site, principal, ChangeUser(user=user.user_id, secret=body.secret))
 

@@ -4,11 +4,14 @@ A hash says its own parameters: ``scrypt$<log2 n>$<r>$<p>$<salt>$<hash>``, salt 
 URL-safe base64, so the cost may rise without making old ones useless.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import os
-from typing import Final
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, ParamSpec, TypeVar
 
 from nuage.errors import CorruptData
 from nuage.ids import EntropySource
@@ -21,6 +24,13 @@ SALT_BYTES: Final = 16
 HASH_BYTES: Final = 32
 SECRET_BYTES: Final = 24
 SECRET_CHARS_MAX: Final = 1024
+# Each thread that hashes keeps a hash's memory (16 MiB): many log-ins at once took all of the
+# process's threads, of which a large machine has dozens, and kept that of each.
+HASHING_THREADS: Final = 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_hashing: Final = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hashing")
 
 
 def new_secret(entropy: EntropySource = os.urandom) -> str:
@@ -53,6 +63,12 @@ def verify_secret(secret: str, stored: str) -> bool:
     except ValueError as error:
         raise CorruptData("not a hash of a secret", where="secret_hash") from error
     return hmac.compare_digest(found, expected)
+
+
+async def while_others_run(act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return what `act`, which hashes a secret, gives; others wait for their turn, nobody else."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_hashing, lambda: act(*args, **kwargs))
 
 
 def b64(data: bytes) -> str:
