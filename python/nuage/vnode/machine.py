@@ -635,6 +635,9 @@ def after_act(memory: GuestMemory, act: Act, fault: str, now_s: float) -> GuestM
     if not fault:
         return replace(memory, fault_count=0, hold_until_s=0.0)
     match act:
+        case StartIncoming() if memory.fault_count + 1 < TRIES_UNTOLD:
+            count, fresh = memory.fault_count + 1, replace(memory, arrival=Arrival.NONE)
+            return replace(fresh, fault_count=count, hold_until_s=now_s + backoff_s(count))
         case StartIncoming():
             return replace(memory, arrival=Arrival.FAILED, failure=fault)
         case Migrate():

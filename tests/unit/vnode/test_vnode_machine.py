@@ -566,10 +566,21 @@ def test_a_vm_that_was_here_before_and_is_taken_over_on_its_way_back_starts() ->
     assert act_on(cleared.memory, seen(RunState.SHUT_DOWN)) == machine.Start()
 
 
-@pytest.mark.parametrize(
-    "act", [machine.StartIncoming(INCOMING.secret), machine.Migrate("x", MigrationLimits(), "5e")]
-)
-def test_a_move_that_fails_to_begin_is_told_not_repeated(act: Act) -> None:
+def test_a_target_whose_disks_do_not_let_in_at_once_tries_again_before_it_is_told() -> None:
+    memory, now_s = arriving(), NOW_S
+    for _ in range(machine.TRIES_UNTOLD):
+        assert vm_report(memory, seen(RunState.GONE)).state is VmState.STARTING
+        planned = plan(memory, seen(RunState.GONE), now_s)
+        assert isinstance(planned.act, machine.StartIncoming)
+        memory = after_act(planned.memory, planned.act, "QEMU would not start vm-1", now_s)
+        now_s = max(now_s, memory.hold_until_s)
+    assert vm_report(memory, seen(RunState.GONE)).state is VmState.FAILED
+    assert vm_report(memory, None).failure == "QEMU would not start vm-1"
+    assert act_on(memory, seen(RunState.GONE), now_s + 60) is None
+
+
+def test_a_move_that_fails_to_begin_is_told_not_repeated() -> None:
+    act = machine.Migrate("x", MigrationLimits(), "5e")
     memory = after_act(arriving(), act, "no route", NOW_S)
     assert vm_report(memory, None).failure == "no route"
     assert memory.hold_until_s == 0.0
