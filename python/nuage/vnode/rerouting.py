@@ -23,8 +23,9 @@ all the same is dropped: a connection that has lost its translation would go on 
 
 A guest that connects for the first time wants the refusal; for that moment its portals are not
 held. What is held follows from the guests that run, so an agent that was restarted loads the same
-rules, and none is left once the last guest has ended. Another disk on the same old portal that
-happens to connect while that is led elsewhere is refused by the new one, and tries again.
+rules, and none is left once the last guest has ended; those of a portal at another site go a minute
+after the last connection to it, which still needs them to end. Another disk on the same old portal
+that happens to connect while that is led elsewhere is refused by the new one, and tries again.
 """
 
 import asyncio
@@ -44,6 +45,7 @@ from nuage.vnode.relay import Relay, Way, tls_door_of
 TABLE: Final = "nuage_disks"
 ANSWER_TIMEOUT_S: Final = 0.3  # a portal that is alive accepts within a millisecond or two
 CUT_AFTER_S: Final = 3.0  # a head that has its copies answers within its lease, a second
+FAR_KEPT_S: Final = 60.0  # as long as the kernel keeps a connection that has ended
 PROBE_MARK: Final = 0x6E756167  # "nuag": our own look at a portal is never led elsewhere
 RELAY_HOST: Final = "127.0.0.1"
 SYN: Final = "tcp flags & (syn | ack) == syn"
@@ -104,6 +106,7 @@ class Rerouting:
     def __init__(self, relay: Relay | None = None) -> None:
         self._relay = relay
         self._far: dict[str, str] = {}  # the node of each portal that is known to be far
+        self._idle_since_s: dict[str, float] = {}  # by far portal that no guest uses
         self._ways: dict[str, str] = {}
         self._users: dict[str, int] = {}
         self._in_use: frozenset[str] = frozenset()
@@ -116,11 +119,31 @@ class Rerouting:
         for disk in disks:
             if isinstance(disk, IscsiDisk) and disk.far_node:
                 self._far[disk.portal] = disk.far_node
+                self._idle_since_s.pop(disk.portal, None)
 
     async def hold(self, portals: frozenset[str]) -> None:
         """Hold back refusals by the portals that running guests use, and by no others."""
         self._in_use = portals
+        await self._let_go()
         await self._load()
+
+    async def _let_go(self) -> None:
+        """Forget the far portals that nobody has used for a while: each costs every packet a rule.
+
+        What is still connected to one would lose its way to end.
+        """
+        now_s = asyncio.get_running_loop().time()
+        for portal in list(self._far):
+            led = {*self._ways, *self._ways.values()}
+            if portal in self._in_use or portal in self._connecting or portal in led:
+                self._idle_since_s.pop(portal, None)
+            elif now_s - self._idle_since_s.setdefault(portal, now_s) >= FAR_KEPT_S:
+                is_idle = await _is_idle(portal)
+                if portal not in self._idle_since_s:
+                    continue  # somebody is about to connect
+                self._idle_since_s[portal] = now_s
+                if is_idle:
+                    del self._idle_since_s[portal], self._far[portal]
 
     @contextlib.asynccontextmanager
     async def refusable(self, portals: frozenset[str]) -> AsyncIterator[None]:
@@ -189,7 +212,7 @@ class Rerouting:
                 self._loaded = rules
 
     def _far_now(self) -> frozenset[str]:
-        """Return the far portals that anybody has connected to: what they have may still run."""
+        """Return the far portals that anybody is, or was lately, connected to."""
         return frozenset(self._far)
 
     async def _tell(self, far: frozenset[str], held: frozenset[str]) -> frozenset[str]:
@@ -228,6 +251,12 @@ async def _connected(portal: str) -> tuple[str, ...]:
         *_to(portal),
     )
     return ports_of(told or "")
+
+
+async def _is_idle(portal: str) -> bool:
+    """Tell whether nothing is connected to a portal, nor about to be."""
+    told = await _run("ss", "-Htn", "state", "connected", "exclude", "time-wait", *_to(portal))
+    return told is not None and not ports_of(told)
 
 
 def ports_of(told: str) -> tuple[str, ...]:

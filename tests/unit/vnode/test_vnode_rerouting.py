@@ -1,6 +1,14 @@
 """The packet filter's rules while guests use portals, and while a disk changes its own."""
 
-from nuage.vnode.rerouting import ports_of, ruleset
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+
+from nuage.ids import VolumeId
+from nuage.vnode import rerouting
+from nuage.vnode.hypervisor import IscsiDisk
+from nuage.vnode.rerouting import Rerouting, ports_of, ruleset
 
 HELD = ("10.0.1.1:21000", "10.0.1.2:21002")
 WAYS = {"10.0.1.1:21000": "10.0.2.1:21000", "10.0.1.2:21002": "10.0.3.1:21000"}
@@ -97,3 +105,46 @@ def test_a_head_that_comes_from_or_goes_to_another_site_is_followed() -> None:
     assert [rule.split()[-1] for rule in gone] == ["127.0.0.1:29000"] * 2
     (come,) = rules_of(ruleset((FAR,), {FAR: HELD[0]}, (FAR,), 29_000), " lead ")
     assert come.endswith(f"dnat to {HELD[0]}")
+
+
+class Kernel:
+    """Takes rules, and tells what is connected."""
+
+    def __init__(self) -> None:
+        self.rules = ""
+        self.connected = ""
+        self.is_wanted: Callable[[], None] | None = None
+
+    async def run(self, command: Sequence[str], *, text: str = "") -> str:
+        if command[0] == "ss":
+            if self.is_wanted is not None:
+                self.is_wanted()
+            return self.connected
+        self.rules = text
+        return ""
+
+
+FAR_DISK = IscsiDisk(volume_id=VolumeId("volume-1"), portal=FAR, iqn="iqn.x:1", far_node="io-9")
+
+
+async def rules_after(kernel: Kernel, *, is_wanted: bool = False) -> str:
+    """Return the rules once a guest with a disk at another site has ended."""
+    led = Rerouting()
+    led.learn([FAR_DISK])
+    await led.hold(frozenset({FAR}))
+    kernel.is_wanted = partial(led.learn, [FAR_DISK]) if is_wanted else None
+    await led.hold(frozenset())
+    return kernel.rules
+
+
+async def test_the_way_to_a_far_portal_goes_once_nobody_has_used_it_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = Kernel()
+    monkeypatch.setattr(rerouting, "run_tool", kernel.run)
+    assert "10.1.0.9" in await rules_after(kernel)  # not at once
+    monkeypatch.setattr(rerouting, "FAR_KEPT_S", 0.0)
+    assert await rules_after(kernel) == ruleset((), {})
+    assert "10.1.0.9" in await rules_after(kernel, is_wanted=True)  # by who begins meanwhile
+    kernel.connected = "ESTAB 0 36 10.61.2.20:47604 10.1.0.9:21000\n"
+    assert "10.1.0.9" in await rules_after(kernel)
