@@ -66,6 +66,7 @@ from nuage.network.fabric_event import (
     FabricNews,
     KeysChanged,
     LabelsChanged,
+    MaintenanceChanged,
     TraceAnswered,
     TrunkAdded,
     TrunkRemoved,
@@ -253,6 +254,7 @@ class Fabric:
             vanished=self._wished.set,  # what is missing is made again
         )
         self.runner.start()
+        self.runner.give(MaintenanceChanged(wish.maintenance))
         self._wished.set()
         self.update()
 
@@ -298,7 +300,10 @@ class Fabric:
         self.notebook.save()
         if self.runner is None:
             self._begin(wish)
-        elif before is None or _ring_of(before) != _ring_of(wish):
+            return
+        if before is None or before.maintenance != wish.maintenance:
+            self.runner.give(MaintenanceChanged(wish.maintenance))
+        if before is None or _ring_of(before) != _ring_of(wish):
             self.runner.give(KeysChanged(_ring_of(wish)))
             log.info("keys", signs=wish.key_id, accepts=[number for number, _ in wish.old_keys])
         if before is None or (before.links, before.trunks) != (wish.links, wish.trunks):

@@ -105,6 +105,7 @@ def fabric_wish(
         ),
         ports=_ports_of(context, node_id, local),
         lisp=lisp_wish(index, node, local, context.secrets, context.keys),
+        maintenance=node.maintenance,
     )
 
 

@@ -126,7 +126,7 @@ class FabricWish:
     """All that a node's RBridge shall do.
 
     `key` signs under the number `key_id`; `old_keys`, each behind its number, are accepted
-    besides while keys roll.
+    besides while keys roll. In `maintenance` frames of others take other ways where there are any.
     """
 
     revision: int
@@ -138,6 +138,7 @@ class FabricWish:
     stations: tuple[StationWish, ...] = ()
     ports: tuple[PortRulesWish, ...] = ()
     lisp: LispWish | None = None  # no pool, or no edge: no public addresses
+    maintenance: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

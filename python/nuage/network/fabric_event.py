@@ -66,9 +66,16 @@ class KeysChanged:
 
 @dataclass(frozen=True, slots=True)
 class OverloadChanged:
-    """Ask the campus to route around us (maintenance), or no longer."""
+    """Forbid the campus to route through us, or no longer."""
 
     overload: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceChanged:
+    """Ask the campus to route around us where there is any other way, or no longer."""
+
+    maintenance: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,7 @@ FabricInput: TypeAlias = (
     | LabelsChanged
     | KeysChanged
     | OverloadChanged
+    | MaintenanceChanged
     | TraceAsked
     | Leaving
 )

@@ -24,7 +24,7 @@ from random import Random
 from typing import Final
 
 from nuage.network.bfd import BfdPacket, decode_bfd, encode_bfd
-from nuage.network.circuit import AdjacencyChange, AdjacencyState, Circuit
+from nuage.network.circuit import METRIC_MAX, AdjacencyChange, AdjacencyState, Circuit
 from nuage.network.fabric_event import (
     ApplyForwarding,
     CarrierChanged,
@@ -38,6 +38,7 @@ from nuage.network.fabric_event import (
     KeysChanged,
     LabelsChanged,
     Leaving,
+    MaintenanceChanged,
     NeighbourView,
     NodeView,
     OverloadChanged,
@@ -181,7 +182,7 @@ class RBridge:
         self._chooser = NicknameChooser(config.nickname, config.system_id, prng, now_s)
         self._nodes: dict[SystemId, NodeFacts] = {}
         self._labels: frozenset[Label] = frozenset()
-        self._overload = False
+        self._overload = self._maintenance = False
         self._leaving = False
         self._applied: dict[EntryKey, Entry] = table(fabric_entries(known))
         self._awaited = {e.port for e in self._applied.values() if isinstance(e, AdjacencyEntry)}
@@ -273,6 +274,9 @@ class RBridge:
                 self._lsdb.use(event.ring, now_s)
             case OverloadChanged():
                 self._overload = event.overload
+                self._lsp_due(now_s)
+            case MaintenanceChanged():
+                self._maintenance = event.maintenance
                 self._lsp_due(now_s)
             case TraceAsked():
                 self._trace(event)
@@ -589,7 +593,7 @@ class RBridge:
         reaches = [
             Reach(
                 circuit.neighbour + b"\0",
-                circuit.trunk.metric,
+                METRIC_MAX if self._maintenance else circuit.trunk.metric,
                 circuit.mtu_tested_bytes,
                 (circuit.trunk.port, circuit.neighbour_port),
             )

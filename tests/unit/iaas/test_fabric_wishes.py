@@ -81,6 +81,16 @@ def test_nodes_of_a_site_are_joined_by_a_number_of_their_own() -> None:
     assert to_edge.vni != to_other.vni
 
 
+def test_an_edge_in_maintenance_is_told_so_by_its_own_site() -> None:
+    inside = replace(edge("marne"), maintenance=True)
+    index = index_at(MARNE, edge("marne"))
+    assert not wish_of(index, "marne-edge-9").maintenance
+    index.put(record(inside))
+    assert wish_of(index, "marne-edge-9").maintenance
+    assert inside.node_id in concerned_rbridges(index, MARNE, inside)
+    assert is_news(inside, edge("marne"))
+
+
 def test_a_large_site_is_joined_by_racks_and_stays_within_a_planes_trunks() -> None:
     nodes = [
         replace(rbridge("marne", NodeRole.VNODE, n), rack_id=RackId(f"rack-{n % 8}"))

@@ -12,6 +12,7 @@ from nuage.network.fabric_event import (
     FabricLog,
     FrameReceived,
     Leaving,
+    MaintenanceChanged,
     OverloadChanged,
     SendFrame,
     TrunkAdded,
@@ -263,6 +264,31 @@ def test_an_mtu_probe_is_answered_in_the_same_length_to_the_asker() -> None:
     probe, _ = decode_pdu(probes[0][14:])
     assert isinstance(probe, MtuPdu)
     assert any(isinstance(value, Padding) for value in probe.tlvs)
+
+
+def test_an_rbridge_in_maintenance_is_gone_around_where_there_is_another_way() -> None:
+    from nuage.network.campus import Campus, system_id
+
+    campus = Campus(1)
+    for number in range(5):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    for a, b, metric in ((0, 1, 10), (1, 3, 10), (0, 2, 99), (2, 3, 99), (1, 4, 10)):
+        campus.connect(a, b, metric=metric)
+    campus.run_until(4.0)
+
+    def distance(to: int) -> int:
+        routes = campus.nodes[0].rbridge.routes
+        assert routes is not None
+        return routes.distance[system_id(to)]
+
+    assert [distance(to) for to in (1, 3, 4)] == [10, 20, 20]
+    campus.give(1, MaintenanceChanged(maintenance=True))
+    campus.run_for(1.0)
+    assert [distance(to) for to in (1, 3)] == [10, 198]
+    assert distance(4) == 10 + METRIC_MAX, "behind it is no other way"
+    campus.give(1, MaintenanceChanged(maintenance=False))
+    campus.run_for(1.0)
+    assert [distance(to) for to in (1, 3, 4)] == [10, 20, 20]
 
 
 def test_an_overloaded_rbridge_is_gone_around_and_one_that_leaves_is_forgotten() -> None:
