@@ -1,6 +1,8 @@
 """What a node tells of its fabric when asked: `nuage fabric show`, `path` and `trace`."""
 
 import secrets
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from nuage.channel import Handlers, Peer
@@ -23,7 +25,7 @@ from nuage.model.fabric import (
 )
 from nuage.model.infrastructure import NodeRole
 from nuage.network.fabric_event import NeighbourView, TraceAnswered, TraceAsked
-from nuage.network.forwarding import MacEntry, Nickname, PortNumber
+from nuage.network.forwarding import ForwardingPlane, MacEntry, Nickname, PortNumber
 from nuage.network.kernel_plane import KernelPlane
 from nuage.network.rbridge import RBridge
 from nuage.network.wire import mac_bytes
@@ -89,7 +91,7 @@ def report(fabric: Fabric) -> FabricReport:
             )
             for node in view.nodes
         ),
-        stations=_stations(fabric),
+        stations=tuple(islice(_stations(fabric.plane), STATIONS_TOLD_MAX)),
         mappings=lisp_report.mappings(fabric.lisp),
         lisp=lisp_report.part(fabric.lisp),
         counters={
@@ -138,25 +140,21 @@ def _driver(fabric: Fabric, driver: str, number: PortNumber) -> str:
     return f"{driver}, XDP" if isinstance(plane, KernelPlane) and plane.has_xdp(number) else driver
 
 
-def _stations(fabric: Fabric) -> tuple[FabricStation, ...]:
-    listed = [
-        FabricStation(
-            label=entry.label, mac=entry.mac.hex(":"), nickname=entry.nickname, port=entry.port
-        )
-        for entry in fabric.plane.entries()
-        if isinstance(entry, MacEntry)
-    ]
-    learned = [
-        FabricStation(
+def _stations(plane: ForwardingPlane) -> Iterator[FabricStation]:
+    """Yield the stations that are listed, then those learned."""
+    for entry in plane.entries():
+        if isinstance(entry, MacEntry):
+            yield FabricStation(
+                label=entry.label, mac=entry.mac.hex(":"), nickname=entry.nickname, port=entry.port
+            )
+    for found in plane.learned():
+        yield FabricStation(
             label=found.label,
             mac=found.mac.hex(":"),
             nickname=found.nickname,
             port=found.port,
             learned=True,
         )
-        for found in fabric.plane.learned()
-    ]
-    return tuple((listed + learned)[:STATIONS_TOLD_MAX])
 
 
 async def find_path(fabric: Fabric, question: PathQuestion) -> PathAnswer:
@@ -166,7 +164,7 @@ async def find_path(fabric: Fabric, question: PathQuestion) -> PathAnswer:
     found = next(
         (
             station
-            for station in _stations(fabric)
+            for station in _stations(fabric.plane)
             if station.label == question.label and station.mac == mac.hex(":")
         ),
         None,
@@ -182,9 +180,7 @@ async def find_path(fabric: Fabric, question: PathQuestion) -> PathAnswer:
     nickname = Nickname(found.nickname)
     hops = rbridge.path_to(nickname)
     if not hops:
-        return PathAnswer(
-            reason=f"{source}: at nickname {nickname:#06x}, which nobody reachable has"
-        )
+        return PathAnswer(reason=f"{source}: {_lost(rbridge, nickname)}")
     answers = await _trace(fabric, nickname) if question.traced else {}
     steps = []
     for position, hop in enumerate(hops):
@@ -200,6 +196,15 @@ async def find_path(fabric: Fabric, question: PathQuestion) -> PathAnswer:
         )
     reason = f"{source}: on {hops[-1].hostname} (nickname {nickname:#06x})"
     return PathAnswer(reason=reason, steps=tuple(steps))
+
+
+def _lost(rbridge: RBridge, nickname: Nickname) -> str:
+    """Say what is known of a nickname to which there is no way."""
+    names = (node.hostname for node in rbridge.view().nodes if nickname in node.nicknames)
+    name = next(names, "")
+    if not name:
+        return f"at nickname {nickname:#06x}, which nobody has"
+    return f"on {name} (nickname {nickname:#06x}), to which no trunk leads now"
 
 
 async def _trace(fabric: Fabric, target: Nickname) -> dict[int, tuple[TraceAnswered, float]]:
