@@ -97,6 +97,11 @@ impl Doors {
         self.volumes.remove(&id).map(|volume| volume.device)
     }
 
+    /// True while somebody waits for a volume's answer.
+    pub(crate) fn owes_answers(&self) -> bool {
+        self.volumes.values().any(|volume| volume.in_flight > 0)
+    }
+
     /// True when nothing of this volume is in flight.
     pub fn quiet(&self, id: VolumeId) -> bool {
         self.volumes

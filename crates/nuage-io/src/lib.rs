@@ -9,6 +9,7 @@ pub mod file;
 pub mod link;
 pub mod log;
 pub mod path;
+pub mod patience;
 pub mod poller;
 pub mod process;
 pub mod revocation;

@@ -224,7 +224,8 @@ impl EventLoop {
         while !self.stop {
             self.watch_devices();
             let timeout = self.timeout(daemon);
-            self.poller.wait(timeout, &mut ready)?;
+            let owed = self.doors.owes_answers();
+            self.poller.look_or_wait(timeout, owed, &mut ready)?;
             self.links.refresh_trust(&self.poller, Instant::now());
             for ready in ready.drain(..) {
                 self.handle(ready, daemon);
