@@ -24,10 +24,11 @@ from nuage.model.fabric import (
     TrunkReport,
 )
 from nuage.model.infrastructure import NodeRole
+from nuage.network.circuit import AdjacencyState
 from nuage.network.fabric_event import NeighbourView, TraceAnswered, TraceAsked
 from nuage.network.forwarding import ForwardingPlane, MacEntry, Nickname, PortNumber
 from nuage.network.kernel_plane import KernelPlane
-from nuage.network.rbridge import RBridge
+from nuage.network.rbridge import PDU_BYTES_MAX, RBridge
 from nuage.network.wire import mac_bytes
 
 TRACE_WAIT_S: Final = 1.0
@@ -130,8 +131,15 @@ def _trunk(
         bfd="" if seen is None else seen.bfd,
         metric=0 if seen is None else seen.metric,
         mtu_bytes=0 if memory is None else memory.mtu_bytes,
-        failure=standing.failure or fabric.xdp_refusals.get(number, ""),
+        failure=standing.failure or fabric.xdp_refusals.get(number, "") or narrowness(seen),
     )
+
+
+def narrowness(seen: NeighbourView | None) -> str:
+    """Say what is wrong with a trunk that carries Hellos and not what a PDU may have."""
+    if seen is None or seen.state != AdjacencyState.TWO_WAY.value:
+        return ""
+    return f"Hellos pass, {PDU_BYTES_MAX} bytes do not: the path's MTU is less than promised"
 
 
 def _driver(fabric: Fabric, driver: str, number: PortNumber) -> str:
