@@ -32,6 +32,7 @@ from nuage.ids import NodeId, SiteId
 from nuage.model.desired import IonodeReport
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.volume import VolumeState
+from nuage.storage.heads import is_settled
 
 WATCH_EVERY_S: Final = 0.2
 LOOK_EVERY_S: Final = 1.0
@@ -125,7 +126,11 @@ class HeadWatch:
 
     async def _look_into(self, node_id: NodeId) -> None:
         volumes = self._keeper.heads_on(node_id)
-        portals = sorted({volume.portal for volume in volumes if volume.portal})
+        looked_at = volumes
+        if self._sessions.is_connected(node_id):
+            # One that opens still has the portal where it was before, which tells of another node.
+            looked_at = [volume for volume in volumes if is_settled(volume)] or volumes
+        portals = sorted({volume.portal for volume in looked_at if volume.portal})
         node = self._site.index.find_value(Node, node_id)
         is_revoked = node is not None and node.is_revoked  # its portals may answer: to nobody's use
         if not is_revoked and (

@@ -8,12 +8,13 @@ from typing import Any, cast
 import pytest
 from tests.unit.iaas.iaas_makers import IAAS, volume
 
+from nuage.daemon import heads as daemon_heads
 from nuage.daemon.heads import HeadWatch
 from nuage.daemon.nodes import NodeSessions
 from nuage.daemon.process import Tasks
 from nuage.iaas.heads import HeadKeeper
 from nuage.iaas.site import Site
-from nuage.ids import NodeId, SiteId
+from nuage.ids import NodeId, SiteId, VolumeId
 from nuage.model.desired import HeadReport, IonodeReport
 from nuage.model.volume import Volume
 
@@ -68,3 +69,42 @@ async def test_a_head_that_failed_is_opened_elsewhere_where_that_helps(
     for act in begun:
         await act
     assert keeper.moved == moved
+
+
+HERE = replace(VOLUME, portal="10.0.0.9:3260", settled_epoch=VOLUME.epoch)
+OPENS = replace(VOLUME, volume_id=VolumeId("vol-2"), portal="10.9.0.9:3260", settled_epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("heads", "answering", "is_restarting", "is_lost"),
+    [
+        pytest.param([HERE, OPENS], [HERE], True, False, id="one opens, the other serves"),
+        pytest.param([HERE, OPENS], [OPENS], True, True, id="the one that serves is gone"),
+        pytest.param([OPENS], [], True, True, id="none serves here"),
+        pytest.param([HERE, OPENS], [HERE], False, True, id="silent for long"),
+    ],
+)
+async def test_a_head_that_opens_does_not_make_a_node_whose_agent_restarts_a_lost_one(
+    *,
+    heads: list[Volume],
+    answering: list[Volume],
+    is_restarting: bool,
+    is_lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answers(portal: str) -> bool:
+        return any(portal == volume.portal for volume in answering)
+
+    async def node_lost(_node_id: NodeId) -> None: ...
+
+    monkeypatch.setattr(daemon_heads, "answers", answers)
+    lost: list[NodeId] = []
+    watch = HeadWatch(
+        cast(Site, SimpleNamespace(index=SimpleNamespace(find_value=lambda *_: None))),
+        cast(HeadKeeper, SimpleNamespace(heads_on=lambda _node: heads, node_lost=node_lost)),
+        cast(NodeSessions, SimpleNamespace(
+            is_in_doubt=lambda _node: True, is_connected=lambda _node: is_restarting)),
+        cast(Tasks, None), on_lost=lost.append,
+    )  # fmt: skip
+    await watch._look_into(NODE)
+    assert bool(lost) is is_lost
