@@ -134,6 +134,9 @@ def _show_stations(session: Session, answer: Row) -> None:
         ),
         empty="it knows no station",
     )
+    untold = int(str(answer["station_count"])) - len(rows_of(answer["stations"]))
+    if untold > 0:
+        click.echo(f"and {untold} more, which are not listed")
 
 
 def _nickname(number: object) -> str:

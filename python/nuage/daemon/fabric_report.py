@@ -93,6 +93,7 @@ def report(fabric: Fabric) -> FabricReport:
             for node in view.nodes
         ),
         stations=tuple(islice(_stations(fabric.plane), STATIONS_TOLD_MAX)),
+        station_count=sum(1 for _ in _stations(fabric.plane)),
         mappings=lisp_report.mappings(fabric.lisp),
         lisp=lisp_report.part(fabric.lisp),
         counters={

@@ -219,6 +219,7 @@ class FabricReport:
     trunks: tuple[TrunkReport, ...] = ()
     rbridges: tuple[RBridgeReport, ...] = ()
     stations: tuple[FabricStation, ...] = ()
+    station_count: int = 0  # of which the first are in `stations`
     mappings: tuple[MappingReport, ...] = ()
     lisp: str = ""  # which part in LISP it plays, or why none
     counters: dict[str, int] = field(default_factory=dict)

@@ -47,6 +47,16 @@ def test_the_ways_to_an_address_are_shown_and_which_of_them_is_down() -> None:
     assert "10.2.242.6 (2)" in told.output
 
 
+def test_stations_that_are_not_listed_are_counted() -> None:
+    station = {"label": 7, "mac": "06:00:00:00:00:01", "nickname": 7, "port": 3, "learned": False}
+    words = ["show", "lyon-v1", "--stations"]
+    for count, is_told in ((1, False), (1001, True)):
+        canned = Canned({**REPORT, "stations": [station], "station_count": count})
+        told = CliRunner().invoke(fabric_group, words, obj=session_of(canned))
+        assert told.exit_code == 0, told.output
+        assert ("and 1000 more, which are not listed" in told.output) is is_told
+
+
 def test_attaching_an_address_says_what_to_do_in_the_guest() -> None:
     canned = Canned({})
     words = ["attach", "203.0.113.5", "web", "--iaas", "acme"]
