@@ -47,22 +47,23 @@ impl<D: Disk> Store<D> {
             }
         }
         victims.sort_unstable();
-        victims.truncate(SEGMENTS_A_ROUND);
-        while victims.iter().map(|(used, _)| used).sum::<usize>() > capacity {
-            victims.pop();
-        }
         if victims.len() < 2 || self.spare_count() == 0 {
             return Ok(false);
         }
-        let numbers: Vec<u32> = victims.into_iter().map(|(_, number)| number).collect();
         let index = self.view(horizon)?.index;
-        let mut moving = Vec::new();
-        for number in &numbers {
-            match self.collect_live(*number, &index)? {
-                Some(mut found) => moving.append(&mut found),
-                // Damaged: it waits for the scrub to mend it.
-                None => return Ok(false),
+        let (mut moving, mut moved) = (Vec::new(), 0);
+        for (used, number) in victims {
+            if moved == SEGMENTS_A_ROUND || moving.len() + used > capacity {
+                break;
             }
+            // One that is damaged stays as it is, until it is mended or needed no more.
+            if let Some(mut found) = self.collect_live(number, &index) {
+                moving.append(&mut found);
+                moved += 1;
+            }
+        }
+        if moved < 2 {
+            return Ok(false);
         }
         let moves = match self.write_base(&moving) {
             // The next round finds some, or the round after that: nothing is missing meanwhile.
@@ -107,30 +108,27 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    fn collect_live(
-        &mut self,
-        number: u32,
-        index: &Index,
-    ) -> Result<Option<Vec<Moving>>, JournalError> {
+    /// The live blocks of a segment; `None`: not all of it can be read. What is damaged is noted.
+    fn collect_live(&mut self, number: u32, index: &Index) -> Option<Vec<Moving>> {
         let here = |(_, entry): &(u64, Entry)| entry.slot() == number;
         let entries: Vec<(u64, Entry)> = index.entries().filter(here).collect();
         let mut facts: HashMap<u32, BlockFacts> = HashMap::new();
-        for (head, block) in self.groups_of(number)? {
+        for (head, block) in self.groups_of(number).ok()? {
             let first = block + head.info.header_blocks();
             facts.extend((first..).zip(head.block_facts()));
         }
-        let Some(file) = self.file_of(number) else {
-            return Ok(None);
-        };
+        let file = self.file_of(number)?;
         let mut moving = Vec::with_capacity(entries.len());
         for (lba, entry) in entries {
-            let stored = self
+            let facts = facts.get(&entry.block()).filter(|facts| facts.lba == lba)?;
+            let read = self
                 .disk
-                .read_now(file, block_bytes(entry.block()), BLOCK_BYTES)?;
-            let Some(facts) = facts.get(&entry.block()).filter(|facts| {
-                facts.lba == lba && block_crc(&facts.origin.volume, lba, &stored) == facts.crc
-            }) else {
-                return Ok(None);
+                .read_now(file, block_bytes(entry.block()), BLOCK_BYTES);
+            let sound =
+                |stored: &Vec<u8>| block_crc(&facts.origin.volume, lba, stored) == facts.crc;
+            let Some(stored) = read.ok().filter(sound) else {
+                self.note_damage(entry, lba);
+                return None;
             };
             moving.push(Moving {
                 entry,
@@ -138,7 +136,7 @@ impl<D: Disk> Store<D> {
                 stored,
             });
         }
-        Ok(Some(moving))
+        Some(moving)
     }
 
     fn write_base(&mut self, moving: &[Moving]) -> Result<Moves, JournalError> {

@@ -6,6 +6,8 @@
 //! chain covers, and, once it is the last of its group, the payload has the digest that the chain covers.
 //! A version that no copy has is *lost*: it stays noted until a later pass finds it again or its segment goes.
 
+use std::ops::Range;
+
 use nuage_block::Buffer;
 
 use crate::bytes::{narrow, wide};
@@ -369,6 +371,17 @@ impl<D: Disk> Store<D> {
         let mut bad = std::mem::take(&mut self.bad);
         bad.retain(|bad| self.segment_of(bad.slot) == Some(bad.segment));
         self.bad = bad;
+    }
+
+    /// A pass has read these blocks and found no more than `damaged`: what the disk did not give before it gives
+    /// again, or nobody can read it any more.
+    pub(crate) fn forget_sound(&mut self, slot: u32, group: &Range<u32>, damaged: &[u32]) {
+        self.bad.retain(|bad| {
+            bad.damage != Damage::Lost
+                || bad.slot != slot
+                || !group.contains(&bad.block)
+                || damaged.contains(&bad.block)
+        });
     }
 
     /// The log was cut: what lay in a segment from `end` on is given up.

@@ -271,6 +271,7 @@ impl<D: Disk> Store<D> {
             .into_iter()
             .filter_map(|at| at.checked_sub(header_blocks))
             .collect();
+        let mut damaged = Vec::new();
         for (at, facts) in damaged_blocks(&due.head, payload, &unread) {
             let block = due.block + header_blocks + at;
             if self.is_shown(current, due, block, facts.lba)? {
@@ -280,8 +281,11 @@ impl<D: Disk> Store<D> {
                     crc: facts.crc,
                 };
                 self.note(current.slot, block, wish, Some(facts));
+                damaged.push(block);
             }
         }
+        let group = due.block..due.block + due.head.info.total_blocks();
+        self.forget_sound(current.slot, &group, &damaged);
         Ok(())
     }
 

@@ -127,7 +127,7 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     /// Wait for another copy's version of a block that is damaged here, or that the disk does not give; gives the
-    /// purpose back when there is no other copy.
+    /// purpose back when it cannot be mended. Where there is no other copy the block is lost, and told as such.
     pub(super) fn seek_repair(
         &mut self,
         purpose: ReadPurpose,
@@ -138,7 +138,7 @@ impl<D: Disk> VolumeHead<D> {
             ReadPurpose::Data { first, blocks, .. } => (*first, *blocks),
             ReadPurpose::Merge(merge) => (merge.lba, merge.block_count()),
         };
-        let may_wait = self.replicas.is_some() && self.damaged.len() < QUEUE_DEPTH_MAX;
+        let may_wait = self.damaged.len() < QUEUE_DEPTH_MAX;
         if !may_wait || self.stopped.is_some() || !self.store.note_damage(entry, lba) {
             return Some(purpose);
         }
