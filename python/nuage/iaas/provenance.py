@@ -389,9 +389,12 @@ def _stays(site: Site, proof: LedgerProof) -> Iterable[Stay]:
         key = (receipt.node_id, receipt.segment)
         moment_s = receipt.time_ms / 1000
         known = open_stays.pop(key, None)
+        is_other = known is not None and known.chain != receipt.chain_hash
+        if known is not None and (receipt.event.value == "expire" or is_other):
+            # Other content under its number: the former was lost with its disk, nobody said when.
+            closed.append(replace(known, until_s=moment_s))
+            known = None
         if receipt.event.value == "expire":
-            if known is not None:
-                closed.append(replace(known, until_s=moment_s))
             continue
         open_stays[key] = Stay(
             site=receipt.site_id,

@@ -281,7 +281,9 @@ def _beyond(bound_s: int, head: HeadReport | None) -> set[NodeId]:
 
 def _answering_line(bound_s: int, head: HeadReport) -> str:
     if head.answering is Answering.AT_ONCE:
-        return "writes are answered at once again: its copies are near"
+        let_go = [copy.node_id for copy in head.copies if copy.is_let_go]
+        why = f"nobody waits for {', '.join(let_go)}" if let_go else "its copies are near"
+        return f"writes are answered at once again: {why}"
     bound = [copy for copy in head.copies if not copy.is_let_go]
     worst = max(bound, key=lambda copy: copy.lag_s, default=None)
     behind = "" if worst is None else f": the copy on {worst.node_id} is {worst.lag_s:.1f} s behind"

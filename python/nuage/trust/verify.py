@@ -759,8 +759,8 @@ def _told_places(site: Json, receipts: Sequence[Json]) -> list[str]:
     lines = []
     for node_id in sorted({str(receipt["node_id"]) for receipt in receipts}):
         own = [receipt for receipt in receipts if receipt["node_id"] == node_id]
-        held = {str(r["segment"]) for r in own if r["event"] != "expire"}
-        gone = {str(r["segment"]) for r in own if r["event"] == "expire"}
+        latest = {str(r["segment"]): r["event"] == "expire" for r in own}
+        held, gone = set(latest), {segment for segment, is_gone in latest.items() if is_gone}
         first, *_, last = sorted(int(str(r["time_ms"])) for r in (*own, *own))
         since, end = (datetime.fromtimestamp(t // 1000, tz=UTC).isoformat() for t in (first, last))
         left = "" if held.isdisjoint(gone) else f"{len(held - gone)} of them "

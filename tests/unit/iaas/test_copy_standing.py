@@ -32,6 +32,7 @@ class Watcher:
 
     def __init__(self, value: Volume, contract: Contract) -> None:
         self.news: list[str] = []
+        self.texts: list[str] = []
         self.index = FederationIndex(SiteId("marne"))
         for noun in (datacenter("marne"), iaas(contract), value):
             self.index.put(record(noun))
@@ -58,11 +59,13 @@ class Watcher:
         )
         self.site = cast(Site, fields)
 
-    def _announce(self, _kind: str, _id: str, what: str, _text: str) -> None:
+    def _announce(self, _kind: str, _id: str, what: str, text: str) -> None:
         self.news.append(what)
+        self.texts.append(text.partition(": ")[2])
 
     def hears(self, head: HeadReport) -> list[str]:
         self.news.clear()
+        self.texts.clear()
         note_head(self.site, head)
         return list(self.news)
 
@@ -86,13 +89,19 @@ def far(lag_s: float, *, let_go: bool = False) -> CopyReport:
 
 
 def test_writers_that_are_held_back_and_let_go_on_are_announced_once() -> None:
-    value = volume(1, places=PLACES)
+    value = replace(volume(1, places=PLACES), ack_policy=AckPolicy.ANY_2_OF_3)
     watcher = Watcher(value, bound())
     held = head(value, far(31.0), answering=Answering.HELD)
     assert watcher.hears(head(value, far(1.0), answering=Answering.AT_ONCE)) == []
     assert watcher.hears(held) == ["rpo"]
     assert watcher.hears(held) == []
     assert watcher.hears(head(value, far(0.0), answering=Answering.AT_ONCE)) == ["rpo"]
+    assert watcher.texts == ["writes are answered at once again: its copies are near"]
+    assert watcher.hears(held) == ["rpo"]
+    # The line is cut: that writers go on does not mean that the copy is near.
+    cut = head(value, far(11.0, let_go=True), answering=Answering.AT_ONCE)
+    assert watcher.hears(cut) == ["rpo"]
+    assert watcher.texts == [f"writes are answered at once again: nobody waits for {FAR}"]
 
 
 def test_a_copy_that_is_cut_off_breaks_the_rpo_once_it_lacks_more_than_that() -> None:

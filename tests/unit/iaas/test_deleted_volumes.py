@@ -1,6 +1,7 @@
 """What ledgers keep of a volume that was deleted: it is listed, traced and proven by its id."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -9,6 +10,7 @@ import pytest
 from tests.unit.iaas.iaas_makers import datacenter, iaas, record, volume
 from tests.unit.storage.proof_makers import IAAS, VOLUME, SiteTrustOf, batch, new_root, noted
 
+from nuage.channel.identity import Identity
 from nuage.errors import NotFound
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.provenance import (
@@ -22,6 +24,7 @@ from nuage.iaas.provenance import (
 )
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, SiteId, UserId
+from nuage.ionode.receipts import Signer
 from nuage.model.iaas import PastIaas
 from nuage.model.record import Noun
 from nuage.model.trust import SiteTrust
@@ -54,6 +57,7 @@ def site_with(directory: Path, *values: Noun, erased: int) -> Site:
         index.put(record(value))
     clock = SimpleNamespace(now_s=lambda: 7.0)
     here = SimpleNamespace(site_id=SiteId("marne"), index=index, ledgers=shelf, clock=clock)
+    here.node = (sender, signer)
     return cast(Site, here)
 
 
@@ -119,6 +123,18 @@ async def test_a_long_life_is_proven_in_pages_that_each_stand_alone(
     # Of each segment all that is known is on one page: what is said to be there is there.
     assert told == [(2, "1 segments"), (3, "2 segments")]
     assert sorted(stay.segment for stay in stays if stay.until_s is None) == [3]
+
+
+async def test_a_segment_of_other_content_ends_the_former_of_its_number(tmp_path: Path) -> None:
+    """The disk was lost, and with it who could tell; the volume went on with what was left."""
+    site = site_with(tmp_path, erased=0)
+    sender, signer = cast(tuple[Identity, Signer], site.node)  # type: ignore[attr-defined]
+    anew = replace(noted(9, segment=2), chain="f" * 64, last_sequence=21)
+    assert site.ledgers is not None
+    site.ledgers.take(sender, batch(signer, anew))
+    stays = (await trace_volume(site, OWNER, TraceVolume(IAAS, VOLUME))).stays
+    told = [(stay.segment, stay.last_sequence, stay.until_s is None) for stay in stays]
+    assert told == [(1, 19, True), (2, 29, False), (3, 39, True), (2, 21, True)]
 
 
 async def test_a_proof_of_a_time_has_what_lay_there_then_and_says_so(tmp_path: Path) -> None:

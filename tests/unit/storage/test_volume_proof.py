@@ -108,6 +108,9 @@ def test_how_many_segments_are_still_at_a_place_is_told(bench: Bench) -> None:
     assert places() == ["4 of them to this day"] * 2
     bench.grow()
     assert places() == ["9 of them to this day"] * 2
+    for shelf, (sender, signer) in zip(bench.shelves, bench.nodes.values(), strict=True):
+        shelf.take(sender, batch(signer, noted(20, segment=1)))
+    assert places() == ["to this day"] * 2, "the first is there again"
 
 
 def test_no_byte_can_be_changed(bench: Bench) -> None:
