@@ -191,7 +191,9 @@ def _volume_acts(index: FederationIndex, volume: Volume, head: HeadReport) -> li
     elif head.state == HEAD_FAILED:
         state = VolumeState.FAILED if volume.state is VolumeState.CREATING else volume.state
         state = VolumeState.LOST if head.is_lost else state
-        changed = replace(volume, state=state, failure=head.failure)
+        # That nobody may take over is said behind it (`iaas.heads`); it stays as the reason does.
+        is_known = volume.failure.startswith(f"{head.failure};")
+        changed = replace(volume, state=state, failure=volume.failure if is_known else head.failure)
         text = f"volume {volume.name}: {head.failure}"
     else:
         return []

@@ -68,6 +68,14 @@ def test_an_only_copy_that_is_lost_is_shown_as_lost() -> None:
     assert (lost.state, lost.failure) == (VolumeState.LOST, WHY)
 
 
+def test_that_nobody_may_take_over_stays_told_while_its_head_fails_for_the_same_reason() -> None:
+    told = report(single(), "failed", is_lost=False)
+    failed = replace(told, heads=(replace(told.heads[0], failure="disk: EIO"),))
+    assert saved(single(), failed).failure == "disk: EIO"
+    stopped = replace(single(), failure="disk: EIO; no other copy may take over now")
+    assert ionode_acts(index_of(stopped), failed) == [], "else two events each second"
+
+
 def test_a_lost_volume_opens_under_the_epoch_of_the_owners_word_and_no_other() -> None:
     lost = replace(single(), state=VolumeState.LOST)
     assert not wished(lost).accepts_loss

@@ -147,7 +147,7 @@ impl<D: Disk> VolumeHead<D> {
             return;
         }
         let Ok(wishes) = replicas.pump(&mut self.store, now) else {
-            self.stop(Failure::Medium);
+            self.stop_for_disk();
             return;
         };
         for wish in wishes {
@@ -186,7 +186,7 @@ impl<D: Disk> VolumeHead<D> {
         self.builder = GroupBuilder::new(self.uuid, self.epoch, next, self.store.is_encrypted());
         self.last_time_ns = self.store.tail().time_ns;
         if self.start_epoch().is_err() {
-            self.stop(Failure::Medium);
+            self.stop_for_disk();
         }
     }
 }

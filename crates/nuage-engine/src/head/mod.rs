@@ -257,6 +257,16 @@ impl<D: Disk> VolumeHead<D> {
         }
     }
 
+    /// Stop since our own disk failed. Where there are other copies a head opens there: initiators are told that
+    /// another path will serve, for an error of the medium goes to whoever wrote.
+    pub(super) fn stop_for_disk(&mut self) {
+        self.stop(if self.replicas.is_some() {
+            Failure::Fenced
+        } else {
+            Failure::Medium
+        });
+    }
+
     /// Drive store and replicas; move completions to the end of `completions`.
     pub fn poll(&mut self, completions: &mut Vec<Completion>) {
         loop {
@@ -308,7 +318,7 @@ impl<D: Disk> VolumeHead<D> {
                     }
                 }
                 StoreEvent::Failed(error) => {
-                    self.stop(Failure::Medium);
+                    self.stop_for_disk();
                     self.events
                         .push(HeadEvent::Store(StoreEvent::Failed(error)));
                 }
@@ -331,7 +341,7 @@ impl<D: Disk> VolumeHead<D> {
             return; // an open view, or a copy that is made anew, may use what would leave
         }
         if self.store.enforce_retention(now_ns).is_err() {
-            self.stop(Failure::Medium);
+            self.stop_for_disk();
         }
     }
 

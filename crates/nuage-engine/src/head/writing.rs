@@ -212,7 +212,7 @@ impl<D: Disk> VolumeHead<D> {
         }
         let appended = self.store.append(self.epoch, Arc::clone(&group));
         if let Err(error) = appended {
-            self.stop(Failure::Medium);
+            self.stop_for_disk();
             return Err(error);
         }
         if let Some(replicas) = &mut self.replicas {
