@@ -106,6 +106,23 @@ def test_impossible_sizes_are_refused_in_words(daemons: Callable[[str], Daemon])
     works(daemon.url(), "write -P 1 0 1M", "flush", "read -P 1 0 1M")
 
 
+@pytest.mark.parametrize("block_bytes", [512, 4096])
+def test_the_largest_volume_is_written_and_read_at_both_ends_and_over_a_kill(
+    daemons: Callable[[str], Daemon], block_bytes: int
+) -> None:
+    daemon = daemons("one")
+    size_bytes = 64 << 40
+    words = {"size_bytes": size_bytes, "logical_block_bytes": block_bytes}
+    daemon.ask("create_volume", volume="v", **words)
+    daemon.ask("open_head", volume="v", epoch=1, iqn=IQN)
+    end = size_bytes - 8192
+    works(daemon.url(), f"write -P 7 {end} 8k", "write -P 8 0 4k", "flush")
+    daemon.kill()
+    daemon.start()
+    daemon.ask("open_head", volume="v", epoch=2, iqn=IQN)
+    works(daemon.url(), f"read -P 7 {end} 8k", "read -P 8 0 4k", f"read -P 0 {end - 4096} 4k")
+
+
 def test_a_flood_of_logins_is_bounded_and_logged_and_who_is_in_goes_on(
     daemons: Callable[[str], Daemon],
 ) -> None:
