@@ -1,5 +1,6 @@
 //! The disk port on a directory of files.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +14,13 @@ use crate::threads::{Bell, Reading, Threads, Work};
 /// Threads that stand in for a ring: reads at depth, and the one commit in flight.
 const THREADS_WITHOUT_RING: usize = 8;
 
+/// Threads for large reads in many places, while others are under way.
+const SCATTER_THREADS: usize = 2;
+/// A read of as many bytes in as many pieces and more takes its time: the ring would copy one piece after the other while
+/// the engine's thread stands in its submission, and a kernel's worker for each piece would cost more than the piece.
+const SCATTERED_BYTES: usize = 512 * 1024;
+const SCATTERED_PIECES: usize = 16;
+
 /// How reads and writes are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
@@ -25,6 +33,9 @@ pub enum Method {
 pub struct FileDisk {
     // Dropped first: both wait for what is in progress before the files close.
     threads: Threads,
+    scatter: Threads,
+    /// Scattered reads whose results have not been taken, by token: the first of several is the ring's.
+    scattered: HashSet<u64>,
     ring: Option<Ring>,
     directory: Directory,
     bell: Arc<Bell>,
@@ -46,10 +57,13 @@ impl FileDisk {
             THREADS_WITHOUT_RING
         };
         let threads = Threads::new(path, count, Arc::clone(&bell));
+        let scatter = Threads::new(path, SCATTER_THREADS, Arc::clone(&bell));
         Ok(Self {
             directory,
             ring,
             threads,
+            scatter,
+            scattered: HashSet::new(),
             bell,
             failed: Vec::new(),
         })
@@ -101,6 +115,11 @@ fn filled_bytes(pieces: &[Piece], length: usize) -> usize {
     })
 }
 
+fn is_scattered(pieces: &[Piece]) -> bool {
+    let bytes: usize = pieces.iter().map(|piece| piece.length).sum();
+    pieces.len() >= SCATTERED_PIECES && bytes >= SCATTERED_BYTES
+}
+
 fn whole(data: &[u8]) -> Content {
     let data = data.to_vec();
     Box::new(move |write| write(&data))
@@ -118,7 +137,15 @@ impl Disk for FileDisk {
             DiskOperation::Read { pieces, buffer } => match self.reading(&pieces, buffer) {
                 Err(file) => self.failed.push(missing(file)),
                 Ok(read) => match &mut self.ring {
-                    Some(ring) => ring.read(token, read),
+                    Some(ring) if !is_scattered(&pieces) => ring.read(token, read),
+                    Some(ring) => {
+                        if self.scattered.is_empty() {
+                            ring.read(token, read);
+                        } else {
+                            self.scatter.submit(token, Work::Read(read));
+                        }
+                        self.scattered.insert(token);
+                    }
                     None => self.threads.submit(token, Work::Read(read)),
                 },
             },
@@ -163,17 +190,22 @@ impl Disk for FileDisk {
     }
 
     fn poll(&mut self, results: &mut Vec<DiskResult>) {
+        let before = results.len();
         results.append(&mut self.failed);
-        if let Some(ring) = &mut self.ring {
-            if !ring.poll(results) {
-                return;
+        let rung = self.ring.as_mut().is_none_or(|ring| ring.poll(results));
+        if rung {
+            self.bell.clear();
+            if let Some(ring) = &mut self.ring {
+                ring.rearm();
             }
-            self.bell.clear();
-            ring.rearm();
-        } else {
-            self.bell.clear();
+            self.threads.poll(results);
+            self.scatter.poll(results);
         }
-        self.threads.poll(results);
+        if !self.scattered.is_empty() {
+            for result in &results[before..] {
+                self.scattered.remove(&result.token);
+            }
+        }
     }
 
     fn wake_fd(&self) -> Option<i32> {
@@ -226,5 +258,56 @@ impl Disk for FileDisk {
 
     fn free_bytes(&mut self) -> Result<u64, DiskError> {
         self.directory.free_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nuage_journal::BLOCK_BYTES;
+
+    #[test]
+    fn scattered_reads_at_once_take_threads_and_one_alone_takes_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(SCATTERED_BYTES).collect();
+        std::fs::write(folder.path().join("places"), &bytes).unwrap();
+        let mut disk = FileDisk::open(folder.path(), Method::Best).unwrap();
+        if !disk.has_ring() {
+            return; // all reads are threads' work
+        }
+        let file = disk.open_now("places").unwrap();
+        // The first block lies last: no two neighbours.
+        let last = SCATTERED_BYTES - BLOCK_BYTES;
+        let places = (0..SCATTERED_BYTES).step_by(BLOCK_BYTES);
+        let pieces: Vec<Piece> = places
+            .map(|at| Piece {
+                file,
+                offset: u64::try_from(last - at).unwrap(),
+                length: BLOCK_BYTES,
+                at,
+            })
+            .collect();
+        let wanted: Vec<u8> = bytes.rchunks(BLOCK_BYTES).flatten().copied().collect();
+        let read = |disk: &mut FileDisk, tokens: std::ops::Range<u64>| {
+            for token in tokens.clone() {
+                let buffer = Vec::with_capacity(SCATTERED_BYTES);
+                let pieces = pieces.clone();
+                disk.submit(token, DiskOperation::Read { pieces, buffer });
+            }
+            let mut results = Vec::new();
+            while results.len() < tokens.clone().count() {
+                disk.poll(&mut results);
+            }
+            for result in results {
+                assert_eq!(result.outcome.unwrap(), wanted);
+            }
+            assert!(disk.scattered.is_empty());
+        };
+        read(&mut disk, 1..2);
+        read(&mut disk, 2..3);
+        assert!(!disk.scatter.have_begun());
+        read(&mut disk, 3..9);
+        assert!(disk.scatter.have_begun());
     }
 }

@@ -149,6 +149,11 @@ impl Threads {
         queue
     }
 
+    #[cfg(test)]
+    pub(crate) fn have_begun(&self) -> bool {
+        self.work.is_some()
+    }
+
     pub(crate) fn poll(&mut self, results: &mut Vec<DiskResult>) {
         results.extend(self.results.try_iter());
     }
