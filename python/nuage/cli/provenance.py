@@ -66,7 +66,7 @@ def trace_volume(session: Session, name: str, begin: str, end: str, iaas: str) -
             stay["segment"], f"#{stay['first_sequence']}–{stay['last_sequence']}", stay["node"],
             f"{stay['site']}, {stay['country']}",
             f"{stay['operator']} ({stay['operator_country']})", stay["disk"],
-            day(stay["since_s"]), day(stay["until_s"]) if stay["until_s"] else "now",
+            day(stay["since_s"]), day(stay["until_s"]) if stay["until_s"] else "no end told",
         )
         for stay in listed(answer, "stays")
     ]  # fmt: skip

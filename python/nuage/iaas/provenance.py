@@ -111,7 +111,10 @@ class HeldCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stay:
-    """A segment of a volume on one disk, from when to when; `until_s` None: it is there now."""
+    """A segment of a volume on one disk, from when to when; `until_s` None: no end was told.
+
+    It lies there now, or was lost with its disk: who could have told was lost with it.
+    """
 
     site: SiteId
     node: NodeId

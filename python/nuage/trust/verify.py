@@ -702,7 +702,7 @@ def _check_site(
     nodes = _nodes_of(site, x509.load_pem_x509_certificate(str(body["root"]).encode()))
     for entry in receipts:
         _check_proven(report, entry, head, nodes, body)
-    report.places += _told_places(site, [entry["receipt"] for entry in receipts])
+    report.places += _told_places(site, [entry["receipt"] for entry in receipts], body)
     refusal = _refusal_of(_inner(body, "contract"), site)
     if refusal and receipts:
         report.outside.append(f"{site_id}: {refusal}")
@@ -753,19 +753,19 @@ def _refusal_of(contract: Json, site: Json) -> str:
     return ""
 
 
-def _told_places(site: Json, receipts: Sequence[Json]) -> list[str]:
-    """Return a line for each IO-node: which segments it held, from when to when."""
+def _told_places(site: Json, receipts: Sequence[Json], body: Json) -> list[str]:
+    """Return a line for each IO-node: how many segments it held, by content, from when to when."""
     law = f"{site['place']}, {site['country']}, {site['operator']} ({site['operator_country']})"
     lines = []
     for node_id in sorted({str(receipt["node_id"]) for receipt in receipts}):
         own = [receipt for receipt in receipts if receipt["node_id"] == node_id]
-        latest = {str(r["segment"]): r["event"] == "expire" for r in own}
-        held, gone = set(latest), {segment for segment, is_gone in latest.items() if is_gone}
+        count = len({(str(r["segment"]), str(r["chain_hash"])) for r in own})
+        open_count = sum({str(r["segment"]): r["event"] != "expire" for r in own}.values())
         first, *_, last = sorted(int(str(r["time_ms"])) for r in (*own, *own))
-        since, end = (datetime.fromtimestamp(t // 1000, tz=UTC).isoformat() for t in (first, last))
-        left = "" if held.isdisjoint(gone) else f"{len(held - gone)} of them "
-        until = f"until {end}" if gone >= held else f"{left}to this day"
-        lines.append(f"{node_id} in {law}: {len(held)} segments since {since}, {until}")
+        times = first, int(str(body["time_ms"])) if open_count else last
+        since, end = (datetime.fromtimestamp(t // 1000, tz=UTC).isoformat() for t in times)
+        until = f"{open_count} of them with no end told by {end}" if open_count else f"until {end}"
+        lines.append(f"{node_id} in {law}: {count} segments since {since}, {until}")
     return lines
 
 

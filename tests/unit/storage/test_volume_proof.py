@@ -1,6 +1,7 @@
 """A volume's proof holds as it was made, and with any byte changed it does not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import cast
@@ -10,6 +11,7 @@ from tests.unit.storage.proof_makers import IAAS, VOLUME, SiteTrustOf, batch, ne
 
 from nuage.channel.identity import Identity
 from nuage.errors import NotFound
+from nuage.ionode.port import DaemonReceipt
 from nuage.ionode.receipts import Signer
 from nuage.storage.ledgers import LedgerShelf
 from nuage.trust.book import key_id_of, raw_key
@@ -100,17 +102,34 @@ def test_a_proof_holds_with_public_keys_alone(bench: Bench) -> None:
     assert any("lyon-io1 in Lyon, FR" in line for line in told_proof(report))
 
 
-def test_how_many_segments_are_still_at_a_place_is_told(bench: Bench) -> None:
+def test_how_many_segments_have_no_end_is_told_as_of_when_the_proof_was_made(bench: Bench) -> None:
     def places() -> list[str]:
         told = told_proof(verify_proof(bench.document()))
-        return [line.rpartition(", ")[2] for line in told if "segments since" in line]
+        return [line.partition(" in ")[2] for line in told if "segments since" in line]
 
-    assert places() == ["4 of them to this day"] * 2
+    def take(*receipts: DaemonReceipt) -> None:
+        for shelf, (sender, signer) in zip(bench.shelves, bench.nodes.values(), strict=True):
+            shelf.take(sender, batch(signer, *receipts))
+
+    def ends(text: str) -> bool:
+        since = "segments since 2027-01-15T08:00:00+00:00"
+        count, _, until = text.partition("|")
+        found = places()
+        return len(found) == 2 and all(
+            place.endswith(f": {count} {since}, {until}") for place in found
+        )
+
+    asked = "of them with no end told by 1970-01-01T00:00:00+00:00"
+    assert ends(f"5|4 {asked}"), places()
     bench.grow()
-    assert places() == ["9 of them to this day"] * 2
-    for shelf, (sender, signer) in zip(bench.shelves, bench.nodes.values(), strict=True):
-        shelf.take(sender, batch(signer, noted(20, segment=1)))
-    assert places() == ["to this day"] * 2, "the first is there again"
+    assert ends(f"10|9 {asked}"), places()
+    take(noted(20, segment=1))
+    assert ends(f"10|10 {asked}"), "the first is there again"
+    take(replace(noted(21, segment=2), chain="f" * 64))
+    assert ends(f"11|10 {asked}"), "the disk was lost, and the number came again"
+    take(*(noted(30 + n, act="expired", segment=n) for n in (1, *range(3, 6), *range(7, 12))))
+    take(replace(noted(50, act="expired", segment=2), chain="f" * 64))
+    assert ends("11|until 2027-01-15T08:00:00+00:00"), places()
 
 
 def test_no_byte_can_be_changed(bench: Bench) -> None:
