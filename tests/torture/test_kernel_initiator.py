@@ -39,7 +39,7 @@ LOGIN_SETTINGS = {
 }
 # A refused login is told at once, but repeated by default for minutes.
 ONE_TRY = {"node.session.initial_login_retry_max": "1"}
-# The product's targets ask who comes, and are not asked.
+# An attachment without --mutual: the target asks who comes, and is not asked.
 ONE_SIDED = {"node.session.auth.username_in": "", "node.session.auth.password_in": ""}
 
 

@@ -34,7 +34,17 @@ def tell_paths(paths: list[Row]) -> None:
 def tell_access(access: Row) -> None:
     """Print how a host logs in, as facts and as commands of open-iscsi and multipath-tools."""
     paths = listed(access, "paths")
-    print_facts((name, access[name]) for name in ("iqn", "initiator", "user", "secret"))
+    facts = [(name, access[name]) for name in ("iqn", "initiator", "user", "secret")]
+    proof: list[tuple[str, object]] = []
+    if access.get("target_user"):
+        facts += [
+            (name.replace("_", " "), access[name]) for name in ("target_user", "target_secret")
+        ]
+        proof = [
+            ("node.session.auth.username_in", access["target_user"]),
+            ("node.session.auth.password_in", access["target_secret"]),
+        ]
+    print_facts(facts)
     tell_paths(paths)
     click.echo("\n# on the host")
     click.echo(f"echo InitiatorName={access['initiator']} > /etc/iscsi/initiatorname.iscsi")
@@ -46,6 +56,7 @@ def tell_access(access: Row) -> None:
         ("node.session.auth.authmethod", "CHAP"),
         ("node.session.auth.username", access["user"]),
         ("node.session.auth.password", access["secret"]),
+        *proof,
         ("node.session.timeo.replacement_timeout", "5"),
         ("node.startup", "automatic"),
     ):

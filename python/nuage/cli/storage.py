@@ -213,6 +213,13 @@ def _copy_row(copy: Row) -> tuple[object, ...]:
     return (*cells, *(f"{more}{cell}" for cell in lag))
 
 
+def _told_host(volume: Row) -> str:
+    if not volume["host"]:
+        return ""
+    host = inner(volume, "host")
+    return f"{host['initiator']}{', mutual CHAP' if host.get('mutual') else ''}"
+
+
 def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tuple[str, object]]:
     return [
         ("volume", f"{volume['name']}  {answer['id']}"),
@@ -220,7 +227,7 @@ def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tup
         ("failure", volume["failure"]),
         ("size", format_size(int(str(volume["size_bytes"])))),
         ("attached", machines.get(volume["vm_id"], volume["vm_id"])),
-        ("host", inner(volume, "host")["initiator"] if volume["host"] else ""),
+        ("host", _told_host(volume)),
         ("target", volume["iqn"] if volume["host"] else ""),
         ("head", f"{volume['head']}, epoch {volume['epoch']}"),
         ("without", ", ".join(str(node) for node in listed(volume, "without"))),
@@ -509,9 +516,12 @@ def rollback_volume(
 @click.argument("name")
 @click.argument("vm", default="")
 @click.option("--initiator", default="", metavar="IQN", help="To a host outside, by its name.")
+@click.option("--mutual", is_flag=True, help="The target proves itself to the host, too.")
 @iaas_option
 @pass_session
-def attach_volume(session: Session, name: str, vm: str, initiator: str, iaas: str) -> None:
+def attach_volume(
+    session: Session, name: str, vm: str, initiator: str, mutual: bool, iaas: str
+) -> None:
     """Give a free volume to a VM, or to a host outside, which is told how to log in.
 
     A host has a path to each copy: it goes on by another when the head moves. Told again, the
@@ -520,8 +530,11 @@ def attach_volume(session: Session, name: str, vm: str, initiator: str, iaas: st
     path = f"{_volumes(session, iaas)}/{name}"
     if bool(vm) == bool(initiator):
         raise InvalidRequest("give a VM, or --initiator and a host's iSCSI name", field="vm")
+    if mutual and not initiator:
+        raise InvalidRequest("--mutual goes with --initiator", field="mutual")
     if initiator:
-        answer = session.client.call("POST", f"{path}/host", {"initiator": initiator})
+        body = {"initiator": initiator, **({"mutual": True} if mutual else {})}
+        answer = session.client.call("POST", f"{path}/host", body)
         if not answered(session, answer):
             tell_access(row_of(answer))
         return

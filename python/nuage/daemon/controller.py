@@ -63,7 +63,7 @@ from nuage.iaas.movement import (
 )
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Distrust, Site
-from nuage.iaas.wishes import WishContext, host_login
+from nuage.iaas.wishes import WishContext, host_login, target_login
 from nuage.ids import NodeId, RackId, SiteId, VmId
 from nuage.model.desired import ChapWish, IonodeReport, VnodeReport
 from nuage.model.identity import User
@@ -269,6 +269,7 @@ class Controller:
             ledgers=self._ledgers,
             keyring=Keyring(self._secrets.secrets),
             host_login=self._host_login,
+            target_login=self._target_login,
             is_revoked=self._trust.is_revoked,
         )
         self._local.serve(self.site)
@@ -314,6 +315,9 @@ class Controller:
 
     def _host_login(self, volume: Volume) -> ChapWish:
         return host_login(self._secrets.secrets, volume, self._keys.generations()[0])
+
+    def _target_login(self, volume: Volume) -> ChapWish | None:
+        return target_login(self._secrets.secrets, volume, self._keys.generations()[0])
 
     def _wish_context(self) -> WishContext:
         return WishContext(

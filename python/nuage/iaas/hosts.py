@@ -4,7 +4,7 @@ A host has a path to each copy's IO-node. By one it reads and writes: there the 
 show the disk and serve once the head has come there, which the host hears by ALUA (SPC-4 §5.15).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nuage.errors import Conflict, InvalidRequest
@@ -25,11 +25,16 @@ INITIATOR_PREFIXES: Final = ("iqn.", "eui.", "naa.")
 
 @dataclass(frozen=True, slots=True)
 class AttachHost:
-    """Give a volume to a host outside, by the name of its iSCSI initiator."""
+    """Give a volume to a host outside, by the name of its iSCSI initiator.
+
+    `mutual`: the target shall prove itself to the host, too. A host that has the volume gets it so
+    by asking again, and is without it again under its next attachment.
+    """
 
     iaas: str
     volume: str
     initiator: str
+    mutual: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +53,17 @@ class VolumePath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostAccess:
-    """How a host logs in, by one name and secret at all portals of one target."""
+    """How a host logs in, by one name and secret at all portals of one target.
+
+    By `target_user` and `target_secret` the target proves itself to a host that asks; "": not.
+    """
 
     iqn: str
     initiator: str
     user: str
-    secret: str
+    secret: str = field(repr=False)
+    target_user: str
+    target_secret: str = field(repr=False)
     paths: tuple[VolumePath, ...]
 
 
@@ -70,17 +80,24 @@ async def attach_host(site: Site, _principal: Principal, body: AttachHost) -> Ho
     if volume.host is None or volume.host.initiator != initiator:
         require_free(site, volume)
         require_key(site, volume.iaas_id)
-        host = OutsideHost(initiator=initiator, login=new_id("host", site.entropy))
+        login_id = new_id("host", site.entropy)
+        host = OutsideHost(initiator=initiator, login=login_id, mutual=body.mutual)
         volume = replace(volume, host=host)
         await site.save(volume)
         text = f"{volume.name} is given to the host {initiator}"
         site.announce("volume", volume.volume_id, "attached", text)
+    elif body.mutual and not volume.host.mutual:
+        volume = replace(volume, host=replace(volume.host, mutual=True))
+        await site.save(volume)
     login = site.host_login(volume)
+    own = site.target_login(volume)
     return HostAccess(
         iqn=volume.iqn,
         initiator=initiator,
         user=login.user,
         secret=login.secret,
+        target_user="" if own is None else own.user,
+        target_secret="" if own is None else own.secret,
         paths=paths_of(site.index, volume),
     )
 

@@ -258,7 +258,8 @@ class Site:
     given to ports whose write is on its way to the disk. `ledgers` are where this site notes
     what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
     new VMs whose decision is not written down yet. `host_login` tells how the host that has a
-    volume logs in. `is_revoked` tells whether a datacenter is believed no more.
+    volume logs in, `target_login` by what its target proves itself to it, if it shall. `is_revoked`
+    tells whether a datacenter is believed no more.
     `heads_seen` is what heads said last, `ionodes_seen` what this site's IO-nodes did, and
     `drops_told` the last day (since 1970) on which a volume's early loss of history was announced,
     `waits_told` for which copies a volume's writes were last said to wait, `anew_told` which of
@@ -287,6 +288,7 @@ class Site:
     confirm_off: Callable[[Node, str], Awaitable[None]] | None = None
     distrust: Distrust | None = None
     host_login: Callable[[Volume], ChapWish] = field(default=_no_login)
+    target_login: Callable[[Volume], ChapWish | None] = field(default=_no_login)
     is_revoked: Callable[[SiteId], bool] = field(default=lambda _site_id: False)
     volume_places: VolumePlaces = field(default_factory=VolumePlaces)
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)

@@ -102,6 +102,11 @@ class WishContext:
     kept: KeptWishes = field(default_factory=KeptWishes)
 
 
+def _derived(secrets: SharedSecrets, user: str, generation: int) -> ChapWish:
+    digest = hmac.digest(secrets.of(generation), f"chap:{user}".encode(), "sha256")
+    return ChapWish(user=user, secret=digest.hex()[:CHAP_SECRET_CHARS])
+
+
 def chap_login(
     secrets: SharedSecrets, volume_id: VolumeId, epoch: int, generation: int = 0
 ) -> ChapWish:
@@ -111,16 +116,25 @@ def chap_login(
     generation (`fabric_keys`): what a node or a datacenter that was revoked knew opens nothing.
     """
     user = f"{volume_id}.{epoch}" + (f".{generation}" if generation else "")
-    digest = hmac.digest(secrets.of(generation), f"chap:{user}".encode(), "sha256")
-    return ChapWish(user=user, secret=digest.hex()[:CHAP_SECRET_CHARS])
+    return _derived(secrets, user, generation)
 
 
 def host_login(secrets: SharedSecrets, volume: Volume, generation: int = 0) -> ChapWish:
     """Return how the host that has a volume logs in; as for a VM, but under its attachment."""
     assert volume.host is not None, "asked of volumes that a host has"
     user = f"{volume.volume_id}.{volume.host.login}" + (f".{generation}" if generation else "")
-    digest = hmac.digest(secrets.of(generation), f"chap:{user}".encode(), "sha256")
-    return ChapWish(user=user, secret=digest.hex()[:CHAP_SECRET_CHARS])
+    return _derived(secrets, user, generation)
+
+
+def target_login(secrets: SharedSecrets, volume: Volume, generation: int = 0) -> ChapWish | None:
+    """Return by what the target proves itself to the volume's host; None: to nobody.
+
+    It must be another secret than the host's (RFC 7143 §9.2.1).
+    """
+    if volume.host is None or not volume.host.mutual:
+        return None
+    user = f"target.{host_login(secrets, volume, generation).user}"
+    return _derived(secrets, user, generation)
 
 
 def vnode_wish(
@@ -519,6 +533,7 @@ def _head_wish(context: WishContext, volume: Volume) -> HeadWish | None:
         chap=_initiators(context, volume),
         initiators=() if volume.host is None else (volume.host.initiator,),
         groups=() if volume.host is None else _port_groups(volume, volume.head),
+        chap_own=_own_login(context, volume),
         image_sha256="" if image is None else image.sha256,
         limits=within(volume.limits, LIMITS_OF_CLASS[contract.qos_class]),
         rpo=contract.rpo,
@@ -545,6 +560,7 @@ def _path_wish(context: WishContext, volume: Volume, node_id: NodeId) -> PathWis
         chap=_initiators(context, volume),
         initiators=(volume.host.initiator,),
         groups=groups,
+        chap_own=_own_login(context, volume),
     )
 
 
@@ -556,6 +572,11 @@ def _port_groups(volume: Volume, own: NodeId) -> tuple[PortGroup, ...]:
         PortGroup(tag, PathState.OPTIMIZED if tag == serving else PathState.STANDBY) for tag in tags
     ]
     return tuple(sorted(groups, key=lambda group: group.tag != portal_group_of(own)))
+
+
+def _own_login(context: WishContext, volume: Volume) -> ChapWish | None:
+    """Return the target's own login: under the new keys at once, since it can have but one."""
+    return target_login(context.secrets, volume, context.key_generations()[0])
 
 
 def _initiators(context: WishContext, volume: Volume) -> tuple[ChapWish, ...]:

@@ -399,7 +399,7 @@ class FakeDaemon:
         head = self._heads.get(wish.volume_id)
         if head is None:
             raise NotFound("head", wish.volume_id)
-        head.wish = replace(head.wish, chap=wish.chap, groups=wish.groups)
+        head.wish = replace(head.wish, chap=wish.chap, chap_own=wish.chap_own, groups=wish.groups)
         head.initiators = _users(wish)
 
     async def stand_by(self, wish: PathWish) -> None:

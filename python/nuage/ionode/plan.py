@@ -186,4 +186,5 @@ def _head_acts(
 
 
 def _terms(wish: HeadWish) -> tuple[object, ...]:
-    return wish.chap, wish.initiators, wish.groups, wish.limits, wish.rpo, wish.bound
+    login = wish.chap, wish.chap_own, wish.initiators, wish.groups
+    return *login, wish.limits, wish.rpo, wish.bound

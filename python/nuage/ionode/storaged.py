@@ -590,6 +590,7 @@ class StoragedDaemon:
             **({"position": wish.position} if wish.replicas else {}),
             iqn=wish.iqn,
             chap=_chap(wish.chap),
+            chap_own=_chap_own(wish),
             initiators=list(wish.initiators),
             ack="memory",
             limits=_limits(wish.limits),
@@ -614,8 +615,10 @@ class StoragedDaemon:
 
     async def set_initiators(self, wish: HeadWish) -> None:
         """Let exactly the wish's initiators in, and tell them of their paths."""
-        names = list(wish.initiators)
-        await self._ask("set_chap", volume=wish.volume_id, chap=_chap(wish.chap), initiators=names)
+        await self._ask(
+            "set_chap", volume=wish.volume_id, chap=_chap(wish.chap), chap_own=_chap_own(wish),
+            initiators=list(wish.initiators),
+        )  # fmt: skip
         if wish.groups:
             own, groups = _port_groups(wish.groups)
             await self._ask("set_port_groups", volume=wish.volume_id, own=own, groups=groups)
@@ -625,7 +628,7 @@ class StoragedDaemon:
         own, groups = _port_groups(wish.groups)
         await self._ask(
             "stand_by", volume=wish.volume_id, iqn=wish.iqn, chap=_chap(wish.chap),
-            initiators=list(wish.initiators), own=own, groups=groups,
+            chap_own=_chap_own(wish), initiators=list(wish.initiators), own=own, groups=groups,
         )  # fmt: skip
 
     async def end_standby(self, volume_id: VolumeId) -> None:
@@ -746,7 +749,15 @@ def _moment(moment: Moment) -> Json:
 
 
 def _chap(logins: tuple[ChapWish, ...]) -> list[dict[str, str]]:
-    return [{"name": chap.user, "secret": chap.secret} for chap in logins]
+    return [_credential(login) for login in logins]
+
+
+def _chap_own(wish: HeadWish | PathWish) -> dict[str, str] | None:
+    return None if wish.chap_own is None else _credential(wish.chap_own)
+
+
+def _credential(login: ChapWish) -> dict[str, str]:
+    return {"name": login.user, "secret": login.secret}
 
 
 def _port_groups(groups: tuple[PortGroup, ...]) -> tuple[int, list[Json]]:

@@ -193,10 +193,10 @@ class ReplicaPeer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChapWish:
-    """An initiator that may log in to a volume's target."""
+    """A name and secret of CHAP: an initiator's that may log in, or the target's own."""
 
     user: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 class PathState(Enum):
@@ -230,8 +230,8 @@ class HeadWish:
     `rpo` binds the copies on the nodes `bound`: not those that are still being filled.
     `accepts_loss`: the owner's word to go on with what the copies have, though it is not all.
     `former`: whom the head must hear besides, once after the set of copies was changed.
-    `initiators`: who else is let in by name, empty: whoever knows a secret. `groups` are the paths
-    that a host has, this one first.
+    `initiators`: who else is let in by name, empty: whoever knows a secret. `chap_own`: by what the
+    target proves itself to a host. `groups` are the paths that a host has, this one first.
     """
 
     volume_id: VolumeId
@@ -250,6 +250,7 @@ class HeadWish:
     former: FormerSet | None = None
     initiators: tuple[str, ...] = ()
     groups: tuple[PortGroup, ...] = ()
+    chap_own: ChapWish | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +267,7 @@ class PathWish:
     chap: tuple[ChapWish, ...]
     initiators: tuple[str, ...]
     groups: tuple[PortGroup, ...]
+    chap_own: ChapWish | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,11 +35,13 @@ class ReplicaPlace:
 class OutsideHost:
     """A host that is no VM and uses a volume: its iSCSI name, and under which name it logs in.
 
-    Its secret derives from `login` as those of VMs do; another `login` is another secret.
+    Its secret derives from `login` as those of VMs do; another `login` is another secret. With
+    `mutual` the target has a secret of its own, too, and proves itself to a host that asks.
     """
 
     initiator: str
     login: str
+    mutual: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

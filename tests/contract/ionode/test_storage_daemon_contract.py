@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -274,6 +275,42 @@ async def test_initiators_can_be_changed_while_the_head_serves(bench: Bench) -> 
         await bench.daemon.set_initiators(changed)
     (head,) = (await bench.daemon.seen()).heads
     assert head.epoch == HEAD.epoch
+
+
+async def test_a_target_proves_itself_by_its_own_secret_and_an_initiator_refuses_another(
+    bench: Bench,
+) -> None:
+    own = ChapWish(user=f"target.{VOLUME}.1", secret="fedcba9876543210")
+    await bench.daemon.create(REPLICA)
+    await opened(bench.daemon, replace(HEAD, chap_own=own))
+    if bench.real is None or shutil.which("iscsi-readcapacity16") is None:
+        return
+    url = f"iscsi://{bench.real.portal}/{HEAD.iqn}/0"
+
+    async def is_trusted(proof: ChapWish) -> bool:
+        (login,) = HEAD.chap
+        secrets = {
+            "LIBISCSI_CHAP_USERNAME": login.user,
+            "LIBISCSI_CHAP_PASSWORD": login.secret,
+            "LIBISCSI_CHAP_TARGET_USERNAME": proof.user,
+            "LIBISCSI_CHAP_TARGET_PASSWORD": proof.secret,
+        }
+        command = ("iscsi-readcapacity16", url)
+        process = await asyncio.create_subprocess_exec(
+            *command, env=os.environ | secrets, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        told, _ = await process.communicate()
+        assert b"SECNEG" in told or b"uthentication" in told or process.returncode == 0, told
+        return process.returncode == 0
+
+    assert await is_trusted(own)
+    assert not await is_trusted(replace(own, secret="0f0f0f0f0f0f0f0f"))
+    another = replace(own, secret="a9a9a9a9a9a9a9a9")
+    await bench.daemon.set_initiators(replace(HEAD, chap_own=another))
+    assert not await is_trusted(own)
+    assert await is_trusted(another)
+    await bench.daemon.set_initiators(HEAD)
+    assert not await is_trusted(another), "a target without a secret of its own proves nothing"
 
 
 async def test_a_path_without_head_is_shown_until_its_head_opens_or_it_is_ended(

@@ -104,6 +104,13 @@ async def test_a_hosts_volume_from_creation_to_deletion(
     await federation.settle()
     _, again = await federation.ask("POST", f"{data}/host", host, who="tenant")
     assert again["result"]["secret"] == given["result"]["secret"]
+    assert given["result"]["target_secret"] == ""
+    mutual = host | {"mutual": True}
+    _, proven = await federation.ask("POST", f"{data}/host", mutual, who="tenant")
+    assert proven["result"]["secret"] == given["result"]["secret"]
+    assert len(proven["result"]["target_secret"]) == 32
+    _, again = await federation.ask("POST", f"{data}/host", host, who="tenant")
+    assert again["result"]["target_secret"] == proven["result"]["target_secret"]
     _, paths = await federation.ask("GET", f"{data}/paths", who="user")
     assert [path["state"] for path in paths["result"]] == ["active/optimized", "standby"]
     other = {"initiator": "iqn.2026-01.org.example:other"}
@@ -112,6 +119,7 @@ async def test_a_hosts_volume_from_creation_to_deletion(
     assert (await federation.ask("POST", f"{data}/detach", who="tenant"))[0] == 200
     _, anew = await federation.ask("POST", f"{data}/host", host, who="tenant")
     assert anew["result"]["secret"] != given["result"]["secret"]
+    assert anew["result"]["target_secret"] == ""
     await federation.ask("POST", f"{data}/detach", who="tenant")
     await federation.settle()
     assert (await federation.ask("DELETE", data, who="tenant"))[0] == 200

@@ -49,7 +49,7 @@ from nuage.iaas.movement import (
 from nuage.iaas.removal import VOLUME_LEFT_METHOD, VolumeLeft, volume_left
 from nuage.iaas.site import Site
 from nuage.iaas.templates import Templates
-from nuage.iaas.wishes import WishContext, host_login
+from nuage.iaas.wishes import WishContext, host_login, target_login
 from nuage.ids import NodeId, SiteId, UserId, VmId
 from nuage.model.desired import IonodeReport, VnodeReport
 from nuage.model.identity import Grant, Role
@@ -385,6 +385,7 @@ class SimSite:
             age_of=self.age_of,
             entropy=self.entropy,
             host_login=lambda volume: host_login(SECRETS, volume),
+            target_login=lambda volume: target_login(SECRETS, volume),
         )
         local.serve(self.site)
         self._wire_decisions()

@@ -1,6 +1,7 @@
 """A host that is no VM has a path to each copy: a controller's wishes, agents, real daemons."""
 
 import asyncio
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tests.system.storage_front.host_paths import (
 )
 from tests.system.storage_front.storage_front_daemon import MIB, Daemon, need
 
-from nuage.iaas.wishes import host_login
+from nuage.iaas.wishes import host_login, target_login
 from nuage.model.contract import AckPolicy, JournalRule
 from nuage.model.volume import Volume, VolumeState
 
@@ -76,6 +77,38 @@ async def test_a_hosts_other_path_serves_once_the_heads_node_is_lost(
     assert not await act(second, "read 0 4k", initiator="iqn.2026-01.org.example:another")
     assert not await act(second, "read 0 4k", login="host-2")
     assert head.log.count("iscsi_login_refused") >= 2
+
+
+async def test_a_host_is_shown_the_targets_proof_on_every_path_once_its_attachment_is_mutual(
+    controller: Controller,
+) -> None:
+    need("iscsi-inq")
+    portals = await controller.until("active/optimized", "standby", "standby")
+    mutual = replace(controller.volume, host=replace(HOST, mutual=True))
+    login, own = host_login(SECRETS, mutual), target_login(SECRETS, mutual)
+    assert own is not None
+
+    async def is_trusted(portal: str, secret: str = own.secret) -> bool:
+        secrets = {
+            "LIBISCSI_CHAP_USERNAME": login.user,
+            "LIBISCSI_CHAP_PASSWORD": login.secret,
+            "LIBISCSI_CHAP_TARGET_USERNAME": own.user,
+            "LIBISCSI_CHAP_TARGET_PASSWORD": secret,
+        }
+        process = await asyncio.create_subprocess_exec(
+            "iscsi-inq", "-i", HOST.initiator, f"iscsi://{portal}/{IQN}/0",
+            env=os.environ | secrets, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        told, _ = await process.communicate()
+        return process.returncode == 0 or b"NOT READY" in told  # logged in where no head is
+
+    assert not [portal for portal in portals if await is_trusted(portal)]
+    controller.save(mutual)
+    async with asyncio.timeout(PATIENCE_S):
+        for portal in portals:
+            while not await is_trusted(portal):
+                await controller.step()
+    assert not [portal for portal in portals if await is_trusted(portal, "0" * 32)]
 
 
 async def test_a_host_that_has_the_volume_no_more_is_shown_it_nowhere(

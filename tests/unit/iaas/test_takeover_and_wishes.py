@@ -14,6 +14,7 @@ from nuage.iaas.wishes import (
     chap_login,
     host_login,
     ionode_wish,
+    target_login,
     vnode_wish,
 )
 from nuage.ids import IaasId, NodeId, RequestId, SiteId, VmId, VolumeId
@@ -270,6 +271,7 @@ def test_a_host_outside_has_a_path_by_each_copy_and_hears_which_serves() -> None
         (daemon,) = ionode_wish(context(index), NodeId(name), 1).daemons
         (path,) = daemon.paths
         assert (path.chap, path.initiators, path.iqn) == (head.chap, head.initiators, head.iqn)
+        assert path.chap_own is None
         assert path.groups[0] == PortGroup(portal_group_of(NodeId(name)), PathState.STANDBY)
         assert set(path.groups) == set(head.groups)
     assert head.groups[0] == PortGroup(portal_group_of(NodeId("m-io")), PathState.OPTIMIZED)
@@ -281,12 +283,33 @@ def test_a_host_outside_has_a_path_by_each_copy_and_hears_which_serves() -> None
     assert PortGroup(portal_group_of(NodeId("l-io")), PathState.OPTIMIZED) in daemon.paths[0].groups
 
 
+def test_a_target_proves_itself_by_a_secret_of_its_own_on_every_path_and_by_new_keys_at_once() -> (
+    None
+):
+    host = OutsideHost(initiator="iqn.h", login="a", mutual=True)
+    given = replace(volume(1, places=PLACES), host=host)
+    secrets = SharedSecrets({0: b"k" * 32, 1: b"n" * 32})
+    index = index_of(given)
+    rolling = replace(context(index), secrets=secrets, key_generations=lambda: (1, 0))
+    wishes = [ionode_wish(rolling, NodeId(name), 1).daemons[0] for name in ("l-io", "r-io")]
+    owns = {path.chap_own for wish in wishes for path in wish.paths}
+    assert owns == {target_login(secrets, given, 1)}
+    (own,) = owns
+    assert own is not None
+    logins = [host_login(secrets, given, generation) for generation in (1, 0)]
+    assert own.secret not in {login.secret for login in logins}
+    assert own != target_login(secrets, given, 0)
+    assert own.secret not in repr(wishes)
+    assert logins[0].secret not in repr(wishes)
+
+
 def test_an_attachment_has_a_secret_of_its_own_and_a_vms_volume_no_second_path() -> None:
     secrets = SharedSecrets({0: b"k" * 32})
     one, two = (
         replace(volume(1), host=OutsideHost(initiator="iqn.h", login=login)) for login in "ab"
     )
     assert host_login(secrets, one).secret != host_login(secrets, two).secret
+    assert target_login(secrets, one) is None
     index = index_of(running(), volume(1, places=PLACES, vm_id="vm-1"), decision("marne"))
     assert ionode_wish(context(index), NodeId("l-io"), 1).daemons[0].paths == ()
 
