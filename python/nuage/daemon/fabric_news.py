@@ -23,6 +23,7 @@ _FABRIC: Final = {
     FabricNews.NEIGHBOUR_FLOODING: "brings more control messages than are read",
     FabricNews.NICKNAME_CHANGED: "this node's nickname changed",
     FabricNews.MTU_TOO_SMALL: "does not carry frames as long as promised",
+    FabricNews.MTU_ENOUGH: "carries frames as long as promised again",
     FabricNews.SECOND_NEIGHBOUR: "brings messages of a second RBridge, which is ignored",
     FabricNews.LSP_OVERFLOW: "this node has more to say than fits",
     FabricNews.NEIGHBOUR_RESTARTED: "its neighbour began anew",

@@ -138,9 +138,10 @@ def _trunk(
 
 def narrowness(seen: NeighbourView | None) -> str:
     """Say what is wrong with a trunk that carries Hellos and not what a PDU may have."""
-    if seen is None or seen.state != AdjacencyState.TWO_WAY.value:
+    if seen is None or not (seen.narrow or seen.state == AdjacencyState.TWO_WAY.value):
         return ""
-    return f"Hellos pass, {PDU_BYTES_MAX} bytes do not: the path's MTU is less than promised"
+    what = f"Hellos pass, {PDU_BYTES_MAX} bytes do not: the path's MTU is less than promised"
+    return f"{what}; used where there is no other way" if seen.narrow else what
 
 
 def _driver(fabric: Fabric, driver: str, number: PortNumber) -> str:

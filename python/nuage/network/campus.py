@@ -41,17 +41,22 @@ from nuage.network.software_plane import Sent, SoftwarePlane
 
 ACCESS_PORTS_FROM = 1000
 METRICS = (1000, 2000, 4000)
+LONG_BYTES = 1000  # more than a Hello has, less than a probe of the path's MTU
 
 
 @dataclass(slots=True)
 class Cable:
-    """A link between two (node, port) ends. `lost`: swallows all silently; `cut`: no carrier."""
+    """A link between two (node, port) ends. `lost`: swallows all silently; `cut`: no carrier.
+
+    `long_lost`: the share of frames longer than `LONG_BYTES` that it swallows silently.
+    """
 
     a: tuple[int, PortNumber]
     b: tuple[int, PortNumber]
     delay_s: float
     lost: bool = False
     cut: bool = False
+    long_lost: float = 0.0
 
 
 @dataclass(slots=True)
@@ -239,7 +244,8 @@ class Campus:
         self.at(self.now_s + cable.delay_s, lambda: self._arrive(cable, other, frame))
 
     def _arrive(self, cable: Cable, end: tuple[int, PortNumber], frame: bytes) -> None:
-        if cable.lost or cable.cut:
+        too_long = len(frame) > LONG_BYTES and self.prng.random() < cable.long_lost
+        if cable.lost or cable.cut or too_long:
             self.frames["lost"] += 1
             return
         number, port = end

@@ -8,6 +8,10 @@ holding time, BFD going Down after it was Up, loss of carrier. All reset the han
 echoes (`echo`) that come back no more: they find a dead link long before BFD, which runs slowly
 beside them.
 
+In Report the path is tested on, beside Hellos, so that it wakes nobody. When it carries Hellos but
+no probes any more, the adjacency is `narrow`: it stays, with the largest metric, for what fits and
+has no other way. One that carried them in this life or the last comes up so as well.
+
 A neighbour whose daemon is dead while its plane forwards on is told from a dead link by echoes,
 which its *plane* sends back. Hellos or BFD silent and echoes alive is a restart: the adjacency
 stays in Report for `GRACE_S`, and the Hellos of the new life, which do not list us, do not end it.
@@ -47,6 +51,12 @@ MTU_PROBE_INTERVAL_S: Final = 0.3
 MTU_PROBE_TRIES_MAX: Final = 3  # RFC 7177 §5: then the link is held not to carry that size
 GRACE_S: Final = 120.0  # how long a neighbour may take to restart
 MTU_RETRY_S: Final = 10.0  # and is asked again, somebody may have repaired it
+MTU_PROBE_HELLOS: Final = (9, 14)  # in Report: beside one Hello of so many, about every 30 s
+# Then beside each Hello, a second apart, until one is answered. Where each frame is lost at 10 %,
+# 1 - 0.9² = 19 % of probes stay unanswered, ten in a row at 0.19¹⁰ = 6e-8, and a row may begin a
+# million times a year: once in 16 years. Queues full of guests' frames must lose all for 9 s.
+MTU_LOST_MAX: Final = 10
+MTU_SPACE_S: Final = 0.7  # a round trip, and a Hello that comes early is no probe lost
 HELLO_EARLY_S: Final = 0.15  # when we are awake anyway
 BFD_TIMERS: Final = BfdTimers(interval_us=3_000_000)  # RFC 5880 §6.8.9: slow beside echoes
 BFD_YOURS: Final = slice(50, 54)  # "your discriminator" in a one-hop channel frame
@@ -117,6 +127,8 @@ class Circuit:
         self.neighbour_nickname = NICKNAME_UNKNOWN
         self.carrier = True
         self.mtu_tested_bytes: int | None = None
+        self.narrow = self._narrow_told = False
+        self.carried = False  # what is promised, once: then it may come up narrow
         self.bfd: BfdSession | None = None
         self._bfd_was_up = False
         self._echo: EchoWatch | None = None
@@ -129,6 +141,8 @@ class Circuit:
         self._next_hello_s = now_s
         self._probe_count = 0
         self._next_probe_s: float | None = None
+        self._probed_s = float("-inf")
+        self._hellos_to_probe = 0
         self._probe_id = b""
         self._rest_until_s = self._due_s = float("-inf")  # echoes apart; -inf: work it out
 
@@ -168,7 +182,23 @@ class Circuit:
         if self._grace_until_s is not None:
             return self._follow_grace(now_s)
         self._follow_three_way(now_s)
+        # Not before it speaks: a neighbour that is away answers no probes either.
+        if self.state is AdjacencyState.REPORT and self._probe_count > MTU_LOST_MAX:
+            self._become_narrow()
         return self._change(before, "hello")
+
+    def _become_narrow(self) -> None:
+        self.narrow, self.mtu_tested_bytes = True, None
+
+    def narrow_is_news(self) -> bool:
+        """Tell, once, that `narrow` has changed while the adjacency stands."""
+        is_news, self._narrow_told = self.narrow != self._narrow_told, self.narrow
+        return is_news
+
+    @property
+    def metric(self) -> int:
+        """Return what the way over this trunk costs."""
+        return METRIC_MAX if self.narrow else self.trunk.metric
 
     @property
     def restarting(self) -> bool:
@@ -186,6 +216,7 @@ class Circuit:
     def _begin_grace(self, now_s: float) -> None:
         self._grace_until_s = now_s + GRACE_S
         self._hold_until_s = self._grace_until_s
+        self._probe_count = 0
         self.bfd, self._bfd_was_up = None, False
 
     def _follow_grace(self, now_s: float) -> AdjacencyChange | None:
@@ -277,11 +308,13 @@ class Circuit:
 
     def mtu_ack(self, probe_id: bytes, size_bytes: int) -> AdjacencyChange | None:
         """Take an acknowledgement of an MTU probe."""
-        if self.state is not AdjacencyState.TWO_WAY or probe_id != self._probe_id:
+        if not self._probe_count or probe_id != self._probe_id:
             return None
         self._stir()
         self.mtu_tested_bytes = size_bytes
-        self._next_probe_s = None
+        self.narrow, self.carried = False, True
+        self._probe_count, self._next_probe_s = 0, None
+        self._hellos_to_probe = self._prng.randrange(*MTU_PROBE_HELLOS)
         before, self.state = self.state, AdjacencyState.REPORT
         return self._change(before, "mtu tested")
 
@@ -313,8 +346,9 @@ class Circuit:
         self._bfd_was_up = False
         self._echo = None
         self._grace_until_s = None
-        self._next_probe_s = None
+        self._probe_count, self._next_probe_s = 0, None
         self.mtu_tested_bytes = None
+        self.narrow = self._narrow_told = False
 
     def _change(self, before: AdjacencyState, reason: str) -> AdjacencyChange | None:
         if before is self.state:
@@ -379,6 +413,11 @@ class Circuit:
                 self._begin_grace(now_s)
                 return packets, None
             return packets, self.reset("holding time over", now_s)
+        if self.carried and self.mtu_failed and now_s >= (self._next_probe_s or 0.0):
+            self._become_narrow()
+            self._next_probe_s = None
+            before, self.state = self.state, AdjacencyState.REPORT
+            return packets, self._change(before, "narrow, as before")
         return packets, None
 
     @property
@@ -391,6 +430,12 @@ class Circuit:
             return False
         self._stir()
         steady = self.state is AdjacencyState.REPORT and not self.restarting
+        if steady and self.trunk.test_mtu:
+            self._hellos_to_probe -= 1
+            in_doubt = self._probe_count > 0
+            if (in_doubt or self._hellos_to_probe <= 0) and now_s - self._probed_s >= MTU_SPACE_S:
+                self._next_probe_s = now_s
+            steady = self.narrow or not in_doubt
         interval_s = HELLO_STEADY_S if steady else HELLO_INTERVAL_S
         self._next_hello_s = now_s + interval_s * self._prng.uniform(0.8, 1.0)
         return True
@@ -404,16 +449,20 @@ class Circuit:
         if self._next_probe_s is None or now_s < self._next_probe_s:
             return None
         self._stir()
+        if not self._probe_count:
+            self._probe_id = self._prng.randbytes(6)  # an answer to any of a row will do
         self._probe_count += 1
-        failed = self._probe_count % MTU_PROBE_TRIES_MAX == 0
-        self._next_probe_s = now_s + (MTU_RETRY_S if failed else MTU_PROBE_INTERVAL_S)
-        self._probe_id = self._prng.randbytes(6)
+        self._probed_s, self._next_probe_s = now_s, None
+        if self.state is AdjacencyState.TWO_WAY:
+            failed = self._probe_count % MTU_PROBE_TRIES_MAX == 0
+            self._next_probe_s = now_s + (MTU_RETRY_S if failed else MTU_PROBE_INTERVAL_S)
         return self._probe_id
 
     @property
     def mtu_failed(self) -> bool:
-        """Tell whether all probes so far went unanswered."""
-        return self._probe_count >= MTU_PROBE_TRIES_MAX and self._next_probe_s is not None
+        """Tell whether all probes so far went unanswered, before the adjacency stood."""
+        is_two_way = self.state is AdjacencyState.TWO_WAY
+        return is_two_way and self._probe_count >= MTU_PROBE_TRIES_MAX
 
     # ---- what we say ----
 

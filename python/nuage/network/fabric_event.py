@@ -161,6 +161,7 @@ class FabricNews(Enum):
     NEIGHBOUR_FLOODING = "neighbour_flooding"
     NICKNAME_CHANGED = "nickname_changed"
     MTU_TOO_SMALL = "mtu_too_small"
+    MTU_ENOUGH = "mtu_enough"
     SECOND_NEIGHBOUR = "second_neighbour"
     LSP_OVERFLOW = "lsp_overflow"
     NEIGHBOUR_RESTARTED = "neighbour_restarted"
@@ -193,6 +194,7 @@ class NeighbourView:
     bfd: str
     mtu_bytes: int | None
     metric: int
+    narrow: bool
 
 
 @dataclass(frozen=True, slots=True)

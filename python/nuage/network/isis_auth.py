@@ -18,12 +18,13 @@ from nuage.network.isis_pdu import (
     LIFETIME_OFFSET,
     LSP,
     Lsp,
+    MtuPdu,
     Pdu,
     encode_pdu,
     kind_of,
     with_checksum,
 )
-from nuage.network.isis_tlv import Authentication
+from nuage.network.isis_tlv import Authentication, Padding
 from nuage.network.wire import MalformedFrame
 
 DIGEST_BYTES: Final = 32
@@ -59,6 +60,19 @@ def encode_signed(pdu: Pdu, ring: Keyring) -> bytes:
     at = unsigned[1] + 5  # the authentication TLV stands first after the header
     signed = unsigned[:at] + digest + unsigned[at + DIGEST_BYTES :]
     return with_checksum(signed) if isinstance(pdu, Lsp) else signed
+
+
+def encode_padded(pdu: MtuPdu, ring: Keyring, size_bytes: int) -> bytes:
+    """Return `pdu` signed and padded to `size_bytes` (within a byte: a TLV has two)."""
+    missing = size_bytes - len(encode_signed(pdu, ring))
+    padding: list[Padding] = []
+    while missing >= 2:
+        size = min(missing - 2, 255)
+        if missing - size - 2 == 1:
+            size -= 1
+        padding.append(Padding(size))
+        missing -= size + 2
+    return encode_signed(replace(pdu, tlvs=(*pdu.tlvs, *padding)), ring)
 
 
 def verify(raw: bytes, ring: Keyring) -> None:

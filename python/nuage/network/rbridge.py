@@ -77,7 +77,7 @@ from nuage.network.forwarding import (
     table,
 )
 from nuage.network.guest_frame import flow_hash
-from nuage.network.isis_auth import Keyring, encode_signed, verify
+from nuage.network.isis_auth import Keyring, encode_padded, encode_signed, verify
 from nuage.network.isis_pdu import (
     CSNP,
     HELLO,
@@ -95,7 +95,7 @@ from nuage.network.isis_pdu import (
     read_pdu,
     whole_pdu,
 )
-from nuage.network.isis_tlv import Padding, Reach, SystemId
+from nuage.network.isis_tlv import Reach, SystemId
 from nuage.network.lsdb import Lsdb
 from nuage.network.lsp_content import fragments_of, own_tlvs
 from nuage.network.nickname import NicknameChooser, NicknameWish, owners
@@ -256,6 +256,7 @@ class RBridge:
                 self._remove_trunk(event.trunk.port, now_s)
                 trunk = event.trunk
                 circuit = Circuit(trunk, self._config.system_id, self._prng, now_s)
+                circuit.carried = trunk.port in self._awaited
                 self._circuits[trunk.port] = circuit
                 self._fill_buckets(trunk.port, now_s)
                 self._routes_at_s = now_s  # the plane must know the port before its first frame
@@ -307,6 +308,8 @@ class RBridge:
                 self._send_bfd(circuit, packets)
             if change is not None:
                 self._adjacency(change, now_s)
+            if circuit.narrow_is_news():
+                self._width(circuit, now_s)
         self._end_restart(now_s)
         if self._lsp_at_s is not None and now_s >= self._lsp_at_s:
             self._originate(now_s)
@@ -389,19 +392,9 @@ class RBridge:
                 self._adjacency(circuit.mtu_ack(pdu.probe_id, len(raw)), now_s)
             return
         ack = replace(pdu, is_ack=True, ack_source=self._config.system_id, tlvs=())
-        self._send_pdu(circuit.trunk.port, self._padded(ack, len(raw)), dmac=circuit.neighbour_mac)
-
-    def _padded(self, pdu: MtuPdu, size_bytes: int) -> bytes:
-        """Return `pdu` signed and padded to `size_bytes` (within a byte: a TLV has two)."""
-        missing = size_bytes - len(encode_signed(pdu, self._ring))
-        padding: list[Padding] = []
-        while missing >= 2:
-            size = min(missing - 2, 255)
-            if missing - size - 2 == 1:
-                size -= 1
-            padding.append(Padding(size))
-            missing -= size + 2
-        return encode_signed(replace(pdu, tlvs=(*pdu.tlvs, *padding)), self._ring)
+        self._send_pdu(
+            circuit.trunk.port, encode_padded(ack, self._ring, len(raw)), dmac=circuit.neighbour_mac
+        )
 
     def _channel(self, circuit: Circuit, data: bytes, now_s: float) -> None:
         if data[6:12] != circuit.neighbour_mac:
@@ -498,6 +491,16 @@ class RBridge:
             self._routes_at_s = min(self._routes_at_s, now_s + ROUTE_DELAY_S)
             self._prune(change.port)
 
+    def _width(self, circuit: Circuit, now_s: float) -> None:
+        """Say that a trunk carries no more what it carried, or does again; routes follow."""
+        news = FabricNews.MTU_TOO_SMALL if circuit.narrow else FabricNews.MTU_ENOUGH
+        answer = "no answer" if circuit.narrow else "an answer"
+        what = f"{answer} to probes of {self._config.pdu_bytes_max} bytes"
+        who = self._hostname(circuit.neighbour)
+        self._log(news, circuit.trunk.port, f"{who}: {what}", now_s)
+        self._lsp_due(now_s)
+        self._schedule_routes(now_s)
+
     def _prune(self, port: PortNumber) -> None:
         """Take a lost neighbour from the plane before any route is computed."""
         gone = self._applied.get((AdjacencyEntry, port))
@@ -531,7 +534,7 @@ class RBridge:
                 ack_source=bytes(6),
                 tlvs=(),
             )
-            self._send_pdu(port, self._padded(probe, self._config.pdu_bytes_max))
+            self._send_pdu(port, encode_padded(probe, self._ring, self._config.pdu_bytes_max))
 
     def _send_pdu(self, port: PortNumber, raw: bytes, *, dmac: bytes = ALL_ISIS_RBRIDGES) -> None:
         circuit = self._circuits.get(port)
@@ -593,7 +596,7 @@ class RBridge:
         reaches = [
             Reach(
                 circuit.neighbour + b"\0",
-                METRIC_MAX if self._maintenance else circuit.trunk.metric,
+                METRIC_MAX if self._maintenance else circuit.metric,
                 circuit.mtu_tested_bytes,
                 (circuit.trunk.port, circuit.neighbour_port),
             )
@@ -707,7 +710,7 @@ class RBridge:
                 neighbour=c.neighbour,
                 neighbour_mac=c.neighbour_mac,
                 neighbour_port=c.neighbour_port,
-                metric=c.trunk.metric,
+                metric=c.metric,
             )
             for c in self._circuits.values()
             if c.state is AdjacencyState.REPORT and c.neighbour is not None
@@ -760,7 +763,8 @@ class RBridge:
                 hostname=self._hostname(c.neighbour),
                 bfd=c.bfd.state.name.lower() if c.bfd else "",
                 mtu_bytes=c.mtu_tested_bytes,
-                metric=c.trunk.metric,
+                metric=c.metric,
+                narrow=c.narrow,
             )
             for c in self._circuits.values()
         )

@@ -55,14 +55,23 @@ class Routes:
     distance: Mapping[SystemId, int]
 
 
-def tree_port(me: SystemId, parallel: Sequence[LocalAdjacency]) -> PortNumber:
+def tree_port(
+    me: SystemId, nodes: Mapping[SystemId, NodeFacts], parallel: Sequence[LocalAdjacency]
+) -> PortNumber:
     """Return the one of parallel trunks that a tree uses.
 
     Both ends must choose the same: the highest port ID as the RBridge of the higher system ID
-    numbers them (RFC 6325 §4.5.2).
+    numbers them (RFC 6325 §4.5.2), of those that neither end says are a last resort.
     """
     mine_counts = me > parallel[0].neighbour
-    return max(parallel, key=lambda a: a.port if mine_counts else a.neighbour_port).port
+
+    def rank(a: LocalAdjacency) -> tuple[bool, int]:
+        here, there = (a.neighbour, a.port, a.neighbour_port), (me, a.neighbour_port, a.port)
+        far = nodes.get(a.neighbour)
+        shunned = here in nodes[me].last_resorts or (far is not None and there in far.last_resorts)
+        return (not shunned, a.port if mine_counts else a.neighbour_port)
+
+    return max(parallel, key=rank).port
 
 
 def open_at_both_ends(
@@ -128,7 +137,7 @@ def compute_routes(
         behind = branches(parent_of, graph.index[me])
         names = {name: graph.index[system_id] for name, (_, system_id) in held.items()}
         ports = {
-            graph.index[n]: tree_port(me, parallel)
+            graph.index[n]: tree_port(me, nodes, parallel)
             for n, parallel in by_neighbour.items()
             if n in graph.index
         }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from nuage.network.circuit import METRIC_MAX
 from nuage.network.forwarding import NICKNAME_MAX, Nickname
 from nuage.network.isis_tlv import (
     ExtendedReach,
@@ -34,6 +35,7 @@ class NodeFacts:
     system_id: SystemId
     neighbours: Mapping[SystemId, int]  # ID -> lowest metric reported
     links: frozenset[tuple[SystemId, int, int]] = frozenset()  # other end, port here, port there
+    last_resorts: frozenset[tuple[SystemId, int, int]] = frozenset()  # those of the largest metric
     nicknames: tuple[NicknameRecord, ...] = ()
     labels: frozenset[int] = frozenset()
     all_labels: bool = False
@@ -65,6 +67,7 @@ def facts_of(system_id: SystemId, records: Mapping[bytes, LspRecord]) -> NodeFac
 def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> NodeFacts:
     neighbours: dict[SystemId, int] = {}
     links: set[tuple[SystemId, int, int]] = set()
+    last_resorts: set[tuple[SystemId, int, int]] = set()
     nicknames: list[NicknameRecord] = []
     ranges: list[tuple[int, int]] = []
     used: list[Nickname] = []
@@ -79,6 +82,8 @@ def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> Node
                         neighbours[other] = min(neighbours.get(other, metric), metric)
                         if reach.link is not None:
                             links.add((other, *reach.link))
+                            if reach.metric >= METRIC_MAX:
+                                last_resorts.add((other, *reach.link))
             case Hostname():
                 hostname = tlv.name
             case RouterCapability():
@@ -102,6 +107,7 @@ def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> Node
         system_id=system_id,
         neighbours=neighbours,
         links=frozenset(links),
+        last_resorts=frozenset(last_resorts),
         nicknames=tuple(nicknames),
         labels=labels or frozenset(),
         all_labels=wide,

@@ -38,6 +38,15 @@ def test_a_trunk_that_comes_up_is_an_event_of_an_edge_once_it_was_down() -> None
     assert len(vnode.lines) == 3
 
 
+def test_a_trunk_that_narrows_and_widens_is_told_to_everybody() -> None:
+    book = FabricNewsBook(is_edge=False)
+    lines = [*said(book, FabricNews.MTU_TOO_SMALL), *said(book, FabricNews.MTU_ENOUGH)]
+    assert lines == [
+        f"{TRUNK} does not carry frames as long as promised (why)",
+        f"{TRUNK} carries frames as long as promised again (why)",
+    ]
+
+
 @pytest.mark.parametrize("news", FabricNews)
 def test_every_word_of_the_rbridge_is_a_sentence(news: FabricNews) -> None:
     book = FabricNewsBook(is_edge=True)
