@@ -265,10 +265,14 @@ impl Catalogue {
         &self.dir
     }
 
+    /// The disk of a volume that is here.
+    pub(crate) fn disk_of(&self, name: &str) -> &str {
+        self.volumes.get(name).map_or("", |spec| &spec.disk)
+    }
+
     /// Where a volume that is here lies.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
-        let disk = self.volumes.get(name).map_or("", |spec| &spec.disk);
-        self.disks.root(disk).join(name)
+        self.disks.root(self.disk_of(name)).join(name)
     }
 
     pub fn get(&self, name: &str) -> Result<&CreateVolume, Refusal> {

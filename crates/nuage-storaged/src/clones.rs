@@ -80,6 +80,9 @@ impl Storaged {
         let journal = folder.join("journal");
         let disks = &self.catalogue.disks;
         begin(&folder)?;
+        if let Err(error) = self.receipts.forget(&asked.clone, &spec.disk) {
+            log::error("receipts_not_kept", &[("error", error.to_string().into())]);
+        }
         fs::create_dir_all(&journal)
             .and_then(|()| disks.give_clones_base(&parent.join("journal"), &journal, &asked.clone))
             .map_err(|error| io_refusal(&asked.clone, &error))?;

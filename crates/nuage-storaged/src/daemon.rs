@@ -352,6 +352,9 @@ impl Storaged {
     }
 
     pub(crate) fn create(&mut self, spec: CreateVolume) -> Result<Value, Refusal> {
+        if !self.catalogue.volumes.contains_key(&spec.volume) {
+            self.forget_receipts(&spec.volume, &spec.disk); // of one that is not there any more
+        }
         let spec = self.catalogue.create(spec)?;
         log::info("volume_created", &[("volume", spec.volume.as_str().into())]);
         Ok(json!({"volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes}))
@@ -370,11 +373,18 @@ impl Storaged {
         }
         self.end_standby(volume, context);
         drop(self.take_copy(volume, context));
+        let disk = self.catalogue.disk_of(volume).to_owned();
+        let aside = self.catalogue.retired.iter();
+        let aside: Vec<String> = aside
+            .filter(|retired| retired.volume == volume)
+            .map(|retired| retired.disk.clone())
+            .collect();
         self.catalogue.delete(volume)?;
         self.scrubbing.forget(volume);
-        if let Err(error) = self.receipts.forget(volume) {
-            log::error("receipts_not_kept", &[("error", error.to_string().into())]);
+        for aside in aside {
+            self.tell_removed(volume, &aside, &disk, context);
         }
+        self.forget_receipts(volume, &disk);
         log::info("volume_deleted", &[("volume", volume.into())]);
         Ok(json!({"volume": volume}))
     }

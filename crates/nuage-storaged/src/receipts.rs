@@ -8,7 +8,10 @@
 //! are needed no more but the last one of each segment that lies here: by it the daemon knows what it
 //! told, and who deletes a copy knows what is gone. The file is then written anew, now and then.
 //! Besides receipts it has two kinds of lines: `{"last": N}`, up to where numbers were given, and
-//! `{"deleted": VOLUME}`: what was told of that copy before counts no more.
+//! `{"deleted": VOLUME, "disk": DISK}`: what was told of that copy before counts no more.
+//!
+//! A copy is one on one disk. What was told of one whose disk is away, or that lies aside, stays so when another is made
+//! elsewhere: nobody gave it back.
 
 use crate::catalogue::{hex, now_ns, unhex};
 use crate::daemon::Storaged;
@@ -28,6 +31,9 @@ const COMPARE_EVERY: Duration = Duration::from_secs(60);
 /// So many lines more than twice those that are needed, and the file is written anew: some 300 KiB.
 const SPARE_LINES: u64 = 1024;
 
+/// A copy: of which volume, on which disk.
+type CopyName = (String, String);
+
 pub struct Receipts {
     path: PathBuf,
     file: File,
@@ -36,7 +42,7 @@ pub struct Receipts {
     taken: u64,
     /// How many lines the file has.
     lines: u64,
-    told: BTreeMap<String, Told>,
+    told: BTreeMap<CopyName, Told>,
     /// When each open copy was compared last.
     compared: BTreeMap<String, Instant>,
     /// Control clients that follow.
@@ -51,13 +57,13 @@ impl Receipts {
         let mut file = appended(&path)?;
         let found = lines_of(&path)?;
         let mut last = 0;
-        let mut told: BTreeMap<String, Told> = BTreeMap::new();
+        let mut told: BTreeMap<CopyName, Told> = BTreeMap::new();
         for value in &found {
             last = last.max(number_of(value).or(value["last"].as_u64()).unwrap_or(0));
-            if let Some(volume) = value["deleted"].as_str() {
-                told.remove(volume);
-            } else if let Some((volume, receipt)) = parsed(value) {
-                told.entry(volume).or_default().note(&receipt);
+            if value["deleted"].is_string() {
+                told.retain(|copy, _| !ends(value, copy));
+            } else if let Some((copy, receipt)) = parsed(value) {
+                told.entry(copy).or_default().note(&receipt);
             }
         }
         file.write_all(b"\n")?;
@@ -93,28 +99,46 @@ impl Receipts {
         });
         // Before anybody hears of it: a number that was told is never given again.
         self.write(&value)?;
-        self.told
-            .entry(volume.to_owned())
-            .or_default()
-            .note(receipt);
+        let copy = (volume.to_owned(), disk.to_owned());
+        self.told.entry(copy).or_default().note(receipt);
         Ok(value)
     }
 
     /// Whether a receipt tells what has not been told.
-    pub fn is_news(&self, volume: &str, receipt: &Receipt) -> bool {
-        match self.told.get(volume) {
+    pub fn is_news(&self, volume: &str, disk: &str, receipt: &Receipt) -> bool {
+        match self.told.get(&(volume.to_owned(), disk.to_owned())) {
             Some(told) => told.is_news(receipt),
             None => receipt.act != ReceiptAct::Expired,
         }
     }
 
-    /// The volume is deleted here: who deleted it tells what became of its segments.
-    pub fn forget(&mut self, volume: &str) -> io::Result<()> {
+    /// The copy is deleted, and who deleted it tells what became of its segments; or it is not there any more, and
+    /// another begins in its place: nobody knows what became of them.
+    pub fn forget(&mut self, volume: &str, disk: &str) -> io::Result<()> {
         self.compared.remove(volume);
-        if self.told.remove(volume).is_some() {
-            self.write(&json!({"deleted": volume}))?;
+        let copy = (volume.to_owned(), disk.to_owned());
+        if self.told.remove(&copy).is_some() {
+            self.write(&json!({"deleted": volume, "disk": disk}))?;
         }
         Ok(())
+    }
+
+    /// What was told of a copy that lay aside on `disk`, and not of the one on `kept` under the same numbers, as given back.
+    pub fn given_back(&self, volume: &str, disk: &str, kept: &str) -> Vec<Receipt> {
+        let told = |disk: &str| self.told.get(&(volume.to_owned(), disk.to_owned()));
+        let here: BTreeSet<u64> = told(kept)
+            .into_iter()
+            .flat_map(|told| told.present().map(|receipt| receipt.segment))
+            .collect();
+        let aside = told(disk).filter(|_| disk != kept).into_iter();
+        aside
+            .flat_map(Told::present)
+            .filter(|receipt| !here.contains(&receipt.segment))
+            .map(|receipt| Receipt {
+                act: ReceiptAct::Expired,
+                ..receipt.clone()
+            })
+            .collect()
     }
 
     /// The site has taken in what is numbered up to `number`: what it tells of the past may go.
@@ -143,26 +167,25 @@ impl Receipts {
     fn write_anew(&mut self) -> io::Result<()> {
         let mut found = lines_of(&self.path)?;
         // From the last to the first: only the last receipt of a segment tells that it lies here.
-        let mut seen: BTreeSet<(String, u64)> = BTreeSet::new();
+        let mut seen: BTreeSet<(CopyName, u64)> = BTreeSet::new();
         found.reverse();
         found.retain(|value| {
-            let Some((volume, receipt)) = parsed(value) else {
+            let Some((copy, receipt)) = parsed(value) else {
                 return value["deleted"].is_string();
             };
-            let lies_here = self
-                .told
-                .get(&volume)
-                .is_some_and(|told| told.has(&receipt));
-            let is_last = seen.insert((volume, receipt.segment));
+            let lies_here = self.has(&copy, &receipt);
+            let is_last = seen.insert((copy, receipt.segment));
             number_of(value) > Some(self.taken) || (is_last && lies_here)
         });
         found.reverse();
-        let mut named: BTreeSet<String> = BTreeSet::new();
+        let mut named: BTreeSet<CopyName> = BTreeSet::new();
         found.retain(|value| {
-            if let Some(volume) = value["deleted"].as_str() {
-                return named.remove(volume);
+            if value["deleted"].is_string() {
+                let before = named.len();
+                named.retain(|copy| !ends(value, copy));
+                return named.len() < before;
             }
-            named.extend(value["volume"].as_str().map(str::to_owned));
+            named.extend(parsed(value).map(|(copy, _)| copy));
             true
         });
         let beside = self.path.with_extension(ANEW);
@@ -179,10 +202,19 @@ impl Receipts {
         File::open(dir)?.sync_all()
     }
 
-    /// Receipts with a number above `after`, oldest first.
+    fn has(&self, copy: &CopyName, receipt: &Receipt) -> bool {
+        let told = self.told.get(copy);
+        told.is_some_and(|told| told.has(receipt))
+    }
+
+    /// Receipts with a number above `after`, oldest first; those that the site has are of what lies here.
     pub fn after(&self, after: u64) -> io::Result<Vec<Value>> {
         let mut found = lines_of(&self.path)?;
-        found.retain(|value| number_of(value) > Some(after));
+        found.retain(|value| {
+            let number = number_of(value);
+            let lies_here = || parsed(value).is_some_and(|(copy, told)| self.has(&copy, &told));
+            number > Some(after) && (number > Some(self.taken) || lies_here())
+        });
         Ok(found)
     }
 }
@@ -214,8 +246,14 @@ fn word(act: ReceiptAct) -> &'static str {
     }
 }
 
+/// Whether a line tells the end of a copy. Without a disk (an older daemon's): of all of its volume.
+fn ends(value: &Value, copy: &CopyName) -> bool {
+    let is_there = value["disk"].as_str().is_none_or(|disk| disk == copy.1);
+    value["deleted"] == copy.0.as_str() && is_there
+}
+
 /// A line of the file, read back.
-fn parsed(value: &Value) -> Option<(String, Receipt)> {
+fn parsed(value: &Value) -> Option<(CopyName, Receipt)> {
     let number = |field: &str| value[field].as_u64();
     let acts = [ReceiptAct::Sealed, ReceiptAct::Moved, ReceiptAct::Expired];
     let act = acts.into_iter().find(|act| value["act"] == word(*act))?;
@@ -228,7 +266,11 @@ fn parsed(value: &Value) -> Option<(String, Receipt)> {
         chain: unhex(value["chain"].as_str()?)?,
         bytes: number("bytes")?,
     };
-    Some((value["volume"].as_str()?.to_owned(), receipt))
+    let disk = value["disk"].as_str().unwrap_or("");
+    Some((
+        (value["volume"].as_str()?.to_owned(), disk.to_owned()),
+        receipt,
+    ))
 }
 
 impl Storaged {
@@ -244,7 +286,8 @@ impl Storaged {
         for volume in due {
             let present = self.with_copy(&volume, |store| Store::holdings(store));
             let Some(present) = present else { continue };
-            let told = self.receipts.told.entry(volume.clone()).or_default();
+            let copy = (volume.clone(), self.catalogue.disk_of(&volume).to_owned());
+            let told = self.receipts.told.entry(copy).or_default();
             for receipt in told.missing(&present) {
                 self.keep_receipt(&volume, &receipt, context);
             }
@@ -292,6 +335,10 @@ mod tests {
             chain: [3; 32],
             bytes: 4096,
         }
+    }
+
+    fn copy() -> CopyName {
+        ("v".to_owned(), "d0".to_owned())
     }
 
     fn numbers(receipts: &Receipts) -> Vec<u64> {
@@ -343,7 +390,10 @@ mod tests {
         assert!(found.len() <= 10 + untaken.len(), "{found:?}");
         let again = place.open();
         let present = |receipts: &Receipts| -> Vec<u64> {
-            receipts.told["v"].present().map(|r| r.segment).collect()
+            receipts.told[&copy()]
+                .present()
+                .map(|r| r.segment)
+                .collect()
         };
         assert_eq!(present(&again), (1191..=1200).collect::<Vec<u64>>());
         assert_eq!(again.last, last);
@@ -383,16 +433,50 @@ mod tests {
     }
 
     #[test]
+    fn what_was_told_of_a_copy_that_is_away_stays_when_another_is_made() {
+        let place = Place::new("receipts-away");
+        let mut receipts = place.open();
+        for segment in 1..=3 {
+            let sealed = receipt(ReceiptAct::Sealed, segment);
+            receipts.keep("v", "d0", &sealed).expect("kept");
+        }
+        receipts.taken(3).expect("written");
+        receipts.forget("v", "d1").expect("one begins there");
+        let again = receipt(ReceiptAct::Sealed, 3);
+        receipts.keep("v", "d1", &again).expect("kept");
+        receipts.write_anew().expect("written");
+        let mut receipts = place.open();
+        assert_eq!(numbers(&receipts), [1, 2, 3, 4]);
+        assert_eq!(receipts.told[&copy()].count(), 3);
+        let ended: Vec<(ReceiptAct, u64)> = receipts
+            .given_back("v", "d0", "d1")
+            .iter()
+            .map(|told| (told.act, told.segment))
+            .collect();
+        assert_eq!(ended, [1, 2].map(|segment| (ReceiptAct::Expired, segment)));
+        assert_eq!(receipts.given_back("v", "d1", "d1"), []);
+        receipts.taken(4).expect("written");
+        receipts.forget("v", "d0").expect("lost");
+        assert_eq!(numbers(&receipts), [4], "nobody ends what is not here");
+    }
+
+    #[test]
     fn a_copy_that_comes_back_is_told_of_anew_and_what_waits_is_not_lost_with_it() {
         let place = Place::new("receipts-back");
         let mut receipts = place.open();
         let sealed = receipt(ReceiptAct::Sealed, 1);
         receipts.keep("v", "d0", &sealed).expect("kept");
-        receipts.forget("v").expect("written");
-        assert!(place.open().is_news("v", &sealed), "the copy was deleted");
+        receipts.forget("v", "d0").expect("written");
+        assert!(
+            place.open().is_news("v", "d0", &sealed),
+            "the copy was deleted"
+        );
         receipts.write_anew().expect("written");
         assert_eq!(numbers(&receipts), [1], "the site does not have it yet");
-        assert!(place.open().is_news("v", &sealed), "the copy was deleted");
+        assert!(
+            place.open().is_news("v", "d0", &sealed),
+            "the copy was deleted"
+        );
         receipts.taken(1).expect("written");
         receipts.write_anew().expect("written");
         assert!(numbers(&place.open()).is_empty());

@@ -243,11 +243,19 @@ impl Storaged {
         receipt: &Receipt,
         context: &mut Context<'_>,
     ) {
-        if !self.receipts.is_news(volume, receipt) {
-            return;
+        let disk = self.catalogue.disk_of(volume).to_owned();
+        if self.receipts.is_news(volume, &disk, receipt) {
+            self.keep_receipt_of(volume, &disk, receipt, context);
         }
-        let spec = self.catalogue.volumes.get(volume);
-        let disk = spec.map_or("", |spec| spec.disk.as_str());
+    }
+
+    fn keep_receipt_of(
+        &mut self,
+        volume: &str,
+        disk: &str,
+        receipt: &Receipt,
+        context: &mut Context<'_>,
+    ) {
         match self.receipts.keep(volume, disk, receipt) {
             Ok(value) => {
                 let line = json!({"event": "receipt", "receipt": value}).to_string();
@@ -256,6 +264,27 @@ impl Storaged {
                 context.replies.extend(lines);
             }
             Err(error) => log::error("receipt_not_kept", &[("error", error.to_string().into())]),
+        }
+    }
+    /// Tell that a copy that lay aside on `disk` is gone.
+    pub(crate) fn tell_removed(
+        &mut self,
+        volume: &str,
+        disk: &str,
+        kept: &str,
+        context: &mut Context<'_>,
+    ) {
+        for receipt in self.receipts.given_back(volume, disk, kept) {
+            self.keep_receipt_of(volume, disk, &receipt, context);
+        }
+        if disk != kept {
+            self.forget_receipts(volume, disk);
+        }
+    }
+
+    pub(crate) fn forget_receipts(&mut self, volume: &str, disk: &str) {
+        if let Err(error) = self.receipts.forget(volume, disk) {
+            log::error("receipts_not_kept", &[("error", error.to_string().into())]);
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::daemon::Storaged;
 use crate::disks::Disks;
 use nuage_disk::{FileDisk, Method};
 use nuage_io::log;
+use nuage_io::serve::Context;
 use nuage_journal::{JournalError, Standing, Store, Superblock, TailRule};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -257,7 +258,7 @@ impl Storaged {
     }
 
     /// Have copies that go on in another's place read themselves whole, and let go of the others once proven.
-    pub(crate) fn tidy_retired(&mut self) {
+    pub(crate) fn tidy_retired(&mut self, context: &mut Context<'_>) {
         let mut index = 0;
         while let Some(retired) = self.catalogue.retired.get(index) {
             let (volume, since_s) = (retired.volume.clone(), retired.note.since_s);
@@ -287,6 +288,9 @@ impl Storaged {
                         "retired_not_removed",
                         &[("error", error.to_string().into())],
                     );
+                } else {
+                    let kept = self.catalogue.disk_of(&volume).to_owned();
+                    self.tell_removed(&volume, &retired.disk, &kept, context);
                 }
                 log::info(
                     "retired_removed",

@@ -30,7 +30,7 @@ impl Storaged {
         }
         crate::memory::give_back();
         self.tidy_scrubs();
-        self.tidy_retired();
+        self.tidy_retired(context);
         self.compare_receipts(context);
         let now_ns = crate::catalogue::now_ns();
         for (volume, copy) in &mut self.copies.by_volume {

@@ -113,7 +113,7 @@ class HeldCount:
 class Stay:
     """A segment of a volume on one disk, from when to when; `until_s` None: no end was told.
 
-    It lies there now, or was lost with its disk: who could have told was lost with it.
+    It lies there now, or its disk is away or was lost: nobody can tell for that.
     """
 
     site: SiteId

@@ -352,9 +352,13 @@ class IonodeAgent:
 
     async def _note_erasure(self, hosted: _Hosted, volume_id: VolumeId) -> None:
         iaas_id = next(i for i, other in self._hosted.items() if other is hosted)
+        outbox, first = self._outbox(iaas_id), self._options.disks[0].name
+        await _tell_taken(hosted.daemon, outbox)  # it then tells only of what lies here
+        lies_on = {v.disk or first for v in hosted.seen.volumes if v.volume_id == volume_id}
         past = await hosted.daemon.past_receipts()
-        now_ms = int(self._clock.now_s() * 1000)
-        self._outbox(iaas_id).erase_begins(volume_id, past, now_ms=now_ms)
+        # On a disk that is away may lie another copy, which is not erased.
+        here = [receipt for receipt in past if (receipt.disk or first) in lies_on]
+        outbox.erase_begins(volume_id, here, now_ms=int(self._clock.now_s() * 1000))
 
     # Receipts -------------------------------------------------------------------------------------
 

@@ -460,7 +460,9 @@ class FakeDaemon:
 
     # What the world asks of it.
 
-    def note(self, volume_id: VolumeId, act: str, segment: int, *, time_ms: int = 0) -> None:
+    def note(
+        self, volume_id: VolumeId, act: str, segment: int, *, time_ms: int = 0, disk: str = ""
+    ) -> None:
         """Note that something became of a segment of ten writes."""
         first_sequence = segment % (1 << 32) * 10  # the numbers of moved segments begin far above
         self.receipts.append(
@@ -473,6 +475,7 @@ class FakeDaemon:
                 last_sequence=first_sequence + 9,
                 chain=f"{segment:064x}",
                 time_ms=time_ms,
+                disk=disk,
             )
         )
         self._noted.set()

@@ -643,6 +643,54 @@ async def test_a_killed_daemon_comes_back_with_its_copies_and_epochs(tmp_path: P
         await daemon.disconnect()
 
 
+async def test_a_copy_whose_disk_is_away_is_not_told_as_given_back(tmp_path: Path) -> None:
+    if not BINARY.exists():
+        pytest.skip(f"{BINARY.name} is not built: run `make setup`")
+    daemon = storaged_of(tmp_path)
+    disk, away = tmp_path / "data" / "d1", tmp_path / "away"
+
+    async def told(act: str) -> set[tuple[int, str]]:
+        await daemon.receipts_taken(0)
+        past = await daemon.past_receipts()
+        return {(noted.segment, noted.disk) for noted in past if noted.act == act}
+
+    async def has_compared() -> None:
+        await asyncio.sleep(1.5)  # it does each second, with a copy that was opened
+
+    try:
+        await daemon.start()
+        await daemon.create(REPLICA, "d1")
+        for epoch in (1, 2):
+            await opened(daemon, replace(HEAD, epoch=epoch))
+            await daemon.mark(AskMark(iaas_id=IAAS, volume_ids=(VOLUME,), name="noon"))
+            await daemon.close_head(VOLUME)
+        await opened(daemon, replace(HEAD, epoch=3))
+        sealed = await told("sealed")
+        assert {on for _, on in sealed} == {"d1"}
+        await end_storaged(tmp_path)
+        disk.rename(away)
+        await daemon.start()
+        await daemon.create(replace(REPLICA, joins=True), "d0")
+        await opened(daemon, replace(HEAD, epoch=4, accepts_loss=True))
+        await has_compared()
+        assert await told("expired") == set()
+        await end_storaged(tmp_path)
+        shutil.rmtree(disk)
+        away.rename(disk)
+        await daemon.start()
+        assert [r.disk for v in (await daemon.seen()).volumes for r in v.retired] == ["d1"]
+        await opened(daemon, replace(HEAD, epoch=5))
+        await has_compared()
+        assert (await told("expired"), await told("sealed") & sealed) == (set(), sealed)
+        await daemon.close_head(VOLUME)
+        await daemon.erase(VOLUME)
+        here = {segment for segment, on in await told("sealed") if on != "d1"}
+        assert await told("expired") == {(n, on) for n, on in sealed if n not in here}
+    finally:
+        await end_storaged(tmp_path)
+        await daemon.disconnect()
+
+
 async def test_a_daemon_ends_for_good_once_it_keeps_nothing(bench: Bench, tmp_path: Path) -> None:
     await bench.daemon.create(REPLICA)
     with pytest.raises(Conflict, match="keeps copies"):

@@ -124,6 +124,17 @@ async def test_an_erased_copy_is_told_of_after_it_is_gone(bench: Bench) -> None:
     assert [(r.act, r.segment) for r in outbox.erased] == [("expired", 2)]
 
 
+async def test_what_lies_on_a_disk_that_is_away_is_not_told_as_erased(bench: Bench) -> None:
+    await bench.agent.take_wish(wish(1))
+    bench.daemon.note(VOLUME, "sealed", 1, disk="d1")
+    bench.daemon.note(VOLUME, "sealed", 2)
+    await bench.settle()
+    await bench.agent.take_wish(wish(2, erased=True))
+    await bench.settle()
+    outbox = Outbox(bench.directory / "receipts" / f"{IAAS}.json")
+    assert [(r.act, r.segment) for r in outbox.erased] == [("expired", 2)]
+
+
 async def test_a_copy_that_no_wish_names_is_kept_and_no_erasure_is_told(bench: Bench) -> None:
     await bench.agent.take_wish(wish(1))
     await bench.settle()
