@@ -6,6 +6,8 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 TIB: Final = 1024 * GIB
+SECTOR_BYTES: Final = 512  # of a disk whose maker says nothing else (512e)
+SECTORS_BYTES: Final = (SECTOR_BYTES, 4096)
 JOULES_PER_KWH: Final = 3_600_000
 
 _SUFFIXES: Final = {

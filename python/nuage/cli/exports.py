@@ -26,6 +26,7 @@ from nuage.storage.exports import (
     read_header,
     read_pieces,
 )
+from nuage.units import SECTOR_BYTES
 
 READY_TIMEOUT_S = 60.0
 READY_POLL_S = 0.2
@@ -102,6 +103,7 @@ def _begin(
             size_bytes=_number(runs["size_bytes"]),
             sequence=_number(view["sequence"]),
             since=since,
+            sector_bytes=_number(volume.get("sector_bytes", SECTOR_BYTES)),
         )
     )
     file.write_bytes(state.header.line())
@@ -163,7 +165,11 @@ def import_volume(session: Session, file: Path, name: str, iaas: str) -> None:
         if header.since:
             _require_base(session, path, header)
         else:
-            body = {"name": name, "size_bytes": header.size_bytes}
+            body = {
+                "name": name,
+                "size_bytes": header.size_bytes,
+                "sector_bytes": header.sector_bytes,
+            }
             session.client.call("POST", f"/v1/iaas/{session.require_iaas(iaas)}/volumes", body)
         begun = 0
         _note(file, header, name, begun)

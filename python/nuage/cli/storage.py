@@ -33,7 +33,7 @@ from nuage.cli.volume_groups import (
     require_stopped,
 )
 from nuage.errors import InvalidRequest, NuageError
-from nuage.units import format_size
+from nuage.units import SECTOR_BYTES, format_size
 
 
 @click.group("volume")
@@ -53,11 +53,16 @@ def _names_of_machines(session: Session, iaas: str) -> dict[object, object]:
 @volume_group.command("create")
 @click.argument("name")
 @click.argument("volume_size", metavar="SIZE")
+@click.option(
+    "--sector", default="512", type=click.Choice(["512", "4096"]), help="Bytes: 512e, or 4Kn."
+)
 @iaas_option
 @pass_session
-def create_volume(session: Session, name: str, volume_size: str, iaas: str) -> None:
+def create_volume(session: Session, name: str, volume_size: str, sector: str, iaas: str) -> None:
     """Make an empty volume NAME of SIZE (10G)."""
     body = {"name": name, "size_bytes": size(volume_size)}
+    if int(sector) != SECTOR_BYTES:
+        body["sector_bytes"] = int(sector)
     answer = row_of(session.client.call("POST", _volumes(session, iaas), body))
     said(session, answer, f"{answer['id']}  {name}")
 
@@ -213,6 +218,11 @@ def _copy_row(copy: Row) -> tuple[object, ...]:
     return (*cells, *(f"{more}{cell}" for cell in lag))
 
 
+def _told_sectors(volume: Row) -> str:
+    sector = volume.get("sector_bytes", SECTOR_BYTES)
+    return "" if sector == SECTOR_BYTES else f"of {sector} bytes (4Kn)"
+
+
 def _told_host(volume: Row) -> str:
     if not volume["host"]:
         return ""
@@ -226,6 +236,7 @@ def _facts(answer: Row, volume: Row, machines: dict[object, object]) -> list[tup
         ("state", volume["state"]),
         ("failure", volume["failure"]),
         ("size", format_size(int(str(volume["size_bytes"])))),
+        ("sectors", _told_sectors(volume)),
         ("attached", machines.get(volume["vm_id"], volume["vm_id"])),
         ("host", _told_host(volume)),
         ("target", volume["iqn"] if volume["host"] else ""),

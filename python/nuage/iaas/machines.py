@@ -14,7 +14,7 @@ from nuage.iaas.operations import Operation, OperationTable, Shown, anywhere, ia
 from nuage.iaas.showing import show
 from nuage.iaas.site import ArrivalDraft, Site, VmDraft, begun_anew
 from nuage.iaas.vm_places import place_ids, request_for
-from nuage.iaas.volumes import new_volume, require_free, volume_of
+from nuage.iaas.volumes import new_volume, require_bootable, require_free, volume_of
 from nuage.iaas.wishes import is_decided
 from nuage.ids import IaasId, PortId, SiteId, VmId, new_id
 from nuage.model.console import READ_METHOD, ConsoleLog, ConsoleRequest
@@ -195,6 +195,7 @@ def _boot_volume(
     if body.volume:
         volume = volume_of(site, body.iaas, body.volume)
         require_free(site, volume)
+        require_bootable(volume)
         return [volume], tuple({place.site_id for place in volume.replicas})
     if not body.image:
         raise InvalidRequest("a VM boots from an image or a volume", field="image")

@@ -145,7 +145,9 @@ async def clone_volume(site: Site, _principal: Principal, body: CloneVolume) -> 
     found = await find_moment(site, source, body.sequence, body.time_s, body.mark)
     iaas = site.index.value(Iaas, source.iaas_id)
     require_quota(site, iaas, asked=(0, 0, 0, found.size_bytes))
-    fresh = new_volume(site, iaas, name=body.name, size_bytes=found.size_bytes)
+    fresh = new_volume(
+        site, iaas, name=body.name, size_bytes=found.size_bytes, sector_bytes=source.sector_bytes
+    )
     clone = started_from(fresh, source, Moment(sequence=found.sequence))
     await site.save(clone, unique_name=True)
     text = f"{clone.name} starts from {source.name} at write {found.sequence}"

@@ -20,6 +20,7 @@ from nuage.model.vm import Vm
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
 from nuage.storage.places import IonodeSpace, choose_places, space_of
 from nuage.trust.permissions import Principal
+from nuage.units import SECTOR_BYTES
 
 IQN_PREFIX = "iqn.2026-01.cloud.nuage"
 GRAIN_BYTES = 4096
@@ -27,11 +28,12 @@ GRAIN_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateVolume:
-    """Make an empty volume."""
+    """Make an empty volume, of sectors of 512 (512e) or 4096 bytes (4Kn)."""
 
     iaas: str
     name: str
     size_bytes: int
+    sector_bytes: int = SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ def new_volume(
     size_bytes: int,
     image_id: ImageId | None = None,
     vm_id: VmId | None = None,
+    sector_bytes: int = SECTOR_BYTES,
 ) -> Volume:
     """Return a volume that is not yet placed."""
     volume_id = VolumeId(new_id("vol", site.entropy))
@@ -155,6 +158,7 @@ def new_volume(
         image_id=image_id,
         vm_id=vm_id,
         iqn=_iqn(iaas.iaas_id, volume_id),
+        sector_bytes=sector_bytes,
     )
 
 
@@ -187,7 +191,10 @@ async def create_volume(site: Site, _principal: Principal, body: CreateVolume) -
     if site.index.is_name_taken(Volume, body.name, iaas.iaas_id):
         raise Conflict(f"there is a volume named {body.name!r} in {iaas.name} already")
     require_quota(site, iaas, asked=(0, 0, 0, body.size_bytes))
-    volume = placed(site, iaas, new_volume(site, iaas, name=body.name, size_bytes=body.size_bytes))
+    fresh = new_volume(
+        site, iaas, name=body.name, size_bytes=body.size_bytes, sector_bytes=body.sector_bytes
+    )
+    volume = placed(site, iaas, fresh)
     await site.save(volume, unique_name=True)
     site.announce("volume", volume.volume_id, "created", f"volume {volume.name} of {iaas.name}")
     return show(site, volume)
@@ -249,12 +256,25 @@ def require_free(site: Site, volume: Volume) -> None:
         raise Conflict(f"volume {volume.name} is attached to {user}", hint="detach it first")
 
 
+def require_bootable(volume: Volume) -> None:
+    """Refuse a volume that a VM's firmware cannot boot from: it reads sectors of 512 bytes."""
+    if volume.sector_bytes != SECTOR_BYTES:
+        raise InvalidRequest(
+            f"a VM boots from sectors of {SECTOR_BYTES} bytes; {volume.name} has"
+            f" {volume.sector_bytes}",
+            field="volume",
+            hint=f"attach it as a further disk: `nuage volume attach {volume.name} VM`",
+        )
+
+
 async def attach_volume(site: Site, _principal: Principal, body: AttachVolume) -> Shown[Volume]:
     """Give a free volume to a VM of the same IaaS and site."""
     volume = volume_of(site, body.iaas, body.volume)
     vm = site.index.named(Vm, body.vm, volume.iaas_id)
     require_free(site, volume)
     require_key(site, volume.iaas_id)
+    if not vm.volumes:
+        require_bootable(volume)
     if site.index.home("vm", vm.vm_id) != site.site_id:
         raise Conflict(
             f"{vm.name} runs at {vm.site_id}, {volume.name} has its head at {site.site_id}",

@@ -280,6 +280,7 @@ def _vm_wish(context: WishContext, vm: Vm, node_id: NodeId) -> VmWish | None:
                 epoch=volume.epoch,
                 size_bytes=volume.size_bytes,
                 far_node=_far_node(index, volume, node_id),
+                sector_bytes=volume.sector_bytes,
             )
         )
     fails_over = iaas.contract.cut_off is CutOffRule.FAIL_OVER
@@ -446,6 +447,7 @@ def _replica_wish(
         leads=volume.head == node_id,
         joins=bool(volume.whole),
         epoch=volume.epoch,
+        sector_bytes=volume.sector_bytes,
     )
 
 

@@ -418,7 +418,7 @@ class StoragedDaemon:
             "create_replica",
             volume=wish.volume_id,
             size_bytes=wish.size_bytes,
-            logical_block_bytes=512,
+            logical_block_bytes=wish.sector_bytes,
             uuid=_uuid_of(wish.volume_id),
             retention=_retention(wish.journal),
             encrypted=wish.encrypted,

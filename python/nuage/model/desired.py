@@ -23,6 +23,7 @@ from nuage.model.contract import (
 from nuage.model.history import NO_PAST, CloneOrigin, PastSeen
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import PowerWish, VmShape, VmState
+from nuage.units import SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class DiskWish:
     size_bytes: int
     chap_generation: int = 0
     far_node: str = ""
+    sector_bytes: int = SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +182,7 @@ class ReplicaWish:
     leads: bool = False  # the volume's head opens here
     joins: bool = False  # the volume was written to elsewhere: an empty copy vouches for nothing
     epoch: int = 0  # of the volume: who joins hears no head of an earlier one
+    sector_bytes: int = SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from nuage.errors import InvalidRequest
 from nuage.ids import IaasId, ImageId, NodeId, SiteId, VmId, VolumeId
 from nuage.model.contract import NO_LIMITS, AckPolicy, JournalRule, Limits
 from nuage.model.history import CloneOrigin
-from nuage.units import MIB, TIB
+from nuage.units import MIB, SECTOR_BYTES, SECTORS_BYTES, TIB
 
 VOLUME_BYTES_MAX = 64 * TIB
 
@@ -59,6 +59,8 @@ class Volume:
 
     `limits` are the owner's, within what its class allows.
 
+    `sector_bytes` is what initiators address it by, for ever: 512 (512e) or 4096 (4Kn).
+
     `host` uses it from outside, by a path to each copy; then no VM does.
 
     `held_up` says why a change of its copies has not gone on for a while, and what would help.
@@ -93,8 +95,14 @@ class Volume:
     loss_accepted_epoch: int = 0
     is_template: bool = False
     limits: Limits = NO_LIMITS
+    sector_bytes: int = SECTOR_BYTES
 
     def __post_init__(self) -> None:
+        if self.sector_bytes not in SECTORS_BYTES:
+            raise InvalidRequest(
+                f"a volume has sectors of 512 or 4096 bytes, not {self.sector_bytes}",
+                field="sector_bytes",
+            )
         if not MIB <= self.size_bytes <= VOLUME_BYTES_MAX or self.size_bytes % 4096:
             raise InvalidRequest(
                 f"a volume has 1 MiB to 64 TiB in steps of 4 KiB, not {self.size_bytes} bytes",

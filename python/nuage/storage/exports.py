@@ -2,7 +2,8 @@
 
 ::
 
-    header   JSON object and LF: format, volume_id, name, size_bytes, sequence, since
+    header   JSON object and LF: format, volume_id, name, size_bytes, sequence, since;
+             sector_bytes where it is not 512
     frame    kind u8 | offset u64 | length u32 | data (kind 1 only) | chain 32     big-endian
     kinds    1 data   2 zeros   3 end (length 0)
 
@@ -24,6 +25,7 @@ import msgspec
 
 from nuage.errors import UNREADABLE, CorruptData
 from nuage.ids import VolumeId
+from nuage.units import SECTOR_BYTES
 
 FORMAT: Final = "nuage-export/1"
 HEADER_BYTES_MAX: Final = 4096
@@ -44,10 +46,14 @@ class ExportHeader(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     since: int = 0
     format: str = FORMAT
+    sector_bytes: int = SECTOR_BYTES
 
     def line(self) -> bytes:
         """Return the header as it stands in the file."""
-        return msgspec.json.encode(self) + b"\n"
+        fields = msgspec.structs.asdict(self)
+        if self.sector_bytes == SECTOR_BYTES:  # as ever, so that who knows no other reads it
+            del fields["sector_bytes"]
+        return msgspec.json.encode(fields) + b"\n"
 
 
 @dataclass(frozen=True, slots=True)

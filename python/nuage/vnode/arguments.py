@@ -21,6 +21,7 @@ from typing import Final
 
 from nuage.errors import InvalidRequest
 from nuage.ids import VmId
+from nuage.units import SECTOR_BYTES
 from nuage.vnode.hypervisor import Disk, FileDisk, GuestSpec, IscsiDisk, NbdDisk
 from nuage.vnode.qmp import Json
 
@@ -121,13 +122,18 @@ def disk_options(slot: int, *, generation: int = 0) -> dict[str, Json]:
     }  # fmt: skip
 
 
-def disk_device(slot: int, volume_id: str) -> dict[str, Json]:
+def disk_device(slot: int, disk: Disk) -> dict[str, Json]:
     """Return the `device_add` options of a disk; a lost volume stops the guest, unharmed."""
     device: dict[str, Json] = {
         "driver": "virtio-blk-pci", "id": f"dev{slot}", "drive": disk_node(slot),
-        "addr": f"{DISK_SLOT_FIRST + slot:#x}", "serial": volume_id[:20],
+        "addr": f"{DISK_SLOT_FIRST + slot:#x}", "serial": disk.volume_id[:20],
         "werror": "stop", "rerror": "stop",
     }  # fmt: skip
+    if isinstance(disk, IscsiDisk) and disk.sector_bytes != SECTOR_BYTES:
+        device |= {
+            "logical_block_size": disk.sector_bytes,
+            "physical_block_size": disk.sector_bytes,
+        }
     return device
 
 
@@ -201,7 +207,7 @@ def _disks(spec: GuestSpec, launch: Launch) -> list[str]:
         if secret_file is not None:
             arguments += ["-object", f"secret,id={secret_id(slot)},file={secret_file}"]
         transport = transport_options(spec.vm_id, slot, disk, secret=secret_id(slot))
-        device = disk_device(slot, disk.volume_id)
+        device = disk_device(slot, disk)
         if slot == 0:
             device["bootindex"] = 0
         arguments += [*_blockdev(transport), *_blockdev(disk_options(slot)), *_device(device)]

@@ -27,6 +27,7 @@ from nuage.errors import Unavailable
 from nuage.ids import IaasId, VmId, VolumeId
 from nuage.model.contract import QosClass
 from nuage.model.vm import VmShape
+from nuage.units import SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class IscsiDisk:
     lun: int = 0
     chap_generation: int = 0
     far_node: str = ""
+    sector_bytes: int = SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

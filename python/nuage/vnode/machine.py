@@ -171,6 +171,7 @@ def iscsi_disk(wish: DiskWish) -> Disk:
         volume_id=wish.volume_id, portal=wish.portal, iqn=wish.iqn,
         chap_user=wish.chap_user, chap_secret=wish.chap_secret,
         chap_generation=wish.chap_generation, far_node=wish.far_node,
+        sector_bytes=wish.sector_bytes,
     )  # fmt: skip
 
 

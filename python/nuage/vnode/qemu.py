@@ -358,7 +358,7 @@ class QemuHypervisor:
         try:
             await self._add_transport(guest, slot, disk, generation)
             await guest.execute("blockdev-add", disk_options(slot, generation=generation))
-            await guest.execute("device_add", disk_device(slot, disk.volume_id))
+            await guest.execute("device_add", disk_device(slot, disk))
         except NuageError:
             await self._drop_disk(guest, slot, generation)
             raise

@@ -277,6 +277,29 @@ async def test_initiators_can_be_changed_while_the_head_serves(bench: Bench) -> 
     assert head.epoch == HEAD.epoch
 
 
+async def test_initiators_see_the_sectors_that_the_copy_was_made_with_and_a_clone_has_the_same(
+    bench: Bench,
+) -> None:
+    await bench.daemon.create(replace(REPLICA, sector_bytes=4096))
+    await opened(bench.daemon)
+    origin = CloneOrigin(volume_id=VOLUME, moment=Moment(sequence=0), nodes=())
+    await bench.daemon.clone(replace(REPLICA, volume_id=OTHER, sector_bytes=4096, origin=origin))
+    clone = replace(HEAD, volume_id=OTHER, iqn=f"{HEAD.iqn}-clone")
+    await opened(bench.daemon, clone)
+    if bench.real is None or shutil.which("iscsi-readcapacity16") is None:
+        return
+    (login,) = HEAD.chap
+    secrets = {"LIBISCSI_CHAP_USERNAME": login.user, "LIBISCSI_CHAP_PASSWORD": login.secret}
+    for iqn in (HEAD.iqn, clone.iqn):
+        process = await asyncio.create_subprocess_exec(
+            "iscsi-readcapacity16", f"iscsi://{bench.real.portal}/{iqn}/0",
+            env=os.environ | secrets, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        told = (await process.communicate())[0].decode()
+        assert "LOGICAL BLOCK LENGTH IN BYTES:4096\n" in told
+        assert "RETURNED LOGICAL BLOCK ADDRESS:2047\n" in told
+
+
 async def test_a_target_proves_itself_by_its_own_secret_and_an_initiator_refuses_another(
     bench: Bench,
 ) -> None:

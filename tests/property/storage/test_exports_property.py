@@ -2,6 +2,7 @@
 
 import io
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,14 @@ HEADER = ExportHeader(
 )
 # A byte a block: 0 is not exported, 1 is zeros, others are data. Cheap to draw on a busy machine.
 BLOCKS = st.binary(min_size=BLOCK_COUNT, max_size=BLOCK_COUNT)
+
+
+def test_only_an_export_of_other_sectors_than_512_bytes_names_them() -> None:
+    assert b"sector" not in HEADER.line()
+    native = begin(msgspec.structs.replace(HEADER, sector_bytes=4096))
+    file = io.BytesIO(native.header.line() + frame(native, None))
+    assert read_header(file, "file").header.sector_bytes == 4096
+    assert read_header(io.BytesIO(HEADER.line()), "file").header == HEADER
 
 
 def pieces(blocks: bytes) -> list[Piece]:

@@ -16,6 +16,7 @@ from nuage.facility.ports import BootDevice, PowerControl, PowerState, RackPdu
 from nuage.ids import SiteId
 from nuage.model.identity import Grant, Role
 from nuage.model.infrastructure import Node
+from nuage.model.volume import Volume, VolumeState
 
 HERE = Path(__file__).parent
 FRENCH = {"data_countries": ["FR"], "copies": 2, "copy_sites": 2, "ack_policy": "all"}
@@ -83,6 +84,27 @@ async def test_a_machine_grows_no_further_than_its_node_has_room(federation: Fed
     shape["memory_mib"] = free_mib
     status, told = await federation.ask("PUT", resize, {"shape": shape}, who="tenant")
     assert status == 200, told
+
+
+async def test_a_volume_of_4096_byte_sectors(federation: Federation, *, rewrite: bool) -> None:
+    await build(federation)
+    volumes = "/v1/iaas/acme/volumes"
+    body = {"name": "data", "size_bytes": 64 << 20, "sector_bytes": 520}
+    assert (await federation.ask("POST", volumes, body, who="tenant"))[0] == 400
+    body["sector_bytes"] = 4096
+    status, made = await federation.ask("POST", volumes, body, who="tenant")
+    assert (status, made["result"]["value"]["sector_bytes"]) == (202, 4096)
+    lyon = federation.sites[SiteId("lyon")].site.index
+    while any(volume.state is VolumeState.CREATING for volume in lyon.values(Volume)):
+        await federation.settle()
+    clone = {"name": "copy"}
+    _, cloned = await federation.ask("POST", f"{volumes}/data/clone", clone, who="tenant")
+    assert cloned["result"]["value"]["sector_bytes"] == 4096
+    vm = {"name": "web", "volume": "data"}
+    status, _ = await federation.ask("POST", "/v1/iaas/acme/vms", vm, who="tenant")
+    assert status == 400
+    await federation.settle()
+    compare(HERE / "sectors.txt", federation.talk.lines, rewrite=rewrite)
 
 
 async def test_a_hosts_volume_from_creation_to_deletion(

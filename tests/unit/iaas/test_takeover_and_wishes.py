@@ -303,6 +303,18 @@ def test_a_target_proves_itself_by_a_secret_of_its_own_on_every_path_and_by_new_
     assert logins[0].secret not in repr(wishes)
 
 
+def test_all_copies_and_the_vm_are_told_a_volumes_sectors() -> None:
+    native = replace(volume(1, places=PLACES, vm_id="vm-1"), sector_bytes=4096, portal="m-io:21000")
+    index = index_of(running(), native, decision("marne"))
+    copies = [
+        ionode_wish(context(index), NodeId(name), 1).daemons[0].replicas[0]
+        for name in ("m-io", "l-io", "r-io")
+    ]
+    assert {copy.sector_bytes for copy in copies} == {4096}
+    (wish,) = vnode_wish(context(index), NODE, 1).vms
+    assert {disk.sector_bytes for disk in wish.disks} == {4096}
+
+
 def test_an_attachment_has_a_secret_of_its_own_and_a_vms_volume_no_second_path() -> None:
     secrets = SharedSecrets({0: b"k" * 32})
     one, two = (

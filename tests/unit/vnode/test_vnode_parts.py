@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from nuage.ids import IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import QosClass
 from nuage.model.desired import PortWish, VmWish
 from nuage.model.vm import PowerWish, VmShape
-from nuage.vnode.arguments import Launch, command_line
+from nuage.vnode.arguments import Launch, command_line, disk_device
 from nuage.vnode.cgroup import CgroupTree
 from nuage.vnode.configdrive import SeedLayout, build_seed, network_config
 from nuage.vnode.console import ConsoleLog
@@ -90,6 +91,13 @@ def test_a_secret_is_never_an_argument_or_a_repr() -> None:
     assert "hush" not in told
     assert "file=secret0" in told
     assert "hush" not in repr(spec)
+
+
+def test_a_guest_sees_the_sectors_of_its_volume() -> None:
+    disk = IscsiDisk(volume_id=VolumeId("v"), portal="10.0.0.9:3260", iqn="iqn.x")
+    assert "logical_block_size" not in disk_device(1, disk)
+    native = disk_device(1, replace(disk, sector_bytes=4096))
+    assert (native["logical_block_size"], native["physical_block_size"]) == (4096, 4096)
 
 
 @pytest.mark.parametrize(("accelerator", "kib"), [("kvm", 256 * 1024), ("tcg", 256 * 1024 + 8)])
