@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
-use nuage_disk::FileDisk;
+use nuage_disk::{FileDisk, Method};
 use nuage_engine::{
     AckMode, HeadEvent, HeadOptions, SystemClock, Volume, VolumeHead, create_volume, open_volume,
 };
-use nuage_journal::{Retention, StoreEvent, VolumeSpec};
+use nuage_journal::{JournalError, Retention, Store, StoreEvent, TailRule, VolumeSpec};
 
 fn create(path: &Path) {
     let spec = VolumeSpec {
@@ -24,15 +24,52 @@ fn create(path: &Path) {
     create_volume(path, &spec).unwrap();
 }
 
-fn open(path: &Path) -> Volume<FileDisk> {
-    let options = HeadOptions {
+fn options() -> HeadOptions {
+    HeadOptions {
         name: Arc::from("v"),
         mode: AckMode::WriteBack,
         term: 1,
         head: "test".into(),
         accepts_loss: false,
+    }
+}
+
+fn open(path: &Path) -> Volume<FileDisk> {
+    open_volume(path, None, options(), Rc::new(SystemClock::default())).unwrap()
+}
+
+/// As the daemon does, which does not know yet whether there are other copies.
+fn open_as_one_of_several(path: &Path) -> Result<Volume<FileDisk>, JournalError> {
+    let disk = FileDisk::open(path, Method::Threads).unwrap();
+    let store = Store::open(disk, None, TailRule::OneOfSeveral)?;
+    let clock = Rc::new(SystemClock::default());
+    Ok(Volume::new(VolumeHead::open(store, options(), clock)?))
+}
+
+fn write(volume: &mut Volume<FileDisk>, offset: u64, data: Vec<u8>) {
+    let data = data.into();
+    let operation = Operation::Write {
+        offset,
+        data,
+        fua: true,
     };
-    open_volume(path, None, options, Rc::new(SystemClock::default())).unwrap()
+    assert_eq!(run(volume, operation), Outcome::Done);
+}
+
+/// Spoil the header of the last group of each segment that has no seal.
+fn rot_last_header(directory: &Path) {
+    for file in std::fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if !bytes.starts_with(b"NUAGSEG1") || bytes[512..].starts_with(b"NUAGSEAL") {
+            continue;
+        }
+        let is_header = |block: &[u8]| block.starts_with(b"NUAGGRP1");
+        if let Some(at) = bytes.chunks_exact(4096).rposition(is_header) {
+            bytes[at * 4096 + 60] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
 }
 
 fn run(device: &mut dyn BlockDevice, operation: Operation) -> Outcome {
@@ -73,17 +110,11 @@ fn a_block_of_an_only_copy_that_a_reader_finds_rotten_is_told_until_it_is_sound_
     let directory = tempfile::tempdir().unwrap();
     create(directory.path());
     let mut volume = open(directory.path());
-    for (offset, data) in [(8192, vec![0x5a; 8192]), (0, vec![1; 4096])] {
-        let data = data.into();
-        let operation = Operation::Write {
-            offset,
-            data,
-            fua: true,
-        };
-        assert_eq!(run(&mut volume, operation), Outcome::Done);
-    }
+    write(&mut volume, 8192, vec![0x5a; 8192]);
+    write(&mut volume, 0, vec![1; 4096]);
     volume.with(|head| head.store_mut().close().unwrap());
     drop(volume);
+    drop(open(directory.path())); // seals the segment: it is not scanned any more
     rot(directory.path(), 0x5a);
     let mut volume = open(directory.path());
     let read = || Operation::Read {
@@ -104,6 +135,80 @@ fn a_block_of_an_only_copy_that_a_reader_finds_rotten_is_told_until_it_is_sound_
     scrub(&mut volume);
     assert_eq!(lost(&volume), []);
     assert_eq!(run(&mut volume, read()), Outcome::Data(vec![0x5a; 4096]));
+}
+
+#[test]
+fn the_last_write_before_a_clean_close_that_rots_is_lost_aloud() {
+    for only in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        create(directory.path());
+        let open = |path: &Path| {
+            if only {
+                open(path)
+            } else {
+                open_as_one_of_several(path).unwrap()
+            }
+        };
+        let mut volume = open(directory.path());
+        write(&mut volume, 0, vec![1; 4096]);
+        write(&mut volume, 8192, vec![0x5a; 4096]);
+        volume.with(|head| head.store_mut().close().unwrap());
+        drop(volume);
+        rot(directory.path(), 0x5a);
+        for turn in 0..2 {
+            let mut volume = open(directory.path());
+            let mut told = Vec::new();
+            for _ in 0..2 {
+                volume.poll(&mut Vec::new());
+                told.extend(volume.with(VolumeHead::take_events));
+            }
+            let is_it = |event: &HeadEvent| {
+                matches!(event, HeadEvent::Store(StoreEvent::Lost { lba: 2, .. }))
+            };
+            assert!(turn > 0 || told.iter().any(is_it), "{told:?}");
+            let mut read = |offset| {
+                run(
+                    &mut volume,
+                    Operation::Read {
+                        offset,
+                        length: 4096,
+                    },
+                )
+            };
+            assert_eq!(read(8192), Outcome::Failed(Failure::Checksum));
+            assert_eq!(read(0), Outcome::Data(vec![1; 4096]));
+            assert_eq!(read(4096), Outcome::Data(vec![0; 4096]));
+            write(&mut volume, 4096, vec![0; 4096]);
+            volume.with(|head| head.store_mut().close().unwrap());
+        }
+    }
+}
+
+#[test]
+fn an_only_copy_whose_last_header_rots_does_not_pass_for_the_volume() {
+    let directory = tempfile::tempdir().unwrap();
+    create(directory.path());
+    let mut volume = open_as_one_of_several(directory.path()).unwrap();
+    write(&mut volume, 0, vec![1; 4096]);
+    write(&mut volume, 8192, vec![0x5a; 4096]);
+    volume.with(|head| head.store_mut().close().unwrap());
+    drop(volume);
+    rot_last_header(directory.path());
+    for _ in 0..2 {
+        let refused = open_as_one_of_several(directory.path());
+        assert_eq!(refused.err(), Some(JournalError::Lost));
+    }
+    let kept = std::fs::read_dir(directory.path()).unwrap().any(|file| {
+        let path = file.unwrap().path();
+        let is_aside = path
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with("quarantine.");
+        let holds = |path: &Path| std::fs::read(path).unwrap().ends_with(&[0x5a; 4096]);
+        is_aside && holds(&path)
+    });
+    assert!(kept, "what had been written is kept for people");
 }
 
 #[test]

@@ -191,6 +191,46 @@ fn an_empty_copy_vouches_for_nothing_until_it_has_everything() {
 }
 
 #[test]
+fn the_last_group_of_a_copy_that_rots_while_it_is_closed_comes_from_another() {
+    for at in [60, 4096 + 60] {
+        let directories = directories();
+        let mut set = Set::new(&directories);
+        set.write(0..4, 1);
+        set.write(4..8, 0x5a);
+        set.until(|set| set.is_live(1));
+        set.same(1);
+        let mut replica = set.copies[1].take().expect("there");
+        set.disconnect(1);
+        replica.store_mut().close().expect("there");
+        drop(replica);
+        for file in std::fs::read_dir(directories[2].path()).expect("there") {
+            let path = file.expect("there").path();
+            let mut bytes = std::fs::read(&path).expect("there");
+            let is_header = |block: &[u8]| block.starts_with(b"NUAGGRP1");
+            if let Some(group) = bytes.chunks_exact(4096).rposition(is_header) {
+                bytes[group * 4096 + at] ^= 1;
+                std::fs::write(&path, bytes).expect("there");
+            }
+        }
+        set.connect(1, open(directories[2].path()));
+        set.write(8..9, 2);
+        set.until(|set| set.is_live(1));
+        set.same(1);
+        set.until(|set| {
+            let store = set.copies[1].as_ref().expect("there").store();
+            store.scrub_report().waiting == 0
+        });
+        let replica = set.copies[1].as_mut().expect("there").store_mut();
+        replica.begin_scrub(0);
+        let found = replica.scrub_report().found;
+        while !replica.scrub_next().expect("there").is_over {}
+        assert_eq!(replica.scrub_report().found, found, "nothing is left");
+        let proof = replica.verify_chain(0, u64::MAX).expect("there");
+        assert_eq!(proof.last_seq, replica.durable_seq(), "without a gap");
+    }
+}
+
+#[test]
 fn a_rebuild_that_broke_off_goes_on_where_it_was() {
     let directories = directories();
     let mut set = Set::new(&directories);

@@ -142,22 +142,34 @@ impl<D: Disk> Store<D> {
             let header_blocks = head.info.header_blocks();
             let first = header_blocks as usize * BLOCK_BYTES;
             let length = head.info.payload_blocks as usize * BLOCK_BYTES;
-            let mut may_be_mended = false;
             let payload = stored.get(first..first + length).unwrap_or_default();
-            for (block, facts) in damaged_blocks(&head, payload, &[]) {
-                let place = Entry::new(number, at + header_blocks + block, 0, facts.crc);
-                let wish = BlockWish {
-                    lba: facts.lba,
-                    seq: facts.origin.seq,
-                    crc: facts.crc,
-                };
-                if self.damage_of(place) != Some(Damage::Lost) {
-                    may_be_mended |= self.note(number, place.block(), wish, Some(facts));
-                }
-            }
+            let may_be_mended = self.note_blocks(number, &head, at + header_blocks, payload);
             return Ok(may_be_mended);
         }
         Ok(false)
+    }
+
+    /// Note the damaged blocks of a group whose payload lies at `first`. False: none that a copy may have.
+    pub(crate) fn note_blocks(
+        &mut self,
+        slot: u32,
+        head: &GroupHead,
+        first: u32,
+        payload: &[u8],
+    ) -> bool {
+        let mut may_be_mended = false;
+        for (block, facts) in damaged_blocks(head, payload, &[]) {
+            let place = Entry::new(slot, first + block, 0, facts.crc);
+            let wish = BlockWish {
+                lba: facts.lba,
+                seq: facts.origin.seq,
+                crc: facts.crc,
+            };
+            if self.damage_of(place) != Some(Damage::Lost) {
+                may_be_mended |= self.note(slot, place.block(), wish, Some(facts));
+            }
+        }
+        may_be_mended
     }
 
     /// How the block that `entry` names stands; `None`: it is not known to be damaged.

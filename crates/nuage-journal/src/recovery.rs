@@ -10,10 +10,10 @@ use crate::cipher::{Cipher, VolumeUuid};
 use crate::disk::{BLOCK_BYTES, Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::Index;
-use crate::layout::Chain;
+use crate::layout::{Chain, GroupHead};
 use crate::replay::State;
 use crate::segment::{
-    Footer, SegmentHeader, SegmentKind, decode_first_block, encode_first_block, scan,
+    Footer, Scan, SegmentHeader, SegmentKind, decode_first_block, encode_first_block, scan,
 };
 use crate::store::{
     Anchor, OpenSegment, Opened, Slot, SlotState, Store, StoreEvent, Unapplied, segment_name,
@@ -187,7 +187,15 @@ impl<D: Disk> Store<D> {
             store.remove_other_checkpoints(&names)?;
         }
         store.read_moves(&names)?;
-        store.close_what_is_open(tail)?;
+        if !store.close_what_is_open(tail)? {
+            // Each time with fewer checkpoints.
+            let files: Vec<_> = store.slots.iter().flatten().map(|slot| slot.file).collect();
+            let (mut disk, cipher) = (store.disk, store.cipher);
+            for file in files {
+                disk.close(file);
+            }
+            return Self::recover(disk, cipher, tail);
+        }
         store.find_rollbacks();
         store.replay(tail)?;
         Ok(store)
@@ -225,27 +233,44 @@ impl<D: Disk> Store<D> {
     }
 
     /// Scan segments without a seal and cut torn tails off. The only copy seals them; one of several leaves
-    /// its last one open, because the head goes on in it.
-    fn close_what_is_open(&mut self, tail: TailRule) -> Result<(), JournalError> {
+    /// its last one open, because the head goes on in it. False: the log ends before the checkpoint now, which is
+    /// gone; begin again with an older one.
+    fn close_what_is_open(&mut self, tail: TailRule) -> Result<bool, JournalError> {
         // From the end: the last segment that holds anything is the one to go on in.
         let mut may_go_on = tail == TailRule::OneOfSeveral;
+        // What is applied had been durable: in this segment, as far as the next does not begin before.
+        let mut known_seq = self.state.position.seq;
         for (number, header) in self.own_log().into_iter().rev() {
             let Some(slot) = self.slots[number as usize].clone() else {
                 continue;
             };
             let goes_on = may_go_on;
             if !goes_on && !matches!(slot.state, SlotState::Open(_)) {
+                known_seq = known_seq.min(header.first_seq.saturating_sub(1));
                 continue;
+            }
+            if let SlotState::Sealed(_, seal) = &slot.state {
+                known_seq = known_seq.max(seal.last_seq);
+                self.mend_headers(number)?;
             }
             let bytes = self
                 .disk
                 .read_now(slot.file, 0, self.superblock.segment_bytes as usize)?;
-            let found = scan(&bytes, &header);
+            let found = scan(&bytes, &header, known_seq);
             if goes_on && found.damaged_at.is_some() {
                 // Other copies have it. Known before the evidence is wiped out with the rest.
                 self.superblock.incomplete_seq =
                     self.superblock.incomplete_seq.max(found.evidence_seq);
                 self.write_superblock()?;
+                self.keep_rest(&header, &bytes, &found)?;
+                let last = found.groups.last();
+                let end_seq = last.map_or(header.first_seq.saturating_sub(1), |group| {
+                    group.head.info.last_seq()
+                });
+                if end_seq < self.state.position.seq {
+                    self.give_up_checkpoints_after(end_seq, &header)?;
+                    return Ok(false);
+                }
             } else if let Some(offset) = found.damaged_at {
                 return Err(JournalError::Corrupt {
                     what: "group",
@@ -261,12 +286,101 @@ impl<D: Disk> Store<D> {
                 self.make_spare(number)?;
             } else if goes_on {
                 may_go_on = false;
-                self.reopen_segment(number, header, footer, found.end)?;
+                self.reopen_segment(number, header.clone(), footer, found.end)?;
             } else {
-                self.write_seal(number, header, &footer, found.end)?;
+                self.write_seal(number, header.clone(), &footer, found.end)?;
+            }
+            self.note_scanned(number, &bytes, &found);
+            known_seq = known_seq.min(header.first_seq.saturating_sub(1));
+        }
+        Ok(true)
+    }
+
+    /// Write the headers of a sealed segment's groups anew from its footer, where they are not as it says.
+    fn mend_headers(&mut self, number: u32) -> Result<(), JournalError> {
+        let Some((_, seal)) = self.sealed(number) else {
+            return Ok(());
+        };
+        let (offset, length) = (seal.footer_offset(), seal.footer_bytes as usize);
+        let (Some(file), Ok(groups)) = (self.file_of(number), self.groups_of(number)) else {
+            return Ok(());
+        };
+        let footer = self
+            .disk
+            .read_now(file, offset, length.next_multiple_of(BLOCK_BYTES))?;
+        let mut at = 0;
+        for (head, block) in groups {
+            let place = at..at + head.info.header_bytes as usize;
+            at = place.end;
+            let here = crate::segment::block_bytes(block);
+            let Some(header) = footer.get(place) else {
+                return Ok(());
+            };
+            let length = header.len().next_multiple_of(BLOCK_BYTES);
+            let stored = self.disk.read_now(file, here, length)?;
+            let is_it = GroupHead::decode(header).is_ok_and(|told| told.chain == head.chain);
+            if is_it && !stored.starts_with(header) {
+                self.mend_header(number, block, header)?;
             }
         }
         Ok(())
+    }
+
+    /// Keep what cannot be followed any more in a file for people, before it is wiped out.
+    fn keep_rest(
+        &mut self,
+        header: &SegmentHeader,
+        bytes: &[u8],
+        found: &Scan,
+    ) -> Result<(), JournalError> {
+        let rest = &bytes[found.end as usize..];
+        let length = rest
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |at| at + 1);
+        let last = found.groups.last();
+        let seq = last.map_or(header.first_seq.saturating_sub(1), |group| {
+            group.head.info.last_seq()
+        });
+        let name = format!("quarantine.{seq:016x}.{:016x}", header.epoch);
+        match self.disk.replace_now(&name, &rest[..length]) {
+            // The other copies are worth more than this one's rest.
+            Ok(()) | Err(DiskError::NoSpace) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The log ends at `seq`: what a checkpoint after it shows cannot be continued.
+    fn give_up_checkpoints_after(
+        &mut self,
+        seq: u64,
+        header: &SegmentHeader,
+    ) -> Result<(), JournalError> {
+        let (kept, given_up): (Vec<Anchor>, Vec<Anchor>) =
+            (self.anchors.iter()).partition(|anchor| anchor.position.seq <= seq);
+        if kept.is_empty() {
+            return Err(JournalError::Corrupt {
+                what: "group before every checkpoint",
+                segment: header.segment,
+                offset: 0,
+            });
+        }
+        // The newest first: a crash leaves them in order.
+        for anchor in given_up.iter().rev() {
+            self.disk
+                .remove_now(&checkpoint_name(anchor.position.seq))?;
+        }
+        Ok(())
+    }
+
+    /// Note the blocks of groups that were kept although they are damaged.
+    fn note_scanned(&mut self, number: u32, bytes: &[u8], found: &Scan) {
+        for group in found.groups.iter().filter(|group| group.is_damaged) {
+            let info = &group.head.info;
+            let first = group.offset as usize + info.header_blocks() as usize * BLOCK_BYTES;
+            let payload = &bytes[first..first + info.payload_blocks as usize * BLOCK_BYTES];
+            self.note_blocks(number, &group.head, narrow(first / BLOCK_BYTES), payload);
+        }
     }
 
     /// Go on in a segment after `end`; a torn or refused group there is wiped out.

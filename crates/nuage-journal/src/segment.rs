@@ -257,6 +257,8 @@ pub struct Scanned {
     pub offset: u32,
     pub head: GroupHead,
     pub header: Vec<u8>,
+    /// Its payload is not what had been written.
+    pub is_damaged: bool,
 }
 
 /// What a scan of an open segment found.
@@ -267,15 +269,16 @@ pub struct Scan {
     pub end: u32,
     /// Where damage begins, when what lies there had been durable.
     pub damaged_at: Option<u32>,
-    /// The seq that later groups say had been durable.
+    /// The seq that later groups, a seal or a checkpoint say had been durable.
     pub evidence_seq: u64,
 }
 
-/// Walk the groups of an open segment (§6 rule 3).
+/// Walk the groups of an open segment (§6 rule 3); `known_seq`: a seal or a checkpoint says that up to there all
+/// of it had been durable.
 ///
-/// A group whose header is whole and whose payload is not is kept when a later group shows that it had been
-/// durable: its blocks are found damaged one by one when they are read, and mended from other copies.
-pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
+/// A group whose header is whole and whose payload is not is kept when that or a later group shows that it had
+/// been durable: its blocks are damaged one by one, and mended from other copies.
+pub fn scan(bytes: &[u8], header: &SegmentHeader, known_seq: u64) -> Scan {
     let mut found = Scan {
         end: narrow(BLOCK_BYTES),
         ..Scan::default()
@@ -300,7 +303,11 @@ pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
             break;
         }
         let end = found.end + narrow(BLOCK_BYTES) * info.total_blocks();
-        if Group::decode(rest).is_err() && evidence(bytes, header, end, info.last_seq()).is_none() {
+        let is_damaged = Group::decode(rest).is_err();
+        let was_durable = || {
+            info.first_seq <= known_seq || evidence(bytes, header, end, info.last_seq()).is_some()
+        };
+        if is_damaged && !was_durable() {
             break;
         }
         chain = head.chain;
@@ -312,9 +319,11 @@ pub fn scan(bytes: &[u8], header: &SegmentHeader) -> Scan {
             offset,
             head,
             header: header_bytes,
+            is_damaged,
         });
     }
-    if let Some(seq) = evidence(bytes, header, found.end, next_seq) {
+    let known = (next_seq <= known_seq).then_some(known_seq);
+    if let Some(seq) = evidence(bytes, header, found.end, next_seq).max(known) {
         found.damaged_at = Some(found.end);
         found.evidence_seq = seq;
     }

@@ -62,7 +62,7 @@ fn segment() -> (Vec<u8>, Vec<usize>) {
 fn a_torn_tail_is_cut_off() {
     let (mut bytes, places) = segment();
     bytes[places[2] + BLOCK_BYTES + 9] ^= 1;
-    let found = scan(&bytes, &header());
+    let found = scan(&bytes, &header(), 0);
     assert_eq!((found.groups.len(), found.damaged_at), (2, None));
 }
 
@@ -70,7 +70,7 @@ fn a_torn_tail_is_cut_off() {
 fn damage_in_the_middle_is_told_and_not_cut_off() {
     let (mut bytes, places) = segment();
     bytes[places[1] + 60] ^= 1;
-    let found = scan(&bytes, &header());
+    let found = scan(&bytes, &header(), 0);
     assert_eq!(found.groups.len(), 1);
     assert_eq!(found.damaged_at.map(|at| at as usize), Some(places[1]));
 }
@@ -79,8 +79,24 @@ fn damage_in_the_middle_is_told_and_not_cut_off() {
 fn payload_damaged_after_it_was_durable_keeps_its_group() {
     let (mut bytes, places) = segment();
     bytes[places[1] + BLOCK_BYTES + 9] ^= 1;
-    let found = scan(&bytes, &header());
+    let found = scan(&bytes, &header(), 0);
     assert_eq!((found.groups.len(), found.damaged_at), (3, None));
+}
+
+#[test]
+fn what_a_checkpoint_knows_is_no_torn_tail() {
+    let (sound, places) = segment();
+    let mut bytes = sound.clone();
+    bytes[places[2] + BLOCK_BYTES + 9] ^= 1;
+    let found = scan(&bytes, &header(), 9);
+    let damaged: Vec<bool> = found.groups.iter().map(|group| group.is_damaged).collect();
+    assert_eq!(damaged, [false, false, true]);
+    assert_eq!(found.damaged_at, None);
+    let mut bytes = sound;
+    bytes[places[2] + 60] ^= 1;
+    let found = scan(&bytes, &header(), 9);
+    assert_eq!((found.groups.len(), found.evidence_seq), (2, 9));
+    assert_eq!(found.damaged_at.map(|at| at as usize), Some(places[2]));
 }
 
 #[test]
@@ -90,7 +106,7 @@ fn groups_of_a_former_life_of_the_file_are_not_seen() {
         segment: 8,
         ..header()
     };
-    let found = scan(&bytes, &now);
+    let found = scan(&bytes, &now, 0);
     assert_eq!((found.groups.len(), found.damaged_at), (0, None));
 }
 
@@ -119,7 +135,7 @@ proptest! {
         cut in 0usize..1 << 18,
     ) {
         let (mut bytes, places) = segment();
-        let written = scan(&bytes, &header()).groups;
+        let written = scan(&bytes, &header(), 0).groups;
         let end = places[2] + 4 * BLOCK_BYTES;
         for (at, noise, zeroes) in edits {
             let at = at % end;
@@ -127,7 +143,7 @@ proptest! {
             bytes[at..at + noise.len()].copy_from_slice(&noise);
         }
         bytes.truncate((1 << 18) - cut / 2);
-        let found = scan(&bytes, &header()).groups;
+        let found = scan(&bytes, &header(), 0).groups;
         prop_assert!(found.len() <= written.len());
         for (seen, made) in found.iter().zip(&written) {
             prop_assert_eq!((seen.offset, seen.head.chain), (made.offset, made.head.chain));
