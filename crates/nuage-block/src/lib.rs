@@ -111,8 +111,9 @@ pub enum Failure {
     OutOfRange,
     #[error("the medium could not be read or written")]
     Medium,
-    #[error("a checksum does not match")]
-    Checksum,
+    /// A block is damaged, and no copy has it; `offset`: the first such byte of what was asked for.
+    #[error("no copy has the block at {offset} undamaged")]
+    Checksum { offset: u64 },
     #[error("no space left for this volume")]
     NoSpace,
     #[error("the volume is read-only")]

@@ -121,7 +121,7 @@ fn a_block_of_an_only_copy_that_a_reader_finds_rotten_is_told_until_it_is_sound_
         offset: 8192,
         length: 4096,
     };
-    let rotten = Outcome::Failed(Failure::Checksum);
+    let rotten = Outcome::Failed(Failure::Checksum { offset: 8192 });
     assert!(run(&mut volume, read()) == rotten);
     volume.poll(&mut Vec::new());
     let told = volume.with(VolumeHead::take_events);
@@ -175,7 +175,15 @@ fn the_last_write_before_a_clean_close_that_rots_is_lost_aloud() {
                     },
                 )
             };
-            assert_eq!(read(8192), Outcome::Failed(Failure::Checksum));
+            assert_eq!(
+                read(8192),
+                Outcome::Failed(Failure::Checksum { offset: 8192 })
+            );
+            // Of a read that begins in its midst: no address before its own.
+            assert_eq!(
+                read(9216),
+                Outcome::Failed(Failure::Checksum { offset: 9216 })
+            );
             assert_eq!(read(0), Outcome::Data(vec![1; 4096]));
             assert_eq!(read(4096), Outcome::Data(vec![0; 4096]));
             write(&mut volume, 4096, vec![0; 4096]);

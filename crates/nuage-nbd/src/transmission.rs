@@ -421,7 +421,7 @@ fn chunk_head(kind: u16, cookie: u64, length: usize) -> Vec<u8> {
 fn code(failure: Failure) -> u32 {
     match failure {
         Failure::OutOfRange => error::INVALID,
-        Failure::Medium | Failure::Checksum | Failure::Unavailable => error::IO,
+        Failure::Medium | Failure::Checksum { .. } | Failure::Unavailable => error::IO,
         Failure::NoSpace => error::NO_SPACE,
         Failure::ReadOnly => error::PERMISSION,
         Failure::Fenced => error::SHUTDOWN,

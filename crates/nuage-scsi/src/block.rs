@@ -552,7 +552,7 @@ pub(crate) fn resume(unit: &LogicalUnit, then: Then, outcome: Outcome) -> Step {
     match (then, outcome) {
         (Then::ChangeSwap(change), Outcome::Miscompare { .. }) => change.read(),
         (_, Outcome::Miscompare { at }) => Sense::MISCOMPARE.with_information(u64::from(at)).into(),
-        (_, Outcome::Failed(failure)) => failed(failure, reads).into(),
+        (_, Outcome::Failed(failure)) => failed(unit, failure, reads).into(),
         (Then::Status, _) => Step::Finished(Reply::good()),
         (Then::ChangeRead(change), Outcome::Data(expected)) => change.swap(expected),
         (Then::ChangeSwap(change), Outcome::Done) => change.done(),
@@ -587,7 +587,7 @@ pub(crate) fn resume(unit: &LogicalUnit, then: Then, outcome: Outcome) -> Step {
             cut(lba_status(unit, &extents), allocation)
         }
         // An engine that answers something else than asked is broken.
-        (_, _) => failed(Failure::Medium, reads).into(),
+        (_, _) => failed(unit, Failure::Medium, reads).into(),
     }
 }
 
@@ -599,12 +599,15 @@ fn compare(data: &[u8], expected: &[u8], base: u64) -> Option<Sense> {
     Some(Sense::MISCOMPARE.with_information(base + at as u64))
 }
 
-fn failed(failure: Failure, reads: bool) -> Sense {
+fn failed(unit: &LogicalUnit, failure: Failure, reads: bool) -> Sense {
     match failure {
         Failure::OutOfRange => Sense::OUT_OF_RANGE,
         Failure::Medium if reads => Sense::READ_ERROR,
         Failure::Medium => Sense::WRITE_ERROR,
-        Failure::Checksum => Sense::GUARD_FAILED,
+        // Of a write, too: what was to be kept of a block that it covers in part could not be read.
+        Failure::Checksum { offset } => {
+            Sense::READ_ERROR.with_information(offset / unit.block_bytes())
+        }
         Failure::NoSpace => Sense::NO_SPACE,
         Failure::ReadOnly => Sense::WRITE_PROTECTED,
         Failure::Fenced => Sense::STANDBY,

@@ -71,8 +71,6 @@ impl Sense {
     pub const MISCOMPARE: Self = Self::new(key::MISCOMPARE, 0x1d, 0x00);
     pub const READ_ERROR: Self = Self::new(key::MEDIUM_ERROR, 0x11, 0x00);
     pub const WRITE_ERROR: Self = Self::new(key::MEDIUM_ERROR, 0x0c, 0x00);
-    /// LOGICAL BLOCK GUARD CHECK FAILED: our own checksum did not hold.
-    pub const GUARD_FAILED: Self = Self::new(key::ABORTED_COMMAND, 0x10, 0x01);
     /// LOGICAL UNIT COMMUNICATION FAILURE: not enough replicas answer.
     pub const UNAVAILABLE: Self = Self::new(key::HARDWARE_ERROR, 0x08, 0x00);
     /// TARGET PORT IN STANDBY STATE: this head was fenced, another path serves.

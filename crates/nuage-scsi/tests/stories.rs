@@ -4,7 +4,7 @@
 mod initiator;
 
 use initiator::{NONE, World};
-use nuage_block::{BlockDevice, Operation, Request};
+use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
 use nuage_scsi::chap::Account;
 use nuage_scsi::pdu::{Bhs, request, response};
 use nuage_scsi::{Access, AccessState, Alua, PortGroup};
@@ -207,6 +207,40 @@ fn a_write_that_ends_within_a_block_keeps_the_rest_of_that_block() {
             expected.resize(1024, 1);
             assert_eq!(read_10(&mut world, 3, 4, 2), expected);
         }
+    }
+}
+
+#[test]
+fn a_block_that_is_damaged_everywhere_is_a_medium_error_with_its_address() {
+    let mut world = World::logged_in();
+    world.settle();
+    // READ (10) of it; WRITE (10) of a part of it.
+    for (tag, flags, length, code) in [(2, 0xc0, 1024, 0x28), (3, 0xa0, 200, 0x2a)] {
+        world.hold = true;
+        let sent = if code == 0x2a { vec![2; 200] } else { vec![] };
+        world.command(
+            tag,
+            flags,
+            length,
+            &[code, 0, 0, 0, 0, 4, 0, 0, 2, 0],
+            &sent,
+        );
+        let read = world.held.pop().unwrap();
+        world.hold = false;
+        let failure = Failure::Checksum { offset: 5 * 512 };
+        world.server.complete(Completion {
+            tag: read.tag,
+            outcome: Outcome::Failed(failure),
+        });
+        world.pump();
+        let pdus = world.received();
+        assert_eq!(pdus[0].header.0[3], 2);
+        let sense = &pdus[0].data[2..];
+        assert_eq!(
+            (sense[0], sense[2] & 0xf, sense[12], sense[13]),
+            (0xf0, 3, 0x11, 0)
+        );
+        assert_eq!(sense[3..7], [0, 0, 0, 5]);
     }
 }
 

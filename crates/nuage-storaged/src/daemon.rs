@@ -183,7 +183,7 @@ pub(crate) fn access(
 pub(crate) fn failure_refusal(failure: Failure) -> Refusal {
     let code = match failure {
         Failure::OutOfRange | Failure::ReadOnly => Code::InvalidRequest,
-        Failure::Medium | Failure::Checksum => Code::Io,
+        Failure::Medium | Failure::Checksum { .. } => Code::Io,
         Failure::NoSpace => Code::NoSpace,
         Failure::Fenced => Code::StaleEpoch,
         Failure::Unavailable => Code::Unavailable,

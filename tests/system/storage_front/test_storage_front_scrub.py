@@ -141,7 +141,8 @@ def test_what_no_copy_has_is_told_by_volume_and_block_and_the_rest_is_served(
     assert "block_lost" in three_sites[1].log
     metrics = str(three_sites[0].ask("metrics")["text"])
     assert 'nuage_volume_lost_blocks{volume="v"}' in metrics
-    assert qemu_io(nbd(three_sites[0]), "read 2M 4k").returncode != 0
+    refused = qemu_io(nbd(three_sites[0]), "read 2M 4k")
+    assert "Input/output error" in refused.stdout + refused.stderr
     works(nbd(three_sites[0]), "read -P 7 1M 16k", "write -P 9 2M 4k", "read -P 9 2M 4k")
 
 

@@ -175,8 +175,14 @@ impl<D: Disk> VolumeHead<D> {
     }
 
     pub(super) fn finish_read(&mut self, purpose: ReadPurpose, outcome: ReadOutcome) {
+        let begin = match &purpose {
+            ReadPurpose::Data { first, skip, .. } => first * BLOCK + *skip as u64,
+            ReadPurpose::Merge(_) => 0,
+        };
         let failure = outcome.error.map(|error| match error {
-            ReadError::Damaged { .. } => Failure::Checksum,
+            ReadError::Damaged { lba, .. } => Failure::Checksum {
+                offset: begin.max(lba * BLOCK),
+            },
             ReadError::Disk { .. } => Failure::Medium,
         });
         match purpose {
