@@ -228,7 +228,7 @@ impl Catalogue {
                         let mut spec = match rivals::described(&path, &text) {
                             Ok(spec) => spec,
                             Err(fault) => {
-                                rivals::put_unreadable_aside(&disks, disk, &path, &fault)?;
+                                rivals::put_unreadable_aside(&disks, disk, &path, &fault);
                                 continue;
                             }
                         };
@@ -239,15 +239,18 @@ impl Catalogue {
                         }
                         volumes.insert(spec.volume.clone(), spec);
                     }
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        if path.join(UNFINISHED).exists() || !holds_data(&path)? {
-                            Disks::remove(&path)?;
-                            continue;
-                        }
-                        let fault = format!("{}: {error}", path.join(SPEC).display());
-                        rivals::put_unreadable_aside(&disks, disk, &path, &fault)?;
+                    Err(error)
+                        if error.kind() == io::ErrorKind::NotFound
+                            && (path.join(UNFINISHED).exists()
+                                || matches!(holds_data(&path), Ok(false))) =>
+                    {
+                        Disks::remove(&path)?;
                     }
-                    Err(error) => return Err(error),
+                    // Gone, or the disk does not give it.
+                    Err(error) => {
+                        let fault = format!("{}: {error}", path.join(SPEC).display());
+                        rivals::put_unreadable_aside(&disks, disk, &path, &fault);
+                    }
                 }
             }
         }
@@ -611,10 +614,21 @@ mod tests {
 
     #[test]
     fn a_copy_that_cannot_be_read_is_put_aside_and_the_others_are_there() {
-        for damaged in [
-            &["volume.json"][..],
-            &["journal/super.a", "journal/super.b"],
-        ] {
+        fn rots(path: &Path) {
+            fs::write(path, "rotten").expect("a file");
+        }
+        // As one that the disk does not give: it is there, and no reading helps.
+        fn is_refused(path: &Path) {
+            fs::remove_file(path).expect("a file");
+            fs::create_dir(path).expect("a folder");
+        }
+        type Spoil = (&'static [&'static str], fn(&Path));
+        let spoils: [Spoil; 3] = [
+            (&[SPEC], rots),
+            (&[SPEC], is_refused),
+            (&["journal/super.a", "journal/super.b"], rots),
+        ];
+        for (damaged, spoil) in spoils {
             let place = Place::new("unreadable");
             let mut catalogue = place.open();
             create(&mut catalogue, "fast");
@@ -622,7 +636,7 @@ mod tests {
             let spec = serde_json::from_str(other).expect("words");
             catalogue.create(spec).expect("a volume");
             for file in damaged {
-                fs::write(catalogue.folder("v").join(file), "rotten").expect("a file");
+                spoil(&catalogue.folder("v").join(file));
             }
             drop(catalogue);
             let mut catalogue = place.open();
@@ -637,6 +651,24 @@ mod tests {
             create(&mut catalogue, "fast");
             assert_eq!(place.open().volumes.keys().collect::<Vec<_>>(), ["v", "w"]);
         }
+    }
+
+    #[test]
+    fn a_copy_that_cannot_even_be_put_aside_stays_and_the_others_are_there() {
+        let place = Place::new("stuck");
+        let mut catalogue = place.open();
+        create(&mut catalogue, "fast");
+        let other = r#"{"volume": "w", "size_bytes": 67108864}"#;
+        catalogue
+            .create(serde_json::from_str(other).expect("words"))
+            .expect("a volume");
+        fs::write(catalogue.folder("v").join(SPEC), "rotten").expect("a file");
+        // As on a disk that takes no writes: what is to say where it went cannot be written.
+        fs::create_dir(catalogue.folder("v").join("retired.json.new")).expect("a folder");
+        drop(catalogue);
+        let catalogue = place.open();
+        assert_eq!(catalogue.volumes.keys().collect::<Vec<_>>(), ["w"]);
+        assert!(place.0.join("fast/volumes/v/journal/super.a").exists());
     }
 
     #[test]

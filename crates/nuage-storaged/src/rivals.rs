@@ -194,17 +194,31 @@ pub fn described(folder: &Path, text: &[u8]) -> Result<CreateVolume, String> {
 }
 
 /// Move a copy aside that nobody can open, so that the others are served and it is made anew from another copy.
-pub fn put_unreadable_aside(
-    disks: &Disks,
-    disk: &str,
-    folder: &Path,
-    fault: &str,
-) -> io::Result<()> {
+/// Where its disk does not even take that, it stays where it is, and is not served.
+pub fn put_unreadable_aside(disks: &Disks, disk: &str, folder: &Path, fault: &str) {
     let name = folder
         .file_name()
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
+    let help = match move_unreadable_aside(disks, disk, folder, &name) {
+        Ok(()) => "it lies in retired/ beside volumes/ and is made anew from another copy; where there is none, \
+                   mend the file, stop the daemon and move it back"
+            .to_owned(),
+        Err(error) => format!("it stays where it is, since it cannot be moved ({error}): mend its disk"),
+    };
+    log::error(
+        "copy_unreadable",
+        &[
+            ("volume", name.as_str().into()),
+            ("disk", disk.into()),
+            ("fault", fault.into()),
+            ("help", help.into()),
+        ],
+    );
+}
+
+fn move_unreadable_aside(disks: &Disks, disk: &str, folder: &Path, name: &str) -> io::Result<()> {
     if Note::read(folder).is_none() {
         let store = opened(folder).ok();
         let mut note = note_of(folder, store.as_ref())?;
@@ -213,18 +227,7 @@ pub fn put_unreadable_aside(
         }
         note.write(folder)?;
     }
-    disks.put_aside(disk, &name)?;
-    log::error(
-        "copy_unreadable",
-        &[
-            ("volume", name.as_str().into()),
-            ("disk", disk.into()),
-            ("fault", fault.into()),
-            ("help", "it lies in retired/ beside volumes/ and is made anew from another copy; where there is none, \
-                      mend the file, stop the daemon and move it back".into()),
-        ],
-    );
-    Ok(())
+    disks.put_aside(disk, name)
 }
 
 /// What lies aside on all disks.
