@@ -154,8 +154,8 @@ class Catalogue(Protocol):
         """Make the changes durable as one atomic unit; return the records that were put.
 
         Raises:
-            Conflict: an `expected` revision is not the stored one (`revision` says which is);
-                read again and decide again. `NameTaken`, `StaleEpoch` are among these.
+            LostRace: an `expected` revision is not the stored one (`revision` says which is);
+                read again and decide again. A `Conflict`, as `NameTaken` and `StaleEpoch` are.
             NotFound: a Delete without `expected` names nothing.
             InvalidRequest: the unit is too large, empty, or names an unknown kind.
             Unavailable: the disk is full or the store is closed; nothing was written.

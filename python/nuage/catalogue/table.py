@@ -136,7 +136,7 @@ class Table:
         """Check and apply one unit; on any error nothing of it stays.
 
         Raises:
-            Conflict, NameTaken, StaleEpoch, NotFound: see `Catalogue.write`.
+            LostRace, NameTaken, StaleEpoch, NotFound: see `Catalogue.write`.
         """
         events: list[Event] = []
         bodies: list[bytes | None] = []

@@ -17,8 +17,8 @@ from nuage.catalogue.feed import FeedReader, FeedSender, Refused
 from nuage.catalogue.memory import MemoryCatalogue
 from nuage.catalogue.replica import MemoryReplicas
 from nuage.catalogue.sqlite import SqliteCatalogue
-from nuage.catalogue.store import Change, Compacted, Delete, Event, NameTaken, Put
-from nuage.errors import Conflict, NotFound, StaleEpoch
+from nuage.catalogue.store import Change, Compacted, Delete, Event, LostRace, NameTaken, Put
+from nuage.errors import NotFound, StaleEpoch
 from nuage.model.vm import Vm
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Oracle:
             if isinstance(change, Delete) and before is None and change.expected in (None, 0):
                 return NotFound
             if change.expected is not None and change.expected != at:
-                return Conflict
+                return LostRace
             revision += 1
             if isinstance(change, Delete):
                 del stored[id]
