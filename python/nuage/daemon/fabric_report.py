@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Iterator
-from itertools import islice
 from typing import Final
 
 from nuage.channel import Handlers, Peer
@@ -73,6 +72,7 @@ def report(fabric: Fabric) -> FabricReport:
     neighbours = {neighbour.port: neighbour for neighbour in view.neighbours}
     wish = fabric.notebook.memory.wish
     counters = fabric.plane.counters()
+    stations = tuple(_stations(fabric.plane))
     return FabricReport(
         node_id=fabric.options.node_id,
         site_id=fabric.options.site_id,
@@ -92,8 +92,8 @@ def report(fabric: Fabric) -> FabricReport:
             )
             for node in view.nodes
         ),
-        stations=tuple(islice(_stations(fabric.plane), STATIONS_TOLD_MAX)),
-        station_count=sum(1 for _ in _stations(fabric.plane)),
+        stations=stations[:STATIONS_TOLD_MAX],
+        station_count=len(stations),
         mappings=lisp_report.mappings(fabric.lisp),
         lisp=lisp_report.part(fabric.lisp),
         counters={
