@@ -1,13 +1,14 @@
 //! What planes of other layouts left pinned: taken away once none of it forwards any more.
 //!
 //! A release with another layout pins beside the old one, whose programs go on until each port is
-//! bound anew. A program is in use while it hangs at a hook of an interface in the calling
-//! thread's network namespace, which is the node's.
+//! bound anew. A port's program is in use while it hangs at a hook of an interface in the calling
+//! thread's network namespace, which is the node's. The others serve ports: without one they are
+//! left over, as on a line that the node no longer has, and are taken off.
 
 use crate::intf::INTF_VERSION;
-use crate::plane::{Hook, tc_program, xdp_programs};
+use crate::plane::{Hook, detach_tc, tc_program, xdp_programs};
 use crate::{BpfError, ffi, log};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_int};
 use std::fs;
 use std::io;
@@ -16,6 +17,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const PRIORITY_MAX: u32 = 8; // of our tc filters: half of them is in use
+const OF_PORTS: [&str; 4] = ["trunk_in", "access_in", "access_out", "xdp_trunk"];
+
+/// A program at an interface; no hook: XDP.
+struct Attached {
+    program: u32,
+    ifindex: c_int,
+    at: Option<(Hook, u32)>,
+}
 
 /// Unpin planes of other layouts below `directory` that nothing uses; return their names.
 pub fn forget_others(directory: &Path) -> Result<Vec<String>, BpfError> {
@@ -26,10 +35,19 @@ pub fn forget_others(directory: &Path) -> Result<Vec<String>, BpfError> {
     }
     let attached = attached()?;
     for (name, home) in others {
-        if programs_below(&home)?.is_disjoint(&attached) {
-            unpin(&home)?;
-            gone.push(name);
+        let pinned = programs_below(&home)?;
+        let here = |each: &&Attached| pinned.contains_key(&each.program);
+        let serves = |each: &Attached| OF_PORTS.contains(&pinned[&each.program].as_str());
+        if attached.iter().filter(here).any(serves) {
+            continue;
         }
+        for left in attached.iter().filter(here) {
+            if let Some((hook, priority)) = left.at {
+                detach_tc(left.ifindex, hook, priority)?;
+            }
+        }
+        unpin(&home)?;
+        gone.push(name);
     }
     Ok(gone)
 }
@@ -64,17 +82,27 @@ fn pin_error(path: &Path, source: io::Error) -> BpfError {
     }
 }
 
-/// Return the kernel's numbers of what hangs at our places of all interfaces here.
-fn attached() -> Result<BTreeSet<u32>, BpfError> {
-    let mut found = BTreeSet::new();
+/// Return what hangs at our places of all interfaces here.
+fn attached() -> Result<Vec<Attached>, BpfError> {
+    let mut found = Vec::new();
     log::begin();
     for ifindex in interfaces() {
         for hook in [Hook::Ingress, Hook::Egress] {
             for priority in 1..=PRIORITY_MAX {
-                found.extend(tc_program(ifindex, hook, priority)?);
+                found.extend(
+                    tc_program(ifindex, hook, priority)?.map(|program| Attached {
+                        program,
+                        ifindex,
+                        at: Some((hook, priority)),
+                    }),
+                );
             }
         }
-        found.extend(xdp_programs(ifindex)?);
+        found.extend(xdp_programs(ifindex)?.into_iter().map(|program| Attached {
+            program,
+            ifindex,
+            at: None,
+        }));
     }
     Ok(found)
 }
@@ -96,9 +124,14 @@ fn interfaces() -> Vec<c_int> {
     found
 }
 
-fn programs_below(home: &Path) -> Result<BTreeSet<u32>, BpfError> {
+/// Return the names of a layout's programs by the kernel's numbers of them.
+fn programs_below(home: &Path) -> Result<BTreeMap<u32, String>, BpfError> {
+    let named = |path: PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok((program_id(&path)?, name.into_owned()))
+    };
     let pinned = listed(&home.join("programs"))?;
-    pinned.iter().map(|path| program_id(path)).collect()
+    pinned.into_iter().map(named).collect()
 }
 
 fn program_id(path: &Path) -> Result<u32, BpfError> {

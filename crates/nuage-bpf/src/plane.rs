@@ -328,16 +328,7 @@ impl Plane {
 
     /// Take away what stands at a tc hook under `priority`; nothing there is fine.
     pub fn detach(&self, ifindex: i32, hook: Hook, priority: u32) -> Result<(), BpfError> {
-        let at = tc_hook(ifindex, hook);
-        let options = tc_options(0, 0, priority);
-        log::begin();
-        // SAFETY: the structures are whole and ours.
-        let failed = unsafe { ffi::bpf_tc_detach(&raw const at, &raw const options) };
-        match failed {
-            0 => Ok(()),
-            error if NOTHING_THERE.contains(&error) => Ok(()),
-            error => Err(attach_error("nothing", ifindex, error)),
-        }
+        detach_tc(ifindex, hook, priority)
     }
 
     /// Put the XDP program on an interface (`flags`: 2 generic, 4 in the driver, 0 either).
@@ -540,6 +531,20 @@ fn tc_options(program_fd: RawFd, flags: u32, priority: u32) -> ffi::TcOptions {
         handle: 1,
         priority,
         pad: 0,
+    }
+}
+
+/// Take away what stands at a tc hook under `priority`; nothing there is fine.
+pub(crate) fn detach_tc(ifindex: c_int, hook: Hook, priority: u32) -> Result<(), BpfError> {
+    let at = tc_hook(ifindex, hook);
+    let options = tc_options(0, 0, priority);
+    log::begin();
+    // SAFETY: the structures are whole and ours.
+    let failed = unsafe { ffi::bpf_tc_detach(&raw const at, &raw const options) };
+    match failed {
+        0 => Ok(()),
+        error if NOTHING_THERE.contains(&error) => Ok(()),
+        error => Err(attach_error("nothing", ifindex, error)),
     }
 }
 

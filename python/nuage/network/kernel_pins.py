@@ -13,7 +13,8 @@ from nuage.errors import Unavailable
 def forget_other_layouts(directory: Path | str) -> tuple[str, ...]:
     """Unpin what stands below a plane's directory in another layout; return what is gone.
 
-    A layout of which any program is at an interface here stays whole: ask again later.
+    A layout that has a program at any port here stays whole: ask again later. What it has elsewhere
+    serves its ports, and goes with the last.
 
     Raises:
         Unavailable: the kernel does not say what is in use, or the pins cannot be taken away.

@@ -1,5 +1,7 @@
 """A release with another layout takes over port by port; what it finds pinned goes in the end."""
 
+from ipaddress import IPv4Address
+
 import pytest
 from tests.system.bpf.bpf_netns import Bridge, Chain, run, within
 
@@ -55,3 +57,24 @@ def test_an_earlier_layouts_xdp_program_counts_and_goes_with_its_port(chain: Cha
     assert not middle.plane.has_xdp(PortNumber(2))
     assert "prog" not in run("ip", "-n", middle.namespace, "link", "show", "east")
     assert forget(middle) == ("v1",)
+
+
+def test_an_earlier_layouts_program_on_a_line_that_is_used_no_more_goes_with_the_last_port(
+    chain: Chain,
+) -> None:
+    """What serves ports on other interfaces keeps nothing pinned once there is none of theirs."""
+    middle = chain.bridges[1]
+    run("ip", "-n", middle.namespace, "link", "add", "line", "type", "veth", "peer", "away")
+    address = IPv4Address("192.0.2.1")
+    within(middle.namespace, lambda: middle.plane.set_router("line", address, middle.mac("west")))
+    upgrade(middle)
+    middle.bind(1, "west")
+    assert forget(middle) == ()
+    assert "lisp_under" in run(
+        "tc", "-n", middle.namespace, "filter", "show", "dev", "line", "ingress"
+    )
+    middle.bind(2, "east")
+    assert forget(middle) == ("v1",)
+    assert run("tc", "-n", middle.namespace, "filter", "show", "dev", "line", "ingress") == ""
+    chain.list_hosts()
+    assert "2 received" in chain.ping(*PING)
