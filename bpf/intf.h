@@ -15,7 +15,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define INTF_VERSION 8
+#define INTF_VERSION 9
 
 #define MAC_BYTES 6
 #define ECMP_MAX 8		/* forwarding.ECMP_MAX */
@@ -44,7 +44,7 @@ enum counter {
 	DROP_INGRESS, DROP_OWN_INGRESS, DROP_HOP_COUNT, DROP_NO_ROUTE, DROP_UNKNOWN_TREE,
 	DROP_NOT_TREE_PORT, DROP_RPF, DROP_INNER, DROP_LABEL, DROP_NO_PORT, DROP_SPOOFED,
 	DROP_RATE, DROP_BRIDGE_CONTROL, DROP_NATIVE, DROP_NO_NICKNAME, DROP_NO_MAPPING,
-	DROP_LISP, DROP_POLICY,
+	DROP_LISP, DROP_POLICY, DROP_TREE_REST,
 	SUM_INGRESS = 32, SUM_TRANSIT, SUM_EGRESS, SUM_FLOODED, SUM_PUNTED, SUM_ENCAPSULATED,
 	SUM_DECAPSULATED, SUM_STRAYS, SUM_ANSWERED, SUM_KERNEL_REFUSED, SUM_INTO_TUNNEL,
 	SUM_OUT_OF_TUNNEL,
@@ -115,7 +115,8 @@ struct fib_value {
 };
 _Static_assert(sizeof(struct fib_value) == 114, "fib_value");
 
-/* rpf[tree, ingress] -> slot */
+/* rpf[tree, ingress] -> slot; RPF_REST: by none, between two trees (applied_table.py) */
+#define RPF_REST 0xFFFFFFFF
 struct rpf_key {
 	__u16 tree;
 	__u16 ingress;

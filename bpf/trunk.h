@@ -258,7 +258,7 @@ static __always_inline int forward_multi(struct __sk_buff *skb, struct port_valu
 		return drop(DROP_NOT_TREE_PORT);
 	slot = bpf_map_lookup_elem(&rpf, &key);
 	if (!slot || *slot != port->slot)
-		return drop(DROP_RPF);
+		return drop(slot && *slot == RPF_REST ? DROP_TREE_REST : DROP_RPF);
 	if (!TRILL_HOPS(in->first)) {
 		count(DROP_HOP_COUNT);
 	} else {

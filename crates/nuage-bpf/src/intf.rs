@@ -4,7 +4,7 @@
 //! refuses an object whose maps have other sizes.
 
 /// Names the directory that maps are pinned in: `v<number>`.
-pub const INTF_VERSION: u32 = 8;
+pub const INTF_VERSION: u32 = 9;
 /// How many flows are kept open at one filtered port.
 pub const FLOWS_PER_PORT_MAX: u32 = 4096;
 

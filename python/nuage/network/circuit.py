@@ -190,9 +190,14 @@ class Circuit:
     def _become_narrow(self) -> None:
         self.narrow, self.mtu_tested_bytes = True, None
 
+    @property
+    def too_narrow(self) -> bool:
+        """Tell whether the path carries Hellos and no probes: `narrow`, or up for that no more."""
+        return self.narrow or self.mtu_failed
+
     def narrow_is_news(self) -> bool:
-        """Tell, once, that `narrow` has changed while the adjacency stands."""
-        is_news, self._narrow_told = self.narrow != self._narrow_told, self.narrow
+        """Tell, once, that `too_narrow` has changed while the neighbour is there."""
+        is_news, self._narrow_told = self.too_narrow != self._narrow_told, self.too_narrow
         return is_news
 
     @property

@@ -65,13 +65,6 @@ class KeysChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class OverloadChanged:
-    """Forbid the campus to route through us, or no longer."""
-
-    overload: bool
-
-
-@dataclass(frozen=True, slots=True)
 class MaintenanceChanged:
     """Ask the campus to route around us where there is any other way, or no longer."""
 
@@ -100,7 +93,6 @@ FabricInput: TypeAlias = (
     | CarrierChanged
     | LabelsChanged
     | KeysChanged
-    | OverloadChanged
     | MaintenanceChanged
     | TraceAsked
     | Leaving

@@ -74,6 +74,7 @@ class Drop(Enum):
     NO_MAPPING = "no_mapping"
     LISP = "lisp"
     POLICY = "policy"
+    TREE_REST = "tree_rest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,10 @@ class TreeEntry:
 
 @dataclass(frozen=True, slots=True)
 class RpfEntry:
-    """The only port on which frames of `ingress` may come over `tree`."""
+    """The only port on which frames of `ingress` may come over `tree`.
+
+    `PORT_NONE`: none, for a rest between two trees (`applied_table`).
+    """
 
     tree: Nickname
     ingress: Nickname

@@ -28,6 +28,7 @@ from nuage.network.dhcp import SERVER_MAC
 from nuage.network.forwarding import (
     AGE_MAX_S,
     NICKNAME_UNKNOWN,
+    PORT_NONE,
     AdjacencyEntry,
     Drop,
     EchoSeen,
@@ -175,7 +176,8 @@ class KernelPlane:
                 put("trees", U32.pack(entry.tree), self._slot_bits(entry.ports))
             case RpfEntry():
                 key = tables.RPF_KEY.pack(entry.tree, entry.ingress)
-                put("rpf", key, U32.pack(self._slot(entry.port)))
+                slot = self._slot(entry.port) if entry.port else tables.RPF_REST
+                put("rpf", key, U32.pack(slot))
             case PruneEntry():
                 key = tables.PRUNE_KEY.pack(entry.tree, entry.label)
                 put("prunes", key, self._slot_bits(entry.ports))
@@ -783,7 +785,8 @@ class KernelPlane:
             self._keep(TreeEntry(Nickname(U32.unpack(key)[0]), self._slots.ports(value)))
         for key, value in self._pairs("rpf"):
             tree, ingress = tables.RPF_KEY.unpack(key)
-            port = self._slots.numbers[U32.unpack(value)[0]]
+            (slot,) = U32.unpack(value)
+            port = PORT_NONE if slot == tables.RPF_REST else self._slots.numbers[slot]
             self._keep(RpfEntry(Nickname(tree), Nickname(ingress), port))
         for key, value in self._pairs("prunes"):
             tree, label = tables.PRUNE_KEY.unpack(key)

@@ -78,6 +78,7 @@ PORT_FILTERED: Final = 4
 PORT_ADJACENT: Final = 8
 PORT_XDP: Final = 16
 ECHO_ON_LINE: Final = 1
+RPF_REST: Final = 0xFFFFFFFF  # instead of a slot: by no trunk, for a while
 EID_PREFIX_BITS: Final = 40  # instance and family, before the address
 DIRECTIONS: Final = (Direction.INGRESS, Direction.EGRESS)  # enum direction of intf.h
 

@@ -21,7 +21,6 @@ from nuage.network.isis_auth import AUTH_TLV_BYTES, Keyring, encode_signed
 from nuage.network.isis_pdu import (
     CSNP,
     HEADER_BYTES,
-    LSP_FLAG_OVERLOAD,
     LSP_LEVEL_1,
     PSNP,
     SEQUENCE_MAX,
@@ -111,7 +110,6 @@ class Lsdb:
         self._pdu_bytes_max = pdu_bytes_max
         self._circuits: dict[int, CircuitFlood] = {}
         self._own: dict[int, tuple[Tlv, ...]] = {}
-        self._own_flags = LSP_LEVEL_1
         self._sequences: dict[int, int] = {}
         self._silent_until_s: dict[int, float] = {}
         self._next_age_s = now_s + REFRESH_S
@@ -281,15 +279,10 @@ class Lsdb:
 
     # ---- our own ----
 
-    def originate(
-        self, fragments: dict[int, tuple[Tlv, ...]], *, overload: bool, now_s: float
-    ) -> None:
+    def originate(self, fragments: dict[int, tuple[Tlv, ...]], now_s: float) -> None:
         """Say `fragments` of ourselves; unchanged ones are not repeated, missing ones purged."""
-        flags = LSP_LEVEL_1 | (LSP_FLAG_OVERLOAD if overload else 0)
-        flags_changed = flags != self._own_flags
-        self._own_flags = flags
         gone = [number for number in self._own if number not in fragments]
-        fresh = [n for n, tlvs in fragments.items() if self._own.get(n) != tlvs or flags_changed]
+        fresh = [n for n, tlvs in fragments.items() if self._own.get(n) != tlvs]
         self._own = dict(fragments)
         for number in gone:
             record = self.records.get(self._own_id(number))
@@ -307,7 +300,7 @@ class Lsdb:
 
     def withdraw(self, now_s: float) -> None:
         """Purge all we said of ourselves: we are leaving."""
-        self.originate({}, overload=False, now_s=now_s)
+        self.originate({}, now_s)
 
     def _own_id(self, fragment: int) -> LspId:
         return self._system_id + bytes((0, fragment))
@@ -322,11 +315,11 @@ class Lsdb:
             self._silent_until_s[fragment] = now_s + LIFETIME_S + ZERO_AGE_S
             self._next_age_s = min(self._next_age_s, self._silent_until_s[fragment])
             self._sequences[fragment] = 0
-            last = Lsp(lsp_id, SEQUENCE_MAX, 0, (), self._own_flags)
+            last = Lsp(lsp_id, SEQUENCE_MAX, 0, (), LSP_LEVEL_1)
             self._store(last, None, None, now_s)
             return
         self._sequences[fragment] = sequence
-        lsp = Lsp(lsp_id, sequence, LIFETIME_S, self._own[fragment], self._own_flags)
+        lsp = Lsp(lsp_id, sequence, LIFETIME_S, self._own[fragment], LSP_LEVEL_1)
         self._store(lsp, None, None, now_s)
         self._next_age_s = min(self._next_age_s, now_s + REFRESH_S)
 

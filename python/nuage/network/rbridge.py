@@ -10,8 +10,8 @@ are spaced out (RFC 8405's idea, with two steps). The plane itself goes by other
 backups, from the moment that the lost neighbour is taken from it; backups are searched for
 (`reroute`) when routes have been quiet for `BACKUP_DELAY_S`, a neighbour at a time.
 
-Invariant: what was applied to the forwarding plane is `_applied`; each delta leads from it to
-the next; a plane that starts empty and takes all deltas in order is right.
+Invariant: what was applied to the forwarding plane is `_applied` (`applied_table`), and all that
+changes it goes through there.
 
 Left out, and refused where it could be met by accident: LAN Hellos and appointed forwarders
 (a Hello of type 15 is malformed here), ESADI, several topologies, more than one tree.
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
+from nuage.network.applied_table import AppliedTable
 from nuage.network.bfd import BfdPacket, decode_bfd, encode_bfd
 from nuage.network.circuit import METRIC_MAX, AdjacencyChange, AdjacencyState, Circuit
 from nuage.network.fabric_event import (
@@ -39,9 +40,6 @@ from nuage.network.fabric_event import (
     LabelsChanged,
     Leaving,
     MaintenanceChanged,
-    NeighbourView,
-    NodeView,
-    OverloadChanged,
     RememberNickname,
     SendEcho,
     SendFrame,
@@ -61,10 +59,10 @@ from nuage.network.fabric_trace import (
     path_to,
     trace_frame,
 )
+from nuage.network.fabric_view import hostname_of, view_of
 from nuage.network.forwarding import (
     AdjacencyEntry,
     Entry,
-    EntryKey,
     FibEntry,
     ForwardingDelta,
     Label,
@@ -72,19 +70,12 @@ from nuage.network.forwarding import (
     PortEntry,
     PortNumber,
     PortRole,
-    delta_between,
-    fabric_entries,
     table,
 )
 from nuage.network.guest_frame import flow_hash
 from nuage.network.isis_auth import Keyring, encode_padded, encode_signed, verify
 from nuage.network.isis_pdu import (
-    CSNP,
     HELLO,
-    LSP,
-    MTU_ACK,
-    MTU_PROBE,
-    PSNP,
     Csnp,
     Hello,
     Lsp,
@@ -99,7 +90,8 @@ from nuage.network.isis_tlv import Reach, SystemId
 from nuage.network.lsdb import Lsdb
 from nuage.network.lsp_content import fragments_of, own_tlvs
 from nuage.network.nickname import NicknameChooser, NicknameWish, owners
-from nuage.network.rate_limit import Hush, Rate, TokenBucket
+from nuage.network.rate_limit import Hush
+from nuage.network.read_rates import READ_NAMES, ReadRates
 from nuage.network.reroute import NODES_MAX, BackupSearch
 from nuage.network.routes import LocalAdjacency, Routes, compute_routes
 from nuage.network.topology import NodeFacts, facts_of
@@ -129,23 +121,6 @@ BACKUP_STEP_S: Final = 0.002  # between neighbours: others have their turn
 LSP_RUNS_MAX: Final = 10  # own LSPs a second; beyond that they wait
 LSP_DELAY_S: Final = 0.2
 GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more come with it
-# What may be read of a neighbour that has the key, by type: none takes another's share. What comes
-# without the key is told from it first, and is charged to none.
-READ_RATES: Final = {
-    HELLO: Rate(per_s=50, burst=200),  # by itself it says one a second
-    LSP: Rate(per_s=500, burst=4000),  # twice a campus of 1,000; what is not read comes again
-    CSNP: Rate(per_s=200, burst=1000),  # of 20,000 LSPs there are 240
-    PSNP: Rate(per_s=200, burst=2000),
-    MTU_PROBE: Rate(per_s=10, burst=50),
-    MTU_ACK: Rate(per_s=10, burst=50),
-    CHANNEL_BFD: Rate(per_s=100, burst=400),  # of our session, whose number nobody else knows
-    ETHERTYPE_CHANNEL: Rate(per_s=2000, burst=4000),  # other messages: traces, echoes that come up
-}
-READ_NAMES: Final = {
-    HELLO: "Hellos", LSP: "LSPs", CSNP: "lists of LSPs", PSNP: "acknowledgements of LSPs",
-    MTU_PROBE: "MTU probes", MTU_ACK: "answers to MTU probes", CHANNEL_BFD: "BFD packets",
-    ETHERTYPE_CHANNEL: "channel messages",
-}  # fmt: skip
 # A neighbour that does not come back must not freeze us, nor one that comes back and says nothing;
 # where all daemons of a busy machine start one after the other, the last needs a while.
 RESTART_WAIT_S: Final = 30.0
@@ -175,17 +150,17 @@ class RBridge:
         self._ring = config.ring
         self._prng = prng
         self._circuits: dict[PortNumber, Circuit] = {}
-        self._buckets: dict[PortNumber, dict[int, TokenBucket]] = {}
+        self._rates: dict[PortNumber, ReadRates] = {}
         self._lsdb = Lsdb(
             config.system_id, config.ring, pdu_bytes_max=config.pdu_bytes_max, now_s=now_s
         )
         self._chooser = NicknameChooser(config.nickname, config.system_id, prng, now_s)
         self._nodes: dict[SystemId, NodeFacts] = {}
         self._labels: frozenset[Label] = frozenset()
-        self._overload = self._maintenance = False
+        self._maintenance = False
         self._leaving = False
-        self._applied: dict[EntryKey, Entry] = table(fabric_entries(known))
-        self._awaited = {e.port for e in self._applied.values() if isinstance(e, AdjacencyEntry)}
+        self._applied = AppliedTable(known)
+        self._awaited = {e.port for e in self.table if isinstance(e, AdjacencyEntry)}
         self._restart_until_s = now_s + RESTART_WAIT_S if self._awaited else None
         self._hold_until_s: float | None = None
         self._lsdb.restarting = bool(self._awaited)
@@ -219,7 +194,7 @@ class RBridge:
     @property
     def table(self) -> Sequence[Entry]:
         """Return all entries applied so far: what a fresh plane must be given."""
-        return tuple(self._applied.values())
+        return tuple(self._applied.entries.values())
 
     @property
     def restarting(self) -> bool:
@@ -258,7 +233,7 @@ class RBridge:
                 circuit = Circuit(trunk, self._config.system_id, self._prng, now_s)
                 circuit.carried = trunk.port in self._awaited
                 self._circuits[trunk.port] = circuit
-                self._fill_buckets(trunk.port, now_s)
+                self._rates[trunk.port] = ReadRates(now_s)
                 self._routes_at_s = now_s  # the plane must know the port before its first frame
             case TrunkRemoved():
                 self._remove_trunk(event.port, now_s)
@@ -273,9 +248,6 @@ class RBridge:
             case KeysChanged():
                 self._ring = event.ring
                 self._lsdb.use(event.ring, now_s)
-            case OverloadChanged():
-                self._overload = event.overload
-                self._lsp_due(now_s)
             case MaintenanceChanged():
                 self._maintenance = event.maintenance
                 self._lsp_due(now_s)
@@ -293,7 +265,7 @@ class RBridge:
             deadlines.append(self._routes_at_s)
         if self._lsp_at_s is not None:
             deadlines.append(self._lsp_at_s)
-        deadlines.append(self._search_at_s)
+        deadlines.extend((self._search_at_s, self._applied.next_deadline_s()))
         if self._restart_until_s is not None:
             # Nothing is said or applied before: LSP and routes wait for this.
             return min((self._restart_until_s, self._lsdb.next_deadline_s(),
@@ -320,6 +292,8 @@ class RBridge:
         self._after_database(now_s)
         if self._routes_at_s is not None and now_s >= self._routes_at_s:
             self._compute(now_s)
+        if now_s >= self._applied.next_deadline_s():
+            self._apply(self._applied.tick(now_s))
         if now_s >= self._search_at_s:
             self._search_backups(now_s)
         effects, self._effects = tuple(self._effects), []
@@ -343,11 +317,8 @@ class RBridge:
         except MalformedFrame as error:
             self._malformed(circuit, error, now_s)
 
-    def _fill_buckets(self, port: PortNumber, now_s: float) -> None:
-        self._buckets[port] = {kind: TokenBucket(rate, now_s) for kind, rate in READ_RATES.items()}
-
     def _may_read(self, port: PortNumber, kind: int, now_s: float) -> bool:
-        if self._buckets[port][kind].take(now_s):
+        if self._rates[port].may_read(kind, now_s):
             return True
         self.counters["control_rate"] += 1
         what = READ_NAMES[kind]
@@ -440,8 +411,8 @@ class RBridge:
     def _send_traced(
         self, message: TraceMessage, hop_count: int, egress: Nickname, seed: int
     ) -> None:
-        entry = self._applied.get((FibEntry, egress))
-        if not isinstance(entry, FibEntry) or not self.nickname:
+        entry = self._applied.path_to(egress)
+        if entry is None or not self.nickname:
             return
         smac = bytes((2,)) + (seed & (1 << 40) - 1).to_bytes(5, "big")
         frame = trace_frame(
@@ -463,7 +434,7 @@ class RBridge:
         if circuit is not None:
             self._adjacency(circuit.reset("trunk removed", now_s), now_s)
             del self._circuits[port]
-            del self._buckets[port]
+            del self._rates[port]
             self._schedule_routes(now_s)
 
     def _adjacency(self, change: AdjacencyChange | None, now_s: float) -> None:
@@ -493,8 +464,8 @@ class RBridge:
 
     def _width(self, circuit: Circuit, now_s: float) -> None:
         """Say that a trunk carries no more what it carried, or does again; routes follow."""
-        news = FabricNews.MTU_TOO_SMALL if circuit.narrow else FabricNews.MTU_ENOUGH
-        answer = "no answer" if circuit.narrow else "an answer"
+        news = FabricNews.MTU_TOO_SMALL if circuit.too_narrow else FabricNews.MTU_ENOUGH
+        answer = "no answer" if circuit.too_narrow else "an answer"
         what = f"{answer} to probes of {self._config.pdu_bytes_max} bytes"
         who = self._hostname(circuit.neighbour)
         self._log(news, circuit.trunk.port, f"{who}: {what}", now_s)
@@ -503,10 +474,8 @@ class RBridge:
 
     def _prune(self, port: PortNumber) -> None:
         """Take a lost neighbour from the plane before any route is computed."""
-        gone = self._applied.get((AdjacencyEntry, port))
-        if gone is not None and self._restart_until_s is None:
-            del self._applied[AdjacencyEntry, port]
-            self._effects.append(ApplyForwarding(ForwardingDelta(removed=(gone,))))
+        if self._restart_until_s is None:
+            self._apply(self._applied.without_neighbour(port))
 
     def _hello_and_probe(self, circuit: Circuit, now_s: float) -> None:
         port = circuit.trunk.port
@@ -520,13 +489,6 @@ class RBridge:
             self._send_pdu(port, encode_signed(hello, self._ring))
         probe_id = circuit.probe_due(now_s)
         if probe_id is not None:
-            if circuit.mtu_failed:
-                self._log(
-                    FabricNews.MTU_TOO_SMALL,
-                    port,
-                    f"no answer to probes of {self._config.pdu_bytes_max} bytes",
-                    now_s,
-                )
             probe = MtuPdu(
                 is_ack=False,
                 probe_id=probe_id,
@@ -615,7 +577,7 @@ class RBridge:
             self._log(
                 FabricNews.LSP_OVERFLOW, PortNumber(0), "more to say than 256 fragments", now_s
             )
-        self._lsdb.originate(fragments, overload=self._overload, now_s=now_s)
+        self._lsdb.originate(fragments, now_s)
         self._schedule_routes(now_s)
 
     def _after_database(self, now_s: float) -> None:
@@ -675,7 +637,7 @@ class RBridge:
         entries: Iterable[Entry] = self._routes.entries
         if searches:
             entries = map(self._with_old_backups, entries)
-        if self._apply(table((*trunks, *entries))):
+        if self._apply(self._applied.become(table((*trunks, *entries)), now_s)):
             self.counters["routes_computed"] += 1
 
     def _holds(self, reachable: frozenset[SystemId], now_s: float) -> bool:
@@ -695,9 +657,7 @@ class RBridge:
         self._hold_until_s = None
         return False
 
-    def _apply(self, new: dict[EntryKey, Entry]) -> bool:
-        delta = delta_between(self._applied, new)
-        self._applied = new
+    def _apply(self, delta: ForwardingDelta) -> bool:
         if delta:
             self._effects.append(ApplyForwarding(delta))
         return bool(delta)
@@ -721,8 +681,8 @@ class RBridge:
     def _with_old_backups(self, entry: Entry) -> Entry:
         if not isinstance(entry, FibEntry):
             return entry
-        old = self._applied.get((FibEntry, entry.key))
-        if not isinstance(old, FibEntry) or old.next_hops != entry.next_hops:
+        old = self._applied.path_to(entry.nickname)
+        if old is None or old.next_hops != entry.next_hops:
             return entry
         return replace(entry, backups=old.backups)
 
@@ -735,10 +695,9 @@ class RBridge:
         if self._search.step():
             self._search_at_s = now_s + BACKUP_STEP_S
             return
-        paths = [entry for entry in self._applied.values() if isinstance(entry, FibEntry)]
-        found = self._search.with_backups(paths)
+        found = self._search.with_backups(self._applied.paths())
         self._search, self._search_at_s = None, float("inf")
-        self._apply({**self._applied, **table(found)})
+        self._apply(self._applied.with_paths(found))
 
     # ---- telling ----
 
@@ -753,47 +712,15 @@ class RBridge:
 
     def view(self) -> FabricView:
         """Return the campus as seen here."""
-        routes = self._routes
-        neighbours = tuple(
-            NeighbourView(
-                port=c.trunk.port,
-                state=c.state.value,
-                system_id=c.neighbour.hex() if c.neighbour else "",
-                nickname=c.neighbour_nickname,
-                hostname=self._hostname(c.neighbour),
-                bfd=c.bfd.state.name.lower() if c.bfd else "",
-                mtu_bytes=c.mtu_tested_bytes,
-                metric=c.metric,
-                narrow=c.narrow,
-            )
-            for c in self._circuits.values()
-        )
-        nodes = tuple(
-            NodeView(
-                system_id=system_id.hex(),
-                hostname=facts.hostname,
-                nicknames=tuple(record.nickname for record in facts.nicknames),
-                reachable=routes is not None and system_id in routes.reachable,
-                distance=routes.distance.get(system_id) if routes else None,
-                tree_parent=self._hostname(routes.parents.get(system_id)) if routes else "",
-                overload=facts.overload,
-                label_count=len(facts.labels),
-            )
-            for system_id, facts in sorted(self._nodes.items())
-        )
-        return FabricView(
-            system_id=self._config.system_id.hex(),
-            nickname=self.nickname,
-            tree=routes.tree if routes else Nickname(0),
-            tree_root=self._hostname(routes.tree_root) if routes else "",
-            neighbours=neighbours,
-            nodes=nodes,
+        return view_of(
+            self._config.system_id,
+            self.nickname,
+            self._nodes,
+            self._circuits.values(),
+            self._routes,
             lsp_count=len(self._lsdb.records),
-            counters=dict(self.counters),
+            counters=self.counters,
         )
 
     def _hostname(self, system_id: SystemId | None) -> str:
-        if system_id is None:
-            return ""
-        facts = self._nodes.get(system_id)
-        return facts.hostname if facts else system_id.hex()
+        return hostname_of(self._nodes, system_id)

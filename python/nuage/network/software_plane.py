@@ -358,8 +358,9 @@ class SoftwarePlane:
             return self._drop(Drop.UNKNOWN_TREE)
         if port.port not in ports:
             return self._drop(Drop.NOT_TREE_PORT)
-        if self._rpf.get((frame.egress, frame.ingress)) != port.port:
-            return self._drop(Drop.RPF)
+        way_in = self._rpf.get((frame.egress, frame.ingress))
+        if way_in != port.port:
+            return self._drop(Drop.TREE_REST if way_in == PORT_NONE else Drop.RPF)
         out: list[Sent] = []
         if frame.hop_count == 0:
             self._drop(Drop.HOP_COUNT)

@@ -13,6 +13,7 @@ import pytest
 
 from nuage.network.forwarding import (
     NICKNAME_ANY,
+    PORT_NONE,
     AdjacencyEntry,
     Direction,
     Drop,
@@ -300,6 +301,21 @@ def test_a_tree_frame_on_a_port_outside_the_tree_is_dropped(driver: Driver) -> N
     driver.plane.apply(ForwardingDelta(set=(TreeEntry(ROOT, (RIGHT,)),)))
     assert driver.send(LEFT, encode_trill(multi())) == []
     assert drops(driver) == {"not_tree_port": 1}
+
+
+def test_between_two_trees_broadcasts_are_refused_and_the_rest_outlives_the_daemon(
+    driver: Driver,
+) -> None:
+    """An entry that names no port; one for a frame to one station does not ask."""
+    rest = RpfEntry(ROOT, LEFT_PEER, PORT_NONE)
+    driver.plane.apply(ForwardingDelta(set=(rest,)))
+    assert driver.send(LEFT, encode_trill(multi())) == []
+    assert drops(driver) == {"tree_rest": 1}
+    assert rest in driver.plane.entries()
+    assert driver.send(LEFT, encode_trill(trill(egress=FAR))) != []
+    driver.plane.apply(ForwardingDelta(set=(RpfEntry(ROOT, LEFT_PEER, LEFT),)))
+    assert driver.send(LEFT, encode_trill(multi())) != []
+    assert drops(driver) == {"tree_rest": 1}
 
 
 @pytest.mark.parametrize("cut", range(12, 42, 3))

@@ -130,3 +130,19 @@ def test_a_neighbour_whose_daemon_is_away_makes_no_trunk_narrow() -> None:
     assert net.told(0) == net.told(1) == []
     assert net.nodes[0].rbridge.view().neighbours[0].port == PortNumber(1)
     net.get_through(1300)
+
+
+def test_a_trunk_that_never_was_wide_enough_says_so_once_and_once_that_it_is() -> None:
+    campus = Campus(6)
+    for number in range(2):
+        campus.add(RBridgeConfig(system_id(number), f"rb{number}"))
+    cable = campus.connect(0, 1)
+    narrow(cable)
+    campus.run_until(200.0)
+    told = [e.news for e in campus.nodes[0].log]
+    assert told == [NARROW, FabricNews.NICKNAME_CHANGED]
+    assert campus.nodes[0].rbridge.view().neighbours[0].state == "two-way"
+    narrow(cable, wide=True)
+    campus.run_for(20.0)
+    told = [e.news for e in campus.nodes[0].log]
+    assert told[2:] == [FabricNews.ADJACENCY_UP, WIDE]

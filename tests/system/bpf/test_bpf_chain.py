@@ -5,6 +5,7 @@ import socket
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from tests.system.bpf.bpf_netns import Bridge, Chain, Entered, Wire, inside, run
 
 from nuage.errors import Unavailable
 from nuage.network.forwarding import (
+    PORT_NONE,
     Drop,
     FibEntry,
     Label,
@@ -132,6 +134,22 @@ def test_a_frame_on_the_wrong_branch_is_dropped(chain: Chain) -> None:
     near.send(hello(chain.guest_macs[0]))
     assert far.frames(0.2) == []
     assert drops(middle, Drop.RPF) == 1
+
+
+def test_between_two_trees_a_broadcast_is_refused_and_the_next_daemon_knows(chain: Chain) -> None:
+    far, near = Wire(chain.hosts[1], "eth0"), Wire(chain.hosts[0], "eth0")
+    middle = chain.bridges[1]
+    rest = RpfEntry(chain.NICKS[1], chain.NICKS[0], PORT_NONE)
+    middle.set(rest)
+    near.send(hello(chain.guest_macs[0]))
+    assert far.frames(0.2) == []
+    assert drops(middle, Drop.TREE_REST) == 1
+    assert drops(middle, Drop.RPF) == 0
+    again = within(middle.namespace, lambda: KernelPlane(middle.pins))
+    assert rest in again.entries()
+    middle.set(replace(rest, port=PortNumber(1)))
+    near.send(hello(chain.guest_macs[0]))
+    assert len(far.frames(0.3)) == 1
 
 
 def test_the_hop_count_ends_a_loop(chain: Chain) -> None:

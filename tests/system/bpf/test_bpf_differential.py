@@ -13,6 +13,7 @@ from tests.system.bpf.bpf_netns import Bridge, Namespaces, Wire
 from tests.system.bpf.bpf_tunnel import Tunnel, TunnelWire
 
 from nuage.network.forwarding import (
+    PORT_NONE,
     AdjacencyEntry,
     Direction,
     Drop,
@@ -98,7 +99,8 @@ def tables(macs: dict[int, bytes]) -> list[Entry]:
         FibEntry(TREE, (hop[2],), backups=(hop[1],)),
         TreeEntry(TREE, (port(1), port(2))), TreeEntry(NEAR, (port(2), port(3))),
         *(RpfEntry(tree, nick, port(2 if nick == NEAR else 1))
-          for tree in (TREE, NEAR) for nick in (FAR, NEAR)),
+          for tree in (TREE, NEAR) for nick in (FAR, NEAR) if (tree, nick) != (NEAR, FAR)),
+        RpfEntry(NEAR, FAR, PORT_NONE),
         PruneEntry(TREE, LABELS[0], (port(1), port(2))), PruneEntry(TREE, Label(0), (port(1),)),
         PruneEntry(NEAR, LABELS[0], (port(3),)),
         FloodEntry(LABELS[0], (port(11), port(12), port(14))), FloodEntry(LABELS[1], (port(13),)),

@@ -65,7 +65,8 @@ from nuage.network.map_server import (
     MapServer,
 )
 from nuage.network.rate_limit import HUSH_KEYS_MAX, Hush
-from nuage.network.rbridge import READ_RATES, RBridgeConfig
+from nuage.network.rbridge import RBridgeConfig
+from nuage.network.read_rates import READ_RATES
 
 RING = Keyring(1, {1: b"the fabric's"})
 PORT = PortNumber(1)
@@ -203,7 +204,7 @@ def test_a_neighbour_that_goes_and_comes_is_read_no_faster() -> None:
 def database() -> Lsdb:
     found = Lsdb(ME, Keyring(), pdu_bytes_max=1390, now_s=0.0)
     found.circuit_up(1, 0.0)
-    found.originate({0: (Hostname("me"),)}, overload=False, now_s=0.0)
+    found.originate({0: (Hostname("me"),)}, 0.0)
     return found
 
 
@@ -281,7 +282,7 @@ def test_a_storm_in_our_name_is_said_once() -> None:
 def test_a_pseudonode_in_our_name_does_not_make_us_fall_silent() -> None:
     lsdb = database()
     give(lsdb, lsp(SEQUENCE_MAX, ME, pseudonode=7))
-    lsdb.originate({0: (Hostname("new"),)}, overload=False, now_s=1.0)
+    lsdb.originate({0: (Hostname("new"),)}, 1.0)
     record = lsdb.records[ME + b"\0\0"]
     assert (record.lsp.sequence, record.lsp.tlvs) == (2, (Hostname("new"),))
 

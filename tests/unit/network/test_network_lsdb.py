@@ -1,5 +1,6 @@
 """The database and its flooding: what is newer wins, purges travel, numbers wrap, floods end."""
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -13,13 +14,13 @@ from nuage.network.fabric_event import (
     FrameReceived,
     Leaving,
     MaintenanceChanged,
-    OverloadChanged,
     SendFrame,
     TrunkAdded,
 )
 from nuage.network.forwarding import Label, Nickname, PortNumber
 from nuage.network.isis_auth import Keyring, encode_signed
 from nuage.network.isis_pdu import (
+    LSP_FLAG_OVERLOAD,
     SEQUENCE_MAX,
     Csnp,
     Lsp,
@@ -27,6 +28,7 @@ from nuage.network.isis_pdu import (
     Psnp,
     decode_pdu,
     encode_pdu,
+    isis_frame,
     purge_of,
 )
 from nuage.network.isis_tlv import (
@@ -137,7 +139,7 @@ def test_an_lsp_that_is_not_refreshed_is_purged() -> None:
 
 def test_our_own_is_refreshed_before_it_ages() -> None:
     lsdb = database()
-    lsdb.originate({0: (Hostname("me"),)}, overload=False, now_s=T0)
+    lsdb.originate({0: (Hostname("me"),)}, T0)
     lsdb.tick(T0 + 1)
     lsdb.tick(T0 + 901)
     assert lsdb.records[ME + b"\0\0"].lsp.sequence == 2
@@ -145,7 +147,7 @@ def test_our_own_is_refreshed_before_it_ages() -> None:
 
 def test_a_forgery_in_our_name_is_outbid() -> None:
     lsdb = database()
-    lsdb.originate({0: (Hostname("me"),)}, overload=False, now_s=T0)
+    lsdb.originate({0: (Hostname("me"),)}, T0)
     give(lsdb, lsp(77, system=ME, name="not me"))
     record = lsdb.records[ME + b"\0\0"]
     assert (record.lsp.sequence, record.lsp.tlvs) == (78, (Hostname("me"),))
@@ -156,10 +158,10 @@ def test_a_forgery_in_our_name_is_outbid() -> None:
 
 def test_when_the_sequence_wraps_we_are_silent_until_every_copy_is_gone() -> None:
     lsdb = database()
-    lsdb.originate({0: (Hostname("me"),)}, overload=False, now_s=T0)
+    lsdb.originate({0: (Hostname("me"),)}, T0)
     give(lsdb, lsp(SEQUENCE_MAX, system=ME))
     assert lsdb.records[ME + b"\0\0"].purged_until_s is not None
-    lsdb.originate({0: (Hostname("me again"),)}, overload=False, now_s=T0 + 100)
+    lsdb.originate({0: (Hostname("me again"),)}, T0 + 100)
     lsdb.tick(T0 + 600)
     assert ME + b"\0\0" not in lsdb.records
     lsdb.tick(T0 + LIFETIME_S + ZERO_AGE_S + 1)
@@ -292,6 +294,7 @@ def test_an_rbridge_in_maintenance_is_gone_around_where_there_is_another_way() -
 
 
 def test_an_overloaded_rbridge_is_gone_around_and_one_that_leaves_is_forgotten() -> None:
+    """We never say that we are overloaded; a foreign RBridge may."""
     from nuage.network.campus import Campus, system_id
 
     campus = Campus(1)
@@ -303,12 +306,19 @@ def test_an_overloaded_rbridge_is_gone_around_and_one_that_leaves_is_forgotten()
     routes = campus.nodes[0].rbridge.routes
     assert routes is not None
     assert routes.distance[system_id(3)] == 20
-    campus.give(1, OverloadChanged(overload=True))
+    campus.kill(1)  # it would say again what it says of itself
+    said = campus.nodes[0].rbridge.lsdb.records[system_id(1) + b"\0\0"].lsp
+    flags = said.flags | LSP_FLAG_OVERLOAD
+    overloaded = replace(said, sequence=said.sequence + 1, flags=flags, checksum=0)
+    frame = isis_frame(encode_signed(overloaded, Keyring()), smac=campus.mac(1, 1))
+    campus.give(0, FrameReceived(PortNumber(1), frame))
     campus.run_for(1.0)
     routes = campus.nodes[0].rbridge.routes
     assert routes is not None
     assert routes.distance[system_id(3)] == 198
     assert routes.distance[system_id(1)] == 10, "it is still reached itself"
+    campus.restart(1, RBridgeConfig(system_id(1), "rb1"))
+    campus.run_for(6.0)
     campus.give(1, Leaving())
     campus.run_for(1.0)
     routes = campus.nodes[0].rbridge.routes
