@@ -119,19 +119,24 @@ def _tell_path(demo: FabricDemo) -> None:
         )
     )
     answer = inner(shown, "answer")
-    steps = " → ".join(str(step["node_id"]) for step in rows_of(answer["steps"]))
+    steps = " → ".join(_who_answered(step) for step in rows_of(answer["steps"]))
     demo.note(f"probes went {steps}; why: {answer['reason']}")
+
+
+def _who_answered(step: dict[str, object]) -> str:
+    """Return which of equal ways a probe took; the asker's own node answers none."""
+    return str(step["by_port"]).partition(":")[0] or str(step["node_id"])
 
 
 def _cut(demo: FabricDemo, site: str, address: str) -> None:
     demo.say(f"A provider's line at {site} swallows everything, silently")
     for provider in demo.lab.description.providers:
         _wait_for_trunks(demo, site)
-        _start_ping(demo, address)
-        _wait_for_answers(demo)
+        start_ping(demo, address)
+        wait_for_answers(demo)
         demo.lab.cut(site, provider=provider)
-        _wait_for_answers(demo)
-        longest_ms = _stop_ping(demo)
+        wait_for_answers(demo)
+        longest_ms = stop_ping(demo)
         demo.lab.heal(site)
         if longest_ms > INTERVAL_S * 1000:
             demo.figure("traffic flows again after a silent cut", f"{longest_ms:.0f} ms")
@@ -171,13 +176,13 @@ def _move(demo: FabricDemo, sites: list[str], address: str, outside: OutsidePing
     start = str(demo.tenant.vm(mover)["site_id"])
     target = next(site for site in reversed(sites) if site != start)
     demo.say(f"{mover} moves from {start} to {target} while {asker} and the outside talk to it")
-    _start_ping(demo, address)
+    start_ping(demo, address)
     outside.start()
-    _wait_for_answers(demo)
+    wait_for_answers(demo)
     demo.tenant.move(mover, target)
-    _wait_for_answers(demo)
+    wait_for_answers(demo)
     outside.until_it_hears(FLOWING)
-    longest_ms = _stop_ping(demo)
+    longest_ms = stop_ping(demo)
     demo.figure("longest gap of a ping through a live migration", f"{longest_ms:.0f} ms")
     outside_ms = outside.stop()
     demo.figure("longest gap of its public address, from outside", f"{outside_ms:.0f} ms")
@@ -192,16 +197,17 @@ def _move(demo: FabricDemo, sites: list[str], address: str, outside: OutsidePing
 # The guest's console ----------------------------------------------------------------------------
 
 
-def _start_ping(demo: FabricDemo, address: str) -> None:
+def start_ping(demo: FabricDemo, address: str) -> None:
+    """Let the asker ping an address until `stop_ping`."""
     demo.near.type(demo.asker, f"(ping -i {INTERVAL_S} {address} >{LOG} 2>&1 &)")
 
 
-def _wait_for_answers(demo: FabricDemo) -> None:
+def wait_for_answers(demo: FabricDemo) -> None:
     """Wait until the ping has heard `FLOWING` more answers, or some seconds have gone by."""
     demo.near.type(demo.asker, WAIT_FOR_MORE)
 
 
-def _stop_ping(demo: FabricDemo) -> float:
+def stop_ping(demo: FabricDemo) -> float:
     """Stop the ping; return its longest gap in milliseconds."""
     ended = f"i=0; until grep -q transmitted {LOG} || [ $i -ge 50 ]; do sleep 0.1; i=$((i+1)); done"
     told = demo.near.type(demo.asker, f"killall -INT ping; {ended}; {GAPS}")

@@ -1,13 +1,14 @@
 """The lab's names and addresses, worked out from the description. Pure arithmetic.
 
 ========================  =====================================================
-``10.L.s.h``              site s (1 for the first), host h: edge 1, controllers
-                          10 and up, V-nodes 20 and up, IO-nodes 120 and up;
-                          254 is the rack switch
+``10.L.s.h``              site s (1 for the first), host h: edges 1 and 2,
+                          controllers 10 and up, V-nodes 20 and up, IO-nodes 120
+                          and up; 254 is the rack switch
 ``10.L.100+s.h``          the management network: the BMC of host h; PDUs 240
                           and up. Reached inside the site only: no provider
                           knows a way there
-``10.L.240+p.4s+1, +2``   line of provider p to site s, a /30: provider, edge
+``10.L.240+p.4s+1, +2``   line of provider p to site s, a /30: provider, edge; to
+                          its second edge in 244+p
 ``10.L.239.…``            lines between providers
 ``10.L.238.1, .2``        line of the first provider to the outside host, which is
                           nobody's: it stands for the internet
@@ -21,7 +22,7 @@ two labs may use the same ones.
 
 from typing import Final
 
-from nuage.lab.description import LabDescription, NodeDescription, PduDescription
+from nuage.lab.description import PROVIDERS_MAX, LabDescription, NodeDescription, PduDescription
 
 REDFISH_PORT: Final = 443
 SNMP_PORT: Final = 161
@@ -74,10 +75,17 @@ def bmc_url(lab: LabDescription, device: NodeDescription | PduDescription) -> st
     return f"https://{bmc_address(lab, device)}"
 
 
-def wan_addresses(lab: LabDescription, site_number: int, provider: int) -> tuple[str, str]:
-    """Return (provider's, edge's) address of the line of provider 1, 2, … to a site."""
-    base = f"10.{lab.number}.{240 + provider}"
-    return f"{base}.{4 * site_number + 1}", f"{base}.{4 * site_number + 2}"
+def wan_prefix(lab: LabDescription, provider: int, edge: int) -> str:
+    """Return the lines of provider 1, 2, … to the sites' first or second edges."""
+    return f"10.{lab.number}.{240 + PROVIDERS_MAX * (edge - 1) + provider}.0/24"
+
+
+def wan_addresses(
+    lab: LabDescription, site_number: int, provider: int, edge: int = 1
+) -> tuple[str, str]:
+    """Return (provider's, edge's) address of the line of provider 1, 2, … to a site's edge."""
+    base = wan_prefix(lab, provider, edge).removesuffix("0/24")
+    return f"{base}{4 * site_number + 1}", f"{base}{4 * site_number + 2}"
 
 
 def peering_addresses(lab: LabDescription, left: int, right: int) -> tuple[str, str]:

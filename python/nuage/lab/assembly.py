@@ -341,7 +341,7 @@ class _Assembly:
 
     def _edge(self, node: NodeDescription, common: dict[str, object]) -> EdgeConfiguration:
         lab = self._lab.description
-        addresses = self._lab.wan_addresses(node.site)
+        addresses = self._lab.wan_addresses(node.site, node.host)
         lines = zip(lab.providers, addresses, strict=True)
         return EdgeConfiguration(
             **common,  # type: ignore[arg-type]

@@ -13,6 +13,9 @@ The topology of a site::
     [controller] eth0 ───┘     │
     [bmc] eth0 ────────── brm ─┘
 
+Of two edges each has a line of its own to each provider. Nodes send to the rack switch then, which
+sends on to the first edge that has power, as two routers with VRRP would take it.
+
 A node's namespace and cables exist while the node has its power: a power cycle empties the
 kernel's network state as it does in a machine, and its neighbours see the link go down.
 """
@@ -23,7 +26,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nuage.lab import addresses as at
-from nuage.lab.description import LabDescription, NodeDescription, PduDescription
+from nuage.lab.description import (
+    EDGES_MAX,
+    SITES_MAX,
+    LabDescription,
+    NodeDescription,
+    PduDescription,
+)
 from nuage.model.infrastructure import NodeRole
 
 BURST_BYTES_MIN: Final = 128 * 1024  # two GSO packets
@@ -31,6 +40,8 @@ BURST_SHARE_S: Final = 0.008  # tbf refills at least this often at 125 Hz and fa
 ROUTE_TABLE_OF_PROVIDER: Final = 100  # + provider number
 OUTSIDE_PORT: Final = "outside"
 ROUTE_TABLE_OF_OWN_LINES: Final = 50  # what a provider delivers for another
+ROUTE_TABLE_OF_EDGES: Final = 60  # of a rack switch: what nodes send elsewhere
+RULE_OF_EDGES: Final = 33_000  # behind the main table, which knows what is near
 
 
 @dataclass(slots=True)
@@ -81,20 +92,35 @@ def node_plan(lab: LabDescription, node: NodeDescription) -> CablePlan:
     ]
     for name, where in (("eth0", namespace), (port, switch)):
         _shape(plan, where, name, lab.links.node_mbit)
+    edges = lab.edges(node.site)
     if node.role is NodeRole.EDGE:
         plan.forwarding.add(namespace)
         for provider in range(1, len(lab.providers) + 1):
             _wan(plan, lab, node, provider)
+        if len(edges) > 1:
+            plan.ip_lines[switch].append(
+                f"route replace default via {at.address(lab, node)} dev br0 metric {node.host}"
+                f" table {ROUTE_TABLE_OF_EDGES}"
+            )
     else:
-        lines.append(f"route replace default via 10.{lab.number}.{node.site_number}.1")
+        gateway = 1 if len(edges) == 1 else at.SWITCH_HOST
+        lines.append(f"route replace default via 10.{lab.number}.{node.site_number}.{gateway}")
     return plan
+
+
+def lines_without(lab: LabDescription, node: NodeDescription) -> dict[str, list[str]]:
+    """Return what other namespaces forget of a node that loses its power."""
+    if node.role is not NodeRole.EDGE or len(lab.edges(node.site)) == 1:
+        return {}
+    switch = at.namespace(lab.name, at.switch_name(node.site))
+    return {switch: [f"route flush table {ROUTE_TABLE_OF_EDGES} via {at.address(lab, node)}"]}
 
 
 def far_ends(lab: LabDescription, node: NodeDescription) -> dict[str, str]:
     """Return the ports at which a node's cables end, by namespace: its switch, its providers."""
     ends = {at.namespace(lab.name, at.switch_name(node.site)): node_port(node)}
     if node.role is NodeRole.EDGE:
-        port = wan_port(node.site_number)
+        port = wan_port(node)
         ends |= {at.namespace(lab.name, provider): port for provider in lab.providers}
     return ends
 
@@ -140,6 +166,7 @@ def _switch(plan: CablePlan, lab: LabDescription, site: str, site_number: int) -
         "link set br0 up",
         "link set brm up",
         "link set bmc master brm up",
+        f"rule add iif br0 lookup {ROUTE_TABLE_OF_EDGES} priority {RULE_OF_EDGES}",
     ]
     devices: list[NodeDescription | PduDescription] = [*lab.nodes(), *lab.pdus()]
     devices = [device for device in devices if device.site == site]
@@ -151,44 +178,50 @@ def _switch(plan: CablePlan, lab: LabDescription, site: str, site_number: int) -
     ]
 
 
-def wan_port(site_number: int) -> str:
-    """Return the name, at the provider's, of its line to a site."""
-    return f"s{site_number}"
+def wan_port(edge: NodeDescription) -> str:
+    """Return the name, at the provider's, of its line to an edge."""
+    return f"s{edge.site_number}" + ("" if edge.host == 1 else f"e{edge.host}")
 
 
-def wan_lines(lab: LabDescription, site_number: int, provider: int) -> list[str]:
-    """Return the provider's own lines of `ip` for its line to a site (again after a cut)."""
-    ours, edge = at.wan_addresses(lab, site_number, provider)
-    port = wan_port(site_number)
+def wan_lines(lab: LabDescription, node: NodeDescription, provider: int) -> list[str]:
+    """Return the provider's own lines of `ip` for its line to an edge (again after a cut)."""
+    site_number, number = node.site_number, node.host
+    ours, edge = at.wan_addresses(lab, site_number, provider, number)
+    port = wan_port(node)
+    line = f"{ours.rpartition('.')[0]}.{4 * site_number}/30"
+    rank = SITES_MAX * (number - 1) + site_number
     return [
         f"addr replace {ours}/30 dev {port}",
         f"link set {port} up",
-        f"route replace {at.site_subnet(lab, site_number)} via {edge} dev {port} metric 10",
+        f"route replace {at.site_subnet(lab, site_number)} via {edge} dev {port}"
+        f" metric {9 + number}",
         # For another provider's traffic, from table 50: down an own line or not at all, never
         # back to a provider, or two providers would play ping-pong with a dead site's packets.
-        f"route replace 10.{lab.number}.{240 + provider}.{4 * site_number}/30 dev {port}"
-        f" table {ROUTE_TABLE_OF_OWN_LINES}",
+        f"route replace {line} dev {port} table {ROUTE_TABLE_OF_OWN_LINES}",
         f"route replace {at.site_subnet(lab, site_number)} via {edge} dev {port}"
-        f" table {ROUTE_TABLE_OF_OWN_LINES}",
-        # Every edge takes public addresses; the next site's does when this line is dead.
-        f"route replace {at.public_prefix(lab)} via {edge} dev {port} metric {100 + site_number}",
+        f" metric {9 + number} table {ROUTE_TABLE_OF_OWN_LINES}",
+        # Every edge takes public addresses; the next one does when this line is dead.
+        f"route replace {at.public_prefix(lab)} via {edge} dev {port} metric {100 + rank}",
     ]
 
 
 def _wan(plan: CablePlan, lab: LabDescription, node: NodeDescription, provider: int) -> None:
     edge_namespace = at.namespace(lab.name, node.name)
     isp = at.namespace(lab.name, lab.providers[provider - 1])
-    port, wan = wan_port(node.site_number), f"wan{provider}"
-    theirs, ours = at.wan_addresses(lab, node.site_number, provider)
+    port, wan = wan_port(node), f"wan{provider}"
+    theirs, ours = at.wan_addresses(lab, node.site_number, provider, node.host)
     mac = at.mac_address(lab, node.site_number, node.host, provider)
     plan.cables.append(_cable(lab, (edge_namespace, wan, mac), (isp, port)))
-    plan.ip_lines[isp] += wan_lines(lab, node.site_number, provider)
+    plan.ip_lines[isp] += wan_lines(lab, node, provider)
     table = ROUTE_TABLE_OF_PROVIDER + provider
     lines = [
         f"addr add {ours}/30 dev {wan}",
         f"link set {wan} up",
         f"route replace default via {theirs} dev {wan} metric {10 * provider}",
-        f"route replace 10.{lab.number}.{240 + provider}.0/24 via {theirs} dev {wan} metric 5",
+        *(
+            f"route replace {at.wan_prefix(lab, provider, edge)} via {theirs} dev {wan} metric 5"
+            for edge in range(1, EDGES_MAX + 1)
+        ),
         # What leaves with this line's address leaves by this line: both stay usable apart.
         f"route replace default via {theirs} dev {wan} table {table}",
         f"rule add from {ours} lookup {table} priority {table}",
@@ -237,7 +270,10 @@ def _routes_between_providers(plan: CablePlan, lab: LabDescription, provider: in
         pair = at.peering_addresses(lab, min(provider, other), max(provider, other))
         via = pair[1] if other > provider else pair[0]
         plan.ip_lines[namespace] += [
-            f"route replace 10.{lab.number}.{240 + other}.0/24 via {via}",
+            *(
+                f"route replace {at.wan_prefix(lab, other, edge)} via {via}"
+                for edge in range(1, EDGES_MAX + 1)
+            ),
             *([f"route replace 10.{lab.number}.238.0/30 via {via}"] if other == 1 else []),
             f"rule add iif x{other} lookup {ROUTE_TABLE_OF_OWN_LINES}"
             f" priority {ROUTE_TABLE_OF_OWN_LINES}",
@@ -263,8 +299,8 @@ def cut_ruleset(lab: LabDescription, provider: int, cuts: "frozenset[Cut]") -> s
                 f"ip saddr {{ {right} }} ip daddr {{ {left} }} drop",
             ]
         else:
-            port = wan_port(lab.site_number(cut.site))
-            drops += [f'iifname "{port}" drop', f'oifname "{port}" drop']
+            ports = [wan_port(edge) for edge in lab.edges(cut.site)]
+            drops += [f'{way} "{port}" drop' for port in ports for way in ("iifname", "oifname")]
     for chain in ("input", "forward", "output"):
         hook = f"type filter hook {chain} priority 0; policy accept;"
         lines += [f"chain {chain} {{ {hook}", *_fitting(chain, drops), "}"]
@@ -280,7 +316,11 @@ def _fitting(chain: str, drops: list[str]) -> list[str]:
 
 def _networks(lab: LabDescription, site: str) -> str:
     number = lab.site_number(site)
-    lines = [at.wan_addresses(lab, number, each)[1] for each in range(1, len(lab.providers) + 1)]
+    lines = [
+        at.wan_addresses(lab, number, each, edge.host)[1]
+        for edge in lab.edges(site)
+        for each in range(1, len(lab.providers) + 1)
+    ]
     return ", ".join([at.site_subnet(lab, number), *lines])
 
 

@@ -24,6 +24,8 @@ NAME_CHARS_MAX: Final = 20  # a lab's name is part of file, cgroup and namespace
 CURVE_POINTS: Final = 11  # SPECpower's levels: 0, 10 … 100 % load
 PER_ROLE_MAX: Final = 80  # the address plan keeps 80 hosts for a role in each site
 SITES_MAX: Final = 60  # a /30 for each site in a provider's /24
+PROVIDERS_MAX: Final = 4  # a /24 each for lines to the sites' first edges, and to the second
+EDGES_MAX: Final = 2  # of a site
 DEFAULT_DESCRIPTION: Final = Path(__file__).with_name("france.toml")
 
 
@@ -183,6 +185,11 @@ class LabDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """Return every machine, in the order of the file."""
         return tuple(self._nodes())
 
+    def edges(self, site_id: str) -> tuple[NodeDescription, ...]:
+        """Return the edges of a site, the first first."""
+        nodes = self._nodes()
+        return tuple(n for n in nodes if n.role is NodeRole.EDGE and n.site == site_id)
+
     def node(self, name: str) -> NodeDescription:
         """Return the machine `name`, or raise NotFound with the names there are."""
         for node in self._nodes():
@@ -250,7 +257,7 @@ _FIRST_HOST: Final = {
     NodeRole.EDGE: 1, NodeRole.CONTROLLER: 10, NodeRole.VNODE: 20, NodeRole.IONODE: 120,
 }  # fmt: skip
 _MAX_OF_ROLE: Final = {
-    NodeRole.EDGE: 1, NodeRole.CONTROLLER: 7, NodeRole.VNODE: PER_ROLE_MAX,
+    NodeRole.EDGE: EDGES_MAX, NodeRole.CONTROLLER: 7, NodeRole.VNODE: PER_ROLE_MAX,
     NodeRole.IONODE: PER_ROLE_MAX,
 }  # fmt: skip
 
@@ -323,9 +330,9 @@ def _check(description: LabDescription) -> None:
         )
     if not 1 <= description.number <= 250:
         _refuse("number", f"{description.number} is not within 1 to 250")
-    if not 1 <= len(description.providers) <= 4 or len(set(description.providers)) != len(
-        description.providers
-    ):
+    if not 1 <= len(description.providers) <= PROVIDERS_MAX or len(
+        set(description.providers)
+    ) != len(description.providers):
         _refuse("providers", "name one to four different providers")
     for index, provider in enumerate(description.providers):
         if not is_slug(provider) or provider == "outside":  # which is everybody's host
@@ -404,8 +411,8 @@ def _check_racks(description: LabDescription, site: SiteDescription, field: str)
                         f"{where}.{role.value}s[{model_index}]",
                         f"no hardware {model!r}; there is {known}",
                     )
-    if counts[NodeRole.EDGE] != 1:
-        _refuse(f"{field}.racks", "a site needs exactly one edge: the others reach it there")
+    if not counts[NodeRole.EDGE]:
+        _refuse(f"{field}.racks", "a site needs one or two edges: the others reach it there")
     for role, most in _MAX_OF_ROLE.items():
         if counts[role] > most:
             _refuse(f"{field}.racks", f"at most {most} {role.value}s fit a site's address plan")

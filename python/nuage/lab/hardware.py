@@ -25,7 +25,7 @@ from nuage.errors import UNREADABLE, InvalidRequest, NotFound, NuageError, Timed
 from nuage.lab import addresses as at
 from nuage.lab import kernel
 from nuage.lab.bmc_documents import install_bmc
-from nuage.lab.cabling import far_ends, node_plan, wan_port
+from nuage.lab.cabling import far_ends, lines_without, node_plan, wan_port
 from nuage.lab.cgroup import Cgroup
 from nuage.lab.control import (
     LINE_BYTES_MAX,
@@ -227,11 +227,12 @@ class Hardware:
             for number, provider in enumerate(self.lab.providers, start=1):
                 if cut.provider in (0, number):
                     namespace = at.namespace(self.lab.name, provider)
-                    kernel.configure({namespace: [f"link set {wan_port(edge.site_number)} down"]})
+                    kernel.configure({namespace: [f"link set {wan_port(edge)} down"]})
 
     def _dismantle(self, node: str) -> None:
         namespace = at.namespace(self.lab.name, node)
         if kernel.namespaces(namespace):
+            kernel.configure(lines_without(self.lab, self.nodes[node]))
             kernel.unplug(far_ends(self.lab, self.nodes[node]))
             kernel.delete_namespaces([namespace])
         kernel.unmount_below(self.state.bpf(node))

@@ -201,6 +201,9 @@ def _tune(namespace: str, *, forwards: bool) -> None:
         "ipv4/conf/all/ignore_routes_with_linkdown": "1",
         "ipv4/conf/default/ignore_routes_with_linkdown": "1",
         "ipv4/ip_forward": "1" if forwards else "0",
+        # A rack switch sends on to the edge that is there: nobody is to remember which it was.
+        "ipv4/conf/all/send_redirects": "0",
+        "ipv4/conf/default/send_redirects": "0",
         # The lab's own addresses are IPv4; without this each idle port solicits for routers.
         "ipv6/conf/default/accept_ra": "0",
         "ipv6/conf/default/router_solicitations": "0",

@@ -122,11 +122,11 @@ class Lab:
         """Return a node's address on its site's network."""
         return at.address(self.description, self.node(node))
 
-    def wan_addresses(self, site: str) -> tuple[str, ...]:
+    def wan_addresses(self, site: str, edge: int = 1) -> tuple[str, ...]:
         """Return the addresses of a site's edge on each provider's line."""
         lab = self.description
-        number = lab.site_number(site)
-        return tuple(at.wan_addresses(lab, number, p + 1)[1] for p in range(len(lab.providers)))
+        number, count = lab.site_number(site), len(lab.providers)
+        return tuple(at.wan_addresses(lab, number, p + 1, edge)[1] for p in range(count))
 
     def bmc_url(self, node: str) -> str:
         """Return the root of a node's Redfish service; its trust anchor is `certificate`."""
@@ -403,17 +403,17 @@ class Lab:
             kernel.run(["ip", "netns", "exec", namespace, "nft", "-f", "-"], stdin=ruleset)
             ports = kernel.links(namespace)
             lines: list[str] = []
-            for site_number, site in enumerate(lab.sites, start=1):
-                if wan_port(site_number) not in ports:
+            for edge in (edge for site in lab.sites for edge in lab.edges(site.id)):
+                if wan_port(edge) not in ports:
                     continue  # the edge has no power
                 dead = any(
-                    cut.how == "carrier" and cut.site == site.id and cut.provider in (0, number)
+                    cut.how == "carrier" and cut.site == edge.site and cut.provider in (0, number)
                     for cut in cuts
                 )
                 if dead:
-                    lines.append(f"link set {wan_port(site_number)} down")
+                    lines.append(f"link set {wan_port(edge)} down")
                 else:
-                    lines += wan_lines(lab, site_number, number)
+                    lines += wan_lines(lab, edge, number)
             kernel.configure({namespace: lines})
 
     def set_weather(self, site: str, celsius: float) -> None:

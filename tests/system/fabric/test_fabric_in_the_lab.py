@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,20 @@ from tests.system.lab.able import GUEST, require_lab
 
 from nuage.api.client import Client
 from nuage.cli.address_demo import give_address
-from nuage.cli.fabric_demo import fabric_demo
+from nuage.cli.fabric_demo import (
+    LOG,
+    FabricDemo,
+    fabric_demo,
+    start_ping,
+    stop_ping,
+    wait_for_answers,
+)
 from nuage.cli.showing import inner, row_of, rows_of
 from nuage.cli.tenant import Tenant
 from nuage.errors import NuageError
 from nuage.lab import kernel
 from nuage.lab.assembly import admin_of, api_socket, assemble, disband
-from nuage.lab.description import DEFAULT_DESCRIPTION
+from nuage.lab.description import DEFAULT_DESCRIPTION, parse_description
 from nuage.lab.lab import Lab
 from nuage.network.runner import PacketSocket
 
@@ -35,6 +43,9 @@ CONTRACT = {
 TENANTS = ("red", "blue")
 NAMES = ("net1", "net2")
 MARK = b"\x5a" * 16
+EDGES = ("marne-edge1", "marne-edge2")
+MARNE_LINES = ("s1", "s1e2")  # at each provider
+GAP_MAX_MS = 1000.0  # a third of that on a quiet machine
 
 
 require_lab(guest=True)
@@ -50,7 +61,7 @@ def _told(_what: str, _value: str) -> None:
 
 @dataclass(frozen=True)
 class Federation:
-    """Two sites, two tenants with the same addresses."""
+    """Two sites, the first with two edges, and two tenants with the same addresses."""
 
     lab: Lab
     admin: Client
@@ -64,9 +75,9 @@ class Federation:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     name = f"t{os.getpid()}f"
-    lab = Lab.open(
-        DEFAULT_DESCRIPTION.with_name("duo.toml"), tmp_path_factory.mktemp("fabric"), name=name
-    )
+    text = DEFAULT_DESCRIPTION.with_name("duo.toml").read_text(encoding="utf-8")
+    description = parse_description(text.replace('edges = ["node"]', 'edges = ["node", "node"]', 1))
+    lab = Lab.open(description, tmp_path_factory.mktemp("fabric"), name=name)
     lab.create_hardware()
     try:
         assemble(lab, _quiet)
@@ -151,7 +162,7 @@ def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation, red: Tenant) -
     sockets = []
     for provider in federation.lab.description.providers:
         namespace = f"nuage.{federation.lab.description.name}.{provider}"
-        sockets.append(kernel.inside(namespace, lambda: PacketSocket("s1")))
+        sockets += [kernel.inside(namespace, partial(PacketSocket, port)) for port in MARNE_LINES]
     for one in sockets:
         while one.receive():
             pass
@@ -202,6 +213,63 @@ def test_a_tunnel_whose_process_dies_is_made_anew_and_carries_again(
         assert "tunnel_in" in _programs_on(federation.lab, edge, name), "the short way is back"
 
 
+def test_two_edges_of_a_site_share_its_traffic_and_one_goes_on_for_both(
+    federation: Federation, red: Tenant
+) -> None:
+    """A node sees both ways, flows take either, and nothing comes twice or goes round."""
+    _await(lambda: all(_trunk_states(federation, e) == {"report"} for e in EDGES), "trunks up")
+    address = red.address("net2")
+    _await(partial(_has_choices, federation, set(EDGES)), "both are shortest ways")
+    before = {edge: _transit(federation, edge) for edge in EDGES}
+    fetch = f"wget -qO- http://{address}/ >/dev/null && echo here"
+    told = red.type("net1", f"i=0; while [ $i -lt 24 ]; do {fetch}; i=$((i+1)); done | wc -l")
+    assert "24" in told, "flows of one pair, told apart by their ports"
+    _await(lambda: all(_transit(federation, e) - before[e] > 24 for e in EDGES), "both carry some")
+    try:
+        for edge, other in (EDGES, EDGES[::-1]):  # one of the two carries the ping
+            gap_ms, answers = _gap(federation, red, partial(federation.lab.kill, edge))
+            assert gap_ms <= GAP_MAX_MS, edge
+            assert "DUP" not in answers
+            _await(partial(_has_choices, federation, {other}), "one is left")
+            federation.lab.power_on(edge)
+            _await(partial(_has_choices, federation, set(EDGES)), "both are chosen again")
+    finally:
+        for edge in EDGES:
+            federation.lab.power_on(edge)
+    for node in (*EDGES, "lyon-edge1", "marne-v1", "lyon-v1"):
+        assert "hop_count" not in inner(_fabric(federation, node), "drops")
+
+
+def _gap(federation: Federation, tenant: Tenant, act: Callable[[], None]) -> tuple[float, str]:
+    """Do something while net1 pings net2; return the longest gap, and lines of the answers."""
+    admin, lab = federation.admin, federation.lab
+    demo = FabricDemo(tenant, admin, tenant, admin, lab, *NAMES, _quiet, _quiet, _told)
+    start_ping(demo, tenant.address("net2"))
+    wait_for_answers(demo)
+    act()
+    wait_for_answers(demo)
+    gap_ms = stop_ping(demo)
+    return gap_ms, tenant.type("net1", f"grep DUP {LOG} | head -3")
+
+
+def _fabric(federation: Federation, node: str) -> dict[str, object]:
+    try:
+        return row_of(federation.admin.get(f"/v1/fabric/{node}"))
+    except NuageError:  # it has just got its power
+        return {"trunks": [], "drops": {}}
+
+
+def _transit(federation: Federation, node: str) -> int:
+    return int(str(inner(_fabric(federation, node), "counters")["transit"]))
+
+
+def _has_choices(federation: Federation, wanted: set[str]) -> bool:
+    """Tell whether the node of net1 sends to that of net2 by these."""
+    path = row_of(federation.user.get("/v1/iaas/red/path", source="net1", destination="net2"))
+    steps = rows_of(inner(path, "answer")["steps"])
+    return bool(steps) and steps[0]["choices"] == sorted(wanted)
+
+
 def _kill_first_tunnel(federation: Federation, node: str) -> None:
     """Kill the process of the tunnel over the first provider, and wait until there is another."""
     tunnel, pid = min(_tunnels(federation.lab, node).items())
@@ -210,7 +278,7 @@ def _kill_first_tunnel(federation: Federation, node: str) -> None:
 
 
 def _trunk_states(federation: Federation, node: str) -> set[object]:
-    trunks = rows_of(row_of(federation.admin.get(f"/v1/fabric/{node}"))["trunks"])
+    trunks = rows_of(_fabric(federation, node)["trunks"])
     return {trunk["state"] for trunk in trunks if trunk["provider"]}
 
 

@@ -67,6 +67,7 @@ def test_every_node_has_an_outlet_of_its_racks_pdu() -> None:
         ('id = "lyon"', 'id = "isp1"', "sites[1].id"),
         ('country = "FR"\nlat', 'country = "France"\nlat', "sites[0].country"),
         ('edges = ["node"]', "edges = []", "sites[0].racks"),
+        ('edges = ["node"]', 'edges = ["node", "node", "node"]', "sites[0].racks"),
         ('vnodes = ["node"]', 'vnodes = ["huge"]', "sites[0].racks[0].vnodes[0]"),
         ('name = "r1"', 'name = "R 1"', "sites[0].racks[0].name"),
         ("power_capacity_watts = 18000", "power_capacity_watts = 0",
