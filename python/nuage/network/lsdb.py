@@ -107,7 +107,7 @@ class Lsdb:
         self.restarting = False  # what an older life of ours said is kept until we speak
         self._system_id = system_id
         self._ring = ring
-        self._pdu_bytes_max = pdu_bytes_max
+        self.pdu_bytes_max = pdu_bytes_max  # of what we say
         self._circuits: dict[int, CircuitFlood] = {}
         self._own: dict[int, tuple[Tlv, ...]] = {}
         self._sequences: dict[int, int] = {}
@@ -400,7 +400,7 @@ class Lsdb:
             flood.pace_at_s = now_s + PACE_S
 
     def _lines_per_pdu(self, kind: int) -> int:
-        room = self._pdu_bytes_max - HEADER_BYTES[kind] - AUTH_TLV_BYTES
+        room = self.pdu_bytes_max - HEADER_BYTES[kind] - AUTH_TLV_BYTES
         tlvs, left = divmod(room, 2 + 16 * LINES_PER_TLV)
         return tlvs * LINES_PER_TLV + max(0, (left - 2) // 16)
 

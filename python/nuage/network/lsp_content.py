@@ -46,16 +46,19 @@ def own_tlvs(
     record: NicknameRecord | None,
     reaches: Sequence[Reach],
     labels: Iterable[Label],
-    pdu_bytes_max: int,
+    takes_bytes: int,
 ) -> list[Tlv]:
-    """Return all TLVs, the ones that every reader needs first."""
+    """Return all TLVs, the ones that every reader needs first.
+
+    `takes_bytes` is what each trunk of ours carries: nobody's LSPs are to be longer.
+    """
     about: list[CapabilitySubTlv] = [TrillVersion(), Trees()]
     if record is not None:
         about.insert(0, Nicknames((record,)))
     tlvs: list[Tlv] = [
         AreaAddresses(),
         ProtocolsSupported(),
-        LspBufferSize(pdu_bytes_max),
+        LspBufferSize(takes_bytes),
         Hostname(hostname),
         RouterCapability(tuple(about)),
     ]

@@ -125,6 +125,9 @@ GOOD_NEWS_S: Final = 0.03  # a new adjacency is told a little later: often more 
 # where all daemons of a busy machine start one after the other, the last needs a while.
 RESTART_WAIT_S: Final = 30.0
 LOG_INTERVAL_S: Final = 30.0
+# What passes any trunk that is up: ISO 10589's least, far below what IP asks of a path. A narrow
+# trunk carries Hellos and no probe; how much it carries is not known.
+PDU_BYTES_NARROW: Final = 512
 PDU_BYTES_MAX: Final = 1390  # what a trunk carries inside WireGuard and VXLAN over 1500 bytes
 
 
@@ -565,20 +568,31 @@ class RBridge:
             for circuit in self._circuits.values()
             if circuit.state is AdjacencyState.REPORT and circuit.neighbour is not None
         ]
+        self._lsdb.pdu_bytes_max = self._pdu_bytes()
         tlvs = own_tlvs(
             hostname=self._config.hostname,
             record=self._chooser.record,
             reaches=sorted(reaches, key=lambda reach: (reach.neighbour, reach.link)),
             labels=self._labels,
-            pdu_bytes_max=self._config.pdu_bytes_max,
+            takes_bytes=self._takes_bytes(),
         )
-        fragments, complete = fragments_of(tlvs, self._config.pdu_bytes_max)
+        fragments, complete = fragments_of(tlvs, self._lsdb.pdu_bytes_max)
         if not complete:
             self._log(
                 FabricNews.LSP_OVERFLOW, PortNumber(0), "more to say than 256 fragments", now_s
             )
         self._lsdb.originate(fragments, now_s)
         self._schedule_routes(now_s)
+
+    def _takes_bytes(self) -> int:
+        """Return how long PDUs may be that each trunk of ours carries."""
+        is_narrow = any(c.narrow for c in self._circuits.values())
+        return min(self._config.pdu_bytes_max, PDU_BYTES_NARROW if is_narrow else 0xFFFF)
+
+    def _pdu_bytes(self) -> int:
+        """Return how long PDUs of ours may be: every trunk of the campus is to carry our LSPs."""
+        said = (n.takes_bytes for n in self._nodes.values() if n.takes_bytes is not None)
+        return min(self._takes_bytes(), max(PDU_BYTES_NARROW, min(said, default=0xFFFF)))
 
     def _after_database(self, now_s: float) -> None:
         """Take in what changed in the database; keep or change the nickname."""
@@ -601,6 +615,8 @@ class RBridge:
             else:
                 self._nodes[system_id] = facts
         self._lsdb.changed.clear()
+        if self._pdu_bytes() != self._lsdb.pdu_bytes_max:
+            self._lsp_due(now_s)
         others = {i: n for i, n in self._nodes.items() if i != self._config.system_id}
         why = self._chooser.review(others, synchronised=self._lsdb.synchronised, now_s=now_s)
         if why:

@@ -14,6 +14,7 @@ from nuage.network.isis_tlv import (
     ExtendedReach,
     Hostname,
     InterestedLabels,
+    LspBufferSize,
     NicknameRecord,
     Nicknames,
     RouterCapability,
@@ -43,6 +44,7 @@ class NodeFacts:
     hostname: str = ""
     overload: bool = False
     fgl_safe: bool = False
+    takes_bytes: int | None = None  # the longest LSP that all its trunks carry; None: not said
 
     def reports(self, other: SystemId, port_here: int, port_there: int) -> bool:
         """Tell whether it says that this link to `other` is up, or tells links apart at all."""
@@ -71,7 +73,7 @@ def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> Node
     nicknames: list[NicknameRecord] = []
     ranges: list[tuple[int, int]] = []
     used: list[Nickname] = []
-    hostname, fgl_safe = "", False
+    hostname, fgl_safe, takes_bytes = "", False, None
     for tlv in tlvs:
         match tlv:
             case ExtendedReach():
@@ -86,6 +88,8 @@ def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> Node
                                 last_resorts.add((other, *reach.link))
             case Hostname():
                 hostname = tlv.name
+            case LspBufferSize():
+                takes_bytes = tlv.size_bytes
             case RouterCapability():
                 for sub in tlv.subs:
                     match sub:
@@ -115,6 +119,7 @@ def _gather(system_id: SystemId, tlvs: Iterable[Tlv], *, overload: bool) -> Node
         hostname=hostname,
         overload=overload,
         fgl_safe=fgl_safe,
+        takes_bytes=takes_bytes,
     )
 
 

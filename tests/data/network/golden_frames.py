@@ -65,7 +65,7 @@ def lsp(labels: tuple[Label, ...] = ()) -> Lsp:
         record=tlv.NicknameRecord(0xC0, 0x8000, NICKNAME),
         reaches=[tlv.Reach(SYSTEM_B + b"\0", 2000, 1390)],
         labels=labels,
-        pdu_bytes_max=1390,
+        takes_bytes=1390,
     )
     return Lsp(SYSTEM_A + b"\0\0", 5, 1200, tuple(tlvs))
 

@@ -10,7 +10,7 @@ from nuage.network.fabric_event import FabricNews, LabelsChanged
 from nuage.network.forwarding import Label, PortNumber
 from nuage.network.isis_pdu import MTU_PROBE
 from nuage.network.nickname import NicknameWish
-from nuage.network.rbridge import RBridgeConfig
+from nuage.network.rbridge import PDU_BYTES_NARROW, RBridgeConfig
 
 LABEL = Label(7)
 NOTICED_S = 60.0  # a probe in 39 s, ten more that nobody answers, a Hello
@@ -146,3 +146,29 @@ def test_a_trunk_that_never_was_wide_enough_says_so_once_and_once_that_it_is() -
     campus.run_for(20.0)
     told = [e.news for e in campus.nodes[0].log]
     assert told[2:] == [FabricNews.ADJACENCY_UP, WIDE]
+
+
+def test_over_an_only_trunk_that_is_narrow_a_campus_still_learns_all_that_is_said() -> None:
+    """LSPs and lists of them are cut to what it carries, by everybody, and grow again with it."""
+    net = Net((0, 1), (1, 2))
+    narrow(net.laid[0])
+    net.run_for(NOTICED_S)
+    scattered = frozenset(Label(number) for number in range(10, 1810, 2))
+    for number in (0, 2):
+        net.give(number, LabelsChanged(scattered | {LABEL}))
+    net.run_for(10.0)
+    assert label_counts(net.nodes[0]) == label_counts(net.nodes[2])
+    assert label_counts(net.nodes[0])[::2][:2] == [901, 901]
+    assert longest_lsp(net.nodes[0]) <= PDU_BYTES_NARROW
+    narrow(net.laid[0], wide=True)
+    net.run_for(10.0)
+    assert label_counts(net.nodes[0])[::2][:2] == [901, 901]
+    assert longest_lsp(net.nodes[0]) > PDU_BYTES_NARROW
+
+
+def label_counts(node: CampusNode) -> list[int]:
+    return [seen.label_count for seen in node.rbridge.view().nodes]
+
+
+def longest_lsp(node: CampusNode) -> int:
+    return max(len(record.raw) for record in node.rbridge.lsdb.records.values())

@@ -218,7 +218,7 @@ def test_labels_are_said_as_ranges_and_many_go_into_fragments() -> None:
     labels = [Label(2 * n + 1) for n in range(3000)]
     tlvs = own_tlvs(
         hostname="x", record=NicknameRecord(1, 1, Nickname(7)), reaches=[], labels=labels,
-        pdu_bytes_max=1390,
+        takes_bytes=1390,
     )  # fmt: skip
     fragments, complete = fragments_of(tlvs, 1390)
     assert complete
