@@ -25,7 +25,7 @@ from nuage.errors import (
     Unavailable,
 )
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
-from nuage.ionode.copies import OriginMissing, make_copy
+from nuage.ionode.copies import OriginMissing, check_sectors, make_copy
 from nuage.ionode.disks import DiskPlace
 from nuage.ionode.media import Media
 from nuage.ionode.plan import (
@@ -327,6 +327,7 @@ class IonodeAgent:
             case Keep(volume_id=volume_id, journal=journal):
                 await daemon.set_journal(volume_id, journal)
             case OpenHead(wish=head):
+                check_sectors(head.volume_id, self._wish, hosted.seen)
                 await daemon.open_head(head)
                 hosted.told[head.volume_id] = replace(head, groups=())  # once it is ready
             case Tell(wish=head):
@@ -340,6 +341,7 @@ class IonodeAgent:
                 await daemon.close_head(volume_id)
                 hosted.told.pop(volume_id, None)
             case StandBy(wish=path):
+                check_sectors(path.volume_id, self._wish, hosted.seen)
                 await daemon.stand_by(path)
                 hosted.shown[path.volume_id] = path
             case EndStandby(volume_id=volume_id):

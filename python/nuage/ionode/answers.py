@@ -2,7 +2,8 @@
 
 import msgspec
 
-from nuage.ionode.port import CopyLag, ScrubSeen
+from nuage.ids import VolumeId
+from nuage.ionode.port import CopyLag, ScrubSeen, VolumeSeen
 from nuage.model.contract import JournalRule
 from nuage.model.desired import LostBlocks, Rebuild, RetiredCopy
 from nuage.model.history import OpenView, VolumeViews
@@ -169,6 +170,7 @@ class VolumeAnswer(msgspec.Struct):
 
     volume: str
     size_bytes: int
+    logical_block_bytes: int
     retention: RetentionAnswer | None = None
     disk: str = ""
     failure: str | None = None
@@ -177,6 +179,23 @@ class VolumeAnswer(msgspec.Struct):
     scrub: LostAnswer | None = None
     stands_by: bool = False
     retired: list[RetiredCopy] = []
+
+    def seen(self, *, first_disk: str) -> VolumeSeen:
+        """Return it as the agent sees it."""
+        return VolumeSeen(
+            volume_id=VolumeId(self.volume),
+            size_bytes=self.size_bytes,
+            sector_bytes=self.logical_block_bytes,
+            journal=None if self.retention is None else self.retention.rule(),
+            durable_sequence=durable_sequence(self),
+            mapped_bytes=0 if self.head is None else self.head.mapped_bytes,
+            journal_bytes=journal_bytes(self),
+            failure=self.failure or "",
+            disk=self.disk or first_disk,
+            lost=None if self.scrub is None else self.scrub.counted(),
+            stands_by=self.stands_by,
+            retired=tuple(self.retired),
+        )
 
 
 class ListAnswer(msgspec.Struct):

@@ -1,12 +1,13 @@
-"""How a copy begins on its node: empty, or as a clone of another volume's past."""
+"""How a copy begins on its node: empty, or as a clone of another volume's past; what it must be."""
 
 from dataclasses import replace
 
 import structlog
 
-from nuage.errors import InvalidRequest, NotFound
-from nuage.ionode.port import StorageDaemon
-from nuage.model.desired import ReplicaWish
+from nuage.errors import Conflict, InvalidRequest, NotFound
+from nuage.ids import VolumeId
+from nuage.ionode.port import DaemonSeen, StorageDaemon
+from nuage.model.desired import IonodeWish, ReplicaWish
 
 log = structlog.get_logger("ionode")
 
@@ -34,3 +35,22 @@ async def make_copy(daemon: StorageDaemon, wish: ReplicaWish, disk: str) -> None
             raise OriginMissing("past", str(wish.origin.volume_id), hint=error.message) from error
         log.info("no past to start from", on=wish.volume_id, reason=error.message)
         await daemon.create(replace(wish, origin=None, joins=True), disk)
+
+
+def check_sectors(volume_id: VolumeId, wish: IonodeWish, seen: DaemonSeen) -> None:
+    """Refuse to show a volume to initiators by a copy that has other sectors.
+
+    An agent older than volumes of 4096-byte sectors made its copies of them with the usual ones.
+
+    Raises:
+        Conflict: have the copy on this node made anew.
+    """
+    replicas = (replica for daemon in wish.daemons for replica in daemon.replicas)
+    wanted = {replica.volume_id: replica.sector_bytes for replica in replicas}
+    for copy in seen.volumes:
+        sector_bytes = wanted.get(volume_id, copy.sector_bytes)
+        if copy.volume_id == volume_id and copy.sector_bytes != sector_bytes:
+            raise Conflict(
+                f"the copy here has sectors of {copy.sector_bytes} bytes, the volume's are of "
+                f"{sector_bytes}: an older IO-node made it; replace it (volume replace-copy)"
+            )

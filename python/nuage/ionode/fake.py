@@ -50,6 +50,7 @@ from nuage.model.history import (
     VolumeViews,
 )
 from nuage.trust.datakeys import key_id_of
+from nuage.units import SECTOR_BYTES
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class _Copy:
     encrypted: bool = False
     is_whole: bool = True
     disk: str = ""
+    sector_bytes: int = SECTOR_BYTES
 
 
 @dataclass(slots=True)
@@ -135,6 +137,7 @@ class FakeDaemon:
                 VolumeSeen(
                     volume_id=volume_id,
                     size_bytes=copy.size_bytes,
+                    sector_bytes=copy.sector_bytes,
                     journal=copy.journal,
                     disk=copy.disk,
                     lost=_lost(self.scrubs.get(volume_id, ScrubSeen())),
@@ -175,6 +178,7 @@ class FakeDaemon:
             encrypted=wish.encrypted,
             is_whole=not wish.joins,
             disk=disk,
+            sector_bytes=wish.sector_bytes,
         )
         self._copies.setdefault(wish.volume_id, fresh)
 
@@ -200,6 +204,7 @@ class FakeDaemon:
             encrypted=origin.encrypted,
             is_whole=not wish.joins,
             disk=origin.disk,
+            sector_bytes=origin.sector_bytes,
         )
         self._copies.setdefault(wish.volume_id, copy)
 

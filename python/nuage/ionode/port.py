@@ -50,6 +50,7 @@ class VolumeSeen:
 
     volume_id: VolumeId
     size_bytes: int
+    sector_bytes: int
     journal: JournalRule | None
     durable_sequence: int = 0
     mapped_bytes: int = 0

@@ -38,8 +38,6 @@ from nuage.ionode.answers import (
     ListAnswer,
     ReceiptAnswer,
     ViewsAnswer,
-    durable_sequence,
-    journal_bytes,
     scrub_seen,
 )
 from nuage.ionode.disks import DiskPlace
@@ -56,7 +54,6 @@ from nuage.ionode.port import (
     DaemonSeen,
     HeadSeen,
     ScrubSeen,
-    VolumeSeen,
 )
 from nuage.ionode.ports import DaemonPorts
 from nuage.ionode.shares import Used
@@ -355,22 +352,7 @@ class StoragedDaemon:
         bound_log(self._log_path)
         answer = msgspec.convert(await self._ask("list"), ListAnswer, strict=False)
         return DaemonSeen(
-            volumes=tuple(
-                VolumeSeen(
-                    volume_id=VolumeId(v.volume),
-                    size_bytes=v.size_bytes,
-                    journal=None if v.retention is None else v.retention.rule(),
-                    durable_sequence=durable_sequence(v),
-                    mapped_bytes=0 if v.head is None else v.head.mapped_bytes,
-                    journal_bytes=journal_bytes(v),
-                    failure=v.failure or "",
-                    disk=v.disk or self._options.disks[0].name,
-                    lost=None if v.scrub is None else v.scrub.counted(),
-                    stands_by=v.stands_by,
-                    retired=tuple(v.retired),
-                )
-                for v in answer.volumes
-            ),
+            volumes=tuple(v.seen(first_disk=self._options.disks[0].name) for v in answer.volumes),
             heads=tuple(
                 HeadSeen(
                     volume_id=VolumeId(v.volume),

@@ -21,6 +21,7 @@ from nuage.model.desired import (
     HeadReport,
     HeadWish,
     IonodeWish,
+    PathWish,
     ReplicaWish,
     SetKey,
 )
@@ -111,6 +112,32 @@ async def test_a_wish_becomes_a_copy_and_a_head_that_is_reported_ready(bench: Be
     report = bench.head_report()
     assert (report.state, report.portal) == ("ready", bench.daemon.portal)
     assert bench.agent.report().replica_addresses == {IAAS: bench.daemon.replica_address}
+
+
+async def test_a_copy_that_an_older_agent_made_with_other_sectors_is_shown_to_nobody(
+    bench: Bench,
+) -> None:
+    await bench.agent.take_wish(wish(1))
+    await bench.settle()
+    of = wish(2, head())
+    (daemon,) = of.daemons
+    replicas = tuple(replace(replica, sector_bytes=4096) for replica in daemon.replicas)
+    path = PathWish(
+        volume_id=VOLUME, iaas_id=IAAS, iqn="iqn.2026-01.cloud.nuage:vol-1", chap=(),
+        initiators=(), groups=(),
+    )  # fmt: skip
+    for heads, paths in (((head(),), ()), ((), (path,))):
+        shown = replace(daemon, replicas=replicas, heads=heads, paths=paths)
+        await bench.agent.take_wish(
+            replace(of, revision=of.revision + len(paths), daemons=(shown,))
+        )
+        await bench.settle()
+        assert [act for act, _ in bench.daemon.acts] == ["create"]
+        if heads:
+            assert "512 bytes, the volume's are of 4096" in bench.head_report().failure
+    await bench.agent.take_wish(wish(4, head()))
+    await bench.settle()
+    assert bench.head_report().state == "ready"
 
 
 async def test_a_copy_goes_to_the_fastest_disk_unless_the_contract_asks_for_a_class(

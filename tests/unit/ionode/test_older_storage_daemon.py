@@ -28,7 +28,8 @@ WISH = DaemonWish(
 async def answer_as_before(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer `list` as a daemon that knows no `set_retention`."""
     while line := await reader.readline():
-        volumes = [{"volume": VOLUME, "size_bytes": 8 * MIB, "disk": "d0"}]
+        volume = {"volume": VOLUME, "size_bytes": 8 * MIB, "logical_block_bytes": 512}
+        volumes = [volume | {"disk": "d0"}]
         answer = {"id": json.loads(line)["id"], "ok": {"volumes": volumes}}
         writer.write(json.dumps(answer).encode() + b"\n")
     writer.close()
