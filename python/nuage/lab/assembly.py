@@ -42,6 +42,7 @@ from nuage.lab.control import Service
 from nuage.lab.description import NodeDescription, SiteDescription
 from nuage.lab.lab import Lab
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, Operator
+from nuage.network.mtu import PATH_BYTES
 from nuage.trust.files import write_atomically
 from nuage.trust.store import TrustStore
 from nuage.vnode.probe import probe_accelerator
@@ -347,6 +348,7 @@ class _Assembly:
             **common,  # type: ignore[arg-type]
             providers=tuple(f"{provider}={address}" for provider, address in lines),
             line_mbit=lab.links.wan_mbit or UNSHAPED_MBIT,
+            line_mtu_bytes=lab.links.wan_mtu_bytes or PATH_BYTES,
         )
 
     # Small things ---------------------------------------------------------------------------------

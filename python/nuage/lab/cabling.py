@@ -130,11 +130,14 @@ def node_port(node: NodeDescription) -> str:
     return f"p{node.host}"
 
 
-def _cable(lab: LabDescription, end: tuple[str, str, str], other: tuple[str, str]) -> str:
+def _cable(
+    lab: LabDescription, end: tuple[str, str, str], other: tuple[str, str], *, mtu_bytes: int = 0
+) -> str:
     namespace, name, mac = end
+    mtu_bytes = mtu_bytes or lab.links.mtu_bytes
     return (
-        f"link add name {name} address {mac} mtu {lab.links.mtu_bytes} netns {namespace}"
-        f" type veth peer name {other[1]} mtu {lab.links.mtu_bytes} netns {other[0]}"
+        f"link add name {name} address {mac} mtu {mtu_bytes} netns {namespace}"
+        f" type veth peer name {other[1]} mtu {mtu_bytes} netns {other[0]}"
     )
 
 
@@ -211,7 +214,8 @@ def _wan(plan: CablePlan, lab: LabDescription, node: NodeDescription, provider: 
     port, wan = wan_port(node), f"wan{provider}"
     theirs, ours = at.wan_addresses(lab, node.site_number, provider, node.host)
     mac = at.mac_address(lab, node.site_number, node.host, provider)
-    plan.cables.append(_cable(lab, (edge_namespace, wan, mac), (isp, port)))
+    line_bytes = lab.links.wan_mtu_bytes
+    plan.cables.append(_cable(lab, (edge_namespace, wan, mac), (isp, port), mtu_bytes=line_bytes))
     plan.ip_lines[isp] += wan_lines(lab, node, provider)
     table = ROUTE_TABLE_OF_PROVIDER + provider
     lines = [

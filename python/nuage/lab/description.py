@@ -78,12 +78,14 @@ class Links(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Speeds of cables, in Mbit/s (0 leaves a cable unshaped), and what fits in a frame.
 
     1600 bytes ("baby giants") carry a tenant's 1500 within TRILL or LISP headers, in the rack
-    and on the carriers' lines alike, so nothing needs to be fragmented.
+    and on the carriers' lines alike, so nothing needs to be fragmented. `wan_mtu_bytes` is of the
+    providers' lines, 0: as all.
     """
 
     node_mbit: int = 1000
     wan_mbit: int = 200
     mtu_bytes: int = 1600
+    wan_mtu_bytes: int = 0
 
 
 class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -343,6 +345,8 @@ def _check(description: LabDescription) -> None:
         _refuse("links", "a speed is not negative; 0 leaves the cable unshaped")
     if not 1280 <= description.links.mtu_bytes <= 9000:
         _refuse("links.mtu_bytes", "an MTU is within 1280 to 9000")
+    if description.links.wan_mtu_bytes and not 1280 <= description.links.wan_mtu_bytes <= 9000:
+        _refuse("links.wan_mtu_bytes", "an MTU is within 1280 to 9000; 0: as all")
     for name, hardware in description.hardware.items():
         _check_hardware(hardware, f"hardware.{name}")
     _check_sites(description)

@@ -7,6 +7,10 @@
     - IPv4 20, UDP 8, VXLAN 8, Ethernet 14   1390   what a trunk carries after its Ethernet header
     - TRILL 6, inner Ethernet 14, tag 4      1366   guest, VLAN
                               … or tag 8     1362   guest, fine-grained label
+
+That is what every trunk promises, over whatever line: guests have one MTU, wherever they and their
+peers run. A line of a provider that is narrower (PPPoE 1492, LTE 1400, WireGuard over IPv6) carries
+the longest in two IP fragments; whether they arrive, the trunk's probes find out.
 """
 
 from dataclasses import dataclass
@@ -22,6 +26,7 @@ TRILL_BYTES: Final = 6
 VLAN_TAG_BYTES: Final = 4
 FGL_TAG_BYTES: Final = 8
 PATH_BYTES: Final = 1500
+LINE_BYTES_MIN: Final = 1280  # IPv6 needs it; two fragments do
 GUEST_BYTES_MIN: Final = 1280  # IPv6 needs it (RFC 8200 §5)
 
 
@@ -49,6 +54,9 @@ def trunk_mtu(path_bytes: int, wrapping: Wrapping) -> int:
     ip = IPV6_BYTES if wrapping.underlay_ipv6 and not wrapping.encrypted else IPV4_BYTES
     inside = tunnel_mtu(path_bytes, wrapping)
     return inside - ip - UDP_BYTES - VXLAN_BYTES - ETHERNET_BYTES
+
+
+PROMISED_BYTES: Final = trunk_mtu(PATH_BYTES, Wrapping())  # of a trunk
 
 
 def guest_mtu(trunk_bytes: int, *, fine_grained: bool = True) -> int:

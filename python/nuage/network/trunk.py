@@ -8,6 +8,9 @@ without talking: IPv4 link-local, as others' tunnels do (20 bytes cheaper than I
 ::
 
     provider path (public IP) ── driver: WireGuard ── IPv4 ── VXLAN, one peer ── trunk port
+
+A trunk carries at least `mtu.PROMISED_BYTES`: over a narrower line IP cuts what is too long for it,
+outside of the tunnel.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,15 @@ from ipaddress import IPv4Address, ip_address
 from typing import Final
 
 from nuage.errors import InvalidRequest
-from nuage.network.mtu import PATH_BYTES, Wrapping, guest_mtu, trunk_mtu, tunnel_mtu
+from nuage.network.mtu import (
+    LINE_BYTES_MIN,
+    PATH_BYTES,
+    PROMISED_BYTES,
+    Wrapping,
+    guest_mtu,
+    trunk_mtu,
+    tunnel_mtu,
+)
 
 TRUNK_PREFIX: Final = IPv4Address("169.254.0.0")  # two addresses a trunk: 169.254.0.2 to .31.255
 VXLAN_PORT: Final = 4789
@@ -131,25 +142,25 @@ def plan_trunk(wish: TrunkWish, driver: TrunkDriver) -> TrunkPlan:
     """Return what this end sets up for `wish` with `driver`.
 
     Raises:
-        InvalidRequest: the path is too narrow for a guest's IPv6 (1280 bytes).
+        InvalidRequest: the path is narrower than any that IPv6 takes (1280 bytes).
     """
+    if wish.path_mtu_bytes < LINE_BYTES_MIN:
+        raise InvalidRequest(
+            f"a path of {wish.path_mtu_bytes} bytes is too narrow",
+            field="path_mtu_bytes",
+            hint=f"a line carries {LINE_BYTES_MIN} bytes at least",
+        )
     there = ip_address(wish.there.address)
     encrypted = driver is not TrunkDriver.NONE
     wrapping = Wrapping(encrypted=encrypted, underlay_ipv6=there.version == 6)
-    trunk_bytes = trunk_mtu(wish.path_mtu_bytes, wrapping)
+    path_bytes = max(wish.path_mtu_bytes, _path_promised(wrapping))
+    trunk_bytes = trunk_mtu(path_bytes, wrapping)
     low_first = wish.here.site_id < wish.there.site_id
     local, remote = (str(_inside(wish.number, low=low)) for low in (low_first, not low_first))
     if not encrypted:
         local, remote = wish.here.address, wish.there.address
     listen_port = WIREGUARD_PORT_FIRST + wish.number
     host = f"[{there}]" if there.version == 6 else str(there)
-    guest_bytes = guest_mtu(trunk_bytes)
-    if guest_bytes < 1280:
-        raise InvalidRequest(
-            f"a path of {wish.path_mtu_bytes} bytes leaves {guest_bytes} for a guest",
-            field="path_mtu_bytes",
-            hint="1280 is the least that IPv6 allows; ask the provider for 1500",
-        )
     return TrunkPlan(
         driver=driver,
         tunnel=f"nwg{wish.number}{'l' if low_first else 'h'}" if encrypted else "",
@@ -158,12 +169,17 @@ def plan_trunk(wish: TrunkWish, driver: TrunkDriver) -> TrunkPlan:
         endpoint=f"{host}:{listen_port}",
         tunnel_local=local,
         tunnel_remote=remote,
-        tunnel_mtu_bytes=tunnel_mtu(wish.path_mtu_bytes, wrapping),
+        tunnel_mtu_bytes=tunnel_mtu(path_bytes, wrapping),
         trunk_mtu_bytes=trunk_bytes,
-        guest_mtu_bytes=guest_bytes,
+        guest_mtu_bytes=guest_mtu(trunk_bytes),
         vni=wish.number,
         peer_public_key=wish.there.public_key,
     )
+
+
+def _path_promised(wrapping: Wrapping) -> int:
+    """Return the longest packet outside that what a trunk promises becomes."""
+    return PROMISED_BYTES + PATH_BYTES - trunk_mtu(PATH_BYTES, wrapping)
 
 
 def _inside(number: int, *, low: bool) -> IPv4Address:

@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from nuage.clock import Clock
 from nuage.errors import TimedOut, Unavailable
-from nuage.network.socket_buffers import widen
 from nuage.network.trunk import (
     TrunkDriver,
     TrunkPlan,
@@ -27,6 +26,7 @@ from nuage.network.trunk import (
     plan_trunk,
     wireguard_config,
 )
+from nuage.network.tunnel_sockets import prepare
 from nuage.tool import TOOL_S_MAX, run_tool
 
 READY_S_MAX: Final = 5.0
@@ -124,7 +124,7 @@ async def _set_up(plan: TrunkPlan, private_key: str, clock: Clock) -> TrunkUp:
         await run_tool(command)
     if plan.driver is TrunkDriver.WIREGUARD_GO:  # its sockets are there since its link is up
         with suppress(OSError):  # the trunk stands without it, and loses more
-            widen(plan.tunnel)
+            prepare(plan.tunnel)
     return TrunkUp(plan)
 
 

@@ -45,6 +45,7 @@ NAMES = ("net1", "net2")
 MARK = b"\x5a" * 16
 EDGES = ("marne-edge1", "marne-edge2")
 MARNE_LINES = ("s1", "s1e2")  # at each provider
+LONGEST_PING = 1334  # a guest's MTU: its line, of 1492 bytes, takes two packets for it
 GAP_MAX_MS = 1000.0  # a third of that on a quiet machine
 
 
@@ -61,7 +62,7 @@ def _told(_what: str, _value: str) -> None:
 
 @dataclass(frozen=True)
 class Federation:
-    """Two sites, the first with two edges, and two tenants with the same addresses."""
+    """Two sites over PPPoE, the first with two edges; two tenants with the same addresses."""
 
     lab: Lab
     admin: Client
@@ -76,7 +77,9 @@ class Federation:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     name = f"t{os.getpid()}f"
     text = DEFAULT_DESCRIPTION.with_name("duo.toml").read_text(encoding="utf-8")
-    description = parse_description(text.replace('edges = ["node"]', 'edges = ["node", "node"]', 1))
+    text = text.replace('edges = ["node"]', 'edges = ["node", "node"]', 1)
+    text = text.replace("[links]", "[links]\nwan_mtu_bytes = 1492")  # as PPPoE
+    description = parse_description(text)
     lab = Lab.open(description, tmp_path_factory.mktemp("fabric"), name=name)
     lab.create_hardware()
     try:
@@ -166,7 +169,7 @@ def test_the_isp_sees_no_byte_of_a_tenant(federation: Federation, red: Tenant) -
     for one in sockets:
         while one.receive():
             pass
-    told = red.type("net1", f"ping -c 20 -i 0.1 -p 5a -s 600 {address}")
+    told = red.type("net1", f"ping -c 20 -i 0.1 -p 5a -s {LONGEST_PING} {address}")
     assert "20 packets received" in told
     frames = [frame for one in sockets for frame in iter(one.receive, None)]
     for one in sockets:

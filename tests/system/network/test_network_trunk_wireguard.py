@@ -5,8 +5,9 @@ import ctypes
 import os
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from tests.system.bpf.bpf_tunnel import NUMBER
 from nuage.clock import SystemClock
 from nuage.errors import Unavailable
 from nuage.network.runner import PacketSocket
-from nuage.network.socket_buffers import BUFFER_BYTES
 from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish
 from nuage.network.trunk_wireguard import (
     TrunkUp,
@@ -26,9 +26,10 @@ from nuage.network.trunk_wireguard import (
     set_up,
     tear_down,
 )
+from nuage.network.tunnel_sockets import BUFFER_BYTES
 from nuage.tool import run_tool
 
-TOOLS = ("ip", "ss", "wg", "wireguard-go", "ethtool", "ping")
+TOOLS = ("ip", "ss", "wg", "wireguard-go", "ethtool", "ping", "nft")
 pytestmark = [
     pytest.mark.system,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -37,6 +38,7 @@ pytestmark = [
 PREFIX = f"nqt{os.getpid() % 10000}"
 CLONE_NEWNET = 0x40000000
 ADDRESSES = {"a": "192.0.2.1", "b": "198.51.100.1"}
+ADDRESSES_6 = {"a": "2001:db8:a::1", "b": "2001:db8:b::1"}
 MARK = "6e756167652d74656e616e74"  # "nuage-tenant"
 
 
@@ -83,12 +85,14 @@ async def namespace(name: str) -> AsyncIterator[None]:
         os.close(home)
 
 
-def wish(here: str, keys: dict[str, str], drivers: tuple[TrunkDriver, ...]) -> TrunkWish:
+def wish(
+    here: str, keys: dict[str, str], drivers: tuple[TrunkDriver, ...], path: str = "1500"
+) -> TrunkWish:
     ends = {
         name: TrunkEnd(
             site_id=f"site-{name}", address=address, public_key=public_key_of(keys[name])
         )
-        for name, address in ADDRESSES.items()
+        for name, address in (ADDRESSES_6 if path == "IPv6" else ADDRESSES).items()
     }
     there = "b" if here == "a" else "a"
     return TrunkWish(
@@ -110,9 +114,50 @@ async def test_wireguard_gos_sockets_take_a_burst(sites: None) -> None:
     assert min(buffers) >= BUFFER_BYTES
 
 
+def narrow_line(mtu_bytes: int) -> None:
+    """Make the line of `a` narrower, as PPPoE does."""
+    ip("-n", PREFIX + "a", "link", "set", "wan", "mtu", str(mtu_bytes))
+    ip("-n", PREFIX + "isp", "link", "set", "to-a", "mtu", str(mtu_bytes))
+
+
+def narrow_router(mtu_bytes: int) -> None:
+    """Make the way through the provider narrower, and let nobody hear of it."""
+    isp = PREFIX + "isp"
+    for name, address in ADDRESSES.items():
+        subnet = address.rsplit(".", 1)[0] + ".0/24"
+        ip("-n", isp, "route", "change", subnet, "dev", f"to-{name}", "mtu", "lock", str(mtu_bytes))
+    silence = (
+        "add table ip quiet; add chain ip quiet out { type filter hook output priority 0; };"
+        " add rule ip quiet out icmp type destination-unreachable drop"
+    )
+    subprocess.run(["ip", "netns", "exec", isp, "nft", silence], check=True, capture_output=True)
+
+
+def go_by_ipv6() -> None:
+    """Give everybody IPv6: its header is 20 bytes longer."""
+    isp = PREFIX + "isp"
+    for name, address in ADDRESSES_6.items():
+        gateway = f"{address}:fe".replace("::1:fe", "::fe")
+        ip("-n", PREFIX + name, "addr", "add", f"{address}/64", "dev", "wan", "nodad")
+        ip("-n", isp, "addr", "add", f"{gateway}/64", "dev", f"to-{name}", "nodad")
+        ip("-n", PREFIX + name, "-6", "route", "add", "default", "via", gateway)
+    ip("netns", "exec", isp, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+
+
+PATHS: dict[str, Callable[[], None]] = {
+    "1500": lambda: None,
+    "line of 1492": lambda: narrow_line(1492),
+    "router of 1400": lambda: narrow_router(1400),
+    "IPv6": go_by_ipv6,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
 async def test_an_encrypted_trunk_carries_full_frames_and_shows_the_isp_nothing(
-    sites: None,
+    sites: None, path: str
 ) -> None:
+    """Over a narrower path in two fragments each, which nobody has to ask for."""
+    PATHS[path]()
     keys = {name: new_private_key() for name in ADDRESSES}
     drivers = (TrunkDriver.WIREGUARD_KERNEL, TrunkDriver.WIREGUARD_GO)
     trunks: dict[str, TrunkUp] = {}
@@ -124,12 +169,14 @@ async def test_an_encrypted_trunk_carries_full_frames_and_shows_the_isp_nothing(
     try:
         for name in ADDRESSES:
             async with namespace(name):
-                trunks[name] = await set_up(wish(name, keys, drivers), keys[name], SystemClock())
+                made = set_up(wish(name, keys, drivers, path), keys[name], SystemClock())
+                trunks[name] = await made
                 port = trunks[name].plan.port
                 last = "1" if name == "a" else "2"
                 await run_tool(("ip", "addr", "add", f"10.99.0.{last}/24", "dev", port))
         assert trunks["a"].plan.driver in drivers
         async with namespace("a"):
+            await run_tool(("ping", "-c", "1", "-w", "9", "10.99.0.2"))  # ends once one came
             full = ["-M", "do", "-s", str(1390 - 28), "-p", MARK[:32], "-c", "5", "-i", "0.2"]
             done = await run_tool(("ping", *full, "-W", "3", "10.99.0.2"))
         assert " 0% packet loss" in done
@@ -139,7 +186,11 @@ async def test_an_encrypted_trunk_carries_full_frames_and_shows_the_isp_nothing(
                 await tear_down(trunk.plan.port, trunk.plan.tunnel)
         loop.remove_reader(watch.fileno())
         watch.close()
-    assert sum(len(frame) > 1390 for frame in seen) >= 5
+    packets = [f for f in seen if f[12:14] == b"\x08\x00" and f[23] == socket.IPPROTO_UDP]
+    fragments = [packet for packet in packets if packet[20] & 0x3F or packet[21]]
+    assert len(fragments) >= 10 if path == "line of 1492" else not fragments
+    assert not any(p[20] & 0x40 for p in packets if len(p) > 1370), "routers may cut them"
+    assert sum(len(frame) > 1370 for frame in seen) >= 5
     known = (b"\x08\x00", b"\x08\x06", b"\x86\xdd")  # no TRILL, no VXLAN: only the tunnel
     assert all(frame[12:14] in known for frame in seen if frame)
     told = b"".join(seen)

@@ -69,6 +69,13 @@ def test_of_two_edges_the_switch_sends_to_the_first_that_has_power() -> None:
     assert lines_without(TWIN, TWIN.node("lyon-edge1")) == {}
 
 
+def test_a_provider_s_lines_may_be_narrower_than_the_rack() -> None:
+    lab = parse_description(TEXT.replace("wan_mbit", "wan_mtu_bytes = 1492\nwan_mbit", 1))
+    rack, *lines = node_plan(lab, lab.node("lyon-edge1")).cables
+    assert rack.count("mtu 1600") == 2
+    assert [line.count("mtu 1492") for line in lines] == [2, 2]
+
+
 def test_a_cut_of_a_site_is_of_all_its_edges_and_each_has_a_port_of_its_own() -> None:
     assert cut_ruleset(TWIN, 1, frozenset({Cut("marne")})).count('"s1e2" drop') == 4
     assert "10.2.245.6" in cut_ruleset(TWIN, 1, frozenset({Cut("marne", "lyon")}))

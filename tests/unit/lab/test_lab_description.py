@@ -56,6 +56,7 @@ def test_every_node_has_an_outlet_of_its_racks_pdu() -> None:
         ('password = "nuage-lab"', 'password = ""', "credentials.password"),
         ("wan_mbit = 100", "wan_mbit = -1", "links"),
         ("wan_mbit = 100", "wan_mbit = 100\nmtu_bytes = 100", "links.mtu_bytes"),
+        ("wan_mbit = 100", "wan_mbit = 100\nwan_mtu_bytes = 9001", "links.wan_mtu_bytes"),
         ("cpu_count = 2", "cpu_count = 0", "hardware.node.cpu_count"),
         ("peak_watts = 150.0", "peak_watts = 10.0", "hardware.node.idle_watts"),
         ("peak_watts = 150.0", "peak_watts = 150.0\ncurve_watts = [1.0, 2.0]",

@@ -72,9 +72,24 @@ def test_a_wrong_wish_is_refused_by_field(field: str, more: dict[str, object]) -
     assert error.value.field == field
 
 
-def test_a_path_too_narrow_for_ipv6_guests_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="1262"):
-        plan_trunk(wish(path_mtu_bytes=1400), TrunkDriver.WIREGUARD_KERNEL)
+def test_a_trunk_promises_the_same_over_any_line_and_more_over_a_wider_one() -> None:
+    """PPPoE, LTE, and IPv6 underneath: IP cuts what is too long, outside of the tunnel."""
+    v6 = {
+        "here": TrunkEnd(site_id="marne", address="2001:db8::1", public_key="k"),
+        "there": TrunkEnd(site_id="nantes", address="2001:db8::2", public_key="k"),
+    }
+    for more in ({"path_mtu_bytes": 1492}, {"path_mtu_bytes": 1400}, v6):
+        plan = plan_trunk(wish(**more), TrunkDriver.WIREGUARD_KERNEL)
+        assert (plan.tunnel_mtu_bytes, plan.trunk_mtu_bytes) == (1440, 1390), more
+        assert plan.guest_mtu_bytes == 1362
+    bare = {"drivers": (TrunkDriver.NONE,), "path_mtu_bytes": 1400}
+    assert plan_trunk(wish(**bare), TrunkDriver.NONE).trunk_mtu_bytes == 1390
+    assert plan_trunk(wish(path_mtu_bytes=1600), TrunkDriver.WIREGUARD_GO).trunk_mtu_bytes == 1490
+
+
+def test_a_path_too_narrow_for_ipv6_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="1200"):
+        plan_trunk(wish(path_mtu_bytes=1200), TrunkDriver.WIREGUARD_KERNEL)
 
 
 def test_nothing_longer_than_the_mtu_may_enter_a_trunk() -> None:

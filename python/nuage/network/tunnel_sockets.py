@@ -1,9 +1,13 @@
-"""Wider buffers for the UDP sockets of a wireguard-go.
+"""What the UDP sockets of a wireguard-go lack: wider buffers, and packets that may be cut.
 
 Debian's wireguard-go leaves its sockets at the kernel's default, some 90 packets: two super-frames.
 What comes more while the process is not on a processor is lost, and TCP sends it again: a tenth to
 a fifth of a stream, measured (docs/guide/benchmarks.md). Later versions ask for `BUFFER_BYTES`
 themselves; here it is done from outside, on a duplicate of each socket (pidfd_getfd, Linux 5.6).
+
+Over a line narrower than 1500 bytes what a trunk promises goes in two IP fragments (`trunk`). The
+kernel's WireGuard leaves "don't fragment" clear; a socket sets it unless it is told not to, and who
+narrows the path would have to be heard (ICMP), which providers often prevent.
 """
 
 import ctypes
@@ -16,15 +20,17 @@ BUFFER_BYTES: Final = 7 << 20  # as wireguard-go itself since 2023 (conn/control
 SYS_PIDFD_GETFD: Final = 438  # on every architecture
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
+IP_MTU_DISCOVER: Final = 10
+IP_PMTUDISC_DONT: Final = 0
 
 
-def widen(tunnel: str) -> int:
-    """Widen the UDP sockets of the wireguard-go of `tunnel`; return how many there were.
+def prepare(tunnel: str) -> int:
+    """Prepare the UDP sockets of the wireguard-go of `tunnel`; return how many there were.
 
     Raises:
         OSError: the kernel refuses: too old, or not allowed.
     """
-    return sum(_widen_of(pid) for pid in _processes(tunnel))
+    return sum(_prepare_of(pid) for pid in _processes(tunnel))
 
 
 def _processes(tunnel: str) -> list[int]:
@@ -40,8 +46,8 @@ def _processes(tunnel: str) -> list[int]:
     return found
 
 
-def _widen_of(pid: int) -> int:
-    widened = 0
+def _prepare_of(pid: int) -> int:
+    prepared = 0
     process = os.pidfd_open(pid)
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -52,10 +58,12 @@ def _widen_of(pid: int) -> int:
                 if is_ip and there.type == socket.SOCK_DGRAM:
                     for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
                         there.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
-                    widened += 1
+                    if there.family == socket.AF_INET:  # IPv6 is cut by its sender alone
+                        there.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+                    prepared += 1
     finally:
         os.close(process)
-    return widened
+    return prepared
 
 
 def _duplicate(process: int, descriptor: int) -> socket.socket:
