@@ -123,17 +123,12 @@ impl Receipts {
         Ok(())
     }
 
-    /// What was told of a copy that lay aside on `disk`, and not of the one on `kept` under the same numbers, as given back.
+    /// What was told of a copy that lay aside on `disk`, as given back; of the one that goes on, on `kept`, nothing.
     pub fn given_back(&self, volume: &str, disk: &str, kept: &str) -> Vec<Receipt> {
-        let told = |disk: &str| self.told.get(&(volume.to_owned(), disk.to_owned()));
-        let here: BTreeSet<u64> = told(kept)
-            .into_iter()
-            .flat_map(|told| told.present().map(|receipt| receipt.segment))
-            .collect();
-        let aside = told(disk).filter(|_| disk != kept).into_iter();
+        let told = self.told.get(&(volume.to_owned(), disk.to_owned()));
+        let aside = told.filter(|_| disk != kept).into_iter();
         aside
             .flat_map(Told::present)
-            .filter(|receipt| !here.contains(&receipt.segment))
             .map(|receipt| Receipt {
                 act: ReceiptAct::Expired,
                 ..receipt.clone()
@@ -453,7 +448,10 @@ mod tests {
             .iter()
             .map(|told| (told.act, told.segment))
             .collect();
-        assert_eq!(ended, [1, 2].map(|segment| (ReceiptAct::Expired, segment)));
+        assert_eq!(
+            ended,
+            [1, 2, 3].map(|segment| (ReceiptAct::Expired, segment))
+        );
         assert_eq!(receipts.given_back("v", "d1", "d1"), []);
         receipts.taken(4).expect("written");
         receipts.forget("v", "d0").expect("lost");

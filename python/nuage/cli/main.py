@@ -63,7 +63,7 @@ WORDS: Final = {
         ("iaas",),
     ),
     "logout": Word("Forget the profile NAME and its token.", ("profiles",)),
-    "node": Word("The machines of the federation.", ("sites", "node_power")),
+    "node": Word("The machines of the federation.", ("sites", "node_power", "lost_disks")),
     "pool": Word("Pools of public addresses, which operators define.", ("addresses",)),
     "port": Word(
         "Say what the port of VM lets through, and how fast; without options, show it.", ("fabric",)

@@ -66,7 +66,7 @@ def trace_volume(session: Session, name: str, begin: str, end: str, iaas: str) -
             stay["segment"], f"#{stay['first_sequence']}–{stay['last_sequence']}", stay["node"],
             f"{stay['site']}, {stay['country']}",
             f"{stay['operator']} ({stay['operator_country']})", stay["disk"],
-            day(stay["since_s"]), day(stay["until_s"]) if stay["until_s"] else "no end told",
+            day(stay["since_s"]), _end_of(stay),
         )
         for stay in listed(answer, "stays")
     ]  # fmt: skip
@@ -74,8 +74,16 @@ def trace_volume(session: Session, name: str, begin: str, end: str, iaas: str) -
     print_table(
         headers, rows, empty="no segment is full yet; `nuage volume where` shows the copies"
     )
+    if any(stay["lost_by"] for stay in listed(answer, "stays")):
+        click.echo("lost is not erased: who has the disk has the bytes (`nuage iaas shred`)")
     for site in listed(answer, "silent"):
         click.echo(f"{site} did not answer: nothing is said of it")
+
+
+def _end_of(stay: Row) -> str:
+    if stay["lost_by"]:
+        return f"lost with its disk, declared by {stay['lost_by']} at {day(stay['lost_s'])}"
+    return day(stay["until_s"]) if stay["until_s"] else "no end told"
 
 
 @volume_group.command("prove")

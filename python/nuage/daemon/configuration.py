@@ -149,8 +149,8 @@ class DiskConfiguration:
     """A disk of an IO-node, mounted at `path`; `disk_class` is ``nvme``, ``ssd`` or ``hdd``.
 
     `size_bytes` 0: all that is mounted there. `operations_per_s` and `bytes_per_s` are what it
-    does; 0: it is measured at the start. `serial` goes into the receipts of what lies there; empty:
-    node and mount point.
+    does; 0: it is measured at the start. `serial` goes into the receipts of what lies there, as it
+    is when the disk is first seen; empty: node and mount point.
     """
 
     path: Path

@@ -464,6 +464,7 @@ class Controller:
 
     async def _node_hello(self, node: Node) -> None:
         known = self.index.find_value(Node, node.node_id)
+        node = replace(node, lost_disks=())  # that is for its site to say
         if known is not None:
             node = replace(
                 node,
@@ -471,6 +472,7 @@ class Controller:
                 draining=known.draining,
                 power=known.power,
                 revoked_generation=known.revoked_generation,
+                lost_disks=known.lost_disks,
             )
         if self.index.find_value(Rack, node.rack_id) is None:
             rack = Rack(rack_id=node.rack_id, site_id=self.site_id, name=node.rack_id)

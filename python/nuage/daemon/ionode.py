@@ -18,6 +18,7 @@ from nuage.daemon.configuration import DiskConfiguration, IonodeConfiguration
 from nuage.daemon.disk_metrics import DiskMetrics
 from nuage.daemon.images import IMAGE_STREAM, ImageChunk, ImageFolder, ReadImage
 from nuage.daemon.process import Tasks, new_registry, serve_metrics
+from nuage.errors import Unavailable
 from nuage.iaas.conditions import CONDITION_METHOD, AskCondition, CopyCondition
 from nuage.iaas.heads import RELEASE_METHOD, ReleaseHead
 from nuage.iaas.keys import SET_KEY_METHOD
@@ -33,8 +34,10 @@ from nuage.iaas.transfers import (
 )
 from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD, VIEWS_METHOD
 from nuage.ids import IaasId
-from nuage.ionode.agent import IonodeAgent, IonodeOptions
+from nuage.ionode.agent import WISH_FILE, IonodeAgent, IonodeOptions, load_wish
 from nuage.ionode.disks import DiskPlace, base_disk, require_disks
+from nuage.ionode.identity import DiskBook
+from nuage.ionode.losses import HELD_METHOD, AskHeld, HeldPage, LossTeller
 from nuage.ionode.nearby import Nearby
 from nuage.ionode.owner import let_read, open_to_daemons
 from nuage.ionode.pieces import read_piece, write_piece
@@ -65,11 +68,12 @@ from nuage.trust.pki import pem_of
 from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
 
 BASES: Final = "bases"  # of volumes whose journals lie on faster disks
+DISKS_FILE: Final = "disks.json"  # which disk was where
 log = structlog.get_logger("ionode")
 
 
 def disks_of(configuration: IonodeConfiguration) -> tuple[DiskPlace, ...]:
-    """Return the disks of a node, in order of name; their directories are there.
+    """Return the disks of a node, in order of name, as it is configured.
 
     Raises:
         InvalidRequest: two share a directory.
@@ -87,8 +91,6 @@ def disks_of(configuration: IonodeConfiguration) -> tuple[DiskPlace, ...]:
         for name, disk in sorted(known.items())
     )
     require_disks(disks)
-    for disk in disks:
-        open_to_daemons(disk.path)
     return disks
 
 
@@ -104,11 +106,10 @@ class IonodeProcess:
     async def start(self) -> Callable[[], Awaitable[None]]:
         """Find the daemons that run, talk to the controller."""
         configuration = self._configuration
-        for directory in (configuration.state_dir, configuration.data_dir):
-            open_to_daemons(directory)
+        open_to_daemons(configuration.state_dir)
         self._disks = disks_of(configuration)
-        if (base := base_disk(self._disks)) is not None:
-            open_to_daemons(base.path / BASES)
+        self._find_disks(configuration.state_dir)
+        open_to_daemons(configuration.data_dir)
         self._images = ImageFolder(configuration.data_dir / "images")
         await self._nearby.open(configuration.node.address)
         self._agent = IonodeAgent(
@@ -117,6 +118,7 @@ class IonodeProcess:
                 site_id=configuration.node.site_id,
                 state_dir=configuration.state_dir,
                 disks=self._disks,
+                book=self._book,
             ),
             open_daemon=self._open_daemon,
             find_daemons=self._find_daemons,
@@ -135,6 +137,7 @@ class IonodeProcess:
         )
         self._tasks.keep("agent", self._agent.run)
         self._tasks.keep("shares", self._agent.share_disks)
+        self._tasks.keep("losses", self._loss_teller().run)
         self._tasks.start("measure", self._measure())
         if configuration.metrics_listen:
             registry = new_registry()
@@ -223,7 +226,7 @@ class IonodeProcess:
 
         The best of all starts counts: at one of them the disk may have been busy.
         """
-        for disk in self._disks:
+        for disk in self._book.serving:
             if disk.capacity != NO_LIMITS:
                 continue
             path = self._configuration.state_dir / f"disk-{disk.name}.json"
@@ -243,7 +246,7 @@ class IonodeProcess:
         return Signer(
             site_id=node.site_id,
             node_id=node.node_id,
-            serials={"": self._disks[0].serial, **{d.name: d.serial for d in self._disks}},
+            serial_of=self._book.serial_at,
             key=store.key,
             chain_pem=lambda: pem_of(*store.chain()),
         )
@@ -251,7 +254,42 @@ class IonodeProcess:
     async def _hand_receipts(self, batch: ReceiptBatch) -> None:
         await self._channel.client.call(RECEIPTS_METHOD, batch, type(None))
 
+    def _find_disks(self, state_dir: Path) -> None:
+        """Take the disks in that are there, were not declared lost, and are no others' copies."""
+        clock = self._clock
+        self._book = DiskBook(
+            state_dir / DISKS_FILE, self._disks, now_ms=lambda: int(clock.now_s() * 1000)
+        )
+        lost = {disk.loss.disk_serial for disk in load_wish(state_dir / WISH_FILE).lost_disks}
+        self._book.take_in(lost)
+        self._serving = self._book.serving
+        base = base_disk(self._disks)
+        serving = {disk.name for disk in self._serving}
+        self._base = None if base is None or base.name not in serving else base.path / BASES
+        if self._base is not None:
+            open_to_daemons(self._base)
+        for absent in self._book.absent(lost):
+            log.warning("disk away", disk=absent.name, serial=absent.serial, why=absent.reason)
+
+    def _loss_teller(self) -> LossTeller:
+        async def ask(about: AskHeld) -> HeldPage:
+            return await self._channel.client.call(HELD_METHOD, about, HeldPage)
+
+        return LossTeller(
+            self._book,
+            signer=self._signer(),
+            lost=lambda: self._agent.lost_disks,
+            uses=self._agent.uses,
+            stands=self._agent.stands,
+            ask=ask,
+            hand=self._hand_receipts,
+            clock=self._clock,
+        )
+
     async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
+        first = self._disks[0]
+        if not self._serving or self._serving[0].name != first.name:
+            raise Unavailable(f"disk {first.name}, on which storage daemons keep notes, is away")
         daemon = self._daemon_of(wish.iaas_id)
         await daemon.start()
         return daemon
@@ -271,12 +309,12 @@ class IonodeProcess:
     def _daemon_of(self, iaas_id: IaasId) -> StoragedDaemon:
         configuration = self._configuration
         run_dir = self._run_dir
-        base = base_disk(self._disks)
+        others = [disk for disk in self._serving if disk.name != self._disks[0].name]
         ports = choose_ports(run_dir / f"{iaas_id}.ports", taken_ports(run_dir))
         options = StoragedOptions(
             binary=configuration.storaged,
-            disks=self._disks,
-            base=None if base is None else base.path / BASES,
+            disks=(self._disks[0], *others),
+            base=self._base,
             run_dir=run_dir,
             address=configuration.node.address,
             tls_cert=configuration.trust_dir / DAEMON_CHAIN,

@@ -7,6 +7,8 @@ from typing import Final
 from nuage.channel import Handlers, Peer
 from nuage.clock import Clock
 from nuage.daemon.process import Tasks
+from nuage.errors import Forbidden
+from nuage.iaas.lost_disks import require_declared
 from nuage.iaas.provenance import (
     COUNT_METHOD,
     PROVE_METHOD,
@@ -17,6 +19,7 @@ from nuage.iaas.provenance import (
     prove_here,
 )
 from nuage.iaas.site import Site
+from nuage.ionode.losses import HELD_METHOD, AskHeld, HeldPage
 from nuage.ionode.receipts import RECEIPTS_METHOD, ReceiptBatch
 from nuage.model.infrastructure import NodeRole
 from nuage.storage.ledgers import LedgerProof, LedgerShelf
@@ -44,8 +47,19 @@ def serve_ledgers(handlers: Handlers, site: Site, shelf: LedgerShelf) -> None:
 
     @handlers.method(RECEIPTS_METHOD, ReceiptBatch, roles={NodeRole.IONODE}, runs_to_end=True)
     async def receipts(peer: Peer, batch: ReceiptBatch) -> None:
+        require_declared(site, batch)
         async with writing:
             await asyncio.to_thread(shelf.take, peer.identity, batch)
+
+    @handlers.method(HELD_METHOD, AskHeld, roles={NodeRole.IONODE})
+    async def held(peer: Peer, ask: AskHeld) -> HeldPage:
+        if ask.node_id != peer.identity.node_id:
+            raise Forbidden(f"{peer.identity} asks for {ask.node_id}")
+        async with writing:
+            found, following = await asyncio.to_thread(
+                shelf.on_disk, ask.node_id, ask.disk_serial, ask.after
+            )
+        return HeldPage(held=tuple(found), next=following)
 
     @handlers.method(PROVE_METHOD, AskProof, roles={NodeRole.CONTROLLER})
     async def prove(_peer: Peer, ask: AskProof) -> LedgerProof:

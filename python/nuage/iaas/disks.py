@@ -7,6 +7,7 @@ from nuage.iaas.operations import Operation, OperationTable, node_home, node_sco
 from nuage.iaas.site import Site
 from nuage.ids import NodeId, VolumeId
 from nuage.model.desired import (
+    AbsentDisk,
     IonodeReport,
     LostBlocks,
     ReplicaReport,
@@ -89,12 +90,35 @@ def note_report(site: Site, report: IonodeReport) -> None:
         replica if replica.lost is not None else replace(replica, lost=known.get(replica.volume_id))
         for replica in report.replicas
     )
+    _announce_absent(site, report, () if before is None else before.absent_disks)
     site.ionodes_seen[report.node_id] = replace(report, replicas=replicas)
     for replica in replicas:
         was, now = known.get(replica.volume_id) or NOTHING_LOST, replica.lost or NOTHING_LOST
         if now.block_count > was.block_count or now.segment_count > was.segment_count:
             _announce_loss(site, report.node_id, replica.volume_id, now)
         _announce_retired(site, report.node_id, replica, aside.get(replica.volume_id, ()))
+
+
+def _announce_absent(site: Site, report: IonodeReport, before: tuple[AbsentDisk, ...]) -> None:
+    node = report.node_id
+    known = site.index.find_value(Node, node)
+    lost = {disk.loss.disk_serial for disk in (() if known is None else known.lost_disks)}
+    fresh = set(report.absent_disks) - set(before)
+    for disk in sorted(fresh, key=lambda disk: disk.serial):
+        told = f"disk {disk.name} ({disk.serial}) of {node}: {disk.reason}"
+        if disk.serial in lost:
+            help_text = f"take it out, or wipe it: `nuage node disk-erase {node} {disk.serial}`"
+            site.announce("node", node, "lost-disk-back", f"{told}; {help_text}")
+        elif disk.is_back:
+            site.announce("node", node, "disk-back", told)
+        else:
+            help_text = f"lost for good? `nuage node disk-lost {node} {disk.serial}`"
+            site.announce("node", node, "disk-away", f"{told}; {help_text}")
+    names = {disk.serial: disk.name for disk in report.disks}
+    for disk in before:
+        if disk.serial in names:
+            text = f"disk {names[disk.serial]} ({disk.serial}) of {node} is in service again"
+            site.announce("node", node, "disk-back", text)
 
 
 def _announce_loss(site: Site, node_id: NodeId, volume_id: VolumeId, lost: LostBlocks) -> None:

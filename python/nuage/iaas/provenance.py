@@ -31,6 +31,7 @@ from nuage.model.trust import SiteTrust
 from nuage.model.vm import Vm
 from nuage.model.volume import Erasure, ReplicaPlace, Volume
 from nuage.storage.ledgers import EVERYTHING, LedgerProof, LedgerShelf, Selection
+from nuage.trust.ledger import LocationEvent
 from nuage.trust.permissions import Principal, Scope, is_allowed
 from nuage.trust.verify import canonical
 
@@ -113,7 +114,8 @@ class HeldCount:
 class Stay:
     """A segment of a volume on one disk, from when to when; `until_s` None: no end was told.
 
-    It lies there now, or its disk is away or was lost: nobody can tell for that.
+    It lies there now, or its disk is away. `lost_by`: it was not erased, but `lost_by` declared the
+    disk lost at `lost_s`; `until_s` is when the node noted that it has it no more.
     """
 
     site: SiteId
@@ -128,6 +130,8 @@ class Stay:
     operator: str
     operator_country: str
     chain: str
+    lost_by: str = ""
+    lost_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,19 +389,26 @@ async def trace_volume(site: Site, _principal: Principal, body: TraceVolume) -> 
 
 def _stays(site: Site, proof: LedgerProof) -> Iterable[Stay]:
     datacenter = site.index.value(Datacenter, proof.site_id)
-    open_stays: dict[tuple[NodeId, int], Stay] = {}
+    open_stays: dict[tuple[NodeId, str, int], Stay] = {}
     closed: list[Stay] = []
     for entry in proof.receipts:
         receipt = entry.receipt
-        key = (receipt.node_id, receipt.segment)
+        key = (receipt.node_id, receipt.disk_serial, receipt.segment)
         moment_s = receipt.time_ms / 1000
         known = open_stays.pop(key, None)
+        if known is not None and receipt.declaration is not None:
+            lost = receipt.declaration
+            known = replace(
+                known, until_s=moment_s, lost_by=lost.declared_by, lost_s=lost.time_ms / 1000
+            )
+            open_stays[key] = known  # until it comes back and is erased
+            continue
         is_other = known is not None and known.chain != receipt.chain_hash
-        if known is not None and (receipt.event.value == "expire" or is_other):
-            # Other content under its number: the former was lost with its disk, nobody said when.
-            closed.append(replace(known, until_s=moment_s))
+        if known is not None and (receipt.event is LocationEvent.EXPIRE or is_other):
+            # Other content under its number: the former was lost, and nobody said when.
+            closed.append(replace(known, until_s=moment_s, lost_by="", lost_s=0.0))
             known = None
-        if receipt.event.value == "expire":
+        if receipt.event in (LocationEvent.EXPIRE, LocationEvent.LOST):
             continue
         open_stays[key] = Stay(
             site=receipt.site_id,

@@ -383,7 +383,12 @@ def ionode_wish(
     nodes = () if node is None else sorted(index.nodes_at(node.site_id))
     near = (index.find_value(Node, each) for each in nodes)
     neighbours = tuple(each.address for each in near if each is not None and each.address)
-    return IonodeWish(revision=revision, daemons=tuple(daemons), neighbours=neighbours)
+    return IonodeWish(
+        revision=revision,
+        daemons=tuple(daemons),
+        neighbours=neighbours,
+        lost_disks=() if node is None else node.lost_disks,
+    )
 
 
 def _copies_on(

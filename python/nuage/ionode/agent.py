@@ -27,6 +27,8 @@ from nuage.errors import (
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.copies import OriginMissing, check_sectors, make_copy
 from nuage.ionode.disks import DiskPlace
+from nuage.ionode.identity import VOLUME_FILES, DiskBook
+from nuage.ionode.losses import Standing
 from nuage.ionode.media import Media
 from nuage.ionode.plan import (
     Act,
@@ -46,6 +48,7 @@ from nuage.ionode.port import DaemonReceipt, DaemonSeen, HeadSeen, StorageDaemon
 from nuage.ionode.receipts import BATCH_MAX, Outbox, ReceiptBatch, Signer
 from nuage.ionode.shares import DIVIDE_EVERY_S
 from nuage.model.desired import (
+    AbsentDisk,
     CopyReport,
     DaemonWish,
     HeadReport,
@@ -59,6 +62,7 @@ from nuage.model.desired import (
 )
 from nuage.model.history import IMAGE_MARK, AskMark
 from nuage.model.iaas import KEY_SHREDDED
+from nuage.model.infrastructure import LostDisk
 from nuage.trust.datakeys import key_id_of
 from nuage.trust.files import write_atomically
 
@@ -95,12 +99,16 @@ class _Hosted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IonodeOptions:
-    """Who this agent is and where it keeps things."""
+    """Who this agent is and where it keeps things.
+
+    `book` knows which of the `disks` are there; without one all are.
+    """
 
     node_id: NodeId
     site_id: SiteId
     state_dir: Path
     disks: tuple[DiskPlace, ...]
+    book: DiskBook | None = None
 
 
 class IonodeAgent:
@@ -126,14 +134,15 @@ class IonodeAgent:
         self._find_daemons = find_daemons
         self._fetch_image = fetch_image
         self._clock = clock
-        self._wish = _load_wish(options.state_dir / WISH_FILE)
+        self._wish = load_wish(options.state_dir / WISH_FILE)
         self._filled = _load_filled(options.state_dir / FILLED_FILE)
         self._hosted: dict[IaasId, _Hosted] = {}
         self._keys: dict[IaasId, SetKey] = {}  # never on disk, never in a log
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._last_told: IonodeReport | None = None
-        self.media = Media(options.disks, clock)
+        serving = options.disks if options.book is None else options.book.serving
+        self.media = Media(serving, clock)
 
     async def take_wish(self, wish: IonodeWish) -> None:
         """Take desired state; it is on disk when this returns.
@@ -426,6 +435,34 @@ class IonodeAgent:
             outbox.taken(batch)
             return
 
+    async def stands(self, iaas_id: IaasId) -> Standing:
+        """Tell how an IaaS stands here, for what is told of lost disks.
+
+        Raises:
+            Unavailable: its daemon does not answer.
+        """
+        hosted = self._hosted.get(iaas_id)
+        if hosted is None:
+            return Standing(is_told=all(d.iaas_id != iaas_id for d in self._wish.daemons))
+        past = await hosted.daemon.past_receipts()
+        seen = (await hosted.daemon.seen()).volumes
+        here = {
+            (disk.name, path.parent.name)
+            for disk in self._options.disks
+            for path in (disk.path / iaas_id).glob(VOLUME_FILES)
+        }
+        used = {v.volume_id for v in seen if (v.disk, v.volume_id) not in here}
+        return Standing(is_told=self._outbox(iaas_id).has_told(past), used=frozenset(used))
+
+    @property
+    def lost_disks(self) -> tuple[LostDisk, ...]:
+        """Return the disks of this node that were declared lost."""
+        return self._wish.lost_disks
+
+    def uses(self, place: str) -> bool:
+        """Tell whether a daemon has volumes on the disk of this place."""
+        return any(volume.disk == place for volume in self._volumes())
+
     # Images ---------------------------------------------------------------------------------------
 
     async def _fill(self, hosted: _Hosted, volume_id: VolumeId, sha256: str) -> None:
@@ -527,6 +564,11 @@ class IonodeAgent:
 
     def report(self) -> IonodeReport:
         """Return this node's facts as seen last."""
+        book = self._options.book
+        absent: tuple[AbsentDisk, ...] = ()
+        if book is not None:
+            self.media.away = book.away()
+            absent = book.absent({lost.loss.disk_serial for lost in self._wish.lost_disks})
         disks = self.media.reports(self._volumes())
         rules = {wish.iaas_id: wish.disk for wish in self._wish.daemons}
         heads = {head.volume_id: head for d in self._wish.daemons for head in d.heads}
@@ -569,6 +611,7 @@ class IonodeAgent:
             locked=self._locked(),
             disks=disks,
             shares=tuple(self.media.shares(rules)),
+            absent_disks=absent,
         )
 
     def _erased(self) -> tuple[VolumeId, ...]:
@@ -683,13 +726,19 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
         tuple(c.rebuild is None for h in report.heads for c in h.copies),
         report.erased,
         report.locked,
+        report.absent_disks,
         tuple((r.volume_id, r.state, r.lost, r.retired) for r in report.replicas),
         tuple(sorted(report.replica_addresses.items())),
         tuple(sorted(report.portals.items())),
     )
 
 
-def _load_wish(path: Path) -> IonodeWish:
+def load_wish(path: Path) -> IonodeWish:
+    """Return the wish that was taken last.
+
+    Raises:
+        CorruptData: it cannot be read.
+    """
     if not path.exists():
         return IonodeWish(revision=0, daemons=())
     try:

@@ -78,6 +78,7 @@ def disk_reports(
                 total_bytes=total_bytes,
                 capacity=capacities.get(place.name, place.capacity),
                 for_bases=place is base,
+                serial=place.serial,
             )
         )
     return tuple(reports)

@@ -26,6 +26,7 @@ class Media:
         self._places = places
         self._clock = clock
         self._usage = usage
+        self.away: frozenset[str] = frozenset()  # they do not answer, and take nothing
         self._dividers = {place.name: Divider(place.capacity) for place in places}
 
     @property
@@ -43,7 +44,7 @@ class Media:
         for volume in volumes:
             used_bytes[volume.disk] += volume.journal_bytes
         return disk_reports(
-            self._places,
+            [place for place in self._places if place.name not in self.away],
             used_bytes,
             capacities={name: divider.capacity for name, divider in self._dividers.items()},
             usage=self._usage,

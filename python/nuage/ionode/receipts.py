@@ -9,7 +9,7 @@ A copy that is erased is signed for here: the daemon forgets it with the copy. W
 for is on disk before the act, and told only once the copy is gone.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,7 +47,7 @@ class Signer:
 
     site_id: SiteId
     node_id: NodeId
-    serials: Mapping[str, str]  # of each disk; "" is the first
+    serial_of: Callable[[str, int], str]  # of a disk by its place ("": the first), at a time (ms)
     key: Callable[[], Ed25519PrivateKey]
     chain_pem: Callable[[], str]
 
@@ -61,7 +61,7 @@ class Signer:
             chain_hash=noted.chain,
             site_id=self.site_id,
             node_id=self.node_id,
-            disk_serial=self.serials.get(noted.disk) or self.serials[""],
+            disk_serial=self.serial_of(noted.disk, noted.time_ms),
             event=_EVENTS[noted.act],
             time_ms=noted.time_ms,
         )
@@ -138,16 +138,16 @@ class Outbox:
 
 
 def held_segments(past: Iterable[DaemonReceipt], volume_id: VolumeId) -> list[DaemonReceipt]:
-    """Return the last receipt of each segment of a copy that has not expired, by segment."""
-    held: dict[int, DaemonReceipt] = {}
+    """Return the last receipt of each segment of a volume that has not expired, disk by disk."""
+    held: dict[tuple[str, int], DaemonReceipt] = {}
     for receipt in past:
         if receipt.volume_id != volume_id:
             continue
         if receipt.act == "expired":
-            held.pop(receipt.segment, None)
+            held.pop((receipt.disk, receipt.segment), None)
         else:
-            held[receipt.segment] = receipt
-    return [held[segment] for segment in sorted(held)]
+            held[receipt.disk, receipt.segment] = receipt
+    return [held[key] for key in sorted(held)]
 
 
 def _expired(receipt: DaemonReceipt, now_ms: int) -> DaemonReceipt:

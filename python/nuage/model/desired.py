@@ -21,6 +21,7 @@ from nuage.model.contract import (
     RpoRule,
 )
 from nuage.model.history import NO_PAST, CloneOrigin, PastSeen
+from nuage.model.infrastructure import LostDisk
 from nuage.model.placement import EstimationVector
 from nuage.model.vm import PowerWish, VmShape, VmState
 from nuage.units import SECTOR_BYTES
@@ -318,6 +319,7 @@ class IonodeWish:
     revision: int
     daemons: tuple[DaemonWish, ...]
     neighbours: tuple[str, ...] = ()  # addresses of the site's nodes: iSCSI is in clear from there
+    lost_disks: tuple[LostDisk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,7 +431,8 @@ class HeadReport:
 class DiskReport:
     """A disk of an IO-node; `capacity` is what it does a second (0: not known).
 
-    `for_bases`: old data of volumes whose journals lie on other disks rests here.
+    `for_bases`: old data of volumes whose journals lie on other disks rests here. `serial` is what
+    receipts call it ("": an agent that does not say).
     """
 
     name: str
@@ -438,6 +441,20 @@ class DiskReport:
     total_bytes: int
     capacity: Limits = NO_LIMITS
     for_bases: bool = False
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbsentDisk:
+    """A disk that was in service and is not: where it was or is, and why.
+
+    `is_back`: it is there again. One that was declared lost is named only if it is.
+    """
+
+    serial: str
+    name: str
+    is_back: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -479,3 +496,4 @@ class IonodeReport:
     shares: tuple[ShareReport, ...] = ()
     portals: dict[IaasId, str] = field(default_factory=dict)
     daemon_versions: dict[IaasId, str] = field(default_factory=dict)
+    absent_disks: tuple[AbsentDisk, ...] = ()

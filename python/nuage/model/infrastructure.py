@@ -120,6 +120,30 @@ class ProviderLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskLoss:
+    """A site's signed word that a disk of its IO-node is lost for good: who said it, and when.
+
+    `disk_serial` is what receipts call the disk; `signature` (base64) is the site's.
+    """
+
+    site_id: SiteId
+    node_id: NodeId
+    disk_serial: str
+    declared_by: str
+    time_ms: int
+    key_id: str = ""
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostDisk:
+    """A disk that was declared lost; `erase`: should it come back, all that lies there goes."""
+
+    loss: DiskLoss
+    erase: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A machine of a rack. `bmc_url` is its Redfish service; `outlets` are PDU outlet names.
 
@@ -127,7 +151,7 @@ class Node:
     `revoked_generation` of the federation's keys began when its certificates were revoked last.
     `version` is the product's, as the node's agent said when it began. An edge has `lines`, the
     public half of its trunk key, and says when its trunks need no encryption: only both ends' word
-    makes a bare trunk.
+    makes a bare trunk. `lost_disks` of an IO-node were declared lost.
     """
 
     node_id: NodeId
@@ -148,6 +172,7 @@ class Node:
     bare_trunks: bool = False
     revoked_generation: int = 0
     version: str = ""
+    lost_disks: tuple[LostDisk, ...] = ()
 
     @property
     def is_revoked(self) -> bool:

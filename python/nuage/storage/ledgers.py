@@ -23,11 +23,11 @@ from nuage.channel.identity import Identity
 from nuage.errors import Forbidden, InvalidRequest, NuageError, Unauthenticated
 from nuage.ids import FederationId, IaasId, NodeId, SiteId, VolumeId
 from nuage.ionode.receipts import BATCH_MAX, ReceiptBatch
-from nuage.model.infrastructure import NodeRole
+from nuage.model.infrastructure import DiskLoss, NodeRole
 from nuage.trust.book import key_id_of, raw_key
 from nuage.trust.files import write_atomically
-from nuage.trust.ledger import LocationEvent, LocationLedger, Receipt, TreeHead
-from nuage.trust.ledger_index import Held
+from nuage.trust.ledger import LocationEvent, LocationLedger, Receipt, TreeHead, sign_loss
+from nuage.trust.ledger_index import DiskCursor, Held, OnDisk, Segment
 from nuage.trust.pki import (
     federation_of_root,
     identity_of_certificate,
@@ -43,6 +43,7 @@ from nuage.trust.verify import SiteKey, proof_message
 CERTIFICATES: Final = "certificates"
 PAGE_RECEIPTS_MAX: Final = 2000  # some 2 KiB each with their paths: a quarter of a frame
 PAGE_READ_MAX: Final = 20_000  # of those that a time may rule out: a second of reading
+DISK_PAGE: Final = 256  # receipts, of half a KiB each
 OPEN_MAX: Final = 32  # ledgers, of three files each; a process may have 1024 by habit
 
 
@@ -218,6 +219,47 @@ class LedgerShelf:
         with self._lock:
             return self._opened(iaas_id).counts() if self._has(iaas_id) else {}
 
+    def on_disk(
+        self, node_id: NodeId, disk_serial: str, after: DiskCursor | None
+    ) -> tuple[list[tuple[IaasId, Receipt]], DiskCursor | None]:
+        """Return a page of what a disk holds by its last receipt, or what was lost with it.
+
+        And where the next page begins, None: that was the last.
+        """
+        found: list[tuple[IaasId, Receipt]] = []
+        for iaas_id in self._iaas_ids():
+            if after is not None and iaas_id < after.iaas_id:
+                continue
+            behind = after.segment if after is not None and iaas_id == after.iaas_id else None
+            with self._lock:
+                more = self._opened(iaas_id).on_disk(
+                    node_id, disk_serial, after=behind, count=DISK_PAGE - len(found)
+                )
+            found += [(iaas_id, receipt) for receipt in more]
+            if len(found) >= DISK_PAGE:
+                last = Segment(more[-1].volume_id, more[-1].segment)
+                return found, DiskCursor(iaas_id, last)
+        return found, None
+
+    def disks_of(self, node_id: NodeId) -> dict[str, OnDisk]:
+        """Return what each disk of a node holds, and what was lost with it, by serial."""
+        found: dict[str, OnDisk] = {}
+        for iaas_id in self._iaas_ids():
+            with self._lock:
+                ledger = self._opened(iaas_id)
+                serials = ledger.disks_of(node_id)
+                here = {serial: ledger.count_on_disk(node_id, serial) for serial in serials}
+            for disk, more in here.items():
+                found[disk] = found.get(disk, OnDisk()).plus(more)
+        return found
+
+    def _iaas_ids(self) -> list[IaasId]:
+        return sorted(IaasId(path.stem) for path in self._directory.glob("*.log"))
+
+    def sign_loss(self, loss: DiskLoss) -> DiskLoss:
+        """Return this site's word that a disk is lost."""
+        return sign_loss(loss, self._key())
+
     def _certificates(self, receipts: Iterable[Receipt]) -> dict[str, str]:
         key_ids = sorted({receipt.key_id for receipt in receipts})
         folder = self._directory / CERTIFICATES
@@ -269,7 +311,10 @@ def _page(
 
 
 def _lay_between(first: Receipt, last: Receipt, pick: Selection) -> bool:
-    """Tell whether a segment lay here at some moment of the time that is asked about."""
+    """Tell whether a segment lay here at some moment of the time that is asked about.
+
+    What was lost and not erased may lie somewhere still.
+    """
     began = not pick.until_ms or first.time_ms <= pick.until_ms
     ended = last.event is LocationEvent.EXPIRE and last.time_ms < pick.from_ms
     return began and not ended

@@ -2,8 +2,9 @@
 
 An append-only file of receipts, one Merkle tree over them (RFC 9162 §2), tree heads signed by
 the site (docs/protocols/ledger.md). An IO-node signs a receipt when it seals, moves or expires a
-segment of a journal. A head proves every receipt before it; consistency between two heads proves
-that nothing was rewritten in between; `nuage.trust.verify` checks both offline.
+segment of a journal, and when one was lost with its disk. A head proves every receipt before it;
+consistency between two heads proves that nothing was rewritten in between; `nuage.trust.verify`
+checks both offline.
 
 One ledger is of one IaaS at one site. What is in memory does not grow with it, and it opens in a
 time that does not: an index beside the log has what is where (`trust.ledger_index`).
@@ -13,7 +14,7 @@ import base64
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,9 +24,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nuage.errors import CorruptData, InvalidRequest, LocalProtocolError, NotFound, Unavailable
 from nuage.ids import NodeId, SiteId, VolumeId
+from nuage.model.infrastructure import DiskLoss
 from nuage.trust.book import key_id_of
 from nuage.trust.files import sync_directory
-from nuage.trust.ledger_index import BROKEN, Covered, Held, Leaf, LedgerIndex, Unfit
+from nuage.trust.ledger_index import (
+    BROKEN,
+    Covered,
+    Held,
+    Leaf,
+    LedgerIndex,
+    OnDisk,
+    Segment,
+    Standing,
+    Unfit,
+)
 from nuage.trust.merkle import MerkleTree
 from nuage.trust.verify import (
     LINE_BYTES_MAX,
@@ -36,6 +48,7 @@ from nuage.trust.verify import (
     head_message,
     leaf_hash,
     ledger_line,
+    loss_message,
     receipt_message,
     split_ledger_line,
     verify_consistency,
@@ -63,6 +76,10 @@ class LocationEvent(Enum):
     SEAL = "seal"  # it is complete and rests here
     MOVE = "move"  # it has arrived here from elsewhere
     EXPIRE = "expire"  # it was erased here
+    LOST = "lost"  # its disk was declared lost, and nothing of it is here; nobody erased it
+
+
+_STANDING: Final = {"expire": Standing.GONE, "lost": Standing.LOST}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +87,8 @@ class Receipt:
     """What an IO-node vouches for: this part of this volume, on this disk, at this time.
 
     `chain_hash` is the journal's hash chain at `sequence_last` (64 hex digits). `key_id` and
-    `signature` (base64) are the node's, empty before `sign_receipt`.
+    `signature` (base64) are the node's, empty before `sign_receipt`. `declaration`, of a lost
+    segment alone, is the site's word that the disk is lost.
     """
 
     volume_id: VolumeId
@@ -85,6 +103,7 @@ class Receipt:
     time_ms: int
     key_id: str = ""
     signature: str = ""
+    declaration: DiskLoss | None = None
 
     def __post_init__(self) -> None:
         if _HASH.fullmatch(self.chain_hash) is None:
@@ -102,10 +121,25 @@ class Receipt:
                 raise InvalidRequest(
                     f"letters, digits and '._:+/=-' only, at most {TEXT_CHARS_MAX}", field=name
                 )
+        self._require_declaration()
+
+    def _require_declaration(self) -> None:
+        if (self.event is LocationEvent.LOST) != (self.declaration is not None):
+            raise InvalidRequest(
+                "what was lost names who declared its disk lost, and nothing else does",
+                field="declaration",
+            )
+        lost = self.declaration
+        place = self.site_id, self.node_id, self.disk_serial
+        if lost is not None and (lost.site_id, lost.node_id, lost.disk_serial) != place:
+            raise InvalidRequest("another disk was declared lost", field="declaration")
 
     def document(self) -> Json:
         """Return the JSON object whose canonical form is signed and hashed."""
-        return {**asdict(self), "event": self.event.value}
+        document: Json = {**asdict(self), "event": self.event.value}
+        if self.declaration is None:
+            del document["declaration"]
+        return document
 
     def leaf(self) -> bytes:
         """Return the Merkle tree's leaf."""
@@ -141,10 +175,26 @@ class InclusionProof:
 
 def sign_receipt(receipt: Receipt, key: Ed25519PrivateKey) -> Receipt:
     """Return `receipt` with the node's key id and signature."""
-    fields = asdict(receipt) | {"key_id": key_id_of(key.public_key()), "signature": ""}
-    unsigned = Receipt(**fields)
+    unsigned = replace(receipt, key_id=key_id_of(key.public_key()), signature="")
     signature = key.sign(receipt_message(unsigned.document()))
-    return Receipt(**(fields | {"signature": base64.b64encode(signature).decode()}))
+    return replace(unsigned, signature=base64.b64encode(signature).decode())
+
+
+def sign_loss(loss: DiskLoss, key: Ed25519PrivateKey) -> DiskLoss:
+    """Return `loss` with the site's key id and signature.
+
+    Raises:
+        InvalidRequest: it cannot go into a receipt.
+    """
+    for name in ("disk_serial", "declared_by"):
+        text = getattr(loss, name)
+        if not text or len(text) > TEXT_CHARS_MAX or _TEXT.fullmatch(text) is None:
+            raise InvalidRequest(
+                f"letters, digits and '._:+/=-' only, at most {TEXT_CHARS_MAX}", field=name
+            )
+    unsigned = replace(loss, key_id=key_id_of(key.public_key()), signature="")
+    signature = key.sign(loss_message(asdict(unsigned)))
+    return replace(unsigned, signature=base64.b64encode(signature).decode())
 
 
 def read_receipt(document: Json) -> Receipt:
@@ -155,6 +205,8 @@ def read_receipt(document: Json) -> Receipt:
     """
     try:
         fields = {**document, "event": LocationEvent(document["event"])}
+        if "declaration" in fields:
+            fields["declaration"] = DiskLoss(**fields["declaration"])  # type: ignore[arg-type]
         return Receipt(**fields)  # type: ignore[arg-type]  # checked by Receipt and below
     except (TypeError, ValueError, KeyError) as error:
         raise InvalidRequest("this is not a receipt", field="receipt") from error
@@ -290,14 +342,14 @@ class LocationLedger:
         return sorted(index for found in self.segments_of(volume_id) for index in found)
 
     def segments_of(self, volume_id: VolumeId) -> list[tuple[int, ...]]:
-        """Return the indices of a volume's receipts, those of each segment on each node together.
+        """Return the indices of a volume's receipts, those of each segment on each disk together.
 
         In the order of the first of each.
         """
         found = self._checked(lambda: self._index.of_volume(volume_id))
         for index, leaf in enumerate(self._fresh, start=self._covered.leaf_count):
             if leaf.volume_id == volume_id:
-                found.setdefault((leaf.node_id, leaf.segment), []).append(index)
+                found.setdefault((leaf.node_id, leaf.disk, leaf.segment), []).append(index)
         return sorted(tuple(indices) for indices in found.values())
 
     def counts(self) -> dict[tuple[NodeId, VolumeId], Held]:
@@ -305,14 +357,14 @@ class LocationLedger:
 
         def counted() -> dict[tuple[NodeId, VolumeId], Held]:
             found = self._index.counts()
-            now = {(leaf.node_id, leaf.volume_id, leaf.segment): leaf for leaf in self._fresh}
+            now = {leaf.key: leaf for leaf in self._fresh}
             for leaf in self._fresh:
                 place = leaf.node_id, leaf.volume_id
                 held = found.get(place, Held(0, 0, 0))
                 more = 0
-                if now[*place, leaf.segment] is leaf:  # the last that tells of this segment
-                    was_held = self._index.is_held(leaf.volume_id, leaf.node_id, leaf.segment)
-                    more = leaf.is_held - was_held
+                if now[leaf.key] is leaf:  # the last that tells of this segment
+                    was_held = self._index.is_held(leaf)
+                    more = (leaf.standing is not Standing.GONE) - was_held
                 found[place] = Held(
                     held.receipt_count + 1,
                     held.segment_count + more,
@@ -321,6 +373,41 @@ class LocationLedger:
             return found
 
         return self._checked(counted)
+
+    def on_disk(
+        self, node_id: NodeId, disk_serial: str, *, after: Segment | None, count: int
+    ) -> list[Receipt]:
+        """Return the last receipt of each segment that a disk holds, or that was lost with it.
+
+        In order of volume and segment, at most `count` behind `after`.
+
+        Raises:
+            Unavailable: the disk here is full; nothing can be told for sure.
+        """
+        self._settle_all()
+
+        def found() -> list[Receipt]:
+            numbers = self._index.on_disk(node_id, disk_serial, after=after, count=count)
+            return [self._read_back(number) for number in numbers]
+
+        return self._checked(found)
+
+    def count_on_disk(self, node_id: NodeId, disk_serial: str) -> OnDisk:
+        """Return how much of the ledger a disk holds, and how much was lost with it."""
+        self._settle_all()
+        return self._checked(lambda: self._index.count_on_disk(node_id, disk_serial))
+
+    def disks_of(self, node_id: NodeId) -> list[str]:
+        """Return the serials of a node's disks that hold something, or lost it."""
+        self._settle_all()
+        return self._checked(lambda: self._index.disks_of(node_id))
+
+    def _settle_all(self) -> None:
+        """Have the index tell of every receipt."""
+        if self._fresh:
+            self.sign_head()
+        if self._fresh:
+            raise Unavailable(f"the index of {self._path} cannot be written")
 
     def receipt(self, index: int) -> Receipt:
         """Return the receipt at `index`, read from the file.
@@ -533,9 +620,11 @@ class LocationLedger:
 def _leaf_of(record: Json, body: bytes, *, start_at: int) -> Leaf:
     volume_id, node_id = record.get("volume_id"), record.get("node_id")
     segment, time_ms = record.get("segment"), record.get("time_ms")
+    disk = record.get("disk_serial")
     if not (
         isinstance(volume_id, str)
         and isinstance(node_id, str)
+        and isinstance(disk, str)
         and isinstance(segment, int)
         and isinstance(time_ms, int)
     ):
@@ -545,8 +634,9 @@ def _leaf_of(record: Json, body: bytes, *, start_at: int) -> Leaf:
         leaf_hash(body),
         VolumeId(volume_id),
         NodeId(node_id),
+        disk,
         segment,
-        record.get("event") != LocationEvent.EXPIRE.value,
+        _STANDING.get(str(record.get("event")), Standing.HELD),
         time_ms,
     )
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,9 +34,13 @@ AUDIT_CONTEXT: Final = b"nuage/audit/1\0"
 RECEIPT_CONTEXT: Final = b"nuage/receipt/1\0"
 HEAD_CONTEXT: Final = b"nuage/ledger-head/1\0"
 PROOF_CONTEXT: Final = b"nuage/proof/1\0"
+LOSS_CONTEXT: Final = b"nuage/disk-lost/1\0"
+CLOCKS_DIFFER_MS: Final = 300_000  # a site's and its node's, as much as certificates bear
 GENESIS: Final = "0" * 64  # the hash before the first record
 LINE_BYTES_MAX: Final = 64 * 1024
 PROBLEMS_MAX: Final = 100  # a log with more is lost anyway
+ENDS: Final = ("expire", "lost")
+WHAT_LOST_MEANS: Final = "(of an encrypted volume nobody can read them once its key is destroyed)"
 
 Json: TypeAlias = dict[str, object]
 
@@ -104,6 +109,11 @@ def seal_message(record: Json) -> bytes:
 def receipt_message(receipt: Json) -> bytes:
     """Return what an IO-node signs in a receipt."""
     return RECEIPT_CONTEXT + canonical({k: v for k, v in receipt.items() if k != "signature"})
+
+
+def loss_message(loss: Json) -> bytes:
+    """Return what a site signs when a disk is declared lost."""
+    return LOSS_CONTEXT + canonical({k: v for k, v in loss.items() if k != "signature"})
 
 
 def head_message(head: Json) -> bytes:
@@ -374,7 +384,7 @@ def verify_ledger(
     signed heads cover them. `head` is a (size, root) that somebody else kept.
     """
     report = Report()
-    peaks = Peaks()
+    peaks, stories = Peaks(), Stories(keys)
     head_seen = head is None or head == (0, tree_root(()).hex())
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path.name} line {number}"
@@ -389,6 +399,8 @@ def verify_ledger(
             report.entry_count += 1
             report.unsigned_tail_count += 1
             _check_receipt(report, record, node_keys, where=where)
+            if problem := stories.take(record):
+                report.found(f"{where}: {problem}")
             continue
         root = peaks.root().hex()
         if not _check_head(report, record, keys, peaks.size, root, where=where):
@@ -402,6 +414,56 @@ def verify_ledger(
     if report.entry_count and not report.signature_count:
         report.found("nothing in this ledger is signed by its site")
     return report
+
+
+class Stories:
+    """What receipts tell of each segment on each disk, one after the other: a loss must fit.
+
+    Lost is only what lay there, on a disk that its site declared lost, and nothing but `expire`
+    follows: the disk came back and was erased.
+    """
+
+    def __init__(self, signers: Mapping[str, SiteKey]) -> None:
+        self._signers = signers
+        self._is_lost: dict[tuple[str, ...], bool] = {}  # of what has not expired
+
+    def take(self, receipt: Json) -> str:
+        """Return what is wrong with the next receipt, "" when nothing."""
+        names = ("volume_id", "site_id", "node_id", "disk_serial", "segment")
+        place = tuple(str(receipt.get(name)) for name in names)
+        was_lost = self._is_lost.get(place)
+        match receipt.get("event"):
+            case "lost":
+                self._is_lost[place] = True
+                if was_lost is None:
+                    return "it tells as lost what did not lie there"
+                return _undeclared(receipt, self._signers)
+            case "expire":
+                self._is_lost.pop(place, None)
+            case _:
+                self._is_lost[place] = bool(was_lost)
+                if was_lost:
+                    return "it lies on a disk with which it was lost before"
+        return "it names a lost disk and tells no loss" if "declaration" in receipt else ""
+
+
+def _undeclared(receipt: Json, signers: Mapping[str, SiteKey]) -> str:
+    """Return why nobody's word stands behind a loss, "" where somebody's does."""
+    loss = receipt.get("declaration")
+    if not isinstance(loss, dict):
+        return "nobody declared its disk lost"
+    if any(loss.get(name) != receipt[name] for name in ("site_id", "node_id", "disk_serial")):
+        return "another disk than its own was declared lost"
+    key = signers.get(str(loss.get("key_id")))
+    if (
+        key is None
+        or key.site_id != loss["site_id"]
+        or not signature_holds(key.public_key, loss.get("signature"), loss_message(loss))
+    ):
+        return "the site's word that its disk is lost does not hold"
+    if int(str(loss["time_ms"])) > int(str(receipt["time_ms"])) + CLOCKS_DIFFER_MS:
+        return "it was told as lost before its disk was declared lost"
+    return ""
 
 
 def check_receipt(receipt: Json, key: SiteKey) -> bool:
@@ -488,6 +550,7 @@ class ProofReport:
     head_count: int = 0
     places: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     grown: list[str] = field(default_factory=list)
     covers: list[str] = field(default_factory=list)
@@ -702,7 +765,11 @@ def _check_site(
     nodes = _nodes_of(site, x509.load_pem_x509_certificate(str(body["root"]).encode()))
     for entry in receipts:
         _check_proven(report, entry, head, nodes, body)
-    report.places += _told_places(site, [entry["receipt"] for entry in receipts], body)
+    own = [entry["receipt"] for entry in sorted(receipts, key=lambda entry: int(entry["index"]))]
+    stories = Stories(signers)
+    report.problems += [f"{site_id}: {problem}" for problem in map(stories.take, own) if problem]
+    report.places += _told_places(site, own, body)
+    report.lost += _told_losses(own)
     refusal = _refusal_of(_inner(body, "contract"), site)
     if refusal and receipts:
         report.outside.append(f"{site_id}: {refusal}")
@@ -759,13 +826,41 @@ def _told_places(site: Json, receipts: Sequence[Json], body: Json) -> list[str]:
     lines = []
     for node_id in sorted({str(receipt["node_id"]) for receipt in receipts}):
         own = [receipt for receipt in receipts if receipt["node_id"] == node_id]
-        count = len({(str(r["segment"]), str(r["chain_hash"])) for r in own})
-        open_count = sum({str(r["segment"]): r["event"] != "expire" for r in own}.values())
+        count = len({_content(r) for r in own})
+        last_told = {(str(r["disk_serial"]), str(r["segment"])): r for r in own}.values()
+        open_count = len({_content(r) for r in last_told if r["event"] not in ENDS})
+        lost_count = len({_content(r) for r in last_told if r["event"] == "lost"})
         first, *_, last = sorted(int(str(r["time_ms"])) for r in (*own, *own))
         times = first, int(str(body["time_ms"])) if open_count else last
         since, end = (datetime.fromtimestamp(t // 1000, tz=UTC).isoformat() for t in times)
         until = f"{open_count} of them with no end told by {end}" if open_count else f"until {end}"
-        lines.append(f"{node_id} in {law}: {count} segments since {since}, {until}")
+        lost = f", {lost_count} of them lost" * bool(lost_count)
+        lines.append(f"{node_id} in {law}: {count} segments since {since}, {until}{lost}")
+    return lines
+
+
+def _content(receipt: Json) -> tuple[str, str]:
+    return str(receipt["segment"]), str(receipt["chain_hash"])
+
+
+def _told_losses(receipts: Sequence[Json]) -> list[str]:
+    """Return a line for each disk with which segments were lost that nobody has erased since."""
+    lost: dict[tuple[str, str], Json] = {}
+    for receipt in receipts:
+        place = str(receipt["disk_serial"]), f"{receipt['node_id']} {receipt['segment']}"
+        if receipt["event"] == "lost" and isinstance(receipt.get("declaration"), dict):
+            lost[place] = _inner(receipt, "declaration")
+        else:
+            lost.pop(place, None)
+    counts = Counter(canonical(loss) for loss in lost.values())
+    lines = []
+    for loss in {canonical(loss): loss for loss in lost.values()}.values():
+        count = counts[canonical(loss)]
+        moment = datetime.fromtimestamp(int(str(loss["time_ms"])) // 1000, tz=UTC).isoformat()
+        lines.append(
+            f"{count} segments with disk {loss['disk_serial']} of {loss['node_id']}, declared lost"
+            f" by {loss['declared_by']} at {moment}: not erased, whoever has the disk has them"
+        )
     return lines
 
 
@@ -778,6 +873,9 @@ def told_proof(report: ProofReport) -> Iterator[str]:
     yield f"  root            SHA-256 {report.root_fingerprint} ({anchor})"
     yield from (f"  covers          {line}" for line in report.covers)
     yield from (f"  place           {place}" for place in report.places)
+    yield from (f"  LOST            {disk}" for disk in report.lost)
+    if report.lost:
+        yield f"  {'':<15} {WHAT_LOST_MEANS}"
     yield from (f"  ledger grew     {ledger}" for ledger in report.grown)
     yield from (
         f"  NOT ANSWERED    {site}: this proof says nothing of it" for site in report.silent

@@ -707,8 +707,7 @@ async def test_a_copy_whose_disk_is_away_is_not_told_as_given_back(tmp_path: Pat
         assert (await told("expired"), await told("sealed") & sealed) == (set(), sealed)
         await daemon.close_head(VOLUME)
         await daemon.erase(VOLUME)
-        here = {segment for segment, on in await told("sealed") if on != "d1"}
-        assert await told("expired") == {(n, on) for n, on in sealed if n not in here}
+        assert await told("expired") == sealed  # under whatever numbers the other one lies
     finally:
         await end_storaged(tmp_path)
         await daemon.disconnect()

@@ -26,7 +26,7 @@ CLASSES: Final = {
 # What the federation says of a site or a node, or a daemon of itself, and no file.
 TOLD_ELSEWHERE: Final = {
     "number", "maintenance", "draining", "power", "lines", "trunk_key", "revoked_generation",
-    "version",
+    "version", "lost_disks",
 }  # fmt: skip
 # Of all nodes only V-nodes give processors and memory; an edge says `bare_trunks` for its lines.
 V_NODES_ALONE: Final = {"cpu_count", "memory_mib"}

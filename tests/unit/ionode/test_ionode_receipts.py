@@ -23,7 +23,8 @@ from nuage.units import GIB, MIB
 IAAS, VOLUME = IaasId("iaas-1"), VolumeId("vol-1")
 KEY = Ed25519PrivateKey.from_private_bytes(b"n" * 32)
 SIGNER = Signer(
-    site_id=SiteId("lyon"), node_id=NodeId("io1"), serials={"": "WD-1", "d1": "WD-2"},
+    site_id=SiteId("lyon"), node_id=NodeId("io1"),
+    serial_of=lambda disk, _ms: {"d1": "WD-2"}.get(disk, "WD-1"),
     key=lambda: KEY, chain_pem=lambda: "chain",
 )  # fmt: skip
 

@@ -47,7 +47,7 @@ class SiteTrustOf:
         leaf = issue_daemon(self.authority, key.public_key(), identity, now_s=NOW_S)
         chain_pem = pem_of(leaf, self.authority.certificate)
         signer = Signer(
-            site_id=self.site_id, node_id=identity.node_id, serials={"": "WD-1"},
+            site_id=self.site_id, node_id=identity.node_id, serial_of=lambda _disk, _ms: "WD-1",
             key=lambda: key, chain_pem=lambda: chain_pem,
         )  # fmt: skip
         return identity, signer
