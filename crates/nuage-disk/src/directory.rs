@@ -228,7 +228,14 @@ impl Directory {
         let found = self.find(file)?;
         let mut buffer = Buffer::zeroed(length.next_multiple_of(BLOCK_BYTES));
         let read = found.direct.read_exact_at(&mut buffer, offset);
-        read.map_err(|error| io_error("read", &found.name, &error))?;
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => DiskError::Short {
+                name: found.name.to_string(),
+                wrote: 0,
+                wanted: length,
+            },
+            _ => io_error("read", &found.name, &error),
+        })?;
         Ok(buffer[..length].to_vec())
     }
 

@@ -1,60 +1,15 @@
 //! What rotted in an only copy: told, passed over by compaction, and served all around.
 #![allow(clippy::unwrap_used)]
 
+mod single;
+
 use std::path::Path;
-use std::rc::Rc;
-use std::sync::Arc;
 
-use nuage_block::{BlockDevice, Completion, Failure, Operation, Outcome, Request};
-use nuage_disk::{FileDisk, Method};
-use nuage_engine::{
-    AckMode, HeadEvent, HeadOptions, SystemClock, Volume, VolumeHead, create_volume, open_volume,
-};
-use nuage_journal::{JournalError, Retention, Store, StoreEvent, TailRule, VolumeSpec};
-
-fn create(path: &Path) {
-    let spec = VolumeSpec {
-        volume: [9; 16],
-        size_bytes: 8 << 20,
-        logical_block_bytes: 512,
-        segment_bytes: 256 << 10,
-        encrypted: false,
-        created_ns: 1,
-    };
-    create_volume(path, &spec).unwrap();
-}
-
-fn options() -> HeadOptions {
-    HeadOptions {
-        name: Arc::from("v"),
-        mode: AckMode::WriteBack,
-        term: 1,
-        head: "test".into(),
-        accepts_loss: false,
-    }
-}
-
-fn open(path: &Path) -> Volume<FileDisk> {
-    open_volume(path, None, options(), Rc::new(SystemClock::default())).unwrap()
-}
-
-/// As the daemon does, which does not know yet whether there are other copies.
-fn open_as_one_of_several(path: &Path) -> Result<Volume<FileDisk>, JournalError> {
-    let disk = FileDisk::open(path, Method::Threads).unwrap();
-    let store = Store::open(disk, None, TailRule::OneOfSeveral)?;
-    let clock = Rc::new(SystemClock::default());
-    Ok(Volume::new(VolumeHead::open(store, options(), clock)?))
-}
-
-fn write(volume: &mut Volume<FileDisk>, offset: u64, data: Vec<u8>) {
-    let data = data.into();
-    let operation = Operation::Write {
-        offset,
-        data,
-        fua: true,
-    };
-    assert_eq!(run(volume, operation), Outcome::Done);
-}
+use nuage_block::{BlockDevice, Failure, Operation, Outcome};
+use nuage_disk::FileDisk;
+use nuage_engine::{HeadEvent, Volume, VolumeHead};
+use nuage_journal::{JournalError, Retention, StoreEvent};
+use single::{create, open, open_as_one_of_several, run, write};
 
 /// Spoil the header of the last group of each segment that has no seal.
 fn rot_last_header(directory: &Path) {
@@ -70,15 +25,6 @@ fn rot_last_header(directory: &Path) {
             std::fs::write(&path, bytes).unwrap();
         }
     }
-}
-
-fn run(device: &mut dyn BlockDevice, operation: Operation) -> Outcome {
-    device.submit(Request { tag: 1, operation });
-    let mut completions: Vec<Completion> = Vec::new();
-    while completions.is_empty() {
-        device.poll(&mut completions);
-    }
-    completions.remove(0).outcome
 }
 
 /// Change a byte of each block of a volume's files that holds nothing but `fill`; changed again it is as it was.

@@ -15,13 +15,11 @@ use crate::disk::{BLOCK_BYTES, Disk, DiskError};
 use crate::error::JournalError;
 use crate::index::{Entry, Index};
 use crate::layout::{BlockFacts, Closing, GroupBuilder};
-use crate::segment::{Footer, SegmentHeader, SegmentKind, block_bytes};
+use crate::segment::{BASE_SEGMENT, Footer, SegmentHeader, SegmentKind, block_bytes};
 use crate::store::{Slot, SlotState, Store};
 
 /// Segments taken in one round: bounds the pause.
 const SEGMENTS_A_ROUND: usize = 8;
-/// Ids of base segments are apart from the log's.
-const BASE_SEGMENT: u64 = 1 << 63;
 /// The file that says which blocks are moving, and where to.
 const MOVES_NAME: &str = "moves";
 const MOVES_MAGIC: [u8; 8] = *b"NUAGMOV1";

@@ -356,7 +356,7 @@ impl<D: Disk> Store<D> {
             SlotState::Open(header) | SlotState::Sealed(header, _) => {
                 Some((header.clone(), self.file_of(number)?))
             }
-            SlotState::Preparing | SlotState::Spare => None,
+            SlotState::Preparing | SlotState::Spare | SlotState::Rotten(_) => None,
         }
     }
 

@@ -19,6 +19,7 @@ mod cipher;
 mod compaction;
 mod disk;
 mod error;
+mod first_blocks;
 mod history;
 mod index;
 mod layout;

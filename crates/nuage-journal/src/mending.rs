@@ -408,6 +408,7 @@ impl<D: Disk> Store<D> {
     pub(crate) fn segment_of(&self, slot: u32) -> Option<u64> {
         match &self.slots.get(slot as usize)?.as_ref()?.state {
             SlotState::Open(header) | SlotState::Sealed(header, _) => Some(header.segment),
+            SlotState::Rotten(segment) => Some(*segment),
             SlotState::Preparing | SlotState::Spare => None,
         }
     }

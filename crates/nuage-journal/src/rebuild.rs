@@ -23,7 +23,7 @@ use crate::segment::{Footer, SegmentHeader, SegmentKind, block_bytes};
 use crate::store::{Anchor, SlotState, Store};
 
 /// Ids of staged segments are apart from those of the log and of compaction.
-const STAGED_SEGMENT: u64 = 0b11 << 62;
+pub(crate) const STAGED_SEGMENT: u64 = 0b11 << 62;
 
 /// A past state on its way to another copy.
 pub struct BaseReader {

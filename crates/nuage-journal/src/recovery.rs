@@ -9,16 +9,12 @@ use crate::checkpoint::{
 use crate::cipher::{Cipher, VolumeUuid};
 use crate::disk::{BLOCK_BYTES, Disk, DiskError};
 use crate::error::JournalError;
+use crate::first_blocks::{read_slots, spare_block};
 use crate::index::Index;
 use crate::layout::{Chain, GroupHead};
 use crate::replay::State;
-use crate::segment::{
-    Footer, Scan, SegmentHeader, SegmentKind, decode_first_block, encode_first_block, scan,
-};
-use crate::store::{
-    Anchor, OpenSegment, Opened, Slot, SlotState, Store, StoreEvent, Unapplied, segment_name,
-    slot_of_name,
-};
+use crate::segment::{Footer, Scan, SegmentHeader, SegmentKind, encode_first_block, scan};
+use crate::store::{Anchor, OpenSegment, Opened, SlotState, Store, StoreEvent, Unapplied};
 
 /// Smallest segment: a group of the largest header and its footer must fit.
 pub const SEGMENT_BYTES_MIN: u32 = 256 << 10;
@@ -164,7 +160,7 @@ impl<D: Disk> Store<D> {
         let (mut anchors, checkpoint) = read_checkpoints(&mut disk, &names, &superblock)?;
         let former = anchors.len();
         anchors.retain(|(_, life)| *life == checkpoint.life);
-        let slots = read_slots(&mut disk, &names, superblock.segment_bytes)?;
+        let (slots, doubtful) = read_slots(&mut disk, &names, superblock.segment_bytes)?;
         let state = State {
             position: checkpoint.position,
             size_bytes: checkpoint.size_bytes,
@@ -187,6 +183,7 @@ impl<D: Disk> Store<D> {
             store.remove_other_checkpoints(&names)?;
         }
         store.read_moves(&names)?;
+        store.settle_doubtful(&doubtful, tail)?;
         if !store.close_what_is_open(tail)? {
             // Each time with fewer checkpoints.
             let files: Vec<_> = store.slots.iter().flatten().map(|slot| slot.file).collect();
@@ -342,8 +339,17 @@ impl<D: Disk> Store<D> {
         let seq = last.map_or(header.first_seq.saturating_sub(1), |group| {
             group.head.info.last_seq()
         });
-        let name = format!("quarantine.{seq:016x}.{:016x}", header.epoch);
-        match self.disk.replace_now(&name, &rest[..length]) {
+        self.put_aside(seq, header.epoch, &rest[..length])
+    }
+
+    pub(crate) fn put_aside(
+        &mut self,
+        seq: u64,
+        epoch: u64,
+        bytes: &[u8],
+    ) -> Result<(), JournalError> {
+        let name = format!("quarantine.{seq:016x}.{epoch:016x}");
+        match self.disk.replace_now(&name, bytes) {
             // The other copies are worth more than this one's rest.
             Ok(()) | Err(DiskError::NoSpace) => Ok(()),
             Err(error) => Err(error.into()),
@@ -591,8 +597,7 @@ impl<D: Disk> Store<D> {
         self.recent.forget_slot(number);
         if let Some(slot) = self.slots[number as usize].as_mut() {
             slot.state = SlotState::Spare;
-            let zero = Buffer::zeroed(BLOCK_BYTES).into();
-            self.disk.write_now(slot.file, 0, &zero)?;
+            self.disk.write_now(slot.file, 0, &spare_block())?;
         }
         Ok(())
     }
@@ -747,43 +752,4 @@ fn read_checkpoints<D: Disk>(
         offset: 0,
     })?;
     Ok((anchors, newest))
-}
-
-fn read_slots<D: Disk>(
-    disk: &mut D,
-    names: &[String],
-    segment_bytes: u32,
-) -> Result<Vec<Option<Slot>>, JournalError> {
-    let mut slots: Vec<Option<Slot>> = Vec::new();
-    for number in names.iter().filter_map(|name| slot_of_name(name)) {
-        let name = segment_name(number);
-        let file = disk.open_now(&name)?;
-        let last = u64::from(segment_bytes) - wide(BLOCK_BYTES);
-        if disk.read_now(file, last, BLOCK_BYTES).is_err() {
-            // A crash while it was being prepared; a segment in use has its whole size.
-            disk.close(file);
-            disk.remove_now(&name)?;
-            continue;
-        }
-        let block = disk.read_now(file, 0, BLOCK_BYTES)?;
-        let state = match decode_first_block(&block) {
-            Ok((header, seal)) if header.slot == number => match seal {
-                Some(seal) => SlotState::Sealed(header, seal),
-                None => SlotState::Open(header),
-            },
-            // A base that a crash broke off: the log does not use what lies on the larger medium.
-            _ if disk.is_shared(file) && block.iter().all(|byte| *byte == 0) => {
-                disk.close(file);
-                disk.remove_now(&name)?;
-                continue;
-            }
-            _ => SlotState::Spare,
-        };
-        if slots.len() <= number as usize {
-            slots.resize(number as usize + 1, None);
-        }
-        slots[number as usize] = Some(Slot { file, state });
-    }
-    let _ = narrow(slots.len());
-    Ok(slots)
 }

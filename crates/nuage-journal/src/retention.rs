@@ -191,7 +191,7 @@ impl<D: Disk> Store<D> {
                 self.drop_slot(number)?;
             }
         }
-        Ok(())
+        self.free_rotten()
     }
 
     pub(crate) fn drop_slot(&mut self, number: u32) -> Result<(), JournalError> {

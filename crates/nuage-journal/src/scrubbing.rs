@@ -204,6 +204,11 @@ impl<D: Disk> Store<D> {
                 }
                 Ok((groups, block_bytes(1)))
             }
+            SlotState::Rotten(segment) => {
+                self.found_count += 1;
+                self.lost_segments.push(segment);
+                Ok((VecDeque::new(), 0))
+            }
             SlotState::Preparing | SlotState::Spare => Ok((VecDeque::new(), 0)),
         }
     }
@@ -323,7 +328,7 @@ impl<D: Disk> Store<D> {
                 SlotState::Open(header) | SlotState::Sealed(header, _) => {
                     header.kind == SegmentKind::Log && header.volume == self.superblock.volume
                 }
-                SlotState::Preparing | SlotState::Spare => false,
+                SlotState::Preparing | SlotState::Spare | SlotState::Rotten(_) => false,
             });
         let horizon = self.horizon_seq();
         if own_log && due.head.info.last_seq() > horizon {

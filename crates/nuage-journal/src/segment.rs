@@ -12,6 +12,8 @@ const SEGMENT_MAGIC: [u8; 8] = *b"NUAGSEG1";
 const SEAL_MAGIC: [u8; 8] = *b"NUAGSEAL";
 const SEAL_AT: usize = 512;
 const SEAL_BYTES: usize = 192;
+/// Ids of base segments are apart from the log's.
+pub const BASE_SEGMENT: u64 = 1 << 63;
 
 /// Whether a segment is of the log or made by compaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,6 +187,28 @@ pub fn decode_first_block(block: &[u8]) -> Result<(SegmentHeader, Option<Seal>),
         .ok()
         .filter(|seal| seal.segment == header.segment);
     Ok((header, seal))
+}
+
+/// The header of a segment as its first group tells it: what `encode_first_block` had been given, except that a base
+/// which was staged counts its blocks from another seq.
+pub fn header_of_first_group(bytes: &[u8], slot: u32) -> Option<SegmentHeader> {
+    let head = GroupHead::decode(bytes.get(BLOCK_BYTES..)?).ok()?;
+    let info = &head.info;
+    Some(SegmentHeader {
+        slot,
+        volume: info.volume,
+        segment: info.segment,
+        epoch: info.epoch,
+        first_seq: info.first_seq,
+        size_bytes: u32::try_from(bytes.len()).ok()?,
+        kind: if info.segment & BASE_SEGMENT == 0 {
+            SegmentKind::Log
+        } else {
+            SegmentKind::Base
+        },
+        created_ns: info.time_ns,
+        previous_chain: info.previous_chain,
+    })
 }
 
 /// Groups of a segment gathered for its footer and seal.

@@ -16,6 +16,15 @@ use crate::prng::Prng;
 const SECTOR_BYTES: usize = 512;
 const SEGMENT_MAGIC: &[u8] = b"NUAGSEG1";
 const SEAL_MAGIC: &[u8] = b"NUAGSEAL";
+const GROUP_MAGIC: &[u8] = b"NUAGGRP1";
+
+/// What of a segment is kept twice: only one of these is hit in each.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    First,
+    Headers,
+    Footer,
+}
 
 /// The medium: it stays when a node crashes.
 pub struct Medium {
@@ -27,8 +36,8 @@ pub struct Medium {
     pub fail_next_write: bool,
     /// Nothing new fits.
     pub is_full: bool,
-    /// Segments whose footer (true) or headers (false) were hit.
-    rotten: HashMap<Vec<u8>, bool>,
+    /// Segments, by file and id, of which a part was hit that is kept twice.
+    rotten: HashMap<(String, u64), Part>,
     dead: bool,
 }
 
@@ -86,61 +95,133 @@ impl Medium {
 
     /// What lies here, by the first blocks of the files alone: segment, last seq and chain of each sealed one.
     pub fn sealed(&self) -> BTreeMap<u64, (u64, [u8; 32])> {
-        let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
         let sealed = self.files.iter().filter_map(|(name, bytes)| {
-            let is_segment = name.starts_with("seg.") && bytes.starts_with(SEGMENT_MAGIC);
-            let seal = bytes.get(512..512 + 80).filter(|_| is_segment)?;
-            let segment = number(&bytes[32..40]);
-            let is_sealed = seal.starts_with(SEAL_MAGIC) && number(&seal[8..16]) == segment;
+            let is_sealed = name.starts_with("seg.") && is_in_use(bytes) && is_sealed(bytes);
+            let seal = bytes.get(512..512 + 80)?;
             let chain = seal[48..80].try_into().ok()?;
-            is_sealed.then(|| (segment, (number(&seal[24..32]), chain)))
+            is_sealed.then(|| (long(bytes, 32), (long(seal, 24), chain)))
         });
         sealed.collect()
     }
 
     /// Damage a block of a sealed segment, as rot does, a misdirected write or one that was lost; false when
-    /// there is none. Headers are kept twice: of a segment only one of headers and footer is hit.
+    /// there is none. Of what is kept twice in a segment only one is hit.
     pub fn rot(&mut self) -> bool {
-        let names: Vec<String> = self
-            .files
-            .iter()
-            .filter(|(name, bytes)| name.starts_with("seg.") && bytes[512..520] == *SEAL_MAGIC)
-            .map(|(name, _)| name.clone())
-            .collect();
-        if names.is_empty() {
+        let Some(name) = self.pick(is_sealed) else {
             return false;
+        };
+        let blocks = (self.files[&name].len() / BLOCK_BYTES) as u64;
+        let block = size(1 + self.prng.below(blocks - 1));
+        self.rot_block(&name, block)
+    }
+
+    /// The same of a first block, or of what lies in a segment without a seal up to where a checkpoint says that all
+    /// had been durable.
+    pub fn rot_start(&mut self) -> bool {
+        if self.prng.one_in(3) {
+            let name = self.pick(is_in_use);
+            return name.is_some_and(|name| self.rot_block(&name, 0));
         }
-        let pick = usize::try_from(self.prng.below(names.len() as u64)).unwrap_or(0);
-        let Some(bytes) = self.files.get_mut(&names[pick]) else {
+        let checkpoints = self.files.keys().filter_map(|name| {
+            let seq = name.strip_prefix("checkpoint.")?;
+            u64::from_str_radix(seq, 16).ok()
+        });
+        let known_seq = checkpoints.max().unwrap_or(0);
+        let Some(name) = self.pick(|bytes| is_in_use(bytes) && !is_sealed(bytes)) else {
             return false;
         };
-        let blocks = (bytes.len() / BLOCK_BYTES) as u64;
-        let block = usize::try_from(1 + self.prng.below(blocks - 1)).unwrap_or(1) * BLOCK_BYTES;
-        let word = |at: usize| {
-            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        let end = end_of_groups(&self.files[&name], known_seq);
+        let last = end > 1 && self.prng.one_in(3);
+        let block = match end {
+            0..=1 => return false,
+            _ if last => end - 1,
+            _ => size(1 + self.prng.below(end as u64 - 1)),
         };
-        let footer = word(512 + 84) as usize;
-        let is_footer = (footer..footer + word(512 + 88) as usize).contains(&block);
-        let is_header = bytes[block..block + 8] == *b"NUAGGRP1" && !is_footer;
-        if is_footer || is_header {
-            let segment = [names[pick].as_bytes(), &bytes[32..40]].concat();
-            let is_other = |kind: &bool| *kind != is_footer;
-            if self.rotten.get(&segment).is_some_and(is_other) {
+        self.rot_block(&name, block)
+    }
+
+    /// A segment of a kind.
+    fn pick(&mut self, is_wanted: impl Fn(&[u8]) -> bool) -> Option<String> {
+        let found = |(name, bytes): &(&String, &Vec<u8>)| {
+            name.starts_with("seg.") && bytes.len() > BLOCK_BYTES && is_wanted(bytes)
+        };
+        let files = self.files.iter().filter(found);
+        let mut names: Vec<String> = files.map(|(name, _)| name.clone()).collect();
+        if names.is_empty() {
+            return None;
+        }
+        let at = size(self.prng.below(names.len() as u64));
+        Some(names.swap_remove(at))
+    }
+
+    fn rot_block(&mut self, name: &str, block: usize) -> bool {
+        let Some(bytes) = self.files.get_mut(name) else {
+            return false;
+        };
+        let at = block * BLOCK_BYTES;
+        let footer = word(bytes, 512 + 84) as usize;
+        let footer_end = footer + word(bytes, 512 + 88) as usize;
+        let part = if block == 0 {
+            Some(Part::First)
+        } else if is_sealed(bytes) && (footer..footer_end).contains(&at) {
+            Some(Part::Footer)
+        } else {
+            bytes[at..]
+                .starts_with(GROUP_MAGIC)
+                .then_some(Part::Headers)
+        };
+        if let Some(part) = part {
+            let segment = (name.to_owned(), long(bytes, 32));
+            if self.rotten.get(&segment).is_some_and(|hit| *hit != part) {
                 return false;
             }
-            self.rotten.insert(segment, is_footer);
+            self.rotten.insert(segment, part);
         }
         match self.prng.below(3) {
-            0 => bytes[block + 77] ^= 4,
-            1 => bytes[block..block + BLOCK_BYTES].fill(0),
+            0 => bytes[at + 77] ^= 4,
+            1 => bytes[at..at + BLOCK_BYTES].fill(0),
             _ => {
-                let other = usize::try_from(1 + self.prng.below(blocks - 1)).unwrap_or(1);
-                let from = other * BLOCK_BYTES;
-                bytes.copy_within(from..from + BLOCK_BYTES, block);
+                let blocks = (bytes.len() / BLOCK_BYTES) as u64;
+                let from = size(1 + self.prng.below(blocks - 1)) * BLOCK_BYTES;
+                bytes.copy_within(from..from + BLOCK_BYTES, at);
             }
         }
         true
     }
+}
+
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(0)
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
+}
+
+fn is_in_use(bytes: &[u8]) -> bool {
+    bytes.starts_with(SEGMENT_MAGIC)
+}
+
+fn is_sealed(bytes: &[u8]) -> bool {
+    bytes[512..].starts_with(SEAL_MAGIC) && long(bytes, 520) == long(bytes, 32)
+}
+
+/// The block behind the groups of a segment of which nothing lies past `known_seq`.
+fn end_of_groups(bytes: &[u8], known_seq: u64) -> usize {
+    let mut end = 1;
+    while let Some(head) = bytes.get(end * BLOCK_BYTES..) {
+        let is_group = head.starts_with(GROUP_MAGIC) && long(head, 32) == long(bytes, 32);
+        if !is_group || long(head, 48) + u64::from(word(head, 56)) > known_seq + 1 {
+            break;
+        }
+        let header_blocks = (word(head, 12) as usize).div_ceil(BLOCK_BYTES);
+        end += header_blocks + word(head, 60) as usize;
+    }
+    end
 }
 
 struct Queued {

@@ -99,6 +99,8 @@ pub(crate) enum SlotState {
     Spare,
     Open(SegmentHeader),
     Sealed(SegmentHeader, Seal),
+    /// A checkpoint names blocks of it; neither its first block nor the groups tell any more what else it holds.
+    Rotten(u64),
 }
 
 #[derive(Debug)]

@@ -123,6 +123,8 @@ struct World {
     mode: AckMode,
     encrypted: bool,
     rots: bool,
+    /// First blocks and segments without a seal rot as well.
+    rots_starts: bool,
     /// History is short: copies that were away are made anew.
     forgets: bool,
     /// Disks are full now and then.
@@ -225,6 +227,7 @@ impl World {
             mode,
             encrypted,
             rots: seed.is_multiple_of(4),
+            rots_starts: seed % 8 == 4,
             forgets: seed % 3 == 1,
             fills: seed % 4 == 2,
             steps,

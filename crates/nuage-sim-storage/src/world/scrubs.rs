@@ -20,9 +20,19 @@ impl World {
         if other || !self.all_have_all() {
             return;
         }
+        let starts = self.rots_starts && self.prng.one_in(2);
+        if starts && self.prng.one_in(2) {
+            self.close(node);
+        }
         let mut rotted = 0;
         for _ in 0..=self.prng.below(12) {
-            rotted += u64::from(self.nodes[node].medium.borrow_mut().rot());
+            let mut medium = self.nodes[node].medium.borrow_mut();
+            let is_hit = if starts {
+                medium.rot_start()
+            } else {
+                medium.rot()
+            };
+            rotted += u64::from(is_hit);
         }
         if rotted == 0 {
             return;
@@ -33,6 +43,19 @@ impl World {
             since_pass: true,
         });
         self.tell(node, "rots");
+    }
+
+    /// A copy ends in good order: a checkpoint knows its last group.
+    fn close(&mut self, node: usize) {
+        match std::mem::replace(&mut self.nodes[node].role, Role::Down) {
+            Role::Replica(replica) => {
+                // A disk that fails in it leaves what a crash leaves.
+                let _ = replica.hand_over().store.close();
+                self.drop_links(|_, copy| copy == node);
+                self.tell(node, "ends");
+            }
+            other => self.nodes[node].role = other,
+        }
     }
 
     pub(super) fn begin_scrub(&mut self, node: usize) {
