@@ -101,6 +101,7 @@ class IonodeProcess:
         self._configuration = configuration
         self._clock = clock or SystemClock()
         self._tasks = Tasks()
+        self._images: ImageFolder | None = None
         self._nearby = Nearby(self._run_dir / "clear-from", configuration.clear_from)
 
     async def start(self) -> Callable[[], Awaitable[None]]:
@@ -109,8 +110,6 @@ class IonodeProcess:
         open_to_daemons(configuration.state_dir)
         self._disks = disks_of(configuration)
         self._find_disks(configuration.state_dir)
-        open_to_daemons(configuration.data_dir)
-        self._images = ImageFolder(configuration.data_dir / "images")
         await self._nearby.open(configuration.node.address)
         self._agent = IonodeAgent(
             IonodeOptions(
@@ -289,7 +288,10 @@ class IonodeProcess:
     async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
         first = self._disks[0]
         if not self._serving or self._serving[0].name != first.name:
-            raise Unavailable(f"disk {first.name}, on which storage daemons keep notes, is away")
+            raise Unavailable(
+                f"disk {first.name}, where storage daemons keep their notes, is not in service",
+                hint=f"`nuage node disks {self._configuration.node.name}` says why",
+            )
         daemon = self._daemon_of(wish.iaas_id)
         await daemon.start()
         return daemon
@@ -328,6 +330,9 @@ class IonodeProcess:
         return StoragedDaemon(options, iaas_id, ports)
 
     async def _fetch_image(self, sha256: str) -> Path:
+        if self._images is None:  # not before a daemon asks: the first disk is in service then
+            open_to_daemons(self._configuration.data_dir)
+            self._images = ImageFolder(self._configuration.data_dir / "images")
         image = await self._images.require(sha256, self._read_image)
         if os.geteuid() == 0:
             let_read(image)

@@ -24,6 +24,7 @@ from nuage.trust.ledger_index import DiskCursor
 
 HELD_METHOD: Final = "ionode.held"
 LOOK_EVERY_S: Final = 15.0
+ASK_AGAIN_S: Final = 3600.0  # notes of another IaaS may have been late; it reads every ledger
 log = structlog.get_logger("ionode")
 
 
@@ -106,7 +107,7 @@ class LossTeller:
         self._ask = ask
         self._hand = hand
         self._clock = clock
-        self._quiet: set[tuple[str, Fate]] = set()  # all of it was told
+        self._told_s: dict[tuple[str, Fate], float] = {}  # when all of it was told
 
     async def run(self) -> None:
         """Look now and then, for ever."""
@@ -130,7 +131,9 @@ class LossTeller:
             self._book.erase(serial)
             log.warning("lost disk erased", disk=serial)
             fate, erased_ms = self._book.fate_of(serial)
-        if fate in (Fate.BACK, Fate.SERVES) or (serial, fate) in self._quiet:
+        told_s = self._told_s.get((serial, fate), float("-inf"))
+        is_due = self._clock.monotonic_s() - told_s >= ASK_AGAIN_S
+        if fate in (Fate.BACK, Fate.SERVES) or not is_due:
             return
         now_ms = erased_ms or int(self._clock.now_s() * 1000)
         is_all, after = True, None
@@ -150,7 +153,7 @@ class LossTeller:
             if after is None:
                 break
         if is_all:
-            self._quiet.add((serial, fate))
+            self._told_s[serial, fate] = self._clock.monotonic_s()
 
     async def _tell(self, iaas_id: IaasId, ended: list[Receipt]) -> None:
         for begin in range(0, len(ended), BATCH_MAX):
