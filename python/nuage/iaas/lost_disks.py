@@ -113,7 +113,13 @@ async def declare_lost(site: Site, principal: Principal, body: NameDisk) -> Disk
     if standing.declared_by:
         return standing
     status = site.index.find_value(NodeStatus, node.node_id)
-    if site.ionodes_seen.get(node.node_id) is None or status is None or not status.connected:
+    report = site.ionodes_seen.get(node.node_id)
+    if report is not None and not all(disk.serial for disk in report.disks):
+        raise Unavailable(
+            f"the agent of {node.name} is too old to say which of its disks answer",
+            hint="bring it up to date first",
+        )
+    if report is None or status is None or not status.connected:
         raise Unavailable(
             f"{node.name} does not answer, and it alone can tell whether disk {body.serial} does",
             hint="start it first; a node that is gone with its disks: `nuage node revoke`",

@@ -168,6 +168,9 @@ async def test_what_lay_on_a_lost_disk_is_traced_and_proven_as_lost_and_then_as_
 async def test_a_disk_that_answers_or_that_nobody_knows_is_not_declared_lost(bench: Bench) -> None:
     with pytest.raises(Unavailable, match="it alone can tell"):
         await declare_lost(bench.site, OLIVE, NAMED)
+    bench.hears(serving=("",))
+    with pytest.raises(Unavailable, match="too old"):
+        await declare_lost(bench.site, OLIVE, NAMED)
     bench.hears(serving=(OLD,))
     with pytest.raises(Conflict, match="answers"):
         await declare_lost(bench.site, OLIVE, NAMED)
