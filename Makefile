@@ -8,7 +8,7 @@ QUICK := $(PYTEST) -q -n 2 --dist loadfile -m "not system"
 CARGO_TEST := cargo test --workspace --exclude nuage-python --locked -q
 ONCE ?=
 
-.PHONY: help setup setup-test as-root units demo fmt lint type layers rust test unit sim system torture bench docs check clean
+.PHONY: help setup setup-test as-root units package demo fmt lint type layers rust test unit sim system torture bench docs check clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ as-root:
 
 units: as-root setup  ## write systemd's units for this tree (root)
 	@tools/units
+
+package: setup  ## build a Debian package of this tree: dist/nuage_VERSION_ARCH.deb
+	@tools/package
 
 demo: as-root setup  ## start a federation of four datacenters and run the main job (ONCE=1 cleans up)
 	@$(VENV)/python -m nuage.cli.main lab demo $(if $(ONCE),--once)

@@ -218,7 +218,7 @@ def require_tools() -> None:
     needed = ("apt-get", "dpkg-deb", "syslinux", "mformat", "mcopy", "mke2fs", "dd")
     missing = [tool for tool in needed if shutil.which(tool) is None]
     if missing:
-        raise SystemExit(f"guest: missing {', '.join(missing)}; see tools/packages.txt")
+        raise SystemExit(f"guest: missing {', '.join(missing)}; see tools/packages-build.txt")
 
 
 def build(output_dir: Path) -> Path:
