@@ -1,5 +1,6 @@
 """`nuage iaas …`, `nuage segment …`, `nuage image …`, `nuage user …`, `nuage login`."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from nuage.cli.showing import (
     said,
     show,
 )
-from nuage.errors import NuageError
+from nuage.errors import InvalidRequest, NuageError
 from nuage.units import format_size
 
 ACK_POLICIES: Final = ("local", "metro", "any-2-of-3", "all")
@@ -509,6 +510,15 @@ def replace_secret(
 def _read_secret(file: Path | None, what: str = "secret", *, confirm: bool = False) -> str:
     if file is not None:
         return file.read_text().strip()
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline().strip()
+        if not line:
+            raise InvalidRequest(
+                f"standard input gives no {what}",
+                field="secret",
+                hint="--secret-file FILE reads it",
+            )
+        return line
     return str(click.prompt(what, hide_input=True, confirmation_prompt=confirm))
 
 
@@ -547,17 +557,28 @@ def login_command(
     secret_file: Path | None,
     iaas: str,
 ) -> None:
-    """Get a token for USER and make it the current profile; a token lives an hour."""
+    """Get a token for USER and make it the current profile; a token lives an hour.
+
+    The secret is asked for, or read from standard input where that is no terminal.
+    """
     name = name or user
     target = endpoint or session.profile.endpoint
     there = {n: p for n, p in load_profiles().profiles.items() if p.endpoint == target}
     ca_file = ca_file or next((p.ca_file for p in there.values() if p.ca_file), "")
     iaas = iaas or (there[name].iaas if name in there else "")
     secret = _read_secret(secret_file)
-    token = Client(target, ca_file=ca_file).log_in(user, secret)
+    client = Client(target, ca_file=ca_file)
+    client.token = token = client.log_in(user, secret)
+    iaas = iaas or _only_iaas(client)
     profile = Profile(endpoint=target, user=user, token=token, ca_file=ca_file, iaas=iaas)
     keep_profile(name, profile)
-    click.echo(f"{user} is logged in; profile {name}")
+    click.echo(f"{user} is logged in; profile {name}" + (f", IaaS {iaas}" if iaas else ""))
+
+
+def _only_iaas(client: Client) -> str:
+    """Return the name of the IaaS that this user sees, if it is but one."""
+    names = [inner(row, "value")["name"] for row in rows_of(client.get("/v1/iaas"))]
+    return str(names[0]) if len(names) == 1 else ""
 
 
 COMMANDS = (iaas_group, segment_group, image_group, user_group, login_command)

@@ -137,6 +137,7 @@ class Guardian:
         site.confirm_off = self.confirm_off
         self._succeed = succeed
         self._was_held = False
+        self._is_cut_off = False  # and was told so
         self._has_heard = False  # the quorum, since this controller began
         self.lease_term = self._before.term  # rises with each gap, also across restarts
 
@@ -171,6 +172,9 @@ class Guardian:
         self._was_held = self._has_heard = True
         self.lease_term = max(self.lease_term + 1, int(self._clock.now_s() * 1000))
         self._keep_held()
+        if self._is_cut_off:
+            self._is_cut_off = False
+            self._announce_site("lease-back", "no longer cut off: the site holds its lease again")
         self._report_difference()
         self._on_owned()
 
@@ -220,13 +224,16 @@ class Guardian:
             elif self._was_held:
                 self._was_held = False
                 self._owned.clear()
-                own = self._site.site_id
-                self._site.announce("site", own, "lease-lost", "cut off: the site's lease ended")
+                self._is_cut_off = True
+                self._announce_site("lease-lost", "cut off: the site's lease ended")
                 self._on_owned()
             await self._clock.sleep(WATCH_EVERY_S)
 
     def _is_held(self) -> bool:
         return self._was_held and self._view.is_held(self._clock.monotonic_s())
+
+    def _announce_site(self, event: str, text: str) -> None:
+        self._site.announce("site", self._site.site_id, event, text)
 
     def _report_difference(self) -> None:
         for record in self._site.index.shadowed():

@@ -79,6 +79,7 @@ def test_enough_happens_for_it_to_prove_something() -> None:
     for seed in range(100_000, 100_008):
         happened += Counter(run_seed(seed).counts)
     for what in (
-        "vm placed", "vm arrived", "vm deleted", "node fenced", "site lease-lost", "world dark",
+        "vm placed", "vm arrived", "vm deleted", "node fenced", "site lease-lost",
+        "site lease-back", "world dark",
     ):  # fmt: skip
         assert happened[what] > 0, f"no {what} in eight runs: {happened}"

@@ -30,8 +30,8 @@ def _own_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def nuage(*words: str) -> Result:
-    return CliRunner().invoke(main, words)
+def nuage(*words: str, input: str = "") -> Result:
+    return CliRunner().invoke(main, words, input=input)
 
 
 def test_a_refusal_is_told_in_words_or_as_the_api_said_it(tmp_path: Path) -> None:
@@ -130,6 +130,33 @@ def test_a_login_keeps_what_was_said_before_at_the_same_endpoint(tmp_path: Path)
     assert told.exit_code == 0, told.output
     kept = load_profiles().require("ada")
     assert (kept.token, kept.ca_file, kept.iaas) == ("fresh", "/etc/root.pem", "acme")
+
+
+@pytest.mark.parametrize(("names", "meant"), [(["acme"], "acme"), (["acme", "other"], "")])
+def test_a_login_takes_the_only_iaas_and_the_secret_from_a_pipe(
+    names: list[str], meant: str, tmp_path: Path
+) -> None:
+    heard: list[object] = []
+
+    async def issue(request: web.Request) -> web.Response:
+        heard.append(await request.json())
+        return web.json_response({"site": "lyon", "result": {"token": "fresh"}}, status=201)
+
+    async def iaases(request: web.Request) -> web.Response:
+        heard.append(request.headers["Authorization"])
+        return web.json_response({"result": [{"value": {"name": name}} for name in names]})
+
+    app = web.Application()
+    app.router.add_post("/v1/tokens", issue)
+    app.router.add_get("/v1/iaas", iaases)
+    with unix_door(app, tmp_path) as endpoint:
+        words = ("login", "ann", "--endpoint", endpoint)
+        none = nuage(*words)
+        told = nuage(*words, input="correct horse battery\n")
+    assert "standard input gives no secret" in none.stderr
+    assert told.exit_code == 0, told.output
+    assert heard == [{"name": "ann", "secret": "correct horse battery"}, "Bearer fresh"]
+    assert load_profiles().require("ann").iaas == meant
 
 
 def test_a_site_without_a_profile_is_told_how_to_get_one() -> None:
