@@ -5,6 +5,8 @@ use crate::server::{ConnectionId, Server, Task};
 use crate::unit::{Reply, status};
 use bytes::Bytes;
 
+/// Begins the names of virtual machines as initiators (`vnode/arguments.py`).
+const MACHINES: &str = "iqn.2026-01.org.nuage:vm:";
 const OVERFLOW: u8 = 0x04;
 const UNDERFLOW: u8 = 0x02;
 
@@ -88,9 +90,11 @@ impl Server {
         answer.set_word(16, task.tag);
         answer.set_word(36, pdu_count);
         answer.set_word(44, residual_count);
+        let waits = task.reads && self.is_of_machine(id);
         let sense = match reply.sense {
             None => Bytes::new(),
             Some(sense) => {
+                let sense = if waits { sense.waited_for() } else { sense };
                 let bytes = sense.encode(descriptors);
                 let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
                 let mut data = length.to_be_bytes().to_vec();
@@ -99,6 +103,11 @@ impl Server {
             }
         };
         self.queue(id, answer, sense, true);
+    }
+
+    fn is_of_machine(&mut self, id: ConnectionId) -> bool {
+        self.session_mut(id)
+            .is_some_and(|session| session.port.initiator.starts_with(MACHINES))
     }
 
     /// Data-In PDUs; the last carries GOOD status and its residual (RFC 7143 §11.7.4). Gives the

@@ -9,6 +9,8 @@ use nuage_scsi::chap::Account;
 use nuage_scsi::pdu::{Bhs, request, response};
 use nuage_scsi::{Access, AccessState, Alua, PortGroup};
 
+const MACHINE: &str = "iqn.2026-01.org.nuage:vm:vm-00000000000000aa";
+
 #[test]
 fn a_write_is_read_back_and_the_first_command_hears_of_the_power_on() {
     let mut world = World::logged_in();
@@ -241,6 +243,34 @@ fn a_block_that_is_damaged_everywhere_is_a_medium_error_with_its_address() {
             (0xf0, 3, 0x11, 0)
         );
         assert_eq!(sense[3..7], [0, 0, 0, 5]);
+    }
+}
+
+#[test]
+fn a_machine_hears_of_a_lost_block_and_of_all_else_that_it_is_to_wait() {
+    let lost = (0x3, 0x11, 0x00);
+    let standby = (0x2, 0x04, 0x0b);
+    let waits = (0x7, 0x27, 0x07);
+    for (initiator, failure, heard) in [
+        (MACHINE, Failure::Checksum { offset: 2048 }, lost),
+        (MACHINE, Failure::Fenced, waits),
+        (MACHINE, Failure::Unavailable, waits),
+        (MACHINE, Failure::Medium, waits),
+        ("iqn.x:host", Failure::Fenced, standby),
+        ("iqn.x:host", Failure::Medium, lost),
+    ] {
+        let mut world = World::new(Access::default());
+        assert_eq!(world.login_as(initiator, &[]), (0, 0));
+        world.settle();
+        world.hold = true;
+        let read = [0x28, 0, 0, 0, 0, 4, 0, 0, 1, 0];
+        world.command(2, 0xc0, 512, &read, &[]);
+        let tag = world.held.pop().unwrap().tag;
+        let outcome = Outcome::Failed(failure);
+        world.server.complete(Completion { tag, outcome });
+        let sense = &world.received()[0].data[2..];
+        let said = (sense[2] & 0xf, sense[12], sense[13]);
+        assert_eq!(said, heard, "{initiator}: {failure:?}");
     }
 }
 

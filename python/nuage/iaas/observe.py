@@ -96,8 +96,20 @@ def vnode_acts(index: FederationIndex, report: VnodeReport) -> list[Act]:
             if index.home("vm", vm.vm_id) == index.site_id:
                 acts += _left_acts(vm, migration, report.wish_revision)
         elif vm.node_id == report.node_id and index.home("vm", vm.vm_id) == index.site_id:
-            acts += _vm_acts(vm, migration, seen, report.wish_revision)
+            acts += _vm_acts(vm, migration, _named(index, vm, seen), report.wish_revision)
     return acts
+
+
+def _named(index: FederationIndex, vm: Vm, seen: VmReport) -> VmReport:
+    """Return what a node says of a VM with its volumes' names: nodes know ids only."""
+    if not seen.failure:
+        return seen
+    failure = seen.failure
+    for volume_id in vm.volumes:
+        volume = index.find_value(Volume, volume_id)
+        if volume is not None:
+            failure = failure.replace(volume_id, volume.name)
+    return replace(seen, failure=failure)
 
 
 def _left_acts(vm: Vm, migration: Migration | None, revision: int) -> list[Act]:

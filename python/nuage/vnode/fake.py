@@ -331,6 +331,11 @@ class FakeHypervisor:
         """Stop the guest at a disk error."""
         self._move(vm_id, RunState.IO_ERROR)
 
+    def tell_unreadable(self, vm_id: VmId, volume_id: VolumeId, at_s: float) -> None:
+        """Tell the guest that a block cannot be read."""
+        seen = self._guests[vm_id].seen
+        self._set(vm_id, replace(seen, unreadable=((volume_id, at_s),)))
+
     def arrive(self, vm_id: VmId) -> None:
         """Let all of an incoming guest's state arrive."""
         self._move(vm_id, RunState.RUNNING)

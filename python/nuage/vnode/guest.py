@@ -18,7 +18,7 @@ from nuage.errors import UNREADABLE, CorruptData, InvalidRequest, NuageError, Un
 from nuage.ids import IaasId, VmId, VolumeId
 from nuage.model.vm import VmShape
 from nuage.vnode import process
-from nuage.vnode.arguments import guest_uuid
+from nuage.vnode.arguments import disk_node, guest_uuid
 from nuage.vnode.console import ConsoleLog
 from nuage.vnode.doors import Door
 from nuage.vnode.hypervisor import (
@@ -50,6 +50,7 @@ _RUN_STATES: Final = {
     "shutdown": RunState.SHUT_DOWN,
     "suspended": RunState.RUNNING,
 }
+ERROR_QUIET_S: Final = 5.0  # a guest may read a lost block as often as it likes
 DOWNTIME_FIRST_MS: Final = 15  # an idle guest's last state takes as long
 _MIGRATION_STATES: Final = {
     "setup": MigrationStatus.ACTIVE,
@@ -155,6 +156,8 @@ class Guest:
     has_leave: bool = False  # it goes without another word, once all but its last state is sent
     switches: bool = False  # that was said: nothing takes it back
     is_quiet: bool = False  # it stands still, and goes: QEMU is asked nothing meanwhile
+    stopped_at: VolumeId | None = None
+    unreadable: dict[VolumeId, float] = field(default_factory=dict)
     _looking: asyncio.Task[Look] | None = None
     _seen_last: Look = (RunState.PAUSED, "QEMU does not answer", MigrationSeen())
 
@@ -224,10 +227,28 @@ class Guest:
         elif event.name == "STOP" and self.is_nearly_sent:
             self.is_quiet = self.has_leave
             self.stands_still(self.record.vm_id, event.at_s)
+        elif event.name == "BLOCK_IO_ERROR" and not self._take_disk_error(event):
+            return
         elif event.name == "DEVICE_DELETED" and isinstance(device := event.data.get("device"), str):
             self.unplugged(device)
         if not self.is_quiet:
             self.changed(self.record.vm_id)
+
+    def _take_disk_error(self, event: Event) -> bool:
+        """Note at which volume a guest stopped, or of which it was told; False: it is no news."""
+        disks = [entry.disk() for entry in self.record.disks]
+        names = {disk_node(slot): disk for slot, disk in enumerate(disks)}
+        disk = names.get(str(event.data.get("node-name")))
+        if disk is None:
+            return False
+        if event.data.get("action") == "stop":
+            self.stopped_at = disk.volume_id
+            return True
+        told_s = self.unreadable.get(disk.volume_id, 0.0)
+        if told_s <= event.at_s < told_s + ERROR_QUIET_S:
+            return False
+        self.unreadable[disk.volume_id] = event.at_s
+        return True
 
     def _allow(self, downtime_ms: int) -> None:
         """Let QEMU go over to the last state once what is left takes so long."""
@@ -311,6 +332,8 @@ class Guest:
             failure=failure,
             cpu_seconds=process.cpu_seconds(self.record.mark.pid) if self.record.mark else 0.0,
             console_bytes=self.console.total_bytes(),
+            stopped_at=self.stopped_at,
+            unreadable=tuple(self.unreadable.items()),
         )
 
     async def _look(self) -> Look:

@@ -138,7 +138,11 @@ class MigrationSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestSeen:
-    """One guest as the hypervisor shows it now. `volumes` by slot, "" where free."""
+    """One guest as the hypervisor shows it now. `volumes` by slot, "" where free.
+
+    `stopped_at` is the volume at which it stopped last. `unreadable` are those of which it was told
+    that blocks cannot be read, and when last, by the host's clock.
+    """
 
     vm_id: VmId
     state: RunState
@@ -151,6 +155,8 @@ class GuestSeen:
     cpu_seconds: float = 0.0
     console_bytes: int = 0
     balloon_mib: int = 0
+    stopped_at: VolumeId | None = None
+    unreadable: tuple[tuple[VolumeId, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

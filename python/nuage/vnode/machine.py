@@ -47,6 +47,7 @@ CRASH_FORGIVEN_AFTER_S: Final = 600.0  # a guest that ran this long starts count
 IO_RETRY_S: Final = 1.0  # a lost disk is tried again this often
 IO_CALM_S: Final = 5.0  # a guest that ran this long after it was let go on has its disk again
 DISK_LOST: Final = "a disk is lost or full; the guest waits"
+UNREADABLE_TOLD_S: Final = 600.0  # after the last block of which the guest heard
 DETACH_RETRY_S: Final = 10.0  # a guest that ignored the unplug request is asked again
 # Of its memory, until a guest that is sent is taken for one that never all goes: twice what QEMU
 # needs to slow it down to a hundredth, by a tenth after each second pass (`auto-converge`).
@@ -502,7 +503,7 @@ def _plan_power(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_
         case RunState.GONE:
             return _plan_restart(memory, seen.failure, now_s)
         case RunState.IO_ERROR:
-            lost = replace(memory, failure=DISK_LOST)
+            lost = replace(memory, failure=_lost_disk(seen))
             # Its head may have moved since: the guest would find it lost for ever.
             return _plan_repoint(lost, seen, disk_of) or _plan_retry(lost, now_s)
         case RunState.PAUSED:
@@ -511,6 +512,21 @@ def _plan_power(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_
             return Plan(memory=memory, act=MigrateCancel(), look_again_s=now_s + IO_RETRY_S)
         case _:
             return _plan_running(memory, seen, now_s, disk_of)
+
+
+def _lost_disk(seen: GuestSeen) -> str:
+    volume = seen.stopped_at
+    return f"{DISK_LOST}: {volume} (nuage volume show {volume})" if volume else DISK_LOST
+
+
+def _unreadable(seen: GuestSeen, now_s: float) -> str:
+    """Return of which volumes the guest has just been told that blocks cannot be read, or ""."""
+    told = [
+        f"{volume} (nuage volume show {volume})"
+        for volume, at_s in seen.unreadable
+        if now_s - UNREADABLE_TOLD_S < at_s
+    ]
+    return f"the guest was told of unreadable blocks of {', '.join(told)}" if told else ""
 
 
 def _plan_start(memory: GuestMemory, now_s: float) -> Plan:
@@ -560,8 +576,9 @@ def _plan_retry(memory: GuestMemory, now_s: float) -> Plan:
 def _plan_running(memory: GuestMemory, seen: GuestSeen, now_s: float, disk_of: DiskOf) -> Plan:
     # Each try lets the guest run for a moment: that alone is no news.
     calm_s = memory.retry_s - IO_RETRY_S + IO_CALM_S
-    waits = memory.failure == DISK_LOST and now_s < calm_s <= now_s + IO_CALM_S
-    failure = memory.failure if waits or memory.hand_over is HandOver.FAILED else ""
+    waits = memory.failure.startswith(DISK_LOST) and now_s < calm_s <= now_s + IO_CALM_S
+    keeps = waits or memory.hand_over is HandOver.FAILED
+    failure = memory.failure if keeps else _unreadable(seen, now_s)
     # A stop that was taken back: the guest may still act on the button; then it starts anew.
     deadline_s = memory.stop_deadline_s if now_s < memory.stop_deadline_s else 0.0
     known = (memory.running_seen, memory.switched_off, memory.restart_after_s, memory.failure)

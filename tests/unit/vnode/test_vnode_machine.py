@@ -277,6 +277,26 @@ def test_a_guest_that_stops_for_its_disk_again_and_again_is_told_once() -> None:
     assert vm_report(calm.memory, seen()).failure == ""
 
 
+def test_the_volume_for_which_a_guest_waits_is_told() -> None:
+    stopped = replace(seen(RunState.IO_ERROR), stopped_at=VolumeId("volume-1"))
+    waiting = plan(remembered(), stopped, NOW_S).memory
+    told = f"{machine.DISK_LOST}: volume-1 (nuage volume show volume-1)"
+    assert vm_report(waiting, stopped).failure == told
+    runs = replace(stopped, state=RunState.RUNNING)
+    assert vm_report(plan(waiting, runs, NOW_S + 1).memory, runs).failure == told
+    calm_s = NOW_S + machine.IO_CALM_S + 1
+    assert vm_report(plan(waiting, runs, calm_s).memory, runs).failure == ""
+
+
+def test_what_a_guest_cannot_read_is_told_for_a_while_and_stops_nothing() -> None:
+    hears = replace(seen(), unreadable=((VolumeId("volume-1"), NOW_S),))
+    planned = plan(remembered(), hears, NOW_S + 1)
+    assert planned.act is None
+    assert "unreadable blocks of volume-1" in vm_report(planned.memory, hears).failure
+    later = plan(planned.memory, hears, NOW_S + machine.UNREADABLE_TOLD_S)
+    assert vm_report(later.memory, hears).failure == ""
+
+
 def test_a_disk_that_is_lost_is_looked_for_where_its_head_is_now() -> None:
     moved = disk(1, "10.0.0.8:3260")
     lost = remembered(replace(wish(), disks=(moved,)))

@@ -130,8 +130,12 @@ impl World {
 
     /// One operational login PDU; gives status class and detail.
     pub fn login(&mut self, keys: &[(&str, &str)]) -> (u8, u8) {
+        self.login_as("iqn.x:host", keys)
+    }
+
+    pub fn login_as(&mut self, initiator: &str, keys: &[(&str, &str)]) -> (u8, u8) {
         let mut text =
-            format!("InitiatorName=iqn.x:host\0TargetName={TARGET}\0SessionType=Normal\0");
+            format!("InitiatorName={initiator}\0TargetName={TARGET}\0SessionType=Normal\0");
         for (key, value) in keys {
             text.push_str(&format!("{key}={value}\0"));
         }
