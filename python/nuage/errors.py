@@ -14,6 +14,7 @@
     ├── QuotaExceeded          a contract's quota is used up
     ├── Unavailable            not now: try again (retry_after_s), or elsewhere
     │   ├── SiteUnreachable    the home site of the object cannot be reached
+    │   ├── Moving             what is asked about is on its way: doors wait for it (`api.dispatch`)
     │   ├── Locked             the data key is not here: whoever holds it must give it
     │   └── Lost               what was kept is on no disk any more: its owner decides
     ├── TimedOut               no answer in time; the effect is unknown
@@ -160,6 +161,15 @@ class SiteUnreachable(Unavailable):
             hint="`nuage site list` shows which sites are cut off and for how long",
         )
         self.site_id = site_id
+
+
+class Moving(Unavailable):
+    """What is asked about is on its way to another node or site, and nothing was done.
+
+    Whoever raises it has changed nothing: what was asked for is begun anew.
+    """
+
+    code = "moving"
 
 
 class Locked(Unavailable):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from nuage.errors import UNREADABLE, InvalidRequest, NuageError
+from nuage.errors import UNREADABLE, InvalidRequest, Moving, NuageError
 from nuage.iaas.dismantling import is_past, with_past
 from nuage.iaas.doors import TABLE
 from nuage.iaas.operations import Operation
@@ -19,6 +19,8 @@ from nuage.model.iaas import Iaas, PastIaas
 from nuage.trust.permissions import EVERYWHERE, Principal, Scope, is_allowed, require, scopes_of
 
 CARRY_TIMEOUT_S = 10.0
+MOVING_WAIT_S = 20.0  # a head whose node is lost opens within 3; a client's patience is 60
+MOVING_POLL_S = 0.25
 DETAIL_CHARS_MAX = 500
 OPERATION_METHOD = "operation"
 _MISSING = re.compile(r"missing required field `(\w+)`")
@@ -95,10 +97,31 @@ class Dispatcher:
     ) -> Answer:
         """Run `operation` at its home and return its answer.
 
+        Where it is about something that is on its way it waits, and is begun anew.
+
         Raises:
             NuageError: as the use case, or SiteUnreachable naming the home.
         """
         principal = self._authenticator.principal_of(caller.token)
+        clock = self._site.clock
+        deadline_s = clock.monotonic_s() + MOVING_WAIT_S
+        while True:
+            try:
+                return await self._perform(operation, body, principal, caller)
+            except Moving as error:
+                if clock.monotonic_s() >= deadline_s:
+                    scope = operation.scope(self._site, body)
+                    self._note(operation, principal, scope, caller, error)
+                    raise
+            await clock.sleep(MOVING_POLL_S)  # its home may be another site by then
+
+    async def _perform(
+        self,
+        operation: Operation[object, object],
+        body: object,
+        principal: Principal,
+        caller: Caller,
+    ) -> Answer:
         home = self._home(operation, body)
         if home is not None and home != self._site.site_id:
             carried = Carried(
@@ -185,6 +208,8 @@ class Dispatcher:
                 )
             else:
                 result = await operation.run(self._site, principal, body)
+        except Moving:
+            raise  # nothing was done yet: whoever waits for it writes down how it ends
         except NuageError as error:
             self._note(operation, principal, scope, caller, error)
             raise

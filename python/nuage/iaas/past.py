@@ -4,8 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
-from nuage.errors import Conflict, InvalidRequest, NotFound
+from nuage.errors import (
+    Conflict,
+    InvalidRequest,
+    Locked,
+    Lost,
+    Moving,
+    NotFound,
+    StaleEpoch,
+    Unavailable,
+)
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.keys import require_key
@@ -32,6 +42,7 @@ from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import require_slug
 from nuage.model.vm import Vm, VmState
 from nuage.model.volume import Volume, VolumeState
+from nuage.storage.heads import is_settled
 from nuage.trust.permissions import Principal
 
 HISTORY_METHOD = "volume.history"
@@ -42,6 +53,9 @@ ASK_TIMEOUT_S = 10.0
 STOPPING_WAIT_S = 10.0  # a VM on its way down, or whose stop another site has not told yet
 STOPPING_POLL_S = 0.05
 GROUPS_MAX = 1000
+FOUND_MISSING = ("no mark", "no view")  # how an open head begins to say what it has not
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +106,42 @@ def head_of(site: Site, volume: Volume) -> NodeId:
     """Return where a volume's past can be asked for.
 
     Raises:
+        Moving: it is being made.
         Conflict: it has no head now, or nobody can read it any more.
     """
     require_key(site, volume.iaas_id)
+    if volume.state is VolumeState.CREATING:
+        raise _opening(volume)
     if volume.head is None or volume.state is not VolumeState.READY:
         raise Conflict(f"volume {volume.name} is {volume.state.value}; it has no head to ask")
     return volume.head
+
+
+async def ask_head(site: Site, volume: Volume, method: str, body: object, result: type[R]) -> R:
+    """Ask the head of a volume, which does nothing where it is not open.
+
+    Raises:
+        Moving: it is being opened.
+    """
+    try:
+        head = head_of(site, volume)
+        return await site.nodes.ask(head, method, body, result, timeout_s=ASK_TIMEOUT_S)
+    except NotFound as error:
+        if error.message.startswith(FOUND_MISSING):
+            raise
+        raise _opening(volume) from error
+    except (Unavailable, StaleEpoch) as error:
+        known = site.index.find_value(Volume, volume.volume_id)
+        if isinstance(error, Lost | Locked) or known is None or is_settled(known):
+            raise
+        raise _opening(volume) from error
+
+
+def _opening(volume: Volume) -> Moving:
+    return Moving(
+        f"the head of {volume.name} is being opened",
+        hint=f"`nuage volume show {volume.name}` tells how it is; ask again",
+    )
 
 
 async def read_history(site: Site, _principal: Principal, body: ReadHistory) -> VolumeHistory:
@@ -111,9 +155,7 @@ async def read_history(site: Site, _principal: Principal, body: ReadHistory) -> 
         after_sequence=body.after,
         count=body.count,
     )
-    return await site.nodes.ask(
-        head_of(site, volume), HISTORY_METHOD, ask, VolumeHistory, timeout_s=ASK_TIMEOUT_S
-    )
+    return await ask_head(site, volume, HISTORY_METHOD, ask, VolumeHistory)
 
 
 async def mark_volumes(site: Site, _principal: Principal, body: MarkVolumes) -> Marked:
@@ -135,7 +177,7 @@ async def mark_volumes(site: Site, _principal: Principal, body: MarkVolumes) -> 
         volume_ids=tuple(volume.volume_id for volume in volumes),
         name=body.name,
     )
-    return await site.nodes.ask(heads.pop(), MARK_METHOD, ask, Marked, timeout_s=ASK_TIMEOUT_S)
+    return await ask_head(site, volumes[0], MARK_METHOD, ask, Marked)
 
 
 async def clone_volume(site: Site, _principal: Principal, body: CloneVolume) -> Shown[Volume]:
@@ -196,9 +238,7 @@ async def find_moment(
         moment=Moment(sequence=sequence, time_s=time_s, mark=mark) if is_given else None,
     )
     with _told_of(volume, time_s, mark):
-        return await site.nodes.ask(
-            head_of(site, volume), MOMENT_METHOD, ask, FoundMoment, timeout_s=ASK_TIMEOUT_S
-        )
+        return await ask_head(site, volume, MOMENT_METHOD, ask, FoundMoment)
 
 
 @contextmanager
@@ -208,9 +248,6 @@ def _told_of(volume: Volume, time_s: float | None, mark: str) -> Iterator[None]:
     try:
         yield
     except NotFound as error:
-        if not error.message.startswith("no mark"):
-            told = f"the head of {volume.name} is being opened: it tells nothing of the past yet"
-            raise Conflict(told, hint="ask again in a second") from error
         if not mark:
             raise
         raise NotFound(f"mark in the history of {volume.name}:", mark, hint=hint) from error
@@ -249,9 +286,7 @@ async def rollback_volume(site: Site, _principal: Principal, body: RollbackVolum
         force=body.force,
     )
     with _told_of(volume, body.time_s, body.mark):
-        await site.nodes.ask(
-            head_of(site, volume), ROLLBACK_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
-        )
+        await ask_head(site, volume, ROLLBACK_METHOD, ask, type(None))
     text = f"{volume.name} is back at {ask.moment}"
     site.announce("volume", volume.volume_id, "rolled-back", text)
     return show(site, volume)

@@ -15,7 +15,7 @@ import msgspec
 from nuage.catalogue.codec import id_of, kind_of
 from nuage.catalogue.store import ABSENT, Catalogue, Delete, LostRace, Put
 from nuage.clock import Clock
-from nuage.errors import Conflict, Unavailable
+from nuage.errors import Conflict, Moving, Unavailable
 from nuage.facility.ports import BootDevice, PowerOrder, PowerState
 from nuage.iaas.index import Change, FederationIndex, name_of
 from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
@@ -354,7 +354,8 @@ class Site:
         """Commit several puts and deletes as one unit and show them in the index.
 
         Raises:
-            Conflict: a volume among them is on its way to another home, or as in `save`.
+            Moving: a volume among them is on its way to another home.
+            Conflict: as in `save`.
         """
         for change in changes:
             self._require_kept(change)
@@ -382,9 +383,9 @@ class Site:
         record = self.index.find("volume", volume_id)
         if record is None or record.home != self.site_id:
             return
-        raise Conflict(
+        raise Moving(
             f"the head of volume {name_of(record.value)} goes to another site just now",
-            hint="ask again in a second",
+            hint=f"`nuage volume show {name_of(record.value)}` tells where it is; ask again",
         )
 
     def hand_over(self, volume_id: VolumeId, epoch: int = 0) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nuage.errors import InvalidRequest
 from nuage.iaas.operations import Operation, OperationTable, iaas_scope
-from nuage.iaas.past import head_of
+from nuage.iaas.past import ask_head
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import require_free, volume_home, volume_of
 from nuage.ids import IaasId, VolumeId
@@ -105,9 +105,7 @@ async def read_changed(site: Site, _principal: Principal, body: ReadChanged) -> 
     volume = volume_of(site, body.iaas, body.volume)
     _require_view(volume, body.view)
     ask = AskChanged(iaas_id=volume.iaas_id, view=body.view, since=body.since, after=body.after)
-    return await site.nodes.ask(
-        head_of(site, volume), CHANGED_METHOD, ask, ChangedRuns, timeout_s=ASK_TIMEOUT_S
-    )
+    return await ask_head(site, volume, CHANGED_METHOD, ask, ChangedRuns)
 
 
 async def read_view(site: Site, _principal: Principal, body: ReadView) -> PieceRead:
@@ -117,9 +115,7 @@ async def read_view(site: Site, _principal: Principal, body: ReadView) -> PieceR
     if not 0 < body.length <= PIECE_BYTES_MAX:
         raise InvalidRequest(f"a piece has 1 to {PIECE_BYTES_MAX} bytes", field="length")
     ask = AskPiece(iaas_id=volume.iaas_id, view=body.view, offset=body.offset, length=body.length)
-    return await site.nodes.ask(
-        head_of(site, volume), READ_METHOD, ask, PieceRead, timeout_s=ASK_TIMEOUT_S
-    )
+    return await ask_head(site, volume, READ_METHOD, ask, PieceRead)
 
 
 async def write_piece(site: Site, _principal: Principal, body: WritePiece) -> None:
@@ -137,9 +133,7 @@ async def write_piece(site: Site, _principal: Principal, body: WritePiece) -> No
         data=body.data or bytes(body.zero_bytes),
         flush=body.flush,
     )
-    await site.nodes.ask(
-        head_of(site, volume), WRITE_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
-    )
+    await ask_head(site, volume, WRITE_METHOD, ask, type(None))
 
 
 def enter(table: OperationTable) -> None:

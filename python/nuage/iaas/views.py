@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nuage.errors import InvalidRequest
 from nuage.iaas.operations import Operation, OperationTable, iaas_scope
-from nuage.iaas.past import ASK_TIMEOUT_S, find_moment, head_of
+from nuage.iaas.past import ask_head, find_moment
 from nuage.iaas.site import Site
 from nuage.iaas.volumes import NameVolume, volume_home, volume_of
 from nuage.ids import new_id
@@ -73,8 +73,9 @@ async def view_volume(site: Site, _principal: Principal, body: ViewVolume) -> Sh
     name = new_id("view", site.entropy)
     secret = new_secret(site.entropy)
     iqn = f"{volume.iqn}:{name}"
-    opened = await site.nodes.ask(
-        head_of(site, volume),
+    opened = await ask_head(
+        site,
+        volume,
         VIEW_METHOD,
         AskView(
             iaas_id=volume.iaas_id,
@@ -86,7 +87,6 @@ async def view_volume(site: Site, _principal: Principal, body: ViewVolume) -> Sh
             seconds=body.seconds,
         ),
         OpenedView,
-        timeout_s=ASK_TIMEOUT_S,
     )
     text = f"{volume.name} is shown as after write {opened.sequence}, for {body.seconds} s"
     site.announce("volume", volume.volume_id, "viewed", text)
@@ -105,9 +105,7 @@ async def list_views(site: Site, _principal: Principal, body: NameVolume) -> Vol
     """Ask the head which views of a volume are open."""
     volume = volume_of(site, body.iaas, body.volume)
     ask = AskViews(iaas_id=volume.iaas_id, volume_id=volume.volume_id)
-    return await site.nodes.ask(
-        head_of(site, volume), VIEWS_METHOD, ask, VolumeViews, timeout_s=ASK_TIMEOUT_S
-    )
+    return await ask_head(site, volume, VIEWS_METHOD, ask, VolumeViews)
 
 
 async def close_view(site: Site, _principal: Principal, body: CloseView) -> None:
@@ -116,9 +114,7 @@ async def close_view(site: Site, _principal: Principal, body: CloseView) -> None
     if not body.view.startswith(f"{volume.volume_id}@"):
         raise InvalidRequest(f"{body.view} is no view of {volume.name}", field="view")
     ask = AskCloseView(iaas_id=volume.iaas_id, view=body.view)
-    await site.nodes.ask(
-        head_of(site, volume), CLOSE_VIEW_METHOD, ask, type(None), timeout_s=ASK_TIMEOUT_S
-    )
+    await ask_head(site, volume, CLOSE_VIEW_METHOD, ask, type(None))
 
 
 def enter(table: OperationTable) -> None:

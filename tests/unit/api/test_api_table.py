@@ -30,6 +30,7 @@ SAMPLES: tuple[NuageError, ...] = (
     errors.Unavailable("later", retry_after_s=2.0),
     errors.SiteUnreachable("lyon", doing="stop"),
     errors.Locked("the key is not here"),
+    errors.Moving("the head of disk-1 is being opened"),
     errors.Lost("it is on no disk any more"),
     errors.TimedOut("stop", after_s=1.0),
     errors.LocalProtocolError("ours"),

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 from tests.unit.iaas.iaas_makers import iaas, record, volume
 
-from nuage.errors import Conflict, NotFound, NuageError
+from nuage.errors import Moving, NotFound, NuageError
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.past import find_moment
 from nuage.iaas.site import Site
@@ -41,5 +41,5 @@ async def test_a_mark_that_is_not_there_is_not_found() -> None:
 async def test_a_head_that_is_not_open_yet_does_not_deny_the_mark() -> None:
     """Right after a move: who asks would think that the mark was lost."""
     site = site_whose_head_says(refusal('no open head of "vol-1" here'))
-    with pytest.raises(Conflict, match="is being opened"):
+    with pytest.raises(Moving, match="is being opened"):
         await find_moment(site, DISK, None, None, "noon")
