@@ -26,9 +26,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// How often heads with copies are driven while nothing comes: leases are renewed every 500 ms.
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
-/// Bytes of a frame's head and of a FENCE's volume, which stands first in its body.
+/// Bytes of a frame's head, and up to the end of a FENCE's volume and of its epoch, which stand first in its body.
 const FENCE_HEAD_BYTES: usize = 12;
-const FENCE_BYTES_MIN: usize = FENCE_HEAD_BYTES + 16;
+const FENCE_VOLUME_END: usize = FENCE_HEAD_BYTES + 16;
+const FENCE_BYTES_MIN: usize = FENCE_VOLUME_END + 8;
 const FENCE_KIND: u8 = 1;
 
 /// The way from a head of ours to one copy.
@@ -250,14 +251,18 @@ impl Storaged {
         }
         let buffer = std::mem::take(&mut inbound.buffer);
         let node = inbound.node.clone();
-        let uuid = hex(&buffer[FENCE_HEAD_BYTES..FENCE_BYTES_MIN]);
+        let uuid = hex(&buffer[FENCE_HEAD_BYTES..FENCE_VOLUME_END]);
         let named = (buffer[8] == FENCE_KIND)
             .then(|| self.catalogue.name_of(&uuid))
             .flatten();
         let refused = match named {
             None => Some("no such volume here".to_owned()),
             Some(volume) if self.heads.contains_key(&volume) => {
-                Some(format!("{volume:?} is led here"))
+                let epoch = buffer[FENCE_VOLUME_END..FENCE_BYTES_MIN]
+                    .iter()
+                    .rfold(0, |high, byte| high << 8 | u64::from(*byte));
+                let term = epoch >> nuage_engine::EPOCH_RESTART_BITS;
+                Some(self.led_here(&volume, term, context))
             }
             Some(volume) => match self.open_copy(&volume, context) {
                 Ok(()) => {
@@ -289,6 +294,20 @@ impl Storaged {
             self.copies.inbound.remove(&link);
             context.links.close(link);
         }
+    }
+
+    /// A head elsewhere wants our copy, which a head of ours has. Of a later epoch it is the one: whoever
+    /// opened ours may be away, and never tell it. So ours closes, and the other finds the copy at its next try.
+    fn led_here(&mut self, volume: &str, epoch: u64, context: &mut Context<'_>) -> String {
+        let Some(head) = self.heads.get(volume).filter(|head| head.epoch < epoch) else {
+            return format!("{volume:?} is led here");
+        };
+        let told = format!(
+            "{volume:?} is led here under epoch {}: it closes",
+            head.epoch
+        );
+        self.begin_close(volume, context);
+        told
     }
 
     pub(crate) fn open_copy(

@@ -277,7 +277,11 @@ class Controller:
         self._contracts = ContractWatch(self.site)
         self._heads = HeadWatch(
             self.site,
-            HeadKeeper(self.site, replace_lost_after_s=configuration.replace_lost_after_s),
+            HeadKeeper(
+                self.site,
+                replace_lost_after_s=configuration.replace_lost_after_s,
+                is_away=self._sessions.is_away,
+            ),
             self._sessions,
             self._tasks,
             on_lost=self._ionode_lost,

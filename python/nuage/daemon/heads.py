@@ -3,11 +3,12 @@
 An agent that falls silent, or whose channel closes, is only in doubt: it may be restarting while
 its storage daemons serve. So the heads' own portals are tried. A portal that refuses or does not
 answer twice in a row is taken for lost; if that was wrong, the copies' promise stops the old head
-all the same. Beside that, slow steps (`iaas.heads`) are looked for now and then.
+all the same. A head that was to open there waits for the agent, whatever serves beside it: it opens
+at another copy. Beside that, slow steps (`iaas.heads`) are looked for now and then.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -31,7 +32,7 @@ from nuage.iaas.templates import Templates
 from nuage.ids import NodeId, SiteId
 from nuage.model.desired import IonodeReport
 from nuage.model.infrastructure import Node, NodeRole
-from nuage.model.volume import VolumeState
+from nuage.model.volume import Volume, VolumeState
 from nuage.storage.heads import is_settled
 
 WATCH_EVERY_S: Final = 0.2
@@ -39,6 +40,7 @@ LOOK_EVERY_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 0.3  # a portal of the same site accepts within a millisecond
 PROBES: Final = 2
 PROBE_REST_S: Final = 0.1
+OPENS_WITHIN_S: Final = 1.0  # of doubt: an agent that was cut off is back, one that begins is not
 log = structlog.get_logger("heads")
 
 
@@ -60,6 +62,7 @@ class HeadWatch:
         self._sessions = sessions
         self._tasks = tasks
         self._lost: set[NodeId] = set()
+        self._doubted_s: dict[NodeId, float] = {}  # since when
         self._keys = KeyWatch(site)
 
     def register(self, handlers: Handlers) -> None:
@@ -115,14 +118,20 @@ class HeadWatch:
         while True:
             await self._site.clock.sleep(WATCH_EVERY_S)
             doubtful = [
-                node
+                node.node_id
                 for node in self._site.index.values(Node)
                 if node.site_id == self._site.site_id
                 and NodeRole.IONODE in node.roles
                 and node.node_id not in self._lost
                 and self._sessions.is_in_doubt(node.node_id)
             ]
-            await asyncio.gather(*(self._look_into(node.node_id) for node in doubtful))
+            await self.look_into(doubtful)
+
+    async def look_into(self, doubtful: Sequence[NodeId]) -> None:
+        """Look whether the heads of all nodes that are in doubt now still serve."""
+        now_s = self._site.clock.monotonic_s()
+        self._doubted_s = {node_id: self._doubted_s.get(node_id, now_s) for node_id in doubtful}
+        await asyncio.gather(*(self._look_into(node_id) for node_id in doubtful))
 
     async def _look_into(self, node_id: NodeId) -> None:
         volumes = self._keeper.heads_on(node_id)
@@ -136,6 +145,7 @@ class HeadWatch:
         if not is_revoked and (
             not portals or all(await asyncio.gather(*(answers(p) for p in portals)))
         ):
+            await self._open_elsewhere(node_id, [v for v in volumes if not is_settled(v)])
             return
         if not self._sessions.is_in_doubt(node_id):
             return
@@ -146,6 +156,18 @@ class HeadWatch:
             await self._keeper.node_lost(node_id)
         except NuageError as error:
             log.warning("heads not moved", lost=node_id, error=error.message)
+
+    async def _open_elsewhere(self, node_id: NodeId, opening: Sequence[Volume]) -> None:
+        """Have the heads that wait for an agent open at other copies, once it was away for long."""
+        now_s = self._site.clock.monotonic_s()
+        if not opening or now_s - self._doubted_s.get(node_id, now_s) < OPENS_WITHIN_S:
+            return
+        if not self._sessions.is_in_doubt(node_id):
+            return
+        reason = f"the agent of its IO-node {node_id} is away"
+        moved = [await self._keeper.open_elsewhere(volume, reason) for volume in opening]
+        if any(moved):
+            self._on_lost(node_id)  # other sites would send them back
 
     async def _look(self) -> None:
         while True:

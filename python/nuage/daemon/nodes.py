@@ -238,7 +238,13 @@ class NodeSessions:
         if seen_s is None or self._server is None:
             return False
         is_quiet = self._clock.monotonic_s() - seen_s > IN_DOUBT_AFTER_S
-        return is_quiet or not self._server.find_peers(node_id=node_id)
+        return is_quiet or self.is_away(node_id)
+
+    def is_away(self, node_id: NodeId) -> bool:
+        """Tell whether a node that was heard has no channel now: it can be asked nothing."""
+        if node_id not in self._seen_s or self._server is None:
+            return False
+        return not self._server.find_peers(node_id=node_id)
 
     def expect(self, node_id: NodeId) -> None:
         """Begin to wait for a node that the catalogue knows: it is lost if it stays silent."""

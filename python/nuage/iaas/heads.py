@@ -13,6 +13,7 @@ writes nothing more is ensured by the copies themselves: they promise each epoch
 that was thought dead and was not costs an interruption, never a write.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -85,8 +86,15 @@ class ReleaseHead:
 class HeadKeeper:
     """Heads and copies of the volumes whose home this site is."""
 
-    def __init__(self, site: Site, *, replace_lost_after_s: float = REPLACE_LOST_AFTER_S) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        replace_lost_after_s: float = REPLACE_LOST_AFTER_S,
+        is_away: Callable[[NodeId], bool] = lambda _node: False,
+    ) -> None:
         self._site = site
+        self._is_away = is_away  # an IO-node of this site whose agent can be asked nothing now
         self._replace_lost_after_s = replace_lost_after_s
         self._copies: dict[tuple[VolumeId, int], dict[NodeId, CopyReport]] = {}
         self._lost: set[NodeId] = set()
@@ -156,6 +164,19 @@ class HeadKeeper:
         if now_s - self._moved_s.get(volume.volume_id, -FAILED_HEAD_REST_S) >= FAILED_HEAD_REST_S:
             await self._guarded(volume, reason)
 
+    async def open_elsewhere(self, volume: Volume, reason: str) -> bool:
+        """Open at another copy a head that waits for an agent; False: none may open there now."""
+        place = self._next_head(volume)
+        if place is None or self._is_away(place.node_id):
+            return False
+        await self._guarded(volume, reason)
+        return True
+
+    def _next_head(self, volume: Volume) -> ReplicaPlace | None:
+        return next_head(
+            volume, is_usable=self.is_usable, near=self.vm_site(volume), is_away=self._is_away
+        )
+
     async def _guarded(self, volume: Volume, reason: str) -> None:
         """Fail one head over; the next volume does not wait for what hinders this one."""
         if volume.volume_id in self._busy:
@@ -169,7 +190,7 @@ class HeadKeeper:
             self._busy.discard(volume.volume_id)
 
     async def _fail_over(self, volume: Volume, reason: str) -> None:
-        place = next_head(volume, is_usable=self.is_usable, near=self.vm_site(volume))
+        place = self._next_head(volume)
         if place is None:
             told = f"{reason}; no other copy may take over now"
             if volume.failure != told:
@@ -302,6 +323,8 @@ class HeadKeeper:
         step = next_step(volume, facts)
         if isinstance(step, Replace) and not self._may_replace(step.node_id):
             return
+        if isinstance(step, MoveHead) and self._is_away(step.place.node_id):
+            return  # it would stand still there until the agent is back
         if step is None:
             await self._note_held_up(volume, held_up(volume, facts))
             return

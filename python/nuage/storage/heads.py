@@ -102,12 +102,17 @@ def whole_copies(volume: Volume) -> list[ReplicaPlace]:
 
 
 def next_head(
-    volume: Volume, *, is_usable: Callable[[NodeId], bool], near: SiteId | None
+    volume: Volume,
+    *,
+    is_usable: Callable[[NodeId], bool],
+    near: SiteId | None,
+    is_away: Callable[[NodeId], bool] = lambda _node: False,
 ) -> ReplicaPlace | None:
     """Return where the head opens when its node is lost, or None where no copy may be it.
 
     The same site first, which raises its epoch alone; then the VM's site; then in order. A head
-    that gave up on a node that answers is still a copy there: it counts.
+    that gave up on a node that answers is still a copy there: it counts. One whose agent is away
+    serves as a copy, and opens nothing: it comes last.
     """
     here = next((p.site_id for p in volume.replicas if p.node_id == volume.head), None)
     able = [p for p in whole_copies(volume) if is_usable(p.node_id)]
@@ -122,6 +127,7 @@ def next_head(
     order = sorted(
         usable,
         key=lambda p: (
+            is_away(p.node_id),
             p.site_id != here,
             p.site_id != near,
             p.node_id in volume.leaving,

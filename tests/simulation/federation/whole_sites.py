@@ -406,7 +406,11 @@ class SimSite:
         )
         self.movement = Movement(self.site)
         self.heads = HeadWatch(
-            self.site, HeadKeeper(self.site), self.sessions, self.tasks, on_lost=lambda _node: None
+            self.site,
+            HeadKeeper(self.site, is_away=self.sessions.is_away),
+            self.sessions,
+            self.tasks,
+            on_lost=lambda _node: None,
         )
         self.guardian = Guardian(
             self.site,

@@ -145,6 +145,22 @@ def test_a_rule_stops_where_it_says_and_no_answered_write_is_lost(
     writer.require_all(second)
 
 
+def test_a_head_of_which_nobody_is_left_to_close_it_gives_way_to_a_later_one(
+    three_sites: list[Daemon], writer: Writer
+) -> None:
+    """Its agent was killed: the copy would be withheld from the next head until it is back."""
+    create_on(three_sites)
+    first = lead(three_sites, 0, "all", epoch=1)
+    first.wait_until_open(timeout_s=PATIENCE_S)
+    until_live(first, *three_sites[1:])
+    writer.write(first, 0, 1)
+    second = lead(three_sites, 1, "all", epoch=2)
+    second.wait_until_open(timeout_s=PATIENCE_S)
+    until_live(second, three_sites[0], three_sites[2])
+    writer.require_all(second)
+    writer.write(second, 2)
+
+
 def test_two_disks_of_three_lost_are_told_and_open_by_the_owners_word(
     three_sites: list[Daemon], writer: Writer
 ) -> None:

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.unit.daemon.test_energy_keeper import HandClock
 from tests.unit.iaas.iaas_makers import IAAS, volume
 
 from nuage.daemon import heads as daemon_heads
-from nuage.daemon.heads import HeadWatch
+from nuage.daemon.heads import OPENS_WITHIN_S, HeadWatch
 from nuage.daemon.nodes import NodeSessions
 from nuage.daemon.process import Tasks
 from nuage.iaas.heads import HeadKeeper
@@ -99,8 +100,10 @@ async def test_a_head_that_opens_does_not_make_a_node_whose_agent_restarts_a_los
 
     monkeypatch.setattr(daemon_heads, "answers", answers)
     lost: list[NodeId] = []
+    clock = SimpleNamespace(monotonic_s=lambda: 7.0)
+    index = SimpleNamespace(find_value=lambda *_: None)
     watch = HeadWatch(
-        cast(Site, SimpleNamespace(index=SimpleNamespace(find_value=lambda *_: None))),
+        cast(Site, SimpleNamespace(index=index, clock=clock)),
         cast(HeadKeeper, SimpleNamespace(heads_on=lambda _node: heads, node_lost=node_lost)),
         cast(NodeSessions, SimpleNamespace(
             is_in_doubt=lambda _node: True, is_connected=lambda _node: is_restarting)),
@@ -108,3 +111,53 @@ async def test_a_head_that_opens_does_not_make_a_node_whose_agent_restarts_a_los
     )  # fmt: skip
     await watch._look_into(NODE)
     assert bool(lost) is is_lost
+
+
+@pytest.mark.parametrize(
+    ("heads", "may_open", "moved"),
+    [
+        pytest.param([OPENS], True, ["vol-2"], id="its former place still answers"),
+        pytest.param([HERE, OPENS], True, ["vol-2"], id="another is served beside it"),
+        pytest.param([HERE], True, [], id="none opens"),
+        pytest.param([OPENS], False, [], id="no other copy may open it"),
+    ],
+)
+async def test_a_head_that_was_to_open_where_no_agent_is_opens_elsewhere(
+    *,
+    heads: list[Volume],
+    may_open: bool,
+    moved: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The storage daemons that an agent left behind serve, and open nothing."""
+
+    async def answers(_portal: str) -> bool:
+        return True
+
+    opened: list[str] = []
+
+    async def open_elsewhere(volume: Volume, _reason: str) -> bool:
+        if may_open:
+            opened.append(volume.volume_id)
+        return may_open
+
+    monkeypatch.setattr(daemon_heads, "answers", answers)
+    clock = HandClock()
+    index = SimpleNamespace(find_value=lambda *_: None)
+    lost: list[NodeId] = []
+    watch = HeadWatch(
+        cast(Site, SimpleNamespace(index=index, clock=clock)),
+        cast(HeadKeeper, SimpleNamespace(
+            heads_on=lambda _node: heads, open_elsewhere=open_elsewhere)),
+        cast(NodeSessions, SimpleNamespace(
+            is_in_doubt=lambda _node: True, is_connected=lambda _node: True)),
+        cast(Tasks, None), on_lost=lost.append,
+    )  # fmt: skip
+    await watch.look_into([NODE])
+    clock.time_s += OPENS_WITHIN_S - 0.1
+    await watch.look_into([NODE])
+    assert opened == []
+    clock.time_s += 0.1
+    await watch.look_into([NODE])
+    assert opened == moved
+    assert lost == [NODE] * len(moved)

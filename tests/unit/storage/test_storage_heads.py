@@ -118,6 +118,9 @@ def test_a_head_opens_first_in_its_own_site_then_at_its_vm() -> None:
     far = next_head(three, is_usable={B, C}.__contains__, near=SiteId("c"))
     assert far is not None
     assert far.node_id == C
+    away = next_head(three, is_usable=everything.__contains__, near=None, is_away={D}.__contains__)
+    assert away is not None
+    assert away.node_id != D
 
 
 @pytest.mark.parametrize(
