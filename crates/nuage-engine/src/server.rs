@@ -73,6 +73,11 @@ impl<D: Disk> ReplicaStore<D> {
         }
     }
 
+    /// A head elsewhere is connected.
+    pub fn is_led(&self) -> bool {
+        !self.sessions.is_empty()
+    }
+
     pub fn store(&self) -> &Store<D> {
         &self.store
     }

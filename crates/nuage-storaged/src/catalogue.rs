@@ -256,7 +256,7 @@ impl Catalogue {
         }
         disks.settle(&volumes)?;
         Ok(Self {
-            retired: rivals::found(&disks)?,
+            retired: rivals::found(&disks),
             dir: dir.to_owned(),
             disks,
             volumes,
@@ -669,6 +669,33 @@ mod tests {
         let catalogue = place.open();
         assert_eq!(catalogue.volumes.keys().collect::<Vec<_>>(), ["w"]);
         assert!(place.0.join("fast/volumes/v/journal/super.a").exists());
+    }
+
+    #[test]
+    fn what_lies_aside_and_cannot_be_read_keeps_nothing_from_starting() {
+        let place = Place::new("aside");
+        let mut catalogue = place.open();
+        create(&mut catalogue, "fast");
+        // No directory at all; and then entries that no copy has left.
+        fs::write(place.0.join("fast/retired"), "rotten").expect("a file");
+        drop(catalogue);
+        let catalogue = place.open();
+        assert!(catalogue.volumes.contains_key("v") && catalogue.retired.is_empty());
+        fs::write(catalogue.folder("v").join(SPEC), "rotten").expect("a file");
+        drop(catalogue);
+        let mut catalogue = place.open();
+        assert_eq!(catalogue.retired.len(), 1);
+        assert!(place.0.join("fast/retired~1").is_file());
+        let aside = place.0.join("fast/retired");
+        fs::write(aside.join("w"), "rotten").expect("a file");
+        fs::create_dir(aside.join("v~1")).expect("a folder");
+        create(&mut catalogue, "fast");
+        drop(catalogue);
+        let mut catalogue = place.open();
+        assert_eq!(catalogue.retired.len(), 1);
+        catalogue.delete("v").expect("deleted");
+        let left: Vec<_> = fs::read_dir(&aside).expect("a folder").collect();
+        assert_eq!(left.len(), 1, "{left:?}");
     }
 
     #[test]

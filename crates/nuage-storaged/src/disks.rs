@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 const VOLUMES: &str = "volumes";
 const RETIRED: &str = "retired";
 
+/// A disk by its name, and why something on it cannot be read.
+pub(crate) type Unread = (String, io::Error);
+
 /// Where volumes lie, by the name of the disk; the first one's name is empty.
 pub struct Disks {
     roots: BTreeMap<String, PathBuf>,
@@ -125,27 +128,33 @@ impl Disks {
     pub(crate) fn put_aside(&self, disk: &str, volume: &str) -> io::Result<()> {
         let root = self.root(disk);
         let aside = root.with_file_name(RETIRED);
+        if fs::metadata(&aside).is_ok_and(|found| !found.is_dir()) {
+            // Whatever it is, it is kept, and nothing can lie in it.
+            fs::rename(&aside, free_base(&root.with_file_name(""), RETIRED))?;
+        }
         fs::create_dir_all(&aside)?;
         fs::rename(root.join(volume), free_base(&aside, volume))?;
         fs::File::open(&aside)?.sync_all()?;
         fs::File::open(root)?.sync_all()
     }
 
-    /// What was moved out of the way, with the name of its disk.
-    pub(crate) fn aside(&self) -> io::Result<Vec<(String, PathBuf)>> {
-        let mut found = Vec::new();
+    /// What was moved out of the way, with the name of its disk; and the disks where it cannot be read.
+    pub(crate) fn aside(&self) -> (Vec<(String, PathBuf)>, Vec<Unread>) {
+        let (mut found, mut unread) = (Vec::new(), Vec::new());
         for (disk, root) in &self.roots {
-            match fs::read_dir(root.with_file_name(RETIRED)) {
-                Ok(entries) => {
-                    for entry in entries {
-                        found.push((disk.clone(), entry?.path()));
-                    }
-                }
+            let entries = fs::read_dir(root.with_file_name(RETIRED));
+            let folders = entries.and_then(|entries| {
+                entries
+                    .map(|entry| entry.map(|entry| (disk.clone(), entry.path())))
+                    .collect::<io::Result<Vec<_>>>()
+            });
+            match folders {
+                Ok(folders) => found.extend(folders),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Err(error) => unread.push((disk.clone(), error)),
             }
         }
-        Ok(found)
+        (found, unread)
     }
 
     /// The volume that a directory was made for.
@@ -156,9 +165,14 @@ impl Disks {
     /// Remove what lies aside, and on the large disk, of a volume whose own disk was lost before: it is
     /// deleted now.
     pub(crate) fn remove_strays(&self, volume: &str) -> io::Result<()> {
-        for (_, folder) in self.aside()? {
+        let (aside, unread) = self.aside();
+        let holds_none = |error: &io::Error| error.kind() == io::ErrorKind::NotADirectory;
+        if let Some((_, error)) = unread.into_iter().find(|(_, error)| !holds_none(error)) {
+            return Err(error);
+        }
+        for (_, folder) in aside {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
-            if volume_of_base(&name) == volume {
+            if volume_of_base(&name) == volume && folder.is_dir() {
                 Self::remove(&folder)?;
             }
         }

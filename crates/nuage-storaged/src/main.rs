@@ -19,6 +19,7 @@ mod memory;
 mod metrics;
 mod options;
 mod past;
+mod quarantine;
 mod receipts;
 mod replication;
 mod report;

@@ -32,6 +32,7 @@ pub struct ScrubFigures {
     pub found: u64,
     pub mended: u64,
     pub lost_blocks: u64,
+    pub quarantine_bytes: u64,
 }
 
 /// A copy elsewhere.
@@ -158,6 +159,12 @@ const COLUMNS: &[Column] = &[
         "gauge",
         "Blocks that no copy has",
         |figures| figures.scrub.lost_blocks,
+    ),
+    (
+        "quarantine_bytes",
+        "gauge",
+        "Bytes of its log that the copy has put aside for people",
+        |figures| figures.scrub.quarantine_bytes,
     ),
 ];
 

@@ -159,7 +159,18 @@ pub fn settle(disks: &Disks, known: CreateVolume, found: CreateVolume) -> io::Re
         .map_err(|error| io::Error::other(error.to_string()))?;
     let standing = store.standing();
     drop(store);
-    disks.put_aside(&loser.disk, &loser.volume)?;
+    if let Err(error) = disks.put_aside(&loser.disk, &loser.volume) {
+        // It is decided: at the next start again, and what is served is the same.
+        log::error(
+            "copy_not_put_aside",
+            &[
+                ("volume", loser.volume.as_str().into()),
+                ("disk", loser.disk.as_str().into()),
+                ("error", error.to_string().into()),
+            ],
+        );
+        return Ok(winner);
+    }
     log::warn(
         "copy_retired",
         &[
@@ -230,22 +241,46 @@ fn move_unreadable_aside(disks: &Disks, disk: &str, folder: &Path, name: &str) -
     disks.put_aside(disk, name)
 }
 
-/// What lies aside on all disks.
-pub fn found(disks: &Disks) -> io::Result<Vec<Retired>> {
+/// What lies aside on all disks. What cannot be read of it is told, left where it is, and keeps nothing from starting.
+pub fn found(disks: &Disks) -> Vec<Retired> {
     let mut found = Vec::new();
-    for (disk, folder) in disks.aside()? {
+    let (aside, unread) = disks.aside();
+    for (disk, error) in unread {
+        tell_unread(&disk, "retired/", &error.to_string());
+    }
+    for (disk, folder) in aside {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let volume = Disks::volume_of(&name).to_owned();
-        if let Some(note) = Note::read(&folder) {
-            found.push(Retired {
-                volume,
-                disk,
-                folder,
-                note,
-            });
-        }
+        let Some(note) = Note::read(&folder) else {
+            tell_unread(
+                &disk,
+                &folder.to_string_lossy(),
+                "it has no retired.json that can be read",
+            );
+            continue;
+        };
+        found.push(Retired {
+            volume,
+            disk,
+            folder,
+            note,
+        });
     }
-    Ok(found)
+    found
+}
+
+fn tell_unread(disk: &str, what: &str, error: &str) {
+    let help = "nothing of it is used or removed, but for what has the name of a volume that is deleted; look at it, and \
+                remove it by hand";
+    log::error(
+        "retired_unreadable",
+        &[
+            ("disk", disk.into()),
+            ("what", what.into()),
+            ("error", error.into()),
+            ("help", help.into()),
+        ],
+    );
 }
 
 impl Storaged {

@@ -47,6 +47,8 @@ pub struct Scrubbing {
     kept: BTreeMap<String, Kept>,
     /// Found and mended by copies since they were opened, as far as it is in `kept`.
     counted: BTreeMap<String, (u64, u64)>,
+    /// Bytes that copies have put aside, as they were at the last look.
+    pub(crate) quarantine: BTreeMap<String, u64>,
     running: Option<String>,
     clock: SystemClock,
     looked_at: Option<Instant>,
@@ -61,6 +63,7 @@ impl Scrubbing {
     pub fn forget(&mut self, volume: &str) {
         self.kept.remove(volume);
         self.counted.remove(volume);
+        self.quarantine.remove(volume);
     }
 }
 
@@ -184,6 +187,8 @@ impl Storaged {
         (kept.last_s, kept.after) = (now_s(), None);
         self.note_pass(volume);
         let report = self.report_of(volume).unwrap_or_default();
+        let begun_s = self.kept(volume).begun_s;
+        self.tidy_quarantine(volume, begun_s, &report);
         log::info(
             "scrub_ends",
             &[
@@ -245,6 +250,7 @@ impl Storaged {
         for volume in &open {
             self.with_copy(volume, Store::retry_lost);
             self.note_pass(volume);
+            self.note_quarantine(volume);
         }
         let due = open.iter().find(|volume| self.is_due(volume)).cloned();
         if let (None, Some(volume)) = (&self.scrubbing.running, due) {
@@ -286,6 +292,7 @@ impl Storaged {
             }),
             "found": figures.found, "mended": figures.mended, "waiting": report.waiting,
             "lost": report.lost, "lost_segments": report.lost_segments,
+            "quarantine_bytes": figures.quarantine_bytes,
         }))
     }
 
@@ -301,6 +308,7 @@ impl Storaged {
             found: kept.map_or(0, |kept| kept.found) + found,
             mended: kept.map_or(0, |kept| kept.mended) + mended,
             lost_blocks: report.lost.iter().map(|(_, count)| count).sum(),
+            quarantine_bytes: self.scrubbing.quarantine.get(volume).copied().unwrap_or(0),
         }
     }
 }
