@@ -214,9 +214,15 @@ def show_vm(session: Session, name: str, iaas: str) -> None:
         *(("address", _port_text(port)) for port in own_ports),
         ("volumes", ", ".join(str(names.get(vol, vol)) for vol in listed(vm, "volumes"))),
         ("last move", f"stood still for {vm['downtime_ms']:.0f} ms" if vm["downtime_ms"] else ""),
+        ("restarts", _restarts(vm)),
         ("known", f"as of {age(answer['age_s'])} ago, homed at {answer['site']}"),
     )
     print_facts(facts)
+
+
+def _restarts(vm: Row) -> str:
+    count = vm.get("restart_count", 0)  # controllers of earlier releases do not tell
+    return f"{count}, unasked, since it came to {vm['node_id']}" if count else ""
 
 
 def _port_text(port: Row) -> str:

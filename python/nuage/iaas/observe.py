@@ -141,9 +141,16 @@ def _vm_acts(vm: Vm, migration: Migration | None, seen: VmReport, revision: int)
         return _departure_acts(vm, migration, seen, revision)
     if vm.state is VmState.MIGRATING:
         return []  # placement of its target is under way
-    if (vm.state, vm.failure, vm.disk_slots) == (seen.state, seen.failure, seen.disk_slots):
+    known = (vm.state, vm.failure, vm.disk_slots, vm.restart_count)
+    if known == (seen.state, seen.failure, seen.disk_slots, seen.restart_count):
         return []  # as most are in most reports
-    changed = replace(vm, state=seen.state, failure=seen.failure, disk_slots=seen.disk_slots)
+    changed = replace(
+        vm, state=seen.state, failure=seen.failure, disk_slots=seen.disk_slots,
+        restart_count=seen.restart_count,
+    )  # fmt: skip
+    if seen.restart_count > vm.restart_count:
+        text = f"{vm.name} had ended, unasked, and is started anew"
+        return [Save(changed, "restarted", text)]
     text = f"{vm.name} is {seen.state.value}" + (f": {seen.failure}" if seen.failure else "")
     return [Save(changed, seen.state.value, text)]
 

@@ -156,6 +156,7 @@ class VmReport:
     downtime_ms: float = 0.0
     cpu_seconds: float = 0.0
     reboot_count: int = 0
+    restart_count: int = 0  # how often it had ended, unasked, and was started anew
     disk_slots: tuple[VolumeId, ...] = ()  # "" where a slot is free
 
 

@@ -83,6 +83,7 @@ class Vm:
     disk_slots: tuple[VolumeId, ...] = ()  # as its node has them plugged; a target must do alike
     move_within_s: float = 0.0  # its memory is to go within this, else it stays; 0: no limit
     downtime_ms: float = 0.0  # the guest's pause in its last live migration
+    restart_count: int = 0  # how often its node started it anew, unasked, since it came there
     failure: str = ""
     asked_at: SiteId | None = None  # the site that took the request for it, and decided
     request_id: str = ""  # of the API request that changed it last: logs of its node carry it

@@ -493,7 +493,7 @@ def _plan_power(memory: GuestMemory, seen: GuestSeen | None, now_s: float, disk_
             return _plan_start(replace(memory, reboots_done=wish.reboot_count), now_s)
         return _plan_stop(memory, state, now_s)
     if seen is None:
-        return _plan_start(memory, now_s)
+        return _plan_start_anew(memory, now_s)
     match seen.state:
         case RunState.SHUT_DOWN:
             asked = memory.stop_deadline_s > 0 or not memory.running_seen
@@ -537,6 +537,13 @@ def _plan_start(memory: GuestMemory, now_s: float) -> Plan:
     return Plan(memory=started, act=Start())
 
 
+def _plan_start_anew(memory: GuestMemory, now_s: float) -> Plan:
+    """Start a guest that is not there; count it if it ran, for nobody asked it to end."""
+    if memory.running_seen:
+        memory = replace(memory, restart_count=memory.restart_count + 1)
+    return _plan_start(memory, now_s)
+
+
 def _plan_restart(memory: GuestMemory, told: str, now_s: float) -> Plan:
     """Start a crashed guest again, later each time it crashes."""
     if memory.restart_after_s == 0.0:
@@ -548,7 +555,7 @@ def _plan_restart(memory: GuestMemory, told: str, now_s: float) -> Plan:
         )  # fmt: skip
     if now_s < memory.restart_after_s <= now_s + BACKOFF_MAX_S:
         return Plan(memory=memory, look_again_s=memory.restart_after_s)
-    return _plan_start(memory, now_s)
+    return _plan_start_anew(memory, now_s)
 
 
 def _plan_stop(memory: GuestMemory, state: RunState | None, now_s: float) -> Plan:

@@ -57,6 +57,7 @@ class GuestMemory:
     started_s: float = 0.0
     stop_deadline_s: float = 0.0
     running_seen: bool = False
+    restart_count: int = 0
     switched_off: bool = False
     crash_count: int = 0
     restart_after_s: float = 0.0

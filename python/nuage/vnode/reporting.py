@@ -65,6 +65,7 @@ def vm_report(memory: GuestMemory, seen: GuestSeen | None) -> VmReport:
         and (seen is None or seen.state is not RunState.RUNNING),
         migration_address=seen.incoming_address if waiting and seen is not None else "",
         reboot_count=memory.reboots_done,
+        restart_count=memory.restart_count,
     )
     return report if seen is None else _with_figures(report, seen)
 
@@ -98,7 +99,7 @@ def is_news(before: VmReport | None, after: VmReport) -> bool:
         return (
             report.state, report.epoch, report.orphan, report.failure, report.ready_to_switch,
             report.migrated, report.is_lost, report.migration_address, report.reboot_count,
-            report.downtime_ms, report.disk_slots,
+            report.restart_count, report.downtime_ms, report.disk_slots,
         )  # fmt: skip
 
     return essence(before) != essence(after)

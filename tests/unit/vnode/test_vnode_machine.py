@@ -108,6 +108,19 @@ def test_a_deleted_vm_is_ended_then_forgotten() -> None:
     assert vm_report(memory, None).state is VmState.DELETED
 
 
+def test_a_guest_that_ended_unasked_is_counted_as_started_anew() -> None:
+    """Its node lost its power, say: nothing of it is there, and it ran."""
+    anew = plan(remembered(), None, NOW_S)
+    assert anew.act == machine.Start()
+    assert vm_report(anew.memory, None).restart_count == 1
+    running = plan(anew.memory, seen(RunState.RUNNING), NOW_S + 1).memory
+    assert vm_report(plan(running, None, NOW_S + 2).memory, None).restart_count == 2
+    asked = replace(running, wish=replace(wish(), reboot_count=1))
+    assert vm_report(plan(asked, None, NOW_S + 2).memory, None).restart_count == 1
+    first = GuestMemory(wish=wish())
+    assert vm_report(plan(first, None, NOW_S).memory, None).restart_count == 0
+
+
 def test_a_crashed_guest_comes_back_later_each_time() -> None:
     memory = remembered()
     waits = []

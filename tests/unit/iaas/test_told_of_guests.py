@@ -1,4 +1,4 @@
-"""What a V-node says of a VM's disk is told by the volume's name: nodes know ids only."""
+"""What a V-node says of a VM is told, of its disk by the volume's name: nodes know ids only."""
 
 from tests.unit.iaas.iaas_makers import datacenter, iaas, record, vm, volume
 from tests.unit.placement.placement_builders import vector
@@ -29,3 +29,22 @@ def test_a_disk_for_which_a_guest_waits_is_told_by_its_name() -> None:
     assert act.text == f"web is running: {told}"
     index.put(record(act.value, revision=2))
     assert vnode_acts(index, report) == []
+
+
+def test_a_guest_that_was_started_anew_is_told_once() -> None:
+    index = FederationIndex(SiteId("marne"))
+    machine = vm(1, site="marne", node_id="m-v1", epoch=5, name="web")
+    for noun in (datacenter("marne"), iaas(), machine):
+        index.put(record(noun))
+    anew = "web had ended, unasked, and is started anew"
+    for revision, (count, told) in enumerate(((1, anew), (0, "web is running")), start=2):
+        seen = VmReport(vm_id=machine.vm_id, state=VmState.RUNNING, epoch=5, restart_count=count)
+        report = VnodeReport(
+            node_id=NodeId("m-v1"), site_id=SiteId("marne"), wish_revision=1, vms=(seen,),
+            estimate=vector("m-v1"),
+        )  # fmt: skip
+        (act,) = vnode_acts(index, report)
+        assert isinstance(act, Save)
+        assert act.text == told
+        index.put(record(act.value, revision=revision))
+        assert vnode_acts(index, report) == []
