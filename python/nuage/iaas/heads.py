@@ -4,7 +4,8 @@
 
     the node of a head is lost     head_lost: another copy of this site under the next local epoch,
                                    else at another site under the quorum's next
-    the VM runs at another site    the head follows: released here, taken there
+    the VM runs at another site    the head follows: released here, taken there; where a fault drove
+                                   it from its VM, once the IO-node there has served for a while
     a site is gone                 its volumes' heads are taken over where their VMs still run
     a copy comes back, joins, goes one step at a time (`storage.heads.next_step`)
 
@@ -57,6 +58,7 @@ from nuage.storage.places import choose_another
 TAKE_HEAD_METHOD = "volume.take-head"
 RELEASE_METHOD = "volume.release-head"
 ASK_TIMEOUT_S = 10.0
+NEAR_REST_S = 60.0  # of service without a break, before a head goes back to where it fled from
 FAILED_HEAD_REST_S = 10.0  # between two automatic moves of a head that fails by itself
 STEP_REST_S = 5.0  # between two steps of one volume that could not be taken
 NO_PLACE_REST_S = 60.0  # before a place is looked for again where none was
@@ -101,6 +103,7 @@ class HeadKeeper:
         self._heard_s: dict[NodeId, float] = {}
         self._left_out_s: dict[tuple[VolumeId, NodeId], float] = {}
         self._moved_s: dict[VolumeId, float] = {}
+        self._fled: dict[VolumeId, tuple[SiteId, float]] = {}  # taken away from its VM there, when
         self._rest_until_s: dict[VolumeId, float] = {}
         self._held_since: dict[VolumeId, tuple[str, float]] = {}
         self._claimed: set[VolumeId] = set()
@@ -273,6 +276,9 @@ class HeadKeeper:
                 hint="ask again",
             )
         self._claimed.add(volume.volume_id)
+        near = self.vm_site(volume)
+        if near is not None and near != site.site_id:
+            self._fled[volume.volume_id] = (near, site.clock.monotonic_s())
 
     # Step by step ---------------------------------------------------------------------------------
 
@@ -352,6 +358,7 @@ class HeadKeeper:
             vm_site=self.vm_site(volume),
             draining={p.node_id for p in volume.replicas if self._is_draining(p.node_id)},
             gone={p.node_id for p in volume.replicas if self._is_gone(p.node_id)},
+            resting={p.node_id for p in volume.replicas if self._is_resting(volume, p)},
             may_key_anew=self._may_key_anew(volume),
         )
 
@@ -398,6 +405,20 @@ class HeadKeeper:
         if not status.connected:
             silent_s = max(silent_s, self._site.clock.now_s() - status.since_s)
         return silent_s >= self._replace_lost_after_s
+
+    def _is_resting(self, volume: Volume, place: ReplicaPlace) -> bool:
+        """Tell whether a head that fled from its VM's site is not to go back to a node there yet.
+
+        Each move is a pause, and what has just begun again may well fail again. A head that follows
+        a VM has not fled: it goes at once.
+        """
+        fled = self._fled.get(volume.volume_id)
+        status = self._site.index.find_value(NodeStatus, place.node_id)
+        if fled is None or status is None or place.site_id != fled[0]:
+            return False
+        clock = self._site.clock
+        served_s = min(clock.monotonic_s() - fled[1], clock.now_s() - status.since_s)
+        return served_s < NEAR_REST_S
 
     def _may_replace(self, node_id: NodeId) -> bool:
         begun = sum(
@@ -650,6 +671,7 @@ class HeadKeeper:
         for key in [k for k in self._copies if k[0] not in epochs or k[1] < epochs[k[0]]]:
             del self._copies[key]
         self._held_since = {k: since for k, since in self._held_since.items() if k in epochs}
+        self._fled = {k: fled for k, fled in self._fled.items() if k in epochs}
         for times_s in (self._moved_s, self._rest_until_s):
             for volume_id in [gone for gone in times_s if gone not in epochs]:
                 del times_s[volume_id]

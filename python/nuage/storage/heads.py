@@ -215,7 +215,8 @@ class VolumeFacts:
 
     `usable` are nodes that answer and whose daemon's address is known; `copies` what the head says
     of the others; `vm_site` where a VM that runs and does not move uses it. `draining` nodes are to
-    be empty, `gone` ones have been lost for so long that their copies are made anew elsewhere.
+    be empty, `gone` ones have been lost for so long that their copies are made anew elsewhere. From
+    `resting` ones a fault has driven the head, too short ago for it to go back near its VM.
     `may_key_anew`: the head's daemon has a newer data key than the head writes with.
     """
 
@@ -226,6 +227,7 @@ class VolumeFacts:
     vm_site: SiteId | None = None
     draining: Collection[NodeId] = ()
     gone: Collection[NodeId] = ()
+    resting: Collection[NodeId] = ()
     may_key_anew: bool = False
 
 
@@ -300,13 +302,15 @@ def _has_failed(facts: VolumeFacts, node_id: NodeId) -> bool:
     return seen is not None and seen.is_failed
 
 
-def _another_head(volume: Volume, facts: VolumeFacts) -> ReplicaPlace | None:
+def _another_head(
+    volume: Volume, facts: VolumeFacts, *, but: Collection[NodeId] = ()
+) -> ReplicaPlace | None:
     """Return the best of the whole copies that stay and answer, the present head's left out."""
+    unfit = {*volume.leaving, *facts.draining, *but, volume.head}
     fit = [
         place
         for place in whole_copies(volume)
-        if place.node_id in facts.usable
-        and place.node_id not in (*volume.leaving, *facts.draining, volume.head)
+        if place.node_id in facts.usable and place.node_id not in unfit
     ]
     return min(fit, key=lambda p: p.site_id != facts.vm_site) if fit else None
 
@@ -352,7 +356,7 @@ def _towards_contract(volume: Volume, facts: VolumeFacts) -> Step | None:
         return Retire(surplus[-1])
     here = next(p.site_id for p in volume.replicas if p.node_id == volume.head)
     if facts.vm_site is not None and facts.vm_site != here:
-        another = _another_head(volume, facts)
+        another = _another_head(volume, facts, but=facts.resting)
         if another is not None and another.site_id == facts.vm_site:
             return MoveHead(another)
     return None

@@ -13,6 +13,7 @@ from tests.unit.iaas.iaas_makers import vm
 
 from nuage.errors import Conflict
 from nuage.iaas.heads import (
+    NEAR_REST_S,
     RELEASE_METHOD,
     HeadKeeper,
     ReleaseHead,
@@ -24,7 +25,8 @@ from nuage.model.iaas import Iaas
 from nuage.model.identity import Grant, Role
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.status import NODE_LOST_AFTER_S, NodeStatus
-from nuage.model.volume import Volume, VolumeState
+from nuage.model.vm import Vm
+from nuage.model.volume import ReplicaPlace, Volume, VolumeState
 from nuage.simulation.virtual_time import SkewedClock
 from nuage.storage.heads import head_set, is_settled
 
@@ -63,9 +65,9 @@ class Storage(Federation):
 
     def restart_controller(self, site_id: SiteId) -> None:
         """What a controller has in memory is lost; what it wrote stays."""
-        self.keepers[site_id] = HeadKeeper(
-            self.sites[site_id].site, replace_lost_after_s=LOST_AFTER_S
-        )
+        site = self.sites[site_id]
+        self.keepers[site_id] = HeadKeeper(site.site, replace_lost_after_s=LOST_AFTER_S)
+        site.heads._keeper = self.keepers[site_id]  # heads are given to it
 
     async def build(self, **contract: object) -> None:
         status, answer = await self.ask("POST", "/v1/iaas", {"name": "acme", "contract": contract})
@@ -110,6 +112,17 @@ class Storage(Federation):
         path = f"/v1/iaas/acme/volumes/{volume.name}/degrade"
         status, answer = await self.ask("POST", path, {"without": without}, who="tenant")
         assert status == 202, answer
+
+    async def used_at_its_head(self, volume: Volume) -> tuple[SiteId, ReplicaPlace, ReplicaPlace]:
+        """Have a VM run where the head is; return that site, the head's place and the other's."""
+        home = self.sites[LYON].index.home("volume", volume.volume_id)
+        assert home is not None
+        near = next(p for p in volume.replicas if p.node_id == volume.head)
+        other = next(p for p in volume.replicas if p.node_id != volume.head)
+        user = replace(vm(site=home, volumes=(volume.volume_id,)), iaas_id=volume.iaas_id)
+        await self.sites[home].site.save(user, replace(volume, vm_id=user.vm_id))
+        await self.settle()
+        return home, near, other
 
     def mend(self, volume_id: VolumeId, *, all_but: NodeId) -> None:
         """Have copies of a volume take the log again, but for those on one node."""
@@ -284,6 +297,9 @@ class LaterClock(SkewedClock):
 
     ahead_s = 0.0
 
+    def now_s(self) -> float:
+        return super().now_s() + self.ahead_s
+
     def monotonic_s(self) -> float:
         return super().monotonic_s() + self.ahead_s
 
@@ -390,3 +406,54 @@ async def test_a_head_moves_where_it_is_told_unless_a_vm_that_uses_it_runs_elsew
     status, answer = await storage.ask("POST", path, back, who="tenant")
     assert status == 409, answer
     assert "stays near it" in answer["error"]["message"]
+
+
+async def test_a_head_that_fled_from_its_vm_goes_back_once_the_node_has_served_for_a_while(
+    storage: Storage,
+) -> None:
+    """What has just begun again may fail again, and each move is a pause of its VM."""
+    await storage.build(**FRENCH_PAIR)
+    volume = storage.volumes()[0]
+    home, near, other = await storage.used_at_its_head(volume)
+    clock = LaterClock()
+    for site in storage.sites.values():
+        site.site.clock, site.site.age_of = clock, lambda _site: 0.0
+    await storage.keepers[home].open_at(storage.volumes()[0], other, "its IO-node is lost")
+
+    async def is_back(*, after_s: float) -> bool:
+        clock.ahead_s += after_s
+        for _ in range(5):
+            await storage.look()
+        return storage.volumes()[0].head == near.node_id
+
+    assert not await is_back(after_s=0.0)
+    assert not await is_back(after_s=NEAR_REST_S - 10.0)
+    status = storage.sites[home].index.value(NodeStatus, near.node_id)
+    begun_again = replace(status, connected=True, since_s=clock.now_s())
+    await storage.sites[home].site.save(begun_again)
+    await storage.settle()
+    assert not await is_back(after_s=NEAR_REST_S - 10.0), "it broke off meanwhile"
+    assert await is_back(after_s=20.0)
+
+
+async def test_a_head_follows_its_vm_at_once_and_leaves_a_drained_node_at_once(
+    storage: Storage,
+) -> None:
+    await storage.build(**FRENCH_PAIR)
+    volume = storage.volumes()[0]
+    home, near, other = await storage.used_at_its_head(volume)
+    site = storage.sites[home].site
+    user = next(v for v in site.index.values(Vm) if v.vm_id == storage.volumes()[0].vm_id)
+    now_s = site.clock.now_s()
+    status = storage.sites[other.site_id].index.value(NodeStatus, other.node_id)
+    await storage.sites[other.site_id].site.save(replace(status, since_s=now_s))
+    await site.save(replace(user, site_id=other.site_id))
+    await storage.until(lambda: storage.volumes()[0].head == other.node_id)
+    await site.save(replace(user, site_id=home))
+    await storage.until(lambda: storage.volumes()[0].head == near.node_id)
+
+    await storage.keepers[home].open_at(storage.volumes()[0], other, "its IO-node is lost")
+    await storage.until(lambda: is_settled(storage.volumes()[0]))
+    draining = storage.sites[other.site_id].index.value(Node, other.node_id)
+    await storage.sites[other.site_id].site.save(replace(draining, maintenance=True, draining=True))
+    await storage.until(lambda: storage.volumes()[0].head == near.node_id)

@@ -252,6 +252,17 @@ def test_a_head_follows_its_vm_to_a_site_with_a_copy() -> None:
     assert next_step(two, facts(A, vm_site="b")) is None
 
 
+def test_a_head_does_not_go_back_where_it_is_to_rest_but_leaves_its_node_for_there() -> None:
+    three = volume(A, B, C)
+    resting = replace(facts(A, B, C, copies=3, vm_site="b"), resting={B})
+    assert next_step(three, resting) is None
+    drained = replace(resting, draining={A})
+    assert next_step(three, drained) == MoveHead(three.replicas[1])
+    two_there = replace(volume(B, A, D), head=B)
+    near = replace(facts(A, B, D, copies=3, vm_site="a"), resting={A})
+    assert next_step(two_there, near) == MoveHead(two_there.replicas[2])
+
+
 def test_nothing_is_begun_before_the_last_change_has_settled() -> None:
     unsettled = replace(volume(A, B), epoch=8)
     assert next_step(unsettled, facts(A, B, copies=3, vm_site="b")) is None
