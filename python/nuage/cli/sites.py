@@ -140,6 +140,7 @@ def show_node(session: Session, node: str) -> None:
         ("version", value.get("version", "")),
         ("VMs", answer["vm_count"] or ""),
         ("orphans", ", ".join(str(orphan) for orphan in listed(status, "orphans"))),
+        ("unreadable", ", ".join(str(vm) for vm in listed(status, "unreadable"))),
         ("copies", answer["copy_count"] or ""),
     ])  # fmt: skip
     disks = [_disk_row(disk) for disk in listed(status, "disks")]

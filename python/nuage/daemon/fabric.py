@@ -489,6 +489,10 @@ class Fabric:
         self.update()
         return tap
 
+    def ports_of(self, vm_id: VmId) -> list[PortId]:
+        """Return the ports of a VM that have a tap here."""
+        return [i for i, tap in self.notebook.memory.taps.items() if tap.vm_id == vm_id]
+
     async def unplug(self, port_id: PortId) -> None:
         """Remove the port's tap."""
         tap = self.notebook.memory.taps.pop(port_id, None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -70,9 +70,10 @@ class FabricPlug:
         """Return a tap that reaches the port's segment."""
         return await self._fabric.plug(vm_id, port, arriving=self._is_arriving(vm_id))
 
-    async def unplug(self, vm_id: VmId, port_id: PortId) -> None:  # noqa: ARG002 - the port's shape
-        """Remove the port's tap."""
-        await self._fabric.unplug(port_id)
+    async def unplug(self, vm_id: VmId, port_ids: Collection[PortId] = ()) -> None:
+        """Remove the taps of these ports, and what others the VM has."""
+        for port_id in {*port_ids, *self._fabric.ports_of(vm_id)}:
+            await self._fabric.unplug(port_id)
 
 
 class VnodeProcess:

@@ -251,6 +251,8 @@ def node_status(
         accelerator = vnode.estimate.accelerator
         if (before.accelerator, before.orphans) != (accelerator, orphans):
             after = replace(after, accelerator=accelerator, orphans=orphans)
+        if before.unreadable != vnode.unreadable:
+            after = replace(after, unreadable=vnode.unreadable)
     if ionode is not None:
         if before.replica_addresses != ionode.replica_addresses:
             after = replace(after, replica_addresses=ionode.replica_addresses)
@@ -313,6 +315,10 @@ def _status_line(
     fresh = sorted(set(after.orphans) - set(before.orphans))
     if fresh:
         return "orphans", f"node {name} runs what it should not: {', '.join(fresh)}; left running"
+    fresh = sorted(set(after.unreadable) - set(before.unreadable))
+    if fresh:
+        told = f"node {name} cannot read what it kept of {', '.join(fresh)}"
+        return "unreadable", f"{told}: see guests/ID/guest.json in its state_dir; left as it is"
     alarms = {disk.name: disk.alarm for disk in before.disks}
     changed = [
         disk for disk in after.disks if disk.alarm is not alarms.get(disk.name, SpaceAlarm.NONE)

@@ -162,13 +162,17 @@ class VmReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VnodeReport:
-    """A V-node's facts; `wish_revision` is the last desired state it has taken."""
+    """A V-node's facts; `wish_revision` is the last desired state it has taken.
+
+    `unreadable`: VMs of which it has a folder that says nothing. What runs of them nobody sees.
+    """
 
     node_id: NodeId
     site_id: SiteId
     wish_revision: int
     vms: tuple[VmReport, ...]
     estimate: EstimationVector
+    unreadable: tuple[VmId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,7 @@ class NodeStatus:
     total_bytes: int = 0
     accelerator: str = ""
     orphans: tuple[VmId, ...] = ()
+    unreadable: tuple[VmId, ...] = ()  # VMs of which the node has a folder that says nothing
     alarm: SpaceAlarm = SpaceAlarm.NONE
     disks: tuple[DiskStatus, ...] = ()
     restarting: bool = False

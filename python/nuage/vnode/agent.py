@@ -24,7 +24,15 @@ from nuage.model.vm import VmShape
 from nuage.vnode import machine
 from nuage.vnode.configdrive import SeedLayout, build_seed
 from nuage.vnode.hypervisor import GuestSeen, GuestSpec, Hypervisor, Nic, RunState
-from nuage.vnode.memory import AgentMemory, GuestMemory, forget, lasting, remember, take_wish
+from nuage.vnode.memory import (
+    AgentMemory,
+    GuestMemory,
+    forget,
+    is_no_vm_here,
+    lasting,
+    remember,
+    take_wish,
+)
 from nuage.vnode.ports import PortPlug
 from nuage.vnode.reporting import is_news, orphan_report, vm_report
 from nuage.vnode.sed import Sed
@@ -145,6 +153,7 @@ class VnodeAgent:
             wish_revision=self._memory.revision,
             vms=tuple(report for _, report in sorted(self._board.reports.items())),
             estimate=self._sed.estimation_vector(running),
+            unreadable=self._hypervisor.unreadable,
         )
 
     async def _run(self) -> None:
@@ -192,6 +201,10 @@ class VnodeAgent:
             _store(self._options.state_dir / "agent.json", self._memory)
         for vm_id, act in acts:
             self._busy[vm_id] = asyncio.create_task(self._perform(vm_id, act))
+        for vm_id, left_over in seen.items():
+            is_unknown = vm_id not in under_way and is_no_vm_here(self._memory, vm_id)
+            if is_unknown and machine.has_ended(left_over.state):
+                self._busy[vm_id] = asyncio.create_task(self._clear_away(vm_id))
         await self._tell(seen)
         return max(look_s - now_s, LEAST_WAIT_S)
 
@@ -240,6 +253,18 @@ class VnodeAgent:
                 self._memory = remember(self._memory, after)
             self._wake.set()
 
+    async def _clear_away(self, vm_id: VmId) -> None:
+        """Forget what ended of a VM that is not in the memory, and is no VM of this node."""
+        try:
+            await self._plug.unplug(vm_id)
+            await self._hypervisor.forget(vm_id)
+            _log.info("cleared away", vm=vm_id)
+            self._wake.set()
+        except NuageError as error:  # tried again at the next look
+            _log.warning("not cleared away", vm=vm_id, fault=error.message)
+        finally:
+            del self._busy[vm_id]
+
     async def _act(self, guest: GuestMemory, act: machine.Act) -> None:
         hypervisor, vm_id = self._hypervisor, guest.wish.vm_id
         match act:
@@ -254,8 +279,7 @@ class VnodeAgent:
                 await hypervisor.kill(vm_id)
             case machine.Forget():
                 await hypervisor.forget(vm_id)
-                for port in guest.wish.ports:
-                    await self._plug.unplug(vm_id, port.port_id)
+                await self._plug.unplug(vm_id, [port.port_id for port in guest.wish.ports])
             case machine.Pause():
                 await hypervisor.pause(vm_id)
             case machine.Resume():
@@ -327,7 +351,7 @@ def _store(path: Path, memory: AgentMemory) -> None:
     temporary = path.with_suffix(".new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(replace(memory, heard=False)))
+        file.write(msgspec.json.encode(replace(memory, heard=False, withheld=None)))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

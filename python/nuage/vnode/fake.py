@@ -57,6 +57,7 @@ class FakeHypervisor:
         self.refuses_to_start = ""
         self.sends_slowly = False
         self.acts: list[tuple[str, VmId]] = []
+        self.unreadable: tuple[VmId, ...] = ()
 
     @property
     def accelerator(self) -> str:

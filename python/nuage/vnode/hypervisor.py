@@ -183,6 +183,11 @@ class Hypervisor(Protocol):
         """Return ``kvm`` or ``tcg`` (``fake`` for the fake)."""
         ...
 
+    @property
+    def unreadable(self) -> tuple[VmId, ...]:
+        """Return of which guests there is a folder that says nothing; nobody looks after those."""
+        ...
+
     def subscribe(self, changed: Callable[[VmId], None]) -> None:
         """Call `changed` whenever a guest's state may have changed."""
         ...

@@ -655,6 +655,11 @@ def _same_way(there: Disk, wanted: Disk) -> bool:
             return False
 
 
+def has_ended(state: RunState) -> bool:
+    """Tell whether nothing of a guest runs any more."""
+    return state in _ENDED
+
+
 def after_act(memory: GuestMemory, act: Act, fault: str, now_s: float) -> GuestMemory:
     """Return the memory after an act that failed with `fault` ("": it went well)."""
     if not fault:

@@ -84,11 +84,13 @@ class AgentMemory:
 
     `heard`: that wish came since this agent began. It is not kept on disk: a node that was off may
     have lost its VMs to others meanwhile, so what does not run is started on a fresh word only.
+    `withheld` is what that wish could not tell of (`VnodeWish.withheld`).
     """
 
     revision: int = 0
     guests: dict[VmId, GuestMemory] = field(default_factory=dict)
     heard: bool = False
+    withheld: tuple[VmId, ...] | None = None
 
 
 def take_wish(memory: AgentMemory, wish: VnodeWish) -> AgentMemory:
@@ -101,7 +103,13 @@ def take_wish(memory: AgentMemory, wish: VnodeWish) -> AgentMemory:
     for vm_id, vm in wanted.items():
         if vm_id not in guests:
             guests[vm_id] = GuestMemory(wish=vm, reboots_done=vm.reboot_count)
-    return AgentMemory(revision=wish.revision, guests=guests, heard=True)
+    return AgentMemory(revision=wish.revision, guests=guests, heard=True, withheld=wish.withheld)
+
+
+def is_no_vm_here(memory: AgentMemory, vm_id: VmId) -> bool:
+    """Tell whether the last wish says that a guest which nobody remembers is no VM of this node."""
+    is_told = memory.heard and memory.withheld is not None and vm_id not in memory.withheld
+    return is_told and vm_id not in memory.guests
 
 
 def _orphaned(known: GuestMemory, wish: VnodeWish) -> GuestMemory:
@@ -149,4 +157,4 @@ def lasting(memory: AgentMemory) -> AgentMemory:
         )
         for vm_id, guest in memory.guests.items()
     }
-    return replace(memory, guests=guests, heard=False)
+    return replace(memory, guests=guests, heard=False, withheld=None)

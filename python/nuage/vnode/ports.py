@@ -1,6 +1,7 @@
 """Plugging a VM's network card into the node's network: what `daemon.fabric` does for TRILL."""
 
 import hashlib
+from collections.abc import Collection
 from typing import Protocol
 
 from nuage.ids import PortId, VmId
@@ -14,8 +15,8 @@ class PortPlug(Protocol):
         """Return the name of a tap in the agent's namespace that reaches the port's segment."""
         ...
 
-    async def unplug(self, vm_id: VmId, port_id: PortId) -> None:
-        """Remove the port's tap; nothing happens when there is none."""
+    async def unplug(self, vm_id: VmId, port_ids: Collection[PortId] = ()) -> None:
+        """Remove the taps of these ports, and what others the VM has here, if there are any."""
         ...
 
 
@@ -26,7 +27,7 @@ class NoPlug:
         """Return no tap."""
         return ""
 
-    async def unplug(self, vm_id: VmId, port_id: PortId) -> None:
+    async def unplug(self, vm_id: VmId, port_ids: Collection[PortId] = ()) -> None:
         """Do nothing."""
 
 

@@ -95,6 +95,7 @@ class QemuHypervisor:
         self._options = options
         self._cgroups = CgroupTree(options.cgroup_root)
         self._guests: dict[VmId, Guest] = {}
+        self._unreadable: list[VmId] = []
         self._children: set[int] = set()
         self._listeners: list[Callable[[VmId], None]] = []
         self._chores: set[asyncio.Task[None]] = set()
@@ -108,6 +109,15 @@ class QemuHypervisor:
     def accelerator(self) -> str:
         """Return ``kvm`` or ``tcg``."""
         return self._options.accelerator
+
+    @property
+    def unreadable(self) -> tuple[VmId, ...]:
+        """Return of which guests there is a folder whose ``guest.json`` cannot be."""
+        return tuple(
+            vm_id
+            for vm_id in self._unreadable
+            if vm_id not in self._guests and (self._options.root / vm_id).exists()
+        )
 
     def subscribe(self, changed: Callable[[VmId], None]) -> None:
         """Call `changed` whenever a guest's state may have changed."""
@@ -133,7 +143,8 @@ class QemuHypervisor:
             try:
                 guest = Guest.load(path.parent, self._changed)
             except CorruptData:
-                continue  # left as it is: `nuage` can list the folder, nobody deletes it
+                self._unreadable.append(VmId(path.parent.name))
+                continue  # left as it is, and told: nobody deletes it
             self._take(guest)
             if guest.alive:
                 with contextlib.suppress(NuageError):

@@ -74,9 +74,12 @@ def test_a_rule_of_one_port_is_shown_as_it_is_typed() -> None:
 def test_a_node_shows_its_orphans() -> None:
     node = {"name": "v1", "site_id": "marne", "rack_id": "r1", "roles": ["vnode"], "address": ""}
     answer = {
-        "node": node | {"maintenance": False}, "status": {"connected": True, "orphans": ["vm-9"]},
+        "node": node | {"maintenance": False},
+        "status": {"connected": True, "orphans": ["vm-9"], "unreadable": ["vm-8"]},
         "vm_count": 0, "copy_count": 0, "shares": [], "names": {}, "service": "in service",
     }  # fmt: skip
     told = CliRunner().invoke(node_group, ["show", "v1"], obj=session_of(nodes__v1=answer))
     assert told.exit_code == 0, (told.output, told.exception)
     assert "vm-9" in told.output
+    assert "unreadable" in told.output
+    assert "vm-8" in told.output

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
 from tests.unit.iaas.iaas_makers import node as made_node
+from tests.unit.placement.placement_builders import vector
 
 from nuage.errors import Conflict, Forbidden, InvalidRequest, Locked
 from nuage.iaas.index import FederationIndex
@@ -15,9 +16,9 @@ from nuage.iaas.past import started_from
 from nuage.iaas.site import Site
 from nuage.iaas.templates import template_for
 from nuage.iaas.wishes import Leave, WishContext, ionode_wish
-from nuage.ids import IaasId, NodeId, SiteId
+from nuage.ids import IaasId, NodeId, SiteId, VmId
 from nuage.model.contract import AckPolicy, Contract, DiskClass
-from nuage.model.desired import DaemonWish, DiskReport, IonodeReport
+from nuage.model.desired import DaemonWish, DiskReport, IonodeReport, VnodeReport
 from nuage.model.history import IMAGE_MARK, Moment
 from nuage.model.iaas import KEY_SHREDDED, IaasKey, KeyHolder
 from nuage.model.infrastructure import NodeRole
@@ -198,6 +199,23 @@ def report_of(free_bytes: int) -> IonodeReport:
         node_id=NodeId("m-io"), site_id=SiteId("marne"), wish_revision=1, replicas=(), heads=(),
         replica_addresses={}, disks=(disk,),
     )  # fmt: skip
+
+
+def test_what_a_node_cannot_read_of_its_guests_is_announced_once() -> None:
+    index = index_of(iaas())
+    told = []
+    for revision, unreadable in enumerate(((), (VmId("vm-7"),), (VmId("vm-7"),), ()), start=2):
+        report = VnodeReport(
+            node_id=NodeId("m-v"), site_id=SiteId("marne"), wish_revision=1, vms=(),
+            estimate=vector("m-v"), unreadable=unreadable,
+        )  # fmt: skip
+        for act in node_status(index, NodeId("m-v"), connected=True, now_s=1.0, vnode=report):
+            assert isinstance(act, Save)
+            index.put(record(act.value, revision=revision))
+            told.append((act.what, act.text.split(":")[0]))
+    assert [text for what, text in told if what == "unreadable"] == [
+        "node m-v cannot read what it kept of vm-7"
+    ]
 
 
 def test_a_disk_that_fills_is_announced_before_it_is_full_and_once() -> None:

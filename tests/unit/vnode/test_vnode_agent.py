@@ -292,6 +292,34 @@ async def test_a_node_that_comes_back_keeps_nothing_of_a_vm_that_started_elsewhe
     assert await hypervisor.seen() == ()
 
 
+async def test_what_ended_of_a_vm_that_nobody_remembers_goes_once_a_wish_says_it_is_none_here(
+    make: Maker,
+) -> None:
+    hypervisor = FakeHypervisor()
+    first = make("node-a", hypervisor)
+    await first.open()
+    await first.take_wish(VnodeWish(revision=1, vms=(wish(),)))
+    await report_when(first, is_state(VmState.RUNNING))
+    await first.close()
+    stranger = make("node-b", hypervisor)  # an agent that lost its memory
+    await stranger.open()
+    await stranger.take_wish(VnodeWish(revision=2, vms=(), withheld=()))
+    assert await hypervisor.seen(), "it runs"
+    hypervisor.crash(VM)
+    stranger = make("node-c", hypervisor)
+    await stranger.open()
+    for revision, withheld in enumerate((None, (VM,)), start=3):
+        await stranger.take_wish(VnodeWish(revision=revision, vms=(), withheld=withheld))
+        await stranger.step()
+        assert await hypervisor.seen(), "nobody said that it is no VM of this node"
+    await stranger.take_wish(VnodeWish(revision=5, vms=(), withheld=()))
+    async with asyncio.timeout(10):
+        async for report in stranger.reports():
+            if not report.vms:
+                break
+    assert await hypervisor.seen() == ()
+
+
 async def test_a_start_that_fails_says_why_and_is_tried_again(make: Maker) -> None:
     hypervisor = FakeHypervisor()
     hypervisor.refuses_to_start = "no such disk"

@@ -25,6 +25,7 @@ from nuage.vnode.hypervisor import GuestSpec, IscsiDisk
 from nuage.vnode.iso9660 import build_iso
 from nuage.vnode.ports import tap_name
 from nuage.vnode.probe import Trial, judge
+from nuage.vnode.qemu import QemuHypervisor, QemuOptions
 from nuage.vnode.sed import NodeFacts, Sed, given_mib
 
 PORT = PortWish(
@@ -204,6 +205,20 @@ def test_a_guest_that_cannot_be_is_told_from_one_that_is(tmp_path: Path) -> None
     path.write_text(json.dumps(record | {"shape": {"vcpu_count": 1, "memory_mib": 32}}))
     with pytest.raises(CorruptData, match=r"guest\.json"):
         Guest.load(tmp_path, lambda _vm_id: None)
+
+
+async def test_a_folder_that_says_nothing_is_told_for_as_long_as_it_is_there(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "vm-1"
+    folder.mkdir()
+    (folder / "guest.json").write_text("{")
+    hypervisor = QemuHypervisor(QemuOptions(root=tmp_path, accelerator="tcg"))
+    await hypervisor.open()
+    assert list(hypervisor.unreadable) == ["vm-1"]
+    (folder / "guest.json").unlink()
+    folder.rmdir()
+    assert not list(hypervisor.unreadable)
 
 
 @pytest.mark.parametrize(
