@@ -12,6 +12,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 pub type VolumeId = u32;
 
+/// Of what came at once, so much is taken before its requests begin: a device copies small writes, and that much is
+/// still in the processor's nearest cache then.
+const PIECE_BYTES: usize = 16 * 1024;
+
 const DOOR_SHIFT: u32 = 60;
 const ISCSI: u64 = 0;
 const NBD: u64 = 1;
@@ -156,6 +160,16 @@ impl Doors {
 
     pub fn take_answers(&mut self) -> Vec<Answer> {
         std::mem::take(&mut self.answers)
+    }
+
+    /// Bytes came for a connection of the iSCSI door. [`Doors::pump`] follows.
+    pub(crate) fn receive_iscsi(&mut self, id: nuage_scsi::ConnectionId, input: &[u8]) {
+        let mut pieces = input.chunks(PIECE_BYTES);
+        self.iscsi.receive(id, pieces.next().unwrap_or_default());
+        for piece in pieces {
+            self.submit();
+            self.iscsi.receive(id, piece);
+        }
     }
 
     /// Move requests to the devices and completions back until neither side has any.

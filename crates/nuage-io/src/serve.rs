@@ -459,7 +459,7 @@ impl EventLoop {
             let input = &self.scratch[..if is_direct { 0 } else { count }];
             let more = match connection.peer {
                 Peer::Iscsi(id) => {
-                    self.doors.iscsi.receive(id, input);
+                    self.doors.receive_iscsi(id, input);
                     self.doors.iscsi.wants_input(id)
                 }
                 Peer::Nbd(id) => {

@@ -438,12 +438,15 @@ impl GroupBuilder {
         }
     }
 
-    /// With room for as much as `other` holds: the next group is likely to be as large.
+    /// With room for as much as `other` holds and a little more: the next group is likely to be about as large.
     #[must_use]
     pub fn with_room_of(mut self, other: &Self) -> Self {
         self.header.reserve(other.header.len());
         self.descriptors.reserve(other.descriptors.len());
-        self.payload.reserve_exact(other.payload.len());
+        let held = other.payload.len();
+        if held > 0 {
+            self.payload.reserve_exact(held.next_power_of_two());
+        }
         self
     }
 
@@ -499,6 +502,7 @@ impl GroupBuilder {
             // From where it came: it is in the processor's cache, the payload may not be.
             let tail = self.checksums(lba, data);
             self.payload.extend_from_slice(data);
+            self.payload.fetch_room(BLOCK_BYTES);
             tail
         };
         let blocks = narrow(data.len() / BLOCK_BYTES);
