@@ -14,7 +14,7 @@ const CHECKPOINT_HEADER_BYTES: usize = 160;
 /// Marks that a volume keeps; older ones leave with the horizon.
 pub const MARKS_MAX: usize = 100_000;
 
-/// Identity and promise of one replica, kept twice.
+/// Identity and promise of one replica, kept twice ([`crate::superblocks`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
     pub generation: u64,

@@ -10,6 +10,7 @@ use crate::replay::State;
 use crate::retention::live_blocks;
 use crate::segment::{Seal, SegmentHeader, SegmentKind, footer_heads, heads_from_groups};
 use crate::store::{Slot, SlotState, Store, segment_name};
+use crate::superblocks::SUPERBLOCKS;
 
 /// A moment of a volume's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,13 +259,9 @@ impl<D: Disk> Store<D> {
             previous: [0; 32],
             ..self.superblock.clone()
         };
-        Ok(CloneParts {
-            shared,
-            files: vec![
-                (checkpoint_name(0), checkpoint.to_bytes()),
-                ("super.a".to_owned(), superblock.encode().to_vec()),
-            ],
-        })
+        let mut files = vec![(checkpoint_name(0), checkpoint.to_bytes())];
+        files.extend(SUPERBLOCKS.map(|name| (name.to_owned(), superblock.encode().to_vec())));
+        Ok(CloneParts { shared, files })
     }
 
     /// Where the chain of a clone begins: an empty copy, or one of another moment, never passes for it.

@@ -36,6 +36,7 @@ mod scrubbing;
 mod segment;
 mod standing;
 mod store;
+mod superblocks;
 
 pub use checkpoint::{
     Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name, decode_side, encode_side,

@@ -15,6 +15,7 @@ use crate::layout::{Chain, GroupHead};
 use crate::replay::State;
 use crate::segment::{Footer, Scan, SegmentHeader, SegmentKind, encode_first_block, scan};
 use crate::store::{Anchor, OpenSegment, Opened, SlotState, Store, StoreEvent, Unapplied};
+use crate::superblocks::{SUPERBLOCKS, read_superblocks};
 
 /// Smallest segment: a group of the largest header and its footer must fit.
 pub const SEGMENT_BYTES_MIN: u32 = 256 << 10;
@@ -131,7 +132,9 @@ impl<D: Disk> Store<D> {
             life: 0,
         };
         disk.replace_now(&checkpoint_name(0), &checkpoint.to_bytes())?;
-        disk.replace_now("super.a", &superblock.encode())?;
+        for name in SUPERBLOCKS {
+            disk.replace_now(name, &superblock.encode())?;
+        }
         Ok(())
     }
 
@@ -154,7 +157,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn recover(mut disk: D, cipher: Option<Cipher>, tail: TailRule) -> Result<Self, JournalError> {
-        let superblock = read_superblock(&mut disk)?;
+        let (superblock, are_alike) = read_superblocks(&mut disk)?;
         let names = disk.list_now()?;
         remove_temporary(&mut disk, &names)?;
         let (mut anchors, checkpoint) = read_checkpoints(&mut disk, &names, &superblock)?;
@@ -177,6 +180,9 @@ impl<D: Disk> Store<D> {
         };
         let is_new_life = opened.anchors.len() < former;
         let mut store = Self::from_opened(disk, opened, cipher);
+        for name in SUPERBLOCKS.into_iter().filter(|_| !are_alike) {
+            store.mend_superblock(name)?;
+        }
         if is_new_life {
             // A crash while this copy was made anew: all log is of the life before.
             store.drop_own_log()?;
@@ -682,25 +688,6 @@ impl<D: Disk> Store<D> {
         });
         self.failed.clone().map_or(Ok(()), Err)
     }
-}
-
-pub(crate) fn read_superblock<D: Disk>(disk: &mut D) -> Result<Superblock, JournalError> {
-    let mut best: Option<Superblock> = None;
-    for name in ["super.a", "super.b"] {
-        let bytes = match disk.load_now(name) {
-            Ok(bytes) => bytes,
-            Err(DiskError::NotFound { .. }) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if let Ok(found) = Superblock::decode(&bytes)
-            && best
-                .as_ref()
-                .is_none_or(|best| best.generation < found.generation)
-        {
-            best = Some(found);
-        }
-    }
-    best.ok_or_else(|| JournalError::NotThisVolume("no valid superblock".into()))
 }
 
 fn remove_temporary<D: Disk>(disk: &mut D, names: &[String]) -> Result<(), JournalError> {

@@ -1,9 +1,9 @@
 //! Reading everything to find damage before a reader does (docs/protocols/journal.md §8).
 //!
-//! A pass walks the segments in the order of their ids and reads, past the host's caches, first block,
-//! footer and groups: a group at a time, as the owner lets it. What this copy can mend by itself (a header
-//! from the footer, a footer from the headers, a first block and a seal from memory) it mends at once; blocks of data are
-//! noted for other copies ([`crate::mending`]). Blocks that no moment of the kept history shows are let be.
+//! A pass reads the superblocks, walks the segments in the order of their ids and reads, past the host's caches, first
+//! block, footer and groups: a group at a time, as the owner lets it. What this copy can mend by itself (a header from
+//! the footer, a footer from the headers, a superblock, a first block and a seal from memory) it mends at once; blocks of
+//! data are noted for other copies ([`crate::mending`]). Blocks that no moment of the kept history shows are let be.
 
 use std::collections::VecDeque;
 
@@ -18,6 +18,7 @@ use crate::segment::{
     footer_heads,
 };
 use crate::store::{SlotState, Store};
+use crate::superblocks::SUPERBLOCKS;
 
 /// What one step of a pass read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,7 @@ struct Current {
 pub(crate) struct Scrub {
     left: VecDeque<(u64, u32)>,
     current: Option<Current>,
+    superblocks_due: bool,
     done_bytes: u64,
     total_bytes: u64,
 }
@@ -90,6 +92,7 @@ impl<D: Disk> Store<D> {
             total_bytes: wide(left.len()) * segment_bytes,
             left: left.into(),
             current: None,
+            superblocks_due: true,
             done_bytes: 0,
         }));
     }
@@ -147,6 +150,9 @@ impl<D: Disk> Store<D> {
 
     fn scrub_piece(&mut self, scrub: &mut Scrub) -> Result<u64, JournalError> {
         let segment_bytes = u64::from(self.superblock.segment_bytes);
+        if std::mem::take(&mut scrub.superblocks_due) {
+            return self.scrub_superblocks();
+        }
         let Some(mut current) = scrub.current.take() else {
             let Some((segment, slot)) = scrub.left.pop_front() else {
                 return Ok(0);
@@ -180,6 +186,24 @@ impl<D: Disk> Store<D> {
             scrub.current = Some(current);
         }
         Ok(bytes)
+    }
+
+    fn scrub_superblocks(&mut self) -> Result<u64, JournalError> {
+        let said = self.superblock.encode();
+        for name in SUPERBLOCKS {
+            // Not as `open` reads them: the host's cache would hide what the medium has.
+            let stored = self.disk.open_now(name).and_then(|file| {
+                let stored = self.disk.read_now(file, 0, BLOCK_BYTES);
+                self.disk.close(file);
+                stored
+            });
+            if stored.is_ok_and(|stored| stored == said) {
+                continue;
+            }
+            self.found_count += 1;
+            self.mended_count += u64::from(self.mend_superblock(name)?);
+        }
+        Ok(block_bytes(2))
     }
 
     /// First block and footer of a segment; returns its groups and the bytes read.

@@ -7,8 +7,8 @@
 use crate::disk::Disk;
 use crate::error::JournalError;
 use crate::layout::Chain;
-use crate::recovery::read_superblock;
 use crate::store::Store;
+use crate::superblocks::read_superblocks;
 
 /// How far a copy is. The greater of two is the one to go on with: whole before damaged or still being filled,
 /// then the later epoch of the last record, then the longer log, then the later promise.
@@ -24,7 +24,7 @@ pub struct Standing {
 impl Standing {
     /// Of a copy that cannot be opened: it may have had all that it promised to take.
     pub fn of_unreadable<D: Disk>(disk: &mut D) -> Self {
-        let promised = read_superblock(disk).map(|superblock| superblock.promised);
+        let promised = read_superblocks(disk).map(|(superblock, _)| superblock.promised);
         Self {
             is_whole: false,
             epoch: promised.as_ref().copied().unwrap_or(u64::MAX),

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use nuage_block::Pages;
-use nuage_journal::{BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId};
+use nuage_journal::{BLOCK_BYTES, Disk, DiskError, DiskOperation, DiskResult, FileId, Superblock};
 
 use crate::prng::Prng;
 
 const SECTOR_BYTES: usize = 512;
+const SUPERBLOCKS: [&str; 2] = ["super.a", "super.b"];
 const SEGMENT_MAGIC: &[u8] = b"NUAGSEG1";
 const SEAL_MAGIC: &[u8] = b"NUAGSEAL";
 const GROUP_MAGIC: &[u8] = b"NUAGGRP1";
@@ -138,6 +139,32 @@ impl Medium {
             _ => size(1 + self.prng.below(end as u64 - 1)),
         };
         self.rot_block(&name, block)
+    }
+
+    /// Damage one of the two superblocks, or lose its file, while both are there.
+    pub fn rot_superblock(&mut self, prng: &mut Prng) -> bool {
+        if !self.has_superblocks() {
+            return false;
+        }
+        let name = SUPERBLOCKS[size(prng.below(2))];
+        match (prng.below(4), self.files.get_mut(name)) {
+            (0, Some(bytes)) => bytes[77] ^= 4,
+            (1, Some(bytes)) => bytes.fill(0),
+            (2, Some(bytes)) => bytes.truncate(SECTOR_BYTES / 8),
+            _ => {
+                self.files.remove(name);
+            }
+        }
+        true
+    }
+
+    /// Both superblocks are there and can be read.
+    pub fn has_superblocks(&self) -> bool {
+        let found = SUPERBLOCKS.iter().filter_map(|name| self.files.get(*name));
+        found
+            .filter(|bytes| Superblock::decode(bytes).is_ok())
+            .count()
+            == SUPERBLOCKS.len()
     }
 
     /// A segment of a kind.

@@ -386,19 +386,6 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    pub(crate) fn write_superblock(&mut self) -> Result<(), JournalError> {
-        self.superblock.previous = *blake3::hash(&self.superblock.encode()).as_bytes();
-        self.superblock.generation += 1;
-        let name = if self.superblock.generation.is_multiple_of(2) {
-            "super.a"
-        } else {
-            "super.b"
-        };
-        let data = self.superblock.encode();
-        let written = self.disk.replace_now(name, &data);
-        written.map_err(|error| self.fail(error.into()))
-    }
-
     /// Take a group of the head that has been promised `epoch`. It follows the tail, and may be of an
     /// older epoch when it is copied. It is durable once `StoreEvent::Durable` says so.
     pub fn append(&mut self, epoch: u64, group: Arc<Group>) -> Result<(), JournalError> {

@@ -44,6 +44,7 @@ impl World {
             .expect("a fresh disk");
         self.nodes[node].medium = medium;
         self.nodes[node].told = Told::default();
+        self.promised[node] = 0;
         self.outcome.replaced += 1;
         self.rotten = self.rotten.filter(|rotten| rotten.node != node);
         self.start_replica(node);

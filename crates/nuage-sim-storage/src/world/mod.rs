@@ -123,8 +123,12 @@ struct World {
     mode: AckMode,
     encrypted: bool,
     rots: bool,
-    /// First blocks and segments without a seal rot as well.
+    /// First blocks, segments without a seal and superblocks rot as well.
     rots_starts: bool,
+    /// The highest epoch that each copy has promised: a restart takes none back.
+    promised: [u64; NODES],
+    /// Of superblocks alone: the rest of a world goes as it would without.
+    superblock_prng: Prng,
     /// History is short: copies that were away are made anew.
     forgets: bool,
     /// Disks are full now and then.
@@ -228,6 +232,8 @@ impl World {
             encrypted,
             rots: seed.is_multiple_of(4),
             rots_starts: seed % 8 == 4,
+            promised: [0; NODES],
+            superblock_prng: Prng::new(!seed),
             forgets: seed % 3 == 1,
             fills: seed % 4 == 2,
             steps,
@@ -305,6 +311,7 @@ impl World {
     }
 
     fn start_replica(&mut self, node: usize) {
+        self.rot_superblock(node, 2);
         self.nodes[node].role = match self.open_store(node) {
             Some(store) => Role::Replica(Box::new(ReplicaStore::new(
                 store,
@@ -416,6 +423,9 @@ impl World {
             .0
             .set(self.clock.0.get() + 1_000_000 * (1 + self.prng.below(20)));
         self.misfortune();
+        for node in 0..NODES {
+            self.rot_superblock(node, 60);
+        }
         for _ in 0..self.prng.below(4) {
             self.ask();
         }
@@ -577,6 +587,7 @@ impl World {
             }
             self.collect(node);
             self.after_turn(node, fenced);
+            self.check_promise(node)?;
         }
         self.tell_changes();
         Ok(())

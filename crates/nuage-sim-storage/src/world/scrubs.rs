@@ -45,6 +45,35 @@ impl World {
         self.tell(node, "rots");
     }
 
+    /// A superblock rots, however the copies stand: there are two.
+    pub(super) fn rot_superblock(&mut self, node: usize, one_in: u64) {
+        if !self.rots_starts || !self.superblock_prng.one_in(one_in) {
+            return;
+        }
+        let mut medium = self.nodes[node].medium.borrow_mut();
+        let is_hit = medium.rot_superblock(&mut self.superblock_prng);
+        drop(medium);
+        if is_hit {
+            self.outcome.rotted += 1;
+            self.tell(node, "has a rotten superblock");
+        }
+    }
+
+    /// A superblock that rots takes no promise back.
+    pub(super) fn check_promise(&mut self, node: usize) -> Result<(), String> {
+        let Some(store) = store_of(&mut self.nodes[node].role) else {
+            return Ok(());
+        };
+        let (now, before) = (store.superblock().promised, self.promised[node]);
+        self.promised[node] = now;
+        if now < before {
+            return Err(format!(
+                "node {node} had promised {before:x} and knows of {now:x}"
+            ));
+        }
+        Ok(())
+    }
+
     /// A copy ends in good order: a checkpoint knows its last group.
     fn close(&mut self, node: usize) {
         match std::mem::replace(&mut self.nodes[node].role, Role::Down) {
@@ -105,10 +134,11 @@ impl World {
                 };
                 let report = store.scrub_report();
                 let done = report.running.is_none() && report.waiting == 0;
+                let has_superblocks = self.nodes[node].medium.borrow().has_superblocks();
                 // A copy may remember more than the others: what rots there nobody else has.
                 let lost = !report.lost.is_empty() && !self.forgets;
-                if !done || lost || !report.lost_segments.is_empty() {
-                    left = format!("node {node}: {report:?}");
+                if !done || lost || !report.lost_segments.is_empty() || !has_superblocks {
+                    left = format!("node {node}: {report:?}, superblocks {has_superblocks}");
                 }
             }
             let is_up = |node: &super::Node| !matches!(node.role, Role::Down);
