@@ -1,10 +1,11 @@
 //! What a copy has put aside of its own log (`journal/quarantine.*`): a tail that a newer head refused, or what was damaged.
 //!
 //! It is for people; the engine never reads it again. It goes once it can be of no use: while another copy is there (a
-//! head elsewhere leads this one, or the head here has others), the copy is whole, and a pass over all of it that
+//! head elsewhere leads this one, or the head here has one that gets each write), the copy is whole, and a pass over all of it that
 //! began since has found nothing damaged. An only copy keeps it until the volume is deleted.
 
 use crate::daemon::Storaged;
+use nuage_engine::{CopyState, CopyStatus};
 use nuage_io::log;
 use nuage_journal::ScrubReport;
 use std::fs;
@@ -99,7 +100,11 @@ impl Storaged {
             return copy.store.is_led();
         }
         let engine = self.heads.get(volume).and_then(|head| head.engine.as_ref());
-        engine.is_some_and(|engine| engine.with(|head| head.copies().len() > 1))
+        let is_live = |copy: &CopyStatus| copy.state == CopyState::Live;
+        engine.is_some_and(|engine| {
+            // The head's own is one of them.
+            engine.with(|head| head.copies().into_iter().filter(is_live).count() > 1)
+        })
     }
 }
 

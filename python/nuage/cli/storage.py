@@ -139,6 +139,25 @@ def show_volume(session: Session, name: str, iaas: str) -> None:
     for line in (*_waits(volume, standing), *_advice(volume)):
         click.echo(line)
     _print_conditions(session, conditions)
+    for line in kept_aside(conditions, str(volume["name"])):
+        click.echo(line)
+
+
+def kept_aside(conditions: list[Row], name: str) -> list[str]:
+    """Return which copies keep a part of their log aside, and how it goes."""
+    lines = [
+        f"{row['node_id']} keeps {format_size(int(str(row['quarantine_bytes'])))} of its log aside"
+        for row in conditions
+        if row.get("quarantine_bytes")
+    ]
+    if not lines:
+        return []
+    return [
+        *lines,
+        "It was refused by a newer head, or is damaged. It is erased once the copy was read whole",
+        "without damage, while another copy is there; to have that now:",
+        f"  nuage volume scrub {name}",
+    ]
 
 
 def _print_conditions(session: Session, conditions: list[Row]) -> None:

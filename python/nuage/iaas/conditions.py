@@ -34,7 +34,8 @@ class CopyCondition:
     """A copy, when it was last read whole (0: never), and what was found in it.
 
     `lost` are runs (first block, count) of 4 KiB blocks that no copy has any more, `lost_segments`
-    cannot be read at all: replace the copy. `failure`: it did not answer.
+    cannot be read at all: replace the copy. `quarantine_bytes` of its log it has put aside.
+    `failure`: it did not answer.
     """
 
     node_id: NodeId
@@ -47,6 +48,7 @@ class CopyCondition:
     waiting: int = 0
     lost: tuple[tuple[int, int], ...] = ()
     lost_segments: tuple[int, ...] = ()
+    quarantine_bytes: int = 0
     failure: str = ""
 
 

@@ -20,6 +20,7 @@ from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
 from nuage.trust.permissions import Principal
+from nuage.units import format_size
 
 NOTHING_LOST: Final = LostBlocks()
 
@@ -83,20 +84,32 @@ def _held_up(site: Site, volume: Volume) -> HeldUp:
 def note_report(site: Site, report: IonodeReport) -> None:
     """Keep what an IO-node of this site says, and announce what has been lost on its disks."""
     before = site.ionodes_seen.get(report.node_id)
-    known = {} if before is None else {r.volume_id: r.lost for r in before.replicas}
-    aside = {} if before is None else {r.volume_id: r.retired for r in before.replicas}
-    replicas = tuple(
-        # One that cannot be told now is as it was.
-        replica if replica.lost is not None else replace(replica, lost=known.get(replica.volume_id))
-        for replica in report.replicas
-    )
+    known = {} if before is None else {r.volume_id: r for r in before.replicas}
+    replicas = tuple(_as_known(r, known.get(r.volume_id)) for r in report.replicas)
     _announce_absent(site, report, () if before is None else before.absent_disks)
     site.ionodes_seen[report.node_id] = replace(report, replicas=replicas)
     for replica in replicas:
-        was, now = known.get(replica.volume_id) or NOTHING_LOST, replica.lost or NOTHING_LOST
+        former = known.get(replica.volume_id)
+        was = NOTHING_LOST if former is None else former.lost or NOTHING_LOST
+        now = replica.lost or NOTHING_LOST
         if now.block_count > was.block_count or now.segment_count > was.segment_count:
             _announce_loss(site, report.node_id, replica.volume_id, now)
-        _announce_retired(site, report.node_id, replica, aside.get(replica.volume_id, ()))
+        kept_bytes = 0 if former is None else former.quarantine_bytes or 0
+        if (replica.quarantine_bytes or 0) > kept_bytes:
+            _announce_quarantine(site, report.node_id, replica)
+        _announce_retired(site, report.node_id, replica, () if former is None else former.retired)
+
+
+def _as_known(replica: ReplicaReport, former: ReplicaReport | None) -> ReplicaReport:
+    """Return it with what cannot be told now as it was."""
+    if former is None:
+        return replica
+    kept_bytes = replica.quarantine_bytes
+    return replace(
+        replica,
+        lost=former.lost if replica.lost is None else replica.lost,
+        quarantine_bytes=former.quarantine_bytes if kept_bytes is None else kept_bytes,
+    )
 
 
 def _announce_absent(site: Site, report: IonodeReport, before: tuple[AbsentDisk, ...]) -> None:
@@ -133,6 +146,17 @@ def _announce_loss(site: Site, node_id: NodeId, volume_id: VolumeId, lost: LostB
         parts.append(f"{lost.segment_count} segments cannot be read: replace the copy")
     text = f"{name} on {node_id}: {'; '.join(parts)} (nuage volume show {name})"
     site.announce("volume", volume_id, "blocks-lost", text)
+
+
+def _announce_quarantine(site: Site, node_id: NodeId, replica: ReplicaReport) -> None:
+    volume = site.index.find_value(Volume, replica.volume_id)
+    name = replica.volume_id if volume is None else volume.name
+    text = (
+        f"{name} on {node_id}: {format_size(replica.quarantine_bytes or 0)} of its log, refused by "
+        "a newer head or damaged, is kept aside; it is erased once the copy was read whole without "
+        f"damage and another one is there: now by `nuage volume scrub {name}`"
+    )
+    site.announce("volume", replica.volume_id, "quarantine-kept", text)
 
 
 def _announce_retired(

@@ -587,6 +587,7 @@ class IonodeAgent:
                     failure=volume.failure,
                     disk=volume.disk,
                     lost=volume.lost,
+                    quarantine_bytes=volume.quarantine_bytes,
                     retired=volume.retired,
                 )
                 for iaas_id, hosted in sorted(self._hosted.items())
@@ -727,7 +728,9 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
         report.erased,
         report.locked,
         report.absent_disks,
-        tuple((r.volume_id, r.state, r.lost, r.retired) for r in report.replicas),
+        tuple(
+            (r.volume_id, r.state, r.lost, r.quarantine_bytes, r.retired) for r in report.replicas
+        ),
         tuple(sorted(report.replica_addresses.items())),
         tuple(sorted(report.portals.items())),
     )

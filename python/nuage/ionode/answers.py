@@ -107,10 +107,11 @@ class OwnCopyAnswer(msgspec.Struct):
 
 
 class LostAnswer(msgspec.Struct):
-    """What no copy has any more."""
+    """What no copy has any more, and what this one keeps aside of its log."""
 
     lost: list[tuple[int, int]] = []
     lost_segments: list[int] = []
+    quarantine_bytes: int = 0
 
     def counted(self) -> LostBlocks:
         """Return how much it is."""
@@ -193,6 +194,7 @@ class VolumeAnswer(msgspec.Struct):
             failure=self.failure or "",
             disk=self.disk or first_disk,
             lost=None if self.scrub is None else self.scrub.counted(),
+            quarantine_bytes=None if self.scrub is None else self.scrub.quarantine_bytes,
             stands_by=self.stands_by,
             retired=tuple(self.retired),
         )
@@ -237,6 +239,7 @@ class ScrubAnswer(msgspec.Struct):
     lost: list[tuple[int, int]]
     lost_segments: list[int]
     running: RunningAnswer | None = None
+    quarantine_bytes: int = 0
 
 
 def scrub_seen(document: object) -> ScrubSeen:
@@ -252,4 +255,5 @@ def scrub_seen(document: object) -> ScrubSeen:
         waiting=told.waiting,
         lost=tuple(told.lost),
         lost_segments=tuple(told.lost_segments),
+        quarantine_bytes=told.quarantine_bytes,
     )

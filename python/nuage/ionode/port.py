@@ -58,6 +58,7 @@ class VolumeSeen:
     failure: str = ""
     disk: str = ""
     lost: LostBlocks | None = None
+    quarantine_bytes: int | None = None
     stands_by: bool = False
     retired: tuple[RetiredCopy, ...] = ()
 
@@ -81,6 +82,7 @@ class ScrubSeen:
 
     `found` and `mended` count damage since the copy was made; `lost` are runs (first block, count)
     of which no copy has what must lie there, `lost_segments` cannot be read at all.
+    `quarantine_bytes` of its log it has put aside, refused or damaged.
     """
 
     last_s: float = 0.0
@@ -91,6 +93,7 @@ class ScrubSeen:
     waiting: int = 0
     lost: tuple[tuple[int, int], ...] = ()
     lost_segments: tuple[int, ...] = ()
+    quarantine_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

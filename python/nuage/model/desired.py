@@ -349,7 +349,11 @@ class RetiredCopy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport:
-    """What an IO-node sees of one copy. `lost` None: it cannot be told now."""
+    """What an IO-node sees of one copy.
+
+    `lost` is what no copy has, `quarantine_bytes` what this one has put aside of its log; None:
+    it cannot be told now.
+    """
 
     volume_id: VolumeId
     iaas_id: IaasId
@@ -360,6 +364,7 @@ class ReplicaReport:
     failure: str = ""
     disk: str = ""
     lost: LostBlocks | None = None
+    quarantine_bytes: int | None = None
     retired: tuple[RetiredCopy, ...] = ()
 
 

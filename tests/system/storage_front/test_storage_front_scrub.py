@@ -1,5 +1,6 @@
 """Copies that rot on disk: found by a pass or a reader, written anew from another copy, or told."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -233,3 +234,41 @@ def test_a_share_holds_requests_back_and_what_was_taken_is_told(
     daemon.ask("set_share", limits={})
     works(nbd(daemon), *(f"read -P 2 {n}k 4k" for n in range(0, 80, 4)))
     assert share()["held"] == held["held"]
+
+
+def test_what_a_copy_put_aside_goes_with_a_sound_pass_while_another_copy_is_there(
+    three_sites: list[Daemon],
+) -> None:
+    serve(three_sites)
+    head, led, other = three_sites
+    aside = [put_aside(daemon) for daemon in (head, led)]
+    scrub(led)
+    assert [path.exists() for path in aside] == [True, False]
+    led.kill()
+    other.kill()
+    until(lambda: live_count(head) == 0)
+    scrub(head)
+    assert aside[0].exists(), "nobody else may have it"
+    led.start()
+    other.start()
+    until(lambda: live_count(head) == 2)
+    scrub(head)
+    assert not aside[0].exists()
+
+
+ASIDE = b"part of a log"
+
+
+def put_aside(daemon: Daemon) -> Path:
+    """Leave what a copy had to cut from its log a day ago."""
+    path = daemon.folder / "data/volumes/v/journal/quarantine.0000000000000001.0000000000010000"
+    path.write_bytes(ASIDE)
+    os.utime(path, (0, time.time() - 86400))
+    return path
+
+
+def live_count(daemon: Daemon) -> int:
+    """Return how many copies elsewhere get each write."""
+    copies = daemon.head()["copies"]
+    assert isinstance(copies, list)
+    return sum(copy["state"] == "live" for copy in copies)

@@ -131,9 +131,14 @@ class Hall:
     def _announce(self, _kind: str, object_id: str, what: str, _text: str) -> None:
         self.news.append((object_id, what))
 
-    def hears(self, lost: LostBlocks | None, *shares: ShareReport) -> list[tuple[str, str]]:
+    def hears(
+        self, lost: LostBlocks | None, *shares: ShareReport, aside_bytes: int | None = None
+    ) -> list[tuple[str, str]]:
         self.news.clear()
-        replica = ReplicaReport(volume_id=VolumeId("vol-1"), iaas_id=IAAS, state="ready", lost=lost)
+        replica = ReplicaReport(
+            volume_id=VolumeId("vol-1"), iaas_id=IAAS, state="ready", lost=lost,
+            quarantine_bytes=aside_bytes,
+        )  # fmt: skip
         note_report(self.site, IonodeReport(
             node_id=NodeId(NODE.node_id), site_id=SiteId("marne"), wish_revision=1,
             replicas=(replica,), heads=(), replica_addresses={}, shares=shares,
@@ -149,6 +154,13 @@ def test_blocks_that_no_copy_has_are_announced_once_and_again_when_they_are_more
     assert hall.hears(None) == []
     assert hall.hears(LostBlocks(block_count=2)) == []
     assert hall.hears(LostBlocks(block_count=2, segment_count=1)) == told
+
+
+def test_what_a_copy_puts_aside_of_its_log_is_announced_once_and_again_when_it_is_more() -> None:
+    hall, told = Hall(), [("vol-1", "quarantine-kept")]
+    amounts = (None, 0, 4096, 4096, None, 4096, 8192, 0, 4096)
+    heard = [hall.hears(None, aside_bytes=amount) for amount in amounts]
+    assert heard == [[], [], told, [], [], [], told, [], told]
 
 
 async def test_a_node_shows_who_has_which_share_of_its_disks() -> None:
