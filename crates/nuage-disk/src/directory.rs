@@ -161,15 +161,18 @@ impl Directory {
         })
     }
 
+    pub(crate) fn is_base(&self, file: FileId) -> bool {
+        self.files.get(&file).is_some_and(|file| file.is_base)
+    }
+
     /// True when the log must not write the file again: it has another name elsewhere, or lies on the
     /// larger medium.
     pub(crate) fn is_shared(&self, file: FileId) -> bool {
         use std::os::unix::fs::MetadataExt;
-        let file = self.files.get(&file);
-        if file.is_some_and(|file| file.is_base) {
+        if self.is_base(file) {
             return true;
         }
-        let found = file.map(|file| file.direct.metadata());
+        let found = self.files.get(&file).map(|file| file.direct.metadata());
         !matches!(found, Some(Ok(metadata)) if metadata.nlink() == 1)
     }
 

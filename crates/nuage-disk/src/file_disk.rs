@@ -256,6 +256,10 @@ impl Disk for FileDisk {
         self.directory.is_shared(file)
     }
 
+    fn is_base(&self, file: FileId) -> bool {
+        self.directory.is_base(file)
+    }
+
     fn free_bytes(&mut self) -> Result<u64, DiskError> {
         self.directory.free_bytes()
     }

@@ -112,6 +112,10 @@ pub trait Disk {
     fn is_shared(&mut self, _file: FileId) -> bool {
         false
     }
+    /// True of a file that lies where bases belong, and not beside the log.
+    fn is_base(&self, _file: FileId) -> bool {
+        false
+    }
     /// Bytes that can still be written.
     fn free_bytes(&mut self) -> Result<u64, DiskError>;
 }

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::cipher::VolumeUuid;
 use crate::disk::Disk;
 use crate::layout::Chain;
 use crate::segment::{Seal, SegmentHeader, SegmentKind};
@@ -27,6 +26,8 @@ pub struct Receipt {
     pub last_seq: u64,
     pub chain: Chain,
     pub bytes: u64,
+    /// It lies where bases belong, and not beside the log.
+    pub is_base: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,36 +59,38 @@ impl<D: Disk> Store<D> {
         } else {
             ReceiptAct::Moved
         };
-        receipt(act, &self.superblock.volume, number, header, seal)
+        self.receipt(act, number, header, seal)
     }
 
     /// The receipt of a segment that is given back.
     pub(crate) fn expiry(&self, number: u32, header: &SegmentHeader, seal: &Seal) -> Receipt {
-        let volume = &self.superblock.volume;
-        receipt(ReceiptAct::Expired, volume, number, header, seal)
+        self.receipt(ReceiptAct::Expired, number, header, seal)
     }
-}
 
-fn receipt(
-    act: ReceiptAct,
-    volume: &VolumeUuid,
-    number: u32,
-    header: &SegmentHeader,
-    seal: &Seal,
-) -> Receipt {
-    let is_own = header.volume == *volume;
-    Receipt {
-        act,
-        volume: header.volume,
-        segment: if is_own {
-            header.segment
-        } else {
-            SHARED_FROM + u64::from(number)
-        },
-        first_seq: seal.first_seq,
-        last_seq: seal.last_seq,
-        chain: seal.chain,
-        bytes: u64::from(seal.groups_end),
+    fn receipt(
+        &self,
+        act: ReceiptAct,
+        number: u32,
+        header: &SegmentHeader,
+        seal: &Seal,
+    ) -> Receipt {
+        let is_own = header.volume == self.superblock.volume;
+        Receipt {
+            act,
+            volume: header.volume,
+            segment: if is_own {
+                header.segment
+            } else {
+                SHARED_FROM + u64::from(number)
+            },
+            first_seq: seal.first_seq,
+            last_seq: seal.last_seq,
+            chain: seal.chain,
+            bytes: u64::from(seal.groups_end),
+            is_base: self
+                .file_of(number)
+                .is_some_and(|file| self.disk.is_base(file)),
+        }
     }
 }
 
@@ -163,6 +166,7 @@ mod tests {
             last_seq,
             chain: [u8::try_from(last_seq).expect("small"); 32],
             bytes: 4096,
+            is_base: false,
         }
     }
 

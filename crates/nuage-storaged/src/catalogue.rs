@@ -273,6 +273,12 @@ impl Catalogue {
         self.volumes.get(name).map_or("", |spec| &spec.disk)
     }
 
+    /// Where the base segments of a volume lie that is here, if on another disk: its name, and the directory's.
+    pub(crate) fn base_apart(&self, name: &str) -> Option<(String, String)> {
+        let journal = self.folder(name).join("journal");
+        self.disks.base_apart(&journal, self.disk_of(name))
+    }
+
     /// Where a volume that is here lies.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
         self.disks.root(self.disk_of(name)).join(name)
@@ -433,7 +439,9 @@ impl Catalogue {
     pub fn open_copy(&self, name: &str) -> Result<ReplicaStore<FileDisk>, Refusal> {
         let spec = self.get(name)?;
         let refusal = |error: JournalError| journal_refusal(&error);
-        let disk = FileDisk::open(&self.folder(name).join("journal"), Method::Best);
+        let journal = self.folder(name).join("journal");
+        let disk = self.disks.require_base(&journal);
+        let disk = disk.and_then(|()| FileDisk::open(&journal, Method::Best));
         let disk = disk.map_err(|error| refusal(error.into()))?;
         // A copy moves what is stored: it needs no key.
         let open = || Store::open_without_key(disk, TailRule::OneOfSeveral);
@@ -508,6 +516,8 @@ impl Catalogue {
             // What waited for another head's word is settled by reading the journal afresh.
             drop(copy);
             let journal = self.folder(&spec.volume).join("journal");
+            let here = self.disks.require_base(&journal);
+            here.map_err(|error| refusal(error.into()))?;
             let open = || open_volume(&journal, cipher, options, clock);
             return memory::sparing(open).map_err(refusal);
         }
@@ -547,6 +557,7 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disks::BasePlace;
 
     /// A fast disk for journals and a large one for what compaction writes.
     struct Place(PathBuf);
@@ -560,8 +571,8 @@ mod tests {
 
         fn open(&self) -> Catalogue {
             let others = [("fast".to_owned(), self.0.join("fast"))];
-            let base = self.0.join("large");
-            let disks = Disks::new(&self.0.join("first"), &others, Some(&base));
+            let base = BasePlace::new(None, self.0.join("large"));
+            let disks = Disks::new(&self.0.join("first"), &others, Some(&base), &[]);
             Catalogue::open(&self.0.join("first"), disks).expect("directories")
         }
 
@@ -610,6 +621,27 @@ mod tests {
         fs::rename(&away, &fast).expect("mounted again");
         place.open();
         assert!(base.join("seg.000001").exists());
+    }
+
+    #[test]
+    fn a_volume_stays_closed_while_its_base_segments_are_on_a_disk_that_is_not_in_service() {
+        let place = Place::new("not-in-service");
+        create(&mut place.open(), "fast");
+        let others = [("fast".to_owned(), place.0.join("fast"))];
+        let opened = |old_bases: &[BasePlace]| {
+            let disks = Disks::new(&place.0.join("first"), &others, None, old_bases);
+            let catalogue = Catalogue::open(&place.0.join("first"), disks).expect("directories");
+            (catalogue.open_copy("v").is_ok(), catalogue.base_apart("v"))
+        };
+        assert_eq!(opened(&[]), (false, None));
+        let of = |disk: &str| BasePlace::new(Some(disk), place.0.join("large"));
+        let apart = Some(("slow".to_owned(), "v".to_owned()));
+        assert_eq!(opened(&[of("slow")]), (true, apart));
+        assert_eq!(
+            opened(&[of("fast")]),
+            (true, None),
+            "it is the journal's own"
+        );
     }
 
     #[test]

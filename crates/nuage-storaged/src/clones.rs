@@ -78,11 +78,9 @@ impl Storaged {
         let parent = self.catalogue.folder(&asked.volume);
         let folder = parent.with_file_name(&asked.clone); // on the parent's disk
         let journal = folder.join("journal");
-        let disks = &self.catalogue.disks;
         begin(&folder)?;
-        if let Err(error) = self.receipts.forget(&asked.clone, &spec.disk) {
-            log::error("receipts_not_kept", &[("error", error.to_string().into())]);
-        }
+        self.forget_copy(&asked.clone, &spec.disk);
+        let disks = &self.catalogue.disks;
         fs::create_dir_all(&journal)
             .and_then(|()| disks.give_clones_base(&parent.join("journal"), &journal, &asked.clone))
             .map_err(|error| io_refusal(&asked.clone, &error))?;

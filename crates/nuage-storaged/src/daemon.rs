@@ -199,7 +199,17 @@ pub(crate) fn reply(context: &mut Context<'_>, asker: &Asker, result: Result<Val
 
 impl Storaged {
     pub fn open(options: &Options, node: Option<String>) -> io::Result<Self> {
-        let disks = Disks::new(&options.dir, &options.disks, options.base.as_deref());
+        let disks = Disks::new(
+            &options.dir,
+            &options.disks,
+            options.base.as_ref(),
+            &options.old_bases,
+        );
+        std::fs::create_dir_all(&options.dir)?;
+        let mut receipts = Receipts::open(&options.dir)?;
+        disks.make_base_root()?;
+        // Before volumes get new directories there: their names may be the same.
+        receipts.forget_gone(&disks)?;
         let budgets = disks
             .names()
             .map(|disk| (disk.to_owned(), SharedBudget::default()));
@@ -212,7 +222,7 @@ impl Storaged {
             pending: HashMap::new(),
             marks: HashMap::new(),
             fills: BTreeMap::new(),
-            receipts: Receipts::open(&options.dir)?,
+            receipts,
             copies: Copies::default(),
             node: node.unwrap_or_else(|| "storaged".to_owned()),
             next_token: 1,
@@ -353,7 +363,7 @@ impl Storaged {
 
     pub(crate) fn create(&mut self, spec: CreateVolume) -> Result<Value, Refusal> {
         if !self.catalogue.volumes.contains_key(&spec.volume) {
-            self.forget_receipts(&spec.volume, &spec.disk); // of one that is not there any more
+            self.forget_copy(&spec.volume, &spec.disk); // of one that is not there any more
         }
         let spec = self.catalogue.create(spec)?;
         log::info("volume_created", &[("volume", spec.volume.as_str().into())]);
@@ -381,10 +391,10 @@ impl Storaged {
             .collect();
         self.catalogue.delete(volume)?;
         self.scrubbing.forget(volume);
+        self.forget_copy(volume, &disk); // who asked tells of it
         for aside in aside {
             self.tell_removed(volume, &aside, &disk, context);
         }
-        self.forget_receipts(volume, &disk);
         log::info("volume_deleted", &[("volume", volume.into())]);
         Ok(json!({"volume": volume}))
     }

@@ -8,11 +8,12 @@
 //!                                   that is another's, of a disk that is missing)
 //! ```
 //!
-//! The link is the volume's: it holds though the daemon is started with another base. One that leads nowhere
-//! keeps the volume closed.
+//! The link is the volume's: it holds though the daemon is started with another base. One that leads nowhere, or to
+//! a disk that the daemon was not given, keeps the volume closed.
 
 use crate::control::{Backend, Code, CreateVolume, Refusal};
 use nuage_disk::BASE_FOLDER;
+use nuage_journal::DiskError;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -24,10 +25,25 @@ const RETIRED: &str = "retired";
 /// A disk by its name, and why something on it cannot be read.
 pub(crate) type Unread = (String, io::Error);
 
+/// A directory for what compaction writes. `disk`: the name of the disk that it is on, where that is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BasePlace {
+    pub disk: Option<String>,
+    pub dir: PathBuf,
+}
+
+impl BasePlace {
+    pub fn new(disk: Option<&str>, dir: PathBuf) -> Self {
+        let disk = disk.map(str::to_owned);
+        Self { disk, dir }
+    }
+}
+
 /// Where volumes lie, by the name of the disk; the first one's name is empty.
 pub struct Disks {
     roots: BTreeMap<String, PathBuf>,
-    base: Option<PathBuf>,
+    base: Option<BasePlace>,
+    old_bases: Vec<BasePlace>,
 }
 
 pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -38,17 +54,78 @@ pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 }
 
 impl Disks {
-    pub fn new(first: &Path, others: &[(String, PathBuf)], base: Option<&Path>) -> Self {
+    pub fn new(
+        first: &Path,
+        others: &[(String, PathBuf)],
+        base: Option<&BasePlace>,
+        old_bases: &[BasePlace],
+    ) -> Self {
         let mut roots = BTreeMap::from([(String::new(), first.join(VOLUMES))]);
         roots.extend(
             others
                 .iter()
                 .map(|(name, dir)| (name.clone(), dir.join(VOLUMES))),
         );
+        let below = |place: &BasePlace| BasePlace {
+            disk: place.disk.clone(),
+            dir: place.dir.join(VOLUMES),
+        };
         Self {
             roots,
-            base: base.map(|dir| dir.join(VOLUMES)),
+            base: base.map(below),
+            old_bases: old_bases.iter().map(below).collect(),
         }
+    }
+
+    /// Have the place where compaction writes.
+    pub(crate) fn make_base_root(&self) -> io::Result<()> {
+        match &self.base {
+            Some(base) => fs::create_dir_all(&base.dir),
+            None => Ok(()),
+        }
+    }
+
+    fn bases(&self) -> impl Iterator<Item = &BasePlace> {
+        self.base.iter().chain(&self.old_bases)
+    }
+
+    /// The base directory of a journal: on which of our places, and its name there. `None`: it has none, or it lies
+    /// on a disk that is not here.
+    fn base_of(&self, journal: &Path) -> Option<(&BasePlace, String)> {
+        let link = fs::read_link(journal.join(BASE_FOLDER)).ok()?;
+        let name = link.file_name()?.to_string_lossy().into_owned();
+        // Paths change, and what they lead to stays.
+        let beside = fs::canonicalize(link.parent()?).ok()?;
+        let mut bases = self.bases();
+        let place = bases.find(|place| fs::canonicalize(&place.dir).is_ok_and(|dir| dir == beside));
+        Some((place?, name))
+    }
+
+    /// Where the base segments of a journal lie that is on `disk`, if on another disk: its name, and the directory's.
+    pub(crate) fn base_apart(&self, journal: &Path, disk: &str) -> Option<(String, String)> {
+        let (place, name) = self.base_of(journal)?;
+        let other = place.disk.as_deref().filter(|other| *other != disk)?;
+        Some((other.to_owned(), name))
+    }
+
+    /// Refuse a journal whose base segments lie on a disk that is not in service.
+    pub(crate) fn require_base(&self, journal: &Path) -> Result<(), DiskError> {
+        let has_link = fs::symlink_metadata(journal.join(BASE_FOLDER)).is_ok();
+        if !has_link || self.base_of(journal).is_some() {
+            return Ok(());
+        }
+        Err(DiskError::Io {
+            operation: "open",
+            name: BASE_FOLDER.to_owned(),
+            reason: "the disk of the base segments is not in service".to_owned(),
+        })
+    }
+
+    /// True where a base directory is gone and its disk is not.
+    pub(crate) fn is_base_gone(&self, disk: &str, name: &str) -> bool {
+        let mut places = self.bases();
+        let place = places.find(|place| place.disk.as_deref() == Some(disk));
+        place.is_some_and(|place| place.dir.is_dir() && !place.dir.join(name).exists())
     }
 
     pub(crate) fn roots(&self) -> impl Iterator<Item = (&str, &Path)> {
@@ -77,7 +154,7 @@ impl Disks {
     /// Have what compaction of the new `volume` writes go to the large disk, if there is one.
     pub(crate) fn give_base(&self, journal: &Path, volume: &str) -> io::Result<()> {
         match &self.base {
-            Some(base) => begin_base(journal, base, volume),
+            Some(base) => begin_base(journal, &base.dir, volume),
             None => Ok(()),
         }
     }
@@ -100,10 +177,11 @@ impl Disks {
     ///
     /// What is there of others stays: their own disk may only be missing now.
     pub(crate) fn settle(&self, volumes: &BTreeMap<String, CreateVolume>) -> io::Result<()> {
+        self.make_base_root()?;
         let Some(base) = &self.base else {
             return Ok(());
         };
-        fs::create_dir_all(base)?;
+        let base = &base.dir;
         for spec in volumes.values() {
             let journal = self.root(&spec.disk).join(&spec.volume).join("journal");
             let link = journal.join(BASE_FOLDER);
@@ -176,13 +254,12 @@ impl Disks {
                 Self::remove(&folder)?;
             }
         }
-        let Some(base) = &self.base else {
-            return Ok(());
-        };
-        for entry in fs::read_dir(base)? {
-            let entry = entry?;
-            if volume_of_base(&entry.file_name().to_string_lossy()) == volume {
-                remove_whole(&entry.path())?;
+        for place in self.bases().filter(|place| place.dir.is_dir()) {
+            for entry in fs::read_dir(&place.dir)? {
+                let entry = entry?;
+                if volume_of_base(&entry.file_name().to_string_lossy()) == volume {
+                    remove_whole(&entry.path())?;
+                }
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! The command line. Secrets never come this way: argv is readable by everybody.
 
+use crate::disks::BasePlace;
 use nuage_io::socket::Endpoint;
 use nuage_io::tls::TlsFiles;
 use std::path::PathBuf;
@@ -9,7 +10,9 @@ usage: nuage-storaged --dir DIR --control SOCKET [options]
 
   --dir DIR               where volumes live (one directory each), and what the daemon keeps for itself
   --disk NAME=DIR         a further disk for volumes, by the name that requests give; repeat
-  --base DIR              a large disk: what compaction writes goes there, the log stays where it is
+  --base [NAME=]DIR       a large disk: what compaction writes goes there, the log stays where it is; with the
+                          name of a disk (\"=DIR\": the first), receipts tell it so
+  --old-base NAME=DIR     where it went before; repeat. A volume that has a part elsewhere stays closed
   --control SOCKET        Unix socket for control requests (created, mode 0600)
   --iscsi ADDR:PORT,…     iSCSI portals; numeric addresses
   --advertise HOST:PORT,… portals that discovery names (default: where the session came in)
@@ -33,7 +36,9 @@ pub struct Options {
     /// Further disks for volumes, by name.
     pub disks: Vec<(String, PathBuf)>,
     /// Where base segments go; absent: beside the log.
-    pub base: Option<PathBuf>,
+    pub base: Option<BasePlace>,
+    /// Where those of some volumes still lie.
+    pub old_bases: Vec<BasePlace>,
     pub control: PathBuf,
     pub iscsi: Vec<Endpoint>,
     pub advertise: Vec<String>,
@@ -97,6 +102,15 @@ fn disk(value: &str) -> Result<(String, PathBuf), OptionsError> {
     }
 }
 
+/// A disk's name never has a slash.
+fn base(value: &str) -> BasePlace {
+    let named = value.split_once('=');
+    match named.filter(|(name, _)| !name.contains('/')) {
+        Some((name, dir)) => BasePlace::new(Some(name), PathBuf::from(dir)),
+        None => BasePlace::new(None, PathBuf::from(value)),
+    }
+}
+
 fn number<T: std::str::FromStr>(option: &'static str, value: &str) -> Result<T, OptionsError> {
     let wanted = "a number in range";
     value.parse().map_err(|_| OptionsError::Invalid {
@@ -109,8 +123,8 @@ fn number<T: std::str::FromStr>(option: &'static str, value: &str) -> Result<T, 
 /// Read the arguments after the program's name.
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, OptionsError> {
     let mut arguments = arguments.into_iter();
-    let (mut dir, mut control, mut replica, mut base) = (None, None, None, None);
-    let mut disks = Vec::new();
+    let (mut dir, mut control, mut replica, mut base_place) = (None, None, None, None);
+    let (mut disks, mut old_bases) = (Vec::new(), Vec::new());
     let (mut cert, mut key, mut ca, mut crl) = (None, None, None, None);
     let (mut uid, mut gid, mut clear_from) = (None, None, None);
     let (mut iscsi, mut nbd, mut advertise) = (Vec::new(), Vec::new(), Vec::new());
@@ -129,7 +143,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
         match argument.as_str() {
             "--dir" => dir = Some(PathBuf::from(value()?)),
             "--disk" => disks.push(disk(&value()?)?),
-            "--base" => base = Some(PathBuf::from(value()?)),
+            "--base" => base_place = Some(base(&value()?)),
+            "--old-base" => old_bases.push(base(&value()?)),
             "--control" => control = Some(PathBuf::from(value()?)),
             "--iscsi" => iscsi = endpoints("--iscsi", &value()?)?,
             "--advertise" => advertise = value()?.split(',').map(str::to_owned).collect(),
@@ -173,7 +188,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
     Ok(Command::Serve(Box::new(Options {
         dir: dir.ok_or(OptionsError::Missing("--dir"))?,
         disks,
-        base,
+        base: base_place,
+        old_bases,
         control: control.ok_or(OptionsError::Missing("--control"))?,
         iscsi,
         advertise,
@@ -210,12 +226,17 @@ mod tests {
     #[test]
     fn disks_have_names() {
         let Ok(Command::Serve(options)) =
-            words("--dir /d --control /c --disk d1=/e --disk d2=/f --base /g")
+            words("--dir /d --control /c --disk d1=/e --disk d2=/f --base d2=/g --old-base =/h")
         else {
             panic!("refused");
         };
         assert_eq!(options.disks[1], ("d2".to_owned(), "/f".into()));
-        assert_eq!(options.base, Some("/g".into()));
+        let place = |disk: &str, dir: &str| BasePlace {
+            disk: Some(disk.to_owned()),
+            dir: dir.into(),
+        };
+        assert_eq!(options.base, Some(place("d2", "/g")));
+        assert_eq!(options.old_bases, [place("", "/h")]);
         assert!(words("--dir /d --control /c --disk /e").is_err());
     }
 

@@ -11,10 +11,13 @@
 //! `{"deleted": VOLUME, "disk": DISK}`: what was told of that copy before counts no more.
 //!
 //! A copy is one on one disk. What was told of one whose disk is away, or that lies aside, stays so when another is made
-//! elsewhere: nobody gave it back.
+//! elsewhere: nobody gave it back. Its base segments may lie on another disk: they are a part of their own, named by the
+//! directory there (`base`), and outlive the journal where its disk is lost. An older daemon told them under the
+//! journal's disk; at the first comparison they are told under theirs, and expire where they never lay.
 
 use crate::catalogue::{hex, now_ns, unhex};
 use crate::daemon::Storaged;
+use crate::disks::Disks;
 use nuage_io::serve::Context;
 use nuage_journal::{Receipt, ReceiptAct, Store, Told};
 use serde_json::{Value, json};
@@ -31,8 +34,40 @@ const COMPARE_EVERY: Duration = Duration::from_secs(60);
 /// So many lines more than twice those that are needed, and the file is written anew: some 300 KiB.
 const SPARE_LINES: u64 = 1024;
 
-/// A copy: of which volume, on which disk.
-type CopyName = (String, String);
+/// What lies on one disk of a copy: its log, or, where that is another disk, its base segments, by their directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    volume: String,
+    disk: String,
+    /// Empty: the log, and what lies beside it.
+    base: String,
+}
+
+impl Part {
+    pub fn log(volume: &str, disk: &str) -> Self {
+        Self::base(volume, disk, "")
+    }
+
+    pub fn base(volume: &str, disk: &str, base: &str) -> Self {
+        Self {
+            volume: volume.to_owned(),
+            disk: disk.to_owned(),
+            base: base.to_owned(),
+        }
+    }
+
+    fn is_base(&self) -> bool {
+        !self.base.is_empty()
+    }
+
+    /// Say in a line which one is meant.
+    fn name_in(&self, value: &mut Value) {
+        value["disk"] = self.disk.as_str().into();
+        if self.is_base() {
+            value["base"] = self.base.as_str().into();
+        }
+    }
+}
 
 pub struct Receipts {
     path: PathBuf,
@@ -42,7 +77,7 @@ pub struct Receipts {
     taken: u64,
     /// How many lines the file has.
     lines: u64,
-    told: BTreeMap<CopyName, Told>,
+    told: BTreeMap<Part, Told>,
     /// When each open copy was compared last.
     compared: BTreeMap<String, Instant>,
     /// Control clients that follow.
@@ -57,13 +92,13 @@ impl Receipts {
         let mut file = appended(&path)?;
         let found = lines_of(&path)?;
         let mut last = 0;
-        let mut told: BTreeMap<CopyName, Told> = BTreeMap::new();
+        let mut told: BTreeMap<Part, Told> = BTreeMap::new();
         for value in &found {
             last = last.max(number_of(value).or(value["last"].as_u64()).unwrap_or(0));
             if value["deleted"].is_string() {
-                told.retain(|copy, _| !ends(value, copy));
-            } else if let Some((copy, receipt)) = parsed(value) {
-                told.entry(copy).or_default().note(&receipt);
+                told.retain(|part, _| !ends(value, part));
+            } else if let Some((part, receipt)) = parsed(value) {
+                told.entry(part).or_default().note(&receipt);
             }
         }
         file.write_all(b"\n")?;
@@ -82,13 +117,12 @@ impl Receipts {
     }
 
     /// Keep a receipt, as of now: a copy made anew has old writes since today. Gives its line.
-    pub fn keep(&mut self, volume: &str, disk: &str, receipt: &Receipt) -> io::Result<Value> {
+    pub fn keep(&mut self, part: &Part, receipt: &Receipt) -> io::Result<Value> {
         self.last += 1;
-        let value = json!({
+        let mut value = json!({
             "number": self.last,
             "act": word(receipt.act),
-            "volume": volume,
-            "disk": disk,
+            "volume": part.volume,
             "uuid": hex(&receipt.volume),
             "segment": receipt.segment,
             "first_sequence": receipt.first_seq,
@@ -97,16 +131,16 @@ impl Receipts {
             "time_ns": now_ns(),
             "bytes": receipt.bytes,
         });
+        part.name_in(&mut value);
         // Before anybody hears of it: a number that was told is never given again.
         self.write(&value)?;
-        let copy = (volume.to_owned(), disk.to_owned());
-        self.told.entry(copy).or_default().note(receipt);
+        self.told.entry(part.clone()).or_default().note(receipt);
         Ok(value)
     }
 
     /// Whether a receipt tells what has not been told.
-    pub fn is_news(&self, volume: &str, disk: &str, receipt: &Receipt) -> bool {
-        match self.told.get(&(volume.to_owned(), disk.to_owned())) {
+    pub fn is_news(&self, part: &Part, receipt: &Receipt) -> bool {
+        match self.told.get(part) {
             Some(told) => told.is_news(receipt),
             None => receipt.act != ReceiptAct::Expired,
         }
@@ -114,21 +148,35 @@ impl Receipts {
 
     /// The copy is deleted, and who deleted it tells what became of its segments; or it is not there any more, and
     /// another begins in its place: nobody knows what became of them.
-    pub fn forget(&mut self, volume: &str, disk: &str) -> io::Result<()> {
-        self.compared.remove(volume);
-        let copy = (volume.to_owned(), disk.to_owned());
-        if self.told.remove(&copy).is_some() {
-            self.write(&json!({"deleted": volume, "disk": disk}))?;
+    pub fn forget(&mut self, part: &Part) -> io::Result<()> {
+        self.compared.remove(&part.volume);
+        if self.told.remove(part).is_some() {
+            let mut line = json!({"deleted": part.volume});
+            part.name_in(&mut line);
+            self.write(&line)?;
         }
         Ok(())
     }
 
-    /// What was told of a copy that lay aside on `disk`, as given back; of the one that goes on, on `kept`, nothing.
-    pub fn given_back(&self, volume: &str, disk: &str, kept: &str) -> Vec<Receipt> {
-        let told = self.told.get(&(volume.to_owned(), disk.to_owned()));
-        let aside = told.filter(|_| disk != kept).into_iter();
-        aside
-            .flat_map(Told::present)
+    /// Base directories of a volume that are not there any more, though their disks are.
+    pub fn gone_bases(&self, volume: &str, disks: &Disks) -> Vec<Part> {
+        let is_gone = |part: &&Part| {
+            part.volume == volume && part.is_base() && disks.is_base_gone(&part.disk, &part.base)
+        };
+        self.told.keys().filter(is_gone).cloned().collect()
+    }
+
+    /// As `gone_bases` of each volume, at the start: their disks were replaced, and nobody knows what became of them.
+    pub fn forget_gone(&mut self, disks: &Disks) -> io::Result<()> {
+        let is_gone = |part: &&Part| part.is_base() && disks.is_base_gone(&part.disk, &part.base);
+        let gone: Vec<Part> = self.told.keys().filter(is_gone).cloned().collect();
+        gone.iter().try_for_each(|part| self.forget(part))
+    }
+
+    /// What was told of a part that is not there any more, as given back.
+    pub fn given_back(&self, part: &Part) -> Vec<Receipt> {
+        let told = self.told.get(part).into_iter();
+        told.flat_map(Told::present)
             .map(|receipt| Receipt {
                 act: ReceiptAct::Expired,
                 ..receipt.clone()
@@ -162,25 +210,25 @@ impl Receipts {
     fn write_anew(&mut self) -> io::Result<()> {
         let mut found = lines_of(&self.path)?;
         // From the last to the first: only the last receipt of a segment tells that it lies here.
-        let mut seen: BTreeSet<(CopyName, u64)> = BTreeSet::new();
+        let mut seen: BTreeSet<(Part, u64)> = BTreeSet::new();
         found.reverse();
         found.retain(|value| {
-            let Some((copy, receipt)) = parsed(value) else {
+            let Some((part, receipt)) = parsed(value) else {
                 return value["deleted"].is_string();
             };
-            let lies_here = self.has(&copy, &receipt);
-            let is_last = seen.insert((copy, receipt.segment));
+            let lies_here = self.has(&part, &receipt);
+            let is_last = seen.insert((part, receipt.segment));
             number_of(value) > Some(self.taken) || (is_last && lies_here)
         });
         found.reverse();
-        let mut named: BTreeSet<CopyName> = BTreeSet::new();
+        let mut named: BTreeSet<Part> = BTreeSet::new();
         found.retain(|value| {
             if value["deleted"].is_string() {
                 let before = named.len();
-                named.retain(|copy| !ends(value, copy));
+                named.retain(|part| !ends(value, part));
                 return named.len() < before;
             }
-            named.extend(parsed(value).map(|(copy, _)| copy));
+            named.extend(parsed(value).map(|(part, _)| part));
             true
         });
         let beside = self.path.with_extension(ANEW);
@@ -197,8 +245,8 @@ impl Receipts {
         File::open(dir)?.sync_all()
     }
 
-    fn has(&self, copy: &CopyName, receipt: &Receipt) -> bool {
-        let told = self.told.get(copy);
+    fn has(&self, part: &Part, receipt: &Receipt) -> bool {
+        let told = self.told.get(part);
         told.is_some_and(|told| told.has(receipt))
     }
 
@@ -207,7 +255,7 @@ impl Receipts {
         let mut found = lines_of(&self.path)?;
         found.retain(|value| {
             let number = number_of(value);
-            let lies_here = || parsed(value).is_some_and(|(copy, told)| self.has(&copy, &told));
+            let lies_here = || parsed(value).is_some_and(|(part, told)| self.has(&part, &told));
             number > Some(after) && (number > Some(self.taken) || lies_here())
         });
         Ok(found)
@@ -241,17 +289,19 @@ fn word(act: ReceiptAct) -> &'static str {
     }
 }
 
-/// Whether a line tells the end of a copy. Without a disk (an older daemon's): of all of its volume.
-fn ends(value: &Value, copy: &CopyName) -> bool {
-    let is_there = value["disk"].as_str().is_none_or(|disk| disk == copy.1);
-    value["deleted"] == copy.0.as_str() && is_there
+/// Whether a line tells the end of a part. Without a disk (an older daemon's): of all of its volume.
+fn ends(value: &Value, part: &Part) -> bool {
+    let base = value["base"].as_str().unwrap_or("");
+    let is_part = |disk: &str| disk == part.disk && base == part.base;
+    value["deleted"] == part.volume.as_str() && value["disk"].as_str().is_none_or(is_part)
 }
 
 /// A line of the file, read back.
-fn parsed(value: &Value) -> Option<(CopyName, Receipt)> {
+fn parsed(value: &Value) -> Option<(Part, Receipt)> {
     let number = |field: &str| value[field].as_u64();
     let acts = [ReceiptAct::Sealed, ReceiptAct::Moved, ReceiptAct::Expired];
     let act = acts.into_iter().find(|act| value["act"] == word(*act))?;
+    let base = value["base"].as_str().unwrap_or("");
     let receipt = Receipt {
         act,
         volume: unhex(value["uuid"].as_str()?)?,
@@ -260,12 +310,10 @@ fn parsed(value: &Value) -> Option<(CopyName, Receipt)> {
         last_seq: number("last_sequence")?,
         chain: unhex(value["chain"].as_str()?)?,
         bytes: number("bytes")?,
+        is_base: !base.is_empty(),
     };
     let disk = value["disk"].as_str().unwrap_or("");
-    Some((
-        (value["volume"].as_str()?.to_owned(), disk.to_owned()),
-        receipt,
-    ))
+    Some((Part::base(value["volume"].as_str()?, disk, base), receipt))
 }
 
 impl Storaged {
@@ -281,12 +329,23 @@ impl Storaged {
         for volume in due {
             let present = self.with_copy(&volume, |store| Store::holdings(store));
             let Some(present) = present else { continue };
-            let copy = (volume.clone(), self.catalogue.disk_of(&volume).to_owned());
-            let told = self.receipts.told.entry(copy).or_default();
-            for receipt in told.missing(&present) {
-                self.keep_receipt(&volume, &receipt, context);
+            let (base, log) = (self.part_of(&volume, true), self.part_of(&volume, false));
+            let (apart, beside): (Vec<_>, Vec<_>) = present
+                .into_iter()
+                .partition(|receipt| receipt.is_base && base != log);
+            if base != log {
+                // First: what an older daemon told under the journal's disk expires there once it is told of the right one.
+                self.compare_part(&base, &apart, context);
             }
+            self.compare_part(&log, &beside, context);
             self.receipts.compared.insert(volume, now);
+        }
+    }
+
+    fn compare_part(&mut self, part: &Part, present: &[Receipt], context: &mut Context<'_>) {
+        let told = self.receipts.told.entry(part.clone()).or_default();
+        for receipt in told.missing(present) {
+            self.keep_receipt_of(part, &receipt, context);
         }
     }
 }
@@ -294,6 +353,7 @@ impl Storaged {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disks::BasePlace;
 
     /// A place of a test's own, gone when it ends.
     struct Place(PathBuf);
@@ -329,11 +389,12 @@ mod tests {
             last_seq: segment,
             chain: [3; 32],
             bytes: 4096,
+            is_base: false,
         }
     }
 
-    fn copy() -> CopyName {
-        ("v".to_owned(), "d0".to_owned())
+    fn log() -> Part {
+        Part::log("v", "d0")
     }
 
     fn numbers(receipts: &Receipts) -> Vec<u64> {
@@ -347,7 +408,7 @@ mod tests {
         let mut receipts = place.open();
         let begun_ns = now_ns();
         let written_long_ago = receipt(ReceiptAct::Expired, 1);
-        let line = receipts.keep("v", "d0", &written_long_ago).expect("kept");
+        let line = receipts.keep(&log(), &written_long_ago).expect("kept");
         assert!(line["time_ns"].as_u64() >= Some(begun_ns));
         assert_eq!(receipts.after(0).expect("read"), [line]);
     }
@@ -356,10 +417,10 @@ mod tests {
     fn lived(receipts: &mut Receipts, segments: u64) {
         for segment in 1..=segments {
             let sealed = receipt(ReceiptAct::Sealed, segment);
-            receipts.keep("v", "d0", &sealed).expect("kept");
+            receipts.keep(&log(), &sealed).expect("kept");
             if segment > 10 {
                 let gone = receipt(ReceiptAct::Expired, segment - 10);
-                receipts.keep("v", "d0", &gone).expect("kept");
+                receipts.keep(&log(), &gone).expect("kept");
             }
             if segment % 32 == 0 {
                 receipts.taken(receipts.last - 5).expect("written");
@@ -385,10 +446,7 @@ mod tests {
         assert!(found.len() <= 10 + untaken.len(), "{found:?}");
         let again = place.open();
         let present = |receipts: &Receipts| -> Vec<u64> {
-            receipts.told[&copy()]
-                .present()
-                .map(|r| r.segment)
-                .collect()
+            receipts.told[&log()].present().map(|r| r.segment).collect()
         };
         assert_eq!(present(&again), (1191..=1200).collect::<Vec<u64>>());
         assert_eq!(again.last, last);
@@ -399,17 +457,17 @@ mod tests {
         let place = Place::new("receipts-numbers");
         let mut receipts = place.open();
         receipts
-            .keep("v", "d0", &receipt(ReceiptAct::Sealed, 1))
+            .keep(&log(), &receipt(ReceiptAct::Sealed, 1))
             .expect("kept");
         receipts
-            .keep("v", "d0", &receipt(ReceiptAct::Expired, 1))
+            .keep(&log(), &receipt(ReceiptAct::Expired, 1))
             .expect("kept");
         receipts.taken(2).expect("written");
         receipts.write_anew().expect("written");
         assert!(numbers(&receipts).is_empty());
         let mut again = place.open();
         let next = again
-            .keep("v", "d0", &receipt(ReceiptAct::Sealed, 2))
+            .keep(&log(), &receipt(ReceiptAct::Sealed, 2))
             .expect("kept");
         assert_eq!(number_of(&next), Some(3));
     }
@@ -422,7 +480,7 @@ mod tests {
         drop(receipts);
         let mut again = place.open();
         let next = again
-            .keep("v", "d0", &receipt(ReceiptAct::Sealed, 1))
+            .keep(&log(), &receipt(ReceiptAct::Sealed, 1))
             .expect("kept");
         assert_eq!(number_of(&next), Some(501));
     }
@@ -433,18 +491,20 @@ mod tests {
         let mut receipts = place.open();
         for segment in 1..=3 {
             let sealed = receipt(ReceiptAct::Sealed, segment);
-            receipts.keep("v", "d0", &sealed).expect("kept");
+            receipts.keep(&log(), &sealed).expect("kept");
         }
         receipts.taken(3).expect("written");
-        receipts.forget("v", "d1").expect("one begins there");
+        receipts
+            .forget(&Part::log("v", "d1"))
+            .expect("one begins there");
         let again = receipt(ReceiptAct::Sealed, 3);
-        receipts.keep("v", "d1", &again).expect("kept");
+        receipts.keep(&Part::log("v", "d1"), &again).expect("kept");
         receipts.write_anew().expect("written");
         let mut receipts = place.open();
         assert_eq!(numbers(&receipts), [1, 2, 3, 4]);
-        assert_eq!(receipts.told[&copy()].count(), 3);
+        assert_eq!(receipts.told[&log()].count(), 3);
         let ended: Vec<(ReceiptAct, u64)> = receipts
-            .given_back("v", "d0", "d1")
+            .given_back(&log())
             .iter()
             .map(|told| (told.act, told.segment))
             .collect();
@@ -452,10 +512,49 @@ mod tests {
             ended,
             [1, 2, 3].map(|segment| (ReceiptAct::Expired, segment))
         );
-        assert_eq!(receipts.given_back("v", "d1", "d1"), []);
         receipts.taken(4).expect("written");
-        receipts.forget("v", "d0").expect("lost");
+        receipts.forget(&log()).expect("lost");
         assert_eq!(numbers(&receipts), [4], "nobody ends what is not here");
+    }
+
+    #[test]
+    fn base_segments_outlive_their_journal_and_end_with_their_directory() {
+        let place = Place::new("receipts-base");
+        let base = |dir: &Path| BasePlace {
+            disk: Some("slow".to_owned()),
+            dir: dir.to_owned(),
+        };
+        let disks = Disks::new(&place.0, &[], Some(&base(&place.0)), &[]);
+        let lies = place.0.join("volumes/v");
+        std::fs::create_dir_all(&lies).expect("a directory");
+        let mut receipts = place.open();
+        let part = Part::base("v", "slow", "v");
+        let moved = Receipt {
+            is_base: true,
+            ..receipt(ReceiptAct::Moved, 9)
+        };
+        let line = receipts.keep(&part, &moved).expect("kept");
+        assert_eq!(
+            (&line["disk"], &line["base"]),
+            (&"slow".into(), &"v".into())
+        );
+        let sealed = receipt(ReceiptAct::Sealed, 1);
+        receipts.keep(&log(), &sealed).expect("kept");
+        receipts.forget(&log()).expect("another begins there");
+        receipts.forget(&Part::log("v", "slow")).expect("as well");
+        receipts.taken(2).expect("written");
+        receipts.write_anew().expect("written");
+        let mut receipts = place.open();
+        receipts.forget_gone(&disks).expect("looked");
+        assert_eq!(receipts.gone_bases("v", &disks), []);
+        assert!(!receipts.is_news(&part, &moved));
+        std::fs::remove_dir(&lies).expect("gone");
+        let gone = receipts.gone_bases("v", &disks);
+        assert_eq!(gone, std::slice::from_ref(&part));
+        let ended = receipts.given_back(&part);
+        assert_eq!((ended[0].act, ended[0].segment), (ReceiptAct::Expired, 9));
+        receipts.forget_gone(&disks).expect("its disk was replaced");
+        assert!(place.open().is_news(&part, &moved));
     }
 
     #[test]
@@ -463,16 +562,16 @@ mod tests {
         let place = Place::new("receipts-back");
         let mut receipts = place.open();
         let sealed = receipt(ReceiptAct::Sealed, 1);
-        receipts.keep("v", "d0", &sealed).expect("kept");
-        receipts.forget("v", "d0").expect("written");
+        receipts.keep(&log(), &sealed).expect("kept");
+        receipts.forget(&log()).expect("written");
         assert!(
-            place.open().is_news("v", "d0", &sealed),
+            place.open().is_news(&log(), &sealed),
             "the copy was deleted"
         );
         receipts.write_anew().expect("written");
         assert_eq!(numbers(&receipts), [1], "the site does not have it yet");
         assert!(
-            place.open().is_news("v", "d0", &sealed),
+            place.open().is_news(&log(), &sealed),
             "the copy was deleted"
         );
         receipts.taken(1).expect("written");

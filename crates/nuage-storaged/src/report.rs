@@ -5,6 +5,7 @@ use crate::control::{Code, Refusal};
 use crate::daemon::{Asker, Head, Storaged};
 use crate::limits::answering_name;
 use crate::metrics::{CopyFigures, VolumeFigures};
+use crate::receipts::Part;
 use nuage_engine::{Answering, HeadEvent};
 use nuage_io::log;
 use nuage_io::serve::Context;
@@ -33,6 +34,7 @@ impl Storaged {
             "volume": spec.volume, "uuid": spec.uuid, "size_bytes": spec.size_bytes,
             "logical_block_bytes": spec.logical_block_bytes, "backend": spec.backend,
             "encrypted": spec.encrypted, "disk": spec.disk, "head": Value::Null,
+            "base_disk": self.catalogue.base_apart(volume).map(|(disk, _)| disk),
             "retention": spec.retention,
             "stands_by": self.standbys.contains_key(volume), "retired": self.retired(volume),
             "views": self.views_of(volume, context),
@@ -243,20 +245,19 @@ impl Storaged {
         receipt: &Receipt,
         context: &mut Context<'_>,
     ) {
-        let disk = self.catalogue.disk_of(volume).to_owned();
-        if self.receipts.is_news(volume, &disk, receipt) {
-            self.keep_receipt_of(volume, &disk, receipt, context);
+        let part = self.part_of(volume, receipt.is_base);
+        if self.receipts.is_news(&part, receipt) {
+            self.keep_receipt_of(&part, receipt, context);
         }
     }
 
-    fn keep_receipt_of(
+    pub(crate) fn keep_receipt_of(
         &mut self,
-        volume: &str,
-        disk: &str,
+        part: &Part,
         receipt: &Receipt,
         context: &mut Context<'_>,
     ) {
-        match self.receipts.keep(volume, disk, receipt) {
+        match self.receipts.keep(part, receipt) {
             Ok(value) => {
                 let line = json!({"event": "receipt", "receipt": value}).to_string();
                 let followers = self.receipts.followers.iter();
@@ -266,6 +267,16 @@ impl Storaged {
             Err(error) => log::error("receipt_not_kept", &[("error", error.to_string().into())]),
         }
     }
+
+    /// Which part of our copy of a volume a segment is of.
+    pub(crate) fn part_of(&self, volume: &str, is_base: bool) -> Part {
+        let apart = self.catalogue.base_apart(volume).filter(|_| is_base);
+        match apart {
+            Some((disk, base)) => Part::base(volume, &disk, &base),
+            None => Part::log(volume, self.catalogue.disk_of(volume)),
+        }
+    }
+
     /// Tell that a copy that lay aside on `disk` is gone.
     pub(crate) fn tell_removed(
         &mut self,
@@ -274,16 +285,29 @@ impl Storaged {
         kept: &str,
         context: &mut Context<'_>,
     ) {
-        for receipt in self.receipts.given_back(volume, disk, kept) {
-            self.keep_receipt_of(volume, disk, &receipt, context);
-        }
+        let mut gone = self.receipts.gone_bases(volume, &self.catalogue.disks);
         if disk != kept {
-            self.forget_receipts(volume, disk);
+            gone.push(Part::log(volume, disk));
+        }
+        for part in gone {
+            for receipt in self.receipts.given_back(&part) {
+                self.keep_receipt_of(&part, &receipt, context);
+            }
+            self.forget_receipts(&part);
         }
     }
 
-    pub(crate) fn forget_receipts(&mut self, volume: &str, disk: &str) {
-        if let Err(error) = self.receipts.forget(volume, disk) {
+    /// Forget what was told of a copy on `disk` that is not there any more, and of base directories that are not.
+    pub(crate) fn forget_copy(&mut self, volume: &str, disk: &str) {
+        let mut gone = self.receipts.gone_bases(volume, &self.catalogue.disks);
+        gone.push(Part::log(volume, disk));
+        for part in gone {
+            self.forget_receipts(&part);
+        }
+    }
+
+    fn forget_receipts(&mut self, part: &Part) {
+        if let Err(error) = self.receipts.forget(part) {
             log::error("receipts_not_kept", &[("error", error.to_string().into())]);
         }
     }

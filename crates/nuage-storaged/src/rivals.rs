@@ -71,8 +71,10 @@ impl Note {
     }
 }
 
-fn opened(folder: &Path) -> Result<Store<FileDisk>, JournalError> {
-    let disk = FileDisk::open(&folder.join("journal"), Method::Threads)?;
+fn opened(disks: &Disks, folder: &Path) -> Result<Store<FileDisk>, JournalError> {
+    let journal = folder.join("journal");
+    disks.require_base(&journal)?;
+    let disk = FileDisk::open(&journal, Method::Threads)?;
     Store::open_without_key(disk, TailRule::OneOfSeveral)
 }
 
@@ -118,7 +120,10 @@ pub fn settle(disks: &Disks, known: CreateVolume, found: CreateVolume) -> io::Re
         );
         return Ok(known);
     }
-    let (one, other) = (opened(&folder(&known)), opened(&folder(&found)));
+    let (one, other) = (
+        opened(disks, &folder(&known)),
+        opened(disks, &folder(&found)),
+    );
     for (spec, store) in [(&known, &one), (&found, &other)] {
         if let Err(error) = store {
             log::error(
@@ -231,7 +236,7 @@ pub fn put_unreadable_aside(disks: &Disks, disk: &str, folder: &Path, fault: &st
 
 fn move_unreadable_aside(disks: &Disks, disk: &str, folder: &Path, name: &str) -> io::Result<()> {
     if Note::read(folder).is_none() {
-        let store = opened(folder).ok();
+        let store = opened(disks, folder).ok();
         let mut note = note_of(folder, store.as_ref())?;
         if note.chain.is_empty() {
             note.chain = hex(&[0; 32]); // that of no write: it stays until the volume is deleted

@@ -35,7 +35,7 @@ from nuage.iaas.transfers import (
 from nuage.iaas.views import CLOSE_VIEW_METHOD, VIEW_METHOD, VIEWS_METHOD
 from nuage.ids import IaasId
 from nuage.ionode.agent import WISH_FILE, IonodeAgent, IonodeOptions, load_wish
-from nuage.ionode.disks import DiskPlace, base_disk, require_disks
+from nuage.ionode.disks import BasePlace, DiskPlace, base_disk, require_disks
 from nuage.ionode.identity import DiskBook
 from nuage.ionode.losses import HELD_METHOD, AskHeld, HeldPage, LossTeller
 from nuage.ionode.nearby import Nearby
@@ -263,10 +263,11 @@ class IonodeProcess:
         self._book.take_in(lost)
         self._serving = self._book.serving
         base = base_disk(self._disks)
-        serving = {disk.name for disk in self._serving}
-        self._base = None if base is None or base.name not in serving else base.path / BASES
+        bases = {disk.name: BasePlace(disk.name, disk.path / BASES) for disk in self._serving}
+        self._base = None if base is None else bases.pop(base.name, None)
+        self._old_bases = tuple(place for place in bases.values() if place.path.is_dir())
         if self._base is not None:
-            open_to_daemons(self._base)
+            open_to_daemons(self._base.path)
         for absent in self._book.absent(lost):
             log.warning("disk away", disk=absent.name, serial=absent.serial, why=absent.reason)
 
@@ -317,6 +318,7 @@ class IonodeProcess:
             binary=configuration.storaged,
             disks=(self._disks[0], *others),
             base=self._base,
+            old_bases=self._old_bases,
             run_dir=run_dir,
             address=configuration.node.address,
             tls_cert=configuration.trust_dir / DAEMON_CHAIN,

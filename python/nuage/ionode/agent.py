@@ -365,7 +365,8 @@ class IonodeAgent:
         iaas_id = next(i for i, other in self._hosted.items() if other is hosted)
         outbox, first = self._outbox(iaas_id), self._options.disks[0].name
         await _tell_taken(hosted.daemon, outbox)  # it then tells only of what lies here
-        lies_on = {v.disk or first for v in hosted.seen.volumes if v.volume_id == volume_id}
+        copies = [v for v in hosted.seen.volumes if v.volume_id == volume_id]
+        lies_on = {v.disk or first for v in copies} | {v.base_disk for v in copies}
         past = await hosted.daemon.past_receipts()
         # On a disk that is away may lie another copy, which is not erased.
         here = [receipt for receipt in past if (receipt.disk or first) in lies_on]
@@ -451,7 +452,13 @@ class IonodeAgent:
             for disk in self._options.disks
             for path in (disk.path / iaas_id).glob(VOLUME_FILES)
         }
-        used = {v.volume_id for v in seen if (v.disk, v.volume_id) not in here}
+        paths = {disk.name: disk.path / iaas_id / "volumes" for disk in self._options.disks}
+        used = {
+            v.volume_id
+            for v in seen
+            if (v.disk, v.volume_id) not in here
+            or (v.is_open and _is_base_away(paths[v.disk] / v.volume_id))
+        }
         return Standing(is_told=self._outbox(iaas_id).has_told(past), used=frozenset(used))
 
     @property
@@ -461,7 +468,7 @@ class IonodeAgent:
 
     def uses(self, place: str) -> bool:
         """Tell whether a daemon has volumes on the disk of this place."""
-        return any(volume.disk == place for volume in self._volumes())
+        return any(place in (volume.disk, volume.base_disk) for volume in self._volumes())
 
     # Images ---------------------------------------------------------------------------------------
 
@@ -705,6 +712,12 @@ async def _next_batch(queue: asyncio.Queue[DaemonReceipt]) -> list[DaemonReceipt
     while len(batch) < BATCH_MAX and not queue.empty():
         batch.append(queue.get_nowait())
     return batch
+
+
+def _is_base_away(volume: Path) -> bool:
+    """Tell whether the base segments of the volume in this folder are on a disk that is gone."""
+    link = volume / "journal" / "base"
+    return link.is_symlink() and not link.is_dir()
 
 
 def _volume_of(act: Act) -> VolumeId:

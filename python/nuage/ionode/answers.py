@@ -174,6 +174,7 @@ class VolumeAnswer(msgspec.Struct):
     logical_block_bytes: int
     retention: RetentionAnswer | None = None
     disk: str = ""
+    base_disk: str | None = None
     failure: str | None = None
     head: HeadAnswer | None = None
     copy: OwnCopyAnswer | None = None
@@ -193,6 +194,8 @@ class VolumeAnswer(msgspec.Struct):
             journal_bytes=journal_bytes(self),
             failure=self.failure or "",
             disk=self.disk or first_disk,
+            base_disk="" if self.base_disk is None else self.base_disk or first_disk,
+            is_open=self.head is not None or self.copy is not None,
             lost=None if self.scrub is None else self.scrub.counted(),
             quarantine_bytes=None if self.scrub is None else self.scrub.quarantine_bytes,
             stands_by=self.stands_by,

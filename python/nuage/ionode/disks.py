@@ -38,6 +38,14 @@ class DiskPlace:
     serial: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class BasePlace:
+    """Where base segments lie: on which disk, below which directory."""
+
+    disk: str
+    path: Path
+
+
 Usage = Callable[[Path], tuple[int, int]]
 
 

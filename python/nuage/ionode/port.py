@@ -45,7 +45,7 @@ class VolumeSeen:
     """A copy that the daemon keeps. `lost` None: it is not open, and cannot tell.
 
     `journal` None: the daemon is too old to tell it, and to change it. `stands_by`: it is shown to
-    a host while its head is elsewhere.
+    a host while its head is elsewhere. `base_disk`: where its base segments lie, "": on `disk`.
     """
 
     volume_id: VolumeId
@@ -57,6 +57,8 @@ class VolumeSeen:
     journal_bytes: int = 0
     failure: str = ""
     disk: str = ""
+    base_disk: str = ""
+    is_open: bool = False
     lost: LostBlocks | None = None
     quarantine_bytes: int | None = None
     stands_by: bool = False
@@ -144,8 +146,8 @@ class HeadSeen:
 class DaemonReceipt:
     """What became of a segment, as the daemon noted it: `act` is sealed, moved or expired.
 
-    Numbers are dense and never used twice; `disk` is where the copy lies, "" the first; `chain` is
-    the journal's hash chain in hexadecimal.
+    Numbers are dense and never used twice; `disk` is where the segment lies, "" the first;
+    `chain` is the journal's hash chain in hexadecimal.
     """
 
     number: int

@@ -40,7 +40,7 @@ from nuage.ionode.answers import (
     ViewsAnswer,
     scrub_seen,
 )
-from nuage.ionode.disks import DiskPlace
+from nuage.ionode.disks import BasePlace, DiskPlace
 from nuage.ionode.owner import (
     closed_to_others,
     give,
@@ -109,9 +109,9 @@ class StoragedOptions:
     """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew.
 
     What a daemon keeps for itself lies on the first of the `disks`; what compaction writes goes
-    to `base`, if there is one. `clear_from` is the file that says from where iSCSI is taken in
-    clear (`ionode.nearby`). `portal_group` is the tag of this node's iSCSI portals. With
-    `own_user` each daemon runs as a user of its own, which takes root.
+    to `base`, if there is one, and went to `old_bases`. `clear_from` is the file that says from
+    where iSCSI is taken in clear (`ionode.nearby`). `portal_group` is the tag of this node's
+    iSCSI portals. With `own_user` each daemon runs as a user of its own, which takes root.
     """
 
     binary: str
@@ -123,7 +123,8 @@ class StoragedOptions:
     tls_ca: Path
     tls_crl: Path
     clear_from: Path
-    base: Path | None = None
+    base: BasePlace | None = None
+    old_bases: tuple[BasePlace, ...] = ()
     portal_group: int = 1
     own_user: bool = False
 
@@ -220,9 +221,13 @@ class StoragedDaemon:
         return trust
 
     def _directories(self) -> list[Path]:
-        base = self._options.base
-        roots = [disk.path for disk in self._options.disks] + ([] if base is None else [base])
+        options = self._options
+        bases = [] if options.base is None else [options.base.path]
+        roots = [disk.path for disk in options.disks] + bases
         return [root / self._iaas_id for root in roots]
+
+    def _base(self, place: BasePlace) -> str:
+        return f"{self._daemons_name(place.disk)}={place.path / self._iaas_id}"
 
     def _command(self) -> list[str]:
         options = self._options
@@ -231,7 +236,9 @@ class StoragedDaemon:
         for disk in others:
             more += ["--disk", f"{disk.name}={disk.path / self._iaas_id}"]
         if options.base is not None:
-            more += ["--base", str(options.base / self._iaas_id)]
+            more += ["--base", self._base(options.base)]
+        for place in options.old_bases:
+            more += ["--old-base", self._base(place)]
         trust = self._trust
         user = [] if trust is None else ["--uid", str(trust.user), "--gid", str(GROUP)]
 

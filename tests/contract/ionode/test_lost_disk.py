@@ -20,16 +20,17 @@ from tests.contract.ionode.throwaway_tls import write_tls
 from tests.unit.storage.proof_makers import SiteTrustOf, new_root
 
 from nuage.clock import SystemClock
+from nuage.daemon.ionode import BASES
 from nuage.errors import NotFound
 from nuage.ids import NodeId, SiteId
 from nuage.ionode.agent import IonodeAgent, IonodeOptions
-from nuage.ionode.disks import DiskPlace
+from nuage.ionode.disks import BasePlace, DiskPlace, base_disk
 from nuage.ionode.identity import DiskBook
 from nuage.ionode.losses import AskHeld, HeldPage, LossTeller
 from nuage.ionode.port import StorageDaemon
 from nuage.ionode.receipts import ReceiptBatch
 from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
-from nuage.model.contract import DiskClass, Limits
+from nuage.model.contract import DiskClass, JournalRule, Limits
 from nuage.model.desired import DaemonWish, IonodeWish
 from nuage.model.history import AskMark
 from nuage.model.infrastructure import DiskLoss, LostDisk
@@ -40,10 +41,22 @@ WITHIN_S = 60.0
 
 
 class Node:
-    """An IO-node of two disks, of which the second is taken first, and its site's ledger."""
+    """An IO-node of two disks, of which the second is taken first, and its site's ledger.
 
-    def __init__(self, directory: Path) -> None:
+    Where their classes differ, the slow one takes what compaction writes.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        classes: tuple[DiskClass, DiskClass] = (DiskClass.NVME, DiskClass.NVME),
+        journal: JournalRule = REPLICA.journal,
+        daemon_type: type[StoragedDaemon] = StoragedDaemon,
+    ) -> None:
         self.directory = directory
+        self.replica = replace(REPLICA, journal=journal)
+        self.daemon_type = daemon_type
         self.tls = write_tls(directory / "tls")
         self.ports = free_ports()
         root = new_root()
@@ -55,10 +68,12 @@ class Node:
         self.epoch = 1
         self.places = tuple(
             DiskPlace(
-                name=name, disk_class=DiskClass.NVME, path=directory / name / "volumes",
+                name=name, disk_class=disk_class, path=directory / name / "volumes",
                 size_bytes=size, serial=name, capacity=Limits(operations_per_s=1000),
             )
-            for name, size in (("d0", GIB // 8), ("d1", GIB // 4))
+            for name, size, disk_class in (
+                ("d0", GIB // 8, classes[0]), ("d1", GIB // 4, classes[1]),
+            )
         )  # fmt: skip
         for name in ("d0", "d1"):
             (directory / name).mkdir()
@@ -70,12 +85,16 @@ class Node:
             self.directory / "disks.json", self.places, now_ms=lambda: int(time.time() * 1000)
         )
         self.book.take_in({lost.loss.disk_serial for lost in self.lost})
+        large, serving = base_disk(self.places), self.book.serving
+        base = None
+        if large is not None and large.name in [disk.name for disk in serving]:
+            base = BasePlace(large.name, large.path / BASES)
         options = StoragedOptions(
-            binary=str(BINARY), disks=self.book.serving, run_dir=self.directory / "run",
+            binary=str(BINARY), disks=serving, base=base, run_dir=self.directory / "run",
             address="127.0.0.1", tls_cert=self.tls.chain, tls_key=self.tls.key,
             tls_ca=self.tls.root, tls_crl=self.tls.lists, clear_from=self.directory / "clear-from",
         )  # fmt: skip
-        self.daemon = StoragedDaemon(options, IAAS, self.ports)
+        self.daemon = self.daemon_type(options, IAAS, self.ports)
         signer = replace(self.signer, serial_of=self.book.serial_at)
         self.agent = IonodeAgent(
             IonodeOptions(
@@ -112,7 +131,7 @@ class Node:
         """Have the head opened under the next epoch, which seals what is open."""
         self.revision, self.epoch = self.revision + 1, self.epoch + 1
         head = replace(HEAD, epoch=self.epoch, accepts_loss=True)
-        daemon = DaemonWish(iaas_id=IAAS, label=5, replicas=(REPLICA,), heads=(head,))
+        daemon = DaemonWish(iaas_id=IAAS, label=5, replicas=(self.replica,), heads=(head,))
         await self.agent.take_wish(
             IonodeWish(revision=self.revision, daemons=(daemon,), lost_disks=self.lost)
         )
@@ -134,6 +153,15 @@ class Node:
             await self.agent.step()
             await self.teller.look()
             await asyncio.sleep(0.05)
+
+    async def is_open(self) -> None:
+        """Return once the head of the last wish is ready."""
+
+        def is_ready() -> bool:
+            heads = self.agent.report().heads
+            return any(head.epoch == self.epoch and head.state == "ready" for head in heads)
+
+        await self.until(is_ready, nothing)
 
     async def end(self) -> None:
         await end_storaged(self.directory)
@@ -158,11 +186,7 @@ async def test_what_lay_on_a_disk_ends_once_it_was_declared_lost_and_is_open_no_
         old = node.book.serving[1].serial
         for count in (1, 2):
             await node.wish()
-            is_open = lambda: any(  # noqa: E731
-                head.epoch == node.epoch and head.state == "ready"
-                for head in node.agent.report().heads
-            )
-            await node.until(is_open, nothing)
+            await node.is_open()
             await node.daemon.mark(AskMark(iaas_id=IAAS, volume_ids=(VOLUME,), name="noon"))
             await node.until(lambda count=count: node.on(old).segment_count >= count - 1, nothing)  # type: ignore[misc]
         assert node.on(old).segment_count > 0
