@@ -1,5 +1,7 @@
 //! Any past moment: resolving a point, and the index as it was there (docs/protocols/journal.md §7).
 
+use std::sync::Arc;
+
 use crate::bytes::{narrow, wide};
 use crate::checkpoint::{Checkpoint, Mark, Position, SideState, Superblock, checkpoint_name};
 use crate::cipher::VolumeUuid;
@@ -8,7 +10,9 @@ use crate::error::JournalError;
 use crate::layout::{Chain, Group, GroupHead, decode_footer};
 use crate::replay::State;
 use crate::retention::live_blocks;
-use crate::segment::{Seal, SegmentHeader, SegmentKind, footer_heads, heads_from_groups};
+use crate::segment::{
+    Seal, SegmentHeader, SegmentKind, footer_heads, headers_of, heads_from_groups,
+};
 use crate::store::{Slot, SlotState, Store, segment_name};
 use crate::superblocks::SUPERBLOCKS;
 
@@ -65,13 +69,7 @@ impl<D: Disk> Store<D> {
 
     /// Groups of a segment and the block where each lies, without their payload.
     pub(crate) fn groups_of(&mut self, number: u32) -> Result<Vec<(GroupHead, u32)>, JournalError> {
-        let heads = match &self.open {
-            Some(open) if open.slot == number => decode_footer(&open.footer.bytes)?,
-            _ => match self.footers.get(&number) {
-                Some(bytes) => decode_footer(bytes)?,
-                None => self.read_footer(number)?,
-            },
-        };
+        let heads = decode_footer(&self.headers_in_slot(number)?)?;
         let mut block = 1;
         Ok(heads
             .into_iter()
@@ -83,7 +81,14 @@ impl<D: Disk> Store<D> {
             .collect())
     }
 
-    fn read_footer(&mut self, number: u32) -> Result<Vec<GroupHead>, JournalError> {
+    /// The headers of a segment's groups, back to back.
+    pub(crate) fn headers_in_slot(&mut self, number: u32) -> Result<Arc<Vec<u8>>, JournalError> {
+        if let Some(open) = self.open.as_ref().filter(|open| open.slot == number) {
+            return Ok(Arc::new(open.footer.bytes.clone()));
+        }
+        if let Some(bytes) = self.footers.get(&number) {
+            return Ok(Arc::clone(bytes));
+        }
         let Some(Slot {
             file,
             state: SlotState::Sealed(header, seal),
@@ -93,14 +98,17 @@ impl<D: Disk> Store<D> {
             .and_then(Option::as_ref)
             .cloned()
         else {
-            return Ok(Vec::new());
+            return Ok(Arc::default());
         };
         let length = (seal.footer_bytes as usize).next_multiple_of(BLOCK_BYTES);
-        let bytes = self.disk.read_now(file, seal.footer_offset(), length)?;
-        footer_heads(&header, &seal, &bytes).or_else(|_| {
-            let bytes = self.disk.read_now(file, 0, seal.groups_end as usize)?;
-            heads_from_groups(&header, &seal, &bytes)
-        })
+        let mut stored = self.disk.read_now(file, seal.footer_offset(), length)?;
+        if footer_heads(&header, &seal, &stored).is_ok() {
+            stored.truncate(seal.footer_bytes as usize);
+            return Ok(Arc::new(stored));
+        }
+        let bytes = self.disk.read_now(file, 0, seal.groups_end as usize)?;
+        heads_from_groups(&header, &seal, &bytes)?;
+        Ok(Arc::new(headers_of(&bytes)))
     }
 
     /// Slots of own log segments that hold records after `after`, in order.

@@ -462,16 +462,20 @@ impl<D: Disk> Store<D> {
             let Some(file) = self.file_of(number) else {
                 continue;
             };
+            // Not as they lie before their groups: where one rotted there, the footer alone has it.
+            let headers = self.headers_in_slot(number)?;
+            let mut rest = headers.as_slice();
             for (head, block) in self.groups_of(number)? {
-                let offset = crate::segment::block_bytes(block);
+                let (group_header, others) = rest.split_at(head.info.header_bytes as usize);
+                rest = others;
                 let length = head.info.total_blocks() as usize * BLOCK_BYTES;
-                let bytes = self.disk.read_now(file, offset, length)?;
                 if head.info.last_seq() > seq {
                     has_refused = true;
-                    refused.extend_from_slice(&bytes);
+                    let offset = crate::segment::block_bytes(block);
+                    refused.extend(self.disk.read_now(file, offset, length)?);
                     continue;
                 }
-                footer.add(&bytes[..head.info.header_bytes as usize], &head);
+                footer.add(group_header, &head);
                 end += narrow(length);
                 kept = Position {
                     seq: head.info.last_seq(),

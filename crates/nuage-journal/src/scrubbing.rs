@@ -15,7 +15,7 @@ use crate::layout::{GroupHead, decode_footer};
 use crate::mending::{BlockWish, damaged_blocks};
 use crate::segment::{
     Seal, SegmentHeader, SegmentKind, block_bytes, decode_first_block, encode_first_block,
-    footer_heads,
+    footer_heads, headers_of,
 };
 use crate::store::{SlotState, Store};
 use crate::superblocks::SUPERBLOCKS;
@@ -385,15 +385,4 @@ fn dues(footer: &[u8], last_seq: u64) -> Result<VecDeque<Due>, JournalError> {
         block = next;
     }
     Ok(groups)
-}
-
-/// The headers of the groups of a segment back to back, as far as they can be read.
-fn headers_of(bytes: &[u8]) -> Vec<u8> {
-    let mut footer = Vec::new();
-    let mut at = BLOCK_BYTES;
-    while let Some(Ok(head)) = bytes.get(at..).map(GroupHead::decode) {
-        footer.extend_from_slice(&bytes[at..at + head.info.header_bytes as usize]);
-        at += head.info.total_blocks() as usize * BLOCK_BYTES;
-    }
-    footer
 }

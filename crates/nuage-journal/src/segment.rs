@@ -396,6 +396,17 @@ pub fn heads_from_groups(
     Ok(heads)
 }
 
+/// The headers of the groups of a segment back to back, as far as they can be read.
+pub(crate) fn headers_of(bytes: &[u8]) -> Vec<u8> {
+    let mut footer = Vec::new();
+    let mut at = BLOCK_BYTES;
+    while let Some(Ok(head)) = bytes.get(at..).map(GroupHead::decode) {
+        footer.extend_from_slice(&bytes[at..at + head.info.header_bytes as usize]);
+        at += head.info.total_blocks() as usize * BLOCK_BYTES;
+    }
+    footer
+}
+
 /// Read and check a footer.
 pub fn footer_heads(
     header: &SegmentHeader,
