@@ -56,6 +56,19 @@ pub struct HistoryItem {
     pub blocks: u32,
 }
 
+/// Groups by their headers, which stand back to back, and the block of their segment where each lies.
+pub(crate) fn groups_in(headers: &[u8]) -> Result<Vec<(GroupHead, u32)>, JournalError> {
+    let mut block = 1;
+    Ok(decode_footer(headers)?
+        .into_iter()
+        .map(|head| {
+            let at = block;
+            block += head.info.total_blocks();
+            (head, at)
+        })
+        .collect())
+}
+
 impl<D: Disk> Store<D> {
     pub(crate) fn sealed(&self, number: u32) -> Option<(&SegmentHeader, &Seal)> {
         match self.slots.get(number as usize)?.as_ref()? {
@@ -69,16 +82,7 @@ impl<D: Disk> Store<D> {
 
     /// Groups of a segment and the block where each lies, without their payload.
     pub(crate) fn groups_of(&mut self, number: u32) -> Result<Vec<(GroupHead, u32)>, JournalError> {
-        let heads = decode_footer(&self.headers_in_slot(number)?)?;
-        let mut block = 1;
-        Ok(heads
-            .into_iter()
-            .map(|head| {
-                let at = block;
-                block += head.info.total_blocks();
-                (head, at)
-            })
-            .collect())
+        groups_in(&self.headers_in_slot(number)?)
     }
 
     /// The headers of a segment's groups, back to back.

@@ -10,6 +10,7 @@ use crate::cipher::{Cipher, VolumeUuid};
 use crate::disk::{BLOCK_BYTES, Disk, DiskError};
 use crate::error::JournalError;
 use crate::first_blocks::{read_slots, spare_block};
+use crate::history::groups_in;
 use crate::index::Index;
 use crate::layout::{Chain, GroupHead};
 use crate::replay::State;
@@ -465,7 +466,7 @@ impl<D: Disk> Store<D> {
             // Not as they lie before their groups: where one rotted there, the footer alone has it.
             let headers = self.headers_in_slot(number)?;
             let mut rest = headers.as_slice();
-            for (head, block) in self.groups_of(number)? {
+            for (head, block) in groups_in(&headers)? {
                 let (group_header, others) = rest.split_at(head.info.header_bytes as usize);
                 rest = others;
                 let length = head.info.total_blocks() as usize * BLOCK_BYTES;
