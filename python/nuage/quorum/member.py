@@ -109,14 +109,20 @@ async def join_member(client: EtcdClient, *, site: SiteId, peer_url: str) -> dic
 
     Called while the member has no data: before its first start, or after its disk was lost, through
     a client of the sites that run. Announcing the same again is harmless. One at a time: etcd
-    refuses an addition that could cost the majority.
+    refuses an addition that could cost the majority, and a newcomer waits for one that was
+    announced before it. Two that a lone member took in at the same instant do not wait for each
+    other, for it needs one of them: each starts with all.
 
     A member that has started, and now has no data, is removed first: under its old id it would
     promise anew what it has promised already. Of two members the other one holds all that was
     ever agreed on, and cannot remove anybody alone: there the old id is taken up again.
 
+    Returns:
+        Peer URLs by site; a member that has not started is there under its id.
+
     Raises:
-        Conflict: another member has the URL, or the site has a member that runs elsewhere.
+        Conflict: another member has the URL, or the site has a member that runs elsewhere, or
+            another newcomer has not started.
         Unavailable, TimedOut: the others have no majority, or not for five seconds; try again.
     """
     members = (await client.member_list()).members
@@ -126,16 +132,19 @@ async def join_member(client: EtcdClient, *, site: SiteId, peer_url: str) -> dic
         if member.name == site and await _is_lost(client, member, peer_url, len(members)):
             members = (await client.member_remove(member.id)).members
     if not any(peer_url in member.peer_urls for member in members):
+        for member in members:
+            if not member.name:
+                raise Conflict(
+                    f"the member at {member.peer_urls[0]} was announced and never started",
+                    hint="start it, or remove it, before another joins",
+                )
         members = (await client.member_add([peer_url])).members
-    unnamed = [m for m in members if not m.name and peer_url not in m.peer_urls]
-    if unnamed:
-        raise Conflict(
-            f"the member at {unnamed[0].peer_urls[0]} was announced and never started",
-            hint="start it, or remove it, before another joins",
-        )
-    return {
-        (SiteId(member.name) if member.name else site): member.peer_urls[0] for member in members
-    }
+    return {_name_at_start(member, site, peer_url): member.peer_urls[0] for member in members}
+
+
+def _name_at_start(member: Member, site: SiteId, peer_url: str) -> SiteId:
+    """Return the name for `--initial-cluster`: of another's, etcd compares the URLs alone."""
+    return site if peer_url in member.peer_urls else SiteId(member.name or f"{member.id:x}")
 
 
 async def _is_lost(client: EtcdClient, member: Member, peer_url: str, count: int) -> bool:

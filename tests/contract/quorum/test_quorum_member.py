@@ -43,6 +43,7 @@ from nuage.quorum.model import LeaseTiming, Ownership
 from nuage.trust.pki import pem_of, public_key_of_request
 from nuage.trust.store import QUORUM_REVOCATIONS, ROOT, TrustStore
 
+PARIS = SiteId("paris")
 CLOCK = SystemClock()
 FR = FederationId("fr")
 TIMING = LeaseTiming(ttl_s=60.0)
@@ -63,9 +64,10 @@ def owned(number: int) -> Ownership:
 
 @asynccontextmanager
 async def running(
-    config: MemberConfig, members: dict[SiteId, str], *, is_new: bool
+    config: MemberConfig, members: dict[SiteId, str], *, is_new: bool, more: tuple[str, ...] = ()
 ) -> AsyncIterator[EtcdMember]:
     arguments = member_arguments(config, initial_members=members, is_new_cluster=is_new)
+    arguments += more
     member = EtcdMember(config.site, config.data_dir, config.client_url, config.peer_url, arguments)
     await member.start()
     try:
@@ -97,6 +99,32 @@ async def test_a_site_joins_and_leaves_a_running_quorum(tmp_path: Path) -> None:
             with pytest.raises(NotFound):
                 await remove_member(client, RENNES)
         await wait_until_up([marne.client_url])
+    await client.close()
+
+
+async def test_two_newcomers_that_were_announced_at_once_both_start(tmp_path: Path) -> None:
+    """A member alone may take two in before either runs: it has no majority until one does."""
+    require_etcd()
+    sites = {site: config_of(tmp_path, site) for site in (MARNE, RENNES, LYON, PARIS)}
+    members = {site: sites[site].peer_url for site in (MARNE, RENNES)}
+    urls = [config.client_url for config in sites.values()]
+    client = EtcdClient(urls[:2])
+    async with AsyncExitStack() as stack:
+        for site in members:  # two that check nothing stand for one that is asked twice at once
+            await stack.enter_async_context(
+                running(sites[site], members, is_new=True, more=("--strict-reconfig-check=false",))
+            )
+        await wait_until_up(urls[:2])
+        for site in (LYON, PARIS):
+            await client.member_add([sites[site].peer_url])
+        with pytest.raises((Unavailable, TimedOut)):
+            await client.range(b"up")
+        for site in (LYON, PARIS):
+            told = await join_member(client, site=site, peer_url=sites[site].peer_url)
+            assert set(told.values()) == {config.peer_url for config in sites.values()}
+            await stack.enter_async_context(running(sites[site], told, is_new=False))
+            await wait_until_up([sites[site].client_url])
+        assert set(await members_of(client)) == set(sites)
     await client.close()
 
 

@@ -18,6 +18,7 @@ from tests.contract.etcd.etcd_process import free_port
 from nuage.api.client import Client
 from nuage.daemon.configuration import ControllerConfiguration, QuorumConfiguration, render
 from nuage.daemon.joining import found, invite_site, join_as_site
+from nuage.daemon.quorum import open_etcd
 from nuage.errors import NuageError
 from nuage.ids import FederationId, SiteId
 from nuage.model.infrastructure import Datacenter, Operator
@@ -101,6 +102,28 @@ class BareFederation:
             process = self.processes.pop(key)
             process.send_signal(signal.SIGKILL)
             process.wait()
+
+    def members(self, name: str) -> dict[str, int]:
+        """Return the ids of the quorum's members that have started, as asked at a site."""
+        return asyncio.run(self._members(name))
+
+    async def _members(self, name: str) -> dict[str, int]:
+        client = open_etcd(self.configurations[name])
+        try:
+            return {member.name: member.id for member in (await client.member_list()).members}
+        finally:
+            await client.close()
+
+    def have_all_members(self, name: str) -> bool:
+        """Tell whether every site's member has started; a site whose etcd ended is started anew.
+
+        It ends where another was taken in at the same instant; its init would start it again.
+        """
+        for site in SITES:
+            if self.processes[f"{site} quorum-member"].poll() is not None:
+                self.kill_site(site)
+                self.start(site)
+        return set(self.members(name)) == set(SITES)
 
     def client(self, name: str) -> Client:
         client = Client(f"unix:{self.root / name / 'api.sock'}")

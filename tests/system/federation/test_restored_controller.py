@@ -13,7 +13,6 @@ from tests.system.federation.bare_federation import SITES, BareFederation, runni
 
 from nuage.clock import SystemClock
 from nuage.daemon.backup import make_backup
-from nuage.daemon.quorum import open_etcd
 from nuage.daemon.recovery import recover_quorum
 from nuage.daemon.restore import Restored, restore
 from nuage.errors import Conflict, InvalidRequest, Unavailable
@@ -36,14 +35,6 @@ def names(federation: BareFederation, site: str) -> set[str]:
     return {row["value"]["name"] for row in rows}
 
 
-async def members(federation: BareFederation, site: str) -> dict[str, int]:
-    client = open_etcd(federation.configurations[site])
-    try:
-        return {member.name: member.id for member in (await client.member_list()).members}
-    finally:
-        await client.close()
-
-
 def test_a_controller_whose_machine_is_lost_comes_back_from_an_old_backup(
     federation: BareFederation, tmp_path: Path
 ) -> None:
@@ -54,11 +45,8 @@ def test_a_controller_whose_machine_is_lost_comes_back_from_an_old_backup(
     federation.client(LOST).call("POST", "/v1/iaas", {"name": "after", "contract": {}})
     until(lambda: names(federation, "marne") == {"before", "after"}, "marne knows both")
     until(lambda: names(federation, "rennes") == {"before", "after"}, "rennes knows both")
-    until(
-        lambda: set(asyncio.run(members(federation, "marne"))) == set(SITES),
-        "every site's member has started",
-    )
-    before = asyncio.run(members(federation, "marne"))
+    until(lambda: federation.have_all_members("marne"), "every site's member has started")
+    before = federation.members("marne")
 
     federation.kill_site(LOST)
     for part in ("controller", "trust", "etcd"):
@@ -77,7 +65,7 @@ def test_a_controller_whose_machine_is_lost_comes_back_from_an_old_backup(
 
 
 def has_replaced(federation: BareFederation, before: dict[str, int]) -> bool:
-    of_all = [asyncio.run(members(federation, site)) for site in SITES]
+    of_all = [federation.members(site) for site in SITES]
     is_one = all(found == of_all[0] for found in of_all)
     return is_one and set(of_all[0]) == set(SITES) and of_all[0][LOST] != before[LOST]
 
@@ -97,8 +85,7 @@ def holds_its_lease(federation: BareFederation) -> bool:
 def test_one_site_goes_on_once_the_majority_is_lost_for_good(federation: BareFederation) -> None:
     """It is refused while anything answers that may be a quorum, or take part in one."""
     others = [site for site in SITES if site != LEFT]
-    everybody = set(SITES)
-    until(lambda: set(asyncio.run(members(federation, LEFT))) == everybody, "all members run")
+    until(lambda: federation.have_all_members(LEFT), "all members run")
     with pytest.raises(Unavailable, match="open"):
         recover(federation, *others)
     federation.kill_site(LEFT)
@@ -112,6 +99,6 @@ def test_one_site_goes_on_once_the_majority_is_lost_for_good(federation: BareFed
     recover(federation, *others)
     federation.start(LEFT)
     until(lambda: holds_its_lease(federation), "it holds its lease by itself")
-    assert set(asyncio.run(members(federation, LEFT))) == {LEFT}
+    assert set(federation.members(LEFT)) == {LEFT}
     (log,) = (federation.root / LEFT / "controller" / "audit").glob("audit-*.log")
     assert "site.recover-quorum" in log.read_text()
