@@ -102,11 +102,19 @@ impl Directory {
             });
         }
         Ok(Self {
-            path: path.to_owned(),
             base: has_base.then_some(base),
+            ..Self::alone(path)
+        })
+    }
+
+    /// A directory that is there, without what lies on the larger medium.
+    pub fn alone(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            base: None,
             files: HashMap::new(),
             next: 1,
-        })
+        }
     }
 
     pub fn path(&self) -> &Path {

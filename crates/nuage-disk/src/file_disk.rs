@@ -45,7 +45,16 @@ pub struct FileDisk {
 impl FileDisk {
     /// Open `path`, making the directory when it is absent.
     pub fn open(path: &Path, method: Method) -> Result<Self, DiskError> {
-        let directory = Directory::open(path)?;
+        Self::with(Directory::open(path)?, method)
+    }
+
+    /// Without what lies on the larger medium, which may be lost: for who reads the log alone.
+    pub fn open_alone(path: &Path) -> Result<Self, DiskError> {
+        Self::with(Directory::alone(path), Method::Threads)
+    }
+
+    fn with(directory: Directory, method: Method) -> Result<Self, DiskError> {
+        let path = directory.path();
         let bell = Arc::new(Bell::new()?);
         let ring = match method {
             Method::Best => Ring::new(bell.fd()).ok(),

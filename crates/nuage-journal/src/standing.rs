@@ -4,10 +4,11 @@
 //! set: what either promised or told a head was said in that member's name. Whichever goes on keeps the word
 //! of both.
 
-use crate::disk::Disk;
+use crate::disk::{BLOCK_BYTES, Disk};
 use crate::error::JournalError;
 use crate::layout::Chain;
-use crate::store::Store;
+use crate::segment::{SegmentHeader, SegmentKind, decode_first_block, scan};
+use crate::store::{Store, segment_name, slot_of_name};
 use crate::superblocks::read_superblocks;
 
 /// How far a copy is. The greater of two is the one to go on with: whole before damaged or still being filled,
@@ -31,6 +32,49 @@ impl Standing {
             seq: u64::MAX,
             promised: promised.unwrap_or(0),
         }
+    }
+
+    /// Of a copy that is not to be opened, by its log alone, and its chain there; nothing is written. `None`: the
+    /// log does not tell.
+    pub fn of_log<D: Disk>(disk: &mut D) -> Result<Option<(Self, Chain)>, JournalError> {
+        let (superblock, _) = read_superblocks(disk)?;
+        let mut segments = Vec::new();
+        for slot in disk
+            .list_now()?
+            .iter()
+            .filter_map(|name| slot_of_name(name))
+        {
+            let file = disk.open_now(&segment_name(slot))?;
+            let blocks = disk.read_now(file, 0, 2 * BLOCK_BYTES).unwrap_or_default();
+            let header = decode_first_block(&blocks).map(|(header, _)| header);
+            let is_log = |header: &SegmentHeader| {
+                header.kind == SegmentKind::Log && header.volume == superblock.volume
+            };
+            match header {
+                Ok(header) if is_log(&header) => segments.push((file, header)),
+                _ => disk.close(file),
+            }
+        }
+        segments.sort_unstable_by_key(|(_, header)| std::cmp::Reverse(header.segment));
+        let mut end = None;
+        for (file, header) in &segments {
+            let bytes = disk.read_now(*file, 0, superblock.segment_bytes as usize)?;
+            let found = scan(&bytes, header, 0);
+            if let Some(last) = found.groups.last() {
+                let standing = Self {
+                    is_whole: false,
+                    epoch: last.head.info.epoch,
+                    seq: last.head.info.last_seq(),
+                    promised: superblock.promised,
+                };
+                end = Some((standing, last.head.chain));
+                break;
+            }
+        }
+        for (file, _) in segments {
+            disk.close(file);
+        }
+        Ok(end)
     }
 }
 

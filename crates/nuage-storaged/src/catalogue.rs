@@ -435,6 +435,21 @@ impl Catalogue {
         }
     }
 
+    /// True where the base segments of a volume that is here do not come back.
+    pub(crate) fn is_base_lost(&self, name: &str) -> bool {
+        let is_here = self.volumes.contains_key(name);
+        is_here && self.disks.is_base_lost(&self.folder(name).join("journal"))
+    }
+
+    /// Let go of a copy whose base segments are lost, for a head of this epoch: it lies aside from now on, and another
+    /// may be made.
+    pub(crate) fn put_baseless_aside(&mut self, name: &str, epoch: u64) -> io::Result<()> {
+        rivals::put_baseless_aside(&self.disks, self.disk_of(name), name, epoch)?;
+        self.volumes.remove(name);
+        self.retired = rivals::found(&self.disks);
+        Ok(())
+    }
+
     /// Open a copy for heads elsewhere.
     pub fn open_copy(&self, name: &str) -> Result<ReplicaStore<FileDisk>, Refusal> {
         let spec = self.get(name)?;
@@ -555,243 +570,5 @@ impl Catalogue {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::disks::BasePlace;
-
-    /// A fast disk for journals and a large one for what compaction writes.
-    struct Place(PathBuf);
-
-    impl Place {
-        fn new(name: &str) -> Self {
-            let dir = std::env::temp_dir().join(format!("nuage-{name}-{}", std::process::id()));
-            fs::create_dir_all(dir.join("fast")).expect("a place");
-            Self(dir)
-        }
-
-        fn open(&self) -> Catalogue {
-            let others = [("fast".to_owned(), self.0.join("fast"))];
-            let base = BasePlace::new(None, self.0.join("large"));
-            let disks = Disks::new(&self.0.join("first"), &others, Some(&base), &[]);
-            Catalogue::open(&self.0.join("first"), disks).expect("directories")
-        }
-
-        fn large(&self) -> Vec<String> {
-            let found = fs::read_dir(self.0.join("large/volumes")).expect("a directory");
-            let mut names: Vec<_> = found
-                .map(|entry| {
-                    entry
-                        .expect("an entry")
-                        .file_name()
-                        .into_string()
-                        .expect("a name")
-                })
-                .collect();
-            names.sort();
-            names
-        }
-    }
-
-    impl Drop for Place {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn create(catalogue: &mut Catalogue, disk: &str) -> PathBuf {
-        let text = format!(r#"{{"volume": "v", "size_bytes": 67108864, "disk": "{disk}"}}"#);
-        let spec = serde_json::from_str(&text).expect("words");
-        catalogue.create(spec).expect("a volume");
-        let link = catalogue.folder("v").join("journal").join(BASE_FOLDER);
-        fs::read_link(link).expect("a link")
-    }
-
-    #[test]
-    fn a_volume_whose_disk_was_missing_for_a_while_still_has_what_lies_on_the_large_one() {
-        let place = Place::new("missing");
-        let base = create(&mut place.open(), "fast");
-        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
-        let (fast, away) = (place.0.join("fast"), place.0.join("away"));
-        fs::rename(&fast, &away).expect("unmounted");
-        // A copy that is made anew meanwhile has a directory of its own there.
-        let other = create(&mut place.open(), "");
-        assert_ne!(other, base);
-        assert!(fs::read_dir(&other).expect("a directory").next().is_none());
-        fs::remove_dir_all(&fast).expect("the mount point");
-        fs::rename(&away, &fast).expect("mounted again");
-        place.open();
-        assert!(base.join("seg.000001").exists());
-    }
-
-    #[test]
-    fn a_volume_stays_closed_while_its_base_segments_are_on_a_disk_that_is_not_in_service() {
-        let place = Place::new("not-in-service");
-        create(&mut place.open(), "fast");
-        let others = [("fast".to_owned(), place.0.join("fast"))];
-        let opened = |old_bases: &[BasePlace]| {
-            let disks = Disks::new(&place.0.join("first"), &others, None, old_bases);
-            let catalogue = Catalogue::open(&place.0.join("first"), disks).expect("directories");
-            (catalogue.open_copy("v").is_ok(), catalogue.base_apart("v"))
-        };
-        assert_eq!(opened(&[]), (false, None));
-        let of = |disk: &str| BasePlace::new(Some(disk), place.0.join("large"));
-        let apart = Some(("slow".to_owned(), "v".to_owned()));
-        assert_eq!(opened(&[of("slow")]), (true, apart));
-        assert_eq!(
-            opened(&[of("fast")]),
-            (true, None),
-            "it is the journal's own"
-        );
-    }
-
-    #[test]
-    fn a_copy_that_cannot_be_read_is_put_aside_and_the_others_are_there() {
-        fn rots(path: &Path) {
-            fs::write(path, "rotten").expect("a file");
-        }
-        // As one that the disk does not give: it is there, and no reading helps.
-        fn is_refused(path: &Path) {
-            fs::remove_file(path).expect("a file");
-            fs::create_dir(path).expect("a folder");
-        }
-        type Spoil = (&'static [&'static str], fn(&Path));
-        let spoils: [Spoil; 3] = [
-            (&[SPEC], rots),
-            (&[SPEC], is_refused),
-            (&["journal/super.a", "journal/super.b"], rots),
-        ];
-        for (damaged, spoil) in spoils {
-            let place = Place::new("unreadable");
-            let mut catalogue = place.open();
-            create(&mut catalogue, "fast");
-            let other = r#"{"volume": "w", "size_bytes": 67108864}"#;
-            let spec = serde_json::from_str(other).expect("words");
-            catalogue.create(spec).expect("a volume");
-            for file in damaged {
-                spoil(&catalogue.folder("v").join(file));
-            }
-            drop(catalogue);
-            let mut catalogue = place.open();
-            assert_eq!(catalogue.volumes.keys().collect::<Vec<_>>(), ["w"]);
-            assert!(place.0.join("fast/retired/v/journal").exists());
-            let aside: Vec<_> = catalogue
-                .retired
-                .iter()
-                .map(|found| &found.volume)
-                .collect();
-            assert_eq!(aside, ["v"]);
-            create(&mut catalogue, "fast");
-            assert_eq!(place.open().volumes.keys().collect::<Vec<_>>(), ["v", "w"]);
-        }
-    }
-
-    #[test]
-    fn a_copy_that_cannot_even_be_put_aside_stays_and_the_others_are_there() {
-        let place = Place::new("stuck");
-        let mut catalogue = place.open();
-        create(&mut catalogue, "fast");
-        let other = r#"{"volume": "w", "size_bytes": 67108864}"#;
-        catalogue
-            .create(serde_json::from_str(other).expect("words"))
-            .expect("a volume");
-        fs::write(catalogue.folder("v").join(SPEC), "rotten").expect("a file");
-        // As on a disk that takes no writes: what is to say where it went cannot be written.
-        fs::create_dir(catalogue.folder("v").join("retired.json.new")).expect("a folder");
-        drop(catalogue);
-        let catalogue = place.open();
-        assert_eq!(catalogue.volumes.keys().collect::<Vec<_>>(), ["w"]);
-        assert!(place.0.join("fast/volumes/v/journal/super.a").exists());
-    }
-
-    #[test]
-    fn what_lies_aside_and_cannot_be_read_keeps_nothing_from_starting() {
-        let place = Place::new("aside");
-        let mut catalogue = place.open();
-        create(&mut catalogue, "fast");
-        // No directory at all; and then entries that no copy has left.
-        fs::write(place.0.join("fast/retired"), "rotten").expect("a file");
-        drop(catalogue);
-        let catalogue = place.open();
-        assert!(catalogue.volumes.contains_key("v") && catalogue.retired.is_empty());
-        fs::write(catalogue.folder("v").join(SPEC), "rotten").expect("a file");
-        drop(catalogue);
-        let mut catalogue = place.open();
-        assert_eq!(catalogue.retired.len(), 1);
-        assert!(place.0.join("fast/retired~1").is_file());
-        let aside = place.0.join("fast/retired");
-        fs::write(aside.join("w"), "rotten").expect("a file");
-        fs::create_dir(aside.join("v~1")).expect("a folder");
-        create(&mut catalogue, "fast");
-        drop(catalogue);
-        let mut catalogue = place.open();
-        assert_eq!(catalogue.retired.len(), 1);
-        catalogue.delete("v").expect("deleted");
-        let left: Vec<_> = fs::read_dir(&aside).expect("a folder").collect();
-        assert_eq!(left.len(), 1, "{left:?}");
-    }
-
-    #[test]
-    fn a_volume_whose_description_is_gone_is_put_aside_and_what_broke_off_is_not() {
-        let place = Place::new("gone");
-        let mut catalogue = place.open();
-        let base = create(&mut catalogue, "fast");
-        let folder = catalogue.folder("v");
-        // What breaks off right before its end: it has all that a volume has, but for its description.
-        let begun = folder.with_file_name("w");
-        begin(&begun).expect("a folder");
-        fs::create_dir_all(begun.join("journal")).expect("a folder");
-        fs::write(begun.join("journal/seg.000001"), "of its parent").expect("a file");
-        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
-        fs::remove_file(folder.join(SPEC)).expect("rotten");
-        drop(catalogue);
-        let catalogue = place.open();
-        assert!(catalogue.volumes.is_empty() && !begun.exists());
-        let aside = place.0.join("fast/retired/v");
-        assert!(aside.join("journal/super.a").exists());
-        assert_eq!(catalogue.retired[0].volume, "v");
-    }
-
-    #[test]
-    fn a_creation_leaves_alone_what_lies_there() {
-        let place = Place::new("there");
-        let mut catalogue = place.open();
-        let folder = place.0.join("fast/volumes/v");
-        fs::create_dir_all(folder.join("journal")).expect("moved back by hand");
-        fs::write(folder.join("journal/seg.000001"), "data").expect("a file");
-        let text = r#"{"volume": "v", "size_bytes": 67108864, "disk": "fast"}"#;
-        let spec: CreateVolume = serde_json::from_str(text).expect("words");
-        let refusal = catalogue.create(spec).expect_err("it is not known");
-        assert_eq!(refusal.code, Code::Conflict);
-        assert!(folder.join("journal/seg.000001").exists());
-    }
-
-    #[test]
-    fn a_deletion_leaves_nothing_on_the_large_disk_wherever_it_broke_off() {
-        let place = Place::new("broken-off");
-        let mut catalogue = place.open();
-        let base = create(&mut catalogue, "fast");
-        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
-        let folder = catalogue.folder("v");
-        fs::rename(folder.join(SPEC), folder.join(UNFINISHED)).expect("begun");
-        let mut catalogue = place.open();
-        assert_eq!(place.large(), [""; 0]);
-        // And of one whose own disk never came back.
-        let base = create(&mut catalogue, "fast");
-        fs::write(base.join("seg.000001"), "what was compacted").expect("a file");
-        fs::remove_dir_all(place.0.join("fast")).expect("lost");
-        let mut catalogue = place.open();
-        create(&mut catalogue, "");
-        assert_eq!(place.large(), ["v", "v~1"]);
-        catalogue.delete("v").expect("deleted");
-        assert_eq!(place.large(), [""; 0]);
-        // And of a copy that was made meanwhile, once the first is back.
-        create(&mut catalogue, "fast");
-        let (fast, away) = (place.0.join("fast"), place.0.join("away"));
-        fs::rename(&fast, &away).expect("unmounted");
-        create(&mut place.open(), "fast");
-        fs::remove_dir_all(&fast).expect("the mount point");
-        fs::rename(&away, &fast).expect("mounted again");
-        place.open().delete("v").expect("deleted");
-        assert_eq!(place.large(), [""; 0]);
-    }
-}
+#[path = "catalogue_tests.rs"]
+mod tests;

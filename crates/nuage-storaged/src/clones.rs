@@ -71,6 +71,10 @@ impl Storaged {
             return Ok(json!({"volume": known.volume, "size_bytes": known.size_bytes}));
         }
         let mut spec = self.catalogue.get(&asked.volume)?.clone();
+        if self.catalogue.is_base_lost(&asked.volume) {
+            let message = format!("the base segments of {:?} are lost here", asked.volume);
+            return Err(Refusal::new(Code::NotFound, message));
+        }
         let uuid = chosen_uuid(asked.uuid.as_deref())?;
         spec.volume.clone_from(&asked.clone);
         spec.uuid = Some(hex(&uuid));

@@ -204,7 +204,8 @@ impl Storaged {
             &options.disks,
             options.base.as_ref(),
             &options.old_bases,
-        );
+        )
+        .with_lost_bases(&options.lost_bases);
         std::fs::create_dir_all(&options.dir)?;
         let mut receipts = Receipts::open(&options.dir)?;
         disks.make_base_root()?;

@@ -4,12 +4,13 @@
 //! DIR/volumes/NAME/                 a volume on the first disk
 //! DISK/volumes/NAME/                on a further one
 //! DISK/retired/NAME~N/              a copy that another one has taken the place of (`rivals`)
-//! …/NAME/journal/base               a link to BASE/volumes/NAME, where its base segments lie (NAME~1, … where
-//!                                   that is another's, of a disk that is missing)
+//! …/NAME/journal/base               a link to BASE/volumes/NAME~…, where its base segments lie (random digits: a copy
+//!                                   whose own disk is missing finds none but its own there later)
 //! ```
 //!
 //! The link is the volume's: it holds though the daemon is started with another base. One that leads nowhere, or to
-//! a disk that the daemon was not given, keeps the volume closed.
+//! a disk that the daemon was not given, keeps the volume closed. Where that disk was replaced or declared lost, what lay
+//! there does not come back: the copy is put aside and made anew, once a head elsewhere wants it (`rivals`).
 
 use crate::control::{Backend, Code, CreateVolume, Refusal};
 use nuage_disk::BASE_FOLDER;
@@ -44,6 +45,8 @@ pub struct Disks {
     roots: BTreeMap<String, PathBuf>,
     base: Option<BasePlace>,
     old_bases: Vec<BasePlace>,
+    /// On disks that were declared lost.
+    lost_bases: Vec<PathBuf>,
 }
 
 pub(crate) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -74,7 +77,14 @@ impl Disks {
             roots,
             base: base.map(below),
             old_bases: old_bases.iter().map(below).collect(),
+            lost_bases: Vec::new(),
         }
+    }
+
+    /// Take it that what lay in these directories does not come back.
+    pub fn with_lost_bases(mut self, lost: &[PathBuf]) -> Self {
+        self.lost_bases = lost.iter().map(|dir| dir.join(VOLUMES)).collect();
+        self
     }
 
     /// Have the place where compaction writes.
@@ -111,14 +121,34 @@ impl Disks {
     /// Refuse a journal whose base segments lie on a disk that is not in service.
     pub(crate) fn require_base(&self, journal: &Path) -> Result<(), DiskError> {
         let has_link = fs::symlink_metadata(journal.join(BASE_FOLDER)).is_ok();
-        if !has_link || self.base_of(journal).is_some() {
+        let is_lost = self.is_base_lost(journal);
+        if !has_link || (self.base_of(journal).is_some() && !is_lost) {
             return Ok(());
         }
+        let reason = if is_lost {
+            "the disk of the base segments was lost or replaced"
+        } else {
+            "the disk of the base segments is not in service"
+        };
         Err(DiskError::Io {
             operation: "open",
             name: BASE_FOLDER.to_owned(),
-            reason: "the disk of the base segments is not in service".to_owned(),
+            reason: reason.to_owned(),
         })
+    }
+
+    /// True where the base segments of a journal do not come back: their disk was declared lost, or another is in its
+    /// place.
+    pub(crate) fn is_base_lost(&self, journal: &Path) -> bool {
+        let Ok(link) = fs::read_link(journal.join(BASE_FOLDER)) else {
+            return false;
+        };
+        match self.base_of(journal) {
+            Some((place, name)) => place.dir.is_dir() && !place.dir.join(name).exists(),
+            None => link
+                .parent()
+                .is_some_and(|beside| self.lost_bases.iter().any(|lost| lost == beside)),
+        }
     }
 
     /// True where a base directory is gone and its disk is not.
@@ -186,7 +216,7 @@ impl Disks {
             let journal = self.root(&spec.disk).join(&spec.volume).join("journal");
             let link = journal.join(BASE_FOLDER);
             if spec.backend == Backend::Journal && fs::symlink_metadata(link).is_err() {
-                let own = free_base(base, &spec.volume);
+                let own = new_base(base, &spec.volume)?;
                 make_base(base, &own)?;
                 link_base(&journal, &own)?;
             }
@@ -202,18 +232,25 @@ impl Disks {
         remove_whole(folder)
     }
 
-    /// Move a copy out of the way, on its own disk; durable on return.
-    pub(crate) fn put_aside(&self, disk: &str, volume: &str) -> io::Result<()> {
+    /// Let a journal's link to its lost base segments lead nowhere any more: nothing is removed through it.
+    pub(crate) fn cut_base(journal: &Path) -> io::Result<()> {
+        fs::rename(journal.join(BASE_FOLDER), journal.join("base.lost"))
+    }
+
+    /// Move a copy out of the way, on its own disk; durable on return. Where it lies then.
+    pub(crate) fn put_aside(&self, disk: &str, volume: &str) -> io::Result<PathBuf> {
         let root = self.root(disk);
         let aside = root.with_file_name(RETIRED);
         if fs::metadata(&aside).is_ok_and(|found| !found.is_dir()) {
             // Whatever it is, it is kept, and nothing can lie in it.
-            fs::rename(&aside, free_base(&root.with_file_name(""), RETIRED))?;
+            fs::rename(&aside, free_name(&root.with_file_name(""), RETIRED))?;
         }
         fs::create_dir_all(&aside)?;
-        fs::rename(root.join(volume), free_base(&aside, volume))?;
+        let folder = free_name(&aside, volume);
+        fs::rename(root.join(volume), &folder)?;
         fs::File::open(&aside)?.sync_all()?;
-        fs::File::open(root)?.sync_all()
+        fs::File::open(root)?.sync_all()?;
+        Ok(folder)
     }
 
     /// What was moved out of the way, with the name of its disk; and the disks where it cannot be read.
@@ -275,30 +312,33 @@ fn remove_whole(folder: &Path) -> io::Result<()> {
 }
 
 /// No volume's name has a tilde.
-fn base_name(volume: &str, number: u32) -> String {
-    match number {
-        0 => volume.to_owned(),
-        _ => format!("{volume}~{number}"),
-    }
-}
-
 fn volume_of_base(name: &str) -> &str {
     name.split_once('~').map_or(name, |(volume, _)| volume)
 }
 
-/// A directory that no volume has yet: one that is there may be of a copy whose disk is missing.
-fn free_base(root: &Path, volume: &str) -> PathBuf {
-    (0..=u32::MAX)
-        .map(|number| root.join(base_name(volume, number)))
-        .find(|base| !base.exists())
+/// A name that nothing has yet: NAME, NAME~1, …
+fn free_name(root: &Path, name: &str) -> PathBuf {
+    let numbered = (1..=u32::MAX).map(|number| root.join(format!("{name}~{number}")));
+    std::iter::once(root.join(name))
+        .chain(numbered)
+        .find(|path| !path.exists())
         .unwrap_or_default()
+}
+
+/// A directory that no copy has or ever had: the link of one whose own disk is missing may lead to any that is gone.
+fn new_base(root: &Path, volume: &str) -> io::Result<PathBuf> {
+    let mut digits = [0; 8];
+    if !nuage_io::serve::random(&mut digits) {
+        return Err(io::Error::other("no random bytes"));
+    }
+    Ok(root.join(format!("{volume}~{}", crate::catalogue::hex(&digits))))
 }
 
 /// Give the journal of a new volume a directory of its own on the large disk.
 ///
 /// The link is first: what breaks off in between leaves nothing to which no volume's directory leads.
 fn begin_base(journal: &Path, root: &Path, volume: &str) -> io::Result<()> {
-    let base = free_base(root, volume);
+    let base = new_base(root, volume)?;
     link_base(journal, &base)?;
     make_base(root, &base)
 }
@@ -309,6 +349,9 @@ fn link_base(journal: &Path, base: &Path) -> io::Result<()> {
 }
 
 fn make_base(root: &Path, base: &Path) -> io::Result<()> {
-    fs::create_dir_all(base)?;
+    match fs::create_dir(base) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {} // where the root is gone its disk is: nothing is made in its place
+    }
     fs::File::open(root)?.sync_all()
 }

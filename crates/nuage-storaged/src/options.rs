@@ -13,6 +13,8 @@ usage: nuage-storaged --dir DIR --control SOCKET [options]
   --base [NAME=]DIR       a large disk: what compaction writes goes there, the log stays where it is; with the
                           name of a disk (\"=DIR\": the first), receipts tell it so
   --old-base NAME=DIR     where it went before; repeat. A volume that has a part elsewhere stays closed
+  --lost-base DIR         where it went to a disk that was declared lost; repeat. A volume that has a part there is
+                          put aside and made anew, once a head elsewhere wants it
   --control SOCKET        Unix socket for control requests (created, mode 0600)
   --iscsi ADDR:PORT,…     iSCSI portals; numeric addresses
   --advertise HOST:PORT,… portals that discovery names (default: where the session came in)
@@ -39,6 +41,8 @@ pub struct Options {
     pub base: Option<BasePlace>,
     /// Where those of some volumes still lie.
     pub old_bases: Vec<BasePlace>,
+    /// Those are on disks that were declared lost.
+    pub lost_bases: Vec<PathBuf>,
     pub control: PathBuf,
     pub iscsi: Vec<Endpoint>,
     pub advertise: Vec<String>,
@@ -124,7 +128,7 @@ fn number<T: std::str::FromStr>(option: &'static str, value: &str) -> Result<T, 
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, OptionsError> {
     let mut arguments = arguments.into_iter();
     let (mut dir, mut control, mut replica, mut base_place) = (None, None, None, None);
-    let (mut disks, mut old_bases) = (Vec::new(), Vec::new());
+    let (mut disks, mut old_bases, mut lost_bases) = (Vec::new(), Vec::new(), Vec::new());
     let (mut cert, mut key, mut ca, mut crl) = (None, None, None, None);
     let (mut uid, mut gid, mut clear_from) = (None, None, None);
     let (mut iscsi, mut nbd, mut advertise) = (Vec::new(), Vec::new(), Vec::new());
@@ -145,6 +149,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
             "--disk" => disks.push(disk(&value()?)?),
             "--base" => base_place = Some(base(&value()?)),
             "--old-base" => old_bases.push(base(&value()?)),
+            "--lost-base" => lost_bases.push(PathBuf::from(value()?)),
             "--control" => control = Some(PathBuf::from(value()?)),
             "--iscsi" => iscsi = endpoints("--iscsi", &value()?)?,
             "--advertise" => advertise = value()?.split(',').map(str::to_owned).collect(),
@@ -190,6 +195,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
         disks,
         base: base_place,
         old_bases,
+        lost_bases,
         control: control.ok_or(OptionsError::Missing("--control"))?,
         iscsi,
         advertise,
@@ -225,9 +231,9 @@ mod tests {
 
     #[test]
     fn disks_have_names() {
-        let Ok(Command::Serve(options)) =
-            words("--dir /d --control /c --disk d1=/e --disk d2=/f --base d2=/g --old-base =/h")
-        else {
+        let Ok(Command::Serve(options)) = words(
+            "--dir /d --control /c --disk d1=/e --disk d2=/f --base d2=/g --old-base =/h --lost-base /i",
+        ) else {
             panic!("refused");
         };
         assert_eq!(options.disks[1], ("d2".to_owned(), "/f".into()));
@@ -237,6 +243,7 @@ mod tests {
         };
         assert_eq!(options.base, Some(place("d2", "/g")));
         assert_eq!(options.old_bases, [place("", "/h")]);
+        assert_eq!(options.lost_bases, [PathBuf::from("/i")]);
         assert!(words("--dir /d --control /c --disk /e").is_err());
     }
 

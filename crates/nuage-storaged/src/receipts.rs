@@ -158,6 +158,11 @@ impl Receipts {
         Ok(())
     }
 
+    /// Compare what was told of a volume's copy at the next look.
+    pub fn compare_soon(&mut self, volume: &str) {
+        self.compared.remove(volume);
+    }
+
     /// Base directories of a volume that are not there any more, though their disks are.
     pub fn gone_bases(&self, volume: &str, disks: &Disks) -> Vec<Part> {
         let is_gone = |part: &&Part| {
@@ -344,7 +349,12 @@ impl Storaged {
 
     fn compare_part(&mut self, part: &Part, present: &[Receipt], context: &mut Context<'_>) {
         let told = self.receipts.told.entry(part.clone()).or_default();
-        for receipt in told.missing(present) {
+        let mut news = told.missing(present);
+        if self.has_aside(&part.volume, &part.disk) {
+            // What is not in this copy may lie in that one.
+            news.retain(|receipt| receipt.act != ReceiptAct::Expired);
+        }
+        for receipt in news {
             self.keep_receipt_of(part, &receipt, context);
         }
     }

@@ -255,12 +255,12 @@ impl Storaged {
         let named = (buffer[8] == FENCE_KIND)
             .then(|| self.catalogue.name_of(&uuid))
             .flatten();
+        let epoch = buffer[FENCE_VOLUME_END..FENCE_BYTES_MIN]
+            .iter()
+            .rfold(0, |high, byte| high << 8 | u64::from(*byte));
         let refused = match named {
             None => Some("no such volume here".to_owned()),
             Some(volume) if self.heads.contains_key(&volume) => {
-                let epoch = buffer[FENCE_VOLUME_END..FENCE_BYTES_MIN]
-                    .iter()
-                    .rfold(0, |high, byte| high << 8 | u64::from(*byte));
                 let term = epoch >> nuage_engine::EPOCH_RESTART_BITS;
                 Some(self.led_here(&volume, term, context))
             }
@@ -282,6 +282,9 @@ impl Storaged {
                     );
                     self.feed_copy(&volume, link, &buffer, context);
                     None
+                }
+                Err(_) if self.catalogue.is_base_lost(&volume) => {
+                    Some(self.give_up_baseless(&volume, epoch, context))
                 }
                 Err(refusal) => Some(refusal.message),
             },
@@ -308,6 +311,20 @@ impl Storaged {
         );
         self.begin_close(volume, context);
         told
+    }
+
+    /// A head elsewhere wants our copy, whose base segments are lost: it goes aside, and whoever looks after this
+    /// daemon has another made, which that head fills.
+    fn give_up_baseless(&mut self, volume: &str, epoch: u64, context: &mut Context<'_>) -> String {
+        let why = format!("the base segments of {volume:?} are lost here");
+        match self.catalogue.put_baseless_aside(volume, epoch) {
+            Ok(()) => {
+                self.end_standby(volume, context);
+                self.scrubbing.forget(volume);
+                format!("{why}: it is made anew")
+            }
+            Err(error) => format!("{why}, and it is not put aside: {error}"),
+        }
     }
 
     pub(crate) fn open_copy(

@@ -300,7 +300,10 @@ impl Storaged {
     /// Forget what was told of a copy on `disk` that is not there any more, and of base directories that are not.
     pub(crate) fn forget_copy(&mut self, volume: &str, disk: &str) {
         let mut gone = self.receipts.gone_bases(volume, &self.catalogue.disks);
-        gone.push(Part::log(volume, disk));
+        // One that lies aside there is told of until it goes.
+        if !self.has_aside(volume, disk) {
+            gone.push(Part::log(volume, disk));
+        }
         for part in gone {
             self.forget_receipts(&part);
         }

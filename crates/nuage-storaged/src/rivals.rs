@@ -4,6 +4,9 @@
 //! disk, untouched, until the one that goes on is proven to have all of it. Proven: it is whole, holds the
 //! other's last write on the same chain, and has been read whole since with nothing damaged.
 //!
+//! A copy whose base segments are lost goes the same way, once a head elsewhere wants it: that head has a copy, and fills
+//! another here. An only copy is wanted by no such head, and stays.
+//!
 //! ```text
 //! DISK/volumes/NAME/retired.json   decided, and about to be moved (a crash: done at the next start)
 //! DISK/retired/NAME~N/             moved aside; retired.json says since when and how far it is
@@ -95,9 +98,7 @@ fn note_of(folder: &Path, store: Option<&Store<FileDisk>>) -> io::Result<Note> {
             chain: hex(&tail.chain),
         });
     }
-    let disk = FileDisk::open(&folder.join("journal"), Method::Threads);
-    let mut disk = disk.map_err(|error| io::Error::other(error.to_string()))?;
-    let standing = Standing::of_unreadable(&mut disk);
+    let standing = Standing::of_unreadable(&mut log_of(folder)?);
     Ok(Note {
         since_s,
         sequence: standing.seq,
@@ -105,6 +106,16 @@ fn note_of(folder: &Path, store: Option<&Store<FileDisk>>) -> io::Result<Note> {
         promised: standing.promised,
         chain: String::new(),
     })
+}
+
+fn log_of(folder: &Path) -> io::Result<FileDisk> {
+    let disk = FileDisk::open_alone(&folder.join("journal"));
+    disk.map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// That of no write: what says so stays until the volume is deleted.
+fn no_chain() -> String {
+    hex(&[0; 32])
 }
 
 /// Of two copies of a volume, return the one that goes on; the other is moved aside.
@@ -239,11 +250,45 @@ fn move_unreadable_aside(disks: &Disks, disk: &str, folder: &Path, name: &str) -
         let store = opened(disks, folder).ok();
         let mut note = note_of(folder, store.as_ref())?;
         if note.chain.is_empty() {
-            note.chain = hex(&[0; 32]); // that of no write: it stays until the volume is deleted
+            note.chain = no_chain();
         }
         note.write(folder)?;
     }
-    disks.put_aside(disk, name)
+    disks.put_aside(disk, name).map(|_| ())
+}
+
+/// Move a copy aside whose base segments are lost, unless it promised to hear no head of `epoch`. What is left of it
+/// is the log.
+pub fn put_baseless_aside(disks: &Disks, disk: &str, volume: &str, epoch: u64) -> io::Result<()> {
+    let folder = disks.root(disk).join(volume);
+    let mut log = log_of(&folder)?;
+    let end = Standing::of_log(&mut log).map_err(|error| io::Error::other(error.to_string()))?;
+    drop(log);
+    let mut note = note_of(&folder, None)?;
+    if epoch < note.promised {
+        return Err(io::Error::other("a later head was promised"));
+    }
+    note.chain = no_chain();
+    if let Some((standing, chain)) = end {
+        (note.sequence, note.epoch) = (standing.seq, standing.epoch);
+        note.chain = hex(&chain);
+    }
+    note.write(&folder)?;
+    let aside = disks.put_aside(disk, volume)?;
+    Disks::cut_base(&aside.join("journal"))?;
+    log::error(
+        "copy_lost_its_base",
+        &[
+            ("volume", volume.into()),
+            ("disk", disk.into()),
+            ("sequence", note.sequence.into()),
+            (
+                "help",
+                "the disk of its base segments was lost: it is made anew from another copy".into(),
+            ),
+        ],
+    );
+    Ok(())
 }
 
 /// What lies aside on all disks. What cannot be read of it is told, left where it is, and keeps nothing from starting.
@@ -300,6 +345,12 @@ impl Storaged {
             .collect()
     }
 
+    /// Whether a copy of a volume lies aside on a disk.
+    pub(crate) fn has_aside(&self, volume: &str, disk: &str) -> bool {
+        let mut aside = self.catalogue.retired.iter();
+        aside.any(|retired| retired.volume == volume && retired.disk == disk)
+    }
+
     /// Have copies that go on in another's place read themselves whole, and let go of the others once proven.
     pub(crate) fn tidy_retired(&mut self, context: &mut Context<'_>) {
         let mut index = 0;
@@ -334,6 +385,7 @@ impl Storaged {
                 } else {
                     let kept = self.catalogue.disk_of(&volume).to_owned();
                     self.tell_removed(&volume, &retired.disk, &kept, context);
+                    self.receipts.compare_soon(&volume);
                 }
                 log::info(
                     "retired_removed",

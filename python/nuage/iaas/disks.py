@@ -172,7 +172,7 @@ def _announce_retired(
         if copy.disk == replica.disk:
             text = (
                 f"{name} on {node_id}: its copy on disk {copy.disk} cannot be read (the storage "
-                "daemon's log names the file) and is kept aside; it is made anew from another copy"
+                "daemon's log says why) and is kept aside; it is made anew from another copy"
             )
         site.announce("volume", replica.volume_id, "copy-retired", text)
     for copy in sorted(set(before) - set(replica.retired), key=lambda copy: copy.since_s):

@@ -45,7 +45,8 @@ class Mark(msgspec.Struct, frozen=True):
 class Kept(msgspec.Struct):
     """A disk that was in service: at which place, mounted where, since when.
 
-    `erased_ms`: it was declared lost, came back, and was erased then (0: it was not).
+    `erased_ms`: it was declared lost, came back, and was erased then (0: it was not). `path`: the
+    place's directory ("": noted by an older agent).
     """
 
     place: str
@@ -53,6 +54,7 @@ class Kept(msgspec.Struct):
     mounted_at: str
     since_ms: int
     erased_ms: int = 0
+    path: str = ""
 
 
 class Fate(Enum):
@@ -155,13 +157,14 @@ class DiskBook:
 
     def _keep(self, place: DiskPlace, mark: Mark) -> None:
         before, mounted_at = self._last_at(place.name), str(self._mount_point(place.path))
+        path = str(place.path)
         if before is not None and before.mark == mark:
-            if before.mounted_at == mounted_at:
+            if (before.mounted_at, before.path) == (mounted_at, path):
                 return
-            before.mounted_at = mounted_at
+            before.mounted_at, before.path = mounted_at, path
         else:
             since_ms = 0 if before is None else self._now_ms()
-            self._kept.append(Kept(place.name, mark, mounted_at, since_ms))
+            self._kept.append(Kept(place.name, mark, mounted_at, since_ms, path=path))
         self._save()
 
     def _last_at(self, place: str) -> Kept | None:
@@ -210,6 +213,17 @@ class DiskBook:
         if found.mark == kept.mark:
             return "it is back, and in service once the agent starts anew"
         return "another disk is in its place" if found.mark else "its place is empty"
+
+    def lost_paths(self, lost: Collection[str]) -> tuple[Path, ...]:
+        """Return where those in `lost` were that are not in service: what lay there is gone."""
+        serving = self._serving.values()
+        return tuple(
+            {
+                Path(kept.path): None
+                for kept in self._kept
+                if kept.path and kept.mark.serial in lost and kept.mark not in serving
+            }
+        )
 
     def serial_at(self, place: str, time_ms: int) -> str:
         """Return what receipts call the disk that was at a place then; "" is the first place."""

@@ -109,7 +109,8 @@ class StoragedOptions:
     """How this node runs its daemons. The daemon reads its trust from `tls_…`, also anew.
 
     What a daemon keeps for itself lies on the first of the `disks`; what compaction writes goes
-    to `base`, if there is one, and went to `old_bases`. `clear_from` is the file that says from
+    to `base`, if there is one, and went to `old_bases`; `lost_bases` were on disks that were
+    declared lost since. `clear_from` is the file that says from
     where iSCSI is taken in clear (`ionode.nearby`). `portal_group` is the tag of this node's
     iSCSI portals. With `own_user` each daemon runs as a user of its own, which takes root.
     """
@@ -125,6 +126,7 @@ class StoragedOptions:
     clear_from: Path
     base: BasePlace | None = None
     old_bases: tuple[BasePlace, ...] = ()
+    lost_bases: tuple[Path, ...] = ()
     portal_group: int = 1
     own_user: bool = False
 
@@ -239,6 +241,8 @@ class StoragedDaemon:
             more += ["--base", self._base(options.base)]
         for place in options.old_bases:
             more += ["--old-base", self._base(place)]
+        for lost in options.lost_bases:
+            more += ["--lost-base", str(lost / self._iaas_id)]
         trust = self._trust
         user = [] if trust is None else ["--uid", str(trust.user), "--gid", str(GROUP)]
 

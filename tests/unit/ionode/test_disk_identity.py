@@ -184,6 +184,18 @@ def test_a_lost_disk_that_comes_back_is_not_used_and_is_another_once_erased(node
     assert again.fate_of(old) == (Fate.ERASED, 7_000)
 
 
+def test_where_lost_disks_were_is_known_though_their_places_are_configured_no_more(
+    node: Node,
+) -> None:
+    first, second = serials(node.start())
+    assert node.start(second).lost_paths({second}) == (node.directory / "d1/volumes",)
+    node.take_out("d1")
+    node.places = node.places[:1]
+    assert node.start().lost_paths(()) == ()
+    assert node.start(second).lost_paths({second}) == (node.directory / "d1/volumes",)
+    assert node.start(second).lost_paths({first}) == ()
+
+
 def test_a_disk_in_service_is_never_erased(node: Node) -> None:
     book = node.start()
     serial = serials(book)[1]
