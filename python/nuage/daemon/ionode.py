@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -45,7 +45,7 @@ from nuage.ionode.port import ChangedRuns, StorageDaemon
 from nuage.ionode.ports import choose_ports, taken_ports
 from nuage.ionode.probe import best_of, measure
 from nuage.ionode.receipts import RECEIPTS_METHOD, ReceiptBatch, Signer
-from nuage.ionode.storaged import StoragedDaemon, StoragedOptions
+from nuage.ionode.storaged import DISKS_SUFFIX, StoragedDaemon, StoragedOptions
 from nuage.model.contract import NO_LIMITS, Limits
 from nuage.model.desired import DaemonWish, IonodeReport, IonodeWish, SetKey
 from nuage.model.history import (
@@ -69,6 +69,7 @@ from nuage.trust.store import DAEMON_CHAIN, DAEMON_KEY, ROOT, TrustStore
 
 BASES: Final = "bases"  # of volumes whose journals lie on faster disks
 DISKS_FILE: Final = "disks.json"  # which disk was where
+DISKS_EVERY_S: Final = 5.0
 log = structlog.get_logger("ionode")
 
 
@@ -136,8 +137,9 @@ class IonodeProcess:
         )
         self._tasks.keep("agent", self._agent.run)
         self._tasks.keep("shares", self._agent.share_disks)
+        self._tasks.keep("disks", self._look_at_disks)
         self._tasks.keep("losses", self._loss_teller().run)
-        self._tasks.start("measure", self._measure())
+        self._tasks.start("measure", self._measure(self._serving))
         if configuration.metrics_listen:
             registry = new_registry()
             registry.register(DiskMetrics(self._agent.report))
@@ -220,12 +222,12 @@ class IonodeProcess:
         self._nearby.take(wish.neighbours)
         await self._agent.take_wish(wish)
 
-    async def _measure(self) -> None:
+    async def _measure(self, disks: Iterable[DiskPlace]) -> None:
         """Find out what the disks do of which nobody has told it.
 
         The best of all starts counts: at one of them the disk may have been busy.
         """
-        for disk in self._book.serving:
+        for disk in disks:
             if disk.capacity != NO_LIMITS:
                 continue
             path = self._configuration.state_dir / f"disk-{disk.name}.json"
@@ -261,16 +263,50 @@ class IonodeProcess:
         )
         lost = {disk.loss.disk_serial for disk in load_wish(state_dir / WISH_FILE).lost_disks}
         self._book.take_in(lost)
-        self._serving = self._book.serving
+        self._lay_out(lost)
+        for absent in self._book.absent(lost):
+            log.warning("disk away", disk=absent.name, serial=absent.serial, why=absent.reason)
+
+    def _lay_out(self, lost: Collection[str]) -> None:
+        """Find what goes where on the disks that are in service and answer."""
+        away = self._book.away()
+        self._serving = tuple(disk for disk in self._book.serving if disk.name not in away)
         base = base_disk(self._disks)
         bases = {disk.name: BasePlace(disk.name, disk.path / BASES) for disk in self._serving}
         self._base = None if base is None else bases.pop(base.name, None)
         self._old_bases = tuple(place for place in bases.values() if place.path.is_dir())
         self._lost_bases = tuple(path / BASES for path in self._book.lost_paths(lost))
-        if self._base is not None:
+        if self._base is not None and not self._base.path.is_dir():
             open_to_daemons(self._base.path)
-        for absent in self._book.absent(lost):
-            log.warning("disk away", disk=absent.name, serial=absent.serial, why=absent.reason)
+
+    async def _look_at_disks(self) -> None:
+        """Take in disks that come, for ever; daemons that lack them are started anew."""
+        away = self._book.away()
+        while True:
+            await self._clock.sleep(DISKS_EVERY_S)
+            lost = {disk.loss.disk_serial for disk in self._agent.lost_disks}
+            fresh = self._book.look_again(lost)
+            before, away = away, self._book.away()
+            self._lay_out(lost)
+            if fresh:
+                log.info("disks taken into service", disks=fresh)
+                self._agent.media.take_in(self._book.serving)
+                come = [disk for disk in self._serving if disk.name in fresh]
+                self._tasks.start("measure", self._measure(come))
+            if before - away:
+                for noted in self._run_dir.glob(f"*{DISKS_SUFFIX}"):
+                    noted.write_bytes(b"")  # what was open there may not answer any more
+            self._agent.renew(self._outdated())
+
+    def _outdated(self) -> frozenset[IaasId]:
+        """Return the daemons that run without disks which are here now."""
+        if not self._has_first_disk():
+            return frozenset()
+        found = [IaasId(socket.stem) for socket in self._run_dir.glob("*.sock")]
+        return frozenset(each for each in found if not self._daemon_of(each).knows_its_disks())
+
+    def _has_first_disk(self) -> bool:
+        return any(disk.name == self._disks[0].name for disk in self._serving)
 
     def _loss_teller(self) -> LossTeller:
         async def ask(about: AskHeld) -> HeldPage:
@@ -288,10 +324,10 @@ class IonodeProcess:
         )
 
     async def _open_daemon(self, wish: DaemonWish) -> StorageDaemon:
-        first = self._disks[0]
-        if not self._serving or self._serving[0].name != first.name:
+        if not self._has_first_disk():
             raise Unavailable(
-                f"disk {first.name}, where storage daemons keep their notes, is not in service",
+                f"disk {self._disks[0].name}, where storage daemons keep their notes,"
+                " is not in service",
                 hint=f"`nuage node disks {self._configuration.node.name}` says why",
             )
         daemon = self._daemon_of(wish.iaas_id)
@@ -313,11 +349,11 @@ class IonodeProcess:
     def _daemon_of(self, iaas_id: IaasId) -> StoragedDaemon:
         configuration = self._configuration
         run_dir = self._run_dir
-        others = [disk for disk in self._serving if disk.name != self._disks[0].name]
+        first = [] if self._has_first_disk() else [self._disks[0]]
         ports = choose_ports(run_dir / f"{iaas_id}.ports", taken_ports(run_dir))
         options = StoragedOptions(
             binary=configuration.storaged,
-            disks=(self._disks[0], *others),
+            disks=(*first, *self._serving),
             base=self._base,
             old_bases=self._old_bases,
             lost_bases=self._lost_bases,

@@ -5,7 +5,7 @@ from typing import Final
 
 from nuage.iaas.operations import Operation, OperationTable, node_home, node_scope
 from nuage.iaas.site import Site
-from nuage.ids import NodeId, VolumeId
+from nuage.ids import IaasId, NodeId, VolumeId
 from nuage.model.desired import (
     AbsentDisk,
     IonodeReport,
@@ -87,6 +87,7 @@ def note_report(site: Site, report: IonodeReport) -> None:
     known = {} if before is None else {r.volume_id: r for r in before.replicas}
     replicas = tuple(_as_known(r, known.get(r.volume_id)) for r in report.replicas)
     _announce_absent(site, report, () if before is None else before.absent_disks)
+    _announce_outdated(site, report, () if before is None else before.outdated)
     site.ionodes_seen[report.node_id] = replace(report, replicas=replicas)
     for replica in replicas:
         former = known.get(replica.volume_id)
@@ -157,6 +158,18 @@ def _announce_quarantine(site: Site, node_id: NodeId, replica: ReplicaReport) ->
         f"damage and another one is there: now by `nuage volume scrub {name}`"
     )
     site.announce("volume", replica.volume_id, "quarantine-kept", text)
+
+
+def _announce_outdated(site: Site, report: IonodeReport, before: tuple[IaasId, ...]) -> None:
+    node = report.node_id
+    for iaas_id in sorted(set(report.outdated) - set(before)):
+        iaas = site.index.find_value(Iaas, iaas_id)
+        name = iaas_id if iaas is None else iaas.name
+        text = (
+            f"disks of {node} have changed, and the storage daemon of {name} there serves volumes: "
+            "it takes them in once it serves none; or end it there: it starts again at once"
+        )
+        site.announce("node", node, "disk-waits", text)
 
 
 def _announce_retired(

@@ -5,7 +5,7 @@ seconds; acts on different daemons run side by side.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -141,6 +141,7 @@ class IonodeAgent:
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
         self._last_told: IonodeReport | None = None
+        self._outdated: frozenset[IaasId] = frozenset()
         serving = options.disks if options.book is None else options.book.serving
         self.media = Media(serving, clock)
 
@@ -229,6 +230,8 @@ class IonodeAgent:
             was_there = wish.iaas_id in self._hosted
             self._drop(wish.iaas_id)
             return was_there  # one that ended is started again at once
+        if wish.iaas_id in self._outdated and await self._renew(wish.iaas_id, hosted):
+            return True
         outbox = self._outbox(wish.iaas_id)
         outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
         self._keep_telling(wish.iaas_id, hosted, outbox)
@@ -261,6 +264,26 @@ class IonodeAgent:
                 return True
             outbox.erase_ended(volume.volume_id for volume in hosted.seen.volumes)
         return bool(acts) or any(not head.is_ready for head in hosted.seen.heads)
+
+    def renew(self, outdated: Collection[IaasId]) -> None:
+        """Have these daemons, which lack disks, started anew as soon as they serve no head."""
+        if outdated != self._outdated:
+            self._outdated = frozenset(outdated)
+            self._wake.set()
+
+    async def _renew(self, iaas_id: IaasId, hosted: _Hosted) -> bool:
+        """End a daemon for one with the present disks, if nobody works with it; tell if so."""
+        if hosted.seen.heads or hosted.filling:
+            return False
+        try:
+            await hosted.daemon.stop()
+        except NuageError as error:
+            log.warning("daemon does not end", iaas=iaas_id, error=error.message)
+            return False
+        log.info("daemon ended: it starts anew with other disks", iaas=iaas_id)
+        self._outdated -= {iaas_id}
+        self._drop(iaas_id)
+        return True
 
     def _heads_that_gave_up(self, wish: DaemonWish, hosted: _Hosted) -> list[VolumeId]:
         """Return the volumes whose heads were opened here, and closed without anybody's word."""
@@ -620,6 +643,7 @@ class IonodeAgent:
             disks=disks,
             shares=tuple(self.media.shares(rules)),
             absent_disks=absent,
+            outdated=tuple(sorted(self._outdated & self._hosted.keys())),
         )
 
     def _erased(self) -> tuple[VolumeId, ...]:
@@ -741,6 +765,7 @@ def _facts(report: IonodeReport) -> tuple[object, ...]:
         report.erased,
         report.locked,
         report.absent_disks,
+        report.outdated,
         tuple(
             (r.volume_id, r.state, r.lost, r.quarantine_bytes, r.retired) for r in report.replicas
         ),

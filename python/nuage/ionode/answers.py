@@ -1,5 +1,7 @@
 """What the storage daemon answers on its control socket (docs/protocols/storaged.md §3, §4)."""
 
+from dataclasses import replace
+
 import msgspec
 
 from nuage.ids import VolumeId
@@ -199,7 +201,7 @@ class VolumeAnswer(msgspec.Struct):
             lost=None if self.scrub is None else self.scrub.counted(),
             quarantine_bytes=None if self.scrub is None else self.scrub.quarantine_bytes,
             stands_by=self.stands_by,
-            retired=tuple(self.retired),
+            retired=tuple(replace(copy, disk=copy.disk or first_disk) for copy in self.retired),
         )
 
 

@@ -439,6 +439,10 @@ class FakeDaemon:
         self._copies.pop(volume_id, None)
         self.paths.pop(volume_id, None)
 
+    async def stop(self) -> None:
+        """Answer nobody any more."""
+        self.unavailable = "the daemon was ended"
+
     async def retire(self) -> None:
         """Answer nobody any more."""
         if self._copies:

@@ -6,10 +6,10 @@ later, and a new one never bears the name of the one that it replaces. Beside, i
 stands which disk was where since when: what a storage daemon noted before a disk was replaced is
 told of the disk that was there then.
 
-A disk is in service from the agent's start on, if it is there, is no copy of another, and was not
-declared lost. One whose file system is not mounted is away, and nothing is written to the empty
-directory in its place. What was never seen before, or comes without an identity to where its
-predecessor was mounted, is a new disk.
+A disk is in service once it is there, unless it is a copy of another or was declared lost. One
+whose file system is not mounted is away, and nothing is written to the empty directory in its
+place. What was never seen before, or comes without an identity to where its predecessor was
+mounted, is a new disk; where no file system of its own tells that, only at the agent's start.
 """
 
 import os
@@ -115,17 +115,35 @@ class DiskBook:
         """Find the disks; those in `lost` are not used."""
         for place in self._places:
             found = self._found(place)
-            if found.fault:
-                continue
-            mark = found.mark
-            if mark is not None and (mark.serial in lost or mark in self._serving.values()):
-                continue
-            open_to_daemons(place.path)
-            if mark is None:
-                mark = self._mark_for(place)
-                _write(place, mark)
-            self._keep(place, mark)
-            self._serving[place.name] = mark
+            if not found.fault:
+                self._take(place, found.mark, lost)
+
+    def look_again(self, lost: Collection[str]) -> tuple[str, ...]:
+        """Take in what has come since; return the places where another disk is in service now."""
+        before = dict(self._serving)
+        for place in self._places:
+            found = self._found(place)
+            if not found.fault and (found.mark is not None or self._is_mounted(place)):
+                self._take(place, found.mark, lost)
+        return tuple(name for name, mark in self._serving.items() if before.get(name) != mark)
+
+    def _take(self, place: DiskPlace, mark: Mark | None, lost: Collection[str]) -> None:
+        if mark is not None and (mark.serial in lost or mark in self._serving.values()):
+            return
+        open_to_daemons(place.path)
+        if mark is None:
+            mark = self._mark_for(place)
+            _write(place, mark)
+        self._keep(place, mark)
+        self._serving[place.name] = mark
+
+    def _is_mounted(self, place: DiskPlace) -> bool:
+        """Tell whether a file system is where the disk of this place was mounted before."""
+        before = self._last_at(place.name)
+        if before is None:
+            return place.path.parent.is_dir()
+        mounted_at = Path(before.mounted_at)
+        return mounted_at != Path("/") and self._mount_point(place.path) == mounted_at
 
     def _found(self, place: DiskPlace) -> Found:
         """Return what is at a place now; nothing is written."""
@@ -211,7 +229,7 @@ class DiskBook:
         if found.fault:
             return found.fault
         if found.mark == kept.mark:
-            return "it is back, and in service once the agent starts anew"
+            return "it is back, and in service within seconds"
         return "another disk is in its place" if found.mark else "its place is empty"
 
     def lost_paths(self, lost: Collection[str]) -> tuple[Path, ...]:

@@ -29,6 +29,13 @@ class Media:
         self.away: frozenset[str] = frozenset()  # they do not answer, and take nothing
         self._dividers = {place.name: Divider(place.capacity) for place in places}
 
+    def take_in(self, places: Sequence[DiskPlace]) -> None:
+        """Work with these disks from now on."""
+        before, self._places = {place.name: place for place in self._places}, places
+        for place in places:
+            if before.get(place.name) != place:
+                self._dividers[place.name] = Divider(place.capacity)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of all disks."""

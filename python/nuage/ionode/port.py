@@ -331,6 +331,14 @@ class StorageDaemon(Protocol):
         """Delete a copy for good."""
         ...
 
+    async def stop(self) -> None:
+        """End the daemon in good order; another takes its place and has all that it kept.
+
+        Raises:
+            TimedOut: it does not end.
+        """
+        ...
+
     async def retire(self) -> None:
         """End the daemon for good: it keeps no copy, and what it noted has been told.
 

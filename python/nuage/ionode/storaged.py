@@ -40,6 +40,16 @@ from nuage.ionode.answers import (
     ViewsAnswer,
     scrub_seen,
 )
+from nuage.ionode.asked import (
+    chap_of,
+    chap_own_of,
+    lag_bound_of,
+    limits_of,
+    moment_of,
+    port_groups_of,
+    retention_of,
+    uuid_of,
+)
 from nuage.ionode.disks import BasePlace, DiskPlace
 from nuage.ionode.owner import (
     closed_to_others,
@@ -60,10 +70,8 @@ from nuage.ionode.shares import Used
 from nuage.model.contract import JournalRule, Limits
 from nuage.model.desired import (
     Answering,
-    ChapWish,
     HeadWish,
     PathWish,
-    PortGroup,
     ReplicaWish,
 )
 from nuage.model.history import (
@@ -84,6 +92,7 @@ from nuage.model.history import (
     VolumeViews,
 )
 from nuage.trust.copies import GROUP, TrustCopies
+from nuage.trust.files import write_atomically
 
 # Its allocator takes memory before the daemon can refuse huge pages, and fills little of theirs.
 ALLOCATOR: Final = {"MIMALLOC_ALLOW_THP": "0"}
@@ -99,6 +108,7 @@ ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 log = structlog.get_logger("storaged")
 
 RECEIPTS_FILE: Final = "receipts.jsonl"
+DISKS_SUFFIX: Final = ".disks"  # with which disks a daemon was started
 LOG_BYTES_MAX: Final = 4 * 1024 * 1024  # twice, for the part before; it may lie in memory
 
 Json = dict[str, object]
@@ -191,6 +201,7 @@ class StoragedDaemon:
         if self._trust is not None:
             self._trust = await asyncio.to_thread(self._give_to_user, self._trust)
         self._socket_path.unlink(missing_ok=True)
+        self.note_disks()
         with self._log_path.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *self._command(),
@@ -311,14 +322,7 @@ class StoragedDaemon:
         """
         if (await self.seen()).volumes:
             raise Conflict(f"the storage daemon of {self._iaas_id} keeps copies")
-        assert self._writer is not None
-        assert self._reading is not None
-        os.kill(_peer_pid(self._writer), signal.SIGTERM)
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                await self._reading
-        except TimeoutError:
-            raise TimedOut("the end of the storage daemon", after_s=ASK_TIMEOUT_S) from None
+        await self.stop()
         (self._directories()[0] / RECEIPTS_FILE).unlink(missing_ok=True)
         for directory in self._directories():
             for empty in (*directory.glob("*/"), directory):
@@ -328,6 +332,42 @@ class StoragedDaemon:
             shutil.rmtree(self._trust.directory, ignore_errors=True)
         for kept in self._options.run_dir.glob(f"{self._iaas_id}.*"):
             kept.unlink()
+
+    async def stop(self) -> None:
+        """End the process in good order; what it keeps stays.
+
+        Raises:
+            TimedOut: it does not end.
+        """
+        if self._writer is None or self._reading is None:
+            return
+        os.kill(_peer_pid(self._writer), signal.SIGTERM)
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                await asyncio.shield(self._reading)
+        except TimeoutError:
+            raise TimedOut("the end of the storage daemon", after_s=ASK_TIMEOUT_S) from None
+
+    @property
+    def _disks_path(self) -> Path:
+        return self._options.run_dir / f"{self._iaas_id}{DISKS_SUFFIX}"
+
+    def knows_its_disks(self) -> bool:
+        """Tell whether the process was started with all disks that it should have now."""
+        try:
+            return self._disks() <= set(self._disks_path.read_text().splitlines())
+        except FileNotFoundError:
+            return True  # an older agent's: nobody knows
+
+    def note_disks(self) -> None:
+        """Keep which disks the process is started with."""
+        write_atomically(self._disks_path, "\n".join(sorted(self._disks())).encode())
+
+    def _disks(self) -> set[str]:
+        options = self._options
+        disks = {f"disk {disk.name} {disk.serial}" for disk in options.disks}
+        base = set() if options.base is None else {f"base {options.base.disk}"}
+        return disks | base | {f"lost {path}" for path in options.lost_bases}
 
     async def disconnect(self) -> None:
         """Let go of the daemon; it goes on serving."""
@@ -412,8 +452,8 @@ class StoragedDaemon:
             volume=wish.volume_id,
             size_bytes=wish.size_bytes,
             logical_block_bytes=wish.sector_bytes,
-            uuid=_uuid_of(wish.volume_id),
-            retention=_retention(wish.journal),
+            uuid=uuid_of(wish.volume_id),
+            retention=retention_of(wish.journal),
             encrypted=wish.encrypted,
             disk=self._daemons_name(disk),
             joins=wish.joins,
@@ -426,10 +466,10 @@ class StoragedDaemon:
         await self._ask(
             "clone",
             volume=wish.origin.volume_id,
-            moment=_moment(wish.origin.moment),
+            moment=moment_of(wish.origin.moment),
             clone=wish.volume_id,
-            uuid=_uuid_of(wish.volume_id),
-            retention=_retention(wish.journal),
+            uuid=uuid_of(wish.volume_id),
+            retention=retention_of(wish.journal),
             joins=wish.joins,
             epoch=wish.epoch,
         )
@@ -492,7 +532,7 @@ class StoragedDaemon:
             await self.flush(ask.volume_id)
             history = await self._ask("history", volume=ask.volume_id, count=1)
             moment = Moment(sequence=int(str(history["sequence"])))
-        answer = await self._ask("resolve", volume=ask.volume_id, moment=_moment(moment))
+        answer = await self._ask("resolve", volume=ask.volume_id, moment=moment_of(moment))
         return msgspec.convert(answer, FoundMoment)
 
     async def open_view(self, ask: AskView) -> OpenedView:
@@ -500,7 +540,7 @@ class StoragedDaemon:
         answer = await self._ask(
             "at",
             volume=ask.volume_id,
-            moment=_moment(ask.moment),
+            moment=moment_of(ask.moment),
             iqn=ask.iqn,
             chap=[{"name": ask.user, "secret": ask.secret}],
             seconds=ask.seconds,
@@ -558,7 +598,7 @@ class StoragedDaemon:
     async def rollback(self, ask: AskRollback) -> None:
         """Take a volume back to a moment."""
         await self._ask(
-            "rollback", volume=ask.volume_id, moment=_moment(ask.moment), force=ask.force
+            "rollback", volume=ask.volume_id, moment=moment_of(ask.moment), force=ask.force
         )
 
     async def resize(self, volume_id: VolumeId, size_bytes: int) -> None:
@@ -567,7 +607,7 @@ class StoragedDaemon:
 
     async def set_journal(self, volume_id: VolumeId, journal: JournalRule) -> None:
         """Have the copy here keep so much of its past from now on."""
-        await self._ask("set_retention", volume=volume_id, retention=_retention(journal))
+        await self._ask("set_retention", volume=volume_id, retention=retention_of(journal))
 
     async def open_head(self, wish: HeadWish) -> None:
         """Order the volume's writes under the wish's epoch."""
@@ -582,19 +622,21 @@ class StoragedDaemon:
             ],
             **({"position": wish.position} if wish.replicas else {}),
             iqn=wish.iqn,
-            chap=_chap(wish.chap),
-            chap_own=_chap_own(wish),
+            chap=chap_of(wish.chap),
+            chap_own=chap_own_of(wish),
             initiators=list(wish.initiators),
             ack="memory",
-            limits=_limits(wish.limits),
-            lag_bound=_lag_bound(wish),
+            limits=limits_of(wish.limits),
+            lag_bound=lag_bound_of(wish),
             accepts_loss=wish.accepts_loss,
             **({} if wish.former is None else {"former": msgspec.to_builtins(wish.former)}),
         )
 
     async def set_share(self, disk: str, limits: Limits) -> Used:
         """Hold all heads here to a share of a disk; return what was taken of it until now."""
-        answer = await self._ask("set_share", disk=self._daemons_name(disk), limits=_limits(limits))
+        answer = await self._ask(
+            "set_share", disk=self._daemons_name(disk), limits=limits_of(limits)
+        )
         return msgspec.convert(answer, Used)
 
     def _daemons_name(self, disk: str) -> str:
@@ -603,25 +645,25 @@ class StoragedDaemon:
 
     async def set_terms(self, wish: HeadWish) -> None:
         """Hold a head here to the wish's limits, and its copies to the wish's RPO."""
-        await self._ask("set_limits", volume=wish.volume_id, limits=_limits(wish.limits))
-        await self._ask("set_lag_bound", volume=wish.volume_id, lag_bound=_lag_bound(wish))
+        await self._ask("set_limits", volume=wish.volume_id, limits=limits_of(wish.limits))
+        await self._ask("set_lag_bound", volume=wish.volume_id, lag_bound=lag_bound_of(wish))
 
     async def set_initiators(self, wish: HeadWish) -> None:
         """Let exactly the wish's initiators in, and tell them of their paths."""
         await self._ask(
-            "set_chap", volume=wish.volume_id, chap=_chap(wish.chap), chap_own=_chap_own(wish),
+            "set_chap", volume=wish.volume_id, chap=chap_of(wish.chap), chap_own=chap_own_of(wish),
             initiators=list(wish.initiators),
         )  # fmt: skip
         if wish.groups:
-            own, groups = _port_groups(wish.groups)
+            own, groups = port_groups_of(wish.groups)
             await self._ask("set_port_groups", volume=wish.volume_id, own=own, groups=groups)
 
     async def stand_by(self, wish: PathWish) -> None:
         """Show a volume to a host while its head is elsewhere."""
-        own, groups = _port_groups(wish.groups)
+        own, groups = port_groups_of(wish.groups)
         await self._ask(
-            "stand_by", volume=wish.volume_id, iqn=wish.iqn, chap=_chap(wish.chap),
-            chap_own=_chap_own(wish), initiators=list(wish.initiators), own=own, groups=groups,
+            "stand_by", volume=wish.volume_id, iqn=wish.iqn, chap=chap_of(wish.chap),
+            chap_own=chap_own_of(wish), initiators=list(wish.initiators), own=own, groups=groups,
         )  # fmt: skip
 
     async def end_standby(self, volume_id: VolumeId) -> None:
@@ -718,48 +760,6 @@ def _receipt(noted: ReceiptAnswer) -> DaemonReceipt:
         time_ms=noted.time_ns // 1_000_000,
         disk=noted.disk,
     )
-
-
-def _retention(rule: JournalRule) -> Json:
-    return {"seconds": rule.window_s, "bytes": rule.window_bytes, "strict": rule.strict}
-
-
-def _limits(limits: Limits) -> Json:
-    return {"operations_per_s": limits.operations_per_s, "bytes_per_s": limits.bytes_per_s}
-
-
-def _lag_bound(wish: HeadWish) -> Json:
-    return {"seconds": wish.rpo.seconds, "strict": wish.rpo.strict, "nodes": list(wish.bound)}
-
-
-def _moment(moment: Moment) -> Json:
-    if moment.mark:
-        return {"mark": moment.mark}
-    if moment.sequence is not None:
-        return {"sequence": moment.sequence}
-    assert moment.time_s is not None, "a Moment has one of the two"
-    return {"time_us": int(moment.time_s * 1e6)}
-
-
-def _chap(logins: tuple[ChapWish, ...]) -> list[dict[str, str]]:
-    return [_credential(login) for login in logins]
-
-
-def _chap_own(wish: HeadWish | PathWish) -> dict[str, str] | None:
-    return None if wish.chap_own is None else _credential(wish.chap_own)
-
-
-def _credential(login: ChapWish) -> dict[str, str]:
-    return {"name": login.user, "secret": login.secret}
-
-
-def _port_groups(groups: tuple[PortGroup, ...]) -> tuple[int, list[Json]]:
-    return groups[0].tag, [{"id": group.tag, "state": group.state.value} for group in groups]
-
-
-def _uuid_of(volume_id: VolumeId) -> str:
-    """Return the identity that initiators see: the same on every copy and after a failover."""
-    return (volume_id.partition("-")[2] * 2)[:32].ljust(32, "0")
 
 
 def _error(document: object) -> NuageError:

@@ -491,7 +491,8 @@ class IonodeReport:
     that its daemon was started from.
 
     `erased` are the copies that the wish said to erase and that are gone. `locked` are the IaaSes
-    whose data key is wanted here and missing.
+    whose data key is wanted here and missing. `outdated` are those whose daemon serves heads, and
+    so was not yet started anew with disks that came since.
     """
 
     node_id: NodeId
@@ -507,3 +508,4 @@ class IonodeReport:
     portals: dict[IaasId, str] = field(default_factory=dict)
     daemon_versions: dict[IaasId, str] = field(default_factory=dict)
     absent_disks: tuple[AbsentDisk, ...] = ()
+    outdated: tuple[IaasId, ...] = ()

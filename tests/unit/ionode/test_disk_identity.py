@@ -144,6 +144,40 @@ def test_a_disk_that_goes_while_the_agent_runs_is_away_until_it_answers(node: No
     assert (book.away(), book.absent(())) == (frozenset(), ())
 
 
+def test_a_disk_that_comes_while_the_agent_runs_is_taken_in(node: Node) -> None:
+    d0, d1 = node.directory / "d0", node.directory / "d1"
+    book = node.start()
+    first, old = serials(book)
+    assert book.look_again(()) == ()
+
+    d1.rename(node.directory / "shelf")
+    d1.mkdir()  # the mount point
+    node.mounted_at["d1"] = node.directory
+    assert book.look_again(()) == ()
+    assert [*d1.iterdir()] == []
+
+    node.mounted_at["d1"] = d1  # another disk
+    assert book.look_again(()) == ("d1",)
+    assert serials(book) == [first, f"d1+{0x03:02x}000000"]
+    assert [absent.serial for absent in book.absent(())] == [old]
+    assert book.look_again(()) == ()
+
+    (d1 / "volumes" / MARK).write_bytes((d0 / "volumes" / MARK).read_bytes())
+    assert book.look_again(()) == (), "it is a copy of the other"
+    (d1 / "volumes" / MARK).write_bytes((node.directory / "shelf/volumes" / MARK).read_bytes())
+    assert book.look_again({old}) == (), "it was declared lost"
+    assert book.look_again(()) == ("d1",)
+    assert serials(book) == [first, old]
+
+
+def test_where_no_file_system_tells_a_place_that_is_emptied_stays_as_it_was(node: Node) -> None:
+    node.mounted_at = {"d0": Path("/"), "d1": Path("/")}
+    book = node.start()
+    node.take_out("d1")
+    assert book.look_again(()) == ()
+    assert not (node.directory / "d1").exists()
+
+
 def test_a_copy_of_a_disk_is_not_used_beside_it(node: Node) -> None:
     node.start()
     mark = (node.directory / "d0/volumes" / MARK).read_bytes()

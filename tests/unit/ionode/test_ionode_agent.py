@@ -382,3 +382,22 @@ async def test_what_an_agent_knows_of_copies_goes_with_them(bench: Bench) -> Non
         assert filled == [volume_id]
         await bench.agent.release(IAAS, volume_id, wanted.epoch)
         assert len(bench.agent._released) == 1  # by nothing else can it be seen
+
+
+async def test_a_daemon_that_lacks_a_disk_is_started_anew_once_it_serves_no_head(
+    bench: Bench,
+) -> None:
+    await bench.agent.take_wish(wish(1, head()))
+    await bench.settle()
+    first = bench.daemon
+    bench.agent.renew({IAAS})
+    await bench.settle()
+    assert bench.opened_count == 1
+    assert bench.agent.report().outdated == (IAAS,)
+
+    await bench.agent.take_wish(wish(2))  # its head goes elsewhere
+    bench.daemon = FakeDaemon()
+    await bench.settle()
+    assert (bench.opened_count, first.unavailable) == (2, "the daemon was ended")
+    assert bench.agent.report().outdated == ()
+    assert [act for act, _ in bench.daemon.acts] == ["create"]

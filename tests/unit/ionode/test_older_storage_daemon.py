@@ -51,6 +51,27 @@ async def test_a_daemon_that_does_not_tell_its_retention_is_seen_and_left_with_i
     assert not plan(WISH, seen, filled=(), told={}, shown={})
 
 
+def test_a_daemon_that_was_started_without_a_disk_is_told_apart(tmp_path: Path) -> None:
+    def daemon_of(*serials: str, lost: tuple[Path, ...] = ()) -> StoragedDaemon:
+        disks = tuple(
+            DiskPlace(name=f"d{number}", disk_class=DiskClass.SSD, path=tmp_path, serial=serial)
+            for number, serial in enumerate(serials)
+        )
+        options = StoragedOptions(
+            binary="", disks=disks, run_dir=tmp_path, address="127.0.0.1", tls_cert=tmp_path,
+            tls_key=tmp_path, tls_ca=tmp_path, tls_crl=tmp_path, clear_from=tmp_path,
+            lost_bases=lost,
+        )  # fmt: skip
+        return StoragedDaemon(options, IAAS, DaemonPorts(iscsi=1, replica=2))
+
+    assert daemon_of("a").knows_its_disks(), "an older agent did not note it"
+    daemon_of("a", "b").note_disks()
+    assert daemon_of("a", "b").knows_its_disks()
+    assert daemon_of("a").knows_its_disks(), "one that is away is no reason"
+    assert not daemon_of("a", "c").knows_its_disks()
+    assert not daemon_of("a", "b", lost=(tmp_path,)).knows_its_disks()
+
+
 async def refuse_as_before(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer as a daemon does that does not know what it is asked."""
     while line := await reader.readline():
