@@ -27,6 +27,11 @@ from nuage.units import format_size
 
 MISSED_LINES_MAX: Final = 100  # of the time in which the asked site was not heard
 ASK_AGAIN_S: Final = 1.0
+SITE_HEADERS: Final = (
+    "SITE", "PLACE", "COUNTRY", "OPERATOR", "TIER", "REACHABLE", "AGE", "NODES", "VMS", "FREE",
+    "PROMISED",
+)  # fmt: skip
+PROMISE_ALARMS: Final = {"low": "PROMISES LOW", "full": "PROMISES FULL"}
 
 
 @click.group("site")
@@ -42,7 +47,7 @@ def list_sites(session: Session) -> None:
     show(
         session,
         answer,
-        ("SITE", "PLACE", "COUNTRY", "OPERATOR", "TIER", "REACHABLE", "AGE", "NODES", "VMS"),
+        SITE_HEADERS,
         (
             (
                 (d := inner(row, "datacenter"))["site_id"],
@@ -54,6 +59,8 @@ def list_sites(session: Session) -> None:
                 age(row["age_s"]),
                 f"{row['node_connected_count']}/{row['node_count']}",
                 row["vm_running_count"],
+                _of(row, "free_bytes", "disk_bytes"),
+                _promised(row),
             )
             for row in rows_of(answer)
         ),
@@ -99,8 +106,12 @@ def list_nodes(session: Session, at_site: str) -> None:
         status = inner(row, "status") if row["status"] else {}
         total = int(str(status.get("total_bytes", 0)))
         space = f"{format_size(int(str(status['free_bytes'])))} free" if total else ""
+        if promised := _promised(row):
+            space = f"{space}, {promised} promised"
         if status.get("alarm"):
             space = f"{space}, {str(status['alarm']).upper()}"
+        if status.get("promise_alarm"):
+            space = f"{space}, {PROMISE_ALARMS[str(status['promise_alarm'])]}"
         rows.append(
             (
                 node["name"],
@@ -142,6 +153,8 @@ def show_node(session: Session, node: str) -> None:
         ("orphans", ", ".join(str(orphan) for orphan in listed(status, "orphans"))),
         ("unreadable", ", ".join(str(vm) for vm in listed(status, "unreadable"))),
         ("copies", answer["copy_count"] or ""),
+        ("disks", _disks_line(status)),
+        ("promised", _promised_line(answer, status)),
     ])  # fmt: skip
     disks = [_disk_row(disk) for disk in listed(status, "disks")]
     if disks:
@@ -215,6 +228,33 @@ def _connected(status: dict[str, object]) -> str:
     if status.get("restarting"):
         return "agent restarts"
     return "yes" if status.get("connected") else "no"
+
+
+def _of(row: Row, part: str, whole: str) -> str:
+    """Return ``900 GiB of 1 TiB``; "": there is no whole."""
+    part_bytes, whole_bytes = (int(str(row.get(key, 0))) for key in (part, whole))
+    return f"{format_size(part_bytes)} of {format_size(whole_bytes)}" if whole_bytes else ""
+
+
+def _promised(row: Row) -> str:
+    return _of(row, "promised_bytes", "promise_bytes_max")
+
+
+def _disks_line(status: Row) -> str:
+    total_bytes = int(str(status.get("total_bytes", 0)))
+    free_bytes = int(str(status.get("free_bytes", 0)))
+    if not total_bytes:
+        return ""
+    return f"{format_size(total_bytes)}, {format_size(total_bytes - free_bytes)} used"
+
+
+def _promised_line(answer: Row, status: Row) -> str:
+    told = _promised(answer)
+    if not told:
+        return ""
+    alarm = PROMISE_ALARMS.get(str(status.get("promise_alarm", "")), "")
+    ratio = float(str(status.get("overcommit_ratio", 0.0)))
+    return f"{told} (disks × {ratio:g})" + (f", {alarm}" if alarm else "")
 
 
 def _service(row: Row) -> str:

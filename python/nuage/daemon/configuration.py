@@ -14,6 +14,7 @@ import msgspec
 from nuage.errors import InvalidRequest
 from nuage.model.contract import DiskClass
 from nuage.model.infrastructure import Datacenter, Node
+from nuage.model.status import OVERCOMMIT_RATIO, OVERCOMMIT_RATIO_BOUNDS
 
 STATE_DIR_BYTES_MAX: Final = 107 - len("/daemons/iaas-0123456789abcdef.sock")  # sockaddr_un
 T = TypeVar("T")
@@ -167,15 +168,24 @@ class IonodeConfiguration(AgentConfiguration):
 
     Images are kept under `data_dir`; without `disks` volumes are, too. What belongs to no volume
     lies on the first disk in order of name. `clear_from` names networks of the site beside the
-    node's own from where hosts may reach volumes over iSCSI in clear.
+    node's own from where hosts may reach volumes over iSCSI in clear. Volumes may be promised
+    `overcommit_ratio` bytes for each byte of the disks: 1.0 is what fits were all written, without
+    its history, which less than 1.0 leaves room for.
     """
 
     data_dir: Path
     disks: dict[str, DiskConfiguration] = field(default_factory=dict)
     storaged: str = "nuage-storaged"
     clear_from: tuple[str, ...] = ()
+    overcommit_ratio: float = OVERCOMMIT_RATIO
 
     def __post_init__(self) -> None:
+        least, most = OVERCOMMIT_RATIO_BOUNDS
+        if not least <= self.overcommit_ratio <= most:
+            raise InvalidRequest(
+                f"overcommit_ratio {self.overcommit_ratio:g} is not within {least:g} and {most:g}",
+                field="overcommit_ratio", hint="1.0 promises what the disks hold, 4.0 four times",
+            )  # fmt: skip
         if len(os.fsencode(self.state_dir)) > STATE_DIR_BYTES_MAX:
             raise InvalidRequest(
                 f"state_dir {self.state_dir} is longer than {STATE_DIR_BYTES_MAX} bytes, "

@@ -119,6 +119,7 @@ class IonodeProcess:
                 state_dir=configuration.state_dir,
                 disks=self._disks,
                 book=self._book,
+                overcommit_ratio=configuration.overcommit_ratio,
             ),
             open_daemon=self._open_daemon,
             find_daemons=self._find_daemons,

@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nuage.iaas.contract_watch import Checked
 from nuage.iaas.index import FederationIndex
+from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm, VmState
 
 REQUEST_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -41,6 +42,13 @@ class ControllerMetrics:
             ["site"],
             registry=registry,
         )
+        self._promised, self._promise_max = (
+            Gauge(name, text, ["node"], registry=registry)
+            for name, text in (
+                ("nuage_ionode_promised_bytes", "Sizes of the volumes with copies on an IO-node"),
+                ("nuage_ionode_promise_bytes_max", "What these may come to: disks x overcommit"),
+            )
+        )
         self._lease = Gauge(
             "nuage_site_lease_seconds", "Seconds this site may act as owner", registry=registry
         )
@@ -77,6 +85,12 @@ class ControllerMetrics:
         for site, age_s in ages.items():
             self._age.labels(site).set(age_s)
         self._lease.set(lease_s)
+        self._promised.clear()
+        self._promise_max.clear()
+        for status in index.values(NodeStatus):
+            if status.site_id == index.site_id and status.total_bytes:
+                self._promised.labels(status.node_id).set(index.promises.on(status.node_id))
+                self._promise_max.labels(status.node_id).set(status.promise_bytes_max)
 
     def show_checks(self, checks: dict[str, Checked]) -> None:
         """Take what the last checks of contracts found, by IaaS."""

@@ -14,7 +14,7 @@ from structlog.contextvars import bound_contextvars
 from nuage.catalogue.feed import FeedItem, admit, item_of
 from nuage.channel import Handlers, Peer, current_request_id
 from nuage.clock import Clock
-from nuage.errors import NuageError, SiteUnreachable, TimedOut
+from nuage.errors import NoCandidate, NuageError, SiteUnreachable, TimedOut
 from nuage.iaas.arrivals import enter
 from nuage.iaas.site import ArrivalDraft, Draft, OtherSites, Site
 from nuage.ids import NodeId, RequestId, SiteId
@@ -23,11 +23,13 @@ from nuage.model.placement import Bid, Decision, Refusal, VmRequest
 from nuage.model.record import Record
 from nuage.placement.placer import Placer
 from nuage.placement.rack_agents import SiteAgent
+from nuage.storage.places import PROMISED
 
 BIDS_METHOD: Final = "placement.bids"
 COMMIT_METHOD: Final = "placement.commit"
 RELEASE_NOTICE: Final = "placement.release"
 MIN_WAIT_S: Final = 0.05
+REFUSALS_TOLD: Final = 4  # of IO-nodes, in the one line that a decision keeps of a site
 log = structlog.get_logger("placing")
 
 
@@ -93,12 +95,7 @@ class LocalPlacing:
             await enter(self._site, ask.node_id, ask.draft)
         except NuageError as error:
             self.agent.release(ask.request.request_id, ask.node_id)
-            return Refusal(
-                site_id=self._site.site_id,
-                node_id=ask.node_id,
-                rule=error.code,
-                reason=error.message,
-            )
+            return _refusal(self._site.site_id, ask.node_id, error)
         self.agent.confirm(ask.request.request_id)
         log.info("committed", vm=ask.request.vm_id, on=ask.node_id)
         return None
@@ -125,6 +122,20 @@ class LocalPlacing:
         @handlers.notice(RELEASE_NOTICE, AskRelease, roles=controllers)
         async def release(_peer: Peer, ask: AskRelease) -> None:
             self.agent.release(ask.request_id, ask.node_id)
+
+
+def _refusal(site_id: SiteId, node_id: NodeId, error: NuageError) -> Refusal:
+    """Return why a commitment failed: of the whole site, where no V-node of it would help."""
+    if not isinstance(error, NoCandidate):
+        return Refusal(site_id=site_id, node_id=node_id, rule=error.code, reason=error.message)
+    refusals = sorted(error.refusals, key=lambda refusal: refusal[1] != PROMISED)
+    told = "; ".join(f"{who}: {reason}" for who, _, reason in refusals[:REFUSALS_TOLD])
+    return Refusal(
+        site_id=site_id,
+        node_id=None,
+        rule=PROMISED if refusals and refusals[0][1] == PROMISED else error.code,
+        reason=f"{error.message}: {told}" if told else error.message,
+    )
 
 
 class PlacementOnChannels:

@@ -10,6 +10,7 @@ from nuage.errors import Conflict
 from nuage.iaas.building import require_sound
 from nuage.iaas.heads import choose_place
 from nuage.iaas.operations import Operation, OperationTable, Shown, iaas_home, iaas_scope
+from nuage.iaas.promises import Promises
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import SiteId
@@ -41,7 +42,8 @@ async def change_contract(site: Site, _principal: Principal, body: ChangeContrac
     changed = replace(iaas, contract=body.contract)
     volumes = [v for v in site.index.of_iaas(Volume, iaas.iaas_id) if not v.is_template]
     _require_none(_outside(site, changed))
-    grown = [_with_copies_to_come(site, changed, volume) for volume in volumes]
+    coming = Promises()
+    grown = [_with_copies_to_come(site, changed, volume, coming) for volume in volumes]
     _require_none(
         [
             f"{volume.name} would have {len(_staying(volume))} copies in {count} sites"
@@ -82,10 +84,11 @@ def _require_none(outside: list[str]) -> None:
         )
 
 
-def _with_copies_to_come(site: Site, iaas: Iaas, volume: Volume) -> Volume:
+def _with_copies_to_come(site: Site, iaas: Iaas, volume: Volume, coming: Promises) -> Volume:
     """Return a volume as it will lie with as many copies as the contract asks for."""
     while len(_staying(volume)) < iaas.contract.copies:
-        place = choose_place(site, iaas, volume)
+        place = choose_place(site, iaas, volume, coming=coming)
+        coming.add(place.node_id, volume.iaas_id, volume.size_bytes)
         volume = replace(volume, replicas=(*volume.replicas, place))
     return volume
 

@@ -45,7 +45,8 @@ class HeldUp:
 class NodeDetail:
     """A node, its last facts, and who has which share of its disks. `names` are of the IaaSes.
 
-    `held_up` are the volumes whose copies do not move off it, each with the reason.
+    `held_up` are the volumes whose copies do not move off it, each with the reason;
+    `promised_bytes` the sizes of all with copies there, of `promise_bytes_max` at most.
     """
 
     node: Node
@@ -55,6 +56,8 @@ class NodeDetail:
     shares: tuple[ShareReport, ...]
     names: dict[str, str]
     held_up: tuple[HeldUp, ...] = ()
+    promised_bytes: int = 0
+    promise_bytes_max: int = 0
 
 
 async def show_node(site: Site, _principal: Principal, body: NameNode) -> NodeDetail:
@@ -64,14 +67,17 @@ async def show_node(site: Site, _principal: Principal, body: NameNode) -> NodeDe
     shares = () if report is None else report.shares
     known = ((s.iaas_id, site.index.find_value(Iaas, s.iaas_id)) for s in shares)
     volumes = site.index.on_node(Volume, node.node_id)
+    status = site.index.find_value(NodeStatus, node.node_id)
     return NodeDetail(
         node=node,
-        status=site.index.find_value(NodeStatus, node.node_id),
+        status=status,
         vm_count=len(site.index.on_node(Vm, node.node_id)),
         copy_count=len(volumes),
         shares=shares,
         names={iaas_id: iaas.name for iaas_id, iaas in known if iaas is not None},
         held_up=tuple(_held_up(site, volume) for volume in volumes if volume.held_up),
+        promised_bytes=site.index.promises.on(node.node_id),
+        promise_bytes_max=0 if status is None else status.promise_bytes_max,
     )
 
 

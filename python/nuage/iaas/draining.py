@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from nuage.errors import InvalidRequest, NoCandidate
 from nuage.iaas.heads import choose_place
 from nuage.iaas.operations import Operation, OperationTable, Shown, node_home, node_scope
+from nuage.iaas.promises import Promises
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import NodeId
@@ -48,6 +49,7 @@ async def drain_node(site: Site, _principal: Principal, body: DrainNode) -> Show
 
 
 def _require_places(site: Site, node: Node) -> None:
+    coming = Promises()
     for volume in site.index.on_node(Volume, node.node_id):
         iaas = site.index.find_value(Iaas, volume.iaas_id)
         is_there = any(place.node_id == node.node_id for place in volume.replicas)
@@ -55,13 +57,14 @@ def _require_places(site: Site, node: Node) -> None:
             continue
         leaving = replace(volume, leaving=(*volume.leaving, node.node_id))
         try:
-            choose_place(site, iaas, leaving)
+            place = choose_place(site, iaas, leaving, coming=coming)
         except NoCandidate as error:
             raise NoCandidate(
                 f"{volume.name} of {iaas.name} cannot leave {node.name}: {error.message}",
                 refusals=error.refusals,
                 hint=error.hint,
             ) from error
+        coming.add(place.node_id, volume.iaas_id, volume.size_bytes)
 
 
 def enter(table: OperationTable) -> None:

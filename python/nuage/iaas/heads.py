@@ -25,9 +25,10 @@ from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
 from nuage.iaas.erasure import end_done, erasure_of, is_gone
 from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
 from nuage.iaas.keys import UNREADABLE
+from nuage.iaas.promises import Promises
 from nuage.iaas.site import Site
 from nuage.iaas.standing import note_head
-from nuage.iaas.volumes import ionode_spaces
+from nuage.iaas.volumes import ionode_spaces, promised_on
 from nuage.ids import IaasId, NodeId, SiteId, VolumeId
 from nuage.model.desired import CopyReport, IonodeReport
 from nuage.model.iaas import Iaas, IaasKey
@@ -694,9 +695,16 @@ def _with_another(volume: Volume, place: ReplicaPlace) -> Volume:
 
 
 def choose_place(
-    site: Site, iaas: Iaas, volume: Volume, *, wanted: NodeId | None = None
+    site: Site,
+    iaas: Iaas,
+    volume: Volume,
+    *,
+    wanted: NodeId | None = None,
+    coming: Promises | None = None,
 ) -> ReplicaPlace:
     """Return where another copy of `volume` rests, by all that this site knows.
+
+    `coming` are copies that will be begun before it.
 
     Raises:
         NoCandidate: no IO-node may take it; each refusal is kept.
@@ -707,6 +715,7 @@ def choose_place(
         near=site.site_id,
         sites=site.index.values(Datacenter),
         nodes=ionode_spaces(site, iaas),
+        promised_on=promised_on(site, coming),
         wanted=wanted,
     )
 

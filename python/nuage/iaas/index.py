@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 
 from nuage.errors import InvalidRequest, NotFound, NuageError
 from nuage.iaas.addresses import host_number
+from nuage.iaas.promises import Promises
 from nuage.ids import IaasId, NodeId, SegmentId, SiteId, VolumeId
 from nuage.model.iaas import KEY_SHREDDED, Iaas, IaasKey, PastIaas
 from nuage.model.infrastructure import Datacenter, Node
@@ -80,6 +81,7 @@ class FederationIndex:
         self._usage: dict[IaasId, Usage] = {}
         self._vm_nodes: dict[IaasId, dict[NodeId, int]] = {}
         self._addresses: dict[SegmentId, dict[int, int]] = {}
+        self.promises = Promises()  # of IO-nodes, by the volumes that are known here
 
     # Feeding ---------------------------------------------------------------------------------
 
@@ -172,6 +174,7 @@ class FederationIndex:
                         _tally(self._vm_nodes, value.iaas_id, node_id, sign)
             case Volume():
                 self._use(value.iaas_id, value, sign)
+                self.promises.count(value, sign)
                 if value.is_template:
                     change = _enter if sign > 0 else _leave
                     change(self._templates, value.iaas_id, value.volume_id)

@@ -32,7 +32,11 @@ class ListSites:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteView:
-    """A datacenter, and how well this site knows it now."""
+    """A datacenter, and how well this site knows it now.
+
+    Of all its IO-nodes: the bytes of their disks, how many are free, how many are promised to
+    volumes with copies there, and how many may be.
+    """
 
     datacenter: Datacenter
     reachable: bool
@@ -40,17 +44,23 @@ class SiteView:
     vm_running_count: int
     node_connected_count: int
     node_count: int
+    disk_bytes: int = 0
+    free_bytes: int = 0
+    promised_bytes: int = 0
+    promise_bytes_max: int = 0
 
 
 async def list_sites(site: Site, _principal: Principal, _body: ListSites) -> list[SiteView]:
     """Show every datacenter with the age of what is known of it."""
-    connected = {s.node_id for s in site.index.values(NodeStatus) if s.connected}
+    statuses = site.index.values(NodeStatus)
+    connected = {status.node_id for status in statuses if status.connected}
     nodes = site.index.values(Node)
     vms = site.index.values(Vm)
     views = []
     for datacenter in sorted(site.index.values(Datacenter), key=lambda d: d.site_id):
         age_s = site.age_of(datacenter.site_id)
         local = [node for node in nodes if node.site_id == datacenter.site_id]
+        stores = [s for s in statuses if s.site_id == datacenter.site_id and s.total_bytes]
         views.append(
             SiteView(
                 datacenter=datacenter,
@@ -61,6 +71,10 @@ async def list_sites(site: Site, _principal: Principal, _body: ListSites) -> lis
                 ),
                 node_connected_count=sum(node.node_id in connected for node in local),
                 node_count=len(local),
+                disk_bytes=sum(status.total_bytes for status in stores),
+                free_bytes=sum(status.free_bytes for status in stores),
+                promised_bytes=sum(site.index.promises.on(node.node_id) for node in local),
+                promise_bytes_max=sum(status.promise_bytes_max for status in stores),
             )
         )
     return views
@@ -109,13 +123,18 @@ class ListNodes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """A node and its last facts. The volumes of `held_up_count` of its copies cannot move now."""
+    """A node and its last facts. The volumes of `held_up_count` of its copies cannot move now.
+
+    `promised_bytes` are the sizes of all volumes with copies there, of `promise_bytes_max` at most.
+    """
 
     node: Node
     status: NodeStatus | None
     vm_count: int
     copy_count: int = 0
     held_up_count: int = 0
+    promised_bytes: int = 0
+    promise_bytes_max: int = 0
 
 
 async def list_nodes(site: Site, principal: Principal, body: ListNodes) -> list[NodeView]:
@@ -123,10 +142,12 @@ async def list_nodes(site: Site, principal: Principal, body: ListNodes) -> list[
     return [
         NodeView(
             node=node,
-            status=site.index.find_value(NodeStatus, node.node_id),
+            status=(status := site.index.find_value(NodeStatus, node.node_id)),
             vm_count=len(site.index.on_node(Vm, node.node_id)),
             copy_count=len(site.index.on_node(Volume, node.node_id)),
             held_up_count=sum(bool(v.held_up) for v in site.index.on_node(Volume, node.node_id)),
+            promised_bytes=site.index.promises.on(node.node_id),
+            promise_bytes_max=0 if status is None else status.promise_bytes_max,
         )
         for node in sorted(site.index.values(Node), key=lambda n: (n.site_id, n.name))
         if body.site in ("", node.site_id)

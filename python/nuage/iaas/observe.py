@@ -269,6 +269,12 @@ def node_status(
                 total_bytes=sum(disk.total_bytes for disk in disks),
                 alarm=max((disk.alarm for disk in disks), key=ALARMS.index, default=ALARMS[0]),
             )
+        if before.overcommit_ratio != ionode.overcommit_ratio:
+            after = replace(after, overcommit_ratio=ionode.overcommit_ratio)
+        left_bytes = after.promise_bytes_max - index.promises.on(node_id)
+        alarm = space_alarm(before.promise_alarm, left_bytes, after.promise_bytes_max)
+        if before.promise_alarm is not alarm:
+            after = replace(after, promise_alarm=alarm)
     if after is known:
         return []
     return [Save(after, *_status_line(index, before, after, is_new=known is None))]
@@ -323,8 +329,11 @@ def _status_line(
     changed = [
         disk for disk in after.disks if disk.alarm is not alarms.get(disk.name, SpaceAlarm.NONE)
     ]
-    if changed:
-        return "space", "; ".join(_space_line(name, disk) for disk in changed)
+    lines = [_space_line(name, disk) for disk in changed]
+    if before.promise_alarm is not after.promise_alarm:
+        lines.append(_promise_line(name, after, index.promises.on(after.node_id)))
+    if lines:
+        return "space", "; ".join(lines)
     if is_new or before.connected != after.connected:
         sleeps = node is not None and node.power is NodePower.OFF
         word = "connected" if after.connected else "off" if sleeps else "lost"
@@ -333,6 +342,16 @@ def _status_line(
         word = "restarting" if after.restarting else "back"
         return word, f"the agent of node {name} is {word}"
     return "", ""
+
+
+def _promise_line(name: str, status: NodeStatus, promised_bytes: int) -> str:
+    promised = f"{format_size(promised_bytes)} of {format_size(status.promise_bytes_max)}"
+    told = f"of node {name} {promised} are promised to volumes"
+    if status.promise_alarm is SpaceAlarm.NONE:
+        return f"{told}: it takes more again"
+    soon = "soon takes" if promised_bytes < status.promise_bytes_max else "takes"
+    help_text = "add disks or IO-nodes, or raise its overcommit_ratio"
+    return f"{told}: it {soon} no new ones; {help_text}"
 
 
 def _space_line(name: str, disk: DiskStatus) -> str:

@@ -22,7 +22,7 @@ from nuage.iaas.keys import require_key
 from nuage.iaas.operations import Operation, OperationTable, Shown, iaas_scope
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
-from nuage.iaas.volumes import new_volume, volume_home, volume_of
+from nuage.iaas.volumes import new_volume, require_promise, volume_home, volume_of
 from nuage.ids import NodeId
 from nuage.model.contract import AckPolicy
 from nuage.model.history import (
@@ -191,6 +191,7 @@ async def clone_volume(site: Site, _principal: Principal, body: CloneVolume) -> 
         site, iaas, name=body.name, size_bytes=found.size_bytes, sector_bytes=source.sector_bytes
     )
     clone = started_from(fresh, source, Moment(sequence=found.sequence))
+    require_promise(site, iaas, clone, more_bytes=clone.size_bytes)
     await site.save(clone, unique_name=True)
     text = f"{clone.name} starts from {source.name} at write {found.sequence}"
     site.announce("volume", clone.volume_id, "cloned", text)

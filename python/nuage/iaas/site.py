@@ -18,7 +18,8 @@ from nuage.clock import Clock
 from nuage.errors import Conflict, Moving, Unavailable
 from nuage.facility.ports import BootDevice, PowerOrder, PowerState
 from nuage.iaas.index import Change, FederationIndex, name_of
-from nuage.ids import EntropySource, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
+from nuage.iaas.promises import Promises
+from nuage.ids import EntropySource, IaasId, NodeId, PortId, SegmentId, SiteId, VmId, VolumeId
 from nuage.model.contract import Contract
 from nuage.model.desired import ChapWish, HeadReport, IonodeReport
 from nuage.model.energy import EnergyPlan, EnergyRow, PlanAsk, VmEnergy
@@ -27,9 +28,10 @@ from nuage.model.infrastructure import Node
 from nuage.model.placement import Decision, VmRequest
 from nuage.model.record import Noun, Record
 from nuage.model.vm import Vm
-from nuage.model.volume import ReplicaPlace, Volume
+from nuage.model.volume import Volume
 from nuage.quorum.model import Quorum
 from nuage.storage.ledgers import LedgerShelf
+from nuage.storage.places import Ranked
 from nuage.trust.datakeys import Keyring
 
 HAND_OVER_S_MAX: Final = 30.0  # a feed brings the new home's record within a second
@@ -238,10 +240,10 @@ class HandedOver:
 
 @dataclass(slots=True)
 class VolumePlaces:
-    """Where a new volume goes by contract, as worked out at `version` of the index's places."""
+    """Who takes new volumes by contract, as worked out at `version` of the index's places."""
 
     version: int = -1
-    by_contract: dict[Contract, tuple[ReplicaPlace, ...]] = field(default_factory=dict)
+    by_contract: dict[Contract, Ranked] = field(default_factory=dict)
 
 
 def _no_login(volume: Volume) -> ChapWish:
@@ -255,7 +257,8 @@ class Site:
     `announce(kind, id, what, text)` puts a line on the live event stream. `on_change` hears every
     change of the index that this site's own writes make. `age_of` tells how many seconds ago a
     site was last heard: 0.0 for this one, infinity for one never heard. `addresses_promised` are
-    given to ports whose write is on its way to the disk. `ledgers` are where this site notes
+    given to ports whose write is on its way to the disk, `promises_begun` made of nodes by volumes
+    whose write is. `ledgers` are where this site notes
     what its IO-nodes vouch for. `keyring` has the data keys that are unlocked here. `deciding` are
     new VMs whose decision is not written down yet. `host_login` tells how the host that has a
     volume logs in, `target_login` by what its target proves itself to it, if it shall. `is_revoked`
@@ -291,6 +294,7 @@ class Site:
     target_login: Callable[[Volume], ChapWish | None] = field(default=_no_login)
     is_revoked: Callable[[SiteId], bool] = field(default=lambda _site_id: False)
     volume_places: VolumePlaces = field(default_factory=VolumePlaces)
+    promises_begun: Promises = field(default_factory=Promises)
     addresses_promised: dict[SegmentId, set[int]] = field(default_factory=dict)
     ledgers: LedgerShelf | None = None
     keyring: Keyring = field(default_factory=Keyring)
@@ -359,13 +363,35 @@ class Site:
         """
         for change in changes:
             self._require_kept(change)
-        records = await self.catalogue.write(changes)
+        begun = self._promised_by(changes)
+        for node_id, iaas_id, more_bytes in begun:
+            self.promises_begun.add(node_id, iaas_id, more_bytes)
+        try:
+            records = await self.catalogue.write(changes)
+        finally:
+            for node_id, iaas_id, more_bytes in begun:
+                self.promises_begun.add(node_id, iaas_id, -more_bytes)
         for record in records:
             self.on_change(self.index.put(record))
         for change in changes:
             if isinstance(change, Delete):
                 self.on_change(self.index.remove(change.kind, change.id, self.site_id))
         return records
+
+    def _promised_by(self, changes: Sequence[Put | Delete]) -> list[tuple[NodeId, IaasId, int]]:
+        """Return what volumes among `changes` take more of nodes than they have."""
+        more = []
+        for change in changes:
+            if not isinstance(change, Put) or not isinstance(change.value, Volume):
+                continue
+            volume = change.value
+            known = self.index.find_value(Volume, volume.volume_id)
+            held = () if known is None else {place.node_id for place in known.replicas}
+            for place in volume.replicas:
+                had_bytes = known.size_bytes if known and place.node_id in held else 0
+                if volume.size_bytes > had_bytes and not volume.is_template:
+                    more.append((place.node_id, volume.iaas_id, volume.size_bytes - had_bytes))
+        return more
 
     def _require_kept(self, change: Put | Delete) -> None:
         if not self.handed_over:

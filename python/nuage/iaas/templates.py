@@ -26,6 +26,7 @@ from nuage.iaas.volumes import (
     ionode_spaces,
     new_volume,
     placed,
+    promised_on,
     with_own_id,
 )
 from nuage.ids import NodeId, VolumeId
@@ -59,7 +60,12 @@ def template_for(site: Site, iaas: Iaas, volume: Volume) -> Volume | None:
     if not templates:
         return None
     spaces = ionode_spaces(site, iaas)
-    usable = {s.node_id for s in spaces if s.is_usable and s.refusal is None}
+    told_on, size_bytes = promised_on(site), volume.size_bytes
+    usable = {
+        s.node_id
+        for s in spaces
+        if s.is_usable and s.refusal is None and not s.shortage(size_bytes, size_bytes, told_on)
+    }
     for template in templates:
         fits = (template.image_id, template.size_bytes) == (volume.image_id, volume.size_bytes)
         if fits and is_sound(template, iaas) and _nodes(template) <= usable:

@@ -3,24 +3,34 @@
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from nuage.errors import Conflict, InvalidRequest, NotFound
+from nuage.errors import Conflict, InvalidRequest, NoCandidate, NotFound
 from nuage.iaas.building import require_quota
 from nuage.iaas.epochs import FIRST_EPOCH
 from nuage.iaas.erasure import delete_with_copies
 from nuage.iaas.keys import require_key
 from nuage.iaas.operations import NamesIaas, Operation, OperationTable, Shown, anywhere, iaas_scope
+from nuage.iaas.promises import Promises
 from nuage.iaas.showing import show
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, ImageId, NodeId, SiteId, VmId, VolumeId, new_id
-from nuage.model.contract import NO_LIMITS, Limits
+from nuage.model.contract import NO_LIMITS, DiskClass, Limits
 from nuage.model.iaas import Iaas
 from nuage.model.infrastructure import Datacenter, Node, NodeRole, require_slug
 from nuage.model.status import NodeStatus
 from nuage.model.vm import Vm
 from nuage.model.volume import ReplicaPlace, Volume, VolumeState
-from nuage.storage.places import IonodeSpace, choose_places, space_of
+from nuage.storage.places import (
+    HELP_PROMISED,
+    PROMISED,
+    IonodeSpace,
+    PromisedOn,
+    Ranked,
+    choose_places,
+    rank_places,
+    space_of,
+)
 from nuage.trust.permissions import Principal
-from nuage.units import SECTOR_BYTES
+from nuage.units import SECTOR_BYTES, format_size
 
 IQN_PREFIX = "iqn.2026-01.cloud.nuage"
 GRAIN_BYTES = 4096
@@ -89,15 +99,60 @@ def volume_of(site: Site, iaas: str, volume: str) -> Volume:
 
 def ionode_spaces(site: Site, iaas: Iaas) -> list[IonodeSpace]:
     """Return the federation's IO-nodes, and what each has for an IaaS, as known here."""
-    spaces = []
-    for node in site.index.values(Node):
-        status = site.index.find_value(NodeStatus, node.node_id)
-        if NodeRole.IONODE in node.roles and status is not None:
-            reserved = NO_LIMITS
-            if iaas.contract.disk.reservation != NO_LIMITS:
-                reserved = _reserved_on(site, node.node_id, besides=iaas.iaas_id)
-            spaces.append(space_of(node, status, iaas.contract.disk, reserved=reserved))
-    return spaces
+    found = (_space(site, iaas, node) for node in site.index.values(Node))
+    return [space for space in found if space is not None]
+
+
+def _space(site: Site, iaas: Iaas, node: Node) -> IonodeSpace | None:
+    status = site.index.find_value(NodeStatus, node.node_id)
+    if NodeRole.IONODE not in node.roles or status is None:
+        return None
+    reserved = NO_LIMITS
+    if iaas.contract.disk.reservation != NO_LIMITS:
+        reserved = _reserved_on(site, node.node_id, besides=iaas.iaas_id)
+    return space_of(node, status, iaas.contract.disk, reserved=reserved)
+
+
+def promised_on(site: Site, coming: Promises | None = None) -> PromisedOn:
+    """Return what tells how much is promised of a node, here and now, and by what is `coming`."""
+    every = [site.index.promises, site.promises_begun]
+    if coming is not None:
+        every.append(coming)
+
+    def told(node_id: NodeId, disk_class: DiskClass | None) -> int:
+        if disk_class is None:
+            return sum(promises.on(node_id) for promises in every)
+        return sum(
+            size_bytes
+            for promises in every
+            for iaas_id, size_bytes in promises.by_iaas(node_id).items()
+            if (iaas := site.index.find_value(Iaas, iaas_id)) is not None
+            and iaas.contract.disk.disk_class is disk_class
+        )
+
+    return told
+
+
+def require_promise(site: Site, iaas: Iaas, volume: Volume, *, more_bytes: int) -> None:
+    """Refuse what the nodes of a volume's copies may not be promised on top of all they are.
+
+    Raises:
+        NoCandidate: some may not; each refusal is kept.
+    """
+    told_on = promised_on(site)
+    refusals = []
+    for place in volume.replicas:
+        node = site.index.find_value(Node, place.node_id)
+        space = None if node is None else _space(site, iaas, node)
+        told = "" if space is None else space.shortage(more_bytes, volume.size_bytes, told_on)
+        if told:
+            refusals.append((place.node_id, PROMISED, told))
+    if refusals:
+        raise NoCandidate(
+            f"{volume.name} needs {format_size(more_bytes)} more on each node of its copies",
+            refusals=refusals,
+            hint=HELP_PROMISED,
+        )
 
 
 def _reserved_on(site: Site, node_id: NodeId, *, besides: IaasId) -> Limits:
@@ -111,24 +166,38 @@ def _reserved_on(site: Site, node_id: NodeId, *, besides: IaasId) -> Limits:
     )
 
 
-def place_volume(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
-    """Choose where the copies of a volume near this site rest; the same until a node changes."""
+def place_volume(site: Site, iaas: Iaas, size_bytes: int) -> tuple[ReplicaPlace, ...]:
+    """Choose where the copies of a volume near this site rest.
+
+    Raises:
+        NoCandidate: no nodes may take it; each refusal is kept.
+    """
+    return choose_places(
+        iaas.contract,
+        _ranked(site, iaas),
+        size_bytes=size_bytes,
+        near=site.site_id,
+        promised_on=promised_on(site),
+    )
+
+
+def _ranked(site: Site, iaas: Iaas) -> Ranked:
+    """Return who takes copies of an IaaS's volumes: by contract, the same until a node changes."""
     if iaas.contract.disk.reservation != NO_LIMITS:  # others' reservations come with their volumes
-        return _places_now(site, iaas)
+        return _ranked_now(site, iaas)
     kept = site.volume_places
     if kept.version != site.index.places_version:
         kept.version = site.index.places_version
         kept.by_contract.clear()
-    places = kept.by_contract.get(iaas.contract)
-    if places is None:
-        places = kept.by_contract[iaas.contract] = _places_now(site, iaas)
-    return places
+    ranked = kept.by_contract.get(iaas.contract)
+    if ranked is None:
+        ranked = kept.by_contract[iaas.contract] = _ranked_now(site, iaas)
+    return ranked
 
 
-def _places_now(site: Site, iaas: Iaas) -> tuple[ReplicaPlace, ...]:
-    return choose_places(
+def _ranked_now(site: Site, iaas: Iaas) -> Ranked:
+    return rank_places(
         iaas.contract,
-        size_bytes=0,  # thin: space is taken as it is written; quotas bound what may be
         near=site.site_id,
         sites=site.index.values(Datacenter),
         nodes=ionode_spaces(site, iaas),
@@ -179,7 +248,7 @@ def with_own_id(site: Site, volume: Volume) -> Volume:
 
 def placed(site: Site, iaas: Iaas, volume: Volume) -> Volume:
     """Return `volume` with its copies placed and its head at the first, under epoch 1."""
-    places = place_volume(site, iaas)
+    places = place_volume(site, iaas, volume.size_bytes)
     return replace(volume, replicas=places, head=places[0].node_id, epoch=FIRST_EPOCH)
 
 
@@ -313,6 +382,7 @@ async def grow_volume(site: Site, _principal: Principal, body: GrowVolume) -> Sh
     iaas = site.index.value(Iaas, volume.iaas_id)
     require_quota(site, iaas, asked=(0, 0, 0, size_bytes - volume.size_bytes))
     grown = replace(volume, size_bytes=size_bytes)
+    require_promise(site, iaas, grown, more_bytes=size_bytes - volume.size_bytes)
     await site.save(grown)
     return show(site, grown)
 

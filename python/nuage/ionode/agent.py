@@ -63,6 +63,7 @@ from nuage.model.desired import (
 from nuage.model.history import IMAGE_MARK, AskMark
 from nuage.model.iaas import KEY_SHREDDED
 from nuage.model.infrastructure import LostDisk
+from nuage.model.status import OVERCOMMIT_RATIO
 from nuage.trust.datakeys import key_id_of
 from nuage.trust.files import write_atomically
 
@@ -101,7 +102,8 @@ class _Hosted:
 class IonodeOptions:
     """Who this agent is and where it keeps things.
 
-    `book` knows which of the `disks` are there; without one all are.
+    `book` knows which of the `disks` are there; without one all are. `overcommit_ratio` times their
+    bytes may be promised to volumes.
     """
 
     node_id: NodeId
@@ -109,6 +111,7 @@ class IonodeOptions:
     state_dir: Path
     disks: tuple[DiskPlace, ...]
     book: DiskBook | None = None
+    overcommit_ratio: float = OVERCOMMIT_RATIO
 
 
 class IonodeAgent:
@@ -644,6 +647,7 @@ class IonodeAgent:
             shares=tuple(self.media.shares(rules)),
             absent_disks=absent,
             outdated=tuple(sorted(self._outdated & self._hosted.keys())),
+            overcommit_ratio=self._options.overcommit_ratio,
         )
 
     def _erased(self) -> tuple[VolumeId, ...]:

@@ -58,6 +58,7 @@ ASK_TIMEOUT_S: Final = 2.0
 POLL_S: Final = 0.05
 ADMIN_FILE: Final = "admin.json"
 UNSHAPED_MBIT: Final = 1000
+OVERCOMMIT_RATIO: Final = 100.0  # its disks have 1 GiB, and volumes the sizes of real ones
 NODE_CPU_STAT: Final = Path("/sys/fs/cgroup/cpu.stat")  # as a node's processes see it
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # systemd's
 TARIFFS: Final = Path(__file__).with_name("tariffs")
@@ -338,6 +339,7 @@ class _Assembly:
             data_dir=self._lab.disk(node.name, node.hardware.disks[0].name),
             disks=disks,
             storaged=str(Path(sys.executable).with_name("nuage-storaged")),
+            overcommit_ratio=OVERCOMMIT_RATIO,
         )
 
     def _edge(self, node: NodeDescription, common: dict[str, object]) -> EdgeConfiguration:

@@ -23,6 +23,7 @@ from nuage.model.contract import (
 from nuage.model.history import NO_PAST, CloneOrigin, PastSeen
 from nuage.model.infrastructure import LostDisk
 from nuage.model.placement import EstimationVector
+from nuage.model.status import OVERCOMMIT_RATIO
 from nuage.model.vm import PowerWish, VmShape, VmState
 from nuage.units import SECTOR_BYTES
 
@@ -492,7 +493,8 @@ class IonodeReport:
 
     `erased` are the copies that the wish said to erase and that are gone. `locked` are the IaaSes
     whose data key is wanted here and missing. `outdated` are those whose daemon serves heads, and
-    so was not yet started anew with disks that came since.
+    so was not yet started anew with disks that came since. `overcommit_ratio` is how many bytes of
+    volumes it may be promised for each byte of its disks.
     """
 
     node_id: NodeId
@@ -509,3 +511,4 @@ class IonodeReport:
     daemon_versions: dict[IaasId, str] = field(default_factory=dict)
     absent_disks: tuple[AbsentDisk, ...] = ()
     outdated: tuple[IaasId, ...] = ()
+    overcommit_ratio: float = OVERCOMMIT_RATIO

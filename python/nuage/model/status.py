@@ -18,6 +18,9 @@ class SpaceAlarm(Enum):
 
 NODE_LOST_AFTER_S: Final = 6.0  # of silence; agents report every two seconds at least
 FREE_SHARE_MIN: Final = 0.05  # of a disk, kept for seals, epochs and compaction
+# Bytes of volumes that an IO-node may be promised for each byte of its disks, if it says nothing.
+OVERCOMMIT_RATIO: Final = 4.0
+OVERCOMMIT_RATIO_BOUNDS: Final = (0.1, 100.0)  # least and most that one may say
 # Free share of the disk below which an alarm is raised, and above which it ends.
 ALARM_SHARES: Final = {SpaceAlarm.LOW: (0.20, 0.25), SpaceAlarm.FULL: (0.07, 0.10)}
 
@@ -58,7 +61,9 @@ class NodeStatus:
     `replica_addresses` tells heads of other sites where the daemon of an IaaS listens, `portals`
     hosts where its iSCSI door is, `daemon_versions` which version of the product it was started
     from ("": one that does not say). `restarting`: its agent was stopped in order a moment ago. Of
-    an IO-node, `free_bytes` and `total_bytes` are of all its disks, `alarm` is the worst.
+    an IO-node, `free_bytes` and `total_bytes` are of all its disks, `alarm` is the worst;
+    `overcommit_ratio` times `total_bytes` may be promised to volumes, and `promise_alarm` tells
+    when little of that is left.
     """
 
     node_id: NodeId
@@ -76,6 +81,13 @@ class NodeStatus:
     alarm: SpaceAlarm = SpaceAlarm.NONE
     disks: tuple[DiskStatus, ...] = ()
     restarting: bool = False
+    overcommit_ratio: float = OVERCOMMIT_RATIO
+    promise_alarm: SpaceAlarm = SpaceAlarm.NONE
+
+    @property
+    def promise_bytes_max(self) -> int:
+        """How many bytes of volumes may have copies on an IO-node."""
+        return int(self.total_bytes * self.overcommit_ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

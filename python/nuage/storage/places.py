@@ -3,20 +3,68 @@
 The contract decides (`model.contract.refusal_of_site`); among the nodes it allows, the head goes
 near the VM and the other copies first to other sites, the nearest first, so that a synchronous
 copy costs the least round trip; then to the node with the most free space.
+
+Space is taken as it is written (thin). So a node may be promised more than it has, by the ratio
+that its operator says: a copy goes nowhere, and no volume grows, where its size and what is
+promised there already would be more than the disks times that ratio.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import asin, cos, radians, sin, sqrt
+from typing import Final, TypeAlias
 
 from nuage.errors import InvalidRequest, NoCandidate
 from nuage.ids import NodeId, SiteId
-from nuage.model.contract import Contract, DiskRule, Limits, refusal_of_site
+from nuage.model.contract import Contract, DiskClass, DiskRule, Limits, refusal_of_site
 from nuage.model.infrastructure import Datacenter, Node
 from nuage.model.status import FREE_SHARE_MIN, DiskStatus, NodeStatus
 from nuage.model.volume import ReplicaPlace, Volume
+from nuage.units import format_size
 
 EARTH_RADIUS_KM = 6371.0
+PROMISED: Final = "promised"
+HELP_PROMISED: Final = (
+    "ask for less, delete volumes, add disks or IO-nodes, raise `overcommit_ratio` in the "
+    "IO-node's configuration, or let the contract go elsewhere"
+)
+
+
+PromisedOn: TypeAlias = Callable[[NodeId, DiskClass | None], int]
+"""Bytes promised of a node: to all, or to those whose contract asks for a class of disks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What may be promised of an IO-node's disks: of all (`disk_class` None), or of one class.
+
+    Old data of faster disks rests on the disk that takes it, so that disk counts in each class. No
+    volume may be larger than what one journal finds, `largest_bytes`, by the same ratio.
+    """
+
+    disk_class: DiskClass | None
+    total_bytes: int
+    largest_bytes: int
+    ratio: float
+
+    def shortage(self, more_bytes: int, size_bytes: int, *, promised_bytes: int) -> str:
+        """Say by how much it falls short of `more_bytes` for a volume of `size_bytes`; "": not."""
+        disks = "its disks" if self.disk_class is None else f"its {self.disk_class.value} disks"
+        max_bytes = int(self.total_bytes * self.ratio)
+        too_few_bytes = promised_bytes + more_bytes - max_bytes
+        if too_few_bytes > 0:
+            return (
+                f"{format_size(promised_bytes)} of {format_size(max_bytes)} are promised"
+                f" ({format_size(self.total_bytes)} on {disks} × {self.ratio:g}),"
+                f" {format_size(too_few_bytes)} too few are left"
+            )
+        too_few_bytes = size_bytes - int(self.largest_bytes * self.ratio)
+        if too_few_bytes > 0:
+            return (
+                f"one volume has at most {format_size(self.largest_bytes)} of {disks}"
+                f" × {self.ratio:g}, {format_size(too_few_bytes)} too few"
+            )
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +72,8 @@ class IonodeSpace:
     """An IO-node that may take a copy, and what it has for one contract.
 
     `free_bytes` and `total_bytes` are of its disk that would take the copy; `refusal` says why
-    none would: the rule and the reason.
+    none would: the rule and the reason. `bounds` are what may be promised of it; there is none of
+    a node that has told nothing of its disks.
     """
 
     node_id: NodeId
@@ -33,6 +82,16 @@ class IonodeSpace:
     total_bytes: int
     is_usable: bool = True
     refusal: tuple[str, str] | None = None
+    bounds: tuple[Bound, ...] = ()
+
+    def shortage(self, more_bytes: int, size_bytes: int, promised_on: PromisedOn) -> str:
+        """Say why it may not be promised `more_bytes` for a volume of `size_bytes`; "": it may."""
+        for bound in self.bounds:
+            promised_bytes = promised_on(self.node_id, bound.disk_class)
+            told = bound.shortage(more_bytes, size_bytes, promised_bytes=promised_bytes)
+            if told:
+                return told
+        return ""
 
 
 def space_of(node: Node, status: NodeStatus, rule: DiskRule, *, reserved: Limits) -> IonodeSpace:
@@ -49,6 +108,7 @@ def space_of(node: Node, status: NodeStatus, rule: DiskRule, *, reserved: Limits
     elif roomy and not free:
         refusal = ("disk.reservation", "others have reserved what its disks do")
     best = max(free or able, key=lambda disk: disk.free_bytes, default=None)
+    classes = (None,) if rule.disk_class is None else (None, rule.disk_class)
     return IonodeSpace(
         node_id=node.node_id,
         site_id=node.site_id,
@@ -56,7 +116,25 @@ def space_of(node: Node, status: NodeStatus, rule: DiskRule, *, reserved: Limits
         total_bytes=status.total_bytes if best is None else best.total_bytes,
         is_usable=status.connected and not node.maintenance,
         refusal=refusal,
+        bounds=tuple(_bound(status, disk_class) for disk_class in classes) if able else (),
     )
+
+
+def _bound(status: NodeStatus, disk_class: DiskClass | None) -> Bound:
+    journals = [disk for disk in status.disks if disk_class in (None, disk.disk_class)]
+    bases = [disk for disk in status.disks if disk.for_bases]
+    together = [{disk.name: disk for disk in (journal, *bases)} for journal in journals]
+    every = {disk.name: disk for disk in (*journals, *bases)}
+    return Bound(
+        disk_class=disk_class,
+        total_bytes=_sum(every.values()),
+        largest_bytes=max(_sum(disks.values()) for disks in together),
+        ratio=status.overcommit_ratio,
+    )
+
+
+def _sum(disks: Iterable[DiskStatus]) -> int:
+    return sum(disk.total_bytes for disk in disks)
 
 
 def _may_reserve(disk: DiskStatus, asked: Limits, reserved: Limits) -> bool:
@@ -78,67 +156,122 @@ def distance_km(one: Datacenter, other: Datacenter) -> float:
     return 2 * EARTH_RADIUS_KM * asin(sqrt(chord))
 
 
-def choose_places(
+def _refusal(
+    contract: Contract, node: IonodeSpace, datacenter: Datacenter
+) -> tuple[str, str, str] | None:
+    """Return why a node takes no copy, however small, or None."""
+    refusal = refusal_of_site(contract, datacenter)
+    if refusal is not None:
+        return node.node_id, refusal.rule, refusal.reason
+    if not node.is_usable:
+        return node.node_id, "not-connected", "the node does not answer its site"
+    if node.refusal is not None:
+        return node.node_id, *node.refusal
+    if node.free_bytes < node.total_bytes * FREE_SHARE_MIN:
+        return node.node_id, "space", f"{format_size(node.free_bytes)} are free"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The nodes that take copies near a site under a contract, the best first.
+
+    `refusals` are of the others; `has_ionode`: the site has one, whatever it says.
+    """
+
+    able: tuple[IonodeSpace, ...]
+    refusals: tuple[tuple[str, str, str], ...]
+    has_ionode: bool
+
+
+def rank_places(
     contract: Contract,
     *,
-    size_bytes: int,
     near: SiteId,
     sites: Iterable[Datacenter],
     nodes: Sequence[IonodeSpace],
+) -> Ranked:
+    """Return who takes copies under a contract; it holds until a node or a datacenter changes."""
+    by_site = {site.site_id: site for site in sites}
+    home = by_site[near]
+    refusals = []
+    able = []
+    for node in sorted(nodes, key=lambda n: n.node_id):
+        refusal = _refusal(contract, node, by_site[node.site_id])
+        if refusal is None:
+            able.append(node)
+        else:
+            refusals.append(refusal)
+
+    def order(node: IonodeSpace) -> tuple[float, int, str]:
+        return (distance_km(home, by_site[node.site_id]), -node.free_bytes, node.node_id)
+
+    able.sort(key=order)
+    return Ranked(tuple(able), tuple(refusals), any(node.site_id == near for node in nodes))
+
+
+def choose_places(
+    contract: Contract,
+    ranked: Ranked,
+    *,
+    size_bytes: int,
+    near: SiteId,
+    promised_on: PromisedOn,
 ) -> tuple[ReplicaPlace, ...]:
     """Return the places of a new volume's copies, the head's first, which is at the site `near`.
 
     A volume's home is the site of its head, which alone commands it.
 
     Raises:
-        NoCandidate: no set of nodes meets the contract, or none of them is at `near`; each refusal
-            is kept.
+        NoCandidate: no set of nodes meets the contract and may be promised as much, or none of
+            them is at `near`; each refusal is kept.
     """
-    by_site = {site.site_id: site for site in sites}
-    home = by_site[near]
-    refusals: list[tuple[str, str, str]] = []
-    able: list[IonodeSpace] = []
-    for node in sorted(nodes, key=lambda n: n.node_id):
-        refusal = refusal_of_site(contract, by_site[node.site_id])
-        if refusal is not None:
-            refusals.append((node.node_id, refusal.rule, refusal.reason))
-        elif not node.is_usable:
-            refusals.append((node.node_id, "not-connected", "the node does not answer its site"))
-        elif node.refusal is not None:
-            refusals.append((node.node_id, *node.refusal))
-        elif node.free_bytes - size_bytes < node.total_bytes * FREE_SHARE_MIN:
-            refusals.append((node.node_id, "space", f"{node.free_bytes} bytes are free"))
-        else:
-            able.append(node)
+    short: dict[NodeId, str] = {}
 
-    def order(node: IonodeSpace) -> tuple[float, int, str]:
-        return (distance_km(home, by_site[node.site_id]), -node.free_bytes, node.node_id)
+    def fits(node: IonodeSpace) -> bool:
+        if node.node_id not in short:
+            short[node.node_id] = node.shortage(size_bytes, size_bytes, promised_on)
+        return not short[node.node_id]
 
-    able.sort(key=order)
-    chosen: list[IonodeSpace] = []
-    for node in able:  # one copy in each of the nearest sites
-        if len(chosen) < contract.copy_sites and all(c.site_id != node.site_id for c in chosen):
-            chosen.append(node)
-    for node in able:  # the rest on further nodes, near first
-        if len(chosen) < contract.copies and node not in chosen:
-            chosen.append(node)
-    site_count = len({node.site_id for node in chosen})
-    if len(chosen) < contract.copies or site_count < contract.copy_sites:
-        raise NoCandidate(
-            f"{contract.copies} copies in {contract.copy_sites} sites asked; "
-            f"{len(able)} IO-nodes in {len({n.site_id for n in able})} sites can take one",
-            refusals=refusals,
-            hint="free space, heal a site, or change the contract",
-        )
-    if chosen[0].site_id != near:
-        if all(node.site_id != near for node in nodes):
+    chosen: dict[NodeId, IonodeSpace] = {}
+    chosen_sites: set[SiteId] = set()
+    for node in ranked.able:  # one copy in each of the nearest sites
+        if len(chosen) == contract.copy_sites:
+            break
+        if node.site_id not in chosen_sites and fits(node):
+            chosen[node.node_id] = node
+            chosen_sites.add(node.site_id)
+    for node in ranked.able:  # the rest on further nodes, near first
+        if len(chosen) == contract.copies:
+            break
+        if node.node_id not in chosen and fits(node):
+            chosen[node.node_id] = node
+    is_met = len(chosen) == contract.copies and len(chosen_sites) == contract.copy_sites
+    if is_met and next(iter(chosen.values())).site_id == near:
+        return tuple(ReplicaPlace(node_id=n.node_id, site_id=n.site_id) for n in chosen.values())
+    able = [node for node in ranked.able if fits(node)]
+    refusals: list[tuple[str, str, str]] = list(ranked.refusals)
+    refusals += [(node_id, PROMISED, told) for node_id, told in short.items() if told]
+    refusals.sort()
+    if is_met:
+        if not ranked.has_ionode:
             refusals.append((near, "head", "it has no IO-node"))
         raise NoCandidate(
             f"no IO-node of {near} may serve the volume",
             refusals=refusals,
-            hint="ask another site, or see `nuage node list`",
+            hint=help_with(refusals, "ask another site, or see `nuage node list`"),
         )
-    return tuple(ReplicaPlace(node_id=node.node_id, site_id=node.site_id) for node in chosen)
+    raise NoCandidate(
+        f"{contract.copies} copies in {contract.copy_sites} sites asked; "
+        f"{len(able)} IO-nodes in {len({n.site_id for n in able})} sites can take one",
+        refusals=refusals,
+        hint=help_with(refusals, "free space, heal a site, or change the contract"),
+    )
+
+
+def help_with(refusals: Iterable[tuple[str, str, str]], other: str) -> str:
+    """Return what helps: of what is promised more than of anything else, where that refused."""
+    return HELP_PROMISED if any(rule == PROMISED for _, rule, _ in refusals) else other
 
 
 def choose_another(
@@ -148,6 +281,7 @@ def choose_another(
     near: SiteId,
     sites: Iterable[Datacenter],
     nodes: Sequence[IonodeSpace],
+    promised_on: PromisedOn,
     wanted: NodeId | None = None,
 ) -> ReplicaPlace:
     """Return where one more copy of `volume` rests: `wanted` if it may, else the best.
@@ -164,29 +298,26 @@ def choose_another(
         raise InvalidRequest(f"{wanted} holds a copy of {volume.name} already", field="node")
     staying = {p.site_id for p in volume.replicas if p.node_id not in volume.leaving}
     by_site = {site.site_id: site for site in sites}
+    size_bytes = volume.size_bytes
     refusals: list[tuple[str, str, str]] = []
     able: list[IonodeSpace] = []
     for node in sorted(nodes, key=lambda n: n.node_id):
         if node.node_id in held or wanted not in (None, node.node_id):
             continue
-        refusal = refusal_of_site(contract, by_site[node.site_id])
+        refusal = _refusal(contract, node, by_site[node.site_id])
         if refusal is not None:
-            refusals.append((node.node_id, refusal.rule, refusal.reason))
-        elif not node.is_usable:
-            refusals.append((node.node_id, "not-connected", "the node does not answer its site"))
-        elif node.refusal is not None:
-            refusals.append((node.node_id, *node.refusal))
-        elif node.free_bytes < node.total_bytes * FREE_SHARE_MIN:
-            refusals.append((node.node_id, "space", f"{node.free_bytes} bytes are free"))
+            refusals.append(refusal)
         elif len(staying | {node.site_id}) < min(contract.copy_sites, len(staying) + 1):
             refusals.append((node.node_id, "copy_sites", "another site must hold this copy"))
+        elif told := node.shortage(size_bytes, size_bytes, promised_on):
+            refusals.append((node.node_id, PROMISED, told))
         else:
             able.append(node)
     if not able:
         raise NoCandidate(
             f"no other IO-node can take a copy of {volume.name}",
             refusals=refusals,
-            hint="free space, add an IO-node, or change the contract",
+            hint=help_with(refusals, "free space, add an IO-node, or change the contract"),
         )
     home = by_site[near]
     best = min(

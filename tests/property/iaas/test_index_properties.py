@@ -1,5 +1,6 @@
 """The index against an obvious oracle: any sequence of puts, removals and snapshots."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from hypothesis import given
@@ -12,6 +13,7 @@ from nuage.model.network import Port
 from nuage.model.record import Record
 from nuage.model.vm import Vm
 from nuage.model.volume import Volume
+from nuage.units import MIB
 
 SITES = ("marne", "lyon", "rennes")
 NODES = ("n1", "n2", "n3")
@@ -45,8 +47,15 @@ def records(draw: st.DrawFn) -> Record:
                        iaas_number=owner)  # fmt: skip
             return record(value, home=home)
         case "volume":
-            places = ((home, node_id), ("lyon", draw(st.sampled_from(NODES))))
-            return record(volume(number, places=places, epoch=epoch), home=home)
+            others = [node for node in NODES if node != node_id]
+            places = ((home, node_id), ("lyon", draw(st.sampled_from(others))))
+            drawn = replace(
+                volume(number, places=places, epoch=epoch),
+                iaas_id=IaasId(f"iaas-{draw(st.integers(1, 2))}"),
+                size_bytes=MIB * draw(st.integers(1, 3)),
+                is_template=draw(st.booleans()),
+            )
+            return record(drawn, home=home)
         case _:
             return record(port(number), home=home, epoch=epoch)
 
@@ -73,6 +82,12 @@ def check(index: FederationIndex, oracle: Oracle) -> None:
             )
             served = index.on_node(cls, node_id)
             assert [getattr(value, f"{kind}_id") for value in served] == expected
+        promised: Counter[IaasId] = Counter()
+        for r in visible.values():
+            if isinstance(r.value, Volume) and node_id in nodes_of(r.value):
+                promised[r.value.iaas_id] += 0 if r.value.is_template else r.value.size_bytes
+        assert index.promises.by_iaas(node_id) == +promised
+        assert index.promises.on(node_id) == promised.total()
     for iaas_id in (IaasId("iaas-1"), IaasId("iaas-2")):
         for kind, found in (
             ("vm", index.of_iaas(Vm, iaas_id)),

@@ -11,10 +11,27 @@ from nuage.model.contract import Contract, refusal_of_site
 from nuage.model.infrastructure import Datacenter
 from nuage.model.status import FREE_SHARE_MIN
 from nuage.model.volume import ReplicaPlace
-from nuage.storage.places import IonodeSpace, choose_places, distance_km
+from nuage.storage.places import (
+    PROMISED,
+    Bound,
+    IonodeSpace,
+    choose_places,
+    distance_km,
+    rank_places,
+)
 from nuage.units import GIB, MIB
 
+RATIOS = (0.5, 1.0, 4.0)
 NAMES = ("lyon", "marne", "nantes", "rennes", "zurich")
+
+
+BOUNDS = (
+    (),
+    *(
+        (Bound(disk_class=None, total_bytes=GIB, largest_bytes=GIB // 2, ratio=ratio),)
+        for ratio in RATIOS
+    ),
+)
 
 
 @st.composite
@@ -32,6 +49,7 @@ def federations(draw: st.DrawFn) -> tuple[list[Datacenter], list[IonodeSpace]]:
         IonodeSpace(
             node_id=NodeId(f"{site.site_id}-{number}"), site_id=site.site_id, total_bytes=GIB,
             free_bytes=draw(st.sampled_from((0, 100 * MIB, GIB))), is_usable=draw(st.booleans()),
+            bounds=draw(st.sampled_from(BOUNDS)),
         )
         for site in sites
         for number in range(draw(st.integers(0, 3)))
@@ -52,8 +70,35 @@ def contracts(draw: st.DrawFn) -> Contract:
     )
 
 
+def may_promise(node: IonodeSpace, size_bytes: int, promised_bytes: int) -> bool:
+    return all(
+        promised_bytes + size_bytes <= bound.total_bytes * bound.ratio
+        and size_bytes <= bound.largest_bytes * bound.ratio
+        for bound in node.bounds
+    )
+
+
+def places_for(
+    contract: Contract,
+    sites: list[Datacenter],
+    nodes: list[IonodeSpace],
+    size_bytes: int,
+    promised: dict[NodeId, int],
+) -> tuple[ReplicaPlace, ...]:
+    near = sites[0].site_id
+    return choose_places(
+        contract, rank_places(contract, near=near, sites=sites, nodes=nodes),
+        size_bytes=size_bytes, near=near,
+        promised_on=lambda node_id, _class: promised.get(node_id, 0),
+    )  # fmt: skip
+
+
 def could_place(
-    contract: Contract, sites: list[Datacenter], nodes: list[IonodeSpace], size_bytes: int
+    contract: Contract,
+    sites: list[Datacenter],
+    nodes: list[IonodeSpace],
+    size_bytes: int,
+    promised: dict[NodeId, int],
 ) -> bool:
     """Tell whether the contract can be met with a head at the first site."""
     by_site = {site.site_id: site for site in sites}
@@ -62,7 +107,8 @@ def could_place(
         for node in nodes
         if node.is_usable
         and refusal_of_site(contract, by_site[node.site_id]) is None
-        and node.free_bytes - size_bytes >= node.total_bytes * FREE_SHARE_MIN
+        and node.free_bytes >= node.total_bytes * FREE_SHARE_MIN
+        and may_promise(node, size_bytes, promised.get(node.node_id, 0))
     ]
     able_sites = {node.site_id for node in able}
     return (
@@ -72,34 +118,41 @@ def could_place(
     )
 
 
-@given(federations(), contracts(), st.sampled_from((0, 80 * MIB)))
-def test_places_keep_the_contract_or_the_refusal_names_each_rule(
-    federation: tuple[list[Datacenter], list[IonodeSpace]], contract: Contract, size_bytes: int
+SIZES = st.sampled_from((MIB, 80 * MIB, GIB // 2, GIB, 3 * GIB))
+
+
+@given(federations(), contracts(), st.lists(SIZES, min_size=1, max_size=8))
+def test_places_keep_contract_and_promise_or_the_refusal_names_each_rule(
+    federation: tuple[list[Datacenter], list[IonodeSpace]],
+    contract: Contract,
+    sizes_bytes: list[int],
 ) -> None:
+    """One volume after another, until nothing may be promised any more."""
     sites, nodes = federation
     by_site = {site.site_id: site for site in sites}
     space = {node.node_id: node for node in nodes}
-
-    def choose() -> tuple[ReplicaPlace, ...]:
-        return choose_places(
-            contract, size_bytes=size_bytes, near=sites[0].site_id, sites=sites, nodes=nodes
-        )
-
-    if not could_place(contract, sites, nodes, size_bytes):
-        with pytest.raises(NoCandidate) as refused:
-            choose()
-        assert all(rule and reason for _, rule, reason in refused.value.refusals)
-        assert {who for who, _, _ in refused.value.refusals} <= {*space, sites[0].site_id}
-        return
-    places = choose()
-    assert len(places) == contract.copies
-    assert len({place.node_id for place in places}) == contract.copies
-    assert len({place.site_id for place in places}) >= contract.copy_sites
-    for place in places:
-        assert refusal_of_site(contract, by_site[place.site_id]) is None
-        node = space[place.node_id]
-        assert node.is_usable
-        assert node.free_bytes - size_bytes >= node.total_bytes * FREE_SHARE_MIN
+    promised: dict[NodeId, int] = {}
+    for size_bytes in sizes_bytes:
+        if not could_place(contract, sites, nodes, size_bytes, promised):
+            with pytest.raises(NoCandidate) as refused:
+                places_for(contract, sites, nodes, size_bytes, promised)
+            told = refused.value.refusals
+            assert all(rule and reason for _, rule, reason in told)
+            assert {who for who, _, _ in told} <= {*space, sites[0].site_id}
+            is_full = any(rule == PROMISED for _, rule, _ in told)
+            assert ("overcommit_ratio" in refused.value.hint) == is_full
+            continue
+        places = places_for(contract, sites, nodes, size_bytes, promised)
+        assert len(places) == contract.copies
+        assert len({place.node_id for place in places}) == contract.copies
+        assert len({place.site_id for place in places}) >= contract.copy_sites
+        for place in places:
+            assert refusal_of_site(contract, by_site[place.site_id]) is None
+            node = space[place.node_id]
+            assert node.is_usable
+            assert node.free_bytes >= node.total_bytes * FREE_SHARE_MIN
+            assert may_promise(node, size_bytes, promised.get(place.node_id, 0))
+            promised[place.node_id] = promised.get(place.node_id, 0) + size_bytes
 
 
 @given(federations(), contracts())
@@ -108,9 +161,9 @@ def test_the_head_is_at_the_site_that_asks(
 ) -> None:
     """It is the volume's home, which alone hears of the head."""
     sites, nodes = federation
-    if not could_place(contract, sites, nodes, 0):
+    if not could_place(contract, sites, nodes, MIB, {}):
         return
-    places = choose_places(contract, size_bytes=0, near=sites[0].site_id, sites=sites, nodes=nodes)
+    places = places_for(contract, sites, nodes, MIB, {})
     assert places[0].site_id == sites[0].site_id
 
 
@@ -125,14 +178,10 @@ def test_a_site_whose_ionodes_do_not_answer_takes_no_volume() -> None:
         IonodeSpace(node_id=NodeId("l1"), site_id=SiteId("lyon"), free_bytes=GIB, total_bytes=GIB),
     ]  # fmt: skip
     with pytest.raises(NoCandidate, match="no IO-node of marne") as refused:
-        choose_places(
-            Contract(), size_bytes=1, near=SiteId("marne"), sites=sites, nodes=nodes
-        )  # fmt: skip
+        places_for(Contract(), sites, nodes, 1, {})
     assert [(who, rule) for who, rule, _ in refused.value.refusals] == [("m1", "not-connected")]
     with pytest.raises(NoCandidate, match="no IO-node of marne") as refused:
-        choose_places(
-            Contract(), size_bytes=1, near=SiteId("marne"), sites=sites, nodes=nodes[1:]
-        )  # fmt: skip
+        places_for(Contract(), sites, nodes[1:], 1, {})
     assert [(who, rule) for who, rule, _ in refused.value.refusals] == [("marne", "head")]
 
 
@@ -148,10 +197,7 @@ def test_a_refusal_tells_the_rule_of_each_node() -> None:
                     total_bytes=GIB),
     ]  # fmt: skip
     with pytest.raises(NoCandidate) as refused:
-        choose_places(
-            Contract(data_countries=("FR",)), size_bytes=1, near=SiteId("marne"), sites=sites,
-            nodes=nodes,
-        )  # fmt: skip
+        places_for(Contract(data_countries=("FR",)), sites, nodes, 1, {})
     rules = {who: rule for who, rule, _ in refused.value.refusals}
     assert rules == {"m1": "space", "m2": "not-connected", "z1": "data_countries"}
 

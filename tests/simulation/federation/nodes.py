@@ -42,6 +42,7 @@ from nuage.model.desired import (
 from nuage.model.history import IMAGE_MARK, AskMark, AskMoment
 from nuage.model.infrastructure import Node, NodeRole
 from nuage.model.placement import EstimationVector
+from nuage.model.status import OVERCOMMIT_RATIO
 from nuage.simulation.virtual_time import SkewedClock
 from nuage.units import GIB
 from nuage.vnode import machine
@@ -370,6 +371,7 @@ class SimIonode:
     released: set[tuple[VolumeId, int]] = field(default_factory=set)
     dies_before_act: int = 0  # 1: the next one; 0: it lives on
     down_until_s: float = 0.0
+    overcommit_ratio: float = OVERCOMMIT_RATIO
     wish: IonodeWish = field(default_factory=lambda: IonodeWish(revision=0, daemons=()))
 
     def may_log_in(self, volume_id: VolumeId, user: str) -> bool:
@@ -526,7 +528,7 @@ class SimIonode:
             portals={
                 daemon.iaas_id: f"{self.node.node_id}:21000" for daemon in self.wish.daemons
             },
-            disks=(DISK,),
+            disks=(DISK,), overcommit_ratio=self.overcommit_ratio,
             erased=tuple(
                 volume_id
                 for wish in self.wish.daemons

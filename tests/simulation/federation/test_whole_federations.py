@@ -80,6 +80,6 @@ def test_enough_happens_for_it_to_prove_something() -> None:
         happened += Counter(run_seed(seed).counts)
     for what in (
         "vm placed", "vm arrived", "vm deleted", "node fenced", "site lease-lost",
-        "site lease-back", "world dark",
+        "site lease-back", "world dark", "volume promised-out",
     ):  # fmt: skip
         assert happened[what] > 0, f"no {what} in eight runs: {happened}"

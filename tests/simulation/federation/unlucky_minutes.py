@@ -8,29 +8,32 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tests.simulation.federation.nodes import SimIonode, SimVnode, Watching, make_node
+from tests.simulation.federation.nodes import DISK, SimIonode, SimVnode, Watching, make_node
 from tests.simulation.federation.whole_sites import SimSite
 
 from nuage.errors import NoCandidate, NuageError
 from nuage.iaas.building import CreateIaas
 from nuage.iaas.index import Change
 from nuage.iaas.machines import CreateVm, MigrateVm, NameVm
-from nuage.ids import ImageId, SiteId, VmId
+from nuage.ids import ImageId, NodeId, SiteId, VmId, VolumeId
 from nuage.model.contract import AckPolicy, Contract, CutOffRule, refusal_of_site
 from nuage.model.iaas import Iaas
 from nuage.model.image import Image, ImageState
 from nuage.model.infrastructure import Datacenter, NodeRole, Operator
 from nuage.model.placement import Decision
 from nuage.model.record import Record
+from nuage.model.status import OVERCOMMIT_RATIO, NodeStatus
 from nuage.model.vm import PowerWish, Vm
 from nuage.model.volume import Volume
 from nuage.quorum.model import DRIFT_MAX
 from nuage.simulation.virtual_time import SkewedClock, run_virtually
 from nuage.simulation.wires import Machine
+from nuage.storage.places import PROMISED
 from nuage.units import MIB
 from nuage.vnode.fake import FakeFabric
 
 SITE_NAMES = ("lyon", "marne", "rennes")
+IMAGE_BYTES = 16 * MIB
 SETTLE_S = 6.0  # feeds, leases, first reports
 CHAOS_S = 40.0  # longer than a lease, a takeover and a return
 HEAL_S = 16.0  # a lease and an election
@@ -54,6 +57,8 @@ class Broken(AssertionError):
 class World(Watching):
     """One run."""
 
+    overcommit_ratio = OVERCOMMIT_RATIO  # of each IO-node
+
     def __init__(self, seed: int) -> None:
         super().__init__(seed, slow_share=0.0)
         self.seed = seed
@@ -64,6 +69,7 @@ class World(Watching):
         self.iaas_of: dict[str, str] = {}
         self.busy: set[str] = set()  # a person waits for an answer before asking again
         self.refused: list[NoCandidate] = []
+        self.promised_by: dict[tuple[VolumeId, NodeId], SiteId] = {}  # who put a copy on a node
         self.dark: set[SiteId] = set()  # sites without power: their members of the quorum, too
         self.log: list[str] = []
 
@@ -96,7 +102,9 @@ class World(Watching):
                 node = make_node(site.site_id, NodeRole.VNODE, n)
                 site.vnodes.append(SimVnode(self, site, node, clock, fabric))
             node = make_node(site.site_id, NodeRole.IONODE, 1)
-            site.ionodes.append(SimIonode(self, site, node, site.clock))
+            site.ionodes.append(SimIonode(
+                self, site, node, site.clock, overcommit_ratio=self.overcommit_ratio
+            ))  # fmt: skip
         self.people = Machine("people")
         for site in self.sites.values():
             site.boot()
@@ -108,7 +116,7 @@ class World(Watching):
         first = self.sites[SiteId("lyon")]
         image = Image(
             image_id=ImageId("img-1"), name="guest", iaas_id=None, sha256="aa",
-            size_bytes=16 * MIB, state=ImageState.READY,
+            size_bytes=IMAGE_BYTES, state=ImageState.READY,
         )  # fmt: skip
         await first.site.save(image)
         for name, contract in CONTRACTS.items():
@@ -152,6 +160,24 @@ class World(Watching):
                 holder = self.sites[place.site_id].datacenter
                 if iaas is not None and refusal_of_site(iaas.contract, holder) is not None:
                     self.breach(f"a copy of {value.name} lies at {place.site_id}")
+            if change.after is not None and change.after.home == site.site_id:
+                self._check_promises(site, value)
+
+    def _check_promises(self, site: SimSite, volume: Volume) -> None:
+        """Look that no site promises more of a node than may be; two at once may, together."""
+        for place in volume.replicas:
+            key = volume.volume_id, place.node_id
+            if key in self.promised_by or volume.is_template:
+                continue
+            self.promised_by[key] = site.site_id
+            promised_bytes = sum(
+                v.size_bytes
+                for v in site.index.on_node(Volume, place.node_id)
+                if self.promised_by.get((v.volume_id, place.node_id)) == site.site_id
+            )
+            status = site.index.find_value(NodeStatus, place.node_id)
+            if status is not None and promised_bytes > status.promise_bytes_max:
+                self.breach(f"{site.site_id} promised {promised_bytes} bytes of {place.node_id}")
 
     def breach(self, text: str) -> None:
         self.tell(f"BREACH {text}")
@@ -212,6 +238,8 @@ class World(Watching):
             await door.perform(operation, body)
         except NoCandidate as error:
             self.refused.append(error)
+            if any(rule == PROMISED for _, rule, _ in error.refusals):
+                self.counts["volume promised-out"] = self.counts["volume promised-out"] + 1
             self.tell(f"{told} at {door.site_id}: {error.code}")
             return None
         except NuageError as error:
@@ -433,6 +461,8 @@ def run_seed(seed: int) -> World:
 
     async def main() -> None:
         world = World(seed)
+        if seed % 4 == 1:  # of these a node takes the copies of two boot volumes
+            world.overcommit_ratio = 2 * IMAGE_BYTES / DISK.total_bytes
         made.append(world)
         await world.run()
 

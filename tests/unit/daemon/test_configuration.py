@@ -66,3 +66,20 @@ def test_a_state_directory_too_long_for_a_storage_daemons_socket_is_refused() ->
     with pytest.raises(InvalidRequest, match="leaves no room") as refused:
         ionode(Path(f"{longest}d"))
     assert refused.value.field == "state_dir"
+
+
+@pytest.mark.parametrize("ratio", ["0.0", "-1", "0.05", "101", "nan", "inf"])
+def test_a_ratio_that_nobody_can_mean_is_refused_before_anything_starts(
+    tmp_path: Path, ratio: str
+) -> None:
+    path = tmp_path / "ionode.toml"
+    said = render(IonodeConfiguration(
+        node=node("marne", NodeRole.IONODE), controller="10.1.1.1:7000",
+        state_dir=Path("/var/lib"), trust_dir=Path("/etc"), data_dir=Path("/srv"),
+    ))  # fmt: skip
+    assert "overcommit_ratio = 4.0" in said
+    path.write_text(said.replace("overcommit_ratio = 4.0", f"overcommit_ratio = {ratio}"))
+    with pytest.raises(InvalidRequest, match=r"overcommit_ratio .* is not within 0\.1 and 100"):
+        load(path, IonodeConfiguration)
+    path.write_text(said.replace("overcommit_ratio = 4.0", "overcommit_ratio = 1"))
+    assert load(path, IonodeConfiguration).overcommit_ratio == 1.0

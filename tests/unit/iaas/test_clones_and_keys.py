@@ -13,6 +13,7 @@ from nuage.errors import Conflict, Forbidden, InvalidRequest, Locked
 from nuage.iaas.index import FederationIndex
 from nuage.iaas.observe import Save, node_status
 from nuage.iaas.past import started_from
+from nuage.iaas.promises import Promises
 from nuage.iaas.site import Site
 from nuage.iaas.templates import template_for
 from nuage.iaas.wishes import Leave, WishContext, ionode_wish
@@ -27,6 +28,7 @@ from nuage.model.status import NodeStatus
 from nuage.model.volume import Volume, VolumeState
 from nuage.trust.datakeys import Keyring, key_id_of
 from nuage.trust.shared_secrets import SharedSecrets
+from nuage.units import MIB
 
 PLACES = (("marne", "m-io"), ("lyon", "l-io"), ("rennes", "r-io"))
 TENANT_KEY = "5a" * 32
@@ -187,7 +189,9 @@ def test_a_boot_volume_starts_from_a_template_of_its_own_iaas_alone() -> None:
     source = replace(template(), whole=whole, settled_epoch=template().epoch)
     nodes = [replace(made_node(at, NodeRole.IONODE), node_id=NodeId(name)) for at, name in PLACES]
     index = index_of(own, other, source, *nodes)
-    site = cast(Site, SimpleNamespace(site_id=SiteId("marne"), index=index))
+    site = cast(Site, SimpleNamespace(
+            site_id=SiteId("marne"), index=index, promises_begun=Promises(),
+        ))  # fmt: skip
     wanted = volume(2, state=VolumeState.CREATING, image="img-1")
     assert template_for(site, own, wanted) == source
     assert template_for(site, other, replace(wanted, iaas_id=other.iaas_id)) is None
@@ -215,6 +219,31 @@ def test_what_a_node_cannot_read_of_its_guests_is_announced_once() -> None:
             told.append((act.what, act.text.split(":")[0]))
     assert [text for what, text in told if what == "unreadable"] == [
         "node m-v cannot read what it kept of vm-7"
+    ]
+
+
+def test_a_node_that_is_promised_out_is_announced_before_it_is_and_once() -> None:
+    """Of 1000 MiB of disk with a ratio of 0.5, volumes of 64 MiB each."""
+    index = index_of(iaas())
+    disk = DiskReport(
+        name="d0", disk_class=DiskClass.NVME, free_bytes=1000 * MIB, total_bytes=1000 * MIB
+    )
+    report = replace(report_of(0), disks=(disk,), overcommit_ratio=0.5)
+    told = []
+    for revision, count in enumerate((0, 6, 7, 6, 8, 9, 5), start=2):
+        for number in range(1, 10):
+            if number <= count:
+                index.put(record(volume(number, places=(("marne", "m-io"),)), revision=revision))
+            else:
+                index.remove("volume", f"vol-{number}", SiteId("marne"))
+        for act in node_status(index, NodeId("m-io"), connected=True, now_s=1.0, ionode=report):
+            assert isinstance(act, Save)
+            index.put(record(act.value, revision=revision))
+            told.append((act.what, act.text))
+    assert [text.split(";")[0] for what, text in told if what == "space"] == [
+        "of node m-io 448 MiB of 500 MiB are promised to volumes: it soon takes no new ones",
+        "of node m-io 512 MiB of 500 MiB are promised to volumes: it takes no new ones",
+        "of node m-io 320 MiB of 500 MiB are promised to volumes: it takes more again",
     ]
 
 

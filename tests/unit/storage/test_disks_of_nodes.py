@@ -18,7 +18,7 @@ from nuage.model.contract import Contract, DiskClass, DiskRule, Limits
 from nuage.model.desired import DiskReport, IonodeReport, LostBlocks, ReplicaReport, ShareReport
 from nuage.model.infrastructure import NodeRole
 from nuage.model.status import DiskStatus, NodeStatus
-from nuage.storage.places import space_of
+from nuage.storage.places import IonodeSpace, space_of
 from nuage.trust.permissions import Principal
 from nuage.units import GIB
 
@@ -105,6 +105,34 @@ def test_a_reservation_that_a_disk_cannot_keep_is_refused() -> None:
     for capacity in (1100, 0):  # 0: it was not measured yet, and nobody can tell
         known = status(FAST, capacity=capacity)
         assert space_of(NODE, known, asked, reserved=others).refusal is None
+
+
+def test_what_may_be_promised_of_a_class_is_of_its_disks_and_of_the_one_for_bases() -> None:
+    none_more: dict[tuple[NodeId, DiskClass | None], int] = {}
+
+    def short(space: IonodeSpace, size_bytes: int) -> str:
+        return space.shortage(
+            size_bytes, size_bytes, lambda node, of_class: none_more.get((node, of_class), 0)
+        )
+
+    known = replace(status(FAST, replace(FAST, name="d2"), SLOW), overcommit_ratio=2.0)
+    nvme = DiskRule(disk_class=DiskClass.NVME)
+    apart = space_of(NODE, known, nvme, reserved=Limits())
+    assert short(apart, 200 * GIB) == ""
+    assert "one volume has at most 100 GiB of its nvme disks × 2" in short(apart, 201 * GIB)
+    none_more[NODE.node_id, DiskClass.NVME] = 300 * GIB
+    assert short(apart, 100 * GIB) == ""
+    assert "300 GiB of 400 GiB are promised" in short(apart, 101 * GIB)
+    none_more[NODE.node_id, None] = 2399 * GIB
+    assert "2.343 TiB of 2.344 TiB are promised" in short(apart, 2 * GIB)
+
+    none_more.clear()
+    bases = tuple(replace(disk, for_bases=disk.name == "d1") for disk in known.disks)
+    shared = space_of(NODE, replace(known, disks=bases), nvme, reserved=Limits())
+    assert short(shared, 2200 * GIB) == ""  # a journal of 100 GiB, and what is compacted of it
+    assert short(shared, 2201 * GIB) != ""
+    silent = space_of(NODE, status(), nvme, reserved=Limits())
+    assert short(silent, 64 * 1024 * GIB) == "", "nothing is known of its disks"
 
 
 def test_a_rule_that_contradicts_itself_is_refused() -> None:
