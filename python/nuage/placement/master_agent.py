@@ -151,6 +151,7 @@ class _Placement:
     refusals: list[Refusal] = field(default_factory=list)
     silent: set[SiteId] = field(default_factory=set)
     given_up: set[NodeId] = field(default_factory=set)
+    closed: set[SiteId] = field(default_factory=set)  # whatever node of theirs were asked
 
 
 @dataclass(slots=True)
@@ -213,6 +214,8 @@ class MasterAgent:
                 if placement is None or not _is_about(placement, refusal):
                     return []
                 placement.refusals.append(refusal)
+                if refusal.node_id is None:
+                    placement.closed.add(refusal.site_id)
                 return self._advance([placement], now_s)
             case CommitLost():
                 placement = self._committing.get(event.request_id)
@@ -334,7 +337,8 @@ class MasterAgent:
         effects: list[Effect] = []
         again = []
         for placement in placements:
-            candidate = next(placement.left, None)
+            closed = placement.closed
+            candidate = next((c for c in placement.left if c.site_id not in closed), None)
             placement.had_conflict = placement.had_conflict or placement.asked is not None
             if candidate is not None and placement.commit_count < COMMITS_MAX:
                 placement.asked = candidate
@@ -352,7 +356,7 @@ class MasterAgent:
                 continue
             placement.asked = None
             self._committing.pop(placement.request.request_id, None)
-            room = placement.commit_count < COMMITS_MAX
+            room = placement.commit_count < COMMITS_MAX and not closed.issuperset(placement.sites)
             if placement.had_conflict and placement.round_count < self._rounds_max and room:
                 again.append(placement)
             else:

@@ -102,6 +102,25 @@ def test_a_refused_commitment_moves_to_the_next_candidate_and_is_kept() -> None:
     assert decided.decision.elected == "lyon-v2"
 
 
+def test_a_site_that_refuses_as_a_whole_is_asked_for_no_further_node_of_its() -> None:
+    """Else a site of many V-nodes whose storage is full hid another that has room."""
+    locals_ = agents()
+    master = MasterAgent()
+    first, second = master.submit([request()], SITES, 0.0)
+    assert master.receive(answer(first, locals_), 0.0) == []  # type: ignore[arg-type]
+    (commit,) = master.receive(answer(second, locals_), 0.0)  # type: ignore[arg-type]
+    refused = []
+    for site_id, next_node in (("lyon", "marne-v1"), ("marne", None)):
+        assert isinstance(commit, Commit)
+        assert commit.site_id == site_id
+        refusal = Refusal(site_id=SiteId(site_id), node_id=None, rule="promised", reason="full")
+        refused.append(refusal)
+        (commit,) = master.receive(CommitRefused(commit.request.request_id, refusal), 0.0)
+        assert next_node is None or getattr(commit, "node_id", None) == next_node
+    assert isinstance(commit, Decided)
+    assert (commit.decision.elected, commit.decision.refusals) == (None, tuple(refused))
+
+
 def test_every_refusal_of_every_round_is_kept_and_told() -> None:
     """Each node says no, some twice and for different reasons: nothing is left out."""
     master = MasterAgent()
