@@ -301,3 +301,29 @@ fn of_two_copies_the_one_whose_base_segments_are_not_there_gives_way() {
     assert_eq!(catalogue.disk_of("v"), "other");
     assert_eq!(catalogue.retired.len(), 1);
 }
+
+#[test]
+fn what_lies_on_the_large_disk_goes_where_no_journal_leads_to_it() {
+    let place = Place::new("orphans");
+    let mut catalogue = two_disks(&place, &[]);
+    let base = create(&mut catalogue, "fast");
+    // Of a volume that was deleted while the large disk was away, and of one whose own disk was lost.
+    for name in ["w", "v~0123456789abcdef"] {
+        let orphan = base.with_file_name(name);
+        fs::create_dir(&orphan).expect("room");
+        fs::write(orphan.join("seg.000001"), "what was compacted").expect("a file");
+    }
+    // Nothing of a copy that lies aside.
+    let retired = place.0.join("fast/retired");
+    fs::create_dir_all(retired.join("v/journal")).expect("room");
+    let aside = base.with_file_name("v~1");
+    fs::create_dir(&aside).expect("room");
+    std::os::unix::fs::symlink(&aside, retired.join("v/journal").join(BASE_FOLDER)).expect("room");
+    let large = Some("large".to_owned());
+    let mut removed = catalogue.disks.remove_orphans().expect("a disk");
+    removed.sort();
+    let name = |name: &str| (large.clone(), name.to_owned());
+    assert_eq!(removed, [name("v~0123456789abcdef"), name("w")]);
+    assert_eq!(place.large(), ["v", "v"]);
+    assert!(base.is_dir() && aside.is_dir());
+}

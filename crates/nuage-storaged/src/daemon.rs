@@ -211,12 +211,28 @@ impl Storaged {
         disks.make_base_root()?;
         // Before volumes get new directories there: their names may be the same.
         receipts.forget_gone(&disks)?;
-        let budgets = disks
+        let catalogue = Catalogue::open(&options.dir, disks)?;
+        if options.all_disks {
+            match catalogue.disks.remove_orphans() {
+                Ok(removed) => {
+                    for (disk, base) in removed {
+                        receipts.end_base(disk.as_deref().unwrap_or_default(), &base)?;
+                    }
+                }
+                // They go at another start.
+                Err(error) => log::error(
+                    "orphans_not_removed",
+                    &[("error", error.to_string().into())],
+                ),
+            }
+        }
+        let budgets = catalogue
+            .disks
             .names()
             .map(|disk| (disk.to_owned(), SharedBudget::default()));
         Ok(Self {
             budgets: budgets.collect(),
-            catalogue: Catalogue::open(&options.dir, disks)?,
+            catalogue,
             heads: BTreeMap::new(),
             views: BTreeMap::new(),
             standbys: BTreeMap::new(),

@@ -14,8 +14,10 @@
 
 use crate::control::{Backend, Code, CreateVolume, Refusal};
 use nuage_disk::BASE_FOLDER;
+use nuage_io::log;
 use nuage_journal::DiskError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -272,6 +274,53 @@ impl Disks {
         (found, unread)
     }
 
+    /// Directories of base segments to which no journal leads that is here, in use or aside.
+    fn orphans(&self) -> io::Result<Vec<(&BasePlace, String)>> {
+        let mut led_to = BTreeSet::new();
+        let aside = self.roots.values().map(|root| root.with_file_name(RETIRED));
+        for root in self.roots.values().cloned().chain(aside) {
+            let entries = match fs::read_dir(root) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries?,
+            };
+            for entry in entries {
+                match fs::read_link(entry?.path().join("journal").join(BASE_FOLDER)) {
+                    Ok(link) => led_to.extend(link.file_name().map(OsStr::to_owned)),
+                    Err(error) => no_link_is_fine(error)?,
+                }
+            }
+        }
+        let mut orphans = Vec::new();
+        for place in self.bases().filter(|place| place.dir.is_dir()) {
+            for entry in fs::read_dir(&place.dir)? {
+                let name = entry?.file_name();
+                if !led_to.contains(&name) {
+                    orphans.push((place, name.to_string_lossy().into_owned()));
+                }
+            }
+        }
+        Ok(orphans)
+    }
+
+    /// Remove the base segments to which no journal leads: all disks are here, and those of their journals were lost, or
+    /// theirs was away when their volumes were deleted. What went: of which disk, and its directory's name.
+    pub(crate) fn remove_orphans(&self) -> io::Result<Vec<(Option<String>, String)>> {
+        let mut removed = Vec::new();
+        for (place, name) in self.orphans()? {
+            remove_whole(&place.dir.join(&name))?;
+            log::info(
+                "orphan_removed",
+                &[
+                    ("volume", volume_of_base(&name).into()),
+                    ("base", name.as_str().into()),
+                    ("disk", place.disk.as_deref().unwrap_or_default().into()),
+                ],
+            );
+            removed.push((place.disk.clone(), name));
+        }
+        Ok(removed)
+    }
+
     /// The volume that a directory was made for.
     pub(crate) fn volume_of(name: &str) -> &str {
         volume_of_base(name)
@@ -300,6 +349,16 @@ impl Disks {
             }
         }
         Ok(())
+    }
+}
+
+/// As where a folder has no journal, or is no folder.
+fn no_link_is_fine(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput => {
+            Ok(())
+        }
+        _ => Err(error),
     }
 }
 

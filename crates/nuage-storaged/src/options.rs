@@ -15,6 +15,8 @@ usage: nuage-storaged --dir DIR --control SOCKET [options]
   --old-base NAME=DIR     where it went before; repeat. A volume that has a part elsewhere stays closed
   --lost-base DIR         where it went to a disk that was declared lost; repeat. A volume that has a part there is
                           put aside and made anew, once a head elsewhere wants it
+  --all-disks             no disk is away that ever was in service, but for those that were declared lost: base
+                          segments to which no journal leads are removed at the start
   --control SOCKET        Unix socket for control requests (created, mode 0600)
   --iscsi ADDR:PORT,…     iSCSI portals; numeric addresses
   --advertise HOST:PORT,… portals that discovery names (default: where the session came in)
@@ -43,6 +45,8 @@ pub struct Options {
     pub old_bases: Vec<BasePlace>,
     /// Those are on disks that were declared lost.
     pub lost_bases: Vec<PathBuf>,
+    /// None is away that ever was in service, but for those that were declared lost.
+    pub all_disks: bool,
     pub control: PathBuf,
     pub iscsi: Vec<Endpoint>,
     pub advertise: Vec<String>,
@@ -132,9 +136,13 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
     let (mut cert, mut key, mut ca, mut crl) = (None, None, None, None);
     let (mut uid, mut gid, mut clear_from) = (None, None, None);
     let (mut iscsi, mut nbd, mut advertise) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut portal_group, mut log_json) = (1, false);
+    let (mut portal_group, mut log_json, mut all_disks) = (1, false, false);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
+            "--all-disks" => {
+                all_disks = true;
+                continue;
+            }
             "--help" | "-h" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
             _ => {}
@@ -196,6 +204,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Opt
         base: base_place,
         old_bases,
         lost_bases,
+        all_disks,
         control: control.ok_or(OptionsError::Missing("--control"))?,
         iscsi,
         advertise,
@@ -232,7 +241,7 @@ mod tests {
     #[test]
     fn disks_have_names() {
         let Ok(Command::Serve(options)) = words(
-            "--dir /d --control /c --disk d1=/e --disk d2=/f --base d2=/g --old-base =/h --lost-base /i",
+            "--dir /d --control /c --disk d1=/e --disk d2=/f --base d2=/g --old-base =/h --lost-base /i --all-disks",
         ) else {
             panic!("refused");
         };
@@ -244,6 +253,7 @@ mod tests {
         assert_eq!(options.base, Some(place("d2", "/g")));
         assert_eq!(options.old_bases, [place("", "/h")]);
         assert_eq!(options.lost_bases, [PathBuf::from("/i")]);
+        assert!(options.all_disks);
         assert!(words("--dir /d --control /c --disk /e").is_err());
     }
 

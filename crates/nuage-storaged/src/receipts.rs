@@ -178,6 +178,15 @@ impl Receipts {
         gone.iter().try_for_each(|part| self.forget(part))
     }
 
+    /// A directory of base segments was removed: tell it, and no more of it.
+    pub fn end_base(&mut self, disk: &str, base: &str) -> io::Result<()> {
+        let part = Part::base(Disks::volume_of(base), disk, base);
+        for receipt in self.given_back(&part) {
+            self.keep(&part, &receipt)?;
+        }
+        self.forget(&part)
+    }
+
     /// What was told of a part that is not there any more, as given back.
     pub fn given_back(&self, part: &Part) -> Vec<Receipt> {
         let told = self.told.get(part).into_iter();

@@ -276,6 +276,7 @@ class IonodeProcess:
         bases = {disk.name: BasePlace(disk.name, disk.path / BASES) for disk in self._serving}
         self._base = None if base is None else bases.pop(base.name, None)
         self._old_bases = tuple(place for place in bases.values() if place.path.is_dir())
+        self._is_complete = self._book.is_complete(lost)
         self._lost_bases = tuple(path / BASES for path in self._book.lost_paths(lost))
         if self._base is not None and not self._base.path.is_dir():
             open_to_daemons(self._base.path)
@@ -358,6 +359,7 @@ class IonodeProcess:
             base=self._base,
             old_bases=self._old_bases,
             lost_bases=self._lost_bases,
+            all_disks=self._is_complete,
             run_dir=run_dir,
             address=configuration.node.address,
             tls_cert=configuration.trust_dir / DAEMON_CHAIN,

@@ -201,6 +201,17 @@ class DiskBook:
             if place.name in self._serving and self._found(place).mark != self._serving[place.name]
         )
 
+    def is_complete(self, lost: Collection[str]) -> bool:
+        """Tell whether each disk that ever was in service answers, or does not come back."""
+        away, serving = self.away(), self._serving
+        here = [mark for name, mark in serving.items() if name not in away]
+        kept = all(k.mark in here or k.mark.serial in lost or k.erased_ms for k in self._kept)
+        last = {place.name: self._last_at(place.name) for place in self._places}
+        return kept and all(
+            name in serving or (before is not None and before.mark.serial in lost)
+            for name, before in last.items()
+        )
+
     def absent(self, lost: Collection[str]) -> tuple[AbsentDisk, ...]:
         """Return the disks that were once in service and are not; of those lost what is back."""
         here = {place.name: self._found(place) for place in self._places}

@@ -120,7 +120,7 @@ class StoragedOptions:
 
     What a daemon keeps for itself lies on the first of the `disks`; what compaction writes goes
     to `base`, if there is one, and went to `old_bases`; `lost_bases` were on disks that were
-    declared lost since. `clear_from` is the file that says from
+    declared lost since. `all_disks`: none else is away. `clear_from` is the file that says from
     where iSCSI is taken in clear (`ionode.nearby`). `portal_group` is the tag of this node's
     iSCSI portals. With `own_user` each daemon runs as a user of its own, which takes root.
     """
@@ -137,6 +137,7 @@ class StoragedOptions:
     base: BasePlace | None = None
     old_bases: tuple[BasePlace, ...] = ()
     lost_bases: tuple[Path, ...] = ()
+    all_disks: bool = False
     portal_group: int = 1
     own_user: bool = False
 
@@ -264,6 +265,7 @@ class StoragedDaemon:
             options.binary,
             "--dir", str(first.path / self._iaas_id),
             *more,
+            *(["--all-disks"] if options.all_disks else []),
             "--control", str(self._socket_path),
             "--iscsi", self.portal,
             "--advertise", self.portal,

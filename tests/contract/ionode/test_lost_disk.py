@@ -84,13 +84,15 @@ class Node:
         self.book = DiskBook(
             self.directory / "disks.json", self.places, now_ms=lambda: int(time.time() * 1000)
         )
-        self.book.take_in({lost.loss.disk_serial for lost in self.lost})
+        lost = {lost.loss.disk_serial for lost in self.lost}
+        self.book.take_in(lost)
         large, serving = base_disk(self.places), self.book.serving
         base = None
         if large is not None and large.name in [disk.name for disk in serving]:
             base = BasePlace(large.name, large.path / BASES)
         options = StoragedOptions(
-            binary=str(BINARY), disks=serving, base=base, run_dir=self.directory / "run",
+            binary=str(BINARY), disks=serving, base=base,
+            all_disks=self.book.is_complete(lost), run_dir=self.directory / "run",
             address="127.0.0.1", tls_cert=self.tls.chain, tls_key=self.tls.key,
             tls_ca=self.tls.root, tls_crl=self.tls.lists, clear_from=self.directory / "clear-from",
         )  # fmt: skip

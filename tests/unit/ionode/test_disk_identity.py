@@ -149,6 +149,7 @@ def test_a_disk_that_comes_while_the_agent_runs_is_taken_in(node: Node) -> None:
     book = node.start()
     first, old = serials(book)
     assert book.look_again(()) == ()
+    assert book.is_complete(())
 
     d1.rename(node.directory / "shelf")
     d1.mkdir()  # the mount point
@@ -157,7 +158,9 @@ def test_a_disk_that_comes_while_the_agent_runs_is_taken_in(node: Node) -> None:
     assert [*d1.iterdir()] == []
 
     node.mounted_at["d1"] = d1  # another disk
+    assert not book.is_complete(())
     assert book.look_again(()) == ("d1",)
+    assert (book.is_complete(()), book.is_complete({old})) == (False, True)
     assert serials(book) == [first, f"d1+{0x03:02x}000000"]
     assert [absent.serial for absent in book.absent(())] == [old]
     assert book.look_again(()) == ()
@@ -168,6 +171,7 @@ def test_a_disk_that_comes_while_the_agent_runs_is_taken_in(node: Node) -> None:
     assert book.look_again({old}) == (), "it was declared lost"
     assert book.look_again(()) == ("d1",)
     assert serials(book) == [first, old]
+    assert not book.is_complete(()), "the other is away"
 
 
 def test_where_no_file_system_tells_a_place_that_is_emptied_stays_as_it_was(node: Node) -> None:
