@@ -455,7 +455,7 @@ impl Catalogue {
         let spec = self.get(name)?;
         let refusal = |error: JournalError| journal_refusal(&error);
         let journal = self.folder(name).join("journal");
-        let disk = self.disks.require_base(&journal);
+        let disk = self.disks.require_disks(&journal);
         let disk = disk.and_then(|()| FileDisk::open(&journal, Method::Best));
         let disk = disk.map_err(|error| refusal(error.into()))?;
         // A copy moves what is stored: it needs no key.
@@ -531,7 +531,7 @@ impl Catalogue {
             // What waited for another head's word is settled by reading the journal afresh.
             drop(copy);
             let journal = self.folder(&spec.volume).join("journal");
-            let here = self.disks.require_base(&journal);
+            let here = self.disks.require_disks(&journal);
             here.map_err(|error| refusal(error.into()))?;
             let open = || open_volume(&journal, cipher, options, clock);
             return memory::sparing(open).map_err(refusal);

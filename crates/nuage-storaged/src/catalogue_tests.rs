@@ -327,3 +327,18 @@ fn what_lies_on_the_large_disk_goes_where_no_journal_leads_to_it() {
     assert_eq!(place.large(), ["v", "v"]);
     assert!(base.is_dir() && aside.is_dir());
 }
+
+#[test]
+fn nothing_is_made_in_the_place_of_a_disk_that_went_while_the_daemon_runs() {
+    let place = Place::new("went");
+    let mut catalogue = place.open();
+    create(&mut catalogue, "fast");
+    let (fast, away) = (place.0.join("fast"), place.0.join("away"));
+    fs::rename(&fast, &away).expect("unmounted");
+    fs::create_dir(&fast).expect("the mount point");
+    assert!(catalogue.open_copy("v").is_err());
+    let text = r#"{"volume": "w", "size_bytes": 67108864, "disk": "fast"}"#;
+    let spec = serde_json::from_str(text).expect("words");
+    assert!(catalogue.create(spec).is_err());
+    assert!(fs::read_dir(&fast).expect("a folder").next().is_none());
+}

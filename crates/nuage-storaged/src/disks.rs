@@ -120,8 +120,16 @@ impl Disks {
         Some((other.to_owned(), name))
     }
 
-    /// Refuse a journal whose base segments lie on a disk that is not in service.
-    pub(crate) fn require_base(&self, journal: &Path) -> Result<(), DiskError> {
+    /// Refuse a journal that is not there, or whose base segments lie on a disk that is not in service: nothing is made
+    /// in the place of a disk.
+    pub(crate) fn require_disks(&self, journal: &Path) -> Result<(), DiskError> {
+        if !journal.is_dir() {
+            return Err(DiskError::Io {
+                operation: "open",
+                name: journal.to_string_lossy().into_owned(),
+                reason: "the disk of the journal is not there".to_owned(),
+            });
+        }
         let has_link = fs::symlink_metadata(journal.join(BASE_FOLDER)).is_ok();
         let is_lost = self.is_base_lost(journal);
         if !has_link || (self.base_of(journal).is_some() && !is_lost) {

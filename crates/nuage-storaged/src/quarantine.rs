@@ -75,6 +75,7 @@ impl Storaged {
         if !is_sound || !is_whole || !self.has_another(volume) {
             return;
         }
+        self.note_quarantine(volume); // nothing goes untold
         let journal = self.catalogue.folder(volume).join("journal");
         let removed = remove_older(&journal, begun_s);
         self.note_quarantine(volume);

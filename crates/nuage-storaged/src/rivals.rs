@@ -76,7 +76,7 @@ impl Note {
 
 fn opened(disks: &Disks, folder: &Path) -> Result<Store<FileDisk>, JournalError> {
     let journal = folder.join("journal");
-    disks.require_base(&journal)?;
+    disks.require_disks(&journal)?;
     let disk = FileDisk::open(&journal, Method::Threads)?;
     Store::open_without_key(disk, TailRule::OneOfSeveral)
 }

@@ -256,6 +256,42 @@ def test_what_a_copy_put_aside_goes_with_a_sound_pass_while_another_copy_is_ther
     assert not aside[0].exists()
 
 
+def test_a_tail_that_a_later_head_refused_is_kept_told_and_goes_once_the_copy_is_proven(
+    three_sites: list[Daemon],
+) -> None:
+    serve(three_sites)
+    former, head, other = three_sites
+    journal = former.folder / "data/volumes/v/journal"
+    head.kill()
+    other.kill()
+    until(lambda: live_count(former) == 0)
+    known = places(former, 5)
+    former.begin("write", volume="v", offset=MIB, data="05" * 4096)  # nobody else gets it
+    until(lambda: places(former, 5) != known)
+    former.kill()
+    head.start()
+    other.start()
+    replicas = [
+        {"name": f"{site}-io1", "site": site, "address": f"127.0.0.1:{daemon.replica}"}
+        for site, daemon in (("marne", former), ("brest", other))
+    ]
+    head.ask(
+        "open_head", volume="v", epoch=2, policy="any-2-of-3", nbd="v", replicas=replicas
+    )  # fmt: skip
+    head.wait_until_open(timeout_s=SEEN_WITHIN_S)
+    works(nbd(head), "write -P 3 1M 4k", "flush")
+    former.start()
+    until(lambda: [*journal.glob("quarantine.*")] != [])
+    until(lambda: live_count(head) == 2)
+    [aside] = journal.glob("quarantine.*")
+    assert bytes([5]) * 4096 in aside.read_bytes()
+    # Not by a pass that had begun before.
+    until(lambda: scrub(former)["waiting"] == 0 and not aside.exists())
+    for said in ("quarantine_kept", "quarantine_removed"):
+        assert said in former.log
+    works(nbd(head), "read -P 3 1M 4k")
+
+
 ASIDE = b"part of a log"
 
 
