@@ -90,7 +90,7 @@ impl Server {
         answer.set_word(16, task.tag);
         answer.set_word(36, pdu_count);
         answer.set_word(44, residual_count);
-        let waits = task.reads && self.is_of_machine(id);
+        let waits = self.is_of_machine(id);
         let sense = match reply.sense {
             None => Bytes::new(),
             Some(sense) => {

@@ -95,13 +95,13 @@ impl Sense {
     /// COMMANDS CLEARED BY ANOTHER INITIATOR (TAS=0).
     pub const UA_COMMANDS_CLEARED: Self = Self::new(key::UNIT_ATTENTION, 0x2f, 0x00);
 
-    /// What a machine of ours hears instead when it reads: its QEMU tells its guest of every error but this
-    /// one, at which the guest waits and the read is tried again. So it hears of a block that no copy has
-    /// as it is, and waits for a path that does not serve now.
+    /// What a machine of ours hears instead: its QEMU tells its guest of every error but this one, at which the
+    /// guest waits and the command is tried again. So it hears of a block that no copy has as it is, also when it
+    /// writes to a part of it, and waits for a path that does not serve now.
     #[must_use]
     pub fn waited_for(self) -> Self {
         let passes = match self.key {
-            key::NOT_READY | key::HARDWARE_ERROR => true,
+            key::NOT_READY | key::HARDWARE_ERROR | key::ABORTED_COMMAND => true,
             key::MEDIUM_ERROR => self.information.is_none(), // the disk itself, which may come back
             _ => false,
         };

@@ -259,19 +259,36 @@ fn a_machine_hears_of_a_lost_block_and_of_all_else_that_it_is_to_wait() {
         ("iqn.x:host", Failure::Fenced, standby),
         ("iqn.x:host", Failure::Medium, lost),
     ] {
-        let mut world = World::new(Access::default());
-        assert_eq!(world.login_as(initiator, &[]), (0, 0));
-        world.settle();
-        world.hold = true;
+        hears(initiator, failure, heard, false);
+        // Of a write as well: it may cover a part of that block.
+        let is_hosts_own = initiator != MACHINE && failure == Failure::Medium;
+        let heard = if is_hosts_own {
+            (0x3, 0x0c, 0x00)
+        } else {
+            heard
+        };
+        hears(initiator, failure, heard, true);
+    }
+}
+
+fn hears(initiator: &str, failure: Failure, heard: (u8, u8, u8), writes: bool) {
+    let mut world = World::new(Access::default());
+    assert_eq!(world.login_as(initiator, &[]), (0, 0));
+    world.settle();
+    world.hold = true;
+    if writes {
+        let write = [0x2a, 0, 0, 0, 0, 4, 0, 0, 1, 0];
+        world.command(2, 0xa0, 512, &write, &[7; 512]);
+    } else {
         let read = [0x28, 0, 0, 0, 0, 4, 0, 0, 1, 0];
         world.command(2, 0xc0, 512, &read, &[]);
-        let tag = world.held.pop().unwrap().tag;
-        let outcome = Outcome::Failed(failure);
-        world.server.complete(Completion { tag, outcome });
-        let sense = &world.received()[0].data[2..];
-        let said = (sense[2] & 0xf, sense[12], sense[13]);
-        assert_eq!(said, heard, "{initiator}: {failure:?}");
     }
+    let tag = world.held.pop().unwrap().tag;
+    let outcome = Outcome::Failed(failure);
+    world.server.complete(Completion { tag, outcome });
+    let sense = &world.received()[0].data[2..];
+    let said = (sense[2] & 0xf, sense[12], sense[13]);
+    assert_eq!(said, heard, "{initiator}: {failure:?} writes: {writes}");
 }
 
 #[test]

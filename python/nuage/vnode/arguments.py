@@ -125,14 +125,15 @@ def disk_options(slot: int, *, generation: int = 0) -> dict[str, Json]:
 def disk_device(slot: int, disk: Disk) -> dict[str, Json]:
     """Return the `device_add` options of a disk; a lost volume stops the guest, unharmed.
 
-    Of reads a machine's own target says which are worth waiting for, as if they lacked space: at
-    those the guest stops. What it says as it is, a block that no copy has, is the guest's to know.
+    A machine's own target says what is worth waiting for, as if it lacked space: at that the guest
+    stops. What it says as it is, a block that no copy has, is the guest's to know, also where it
+    writes to a part of it.
     """
     waits = "enospc" if isinstance(disk, IscsiDisk) else "stop"
     device: dict[str, Json] = {
         "driver": "virtio-blk-pci", "id": f"dev{slot}", "drive": disk_node(slot),
         "addr": f"{DISK_SLOT_FIRST + slot:#x}", "serial": disk.volume_id[:20],
-        "werror": "stop", "rerror": waits,
+        "werror": waits, "rerror": waits,
     }  # fmt: skip
     if isinstance(disk, IscsiDisk) and disk.sector_bytes != SECTOR_BYTES:
         device |= {

@@ -41,7 +41,7 @@ class Watched:
 def test_a_guest_waits_for_a_path_and_hears_of_a_lost_block() -> None:
     """The target says which it is: to a machine a path that does not serve is a lack of space."""
     boot = disk_device(0, BOOT)
-    assert (boot["rerror"], boot["werror"]) == ("enospc", "stop")
+    assert (boot["rerror"], boot["werror"]) == ("enospc", "enospc")
     file = disk_device(0, FileDisk(volume_id=VolumeId("boot"), path="/disk.raw"))
     assert (file["rerror"], file["werror"]) == ("stop", "stop")
 
