@@ -163,6 +163,8 @@ def show_node(session: Session, node: str) -> None:
     if answer.get("held_up"):
         rows = [(row["volume"], row["iaas"], row["reason"]) for row in listed(answer, "held_up")]
         print_table(("HELD UP", "IAAS", "WHY"), rows, empty="")
+    if answer.get("silent"):
+        _print_silence(inner(answer, "silent"))
     shares = [_share_row(share, inner(answer, "names")) for share in listed(answer, "shares")]
     if shares:
         headers = ("DISK", "IAAS", "WEIGHT", "RESERVED", "MAY TAKE", "TAKES", "WANTS MORE")
@@ -255,6 +257,21 @@ def _promised_line(answer: Row, status: Row) -> str:
     alarm = PROMISE_ALARMS.get(str(status.get("promise_alarm", "")), "")
     ratio = float(str(status.get("overcommit_ratio", 0.0)))
     return f"{told} (disks × {ratio:g})" + (f", {alarm}" if alarm else "")
+
+
+def _print_silence(silent: Row) -> None:
+    """Print what waits for a node that does not answer, and what ends that."""
+    rows = [
+        (row["volume"], row["iaas"], row["other_copies"], row["help"])
+        for row in listed(silent, "at_stake")
+    ]
+    if rows:
+        print_table(("STANDS STILL", "IAAS", "OTHER COPIES", "WHAT HELPS"), rows, empty="")
+    click.echo(f"Volumes that go on from other copies: {silent['going_on_count']}.")
+    click.echo(f"Copies are made anew elsewhere {silent['made_anew']}.")
+    if silent["unerased"]:
+        names = ", ".join(str(name) for name in listed(silent, "unerased"))
+        click.echo(f"To be erased here, and nobody knows whether they were: {names}")
 
 
 def _service(row: Row) -> str:

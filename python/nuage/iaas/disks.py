@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from nuage.iaas.operations import Operation, OperationTable, node_home, node_scope
+from nuage.iaas.silent_nodes import SilentNode, silence_of
 from nuage.iaas.site import Site
 from nuage.ids import IaasId, NodeId, VolumeId
 from nuage.model.desired import (
@@ -46,7 +47,8 @@ class NodeDetail:
     """A node, its last facts, and who has which share of its disks. `names` are of the IaaSes.
 
     `held_up` are the volumes whose copies do not move off it, each with the reason;
-    `promised_bytes` the sizes of all with copies there, of `promise_bytes_max` at most.
+    `promised_bytes` the sizes of all with copies there, of `promise_bytes_max` at most. `silent`
+    is what waits for an IO-node that does not answer.
     """
 
     node: Node
@@ -58,6 +60,7 @@ class NodeDetail:
     held_up: tuple[HeldUp, ...] = ()
     promised_bytes: int = 0
     promise_bytes_max: int = 0
+    silent: SilentNode | None = None
 
 
 async def show_node(site: Site, _principal: Principal, body: NameNode) -> NodeDetail:
@@ -78,6 +81,7 @@ async def show_node(site: Site, _principal: Principal, body: NameNode) -> NodeDe
         held_up=tuple(_held_up(site, volume) for volume in volumes if volume.held_up),
         promised_bytes=site.index.promises.on(node.node_id),
         promise_bytes_max=0 if status is None else status.promise_bytes_max,
+        silent=silence_of(site, node),
     )
 
 

@@ -23,7 +23,7 @@ from nuage.errors import Conflict, NoCandidate, NuageError
 from nuage.iaas.disks import note_report
 from nuage.iaas.epochs import EPOCH_STEP, next_local, quorum_part
 from nuage.iaas.erasure import end_done, erasure_of, is_gone
-from nuage.iaas.infrastructure import CUT_OFF_AFTER_S
+from nuage.iaas.infrastructure import answers
 from nuage.iaas.keys import UNREADABLE
 from nuage.iaas.promises import Promises
 from nuage.iaas.site import Site
@@ -124,10 +124,7 @@ class HeadKeeper:
 
     def is_usable(self, node_id: NodeId) -> bool:
         """Tell whether a node answers, as far as this site knows."""
-        status = self._site.index.find_value(NodeStatus, node_id)
-        if status is None or not status.connected or node_id in self._lost:
-            return False
-        return self._site.age_of(status.site_id) < CUT_OFF_AFTER_S
+        return node_id not in self._lost and answers(self._site, node_id)
 
     def own(self) -> list[Volume]:
         """Return the volumes whose home this site is."""

@@ -25,6 +25,14 @@ from nuage.trust.permissions import Principal, Scope, is_allowed
 CUT_OFF_AFTER_S = 5.0  # of silence: five heartbeats of a feed
 
 
+def answers(site: Site, node_id: NodeId) -> bool:
+    """Tell whether a node answers, as far as this site knows."""
+    status = site.index.find_value(NodeStatus, node_id)
+    if status is None or not status.connected:
+        return False
+    return site.age_of(status.site_id) < CUT_OFF_AFTER_S
+
+
 @dataclass(frozen=True, slots=True)
 class ListSites:
     """Ask for all datacenters."""

@@ -250,7 +250,7 @@ def next_step(volume: Volume, facts: VolumeFacts) -> Step | None:
     if facts.may_key_anew:
         return KeyAnew()
     for node_id in volume.catching_up:
-        if node_id in facts.gone and _serves_without(volume, node_id):
+        if node_id in facts.gone and serves_without(volume, node_id):
             return Drop(node_id)  # it was never whole: another is begun elsewhere
     if volume.catching_up or any(node_id not in facts.gone for node_id in volume.without):
         return None  # one change at a time
@@ -324,12 +324,12 @@ def _away(volume: Volume, facts: VolumeFacts) -> Step | None:
         if node_id in facts.draining:
             another = _another_head(volume, facts) if node_id == volume.head else None
             return Replace(node_id) if another is None else MoveHead(another)
-        if node_id in facts.gone and node_id != volume.head and _serves_without(volume, node_id):
+        if node_id in facts.gone and node_id != volume.head and serves_without(volume, node_id):
             return Replace(node_id)
     return None
 
 
-def _serves_without(volume: Volume, node_id: NodeId) -> bool:
+def serves_without(volume: Volume, node_id: NodeId) -> bool:
     """Tell whether writes go on without a copy; where they wait for it, its owner decides first."""
     asked = head_set(volume)
     if node_id in volume.without or node_id not in asked.acknowledging:
