@@ -5,10 +5,18 @@ Each disk has 1000 GiB, so with the default ratio 4000 GiB of volumes have copie
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.scenario.storage.test_copies_move_away import FRENCH_PAIR, LYON, RENNES, Storage
+from tests.scenario.storage.test_copies_move_away import (
+    FRENCH_PAIR,
+    LOST_AFTER_S,
+    LYON,
+    RENNES,
+    LaterClock,
+    Storage,
+)
 
 from nuage.iaas.past import MOMENT_METHOD
 from nuage.ids import NodeId
@@ -194,3 +202,40 @@ async def test_what_is_over_a_lowered_ratio_stays_and_keeps_new_volumes_out(
     status = storage.sites[RENNES].index.value(NodeStatus, NodeId(nodes[0]))
     assert status.promise_alarm is SpaceAlarm.LOW
     assert (await storage.volume("more", MIB))[0] == 202
+
+
+async def test_a_copy_that_is_made_anew_waits_for_a_node_that_may_be_promised_it_and_says_so(
+    storage: Promising,
+) -> None:
+    await storage.begin(copies=3, ack_policy="any-2-of-3")
+    await storage.fill(200 * GIB, "a")
+    volume = next(v for v in storage.volumes() if v.name == "a")
+    held = {place.node_id for place in volume.replicas}
+    lost = next(place for place in volume.replicas if place.node_id != volume.head)
+    (spare,) = set(storage.ionodes(LYON, RENNES)) - held
+    await storage.say(0.1, spare)
+    clock = LaterClock()
+    for site in storage.sites.values():
+        site.site.clock, site.site.age_of = clock, lambda _site: 0.0
+        site.ionodes = [i for i in site.ionodes if i.node.node_id != lost.node_id]
+        for daemon in (d for ionode in site.ionodes for d in ionode.daemons.values()):
+            daemon.silent_copies.add(lost.node_id)
+    home = storage.sites[lost.site_id]
+    since_s = clock.now_s() - LOST_AFTER_S
+    known = home.index.value(NodeStatus, lost.node_id)
+    await home.site.save(replace(known, connected=False, since_s=since_s))
+
+    def is_told() -> bool:
+        clock.ahead_s += 40.0
+        return "overcommit_ratio" in next(v for v in storage.volumes() if v.name == "a").held_up
+
+    await storage.until(is_told, is_short=True)
+    assert "a" not in storage.on(NodeId(spare))
+    await storage.say(1.0, spare)
+
+    def is_made_anew() -> bool:
+        clock.ahead_s += 40.0
+        volume = next(v for v in storage.volumes() if v.name == "a")
+        return "a" in storage.on(NodeId(spare)) and is_settled(volume) and not volume.held_up
+
+    await storage.until(is_made_anew, is_short=True)

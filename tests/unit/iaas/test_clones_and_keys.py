@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 from tests.unit.iaas.iaas_makers import IAAS, datacenter, iaas, record, volume
 from tests.unit.iaas.iaas_makers import node as made_node
@@ -245,6 +246,17 @@ def test_a_node_that_is_promised_out_is_announced_before_it_is_and_once() -> Non
         "of node m-io 512 MiB of 500 MiB are promised to volumes: it takes no new ones",
         "of node m-io 320 MiB of 500 MiB are promised to volumes: it takes more again",
     ]
+
+
+def test_an_ionode_of_an_earlier_version_that_says_no_ratio_has_the_default() -> None:
+    said = msgspec.to_builtins(replace(report_of(1000), overcommit_ratio=1.0))
+    del said["overcommit_ratio"]
+    index = index_of(iaas())
+    heard = msgspec.convert(said, IonodeReport)
+    (act,) = node_status(index, NodeId("m-io"), connected=True, now_s=1.0, ionode=heard)
+    assert isinstance(act, Save)
+    assert isinstance(act.value, NodeStatus)
+    assert (act.value.overcommit_ratio, act.value.promise_bytes_max) == (4.0, 4000)
 
 
 def test_a_disk_that_fills_is_announced_before_it_is_full_and_once() -> None:
