@@ -208,10 +208,8 @@ impl Storaged {
         .with_lost_bases(&options.lost_bases);
         std::fs::create_dir_all(&options.dir)?;
         let mut receipts = Receipts::open(&options.dir)?;
-        disks.make_base_root()?;
-        // Before volumes get new directories there: their names may be the same.
-        receipts.forget_gone(&disks)?;
         let catalogue = Catalogue::open(&options.dir, disks)?;
+        receipts.forget_gone(&catalogue.disks)?;
         if options.all_disks {
             match catalogue.disks.remove_orphans() {
                 Ok(removed) => {

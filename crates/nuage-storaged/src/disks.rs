@@ -89,14 +89,6 @@ impl Disks {
         self
     }
 
-    /// Have the place where compaction writes.
-    pub(crate) fn make_base_root(&self) -> io::Result<()> {
-        match &self.base {
-            Some(base) => fs::create_dir_all(&base.dir),
-            None => Ok(()),
-        }
-    }
-
     fn bases(&self) -> impl Iterator<Item = &BasePlace> {
         self.base.iter().chain(&self.old_bases)
     }
@@ -213,15 +205,15 @@ impl Disks {
         }
     }
 
-    /// Volumes of before there was a large disk may use it.
+    /// Have the place where compaction writes. Volumes of before there was a large disk may use it.
     ///
     /// What is there of others stays: their own disk may only be missing now.
     pub(crate) fn settle(&self, volumes: &BTreeMap<String, CreateVolume>) -> io::Result<()> {
-        self.make_base_root()?;
         let Some(base) = &self.base else {
             return Ok(());
         };
         let base = &base.dir;
+        fs::create_dir_all(base)?;
         for spec in volumes.values() {
             let journal = self.root(&spec.disk).join(&spec.volume).join("journal");
             let link = journal.join(BASE_FOLDER);

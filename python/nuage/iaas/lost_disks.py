@@ -16,6 +16,7 @@ from nuage.iaas.provenance import shelf_of
 from nuage.iaas.site import Site
 from nuage.ids import NodeId
 from nuage.ionode.receipts import ReceiptBatch
+from nuage.model.desired import AbsentDisk
 from nuage.model.infrastructure import DiskLoss, LostDisk, Node, NodeRole
 from nuage.model.status import NodeStatus
 from nuage.trust.ledger_index import OnDisk
@@ -68,36 +69,52 @@ async def _standings(site: Site, node: Node) -> list[DiskStanding]:
     serving = {} if report is None else {disk.serial: disk.name for disk in report.disks}
     absent = {} if report is None else {disk.serial: disk for disk in report.absent_disks}
     lost = {disk.loss.disk_serial: disk for disk in node.lost_disks}
-    standings = []
-    for serial in sorted({*held, *serving, *absent, *lost} - {""}):
-        on_disk = held.get(serial, OnDisk())
-        standing = DiskStanding(
-            serial=serial,
-            state="in service" if serial in serving else "away",
-            name=serving.get(serial, ""),
-            segment_count=on_disk.segment_count,
-            volume_count=on_disk.volume_count,
-            lost_count=on_disk.lost_count,
+    return [
+        standing_of(
+            serial,
+            on_disk=held.get(serial, OnDisk()),
+            serving_as=serving.get(serial),
+            absent=absent.get(serial),
+            word=lost.get(serial),
         )
-        if (away := absent.get(serial)) is not None and serial not in serving:
-            state = "back" if away.is_back else "away"
-            standing = replace(standing, state=state, name=away.name, reason=away.reason)
-        if (word := lost.get(serial)) is not None:
-            is_over = word.erase and not (on_disk.segment_count or on_disk.lost_count)
-            if standing.state == "away":
-                standing = replace(
-                    standing,
-                    state="erased" if is_over else "lost",
-                    reason=STILL_OPEN if on_disk.segment_count else "",
-                )
-            standing = replace(
-                standing,
-                declared_by=word.loss.declared_by,
-                declared_s=word.loss.time_ms / 1000,
-                erase=word.erase,
-            )
-        standings.append(standing)
-    return standings
+        for serial in sorted({*held, *serving, *absent, *lost} - {""})
+    ]
+
+
+def standing_of(
+    serial: str,
+    *,
+    on_disk: OnDisk,
+    serving_as: str | None,
+    absent: AbsentDisk | None,
+    word: LostDisk | None,
+) -> DiskStanding:
+    """Return how a disk stands.
+
+    By what the ledgers say of it, the place where it is in service, why it is not, and somebody's
+    word that it is lost.
+    """
+    state, name, reason = "away", "", ""
+    if serving_as is not None:
+        state, name = "in service", serving_as
+    elif absent is not None:
+        state, name, reason = "back" if absent.is_back else "away", absent.name, absent.reason
+    if word is not None and state == "away":
+        is_over = word.erase and not (on_disk.segment_count or on_disk.lost_count)
+        state = "erased" if is_over else "lost"
+        reason = STILL_OPEN if on_disk.segment_count else ""
+    return DiskStanding(
+        serial=serial,
+        state=state,
+        name=name,
+        reason=reason,
+        segment_count=on_disk.segment_count,
+        volume_count=on_disk.volume_count,
+        lost_count=on_disk.lost_count,
+        declared_by="" if word is None else word.loss.declared_by,
+        declared_s=0.0 if word is None else word.loss.time_ms / 1000,
+        erase=word is not None and word.erase,
+    )
 
 
 async def declare_lost(site: Site, principal: Principal, body: NameDisk) -> DiskStanding:
