@@ -5,13 +5,16 @@ import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import IO, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 from nuage.errors import InvalidRequest, NoCandidate, NuageError, Unauthenticated, Unavailable
 
 TIMEOUT_S: Final = 60.0
+SLOW_S: Final = 2.0  # an answer that takes longer is one that somebody wonders about
 CHUNK_BYTES: Final = 1024 * 1024
 
 Json = object
@@ -67,6 +70,7 @@ class Client:
         self.ca_file = ca_file
         self._timeout_s = timeout_s
         self.renew: Callable[[], str] | None = None
+        self.slow: Callable[[], None] | None = None  # called once an answer takes long, in a thread
 
     def log_in(self, name: str, secret: str) -> str:
         """Get a token for a user, keep it for later calls, return it."""
@@ -101,8 +105,21 @@ class Client:
     def _call(self, verb: str, path: str, body: object) -> Json:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        response = self._send(verb, path, data, headers)
-        return self._result(response.status, response.read())
+        with self._wondering():
+            response = self._send(verb, path, data, headers)
+            answer = response.read()
+        return self._result(response.status, answer)
+
+    @contextmanager
+    def _wondering(self) -> Iterator[None]:
+        timer = Timer(SLOW_S, self.slow or (lambda: None))
+        timer.daemon = True
+        if self.slow is not None:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _send(
         self, verb: str, path: str, data: object, headers: dict[str, str], **options: bool

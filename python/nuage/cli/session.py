@@ -1,10 +1,11 @@
 """Which federation is meant, and who asks: profile → client."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import click
 
@@ -12,6 +13,8 @@ from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile, load_profiles
 from nuage.errors import InvalidRequest, Unauthenticated
 
+# Before it answers the API says neither whether it works or waits, nor for what.
+WAITS: Final = "no answer yet (it waits for what is on its way)"
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -39,6 +42,8 @@ class Session:
         if self._client is None:
             profile = self.profile
             client = Client(profile.endpoint, token=profile.token, ca_file=profile.ca_file)
+            if sys.stderr.isatty():
+                client.slow = lambda: click.echo(WAITS, err=True)
             if profile.secret_file:
                 client.renew = lambda: self._renew(profile)
                 if not profile.token:
