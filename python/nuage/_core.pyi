@@ -6,8 +6,8 @@ __all__ = ["VERSION", "BpfPlane", "PlacementEngine", "bpf_forget_others", "bpf_r
 
 VERSION: str
 
-def bpf_forget_others(directory: str) -> list[str]:
-    """Unpin planes of other layouts that nothing here uses; return their names."""
+def bpf_forget_others(directory: str, ports: list[int]) -> list[str]:
+    """Unpin planes of other layouts that no interface of `ports` uses; return their names."""
 
 def bpf_refusal() -> str | None:
     """Return why this kernel does not take the eBPF programs, None when it does (needs root)."""

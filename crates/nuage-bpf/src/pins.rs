@@ -1,12 +1,12 @@
 //! What planes of other layouts left pinned: taken away once none of it forwards any more.
 //!
 //! A release with another layout pins beside the old one, whose programs go on until each port is
-//! bound anew. A port's program is in use while it hangs at a hook of an interface in the calling
-//! thread's network namespace, which is the node's. The others serve ports: without one they are
-//! left over, as on a line that the node no longer has, and are taken off.
+//! bound anew. A port's program is in use while it hangs at a hook of an interface that is one of
+//! the node's ports. All else is left over, as on a line or a cable that the node no longer uses,
+//! and is taken off. Interfaces are those in the calling thread's network namespace: the node's.
 
 use crate::intf::INTF_VERSION;
-use crate::plane::{Hook, detach_tc, tc_program, xdp_programs};
+use crate::plane::{Hook, detach_tc, detach_xdp, tc_program, xdp_programs};
 use crate::{BpfError, ffi, log};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_int};
@@ -26,8 +26,10 @@ struct Attached {
     at: Option<(Hook, u32)>,
 }
 
-/// Unpin planes of other layouts below `directory` that nothing uses; return their names.
-pub fn forget_others(directory: &Path) -> Result<Vec<String>, BpfError> {
+/// Unpin planes of other layouts below `directory` that no port uses; return their names.
+///
+/// `ports` are the interfaces that are the node's ports.
+pub fn forget_others(directory: &Path, ports: &[c_int]) -> Result<Vec<String>, BpfError> {
     let others = others(directory)?;
     let mut gone = Vec::new();
     if others.is_empty() {
@@ -37,13 +39,17 @@ pub fn forget_others(directory: &Path) -> Result<Vec<String>, BpfError> {
     for (name, home) in others {
         let pinned = programs_below(&home)?;
         let here = |each: &&Attached| pinned.contains_key(&each.program);
-        let serves = |each: &Attached| OF_PORTS.contains(&pinned[&each.program].as_str());
+        let serves = |each: &Attached| {
+            let name = pinned[&each.program].as_str();
+            OF_PORTS.contains(&name) && ports.contains(&each.ifindex)
+        };
         if attached.iter().filter(here).any(serves) {
             continue;
         }
         for left in attached.iter().filter(here) {
-            if let Some((hook, priority)) = left.at {
-                detach_tc(left.ifindex, hook, priority)?;
+            match left.at {
+                Some((hook, priority)) => detach_tc(left.ifindex, hook, priority)?,
+                None => detach_xdp(left.ifindex)?,
             }
         }
         unpin(&home)?;

@@ -344,16 +344,7 @@ impl Plane {
 
     /// Take the XDP program off an interface, in whichever mode it is there.
     pub fn detach_xdp(&self, ifindex: i32) -> Result<(), BpfError> {
-        log::begin();
-        // SAFETY: numbers only.
-        let codes = XDP_MODES.map(|flags| unsafe {
-            ffi::bpf_xdp_detach(ifindex, flags.cast_unsigned(), ptr::null())
-        });
-        // A driver that knows no XDP refuses the first; what has neither mode is gone.
-        match codes {
-            [_, 0] | [0, _] => Ok(()),
-            [_, error] => Err(attach_error("nothing", ifindex, error)),
-        }
+        detach_xdp(ifindex)
     }
 
     /// Return a descriptor that is readable when `events` has some.
@@ -561,6 +552,18 @@ pub(crate) fn tc_program(
         0 => Ok(Some(options.program_id)),
         error if NOTHING_THERE.contains(&error) => Ok(None),
         error => Err(query_error(ifindex, error)),
+    }
+}
+
+pub(crate) fn detach_xdp(ifindex: c_int) -> Result<(), BpfError> {
+    log::begin();
+    // SAFETY: numbers only.
+    let codes = XDP_MODES
+        .map(|flags| unsafe { ffi::bpf_xdp_detach(ifindex, flags.cast_unsigned(), ptr::null()) });
+    // A driver that knows no XDP refuses the first; what has neither mode is gone.
+    match codes {
+        [_, 0] | [0, _] => Ok(()),
+        [_, error] => Err(attach_error("nothing", ifindex, error)),
     }
 }
 

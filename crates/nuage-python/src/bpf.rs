@@ -144,9 +144,14 @@ pub fn bpf_refusal(py: Python<'_>) -> Option<String> {
         .map(|error| error.to_string())
 }
 
-/// Unpin planes of other layouts below `directory` that nothing uses; return their names.
+/// Unpin planes of other layouts below `directory` that none of `ports` (interfaces) uses; return
+/// their names.
 #[pyfunction]
-pub fn bpf_forget_others(py: Python<'_>, directory: &str) -> PyResult<Vec<String>> {
-    py.allow_threads(|| nuage_bpf::forget_others(Path::new(directory)))
+pub fn bpf_forget_others(
+    py: Python<'_>,
+    directory: &str,
+    ports: Vec<i32>,
+) -> PyResult<Vec<String>> {
+    py.allow_threads(move || nuage_bpf::forget_others(Path::new(directory), &ports))
         .map_err(refused)
 }

@@ -20,7 +20,11 @@ def fabric_group() -> None:
 @click.option("--news", is_flag=True, help="Also tell what happened lately, by NODE's clock.")
 @pass_session
 def show_fabric(session: Session, node: str, stations: bool, news: bool) -> None:
-    """Show the fabric as NODE (a V-node or an edge) sees it."""
+    """Show the fabric as NODE (a V-node or an edge) sees it.
+
+    Plane `software` is slow, and knows no public addresses: `--news` tells why NODE's kernel does
+    not forward. Once that is mended, start its agent anew.
+    """
     answer = row_of(session.client.get(f"/v1/fabric/{node}"))
     if answered(session, answer):
         return

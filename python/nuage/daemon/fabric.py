@@ -42,6 +42,7 @@ from nuage.daemon.fabric_trunks import (
     quieten,
 )
 from nuage.daemon.lisp import Lisp, LispOptions, Plugged
+from nuage.daemon.lisp_gate import INSIDE
 from nuage.daemon.process import Tasks
 from nuage.daemon.urgency import run_urgently
 from nuage.errors import Conflict, NuageError, Unavailable
@@ -84,7 +85,7 @@ from nuage.network.forwarding import (
 from nuage.network.gratuitous import announcement
 from nuage.network.isis_auth import Keyring
 from nuage.network.isis_tlv import SystemId
-from nuage.network.kernel_pins import forget_other_layouts
+from nuage.network.kernel_pins import forget_other_layouts, mount_pins
 from nuage.network.kernel_plane import KernelPlane, Neighbour, XdpMode, why_not
 from nuage.network.line_echo import LineSocket
 from nuage.network.neighbour_answer import link_local
@@ -164,7 +165,7 @@ class Fabric:
             private_key=options.private_key,
             cabling=options.cabling,
         )
-        self._maker = TrunkMaker(trunk_node, clock)
+        self._maker = TrunkMaker(trunk_node, clock, self.news.note)
         around = LispOptions(
             node_id=options.node_id,
             site_id=options.site_id,
@@ -216,12 +217,15 @@ class Fabric:
         reason = None if wanted == "software" else why_not()
         if wanted != "software" and reason is None:
             try:
+                mount_pins(BPF_ROOT)
                 return KernelPlane(self._pins())
             except Unavailable as error:
-                reason = error.message
+                reason = "; ".join(filter(None, (error.message, error.hint)))
         if wanted == "kernel":
             raise Unavailable(f"the kernel cannot carry the fabric: {reason}")
         log.info("plane", chosen="software", reason=reason or "as configured")
+        if reason is not None:
+            self.news.note(f"the kernel does not forward here, guests' network is slow: {reason}")
         return SoftwarePlane()
 
     def _pins(self) -> str:
@@ -326,8 +330,8 @@ class Fabric:
             self.standing = await self._maker.bring(wish, dict(memory.trunks))
             stands = {s.key: s.memory for s in self.standing if s.memory is not None}
             names = {m.interface for m in stands.values()}
-            for key, old in memory.trunks.items():
-                if key not in stands and old.interface not in names:
+            for old in memory.trunks.values():
+                if old.interface not in names:
                     self._drop_trunk(old.interface)
             if memory.trunks != stands:
                 memory.trunks = stands
@@ -466,12 +470,19 @@ class Fabric:
     def _clear_away(self) -> None:
         """Unpin what an earlier release's plane left, once none of its programs forwards."""
         try:
-            gone = forget_other_layouts(self._pins())
+            gone = forget_other_layouts(self._pins(), self._ports())
         except Unavailable as error:
             log.warning("pins stay", error=error.message)
         else:
             if gone:
                 log.info("earlier layouts unpinned", layouts=gone)
+
+    def _ports(self) -> list[int]:
+        """Return the interfaces that are ports, served already or not."""
+        memory = self.notebook.memory
+        names = [INSIDE, *(trunk.interface for trunk in memory.trunks.values())]
+        names += [tap.tap for tap in memory.taps.values()]
+        return [index for name in names for index in interface_index(name)]
 
     # Guests -----------------------------------------------------------------------------------
 

@@ -1,14 +1,16 @@
 """Making a node's trunks: VXLAN ports inside the site, encrypted tunnels between sites.
 
-What stands already and was made by the same wish is taken as it is: frames go on. Interfaces are
-made in the network namespace of this process. A failure is told, and tried again with the next
-round.
+What stands already and was made by the same wish is taken as it is: frames go on. A tunnel may be
+of an earlier version: what its sockets lack they get, and one that carries less than we promise is
+made anew. Interfaces are made in the network namespace of this process. A failure is told, and
+tried again with the next round.
 """
 
+import asyncio
 import fcntl
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -20,7 +22,7 @@ import structlog
 
 from nuage.clock import Clock
 from nuage.daemon.fabric_memory import TrunkMemory
-from nuage.errors import NuageError, Unavailable
+from nuage.errors import InvalidRequest, NuageError, Unavailable
 from nuage.ids import NodeId, SiteId
 from nuage.model.fabric import FabricWish, LinkWish, SiteTrunkWish
 from nuage.network.cable import CABLE, NO_CABLES, Cabling, cable_mtu
@@ -40,6 +42,7 @@ from nuage.network.trunk import (
     tunnel_end,
 )
 from nuage.network.trunk_wireguard import set_up, tear_down
+from nuage.network.tunnel_sockets import prepare
 from nuage.tool import run_tool
 
 RACK_PATH_BYTES: Final = 1500
@@ -152,9 +155,11 @@ class TrunkNode:
 class TrunkMaker:
     """Brings the interfaces of trunks to what is wished."""
 
-    def __init__(self, node: TrunkNode, clock: Clock) -> None:
+    def __init__(self, node: TrunkNode, clock: Clock, tell: Callable[[str], None]) -> None:
         self._node = node
         self._clock = clock
+        self._tell = tell
+        self._taken_up: set[str] = set()  # tunnels whose sockets have what ours have
 
     async def bring(
         self, wish: FabricWish, known: Mapping[str, TrunkMemory]
@@ -176,7 +181,7 @@ class TrunkMaker:
         made_of = msgspec.json.encode(wish).decode() + cable
         if memory is not None:
             stands = all(map(interface_exists, filter(None, (memory.interface, memory.tunnel))))
-            if stands and memory.made_of == made_of:
+            if stands and memory.made_of == made_of and await self._is_ours(wish, memory):
                 return Standing(key, wish, memory)
             await self._remove(memory)
         try:
@@ -192,6 +197,31 @@ class TrunkMaker:
         quieten(made.interface)
         log.info("trunk made", trunk=key, interface=made.interface, driver=made.driver)
         return Standing(key, wish, made)
+
+    async def _is_ours(self, wish: LinkWish | SiteTrunkWish, memory: TrunkMemory) -> bool:
+        """Tell whether a trunk that stands carries what this version would make it carry.
+
+        A tunnel in user space gets what its sockets lack when it is first seen.
+        """
+        if isinstance(wish, LinkWish) or not memory.tunnel:
+            return True
+        try:
+            plan = plan_trunk(self._asked(wish), TrunkDriver(memory.driver))
+        except InvalidRequest:
+            return False
+        if plan.trunk_mtu_bytes != memory.mtu_bytes:
+            self._tell(
+                f"trunk {memory.interface} to {wish.there_node} carries {memory.mtu_bytes} bytes, "
+                f"as an earlier version made it: made anew for {plan.trunk_mtu_bytes}"
+            )
+            return False
+        if plan.driver is TrunkDriver.WIREGUARD_GO and memory.tunnel not in self._taken_up:
+            self._taken_up.add(memory.tunnel)
+            try:
+                await asyncio.to_thread(prepare, memory.tunnel)  # looks through /proc
+            except OSError as error:  # one made anew would lack it, too
+                log.warning("tunnel as it was", tunnel=memory.tunnel, error=str(error))
+        return True
 
     def _cable_to(self, wish: LinkWish | SiteTrunkWish) -> str:
         """Return the card that leads to a node of this site, "" when none does."""
@@ -226,13 +256,13 @@ class TrunkMaker:
         await run_tool(("ethtool", "-K", name, "tso", "off", "gso", "off"))
         return TrunkMemory(interface=name, made_of=made_of, mtu_bytes=bytes_max, driver="vxlan")
 
-    async def _make_trunk(self, wish: SiteTrunkWish, made_of: str) -> TrunkMemory:
+    def _asked(self, wish: SiteTrunkWish) -> TrunkWish:
         encrypted = (TrunkDriver.WIREGUARD_KERNEL, TrunkDriver.WIREGUARD_GO)
         here = TrunkEnd(site_id=self._node.site_id, address=wish.here.address)
         there = TrunkEnd(
             site_id=wish.there_site, address=wish.there.address, public_key=wish.public_key
         )
-        asked = TrunkWish(
+        return TrunkWish(
             number=wish.number,
             provider=wish.here.provider,
             here=here,
@@ -240,6 +270,9 @@ class TrunkMaker:
             drivers=encrypted if wish.encrypted else (TrunkDriver.NONE,),
             path_mtu_bytes=min(wish.here.mtu_bytes, wish.there.mtu_bytes),
         )
+
+    async def _make_trunk(self, wish: SiteTrunkWish, made_of: str) -> TrunkMemory:
+        asked = self._asked(wish)
         plan = plan_trunk(asked, asked.drivers[0])
         await tear_down(plan.port, plan.tunnel)  # what a life that forgot them may have left
         up = await set_up(asked, self._node.private_key, self._clock)

@@ -13,6 +13,7 @@ narrows the path would have to be heard (ICMP), which providers often prevent.
 import ctypes
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,13 +25,27 @@ IP_MTU_DISCOVER: Final = 10
 IP_PMTUDISC_DONT: Final = 0
 
 
-def prepare(tunnel: str) -> int:
-    """Prepare the UDP sockets of the wireguard-go of `tunnel`; return how many there were.
+def prepare(tunnel: str) -> None:
+    """Prepare the UDP sockets of the wireguard-go of `tunnel`, whoever started it.
 
     Raises:
         OSError: the kernel refuses: too old, or not allowed.
     """
-    return sum(_prepare_of(pid) for pid in _processes(tunnel))
+    for there in sockets_of(tunnel):
+        for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
+            there.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+        if there.family == socket.AF_INET:  # IPv6 is cut by its sender alone
+            there.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+
+
+def sockets_of(tunnel: str) -> Iterator[socket.socket]:
+    """Yield a duplicate of each UDP socket of the wireguard-go of `tunnel`, open until the next.
+
+    Raises:
+        OSError: the kernel refuses: too old, or not allowed.
+    """
+    for pid in _processes(tunnel):
+        yield from _sockets_of(pid)
 
 
 def _processes(tunnel: str) -> list[int]:
@@ -46,8 +61,7 @@ def _processes(tunnel: str) -> list[int]:
     return found
 
 
-def _prepare_of(pid: int) -> int:
-    prepared = 0
+def _sockets_of(pid: int) -> Iterator[socket.socket]:
     process = os.pidfd_open(pid)
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -56,14 +70,9 @@ def _prepare_of(pid: int) -> int:
             with _duplicate(process, int(link.name)) as there:
                 is_ip = there.family in (socket.AF_INET, socket.AF_INET6)
                 if is_ip and there.type == socket.SOCK_DGRAM:
-                    for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
-                        there.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
-                    if there.family == socket.AF_INET:  # IPv6 is cut by its sender alone
-                        there.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
-                    prepared += 1
+                    yield there
     finally:
         os.close(process)
-    return prepared
 
 
 def _duplicate(process: int, descriptor: int) -> socket.socket:

@@ -42,12 +42,13 @@ def until(is_so: Callable[[], bool], what: str) -> float:
 class NodeProcess:
     """A node's daemon: started, told, killed. Its plane stays, pinned below `pins`."""
 
-    def __init__(self, space: str, pins: Path, configuration: Path) -> None:
-        self._space, self._pins, self._configuration = space, pins, configuration
+    def __init__(self, space: str, pins: Path, configuration: Path, *, mounts: str = "") -> None:
+        self._space, self._configuration = space, configuration
+        self._mounts = mounts or f"mount --bind {pins} /sys/fs/bpf"
         self._process: subprocess.Popen[str]
 
     def start(self) -> None:
-        program = f"mount --bind {self._pins} /sys/fs/bpf && exec {sys.executable} {NODE_PROGRAM}"
+        program = f"{self._mounts} && exec {sys.executable} {NODE_PROGRAM}"
         within = ("ip", "netns", "exec", self._space, "sh", "-c", f'{program} "$@"', "sh")
         with self._configuration.with_suffix(".log").open("a") as log:
             self._process = subprocess.Popen(

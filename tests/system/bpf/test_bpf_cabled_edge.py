@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 LABEL = 0x1234
 CABLES = {"v1": {"e1": "card"}, "e1": {"v1": "left", "v2": "right"}, "v2": {"e1": "card"}}
 GUESTS = {"v1": 1, "v2": 2}
+WAYS = ("ingress", "egress")
 
 
 def mac_of(guest: int) -> str:
@@ -52,6 +53,7 @@ class Site:
     net: Namespaces
     spaces: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def build(self, pins: Path, folder: Path) -> None:
         for name in CABLES:
@@ -68,6 +70,7 @@ class Site:
                 folder / name, site="marne", address="192.0.2.1", is_edge=name == "e1",
                 more=f"cables = [{written}]\ncable_xdp = true\n",
             )  # fmt: skip
+            self.files[name] = path
             self.nodes[name] = NodeProcess(self.spaces[name], pins, path)
             self.nodes[name].start()
             wish = FabricWish(
@@ -108,6 +111,15 @@ class Site:
         told = inside(self.spaces["e1"], "ethtool", "-S", "left").stdout
         return sum(map(int, re.findall(r"xdp_redirect: (\d+)", told)))
 
+    def programs_on(self, node: str, card: str) -> str:
+        """Return what the kernel tells of the programs on a card."""
+        space = self.spaces[node]
+        by_tc = [run("tc", "-n", space, "filter", "show", "dev", card, way) for way in WAYS]
+        return "".join(by_tc) + "".join(
+            line for line in run("ip", "-n", space, "link", "show", card).splitlines()
+            if "prog/xdp" in line
+        )  # fmt: skip
+
     def is_whole(self) -> bool:
         return all(
             {trunk.state for trunk in report.trunks} == {"report"} and report.nickname
@@ -146,3 +158,15 @@ def test_an_edge_told_of_cables_and_xdp_forwards_in_their_drivers(site: Site) ->
     until(site.is_whole, "the daemon is back")
     assert site.nodes["e1"].report().nickname == reports["e1"].nickname
     assert site.ping(20)
+    take_the_cable_out_of_the_file(site)
+
+
+def take_the_cable_out_of_the_file(site: Site) -> None:
+    """The card is the operator's again: no program stays on it."""
+    assert "xdp" in site.programs_on("v1", "card")
+    site.nodes["v1"].kill()
+    lines = site.files["v1"].read_text().splitlines()
+    site.files["v1"].write_text("\n".join(each for each in lines if not each.startswith("cable")))
+    site.nodes["v1"].start()
+    until(lambda: not site.programs_on("v1", "card"), "the card is free")
+    assert drivers(site.nodes["v1"].report()) == {"vxlan"}

@@ -1,5 +1,6 @@
 """A release with another layout takes over port by port; what it finds pinned goes in the end."""
 
+import socket
 from ipaddress import IPv4Address
 
 import pytest
@@ -13,8 +14,12 @@ pytestmark = pytest.mark.system
 PING = ("-c", "2", "-i", "0.02", "-W", "2")
 
 
-def forget(bridge: Bridge) -> tuple[str, ...]:
-    return within(bridge.namespace, lambda: forget_other_layouts(bridge.pins))
+def forget(bridge: Bridge, *ports: str) -> tuple[str, ...]:
+    def act() -> tuple[str, ...]:
+        indices = [socket.if_nametoindex(name) for name in ports or ("west", "east")]
+        return forget_other_layouts(bridge.pins, indices)
+
+    return within(bridge.namespace, act)
 
 
 def upgrade(bridge: Bridge) -> None:
@@ -78,3 +83,17 @@ def test_an_earlier_layouts_program_on_a_line_that_is_used_no_more_goes_with_the
     assert run("tc", "-n", middle.namespace, "filter", "show", "dev", "line", "ingress") == ""
     chain.list_hosts()
     assert "2 received" in chain.ping(*PING)
+
+
+def test_a_cables_card_that_is_no_port_any_more_keeps_no_earlier_layout(chain: Chain) -> None:
+    """The card stays when the operator takes it out of the configuration; programs went with it."""
+    middle = chain.bridges[1]
+    for name in ("west", "east"):
+        run("ip", "-n", middle.namespace, "link", "set", name, "mtu", "2000")
+    middle.bind(2, "east", xdp=XdpMode.GENERIC)
+    upgrade(middle)
+    middle.bind(1, "west")
+    assert forget(middle) == ()
+    assert forget(middle, "west") == ("v1",)
+    assert run("tc", "-n", middle.namespace, "filter", "show", "dev", "east", "ingress") == ""
+    assert "prog" not in run("ip", "-n", middle.namespace, "link", "show", "east")

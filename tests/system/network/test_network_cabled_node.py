@@ -44,7 +44,7 @@ def bring(
         address="192.0.2.1", site_id=SiteId("lyon"), cabling=cabling_of(cables, xdp=False)
     )
     memory = {} if known is None else {"site lyon-v2": known}
-    maker = TrunkMaker(node, SystemClock())
+    maker = TrunkMaker(node, SystemClock(), lambda _line: None)
     return kernel.inside(namespace, lambda: list(asyncio.run(maker.bring(wish, memory))))
 
 

@@ -11,11 +11,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.system.bpf.bpf_tunnel import NUMBER
 
 from nuage.clock import SystemClock
+from nuage.daemon.fabric_trunks import TrunkMaker, TrunkNode
 from nuage.errors import Unavailable
+from nuage.ids import NodeId, SiteId
+from nuage.model.fabric import FabricWish, SiteTrunkWish
+from nuage.model.infrastructure import ProviderLine
 from nuage.network.runner import PacketSocket
 from nuage.network.trunk import TrunkDriver, TrunkEnd, TrunkWish
 from nuage.network.trunk_wireguard import (
@@ -26,7 +31,12 @@ from nuage.network.trunk_wireguard import (
     set_up,
     tear_down,
 )
-from nuage.network.tunnel_sockets import BUFFER_BYTES
+from nuage.network.tunnel_sockets import (
+    BUFFER_BYTES,
+    IP_MTU_DISCOVER,
+    IP_PMTUDISC_DONT,
+    sockets_of,
+)
 from nuage.tool import run_tool
 
 TOOLS = ("ip", "ss", "wg", "wireguard-go", "ethtool", "ping", "nft")
@@ -37,6 +47,7 @@ pytestmark = [
 ]
 PREFIX = f"nqt{os.getpid() % 10000}"
 CLONE_NEWNET = 0x40000000
+IP_PMTUDISC_DO = 2
 ADDRESSES = {"a": "192.0.2.1", "b": "198.51.100.1"}
 ADDRESSES_6 = {"a": "2001:db8:a::1", "b": "2001:db8:b::1"}
 MARK = "6e756167652d74656e616e74"  # "nuage-tenant"
@@ -112,6 +123,48 @@ async def test_wireguard_gos_sockets_take_a_burst(sites: None) -> None:
     buffers = [int(number) for number in re.findall(r"rb(\d+)", told)]
     assert buffers, told
     assert min(buffers) >= BUFFER_BYTES
+
+
+async def test_a_tunnel_that_an_earlier_version_made_carries_what_this_one_promises(
+    sites: None,
+) -> None:
+    """It outlived its agent: its sockets are given what they lack; a narrow one is made anew."""
+    keys = {name: new_private_key() for name in ADDRESSES}
+    lines = {name: ProviderLine("isp", address) for name, address in ADDRESSES.items()}
+    trunk = SiteTrunkWish(
+        number=NUMBER, here=lines["a"], there=lines["b"], there_site=SiteId("site-b"),
+        there_node=NodeId("edge-b"), public_key=public_key_of(keys["b"]),
+    )  # fmt: skip
+    fabric = FabricWish(revision=1, key="", trunks=(trunk,))
+    node = TrunkNode(address=ADDRESSES["a"], site_id=SiteId("site-a"), private_key=keys["a"])
+    told: list[str] = []
+
+    def after_a_restart() -> TrunkMaker:
+        return TrunkMaker(node, SystemClock(), told.append)
+
+    async with namespace("a"):
+        ((key, made),) = [(s.key, s.memory) for s in await after_a_restart().bring(fabric, {})]
+        assert made is not None
+        try:
+            for there in sockets_of(made.tunnel):
+                there.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+            (kept,) = await after_a_restart().bring(fabric, {key: made})
+            of_sockets = {
+                there.getsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER)
+                for there in sockets_of(made.tunnel)
+                if there.family == socket.AF_INET
+            }
+            narrow = msgspec.structs.replace(made, mtu_bytes=1382)
+            (anew,) = await after_a_restart().bring(fabric, {key: narrow})
+        finally:
+            await tear_down(made.interface, made.tunnel)
+    assert kept.memory is made
+    assert of_sockets == ({IP_PMTUDISC_DONT} if made.driver == "wireguard-go" else set())
+    assert anew.memory == made
+    assert told == [
+        f"trunk {made.interface} to edge-b carries 1382 bytes, as an earlier version made it:"
+        " made anew for 1390"
+    ]
 
 
 def narrow_line(mtu_bytes: int) -> None:
