@@ -8,7 +8,7 @@ QUICK := $(PYTEST) -q -n 2 --dist loadfile -m "not system"
 CARGO_TEST := cargo test --workspace --exclude nuage-python --locked -q
 ONCE ?=
 
-.PHONY: help setup setup-test as-root units package demo fmt lint type layers rust test unit sim system torture bench docs check clean
+.PHONY: help setup setup-test as-root units package demo fmt lint type layers rust test unit sim system fuzz torture bench docs check clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test: setup-test rust  ## run every test
 	@$(PYTEST) -q -m system
 
 check: lint type layers  ## all that reads code without running it
+
+fuzz: setup-test  ## fuzz what reads bytes of strangers (SECONDS_EACH=30; TARGETS="nbd proof")
+	@tools/fuzz $(TARGETS)
 
 torture: setup-test  ## the long runs: many seeds, many kills
 	@tools/torture

@@ -5,7 +5,7 @@ use crate::cipher::VolumeUuid;
 use crate::disk::{BLOCK_BYTES, Content};
 use crate::error::{JournalError, malformed};
 use crate::index::{Entry, Index};
-use crate::layout::{Chain, Kind};
+use crate::layout::{Chain, Kind, VOLUME_BYTES_MAX};
 use crate::page::{PAGE_ENTRIES, Page};
 
 const SUPER_MAGIC: [u8; 8] = *b"NUAGSUP1";
@@ -205,7 +205,7 @@ impl Checkpoint {
         let mut index = Index::default();
         for _ in 0..page_count {
             let number = reader.u64()?;
-            if number > u64::from(u32::MAX) {
+            if number >= VOLUME_BYTES_MAX / wide(BLOCK_BYTES * PAGE_ENTRIES) {
                 return Err(malformed(what, "page number"));
             }
             let raw = reader.take(PAGE_ENTRIES * 8)?;

@@ -19,6 +19,8 @@ pub const GROUP_PAYLOAD_BLOCKS_MAX: u32 = 256;
 pub const GROUP_HEADER_BLOCKS_MAX: usize = 128;
 /// Records of a group at most.
 pub const GROUP_RECORDS_MAX: u32 = 512;
+/// A volume at most. What names a block past it is no record: an index that reached there would not fit in memory.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
 /// Reservation state of a volume at most; SPC-4 targets keep some hundred bytes a registrant.
 pub const RESERVATIONS_BYTES_MAX: usize = 64 * 1024;
 /// Names of marks and heads at most.
@@ -355,6 +357,11 @@ fn decode_descriptors(bytes: &[u8], info: &GroupInfo) -> Result<Vec<Descriptor>,
         let tail = reader.take(tail_bytes.next_multiple_of(8).min(usize::MAX - 7))?;
         descriptor.tail = tail[..tail_bytes].to_vec();
         check_descriptor(&descriptor, info, payload_block)?;
+        // A state that needs itself to be made could never be.
+        let seq = info.first_seq + descriptors.len() as u64;
+        if descriptor.kind == Kind::Rollback && descriptor.argument >= seq {
+            return Err(malformed("descriptor", "a rollback to what comes after it"));
+        }
         payload_block += descriptor.blocks;
         descriptors.push(descriptor);
     }
@@ -381,7 +388,7 @@ fn check_descriptor(
                 && descriptor
                     .lba
                     .checked_add(u64::from(descriptor.blocks))
-                    .is_some()
+                    .is_some_and(|end| end <= VOLUME_BYTES_MAX / wide(BLOCK_BYTES))
         }
         Kind::Zero | Kind::Unmap => {
             descriptor.blocks == 0 && descriptor.lba.checked_add(descriptor.argument).is_some()
@@ -392,7 +399,8 @@ fn check_descriptor(
         Kind::Reservations => {
             descriptor.blocks == 0 && descriptor.tail.len() <= RESERVATIONS_BYTES_MAX
         }
-        Kind::Flush | Kind::Rollback | Kind::Resize => descriptor.blocks == 0,
+        Kind::Resize => descriptor.blocks == 0 && descriptor.argument <= VOLUME_BYTES_MAX,
+        Kind::Flush | Kind::Rollback => descriptor.blocks == 0,
     };
     if sound {
         Ok(())

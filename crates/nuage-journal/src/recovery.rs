@@ -12,7 +12,7 @@ use crate::error::JournalError;
 use crate::first_blocks::{read_slots, spare_block};
 use crate::history::groups_in;
 use crate::index::Index;
-use crate::layout::{Chain, GroupHead};
+use crate::layout::{Chain, GroupHead, VOLUME_BYTES_MAX};
 use crate::replay::State;
 use crate::segment::{Footer, Scan, SegmentHeader, SegmentKind, encode_first_block, scan};
 use crate::store::{Anchor, OpenSegment, Opened, SlotState, Store, StoreEvent, Unapplied};
@@ -53,7 +53,7 @@ pub enum TailRule {
 impl VolumeSpec {
     fn check(&self) -> Result<(), JournalError> {
         let sound = self.size_bytes.is_multiple_of(wide(BLOCK_BYTES))
-            && (1..=64u64 << 40).contains(&self.size_bytes)
+            && (1..=VOLUME_BYTES_MAX).contains(&self.size_bytes)
             && matches!(self.logical_block_bytes, 512 | 4096)
             && self.segment_bytes.is_power_of_two()
             && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes);
@@ -721,7 +721,8 @@ fn read_checkpoints<D: Disk>(
         let name = checkpoint_name(seq);
         // Older ones are decoded as well: their position is needed, and damage shows early.
         match Checkpoint::decode(&disk.load_now(&name)?) {
-            Ok(found) if found.volume == superblock.volume => {
+            // Of another name it is of another moment: given up by its own name it would stay.
+            Ok(found) if found.volume == superblock.volume && found.position.seq == seq => {
                 let anchor = Anchor {
                     position: found.position,
                     pinned: found.pinned,

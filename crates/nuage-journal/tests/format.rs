@@ -13,7 +13,7 @@ fn group(first_seq: u64, previous_chain: [u8; 32], stable_seq: u64, encrypted: b
     let mut cipher = encrypted.then(|| Cipher::new(&[1; 32]));
     let mut builder = GroupBuilder::new(VOLUME, 3, first_seq, encrypted);
     let data = vec![7; 2 * BLOCK_BYTES];
-    builder.push_write(Kind::Write, 0, first_seq * 10, &data, cipher.as_mut());
+    builder.push_write(Kind::Write, 0, first_seq % 99 * 10, &data, cipher.as_mut());
     builder.push_plain(Kind::Zero, 0, 5, 100, &[]);
     builder.push_plain(Kind::Mark, 0, 0, 9, b"before the update");
     let closing = Closing {

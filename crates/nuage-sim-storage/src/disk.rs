@@ -44,8 +44,13 @@ pub struct Medium {
 
 impl Medium {
     pub fn new(seed: u64) -> Rc<RefCell<Self>> {
+        Self::with_files(seed, BTreeMap::new())
+    }
+
+    /// A medium that others wrote.
+    pub fn with_files(seed: u64, files: BTreeMap<String, Vec<u8>>) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(Self {
-            files: BTreeMap::new(),
+            files,
             prng: Prng::new(seed),
             fuse: None,
             fail_next_write: false,
@@ -53,6 +58,10 @@ impl Medium {
             rotten: HashMap::new(),
             dead: false,
         }))
+    }
+
+    pub fn files(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.files
     }
 
     pub fn is_dead(&self) -> bool {

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -40,6 +40,10 @@ GENESIS: Final = "0" * 64  # the hash before the first record
 LINE_BYTES_MAX: Final = 64 * 1024
 PROBLEMS_MAX: Final = 100  # a log with more is lost anyway
 ENDS: Final = ("expire", "lost")
+UNREADABLE: Final = (  # what a document that anybody wrote makes Python and cryptography raise
+    ValueError, TypeError, LookupError, ArithmeticError, AttributeError, InvalidSignature,
+    UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension, x509.InvalidVersion,
+)  # fmt: skip
 WHAT_LOST_MEANS: Final = "(of an encrypted volume nobody can read them once its key is destroyed)"
 
 Json: TypeAlias = dict[str, object]
@@ -143,8 +147,7 @@ def verify_audit(
     even a log that was cut short at a seal, or rewritten by the site itself, is detected.
     """
     report = Report()
-    segments = audit_segments(path)
-    if not segments:
+    if not (segments := audit_segments(path)):
         report.found(f"{path}: no audit log here")
     head_seen = head is None
     for index, segment in enumerate(segments):
@@ -196,7 +199,7 @@ def _take_audit_line(
 def _count_audit_record(
     report: Report, record: Json, keys: Mapping[str, SiteKey], *, where: str
 ) -> bool:
-    kind = record["kind"]
+    kind = record.get("kind")
     if record.get("site_id") != report.site_id:
         report.found(f"{where}: of another site")
         return False
@@ -575,7 +578,7 @@ def verify_proof(
         _check_proof(report, data, keys, root_pem)
         if since:
             _check_growth(report, since, data)
-    except (ValueError, TypeError, KeyError, AttributeError, InvalidSignature) as error:
+    except UNREADABLE as error:
         report.problems.append(f"this is not a volume's proof: {error!r}")
     return report
 
@@ -590,7 +593,7 @@ def heads_of_proof(data: bytes) -> dict[str, int]:
         sites = _parsed(data)["body"]["sites"]  # type: ignore[index]
         heads = {str(site["site_id"]): site["head"] for site in sites}
         return {site_id: int(head["size"]) for site_id, head in heads.items() if head is not None}
-    except (TypeError, KeyError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"this is not a volume's proof: {error!r}") from error
 
 
@@ -957,10 +960,7 @@ def _parsed(body: bytes) -> object:
 
 def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while True:
-            line = file.readline(LINE_BYTES_MAX + 1)
-            if not line:
-                return
+        while line := file.readline(LINE_BYTES_MAX + 1):
             yield line
 
 
