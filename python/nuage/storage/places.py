@@ -2,14 +2,15 @@
 
 The contract decides (`model.contract.refusal_of_site`); among the nodes it allows, the head goes
 near the VM and the other copies first to other sites, the nearest first, so that a synchronous
-copy costs the least round trip; then to the node with the most free space.
+copy costs the least round trip; then to the node that is least full, of what may be promised of it
+or of its disk: a burst of new volumes, which are all empty yet, spreads.
 
 Space is taken as it is written (thin). So a node may be promised more than it has, by the ratio
 that its operator says: a copy goes nowhere, and no volume grows, where its size and what is
 promised there already would be more than the disks times that ratio.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import asin, cos, radians, sin, sqrt
 from typing import Final, TypeAlias
@@ -47,14 +48,18 @@ class Bound:
     largest_bytes: int
     ratio: float
 
+    @property
+    def max_bytes(self) -> int:
+        """Return how much may be promised."""
+        return int(self.total_bytes * self.ratio)
+
     def shortage(self, more_bytes: int, size_bytes: int, *, promised_bytes: int) -> str:
         """Say by how much it falls short of `more_bytes` for a volume of `size_bytes`; "": not."""
         disks = "its disks" if self.disk_class is None else f"its {self.disk_class.value} disks"
-        max_bytes = int(self.total_bytes * self.ratio)
-        too_few_bytes = promised_bytes + more_bytes - max_bytes
+        too_few_bytes = promised_bytes + more_bytes - self.max_bytes
         if too_few_bytes > 0:
             return (
-                f"{format_size(promised_bytes)} of {format_size(max_bytes)} are promised"
+                f"{format_size(promised_bytes)} of {format_size(self.max_bytes)} are promised"
                 f" ({format_size(self.total_bytes)} on {disks} × {self.ratio:g}),"
                 f" {format_size(too_few_bytes)} too few are left"
             )
@@ -83,6 +88,16 @@ class IonodeSpace:
     is_usable: bool = True
     refusal: tuple[str, str] | None = None
     bounds: tuple[Bound, ...] = ()
+
+    def fullness(self, promised_on: PromisedOn) -> float:
+        """Return the share that is taken, of its disk or of what may be promised: the greater."""
+        used = 1.0 - self.free_bytes / self.total_bytes if self.total_bytes else 0.0
+        promised = (
+            promised_on(self.node_id, bound.disk_class) / bound.max_bytes
+            for bound in self.bounds
+            if bound.max_bytes
+        )
+        return max([used, *promised])
 
     def shortage(self, more_bytes: int, size_bytes: int, promised_on: PromisedOn) -> str:
         """Say why it may not be promised `more_bytes` for a volume of `size_bytes`; "": it may."""
@@ -174,12 +189,12 @@ def _refusal(
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The nodes that take copies near a site under a contract, the best first.
+    """The nodes that take copies near a site under a contract, those of one distance together.
 
     `refusals` are of the others; `has_ionode`: the site has one, whatever it says.
     """
 
-    able: tuple[IonodeSpace, ...]
+    able: tuple[tuple[IonodeSpace, ...], ...]
     refusals: tuple[tuple[str, str, str], ...]
     has_ionode: bool
 
@@ -195,19 +210,19 @@ def rank_places(
     by_site = {site.site_id: site for site in sites}
     home = by_site[near]
     refusals = []
-    able = []
+    able: dict[float, list[IonodeSpace]] = {}
     for node in sorted(nodes, key=lambda n: n.node_id):
-        refusal = _refusal(contract, node, by_site[node.site_id])
+        datacenter = by_site[node.site_id]
+        refusal = _refusal(contract, node, datacenter)
         if refusal is None:
-            able.append(node)
+            able.setdefault(distance_km(home, datacenter), []).append(node)
         else:
             refusals.append(refusal)
-
-    def order(node: IonodeSpace) -> tuple[float, int, str]:
-        return (distance_km(home, by_site[node.site_id]), -node.free_bytes, node.node_id)
-
-    able.sort(key=order)
-    return Ranked(tuple(able), tuple(refusals), any(node.site_id == near for node in nodes))
+    return Ranked(
+        tuple(tuple(able[distance]) for distance in sorted(able)),
+        tuple(refusals),
+        any(node.site_id == near for node in nodes),
+    )
 
 
 def choose_places(
@@ -233,15 +248,19 @@ def choose_places(
             short[node.node_id] = node.shortage(size_bytes, size_bytes, promised_on)
         return not short[node.node_id]
 
+    def best_first() -> Iterator[IonodeSpace]:
+        for nodes in ranked.able:
+            yield from sorted(nodes, key=lambda node: _order(node, promised_on))
+
     chosen: dict[NodeId, IonodeSpace] = {}
     chosen_sites: set[SiteId] = set()
-    for node in ranked.able:  # one copy in each of the nearest sites
+    for node in best_first():  # one copy in each of the nearest sites
         if len(chosen) == contract.copy_sites:
             break
         if node.site_id not in chosen_sites and fits(node):
             chosen[node.node_id] = node
             chosen_sites.add(node.site_id)
-    for node in ranked.able:  # the rest on further nodes, near first
+    for node in best_first():  # the rest on further nodes, near first
         if len(chosen) == contract.copies:
             break
         if node.node_id not in chosen and fits(node):
@@ -249,7 +268,7 @@ def choose_places(
     is_met = len(chosen) == contract.copies and len(chosen_sites) == contract.copy_sites
     if is_met and next(iter(chosen.values())).site_id == near:
         return tuple(ReplicaPlace(node_id=n.node_id, site_id=n.site_id) for n in chosen.values())
-    able = [node for node in ranked.able if fits(node)]
+    able = [node for node in best_first() if fits(node)]
     refusals: list[tuple[str, str, str]] = list(ranked.refusals)
     refusals += [(node_id, PROMISED, told) for node_id, told in short.items() if told]
     refusals.sort()
@@ -267,6 +286,10 @@ def choose_places(
         refusals=refusals,
         hint=help_with(refusals, "free space, heal a site, or change the contract"),
     )
+
+
+def _order(node: IonodeSpace, promised_on: PromisedOn) -> tuple[float, int, NodeId]:
+    return node.fullness(promised_on), -node.free_bytes, node.node_id
 
 
 def help_with(refusals: Iterable[tuple[str, str, str]], other: str) -> str:
@@ -287,7 +310,7 @@ def choose_another(
     """Return where one more copy of `volume` rests: `wanted` if it may, else the best.
 
     A site that holds none of the copies that stay comes first, if the contract asks for more sites
-    than they lie in; then the nearest; then the node with the most free space.
+    than they lie in; then the nearest; then the node that is least full.
 
     Raises:
         InvalidRequest: `wanted` holds a copy already.
@@ -325,8 +348,7 @@ def choose_another(
         key=lambda node: (
             node.site_id in staying,
             distance_km(home, by_site[node.site_id]),
-            -node.free_bytes,
-            node.node_id,
+            _order(node, promised_on),
         ),
     )
     return ReplicaPlace(node_id=best.node_id, site_id=best.site_id)

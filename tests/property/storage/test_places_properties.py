@@ -1,7 +1,7 @@
 """Whatever the sites and nodes: the contract is never violated, and a refusal names its rule."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.unit.iaas.iaas_makers import datacenter
 
@@ -208,3 +208,29 @@ def test_distances_are_those_of_a_sphere(a: float, b: float, c: float, d: float)
     other = datacenter("lyon", latitude_deg=c, longitude_deg=d)
     assert 0.0 <= distance_km(one, other) <= 20_020.0
     assert distance_km(one, other) == pytest.approx(distance_km(other, one), abs=1e-6)
+
+
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 3))
+def test_a_burst_of_volumes_spreads_over_nodes_that_are_alike(
+    node_count: int, volume_count: int, copies: int
+) -> None:
+    """All are empty yet, so free space alone would send each to the same node."""
+    contract = Contract(copies=copies, copy_sites=1)
+    sites = [datacenter("lyon"), datacenter("marne", number=1, latitude_deg=48.8)]
+    bounds = (Bound(disk_class=None, total_bytes=GIB, largest_bytes=GIB, ratio=100.0),)
+    nodes = [
+        IonodeSpace(
+            node_id=NodeId(f"{site.site_id}-{number}"), site_id=site.site_id,
+            total_bytes=GIB, free_bytes=GIB, bounds=bounds,
+        )
+        for site in sites
+        for number in range(node_count)
+    ]  # fmt: skip
+    assume(copies <= len(nodes))
+    promised = {node.node_id: 0 for node in nodes}
+    for _ in range(volume_count):
+        for place in places_for(contract, sites, nodes, MIB, promised):
+            promised[place.node_id] += MIB
+    for site in sites:
+        at_site = [promised[node.node_id] for node in nodes if node.site_id == site.site_id]
+        assert max(at_site) - min(at_site) <= MIB
