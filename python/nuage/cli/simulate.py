@@ -17,7 +17,7 @@ from nuage.cli.energy_plot import require_plot
 from nuage.cli.paths import FILE, FOLDER, NEW_FILE
 from nuage.cli.session import Session, pass_session
 from nuage.cli.showing import answered, inner, print_table, rows_of
-from nuage.errors import InvalidRequest
+from nuage.errors import InvalidRequest, Unavailable
 
 if TYPE_CHECKING:
     from nuage.simulation.fleet_year import FleetScenario, HourRow
@@ -243,9 +243,15 @@ def planetlab_command(
 ) -> None:
     """A day of PlanetLab traces in FOLDER (one file a VM, 288 per cents) on 800 hosts."""
     from nuage.simulation import planetlab
-    from nuage.simulation.consolidation import PackedByMemory, Steady, Threshold
     from nuage.simulation.plots import plot_day
 
+    try:
+        from nuage.simulation.consolidation import PackedByMemory, Steady, Threshold
+    except ModuleNotFoundError as error:
+        raise Unavailable(
+            f"this simulation needs {error.name}, which is not installed here",
+            hint="run it from Nuage's tree after `make setup`",
+        ) from error
     if plot is not None:
         require_plot(plot)
     day = planetlab.load_day(folder)

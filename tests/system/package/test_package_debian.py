@@ -31,7 +31,7 @@ EVERY_MODULE = """
 import importlib, pkgutil, nuage
 found = [module.name for module in pkgutil.walk_packages(nuage.__path__, "nuage.")]
 for name in found:
-    if not name.endswith("__main__"):
+    if not name.endswith(("__main__", "simulation.consolidation")):  # that one needs the solver
         importlib.import_module(name)
 print(len(found), nuage.__file__)
 """
@@ -92,6 +92,13 @@ def test_what_only_development_needs_is_not_in_it(installed: Path) -> None:
     packages = {path.name for path in installed.glob("usr/lib/nuage/lib/python3*/site-packages/*")}
     assert {"nuage", "aiohttp", "numpy"} <= packages
     assert not {"pytest", "mypy", "ruff", "hypothesis", "pip"} & packages
+
+
+def test_what_takes_the_solver_says_that_it_is_not_in_it(installed: Path) -> None:
+    packages = {path.name for path in installed.glob("usr/lib/nuage/lib/python3*/site-packages/*")}
+    assert not {"ortools", "pandas"} & packages
+    told = run(installed, "sh", "-c", "nuage simulate planetlab /tmp 2>&1 || true")
+    assert "needs ortools, which is not installed here" in told
 
 
 def test_units_start_programs_that_are_in_it(installed: Path) -> None:
