@@ -13,8 +13,8 @@ from nuage.api.client import Client
 from nuage.api.profile import Profile, keep_profile, load_profiles
 from nuage.errors import InvalidRequest, Unauthenticated
 
-# Before it answers the API says neither whether it works or waits, nor for what.
-WAITS: Final = "no answer yet (it waits for what is on its way)"
+# Before it answers the API does not say what takes it so long.
+WAITS: Final = "no answer yet: still waiting"
 F = TypeVar("F", bound=Callable[..., object])
 
 
