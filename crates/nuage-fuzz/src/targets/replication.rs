@@ -65,10 +65,12 @@ pub fn frames(bytes: &[u8]) {
     for frame in &whole.0 {
         frame.encode(&mut again);
     }
-    // The three bytes behind the kind mean nothing.
+    // The three bytes behind the kind mean nothing, nor does the value of a refusal that has none.
+    let has_idle = |frame: &Frame| matches!(frame, Frame::Refused(_));
+    let is_exact = mode & 1 == 1 && !whole.0.iter().any(has_idle);
     let reread = read_all(&again, again.len());
     assert_eq!(reread, (whole.0, None));
-    if mode & 1 == 1 {
+    if is_exact {
         assert!(stream.starts_with(&again));
     }
 }
