@@ -46,7 +46,8 @@ class Kept(msgspec.Struct):
     """A disk that was in service: at which place, mounted where, since when.
 
     `erased_ms`: it was declared lost, came back, and was erased then (0: it was not). `path`: the
-    place's directory ("": noted by an older agent).
+    place's directory ("": noted by an older agent). `is_older`: it came with an identity that
+    nothing here knew, so this state may lack other disks of before as well.
     """
 
     place: str
@@ -55,6 +56,7 @@ class Kept(msgspec.Struct):
     since_ms: int
     erased_ms: int = 0
     path: str = ""
+    is_older: bool = False
 
 
 class Fate(Enum):
@@ -131,10 +133,11 @@ class DiskBook:
         if mark is not None and (mark.serial in lost or mark in self._serving.values()):
             return
         open_to_daemons(place.path)
+        is_older = mark is not None and all(kept.mark != mark for kept in self._kept)
         if mark is None:
             mark = self._mark_for(place)
             _write(place, mark)
-        self._keep(place, mark)
+        self._keep(place, mark, is_older=is_older)
         self._serving[place.name] = mark
 
     def _is_mounted(self, place: DiskPlace) -> bool:
@@ -173,7 +176,7 @@ class DiskBook:
         suffix = "" if holds else f"+{identity[:SUFFIX_DIGITS]}"
         return Mark(identity, place.serial + suffix)
 
-    def _keep(self, place: DiskPlace, mark: Mark) -> None:
+    def _keep(self, place: DiskPlace, mark: Mark, *, is_older: bool) -> None:
         before, mounted_at = self._last_at(place.name), str(self._mount_point(place.path))
         path = str(place.path)
         if before is not None and before.mark == mark:
@@ -182,7 +185,8 @@ class DiskBook:
             before.mounted_at, before.path = mounted_at, path
         else:
             since_ms = 0 if before is None else self._now_ms()
-            self._kept.append(Kept(place.name, mark, mounted_at, since_ms, path=path))
+            kept = Kept(place.name, mark, mounted_at, since_ms, path=path, is_older=is_older)
+            self._kept.append(kept)
         self._save()
 
     def _last_at(self, place: str) -> Kept | None:
@@ -202,14 +206,22 @@ class DiskBook:
         )
 
     def is_complete(self, lost: Collection[str]) -> bool:
-        """Tell whether each disk that ever was in service answers, or does not come back."""
+        """Tell whether each disk that ever was in service answers, or does not come back.
+
+        Nobody knows once a disk came that is older than this state.
+        """
         away, serving = self.away(), self._serving
         here = [mark for name, mark in serving.items() if name not in away]
         kept = all(k.mark in here or k.mark.serial in lost or k.erased_ms for k in self._kept)
         last = {place.name: self._last_at(place.name) for place in self._places}
-        return kept and all(
-            name in serving or (before is not None and before.mark.serial in lost)
-            for name, before in last.items()
+        is_known = not any(k.is_older for k in self._kept)
+        return (
+            kept
+            and is_known
+            and all(
+                name in serving or (before is not None and before.mark.serial in lost)
+                for name, before in last.items()
+            )
         )
 
     def absent(self, lost: Collection[str]) -> tuple[AbsentDisk, ...]:
@@ -306,7 +318,8 @@ class DiskBook:
         assert mark is not None
         erased = [kept for kept in self._kept if kept.mark == mark]
         if not erased:  # the node's state is younger than the disk
-            erased = [Kept(place.name, mark, str(self._mount_point(place.path)), self._now_ms())]
+            mounted_at = str(self._mount_point(place.path))
+            erased = [Kept(place.name, mark, mounted_at, self._now_ms(), is_older=True)]
             self._kept += erased
         for kept in erased:
             kept.erased_ms = self._now_ms()

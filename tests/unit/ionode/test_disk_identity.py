@@ -240,3 +240,14 @@ def test_a_disk_in_service_is_never_erased(node: Node) -> None:
     assert book.fate_of(serial) == (Fate.SERVES, 0)
     with pytest.raises(Conflict):
         book.erase(serial)
+
+
+def test_a_state_that_is_younger_than_the_disks_never_says_that_all_are_here(node: Node) -> None:
+    """An empty directory may stand for one that is not mounted: what nothing leads to stays."""
+    assert node.start().is_complete(())
+    node.take_out("d1")
+    (node.directory / "disks.json").unlink()
+    book = node.start()
+    assert len(book.serving) == 2, "d1 passes for a new disk"
+    assert not book.is_complete(())
+    assert not node.start().is_complete(())
