@@ -112,10 +112,12 @@ class Client:
 
     @contextmanager
     def _wondering(self) -> Iterator[None]:
-        timer = Timer(SLOW_S, self.slow or (lambda: None))
+        if self.slow is None:
+            yield
+            return
+        timer = Timer(SLOW_S, self.slow)
         timer.daemon = True
-        if self.slow is not None:
-            timer.start()
+        timer.start()
         try:
             yield
         finally:

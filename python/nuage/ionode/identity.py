@@ -210,18 +210,15 @@ class DiskBook:
 
         Nobody knows once a disk came that is older than this state.
         """
+        if any(kept.is_older for kept in self._kept):
+            return False
         away, serving = self.away(), self._serving
         here = [mark for name, mark in serving.items() if name not in away]
         kept = all(k.mark in here or k.mark.serial in lost or k.erased_ms for k in self._kept)
         last = {place.name: self._last_at(place.name) for place in self._places}
-        is_known = not any(k.is_older for k in self._kept)
-        return (
-            kept
-            and is_known
-            and all(
-                name in serving or (before is not None and before.mark.serial in lost)
-                for name, before in last.items()
-            )
+        return kept and all(
+            name in serving or (before is not None and before.mark.serial in lost)
+            for name, before in last.items()
         )
 
     def absent(self, lost: Collection[str]) -> tuple[AbsentDisk, ...]:

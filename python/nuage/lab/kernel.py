@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from nuage.errors import InvalidRequest, NotFound, NuageError, Unavailable
 from nuage.lab.cabling import CablePlan
+from nuage.network.kernel_pins import mount_pins
 
 NETNS_DIR: Final = Path("/run/netns")
 CLONE_NEWNET: Final = 0x40000000
@@ -233,15 +234,11 @@ def processes_inside(prefix: str) -> list[int]:
     return found
 
 
-def mount_bpf(where: Path) -> bool:
-    """Give a node its own BPF file system; return whether this kernel has one."""
+def mount_bpf(where: Path) -> None:
+    """Give a node its own BPF file system, if this kernel has one."""
     where.mkdir(parents=True, exist_ok=True)
-    if where.is_mount():
-        return True
-    outcome = subprocess.run(
-        ["mount", "-t", "bpf", "bpf", str(where)], capture_output=True, check=False, timeout=10
-    )
-    return outcome.returncode == 0
+    with contextlib.suppress(Unavailable):
+        mount_pins(where)
 
 
 def unmount_below(directory: Path) -> None:

@@ -12,6 +12,7 @@ promised there already would be more than the disks times that ratio.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import asin, cos, radians, sin, sqrt
 from typing import Final, TypeAlias
 
@@ -254,21 +255,24 @@ def choose_places(
 
     chosen: dict[NodeId, IonodeSpace] = {}
     chosen_sites: set[SiteId] = set()
-    for node in best_first():  # one copy in each of the nearest sites
-        if len(chosen) == contract.copy_sites:
-            break
+    ordered, passed_by = best_first(), []
+    for node in ordered:  # one copy in each of the nearest sites
         if node.site_id not in chosen_sites and fits(node):
             chosen[node.node_id] = node
             chosen_sites.add(node.site_id)
-    for node in best_first():  # the rest on further nodes, near first
+            if len(chosen) == contract.copy_sites:
+                break
+        else:
+            passed_by.append(node)
+    for node in chain(passed_by, ordered):  # the rest on further nodes, near first
         if len(chosen) == contract.copies:
             break
-        if node.node_id not in chosen and fits(node):
+        if fits(node):
             chosen[node.node_id] = node
     is_met = len(chosen) == contract.copies and len(chosen_sites) == contract.copy_sites
     if is_met and next(iter(chosen.values())).site_id == near:
         return tuple(ReplicaPlace(node_id=n.node_id, site_id=n.site_id) for n in chosen.values())
-    able = [node for node in best_first() if fits(node)]
+    able = [node for nodes in ranked.able for node in nodes if fits(node)]
     refusals: list[tuple[str, str, str]] = list(ranked.refusals)
     refusals += [(node_id, PROMISED, told) for node_id, told in short.items() if told]
     refusals.sort()
